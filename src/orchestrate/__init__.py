@@ -1,0 +1,57 @@
+"""Orchestrate: one dataset, one spec, any backend. The public names, imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from orchestrate.service import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.service import Orchestrator as Orchestrator
+    from orchestrate.spec import DPO as DPO
+    from orchestrate.spec import RFT as RFT
+    from orchestrate.spec import SFT as SFT
+    from orchestrate.spec import Full as Full
+    from orchestrate.spec import JobSpec as JobSpec
+    from orchestrate.spec import LoRA as LoRA
+    from orchestrate.spec import QLoRA as QLoRA
+    from orchestrate.types import JobStatus as JobStatus
+
+_PUBLIC = {
+    "Orchestrator": "orchestrate.service",
+    "AsyncOrchestrator": "orchestrate.service",
+    "JobSpec": "orchestrate.spec",
+    "SFT": "orchestrate.spec",
+    "DPO": "orchestrate.spec",
+    "RFT": "orchestrate.spec",
+    "LoRA": "orchestrate.spec",
+    "QLoRA": "orchestrate.spec",
+    "Full": "orchestrate.spec",
+    "JobStatus": "orchestrate.types",
+}
+
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getattr__
+    "DPO",
+    "RFT",
+    "SFT",
+    "AsyncOrchestrator",
+    "Full",
+    "JobSpec",
+    "JobStatus",
+    "LoRA",
+    "Orchestrator",
+    "QLoRA",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

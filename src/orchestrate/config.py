@@ -1,0 +1,334 @@
+"""Settings and keys; the only reader of the environment.
+
+Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards), environment,
+flags. Keys come from the environment, then from the 0600 file that `orchestrate keys set` writes, then from
+the system keyring when the package `keyring` is installed; never from `orchestrate.toml`, which is committed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrate.errors import ConfigError, MissingKey
+
+CONFIG_NAME = "orchestrate.toml"
+SANDBOX_KEY_PREFIX = "sandbox-"
+"""Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
+mistaken for the other."""
+
+KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
+URL_VARIABLES = {
+    "openai": "OPENAI_BASE_URL",
+    "together": "TOGETHER_BASE_URL",
+    "fireworks": "FIREWORKS_BASE_URL",
+}
+DEFAULT_URLS = {
+    "openai": "https://api.openai.com/v1",
+    "together": "https://api.together.ai",
+    "fireworks": "https://api.fireworks.ai",
+}
+ACCOUNT_VARIABLES = {"fireworks": "FIREWORKS_ACCOUNT_ID"}
+_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
+_HOST_FIELDS = {
+    "type",
+    "base_url",
+    "key_variable",
+    "account_id",
+    "organization",
+    "project",
+    "timeout_s",
+    "options",
+}
+
+
+class Secret:
+    """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
+    value."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret('{self}')"
+
+    def __str__(self) -> str:
+        return f"{self._value[:3]}...{self._value[-2:]}" if len(self._value) > 12 else "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """How to reach one backend."""
+
+    name: str
+    type: str | None = None
+    """The class to use, when it is not the name itself: an OpenAI-compatible host has `openai`."""
+    base_url: str | None = None
+    api_key: Secret | None = None
+    key_variable: str | None = None
+    account_id: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    timeout_s: float = 60.0
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What only this backend understands; for `local`: home, threads, device ..."""
+
+    @property
+    def sandbox(self) -> bool:
+        return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
+
+    def require_key(self) -> Secret:
+        """Raises `MissingKey` with the variable to set."""
+        if self.api_key is None:
+            raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
+        return self.api_key
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is configured, resolved once. Build with `load`."""
+
+    home: Path
+    """Where the store, local runs, written data files and downloads live."""
+    store_url: str
+    budget_usd: Decimal | None = None
+    """Over all backends and runs of this store; `None` means no limit."""
+    log_level: str = "WARNING"
+    config_file: Path | None = None
+    hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
+    local: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def extra_hosts(self) -> list[str]:
+        """Names of configured hosts that are instances of another backend's class."""
+        return [name for name, host in self.hosts.items() if host.type not in (None, name)]
+
+    def host(self, name: str) -> HostConfig:
+        host = self.hosts.get(name) or HostConfig(name=name)
+        if (host.type or name) == "local":
+            return replace(host, options={"home": str(self.home), **self.local, **host.options})
+        return host
+
+
+def load(
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    config_file: Path | None = None,
+    home: Path | None = None,
+    store_url: str | None = None,
+) -> Settings:
+    """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
+    env = os.environ if env is None else env
+    path = config_file or _given(env.get("ORCHESTRATE_CONFIG")) or _nearest(cwd or Path.cwd())
+    values = _read_toml(path) if path else {}
+    _reject_unknown(values, _TOP_LEVEL, str(path), "")
+    base = path.parent if path else Path.cwd()
+    home_dir = (
+        home or _given(env.get("ORCHESTRATE_HOME")) or _relative(values.get("home"), base) or _default_home()
+    )
+    home_dir = home_dir.expanduser().resolve()
+    store = (
+        store_url
+        or env.get("ORCHESTRATE_STORE")
+        or values.get("store")
+        or f"sqlite:///{home_dir / 'runs.sqlite3'}"
+    )
+    return Settings(
+        home=home_dir,
+        store_url=str(store),
+        budget_usd=_money(env.get("ORCHESTRATE_BUDGET_USD", values.get("budget_usd")), path),
+        log_level=str(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING").upper(),
+        config_file=path,
+        hosts=_hosts(values.get("hosts", {}), env, path),
+        local=_table(values.get("local", {}), path, "local"),
+    )
+
+
+def _hosts(configured: Any, env: Mapping[str, str], path: Path | None) -> dict[str, HostConfig]:
+    tables = _table(configured, path, "hosts")
+    stored = read_keys(key_file(env))
+    names = [*DEFAULT_URLS, "local", *(n for n in tables if n not in DEFAULT_URLS and n != "local")]
+    return {
+        name: _host(name, _table(tables.get(name, {}), path, f"hosts.{name}"), env, stored, path)
+        for name in names
+    }
+
+
+def _host(
+    name: str, table: dict[str, Any], env: Mapping[str, str], stored: Mapping[str, str], path: Path | None
+) -> HostConfig:
+    _reject_unknown(table, _HOST_FIELDS, str(path), f"hosts.{name}.")
+    kind = table.get("type") or name
+    variable = (
+        table.get("key_variable") or KEY_VARIABLES.get(name) or f"{name.upper().replace('-', '_')}_API_KEY"
+    )
+    url = env.get(URL_VARIABLES.get(name, "")) or table.get("base_url") or DEFAULT_URLS.get(name)
+    if url is not None:
+        _require_safe_url(url, name)
+    key = None if kind == "local" else (env.get(variable) or stored.get(name) or _from_keyring(name))
+    return HostConfig(
+        name=name,
+        type=table.get("type"),
+        base_url=url.rstrip("/") if url else None,
+        api_key=Secret(key) if key else None,
+        key_variable=variable,
+        account_id=env.get(ACCOUNT_VARIABLES.get(name, "")) or table.get("account_id"),
+        organization=table.get("organization") or (env.get("OPENAI_ORG_ID") if name == "openai" else None),
+        project=table.get("project") or (env.get("OPENAI_PROJECT_ID") if name == "openai" else None),
+        timeout_s=float(table.get("timeout_s", 60.0)),
+        options=_table(table.get("options", {}), path, f"hosts.{name}.options"),
+    )
+
+
+def _require_safe_url(url: str, name: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return
+    raise ConfigError(
+        f"the base URL of {name}, {url}, would carry the API key unencrypted",
+        fix="use https, or a loopback address (127.0.0.1, localhost) for a server on this machine",
+    )
+
+
+def is_loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+# -- keys --------------------------------------------------------------------------------------------------
+
+
+def key_file(env: Mapping[str, str] | None = None) -> Path:
+    """The file that `orchestrate keys set` writes."""
+    env = os.environ if env is None else env
+    if given := env.get("ORCHESTRATE_KEYS"):
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("orchestrate")) / "keys.toml"
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Raises `ConfigError` when the file is readable by others or is not a table of strings."""
+    if not path.is_file():
+        return {}
+    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
+    values = _read_toml(path)
+    if not all(isinstance(v, str) for v in values.values()):
+        raise ConfigError(f'{path}: every value must be a string, as in  together = "..."')
+    return values
+
+
+def write_key(path: Path, name: str, value: str | None) -> None:
+    """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
+    keys = read_keys(path)
+    if value is None:
+        keys.pop(name, None)
+    else:
+        keys[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.writelines(f"{_toml_string(k)} = {_toml_string(v)}\n" for k, v in sorted(keys.items()))
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(path)
+
+
+def _toml_string(value: str) -> str:
+    import json
+
+    return json.dumps(value)  # a JSON string is a TOML basic string
+
+
+def _from_keyring(name: str) -> str | None:
+    from importlib.util import find_spec
+
+    if find_spec("keyring") is None:
+        return None
+    import keyring  # pyright: ignore[reportMissingImports]  # optional
+
+    try:
+        return keyring.get_password("orchestrate", name)  # pyright: ignore  # optional, untyped
+    except Exception:  # noqa: BLE001  a locked or absent desktop keyring is as good as an empty one
+        return None
+
+
+# -- reading files -----------------------------------------------------------------------------------------
+
+
+def _nearest(folder: Path) -> Path | None:
+    return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
+        ) from error
+
+
+def _reject_unknown(values: Mapping[str, Any], allowed: set[str], path: str, prefix: str) -> None:
+    if unknown := sorted(set(values) - allowed):
+        raise ConfigError(
+            f"{path}: unknown field {prefix}{unknown[0]}; allowed: {', '.join(sorted(allowed))}"
+        )
+
+
+def _table(value: Any, path: Path | None, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a table")
+    return value  # pyright: ignore[reportUnknownVariableType]  # TOML tables have string keys
+
+
+def _money(value: Any, path: Path | None) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        return Decimal(str(value))
+    except InvalidOperation as error:
+        raise ConfigError(
+            f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
+        ) from error
+
+
+def _given(value: str | None) -> Path | None:
+    return Path(value) if value else None
+
+
+def _relative(value: Any, base: Path) -> Path | None:
+    return base / str(value) if value else None
+
+
+def _default_home() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("orchestrate"))

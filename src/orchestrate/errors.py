@@ -1,0 +1,245 @@
+"""The error tree. Every error says what failed, whether trying again can help, and what to do.
+
+OrchestrateError
++-- UsageError                  exit 2   the command or call is wrong
+|   +-- SpecError               exit 2   the spec is wrong (line, field, allowed values)
++-- SetupError                  exit 3   something is missing on this machine
+|   +-- MissingKey              exit 3   no API key
+|   +-- MissingExtra            exit 3   an optional package is not installed
+|   +-- ConfigError             exit 3   a configuration file is wrong
+|   +-- StoreError              exit 3   the run store cannot be used as it is
++-- DataError                   exit 1   the data has errors; `problems` lists all of them
++-- TranslationRefused          exit 2   a setting cannot be kept on the chosen backend
++-- Unsupported                 exit 2   the backend lacks the feature, with its reason
++-- OverBudget                  exit 6   the price is above the limit; nothing was sent
++-- OutcomeUnknown              exit 5   a create was sent and its answer was lost; `orchestrate sync`
+settles it +-- RunFailed                   exit 1   the run ended without a model
++-- ArtifactRefused             exit 4   a downloaded artefact is not safe or not whole
++-- ProviderError               exit 4   the host refused or is unavailable
+    +-- AuthenticationFailed    401      the key is wrong or expired
+    +-- PermissionRefused       403      the key or account may not do this
+    |   +-- TrainingClosed               the host has stopped new fine-tuning jobs
+    +-- NotFound                404
+    +-- Conflict                409
+    +-- InvalidRequest          400, 413, 422
+    +-- RateLimited             429      `retry_after_s` when the host told it
+    |   +-- QuotaExceeded                a limit that waiting a moment does not lift
+    +-- HostUnavailable         5xx, no connection, time-out on a read
+    +-- UnexpectedAnswer                 the host's answer is not what its API describes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from orchestrate.types import Problem, Setting
+
+
+class OrchestrateError(Exception):
+    """Base of all errors raised on purpose.
+
+    `retryable` tells whether the same call can succeed later without a change; `fix` is the next step for a
+    person, a command where there is one.
+    """
+
+    exit_code: ClassVar[int] = 1
+    retryable: bool = False
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(OrchestrateError):
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """The spec is wrong. `errors` has one line for each mistake: where, what, and the allowed values."""
+
+    def __init__(self, message: str, *, errors: Sequence[str] = (), fix: str | None = None) -> None:
+        super().__init__("\n".join([message, *errors]), fix=fix)
+        self.errors = tuple(errors)
+
+
+class SetupError(OrchestrateError):
+    exit_code = 3
+
+
+class MissingKey(SetupError):
+    def __init__(self, provider: str, variable: str) -> None:
+        super().__init__(
+            f"no API key for {provider}: {variable} is not set",
+            fix=f"orchestrate keys set {provider}   (or export {variable}=...)",
+        )
+        self.provider = provider
+        self.variable = variable
+
+
+class MissingExtra(SetupError):
+    """An optional package is absent; the message is the exact line that installs it."""
+
+    def __init__(self, extra: str, what: str, package: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package!r}, which is not installed",
+            fix=f"pip install 'orchestrate-ft[{extra}]'",
+        )
+        self.extra = extra
+
+
+class ConfigError(SetupError):
+    pass
+
+
+class StoreError(SetupError):
+    pass
+
+
+class DataError(OrchestrateError):
+    """The data has errors that would make a host refuse it or spoil the training."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, problems: Sequence[Problem] = (), fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.problems = tuple(problems)
+
+
+class TranslationRefused(OrchestrateError):
+    exit_code = 2
+
+    def __init__(self, provider: str, settings: Sequence[Setting]) -> None:
+        lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
+        super().__init__(
+            "\n".join([f"{provider} cannot keep these settings of the spec:", *lines]),
+            fix=f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})",
+        )
+        self.provider = provider
+        self.settings = tuple(settings)
+
+
+class Unsupported(OrchestrateError):
+    """The backend lacks a feature; `reason` is what the user is shown."""
+
+    exit_code = 2
+
+    def __init__(self, provider: str, feature: str, reason: str) -> None:
+        super().__init__(f"{provider} has no {feature}: {reason}")
+        self.provider = provider
+        self.feature = feature
+        self.reason = reason
+
+
+class OverBudget(OrchestrateError):
+    exit_code = 6
+
+    def __init__(
+        self, provider: str, high_usd: Decimal, limit_usd: Decimal, *, what: str = "--max-cost"
+    ) -> None:
+        super().__init__(
+            f"{provider}: the quote's high end, ${high_usd:.2f}, is above {what} ${limit_usd:.2f}; "
+            "nothing was sent",
+            fix="raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
+            "(orchestrate quote)",
+        )
+        self.high_usd = high_usd
+        self.limit_usd = limit_usd
+
+
+class OutcomeUnknown(OrchestrateError):
+    """A create request was sent and its answer was lost: the job may exist and may be billed. Never send it
+    again."""
+
+    exit_code = 5
+    retryable = False
+
+    def __init__(self, provider: str, ref: str, detail: str) -> None:
+        super().__init__(
+            f"{provider}: the answer to the create request was lost ({detail}); "
+            f"the job may exist under ref {ref}",
+            fix="orchestrate sync   (it looks the job up by its ref; nothing is sent twice)",
+        )
+        self.provider = provider
+        self.ref = ref
+
+
+class RunFailed(OrchestrateError):
+    exit_code = 1
+
+
+class ArtifactRefused(OrchestrateError):
+    exit_code = 4
+
+
+class ProviderError(OrchestrateError):
+    """A host's refusal. `status` is the HTTP status, `code` the host's own word, both `None` where there is
+    none."""
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        provider: str,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        fix: str | None = None,
+    ) -> None:
+        place = " ".join(str(p) for p in (status, code) if p is not None)
+        super().__init__(f"{provider}{f' ({place})' if place else ''}: {message}", fix=fix)
+        self.provider = provider
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class AuthenticationFailed(ProviderError):
+    pass
+
+
+class PermissionRefused(ProviderError):
+    pass
+
+
+class TrainingClosed(PermissionRefused):
+    """The host takes no new fine-tuning jobs from this account or for this model."""
+
+
+class NotFound(ProviderError):
+    pass
+
+
+class Conflict(ProviderError):
+    pass
+
+
+class InvalidRequest(ProviderError):
+    pass
+
+
+class RateLimited(ProviderError):
+    retryable = True
+
+
+class QuotaExceeded(RateLimited):
+    retryable = False
+
+
+class HostUnavailable(ProviderError):
+    retryable = True
+
+
+class UnexpectedAnswer(ProviderError):
+    pass

@@ -1,0 +1,193 @@
+"""The contract that every backend keeps, built-in or plug-in.
+
+A backend is one class in one module, named by an `orchestrate.providers` entry point. It holds a client and
+never job state: everything about a job comes from the host or from the arguments. Methods are synchronous;
+`orchestrate.AsyncOrchestrator` wraps them.
+
+Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
+from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises
+`Unsupported` with the reason in `missing`. `create` alone may raise `OutcomeUnknown`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from orchestrate.errors import Unsupported
+from orchestrate.types import (
+    Artifact,
+    Checkpoint,
+    Endpoint,
+    Event,
+    Feature,
+    Job,
+    JobHandle,
+    JobStatus,
+    Message,
+    MetricPoint,
+    Problem,
+    Quote,
+    RemoteDataset,
+    Reply,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all) while something is moved."""
+
+
+class Provider(ABC):
+    """One backend that can train. See the module's docstring for errors."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """The name as people write it: OpenAI, Together, This machine."""
+    features: ClassVar[frozenset[Feature]]
+    missing: ClassVar[Mapping[Feature, str]]
+    """The reason for each absent feature; together with `features` it covers all of `Feature`."""
+    status_map: ClassVar[Mapping[str, JobStatus]]
+    """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
+    terminal."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self.config = config
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def translate(self, spec: JobSpec) -> Translation:
+        """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
+
+    @abstractmethod
+    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+        """Each reason for which the host would refuse, with row and field. Offline."""
+
+    @abstractmethod
+    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+        """The price before anything is uploaded. Offline; an unpriced model gives a Quote with
+        `unavailable`."""
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+        """Brings the data to the host in its own format and waits until it can be used; one remote file per
+        digest."""
+
+    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+        """The host's own estimate for uploaded data."""
+        raise self._unsupported(Feature.LIVE_PRICE)
+
+    @abstractmethod
+    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+        """Sends the create request exactly once, tagged with `ref`.
+
+        Raises `OutcomeUnknown` when the answer was lost or is not a job; any other `ProviderError` means
+        that the host certainly made no job.
+        """
+
+    @abstractmethod
+    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+        """All jobs tagged `ref`; `since` bounds how far back a host without a filter is searched."""
+
+    # -- reading (never changes or bills anything) ---------------------------------------------------------
+
+    @abstractmethod
+    def get(self, job: JobHandle) -> Job: ...
+
+    @abstractmethod
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        """All jobs of the account, newest first where the host sorts, page by page; stops at `since`."""
+
+    @abstractmethod
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        """Oldest first; only those after the event id `after`."""
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        raise self._unsupported(Feature.METRICS)
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        raise self._unsupported(Feature.CHECKPOINTS)
+
+    # -- acting (idempotent) -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def cancel(self, job: JobHandle) -> None:
+        """Asks for an end; does nothing when the job has already ended."""
+
+    def pause(self, job: JobHandle) -> None:
+        raise self._unsupported(Feature.PAUSE)
+
+    def resume(self, job: JobHandle) -> None:
+        raise self._unsupported(Feature.RESUME)
+
+    def delete(self, job: JobHandle) -> None:
+        raise self._unsupported(Feature.DELETE)
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
+        raise self._unsupported(Feature.DOWNLOAD)
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """May bill by the hour; never implied by another verb."""
+        raise self._unsupported(Feature.DEPLOY)
+
+    def undeploy(self, job: JobHandle) -> None:
+        raise self._unsupported(Feature.DEPLOY)
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        """Where the tuned model answers now, if anywhere."""
+        raise self._unsupported(Feature.DEPLOY)
+
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> list[Reply]:
+        """One reply per conversation, from the tuned model, or with `base` from the model it was tuned
+        from."""
+        raise self._unsupported(Feature.CHAT)
+
+    # -- shared --------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """Where requests go, for people and for the run record."""
+        return self.config.base_url or self.name
+
+    @property
+    def sandbox(self) -> bool:
+        """Whether this talks to a sandbox, never to the real host."""
+        return self.config.sandbox
+
+    def status(self, raw: str | None) -> JobStatus:
+        return self.status_map.get(raw or "", JobStatus.UNKNOWN)
+
+    def require(self, feature: Feature) -> None:
+        """Raises `Unsupported` with the reason when the backend lacks `feature`."""
+        if feature not in self.features:
+            raise self._unsupported(feature)
+
+    def close(self) -> None:  # noqa: B027  most backends hold nothing
+        """Lets go of connections; the provider may be used again afterwards."""
+
+    def _unsupported(self, feature: Feature) -> Unsupported:
+        reason = self.missing.get(feature, "this backend does not offer it")
+        return Unsupported(self.name, feature.value.replace("_", " "), reason)
