@@ -1,0 +1,174 @@
+"""A JobSpec in a YAML file: loading with line numbers, overrides, the template of `orchestrate init`, the
+schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from orchestrate.errors import SpecError, UsageError
+from orchestrate.spec import JobSpec, spec_errors
+
+DEFAULT_NAME = "finetune.yaml"
+SCHEMA_NAME = "finetune.schema.json"
+_DATA_FIELDS = ("train", "validation", "test")
+Lines = dict[tuple[str, ...], int]
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
+    """Reads the file and puts `overrides` (dotted names) over it.
+
+    Relative data paths are taken from the file's folder. Raises `SpecError` with one line per mistake: line
+    in the file, field, reason, allowed values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SpecError(
+            f"there is no spec at {path}", fix="orchestrate init   (or give --model and --train)"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    values, lines = _parse(text, path)
+    for name in _DATA_FIELDS:
+        if isinstance(values.get(name), str):
+            values[name] = _from_folder(values[name], path.parent)
+    if isinstance(model := values.get("model"), str):
+        values["model"] = _local_model(model, path.parent)
+    elif isinstance(model, dict):
+        values["model"] = {k: _local_model(v, path.parent) for k, v in _as_table(model).items()}
+    for name, value in (overrides or {}).items():
+        put(values, name, value)
+    return build(values, lines=lines, place=str(path))
+
+
+def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
+    """Validates plain values. Raises `SpecError`."""
+    try:
+        return JobSpec.model_validate(dict(values))
+    except ValidationError as error:
+        raise SpecError(f"{place} is not valid:", errors=spec_errors(error, lines)) from error
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["adapter.r=16", "schedule=cosine"]` as values; the right side is read as YAML. Raises
+    `UsageError`."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set takes name=value, as in --set adapter.r=16; got {pair!r}")
+        try:
+            values[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {name}: {text!r} is not a YAML value") from error
+    return values
+
+
+def put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets one dotted name. `method: sft` becomes `{type: sft}` when something is set below it."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        inner = values.get(part)
+        if isinstance(inner, str):
+            inner = {"type": inner}
+        values[part] = _as_table(inner)
+        values = values[part]
+    values[last] = value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the YAML file, for editors."""
+    schema = JobSpec.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Orchestrate fine-tuning spec"
+    # Both are also accepted as a bare word, which the model itself reads by a validator.
+    for name in ("method", "adapter"):
+        part = schema["properties"][name]
+        words = list(part["discriminator"]["mapping"])
+        schema["properties"][name] = {"anyOf": [part, {"enum": words}], "default": words[0]}
+    return schema
+
+
+def _parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise SpecError(f"{path} is not valid YAML:", errors=[f"  {where}{problem}"]) from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix="orchestrate init")
+    lines: Lines = {}
+    _collect_lines(node, (), lines, path)
+    return _as_table(values), lines
+
+
+def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines, path: Path) -> None:
+    for key, value in node.value:
+        name, line = (*prefix, str(key.value)), key.start_mark.line + 1
+        if name in lines:
+            # YAML would silently keep the last one: a setting that the user wrote would be dropped.
+            raise SpecError(
+                f"{path} is not valid:",
+                errors=[f"  line {line}: {'.'.join(name)}: given twice, first on line {lines[name]}"],
+            )
+        lines[name] = line
+        if isinstance(value, yaml.MappingNode):
+            _collect_lines(value, name, lines, path)
+
+
+def _as_table(value: Any) -> dict[str, Any]:
+    return {str(k): v for k, v in cast("dict[Any, Any]", value).items()} if isinstance(value, dict) else {}
+
+
+def _from_folder(value: str, folder: Path) -> str:
+    return value if "://" in value or Path(value).is_absolute() else str(folder / value)
+
+
+def _local_model(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and value and (folder / value).is_dir():
+        return str(folder / value)
+    return value
+
+
+TEMPLATE = """\
+# yaml-language-server: $schema=./finetune.schema.json
+# What to train, free of any backend. `orchestrate plan` shows what each setting becomes on each of them.
+
+model: qwen3-8b            # orchestrate models; or one for each backend:
+# model:
+#   openai: gpt-4.1-mini
+#   together: qwen3.5-9b
+#   local: ./models/my-base
+
+train: train.jsonl         # chat, preference, prompt+completion or text rows; orchestrate data inspect
+train.jsonl # validation: valid.jsonl
+# test: test.jsonl         # never trained on; orchestrate eval RUN reads it
+
+method: sft                # sft, dpo or rft; with settings:  method: {type: dpo, beta: 0.1}
+adapter: {type: lora, r: 16}   # lora, qlora or full
+
+epochs: 3                  # what is left out is the backend's own default, and the plan says which
+# learning_rate: 2.0e-4    # absolute; on OpenAI use learning_rate_multiplier
+# batch_size: 16           # examples per step, or max
+# schedule: cosine         # constant, linear or cosine
+# warmup_ratio: 0.03
+# max_seq_length: 4096
+# packing: true
+# evals: 5                 # evaluations on the validation data per run
+# seed: 42
+
+# suffix: support-v1       # becomes part of the tuned model's name
+# max_cost_usd: 25         # refused when the quote's high end is above
+# tags: {team: support}
+# wandb: {project: my-project}
+# provider_options:        # fields of one backend's own create request
+#   together: {train_vision: false}
+"""

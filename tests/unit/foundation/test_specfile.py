@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrate import DPO, JobSpec, LoRA, QLoRA, specfile
+from orchestrate.errors import SpecError, UsageError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "finetune.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_and_python_make_the_same_spec(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "model: qwen3-8b\ntrain: /data/t.jsonl\nmethod: {type: dpo, beta: 0.2}\n"
+        "adapter: {type: qlora, r: 8}\nepochs: 2\nmax_cost_usd: 0.1\n",
+    )
+    python = JobSpec(
+        model="qwen3-8b",
+        train="/data/t.jsonl",
+        method=DPO(beta=0.2),
+        adapter=QLoRA(r=8),
+        epochs=2,
+        max_cost_usd=Decimal("0.1"),
+    )
+    assert specfile.load(path) == python
+    assert specfile.load(path).hash() == python.hash()
+
+
+def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "model: m\ntrain: t.jsonl\nepoch: 3\nschedule: wavy\nadapter:\n  type: lora\n  rank: 4\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        specfile.load(path)
+    text = str(caught.value)
+    assert "line 3: epoch: unknown field (did you mean epochs?)" in text
+    assert "line 4: schedule: Input should be 'constant', 'linear' or 'cosine'" in text
+    assert (
+        "line 7: adapter.rank: unknown field" in text and "alpha, dora, dropout, r, rslora, targets" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: m\ntrain: t\nepochs: 1\nepochs: 2\n", "line 4: epochs: given twice, first on line 3"),
+        ("model: [unclosed\n", "line 2"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("model: ''\ntrain: t\n", "model must not be empty"),
+        ("model: m\ntrain: t\nlearning_rate: 1.0e-4\nlearning_rate_multiplier: 2\n", "exclude each other"),
+        (
+            "model: m\ntrain: t\nmethod: ppo\n",
+            "line 3: method: 'ppo' is not known; allowed: 'sft', 'dpo', 'rft'",
+        ),
+        ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: Input should be a valid integer"),
+        ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
+    ],
+)
+def test_bad_files_say_where_and_why(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        specfile.load(write(tmp_path, text))
+    assert expected in str(caught.value)
+
+
+def test_a_missing_file_points_to_init(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        specfile.load(tmp_path / "none.yaml")
+    assert caught.value.fix is not None and "orchestrate init" in caught.value.fix
+
+
+def test_data_paths_are_relative_to_the_file_and_urls_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    path = write(
+        tmp_path, "model: {local: base, together: qwen3-8b}\ntrain: t.jsonl\nvalidation: s3://b/v.jsonl\n"
+    )
+    spec = specfile.load(path)
+    assert spec.train == str(tmp_path / "t.jsonl")
+    assert spec.validation == "s3://b/v.jsonl"
+    assert spec.model_for("local") == str(tmp_path / "base")
+    assert spec.model_for("together") == "qwen3-8b"
+    with pytest.raises(SpecError, match="names no model for openai"):
+        spec.model_for("openai")
+
+
+def test_overrides_reach_into_parts(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: m\ntrain: t\nadapter: qlora\n")
+    settings = specfile.parse_settings(["adapter.r=4", "epochs=2", "tags.team=nlp"])
+    spec = specfile.load(path, settings)
+    assert spec.adapter == QLoRA(r=4)
+    assert spec.epochs == 2
+    assert spec.tags == {"team": "nlp"}
+
+
+@pytest.mark.parametrize("pair", ["epochs", "=3", "epochs=[1"])
+def test_a_malformed_set_is_a_usage_error(pair: str) -> None:
+    with pytest.raises(UsageError):
+        specfile.parse_settings([pair])
+
+
+def test_the_template_is_a_valid_spec_and_fits_the_schema(tmp_path: Path) -> None:
+    spec = specfile.load(write(tmp_path, specfile.TEMPLATE))
+    assert spec.adapter == LoRA(r=16)
+    schema = specfile.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(specfile.TEMPLATE), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"model": "m", "train": "t", "epoch": 3}, schema)
+    json.dumps(schema)
+
+
+@given(
+    epochs=st.none() | st.integers(1, 100),
+    rate=st.none() | st.floats(1e-9, 1, allow_nan=False),
+    batch=st.none() | st.just("max") | st.integers(1, 512),
+    tags=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+)
+def test_a_spec_survives_its_own_yaml(
+    epochs: int | None, rate: float | None, batch: object, tags: dict[str, str]
+) -> None:
+    spec = JobSpec.parse(
+        {
+            "model": "m",
+            "train": "t",
+            "epochs": epochs,
+            "learning_rate": rate,
+            "batch_size": batch,
+            "tags": tags,
+        }
+    )
+    again = specfile.build(yaml.safe_load(yaml.safe_dump(spec.model_dump(mode="json"))))
+    assert again == spec and again.hash() == spec.hash()
