@@ -90,7 +90,7 @@ def json_schema() -> dict[str, Any]:
     for name in ("method", "adapter"):
         part = schema["properties"][name]
         words = list(part["discriminator"]["mapping"])
-        schema["properties"][name] = {"anyOf": [part, {"enum": words}], "default": words[0]}
+        schema["properties"][name] = {"anyOf": [part, {"enum": words}], "default": part["default"]["type"]}
     return schema
 
 
@@ -148,8 +148,8 @@ model: qwen3-8b            # orchestrate models; or one for each backend:
 #   together: qwen3.5-9b
 #   local: ./models/my-base
 
-train: train.jsonl         # chat, preference, prompt+completion or text rows; orchestrate data inspect
-train.jsonl # validation: valid.jsonl
+train: train.jsonl         # chat, preference, prompt+completion or text; orchestrate data inspect train.jsonl
+# validation: valid.jsonl
 # test: test.jsonl         # never trained on; orchestrate eval RUN reads it
 
 method: sft                # sft, dpo or rft; with settings:  method: {type: dpo, beta: 0.1}
