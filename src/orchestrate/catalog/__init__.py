@@ -1,0 +1,42 @@
+"""Canonical model names and what they are on each backend, from `models.yaml`.
+
+find(name) -> Model
+    Canonical name, alias, hub id or any host's id; `UsageError` with suggestions.
+resolve(name, provider, today=None) -> ModelOnHost
+    What to send to `provider`: `.id`, `.model` (None when not in the catalog), `.host`, `.warnings`, `.params_b`,
+    `.tokenizer`, `.tokenizer_band`, `.context(method)`. Unknown names that look like an id of that backend pass
+    through with a warning; folders pass through on backends that train from disk.
+search(query="", provider=None) -> list[Model]
+shutdown_warning(model, provider, today) -> str | None
+    Within 90 days of the end, or after it; offers the nearest open model.
+alternatives(model, provider=None) -> list[Model]
+    Open models to move to, nearest first.
+closed_for_new_jobs(provider, today) -> str | None
+    The sentence, once the backend takes no new jobs at all.
+all_models() -> tuple[Model, ...]
+"""
+
+from orchestrate.catalog.models import (
+    HostModel,
+    Model,
+    all_models,
+    alternatives,
+    closed_for_new_jobs,
+    find,
+    search,
+    shutdown_warning,
+)
+from orchestrate.catalog.resolve import ModelOnHost, resolve
+
+__all__ = [
+    "HostModel",
+    "Model",
+    "ModelOnHost",
+    "all_models",
+    "alternatives",
+    "closed_for_new_jobs",
+    "find",
+    "resolve",
+    "search",
+    "shutdown_warning",
+]

@@ -1,0 +1,237 @@
+"""The catalog's records, read once from `models.yaml`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from datetime import date
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrate.errors import UsageError
+from orchestrate.types import Record
+
+WARN_DAYS = 90
+"""A model that ends within so many days is warned about."""
+
+_DISK_METHODS = ("sft", "dpo")
+_DISK_ADAPTERS = ("lora", "qlora", "full")
+
+
+class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A model as one backend offers it for tuning."""
+
+    id: str
+    tunable: Literal["yes", "unconfirmed", "no"] = "yes"
+    methods: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    context: tuple[int, int] | None = None
+    """Most tokens of a training row: SFT, DPO. `None` where the host does not publish it."""
+    max_rank: int | None = None
+    shutdown: date | None = None
+    """The last day: then the base model and every tune made on it stop answering."""
+    note: str | None = None
+    sources: tuple[str, ...] = ()
+
+
+class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A base model under its canonical name."""
+
+    name: str
+    title: str | None = None
+    hub: str | None = None
+    """Id on the Hugging Face hub; what backends that load weights themselves train."""
+    folder: str | None = None
+    """Of a bundled model: a folder of the source checkout."""
+    params_b: float | None = None
+    """Billions of parameters; `None` where the makers do not tell."""
+    active_params_b: float | None = None
+    """Those used per token, of a mixture of experts."""
+    context: int | None = None
+    reasoning: bool = False
+    vision: bool = False
+    aliases: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    """Name of an exact counter in `orchestrate.data.tokens`; `None` when it comes with the weights."""
+    stand_in: str = "o200k"
+    stand_in_band: float | None = None
+    """Relative half-width around a count by the stand-in, or by `tokenizer` where that is not quite its own."""
+    alternatives: tuple[str, ...] = ()
+    """Open models to move to when this one closes, nearest first."""
+    hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Backend -> id. `local` is the hub id, or the bundled folder."""
+        ids = {name: host.id for name, host in self.hosts.items()}
+        if local := self.local_id:
+            ids["local"] = local
+        return ids
+
+    @property
+    def local_id(self) -> str | None:
+        if self.folder is not None:
+            return str(_checkout() / self.folder)
+        return self.hub
+
+    def on(self, provider: str) -> HostModel | None:
+        """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
+        if provider in self.hosts:
+            return self.hosts[provider]
+        if provider in _catalog().host_names or self.local_id is None:
+            return None
+        return HostModel(id=self.local_id, methods=_DISK_METHODS, adapters=_DISK_ADAPTERS)
+
+    def methods(self, provider: str) -> tuple[str, ...]:
+        host = self.on(provider)
+        return host.methods if host else ()
+
+    @property
+    def needs_checkout(self) -> bool:
+        """Whether this is a bundled model and the package runs without its source checkout."""
+        return self.folder is not None and not (_checkout() / "pyproject.toml").is_file()
+
+    @property
+    def open(self) -> bool:
+        """Whether the weights can be had."""
+        return self.local_id is not None
+
+
+class _Catalog(msgspec.Struct, frozen=True):
+    models: tuple[Model, ...]
+    sources: dict[str, str]
+    no_new_jobs_after: date
+    closing_source: str
+    by_name: dict[str, Model]
+    host_names: frozenset[str]
+
+
+def _checkout() -> Path:
+    return Path(__file__).resolve().parents[3]
+
+
+@cache
+def _catalog() -> _Catalog:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = files("orchestrate.catalog").joinpath("models.yaml").read_text(encoding="utf-8")
+    raw: dict[str, Any] = yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, the C one where built
+    defaults: dict[str, dict[str, Any]] = raw["host_defaults"]
+    sources: dict[str, str] = raw["sources"]
+    for entry in raw["models"]:
+        hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
+        entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
+    models = msgspec.convert(raw["models"], tuple[Model, ...])
+    closing = raw["openai_closing"]
+    return _Catalog(
+        models=models,
+        sources=sources,
+        no_new_jobs_after=closing["no_new_jobs_after"],
+        closing_source=closing["source"],
+        by_name=_index(models),
+        host_names=frozenset(defaults),
+    )
+
+
+def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str]) -> dict[str, Any]:
+    merged = {**defaults, **host}
+    if isinstance(merged.get("tunable"), bool):  # YAML reads yes and no as booleans
+        merged["tunable"] = "yes" if merged["tunable"] else "no"
+    merged["sources"] = [sources[key] for key in merged["sources"]]
+    return merged
+
+
+def _index(models: Iterable[Model]) -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for model in models:
+        keys = [model.name, *model.aliases, *(host.id for host in model.hosts.values())]
+        for key in [*keys, *([model.hub] if model.hub else [])]:
+            other = found.setdefault(key.lower(), model)
+            if other is not model:
+                raise ValueError(f"models.yaml: {key!r} names both {other.name} and {model.name}")
+    return found
+
+
+def all_models() -> tuple[Model, ...]:
+    return _catalog().models
+
+
+def lookup(name: str) -> Model | None:
+    """As `find`, with `None` for a name that the catalog does not have."""
+    return _catalog().by_name.get(name.strip().lower())
+
+
+def find(name: str) -> Model:
+    """By canonical name, alias, hub id or host's id, in any case. Raises `UsageError` with suggestions."""
+    if model := lookup(name):
+        return model
+    close = difflib.get_close_matches(name.lower(), list(_catalog().by_name), n=8, cutoff=0.5)
+    names = list(dict.fromkeys(_catalog().by_name[key].name for key in close))[:3]
+    hint = f"; did you mean {' or '.join(names)}?" if names else ""
+    raise UsageError(f"no model is called {name!r}{hint}", fix="orchestrate models  lists them")
+
+
+def search(query: str = "", provider: str | None = None) -> list[Model]:
+    """Models whose names hold every word of `query`, in catalog order; with `provider` those it offers."""
+    words = query.lower().split()
+    return [
+        model
+        for model in all_models()
+        if (provider is None or model.on(provider) is not None)
+        and all(word in _haystack(model) for word in words)
+    ]
+
+
+def _haystack(model: Model) -> str:
+    return " ".join([model.name, model.title or "", *model.aliases, *model.ids.values()]).lower()
+
+
+def alternatives(model: Model, provider: str | None = None) -> list[Model]:
+    """Open models to move to from `model`, nearest first; with `provider` those that can be tuned there."""
+    found = [find(name) for name in model.alternatives]
+    return [other for other in found if provider is None or _tunable(other.on(provider))]
+
+
+def _tunable(host: HostModel | None) -> bool:
+    return host is not None and host.tunable == "yes"
+
+
+def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
+    """The sentence to show when the model ends there within 90 days or has ended, else `None`."""
+    host = model.on(provider)
+    if host is None or host.shutdown is None:
+        return None
+    left = (host.shutdown - today).days
+    if left > WARN_DAYS:
+        return None
+    if left < 0:
+        text = f"{model.name} was shut down on {provider} on {host.shutdown}, with every tune made on it"
+    else:
+        text = (
+            f"{model.name} shuts down on {provider} on {host.shutdown} ({left} days from now), "
+            "with every tune made on it"
+        )
+    if others := alternatives(model):
+        places = [name for name in others[0].hosts if _tunable(others[0].on(name))]
+        text += f"; nearest open model: {others[0].name} ({', '.join([*places, 'local'])})"
+    return text
+
+
+def closed_for_new_jobs(provider: str, today: date) -> str | None:
+    """Why `provider` takes no new jobs from anyone today; `None` while it takes them from some account."""
+    catalog = _catalog()
+    if provider != "openai" or today < catalog.no_new_jobs_after:
+        return None
+    return (
+        f"OpenAI takes no new fine-tuning jobs since {catalog.no_new_jobs_after} ({catalog.closing_source})"
+    )
+
+
+def known_hosts() -> frozenset[str]:
+    """Backends whose models the catalog lists; all others load weights from the hub or from disk."""
+    return _catalog().host_names

@@ -1,0 +1,162 @@
+"""From the name in a spec to what one backend is sent."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+
+from orchestrate.catalog.models import (
+    HostModel,
+    Model,
+    all_models,
+    alternatives,
+    find,
+    known_hosts,
+    lookup,
+    shutdown_warning,
+)
+from orchestrate.errors import UsageError
+from orchestrate.types import Record
+
+UNKNOWN_BAND = 0.15
+"""Relative half-width around a stand-in's count where the catalog has no measured one."""
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
+_RAW_IDS = {
+    # Together takes hub-like ids and its own output names; Fireworks full resource names.
+    "openai": re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
+    "together": _HUB_ID,
+    "fireworks": re.compile(r"^accounts/[^/]+/models/[^/]+$"),
+}
+
+
+class ModelOnHost(Record, frozen=True, kw_only=True):
+    """A model as it is named in requests to one backend."""
+
+    provider: str
+    id: str
+    model: Model | None = None
+    """`None` for a raw id or folder that the catalog does not have."""
+    host: HostModel | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Canonical where there is one."""
+        return self.model.name if self.model else self.id
+
+    @property
+    def params_b(self) -> float | None:
+        """Billions of parameters, from the catalog, else read from the name (`...-7B-...`), else `None`."""
+        if self.model is not None:
+            return self.model.params_b
+        found = _SIZE.search(
+            self.id.rsplit("/", 1)[-1].replace("p", ".") if "accounts/" in self.id else self.id
+        )
+        return float(found.group(1)) if found else None
+
+    @property
+    def tokenizer(self) -> str:
+        """The counter to ask `Dataset.tokens` for: the model's own where it is here, else a stand-in."""
+        if self.model is not None and self.model.tokenizer is not None:
+            return self.model.tokenizer
+        if folder := self._tokenizer_folder():
+            return f"hf:{folder}"
+        return self.model.stand_in if self.model else "o200k"
+
+    @property
+    def tokenizer_band(self) -> float:
+        """Relative half-width of a count by `tokenizer`; 0 when it is the model's own."""
+        if self.model is not None and self.model.tokenizer is not None:
+            return self.model.stand_in_band or 0.0
+        if self._tokenizer_folder():
+            return 0.0
+        return (self.model.stand_in_band if self.model else None) or UNKNOWN_BAND
+
+    def context(self, method: str = "sft") -> int | None:
+        """Most tokens of a training row here, `None` where it is not known."""
+        if self.host is not None and self.host.context is not None:
+            return self.host.context[1 if method == "dpo" else 0]
+        return self.model.context if self.model else None
+
+    def _tokenizer_folder(self) -> Path | None:
+        folder = Path(self.id).expanduser()
+        return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
+    """What `name` is on `provider`. `today` decides about shutdown warnings (default: the local date).
+
+    Raises `UsageError` when the model is not offered there, or is neither in the catalog nor like an id of that
+    backend.
+    """
+    base = _base_of_tune(name) if provider == "openai" else None
+    model = lookup(base or name)
+    if model is None:
+        return _raw(name, provider)
+    host = model.on(provider)
+    if host is None:
+        raise _not_offered(model, name, provider)
+    if model.needs_checkout:
+        raise UsageError(
+            f"{model.name} is part of the source checkout, and this installation has none",
+            fix="clone the repository and install it with  pip install -e .",
+        )
+    warnings = [shutdown_warning(model, provider, today or date.today())]
+    if host.tunable == "unconfirmed":
+        warnings.append(
+            f"{provider} may not tune {model.name}: {host.note or 'only seen among its inference models'}"
+        )
+    return ModelOnHost(
+        provider=provider,
+        id=name if base else host.id,
+        model=model,
+        host=host,
+        warnings=tuple(w for w in warnings if w),
+    )
+
+
+def _base_of_tune(name: str) -> str | None:
+    """`ft:gpt-4o-mini-2024-07-18:org:suffix:id` goes on from that tune; its base decides price and limits."""
+    parts = name.split(":")
+    return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
+
+
+def _raw(name: str, provider: str) -> ModelOnHost:
+    if provider not in known_hosts():
+        if _is_folder(name):
+            return ModelOnHost(provider=provider, id=name)
+        if _HUB_ID.match(name):
+            return ModelOnHost(
+                provider=provider, id=name, warnings=(f"{name} is not in the catalog: taken as a hub id",)
+            )
+        if provider == "local":
+            find(name)  # raises with suggestions
+    elif not _RAW_IDS[provider].match(name):
+        find(name)
+    return ModelOnHost(
+        provider=provider,
+        id=name,
+        warnings=(f"{name} is not in the catalog: sent to {provider} as it is, its limits are not known",),
+    )
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~", ".\\")) or Path(name).is_dir()
+
+
+def _not_offered(model: Model, name: str, provider: str) -> UsageError:
+    near = [m.name for m in alternatives(model, provider)]
+    there = f"nearest there: {', '.join(near)}" if near else f"there are {_offers(provider)}"
+    return UsageError(
+        f"{model.name} cannot be tuned on {provider}; {there}",
+        fix=f"orchestrate models --provider {provider}  lists its models; "
+        f"one model for each backend is written  model: {{{provider}: ..., default: {name}}}",
+    )
+
+
+def _offers(provider: str) -> str:
+    here = [m.name for m in all_models() if (host := m.on(provider)) is not None and host.tunable == "yes"]
+    return ", ".join(here[:6]) + (f" and {len(here) - 6} more" if len(here) > 6 else "")
