@@ -1,0 +1,136 @@
+"""Asks base and tuned model for the answers to held-out rows and scores them, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrate.data import Dataset
+from orchestrate.data.examples import ChatExample, CompletionExample, Example
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
+from orchestrate.types import EvaluationResult, Message, Reply, Score
+
+Generate = Callable[[Sequence[Sequence[Message]]], list[Reply]]
+"""Conversations in, one reply each out, in order."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A row to ask about: the conversation up to the last assistant message, and that message."""
+
+    prompt: tuple[Message, ...]
+    expected: str
+
+
+def held_out(dataset: Dataset, limit: int | None = None) -> list[HeldOut]:
+    """The rows that can be scored. Raises `DataError` when there is none."""
+    rows: list[HeldOut] = []
+    for example in dataset.examples():
+        if limit is not None and len(rows) >= limit:
+            break
+        if (row := _held_out(example)) is not None:
+            rows.append(row)
+    if not rows:
+        raise DataError(
+            f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
+            fix="evaluation needs chat rows with the expected answer last, or prompt/completion rows",
+        )
+    return rows
+
+
+def evaluate(
+    dataset: Dataset,
+    *,
+    run_id: str,
+    provider: str,
+    tuned: Generate,
+    base: Generate | None = None,
+    metric: str = "auto",
+    limit: int | None = None,
+    items_file: Path | None = None,
+    served_by: str = "",
+) -> EvaluationResult:
+    """Scores `tuned`, and `base` on the same rows, and writes each row's answers to `items_file` (JSONL).
+
+    Raises `UsageError` for an unknown metric, `DataError` for rows that cannot be scored, and what the
+    generators raise.
+    """
+    rows = held_out(dataset, limit)
+    name = choose_metric([row.expected for row in rows]) if metric == "auto" else metric
+    if name not in METRICS:
+        raise UsageError(f"no metric is called {name!r}; known: auto, {', '.join(METRICS)}")
+    tuned_answers, tuned_scores = _scored(name, rows, tuned)
+    base_answers, base_scores = _scored(name, rows, base) if base else ([], [])
+    if items_file:
+        _write_items(items_file, rows, tuned_answers, tuned_scores, base_answers, base_scores)
+    binary = name in BINARY
+    gained = sum(t == 1 and b == 0 for t, b in zip(tuned_scores, base_scores, strict=False)) if binary else 0
+    lost = sum(t == 0 and b == 1 for t, b in zip(tuned_scores, base_scores, strict=False)) if binary else 0
+    differences = [t - b for t, b in zip(tuned_scores, base_scores, strict=False)]
+    return EvaluationResult(
+        run_id=run_id,
+        provider=provider,
+        metric=name,
+        dataset=dataset.path,
+        dataset_digest=dataset.digest,
+        base=_score(name, base_scores) if base else None,
+        tuned=_score(name, tuned_scores),
+        difference=statistics.mean_interval(differences) if base else None,
+        gained=gained,
+        lost=lost,
+        p_value=statistics.mcnemar(gained, lost) if base and binary else None,
+        created_at=datetime.now(UTC),
+        items_file=str(items_file) if items_file else None,
+        served_by=served_by,
+    )
+
+
+def _held_out(example: Example) -> HeldOut | None:
+    if isinstance(example, CompletionExample):
+        return HeldOut((Message(role="user", content=example.prompt),), example.completion)
+    if isinstance(example, ChatExample) and example.messages and example.messages[-1].role == "assistant":
+        *prompt, answer = example.messages
+        if prompt and answer.text:
+            return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), answer.text)
+    return None
+
+
+def _scored(name: str, rows: Sequence[HeldOut], generate: Generate) -> tuple[list[str], list[float]]:
+    answers = [reply.content for reply in generate([row.prompt for row in rows])]
+    return answers, [METRICS[name](row.expected, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+def _score(name: str, scores: Sequence[float]) -> Score:
+    if name in BINARY:
+        return statistics.wilson(round(sum(scores)), len(scores))
+    return statistics.mean_interval(scores)
+
+
+def _write_items(
+    path: Path,
+    rows: Sequence[HeldOut],
+    tuned: Sequence[str],
+    tuned_scores: Sequence[float],
+    base: Sequence[str],
+    base_scores: Sequence[float],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", encoding="utf-8") as out:
+        for i, row in enumerate(rows):
+            item: dict[str, Any] = {
+                "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
+                "expected": row.expected,
+                "tuned": tuned[i],
+                "tuned_score": tuned_scores[i],
+            }
+            if base:
+                item |= {"base": base[i], "base_score": base_scores[i]}
+            out.write(json.dumps(item, ensure_ascii=False) + "\n")
+    draft.replace(path)
