@@ -1,4 +1,4 @@
-"""How an answer is scored against the expected one: 0 is wrong, 1 is right, in between where there are degrees."""
+"""How an answer is scored against the expected one: 1 is right, 0 wrong, in between where there are degrees."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def json_match(expected: str, answer: str) -> float:
 
 
 def json_fields(expected: str, answer: str) -> float:
-    """The share of all fields, of the expected object and of the answer, that both have with the same value."""
+    """The share of all fields, expected and answered, that both objects have with the same value."""
     try:
         want, got = json.loads(unfenced(expected)), json.loads(unfenced(answer))
     except (json.JSONDecodeError, RecursionError):
