@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from orchestrate.service import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.handle import RunHandle as RunHandle
     from orchestrate.service import Orchestrator as Orchestrator
     from orchestrate.spec import DPO as DPO
     from orchestrate.spec import RFT as RFT
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
+    "RunHandle": "orchestrate.handle",
     "Orchestrator": "orchestrate.service",
-    "AsyncOrchestrator": "orchestrate.service",
+    "AsyncOrchestrator": "orchestrate.aio",
     "JobSpec": "orchestrate.spec",
     "SFT": "orchestrate.spec",
     "DPO": "orchestrate.spec",
@@ -43,6 +45,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getatt
     "LoRA",
     "Orchestrator",
     "QLoRA",
+    "RunHandle",
     "__version__",
 ]
 

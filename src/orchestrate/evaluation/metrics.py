@@ -1,4 +1,5 @@
-"""How an answer is scored against the expected one: 1 is right, 0 wrong, in between where there are degrees."""
+"""How an answer is scored against the expected one: 1 is right, 0 wrong, in between where there are
+grades."""
 
 from __future__ import annotations
 

@@ -1,0 +1,151 @@
+"""The command `orchestrate`: a table of commands, each imported only when it is run.
+
+Exit codes: 0 done, 1 the run failed or the check found errors, 2 wrong usage, 3 missing key, package or
+configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over budget, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+_WORK = "Train"
+_RUNS = "Follow runs"
+_MODELS = "Use and judge tuned models"
+_DATA = "Data, models and prices"
+_SETUP = "Set up"
+
+COMMANDS: tuple[tuple[str, str, str, str], ...] = (
+    # panel, name, where it lives, one line of help
+    (
+        _WORK,
+        "check",
+        "planning:check",
+        "All reasons for which a backend would refuse the data or the spec. Offline.",
+    ),
+    (_WORK, "plan", "planning:plan", "What each setting of the spec becomes on each backend. Offline."),
+    (_WORK, "quote", "planning:quote", "What the run would cost on each backend. Offline."),
+    (_WORK, "submit", "submit:submit", "Start the run on one or more backends. Spends money."),
+    (_RUNS, "runs", "runs:runs", "All runs, newest first."),
+    (_RUNS, "show", "runs:show", "One run: status, settings, progress, cost."),
+    (_RUNS, "watch", "follow:watch", "Follow runs live until they end."),
+    (_RUNS, "events", "runs:events", "What the host said about a run."),
+    (_RUNS, "metrics", "runs:metrics", "Loss and other values by step."),
+    (_RUNS, "checkpoints", "runs:checkpoints", "Checkpoints of a run."),
+    (_RUNS, "cancel", "runs:cancel", "End a run."),
+    (_RUNS, "pause", "runs:pause", "Pause a run, where the backend can."),
+    (_RUNS, "resume", "runs:resume", "Go on with a paused or interrupted run."),
+    (_RUNS, "sync", "follow:sync", "Bring all runs up to date and settle lost answers."),
+    (_MODELS, "eval", "judge:evaluate", "Base against tuned on held-out rows."),
+    (_MODELS, "compare", "judge:compare", "Runs side by side: settings, cost, loss, scores."),
+    (_MODELS, "chat", "tuned:chat", "Talk to a tuned model."),
+    (_MODELS, "download", "tuned:download", "Fetch a tuned model's files."),
+    (_MODELS, "deploy", "tuned:deploy", "Put a tuned model on GPUs of its host. Bills by the hour."),
+    (_MODELS, "undeploy", "tuned:undeploy", "Take a deployed model down again."),
+    (_DATA, "data", "data:app", "Inspect, check, convert, split and dedupe training data."),
+    (_DATA, "models", "models:app", "Base models and their names on each backend."),
+    (_DATA, "prices", "prices:app", "Prices, their sources and their age."),
+    (_SETUP, "init", "setup:init", "Write a commented finetune.yaml and orchestrate.toml."),
+    (_SETUP, "keys", "setup:keys", "Set, list and remove API keys."),
+    (_SETUP, "doctor", "setup:doctor", "Check this machine, the keys and the store."),
+    (_SETUP, "providers", "setup:providers", "Backends, and what each of them can do."),
+    (
+        _SETUP,
+        "sandbox",
+        "sandbox:app",
+        "Local stand-ins of the three hosts that really train. No key, no cost.",
+    ),
+    (_SETUP, "local", "local:app", "This machine as a backend: speed, memory."),
+)
+
+
+class LazyCommand(TyperCommand):
+    """Shows a name and a line of help; the module behind it is imported when it is run or completed."""
+
+    def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
+        super().__init__(name=name, help=help, rich_help_panel=panel)
+        self.target = target
+
+    def load(self) -> Any:
+        module, _, attribute = self.target.partition(":")
+        found = getattr(import_module(f"orchestrate.commands.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            single.command(name=self.name)(found)
+            found = single
+        command = get_command(found)
+        command.name = self.name
+        return command
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
+class LazyGroup(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {
+            name: LazyCommand(panel=panel, name=name, target=target, help=help)
+            for panel, name, target, help in COMMANDS
+        }
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="orchestrate",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="One dataset, one spec, any backend: quote, run, track and compare fine-tuning.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from orchestrate import __version__
+
+        typer.echo(f"orchestrate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="Use this orchestrate.toml.", dir_okay=False)] = None,
+    home: Annotated[Path | None, typer.Option(help="Keep store, local runs and downloads here.")] = None,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for requests.")
+    ] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    context.obj = {"config": config, "home": home, "verbose": verbose}
+
+
+def main() -> None:
+    """Entry point of the command: runs it, and turns an error into a message and an exit code."""
+    from orchestrate.errors import OrchestrateError
+
+    try:
+        app()
+    except OrchestrateError as error:
+        from orchestrate.commands.console import report_error
+
+        report_error(error, as_json="--json" in sys.argv)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of the pipe has gone, as with `| head`; the rest of the output is not wanted.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The live view of runs: stage, step, loss sparkline, tokens per second, time left, cost so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrate.commands.console import STATUS_STYLE, err
+from orchestrate.types import Event, JobStatus, MetricPoint, Run
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_BARS = "▁▂▃▄▅▆▇█"
+_STAGES = ("validating", "queued", "running", "finalizing", "succeeded")
+_KEPT_EVENTS = 4
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The values as a row of bars, at most `width` wide; a long series is averaged into that many cells."""
+    finite = [v for v in values if v == v and abs(v) != float("inf")]
+    if not finite:
+        return ""
+    size = max(1, -(-len(finite) // width))
+    cells = [sum(c) / len(c) for c in (finite[i : i + size] for i in range(0, len(finite), size))]
+    low, high = min(cells), max(cells)
+    span = (high - low) or 1.0
+    return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in cells)
+
+
+def duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    hours, minutes = divmod(seconds // 60, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+def seconds_left(run: Run, now: datetime) -> float | None:
+    """From the share of steps done since the start; `None` until there is one."""
+    if run.status is not JobStatus.RUNNING or run.started_at is None or not run.step or not run.total_steps:
+        return None
+    done = run.step / run.total_steps
+    return (now - run.started_at).total_seconds() * (1 - done) / done if done < 1 else 0.0
+
+
+def cost_so_far(run: Run) -> Decimal | None:
+    """The bill when there is one, else the quoted price times the share of the work done."""
+    if run.bill is not None:
+        return run.bill.usd
+    if run.quote is None or run.quote.unavailable or not run.total_steps:
+        return None
+    return run.quote.expected_usd * Decimal(run.step or 0) / Decimal(run.total_steps)
+
+
+def usd(amount: Decimal | None) -> str:
+    if amount is None:
+        return "-"
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+
+
+def stage_line(run: Run) -> Text:
+    """The stages of a run with the present one marked."""
+    text = Text()
+    for i, stage in enumerate(_STAGES):
+        if i:
+            text.append(" › ", style="dim")
+        here = stage == run.status.value
+        text.append(stage, style=f"bold {STATUS_STYLE.get(stage, 'white')}" if here else "dim")
+    if run.status.value not in _STAGES:
+        text.append(f"  {run.status.value}", style=f"bold {STATUS_STYLE.get(run.status.value, 'white')}")
+    return text
+
+
+def panel(run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime) -> RenderableType:
+    """One run as a block of lines."""
+    head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
+    if run.sandbox:
+        head.append("  ")
+        head.append(" SANDBOX ", style="reverse")
+    losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
+    valid = [p.values["valid_loss"] for p in metrics if "valid_loss" in p.values]
+    speed = next(
+        (p.values["tokens_per_second"] for p in reversed(metrics) if "tokens_per_second" in p.values), None
+    )
+    facts = Table.grid(padding=(0, 3))
+    left = seconds_left(run, now)
+    since = (run.finished_at or now) - (run.started_at or run.created_at)
+    facts.add_row(
+        f"step {run.step or 0}/{run.total_steps or '?'}",
+        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses else "loss -",
+        f"valid {valid[-1]:.4f}" if valid else "",
+        f"{speed:,.0f} tok/s" if speed else "",
+        duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),
+        f"cost {usd(cost_so_far(run))}" + ("" if run.bill or cost_so_far(run) is None else " est."),
+    )
+    share = (
+        (run.step or 0) / run.total_steps
+        if run.total_steps
+        else (1.0 if run.status is JobStatus.SUCCEEDED else 0)
+    )
+    lines: list[RenderableType] = [
+        head,
+        stage_line(run),
+        ProgressBar(total=1.0, completed=share, width=60),
+        facts,
+    ]
+    lines += [
+        Text(f"  {e.at:%H:%M:%S} {e.message}", style="dim", overflow="ellipsis", no_wrap=True)
+        for e in events[-_KEPT_EVENTS:]
+    ]
+    if run.error is not None:
+        lines.append(Text(f"  {run.error.message}", style="red"))
+    return Group(*lines, Text())
+
+
+class LiveView:
+    """Redraws all followed runs on a terminal; without one, prints each event as a line. Goes to stderr."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, RenderableType] = {}
+        self._live = Live(console=err, refresh_per_second=4, transient=False) if err.is_terminal else None
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    def __enter__(self) -> LiveView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event]) -> None:
+        """Shows the newest state of one run; `events` and `metrics` are all there are so far."""
+        if self._live:
+            self._blocks[run.id] = panel(run, metrics, events, datetime.now(UTC))
+            self._live.update(Group(*self._blocks.values()))
+            return
+        status, shown = self._seen.get(run.id, ("", 0))
+        for event in events[shown:]:
+            err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", markup=False, soft_wrap=True)
+        if run.status.value != status:
+            mark = " (sandbox)" if run.sandbox else ""
+            err.print(f"{run.provider}: {run.status.value}{mark}", markup=False, soft_wrap=True)
+        self._seen[run.id] = (run.status.value, len(events))

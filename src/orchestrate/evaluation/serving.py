@@ -1,0 +1,82 @@
+"""Where the answers of an evaluation come from: the host's endpoint, or the adapter on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.evaluate import Generate
+from orchestrate.providers.base import Provider
+from orchestrate.types import Feature, Message, Reply, Run
+
+PLACES = ("auto", "host", "here")
+
+
+@dataclass(frozen=True)
+class Answers:
+    tuned: Generate
+    base: Generate
+    by: str
+    """Said with the scores: the same model can answer differently in another precision."""
+
+
+@contextmanager
+def answers(
+    provider: Provider, run: Run, *, on: str = "auto", adapter: Path, max_tokens: int = 512
+) -> Generator[Answers]:
+    """Base and tuned model of a run, answering greedily. `adapter` is where its files are, or are downloaded
+    to.
+
+    Starts nothing that bills: `host` needs an endpoint that is up. Raises `UsageError` when `on` is
+    impossible.
+    """
+    if on not in PLACES:
+        raise UsageError(f"--on takes {', '.join(PLACES)}; got {on!r}")
+    reachable = _reachable(provider, run)
+    if on == "host" and not reachable:
+        raise UsageError(
+            f"{provider.name} has no endpoint up for this model",
+            fix=f"orchestrate deploy {run.id}   (bills by the hour), or --on here",
+        )
+    if reachable and on != "here":
+        yield _on_host(provider, run, max_tokens)
+        return
+    provider.require(Feature.DOWNLOAD)
+    from orchestrate.local import Generator as LocalGenerator
+
+    artifact = provider.download(run.handle, adapter)
+    if artifact.base_model is None:
+        raise UsageError(f"the downloaded model in {artifact.folder} does not say which base it belongs to")
+    with LocalGenerator(artifact.base_model, adapter=Path(artifact.folder)) as model:
+
+        def ask(prompts: Sequence[Sequence[Message]], *, base: bool) -> list[Reply]:
+            return model.generate(prompts, base=base, max_tokens=max_tokens, temperature=0.0)
+
+        yield Answers(
+            tuned=lambda prompts: ask(prompts, base=False),
+            base=lambda prompts: ask(prompts, base=True),
+            by=f"the adapter on this machine, base {artifact.base_model}",
+        )
+
+
+def _reachable(provider: Provider, run: Run) -> bool:
+    if Feature.CHAT not in provider.features:
+        return False
+    if Feature.DEPLOY in provider.features:
+        return provider.endpoint(run.handle) is not None
+    return True
+
+
+def _on_host(provider: Provider, run: Run, max_tokens: int) -> Answers:
+    def ask(prompts: Sequence[Sequence[Message]], *, base: bool) -> list[Reply]:
+        return provider.generate(run.handle, prompts, base=base, max_tokens=max_tokens, temperature=0.0)
+
+    sandbox = " (sandbox)" if provider.sandbox else ""
+    return Answers(
+        tuned=lambda prompts: ask(prompts, base=False),
+        base=lambda prompts: ask(prompts, base=True),
+        by=f"{provider.host}{sandbox}",
+    )

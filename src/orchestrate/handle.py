@@ -1,0 +1,202 @@
+"""RunHandle: one run and what can be done with it, through its backend and the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.types import (
+    Artifact,
+    Checkpoint,
+    Endpoint,
+    EvaluationResult,
+    Event,
+    Feature,
+    JobStatus,
+    Message,
+    MetricPoint,
+    Reply,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.service import Orchestrator
+
+
+class RunHandle:
+    """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
+
+    def __init__(self, orchestrator: Orchestrator, record: Run) -> None:
+        self._ft = orchestrator
+        self.record = record
+
+    def __repr__(self) -> str:
+        r = self.record
+        return f"<RunHandle {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def status(self) -> JobStatus:
+        return self.record.status
+
+    @property
+    def provider(self) -> Provider:
+        return self._ft.provider(self.record.provider)
+
+    def refresh(self) -> Run:
+        """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
+        from orchestrate.tracking import refresh
+
+        self.record = refresh(self._ft.store, self.provider, self.record, bill=self._ft.bill)
+        return self.record
+
+    def wait(
+        self,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        on_change: Callable[[RunHandle], object] | None = None,
+        poll_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Run:
+        """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
+
+        Interrupting it leaves the run alone. `poll_s` defaults to 1 s for this machine and the sandbox, and
+        grows from 2 to 30 s for hosts. A host that does not answer is asked again. Raises `TimeoutError`
+        after
+        `timeout_s`.
+        """
+        from orchestrate.tracking import Pace
+
+        pace = Pace(poll_s, near=self.record.sandbox or self.record.provider == "local")
+        started = time.monotonic()
+        told = 0
+        while True:
+            record = pace.attempt(self.refresh) or self.record
+            events = self.events()
+            for event in events[told:]:
+                if on_event:
+                    on_event(event)
+            told = len(events)
+            if on_change:
+                on_change(self)
+            if record.status.terminal:
+                return record
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(
+                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
+                )
+            pace.sleep()
+
+    def check(self) -> Run:
+        """The record of a run that succeeded. Raises `RunFailed` with the host's reason otherwise."""
+        if self.record.status is not JobStatus.SUCCEEDED:
+            reason = f": {self.record.error.message}" if self.record.error else ""
+            raise RunFailed(
+                f"run {self.id} on {self.record.provider} is {self.record.status.value}{reason}",
+                fix=f"orchestrate events {self.id}",
+            )
+        return self.record
+
+    def events(self) -> list[Event]:
+        """Those in the store, oldest first."""
+        return self._ft.store.events(self.id)
+
+    def metrics(self) -> list[MetricPoint]:
+        return self._ft.store.metrics(self.id)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        return self._ft.store.checkpoints(self.id)
+
+    def cancel(self) -> Run:
+        self.provider.require(Feature.CANCEL)
+        self.provider.cancel(self.record.handle)
+        return self.refresh()
+
+    def pause(self) -> Run:
+        self.provider.require(Feature.PAUSE)
+        self.provider.pause(self.record.handle)
+        return self.refresh()
+
+    def resume(self) -> Run:
+        self.provider.require(Feature.RESUME)
+        self.provider.resume(self.record.handle)
+        return self.refresh()
+
+    def download(
+        self,
+        dest: str | Path | None = None,
+        *,
+        checkpoint: str | None = None,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """The tuned model's files, by default into the home folder under `models/<run id>`."""
+        self.provider.require(Feature.DOWNLOAD)
+        folder = Path(dest) if dest else self._ft.settings.home / "models" / self.id
+        return self.provider.download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
+
+    def deploy(self, **options: Any) -> Endpoint:
+        """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`."""
+        self.provider.require(Feature.DEPLOY)
+        return self.provider.deploy(self.record.handle, options=options)
+
+    def undeploy(self) -> None:
+        self.provider.require(Feature.DEPLOY)
+        self.provider.undeploy(self.record.handle)
+
+    def chat(self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.7) -> Reply:
+        """One answer of the tuned model."""
+        self.provider.require(Feature.CHAT)
+        [reply] = self.provider.generate(
+            self.record.handle, [messages], max_tokens=max_tokens, temperature=temperature
+        )
+        return reply
+
+    def evaluate(
+        self,
+        test: str | Path | None = None,
+        *,
+        metric: str = "auto",
+        limit: int | None = None,
+        on: str = "auto",
+        max_tokens: int = 512,
+    ) -> EvaluationResult:
+        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run.
+
+        `on`: `host` asks the backend's endpoint, `here` downloads the adapter and answers on this machine,
+        `auto` takes the first that is possible without starting anything that bills.
+        """
+        from orchestrate.data import Dataset
+        from orchestrate.evaluation import evaluate, serving
+
+        path = test or self.record.spec.get("test")
+        if path is None:
+            raise UsageError(
+                "name the held-out rows: the spec has no test file", fix="orchestrate eval RUN --test F"
+            )
+        self.check()
+        dataset = Dataset.open(path)
+        folder = self._ft.settings.home / "evaluations"
+        adapter = self._ft.settings.home / "models" / self.id
+        with serving.answers(
+            self.provider, self.record, on=on, adapter=adapter, max_tokens=max_tokens
+        ) as served:
+            result = evaluate(
+                dataset,
+                run_id=self.id,
+                provider=self.record.provider,
+                tuned=served.tuned,
+                base=served.base,
+                metric=metric,
+                limit=limit,
+                items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
+                served_by=served.by,
+            )
+        self._ft.store.add_evaluation(result)
+        return result

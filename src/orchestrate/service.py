@@ -1,0 +1,306 @@
+"""Orchestrator: the only joiner of the rooms, and the public Python API.
+
+    with Orchestrator() as ft:
+        run = ft.submit(spec, provider="together", max_cost_usd=25)
+        run.wait(on_event=print)
+
+Errors are those of `orchestrate.errors`. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+from orchestrate.errors import (
+    DataError,
+    OverBudget,
+    SpecError,
+    TranslationRefused,
+    UsageError,
+)
+from orchestrate.handle import RunHandle
+from orchestrate.types import (
+    Feature,
+    JobStatus,
+    Outcome,
+    Problem,
+    Quote,
+    Run,
+    Setting,
+    Severity,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.reports import Comparison
+    from orchestrate.spec import JobSpec
+    from orchestrate.tracking import Store, SyncReport
+
+Backends = str | Sequence[str]
+"""`"all"`, one name, names joined by commas, or a sequence of names."""
+
+
+class Orchestrator:
+    """All backends and all runs of one store. Opens nothing until it is needed; use as a context manager."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """`settings` default to `orchestrate.config.load()`. Raises `ConfigError`."""
+        if settings is None:
+            from orchestrate import config
+
+            settings = config.load()
+        self.settings = settings
+        self._providers: dict[str, Provider] = {}
+        self._opened: Store | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of connections and the store. Runs go on: they do not live in this process."""
+        for provider in self._providers.values():
+            provider.close()
+        self._providers.clear()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def store(self) -> Store:
+        """Raises `StoreError` when the store cannot be used as it is."""
+        if self._opened is None:
+            from orchestrate.tracking import Store
+
+            self._opened = Store.open(self.settings.store_url)
+        return self._opened
+
+    # -- backends -------------------------------------------------------------------------------------------
+
+    def backends(self, wanted: Backends = "all") -> list[str]:
+        """The names asked for. Raises `UsageError` for an unknown one."""
+        from orchestrate.providers import registry
+
+        known = registry.names(self.settings)
+        if wanted == "all":
+            return known
+        names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
+        if unknown := [n for n in names if n not in known]:
+            raise UsageError(
+                f"no backend is called {unknown[0]!r}; known: {', '.join(known)}", fix="orchestrate providers"
+            )
+        if not names:
+            raise UsageError(f"name a backend; known: {', '.join(known)}")
+        return list(dict.fromkeys(names))
+
+    def provider(self, name: str) -> Provider:
+        """The backend, ready to use; nothing is sent yet."""
+        if name not in self._providers:
+            from orchestrate.providers import registry
+
+            self._providers[name] = registry.make(name, self.settings)
+        return self._providers[name]
+
+    # -- before spending ------------------------------------------------------------------------------------
+
+    def data(self, spec: JobSpec) -> TrainingData:
+        """The spec's files, read and checked once. Raises `DataError` for what cannot be read."""
+        from orchestrate.data import TrainingData
+
+        return TrainingData.open(spec.train, spec.validation)
+
+    def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
+        """What each setting becomes on each backend; what cannot be kept is refused in the result.
+        Offline."""
+        return [self._translation(spec, name) for name in self.backends(provider)]
+
+    def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
+        """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
+        from orchestrate.data import leakage
+
+        data = self.data(spec)
+        found = [problem for name in self.backends(provider) for problem in self._check(spec, name, data)]
+        found += leakage(spec.train, spec.validation, spec.test)
+        return _merged(found)
+
+    def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
+        """One quote for each backend, cheapest first, those without a price last. Offline."""
+        data = self.data(spec)
+        quotes = [self._quote(spec, name, data) for name in self.backends(provider)]
+        return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd))
+
+    # -- spending -------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        spec: JobSpec,
+        provider: str,
+        *,
+        max_cost_usd: Decimal | float | str | None = None,
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> RunHandle:
+        """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
+
+        `strict` refuses every setting that would not be kept or exactly mapped. Raises `TranslationRefused`,
+        `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the answer to the create
+        request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
+        """
+        from orchestrate.tracking import submit
+
+        [name] = self.backends(provider)
+        if max_cost_usd is not None:
+            spec = spec.model_copy(update={"max_cost_usd": Decimal(str(max_cost_usd))})
+        spec = self._continued(spec, name)
+        quote, data = self.preflight(spec, name, strict=strict)
+        run = submit(
+            self.store,
+            self.provider(name),
+            spec,
+            data,
+            quote=quote,
+            budget_usd=self.settings.budget_usd,
+            progress=progress,
+        )
+        return RunHandle(self, run)
+
+    def preflight(self, spec: JobSpec, provider: str, *, strict: bool = False) -> tuple[Quote, TrainingData]:
+        """All that `submit` checks before it sends anything. Raises as `submit` does."""
+        backend = self.provider(provider)
+        backend.require(Feature(spec.method.type))
+        data = self.data(spec)
+        translation = self._translation(spec, provider)
+        refused = translation.inexact if strict else translation.refused
+        if refused:
+            raise TranslationRefused(provider, refused)
+        problems = [p for p in self._check(spec, provider, data) if p.severity is Severity.ERROR]
+        if problems:
+            raise DataError(
+                f"{provider} would refuse this data: {len(problems)} error(s)",
+                problems=problems,
+                fix=f"orchestrate check --provider {provider}",
+            )
+        quote = self._quote(spec, provider, data)
+        self._within_limits(spec, provider, quote)
+        return quote, data
+
+    def _within_limits(self, spec: JobSpec, provider: str, quote: Quote) -> None:
+        limit = spec.max_cost_usd
+        budget = self.settings.budget_usd
+        if limit is None and budget is None:
+            return
+        if quote.unavailable:
+            raise UsageError(
+                f"{provider}: no price is known ({quote.unavailable}), so the limit cannot be kept",
+                fix="drop the limit, or give the rate (orchestrate prices --help)",
+            )
+        if limit is not None and quote.high_usd > limit:
+            raise OverBudget(provider, quote.high_usd, limit)
+        if budget is not None and quote.high_usd > budget - self.store.committed_usd():
+            left = budget - self.store.committed_usd()
+            raise OverBudget(provider, quote.high_usd, left, what="what is left of budget_usd,")
+
+    # -- runs -----------------------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> RunHandle:
+        """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
+        return RunHandle(self, self.store.run(run_id))
+
+    def runs(
+        self, *, provider: str | None = None, status: JobStatus | None = None, limit: int = 100
+    ) -> list[Run]:
+        """Newest first."""
+        return self.store.runs(provider=provider, status=status, limit=limit)
+
+    def sync(self) -> SyncReport:
+        """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
+        from orchestrate.tracking import sync
+
+        return sync(self.store, self.provider, bill=self.bill)
+
+    def bill(self, run: Run) -> Any:
+        """What an ended run did cost, from the best source that there is; `None` when nothing is known."""
+        from orchestrate import costing
+
+        return costing.bill(run)
+
+    def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
+        """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
+        json."""
+        from orchestrate import reports
+
+        records = [self._record(r) for r in runs]
+        metrics = {r.id: self.store.metrics(r.id) for r in records}
+        evaluations = {r.id: self.store.evaluations(r.id) for r in records}
+        return reports.compare(records, metrics, evaluations)
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _record(self, run: RunHandle | Run | str) -> Run:
+        if isinstance(run, RunHandle):
+            return run.record
+        return self.store.run(run) if isinstance(run, str) else run
+
+    def _translation(self, spec: JobSpec, name: str) -> Translation:
+        try:
+            return self.provider(name).translate(spec)
+        except SpecError as error:
+            row = Setting(name="model", asked=spec.model, outcome=Outcome.REFUSED, rule=error.message)
+            return Translation(provider=name, model="", settings=(row,), body={})
+
+    def _check(self, spec: JobSpec, name: str, data: TrainingData) -> list[Problem]:
+        try:
+            return self.provider(name).check(spec, data)
+        except SpecError as error:
+            return [
+                Problem(
+                    code="no-model",
+                    message=error.message,
+                    severity=Severity.ERROR,
+                    providers=(name,),
+                    fix=error.fix,
+                )
+            ]
+
+    def _quote(self, spec: JobSpec, name: str, data: TrainingData) -> Quote:
+        try:
+            return self.provider(name).quote(spec, data)
+        except SpecError as error:
+            return Quote(provider=name, model="", unavailable=error.message)
+
+    def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
+        """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
+        if spec.continue_from is None or not self.store.is_run(spec.continue_from):
+            return spec
+        earlier = self.store.run(spec.continue_from)
+        if earlier.provider != provider:
+            raise UsageError(
+                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot go on from it",
+                fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
+            )
+        if earlier.status is not JobStatus.SUCCEEDED:
+            raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
+        return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
+
+
+def _merged(problems: Iterable[Problem]) -> list[Problem]:
+    """The same problem of several backends becomes one that names them all."""
+    by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
+    for problem in problems:
+        key = (problem.code, problem.row, problem.field, problem.message, problem.source)
+        seen = by_place.get(key)
+        if seen is None:
+            by_place[key] = problem
+        elif seen.providers and problem.providers:
+            names = tuple(dict.fromkeys((*seen.providers, *problem.providers)))
+            by_place[key] = Problem.from_dict(seen.to_dict() | {"providers": names})
+        else:
+            by_place[key] = Problem.from_dict(seen.to_dict() | {"providers": ()})
+    return list(by_place.values())
