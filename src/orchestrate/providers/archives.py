@@ -1,0 +1,258 @@
+"""Turning what a host sent into a folder that is safe to load.
+
+An archive is untrusted: only regular files whose names are on a list are written, into a new folder that is
+renamed into place when it is whole. Weights must be safetensors; pickles are never written: loading one runs
+code.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import struct
+import tarfile
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from orchestrate.errors import ArtifactRefused, UsageError
+from orchestrate.types import ArtifactFile
+
+WANTED = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.md",
+    "*.model",
+    "*.tiktoken",
+    "license*",
+    "notice*",
+)
+"""Names (lower case) that a model folder has; anything else is left in the archive."""
+_CHUNK = 1 << 20
+_PART = re.compile(r"^[^\x00-\x1f\\:]+$")
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above any real model; a bomb runs into one of them before it fills the disk."""
+
+    total_bytes: int = 2 << 40
+    files: int = 5_000
+    ratio: float = 40.0
+    """Bytes written for each byte of the archive, looked at once `grace_bytes` were written."""
+    grace_bytes: int = 64 << 20
+    depth: int = 6
+
+
+def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[ArtifactFile, ...]:
+    """Unpacks a `.tar`, `.tar.gz` or `.tar.zst` (told by its first bytes) into `dest` and returns its files.
+
+    Raises `ArtifactRefused` when the archive is hostile, damaged or has no safetensors weights (`dest` is not
+    made then), and `UsageError` when `dest` exists and is not empty.
+    """
+    with staged(dest) as folder:
+        try:
+            _extract(archive, folder, limits or Limits())
+        except (tarfile.TarError, EOFError, OSError, *_decoder_errors()) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # a full disk says nothing about the archive
+            raise ArtifactRefused(
+                f"{archive.name} is damaged: {error}", fix="remove it and download again"
+            ) from error
+        _lift(folder)
+        return inspect(folder)
+
+
+@contextmanager
+def staged(dest: Path) -> Generator[Path]:
+    """A new folder beside `dest` that becomes `dest` when the block ends well, and is removed otherwise.
+
+    Raises `UsageError` when `dest` exists and is not empty.
+    """
+    require_empty(dest)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".new", dir=dest.parent))
+    try:
+        yield folder
+        require_empty(dest)
+        folder.chmod(0o755)
+        folder.replace(dest)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_empty(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} exists and is not empty", fix="name another folder, or remove this one")
+
+
+def wanted(name: str) -> bool:
+    """Whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is not a safe
+    relative path."""
+    path = _safe(name, Limits().depth)
+    return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
+
+
+def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
+    """The files of a model folder with their sizes and hashes.
+
+    Raises `ArtifactRefused` when there are no safetensors weights or one of them is not a safetensors file.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    weights = [p for p in paths if p.suffix == ".safetensors"]
+    if not weights:
+        raise ArtifactRefused(
+            "the artefact has no safetensors weights; other formats are not taken, because loading a pickle "
+            "runs code",
+            fix="ask the host for another checkpoint type (orchestrate checkpoints RUN)",
+        )
+    for path in weights:
+        _require_safetensors(path)
+    return tuple(
+        ArtifactFile(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=_sha256(p))
+        for p in paths
+    )
+
+
+def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
+    """`adapter` where an adapter's configuration is among the files, else `full` or `merged`."""
+    if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
+        return "adapter"
+    return "full" if full else "merged"
+
+
+# -- reading the archive -----------------------------------------------------------------------------------
+
+
+def _extract(archive: Path, folder: Path, limits: Limits) -> None:
+    compressed = max(archive.stat().st_size, 1)
+    written = 0
+    seen: set[str] = set()
+    with _decoded(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        for count, member in enumerate(tar, start=1):
+            if count > limits.files:
+                raise ArtifactRefused(f"{archive.name} holds more than {limits.files} entries")
+            path = _safe(member.name, limits.depth)
+            if member.isdir() or path == PurePosixPath("."):
+                continue
+            if not member.isreg() or member.issparse():
+                raise ArtifactRefused(f"{archive.name} holds a link or a device: {member.name!r}")
+            if path.as_posix().lower() in seen:
+                raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
+            seen.add(path.as_posix().lower())
+            written += member.size
+            allowed = max(limits.grace_bytes, int(compressed * limits.ratio))
+            if written > min(allowed, limits.total_bytes):
+                raise ArtifactRefused(
+                    f"{archive.name} unpacks to more than {min(allowed, limits.total_bytes):,} bytes; "
+                    "it is not what a model compresses to"
+                )
+            if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
+                _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
+
+
+def _safe(name: str, depth: int) -> PurePosixPath:
+    path = PurePosixPath(name)
+    parts = path.parts
+    if (
+        path.is_absolute()
+        or ".." in parts
+        or len(parts) > depth
+        or len(name) > 512
+        or not all(_PART.match(part) for part in parts)
+    ):
+        raise ArtifactRefused(f"the artefact names a file outside its folder: {name[:200]!r}")
+    return path
+
+
+def _write(source: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with os.fdopen(descriptor, "wb") as out:
+        shutil.copyfileobj(source, out, _CHUNK)
+
+
+@contextmanager
+def _decoded(archive: Path) -> Generator[IO[bytes]]:
+    """The tar inside, by the archive's first bytes, never by its name."""
+    with archive.open("rb") as raw:
+        head = raw.read(4)
+        raw.seek(0)
+        packing = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "tar")
+        if packing == "zst":
+            import zstandard
+
+            # 128 MiB is what zstd --long makes at most by itself; more would let a header ask for all memory.
+            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+                raw, read_across_frames=True
+            )
+            with reader:
+                yield cast("IO[bytes]", reader)
+        elif packing == "gz":
+            with gzip.open(raw) as unzipped:
+                yield cast("IO[bytes]", unzipped)
+        else:
+            yield raw
+
+
+def _decoder_errors() -> tuple[type[Exception], ...]:
+    import zlib
+
+    import zstandard
+
+    return (zstandard.ZstdError, zlib.error)
+
+
+def _lift(folder: Path) -> None:
+    """A model packed inside one folder is what was asked for, not the folder around it."""
+    entries = list(folder.iterdir())
+    while len(entries) == 1 and entries[0].is_dir():
+        inner = entries[0].rename(folder / ".lifted")
+        for child in inner.iterdir():
+            child.rename(folder / child.name)
+        inner.rmdir()
+        entries = list(folder.iterdir())
+
+
+# -- looking at the weights --------------------------------------------------------------------------------
+
+
+def _require_safetensors(path: Path) -> None:
+    """8 bytes with the length of a JSON header, then the header, then the tensors."""
+    import json
+
+    size = path.stat().st_size
+    with path.open("rb") as data:
+        start = data.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(100 << 20, size - 8):
+            raise ArtifactRefused(f"{path.name} is not a safetensors file")
+        try:
+            header = json.loads(data.read(length))
+        except ValueError as error:
+            raise ArtifactRefused(f"{path.name} is not a safetensors file: its header is not JSON") from error
+    if _tensor_bytes(header) != size - 8 - length:
+        raise ArtifactRefused(f"{path.name} is cut short or is not a safetensors file")
+
+
+def _tensor_bytes(header: Any) -> int | None:
+    """Bytes of all tensors as the header tells them, `None` when it is not such a header."""
+    try:
+        return max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,166 @@
+"""Downloads that go on where they stopped, in this process or in a later one."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrate.errors import ProviderError, UnexpectedAnswer
+from orchestrate.providers.base import Progress
+from orchestrate.providers.hosted import Wire
+
+if TYPE_CHECKING:
+    import httpx
+
+_STALLS = 5
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+class Stream(Protocol):
+    """An answer whose body is read piece by piece: httpx's, or an SDK's streaming answer. Errors (status >=
+    400) are raised by whatever opens it."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def iter_bytes(self) -> Iterator[bytes]: ...
+
+
+Opener = Callable[[dict[str, str]], AbstractContextManager[Stream]]
+"""Sends the GET with these further headers."""
+
+
+def fetch(
+    wire: Wire,
+    open_stream: Opener,
+    file: Path,
+    *,
+    progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Downloads into `file`. What has come so far is in `file` + `.part`, and a later call goes on from there
+    when the host can (Range) and says that its file is still the same (ETag).
+
+    Gives up after five tries in a row that brought nothing. Raises `ProviderError`.
+    """
+    part = _Part(file)
+    stalls = 0
+    while not part.whole:
+        before = part.size
+        try:
+            wire.once(lambda: _receive(wire.provider, open_stream, part, progress), expect=_Part)
+        except ProviderError as error:
+            stalls = 0 if part.size > before else stalls + 1
+            if not error.retryable or stalls >= _STALLS:
+                raise
+            sleep(error.retry_after_s if error.retry_after_s is not None else min(8.0, 0.25 * 2**stalls))
+        else:
+            break
+    part.finish()
+    return file
+
+
+def signed(http: httpx.Client, url: str) -> Opener:
+    """Opens a signed URL with a client that carries no key of ours."""
+
+    @contextmanager
+    def opened(headers: dict[str, str]) -> Generator[httpx.Response]:
+        with http.stream("GET", url, headers=headers) as answer:
+            if answer.status_code >= 300:
+                answer.read()  # the words of the refusal are in the body
+                answer.raise_for_status()
+            yield answer
+
+    return opened
+
+
+class _Part:
+    """The unfinished file and, beside it, which version of the host's file it is a part of."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.path = file.with_name(file.name + ".part")
+        self._about = file.with_name(file.name + ".part.json")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def etag(self) -> str | None:
+        return self._known().get("etag")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it came before and only the last rename is missing."""
+        return self.size > 0 and self.size == self._known().get("total")
+
+    def start_over(self, etag: str | None = None, total: int | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"")
+        self._about.write_text(json.dumps({"etag": etag, "total": total}), encoding="utf-8")
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._about.read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def finish(self) -> None:
+        self.path.replace(self.file)
+        self._about.unlink(missing_ok=True)
+
+
+def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress | None) -> _Part:
+    with open_stream(_resume_headers(part)) as answer:
+        start, total = _place(answer)
+        etag = answer.headers.get("etag")
+        if answer.status_code != 206 or start != part.size or (part.etag and etag != part.etag):
+            if answer.status_code == 206 and start != 0:
+                part.start_over()
+                raise _again(provider, "the host's file has changed since the download began")
+            part.start_over(etag, total)
+        with part.path.open("ab") as out:
+            done = out.tell()
+            for chunk in answer.iter_bytes():
+                out.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total if total is not None else done)
+    if total is not None and part.size != total:
+        if part.size > total:
+            part.start_over()
+        raise _again(provider, f"{part.size} of {total} bytes came")
+    return part
+
+
+def _resume_headers(part: _Part) -> dict[str, str]:
+    # Without an ETag nothing proves that the rest belongs to the same file, so it is fetched anew. Packing
+    # on the way would make the lengths and places mean something else.
+    headers = {"Accept-Encoding": "identity"}
+    if part.size and part.etag:
+        headers |= {"Range": f"bytes={part.size}-", "If-Range": part.etag}
+    return headers
+
+
+def _place(answer: Stream) -> tuple[int, int | None]:
+    """(first byte, size of the whole file or None)."""
+    if answer.status_code == 206:
+        match = _RANGE.match(answer.headers.get("content-range", ""))
+        if match:
+            return int(match.group(1)), None if match.group(2) == "*" else int(match.group(2))
+    length = answer.headers.get("content-length", "")
+    encoded = answer.headers.get("content-encoding", "identity") != "identity"
+    return 0, int(length) if length.isdigit() and not encoded else None
+
+
+def _again(provider: str, reason: str) -> UnexpectedAnswer:
+    error = UnexpectedAnswer(provider, reason)
+    error.retryable = True
+    return error

@@ -1,0 +1,90 @@
+"""Reading values out of the hosts' JSON, which is looser than their own descriptions of it.
+
+Every reader takes anything and gives `None` for what it is not: a host's odd value must never end a read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, cast
+
+NANO = Decimal(1_000_000_000)
+
+
+def plain(answer: object) -> dict[str, Any]:
+    """An SDK object or mapping under the host's own field names, as it came: secrets included, so for use and
+    never for keeping (`hosted.payload` is for that)."""
+    if hasattr(answer, "to_dict"):
+        answer = cast("Any", answer).to_dict(mode="json", warnings=False)
+    return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
+
+
+def table(value: Any) -> dict[str, Any]:
+    """A nested object; empty when absent."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; what is not an object is left out."""
+    return (
+        [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
+    )
+
+
+def text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also from a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> int | None:
+    found = number(value)
+    return int(found) if found is not None else None
+
+
+def money(value: Any) -> Decimal | None:
+    """US dollars written as a number or a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return found if found.is_finite() else None
+
+
+def nanos(value: Any) -> Decimal | None:
+    """US dollars from billionths of a dollar."""
+    found = money(value)
+    return found / NANO if found is not None else None
+
+
+def when(value: Any) -> datetime | None:
+    """Aware UTC from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since 1970."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if (seconds := number(value)) is not None:
+        if seconds <= 0:
+            return None
+        while seconds > 1e11:  # 1e11 s is the year 5138, 1e11 ms is 1973
+            seconds /= 1000
+        return datetime.fromtimestamp(seconds, UTC)
+    if not isinstance(value, str) or not value or value.startswith("0001-"):
+        return None  # a zero time is how Go writes "not yet"
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
