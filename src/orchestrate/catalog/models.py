@@ -59,7 +59,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Name of an exact counter in `orchestrate.data.tokens`; `None` when it comes with the weights."""
     stand_in: str = "o200k"
     stand_in_band: float | None = None
-    """Relative half-width around a count by the stand-in, or by `tokenizer` where that is not quite its own."""
+    """Relative half-width around a count by the stand-in, or by `tokenizer` where that is not quite its
+    own."""
     alternatives: tuple[str, ...] = ()
     """Open models to move to when this one closes, nearest first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])

@@ -89,8 +89,8 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
     """What `name` is on `provider`. `today` decides about shutdown warnings (default: the local date).
 
-    Raises `UsageError` when the model is not offered there, or is neither in the catalog nor like an id of that
-    backend.
+    Raises `UsageError` when the model is not offered there, or is neither in the catalog nor like an id of
+    that backend.
     """
     base = _base_of_tune(name) if provider == "openai" else None
     model = lookup(base or name)

@@ -1,0 +1,73 @@
+"""Quotes, bills and what a tuned model costs to run: pure arithmetic over rates that are data. Money is
+`Decimal`.
+
+For a hosted backend (its `translate` gives the settings in effect, `catalog.resolve` the model):
+
+    quote_tokens_job(provider=, spec=, data=, translation=, resolved=, prices=None, gpu_hours=None,
+    today=None,
+                     book=None) -> Quote
+    bill(provider=, spec=, job=, resolved=, quote=None, hourly=None, prices=None, today=None, book=None)
+                     -> Bill | None
+
+`prices` names the rates and the billing rule when they are not the backend's own name (a second host of
+OpenAI's type). A quote without a known price has `unavailable` set. Settings are read from the translation's
+rows named `epochs`, `evals`, `packing` and `max_seq_length`; a non-number in `epochs` ("auto") means the host
+decides.
+
+For a machine that is paid by the hour:
+
+    local_rate(device="cpu", count=1) -> HourlyRate        electricity, or what the user set for `local`
+    rental_rate("runpod", "H100 SXM", count=1, tier=None) -> HourlyRate
+    quote_hours_job(provider=, spec=, data=, translation=, resolved=, tokens_per_second=, throughput_source=,
+                    throughput_band=0.5, hourly=, startup_seconds=30) -> Quote
+    bill(..., hourly=...)                                  measured hours x rate
+
+For the service and the commands:
+
+    check_budget(quote, max_cost_usd=, budget_usd=, runs=) raises `OverBudget`
+    spending(runs) -> Spending; over_cap(run, bill) -> bool
+    reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
+    rates() -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag("together:sft_lora=0.3", today) ->
+    Rate with using(rates().over([...])): ...                   all quotes inside take these rates
+"""
+
+from orchestrate.costing.bills import (
+    Accuracy,
+    Difference,
+    Reconciliation,
+    accuracy,
+    bill,
+    reconcile,
+)
+from orchestrate.costing.book import Rate, RateBook, built_in, load, parse_flag, rates, using
+from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
+from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
+from orchestrate.costing.jobs import quote_tokens_job, training_rate
+
+__all__ = [
+    "Accuracy",
+    "Difference",
+    "HourlyRate",
+    "Rate",
+    "RateBook",
+    "Reconciliation",
+    "Spending",
+    "UnknownPrice",
+    "accuracy",
+    "bill",
+    "built_in",
+    "check_budget",
+    "load",
+    "local_rate",
+    "over_cap",
+    "parse_flag",
+    "quote_hours_job",
+    "quote_tokens_job",
+    "rates",
+    "reconcile",
+    "rental_rate",
+    "spending",
+    "training_rate",
+    "using",
+    "watts",
+]

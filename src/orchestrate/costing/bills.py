@@ -1,0 +1,188 @@
+"""What a run did cost, how that compares with its quote, and how good the quotes have been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from decimal import Decimal
+from statistics import median
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import rules
+from orchestrate.costing.book import RateBook, rates
+from orchestrate.costing.hours import HourlyRate
+from orchestrate.costing.jobs import training_rate
+from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.spec import JobSpec
+from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
+
+
+def bill(
+    *,
+    provider: str,
+    spec: JobSpec,
+    job: Job,
+    resolved: ModelOnHost,
+    quote: Quote | None = None,
+    hourly: HourlyRate | None = None,
+    prices: str | None = None,
+    book: RateBook | None = None,
+    today: date | None = None,
+) -> Bill | None:
+    """The cost of a job from the best that is known of it, or `None` while nothing is.
+
+    In this order: the host's own figure (`job.cost_usd`), `trained_tokens` x the rate of the day on which the
+    job was made, measured hours x `hourly`, and for a hosted job that ended early its share of the quote.
+    """
+    final = job.status.terminal
+    if job.cost_usd is not None:
+        return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
+    if hourly is not None:
+        return _by_hours(job, hourly, final)
+    if job.trained_tokens is not None:
+        on = job.created_at.date() if job.created_at else (today or date.today())
+        rate = training_rate(resolved, spec, prices=prices or provider, book=book or rates(), on=on)
+        if rate is not None and rate.usd_per_mtok is not None:
+            entry = line("training", job.trained_tokens / MTOK, rate)
+            return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)
+    return _by_share(prices or provider, job, quote) if final else None
+
+
+def _by_hours(job: Job, hourly: HourlyRate, final: bool) -> Bill | None:
+    if job.started_at is None or job.finished_at is None:
+        return None
+    hours = Decimal(str((job.finished_at - job.started_at).total_seconds())) / 3600
+    usd = rounded(hours * hourly.usd_per_hour)
+    entry = QuoteLine(
+        component=hourly.component,
+        quantity=hours.quantize(Decimal("0.000001")),
+        unit="usd_per_hour",
+        usd_per_unit=hourly.usd_per_hour,
+        usd_low=rounded(hours * hourly.low_usd_per_hour),
+        usd=usd,
+        usd_high=rounded(hours * hourly.high_usd_per_hour),
+        note=hourly.label,
+        source=hourly.source,
+        as_of=hourly.as_of,
+        confidence=hourly.confidence,
+    )
+    return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
+
+
+def _by_share(kind: str, job: Job, quote: Quote | None) -> Bill | None:
+    if job.status is JobStatus.FAILED:
+        user_fault = job.raw_status == "user_error"
+        return (
+            None if user_fault else Bill(usd=Decimal(0), origin="failed before anything was billed (assumed)")
+        )
+    if kind != "together" or quote is None or quote.unavailable:
+        return None
+    ended_early = job.status is JobStatus.CANCELLED or job.early_stopped
+    if not ended_early or job.step is None or not job.total_steps:
+        return None
+    share = rules.together_share_billed(job.step, job.total_steps)
+    usd = rounded(sum((e.usd for e in quote.lines if e.unit == "usd_per_mtok"), Decimal(0)) * share)
+    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x quote")
+
+
+# -- against the quote -------------------------------------------------------------------------------------
+
+
+class Difference(Record, frozen=True, kw_only=True):
+    """Quoted against billed, for one component or for the total."""
+
+    component: str
+    quoted_usd: Decimal
+    billed_usd: Decimal
+    error_usd: Decimal
+    """Quoted minus billed: positive when the quote was too high."""
+    relative: float | None
+    """Error over the bill; `None` for a bill of nothing."""
+    within_band: bool
+    """Whether the bill lies between the quote's low and high end."""
+
+
+class Reconciliation(Record, frozen=True, kw_only=True):
+    run_id: str
+    provider: str
+    model: str
+    origin: str
+    total: Difference
+    components: tuple[Difference, ...] = ()
+
+
+def reconcile(run: Run) -> Reconciliation | None:
+    """The bill of a run against its quote; `None` until it has both. Components only where the bill has
+    lines."""
+    quote, paid = run.quote, run.bill
+    if quote is None or paid is None or quote.unavailable or not paid.final:
+        return None
+    quoted = {entry.component: entry for entry in quote.lines}
+    billed = {entry.component: entry.usd for entry in paid.lines}
+    parts = [
+        _difference(name, entry.usd, billed[name], entry.usd_low, entry.usd_high)
+        for name, entry in quoted.items()
+        if name in billed
+    ]
+    return Reconciliation(
+        run_id=run.id,
+        provider=run.provider,
+        model=quote.model,
+        origin=paid.origin,
+        total=_difference("total", quote.expected_usd, paid.usd, quote.low_usd, quote.high_usd),
+        components=tuple(parts),
+    )
+
+
+def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high: Decimal) -> Difference:
+    error = quoted - billed
+    return Difference(
+        component=name,
+        quoted_usd=quoted,
+        billed_usd=billed,
+        error_usd=error,
+        relative=float(error / billed) if billed else (0.0 if not error else None),
+        within_band=low <= billed <= high,
+    )
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """The estimator's error on one backend, over runs that ended with a bill."""
+
+    provider: str
+    sandbox: bool
+    runs: int
+    median_relative: float | None
+    """Median of |quoted - billed| / billed."""
+    worst_relative: float | None
+    bias: float | None
+    """Mean of (quoted - billed) / billed: positive when quotes are too high."""
+    within_band: int
+    quoted_usd: Decimal
+    billed_usd: Decimal
+
+
+def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
+    """One row for each backend; runs in a sandbox apart from real ones. Cancelled and failed runs are left
+    out: they did not do the work that was quoted."""
+    groups: dict[tuple[str, bool], list[Reconciliation]] = {}
+    for run in runs:
+        if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):
+            groups.setdefault((run.provider, run.sandbox), []).append(found)
+    return [_accuracy(provider, sandbox, found) for (provider, sandbox), found in sorted(groups.items())]
+
+
+def _accuracy(provider: str, sandbox: bool, found: list[Reconciliation]) -> Accuracy:
+    relative = [r.total.relative for r in found if r.total.relative is not None]
+    sizes = [abs(value) for value in relative]
+    return Accuracy(
+        provider=provider,
+        sandbox=sandbox,
+        runs=len(found),
+        median_relative=median(sizes) if sizes else None,
+        worst_relative=max(sizes, default=None),
+        bias=sum(relative) / len(relative) if relative else None,
+        within_band=sum(r.total.within_band for r in found),
+        quoted_usd=sum((r.total.quoted_usd for r in found), Decimal(0)),
+        billed_usd=sum((r.total.billed_usd for r in found), Decimal(0)),
+    )

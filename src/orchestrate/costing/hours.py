@@ -1,0 +1,188 @@
+"""Jobs on hardware that is paid by the hour, or by the electricity that it draws: local and Ray."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+
+import msgspec
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import rules
+from orchestrate.costing.book import Rate, RateBook, rates
+from orchestrate.costing.lines import rounded, summed
+from orchestrate.costing.size import JobSize, measure
+from orchestrate.data import TrainingData
+from orchestrate.errors import UsageError
+from orchestrate.spec import JobSpec
+from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
+
+EVAL_SHARE = Decimal(1) / 3
+"""Time of an evaluated token over a trained one: a forward pass without the backward one, which is twice as
+long."""
+
+
+class HourlyRate(Record, frozen=True, kw_only=True):
+    """What one hour of the machine costs, and why."""
+
+    component: str
+    """electricity, owned or rental: the component of the quote line."""
+    usd_per_hour: Decimal
+    label: str
+    source: str
+    as_of: str
+    confidence: Confidence
+    low_usd_per_hour: Decimal
+    high_usd_per_hour: Decimal
+
+
+class _Hardware(msgspec.Struct, frozen=True):
+    host_watts: int
+    watts: dict[str, int]
+    unknown_gpu: int
+
+
+@cache
+def _hardware() -> _Hardware:
+    import yaml
+
+    text = files("orchestrate.costing").joinpath("hardware.yaml").read_text(encoding="utf-8")
+    return msgspec.convert(yaml.safe_load(text), _Hardware)
+
+
+def watts(device: str, count: int = 1) -> int:
+    """Full-load draw of the machine with `count` devices of this name (`cpu`, `NVIDIA H100 80GB HBM3`
+    ...)."""
+    table = _hardware()
+    if device.lower() == "cpu":
+        return table.watts["cpu"]
+    words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
+    fits = [(len(name.split()), name) for name in table.watts if set(name.upper().split()) <= words]
+    each = table.watts[max(fits)[1]] if fits else table.unknown_gpu
+    return table.host_watts + count * each
+
+
+def local_rate(
+    device: str = "cpu", count: int = 1, *, book: RateBook | None = None, today: date | None = None
+) -> HourlyRate:
+    """The hour of this machine: `local:owned` (US dollars per hour of the whole machine) or
+    `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the devices draw at
+    full load."""
+    book, on = book or rates(), today or date.today()
+    if owned := book.find("local", "owned", ids=[device], on=on):
+        return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
+    if rental := book.find("local", "gpu_rental", gpu=device, on=on) or _flat(book, "gpu_rental", on):
+        return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
+    power = watts(device, count)
+    electricity = book.find("local", "electricity", on=on)
+    if electricity is None:
+        raise UsageError("there is no price of electricity", fix="set one: --rate local:electricity=0.30")
+    label = f"{power} W at full load x ${electricity.usd} per kWh; the hardware is taken as paid for"
+    return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
+
+
+def rental_rate(
+    provider: str,
+    gpu: str,
+    count: int = 1,
+    *,
+    tier: str | None = None,
+    book: RateBook | None = None,
+    today: date | None = None,
+) -> HourlyRate:
+    """The hour of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when it has no such
+    price."""
+    book, on = book or rates(), today or date.today()
+    rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
+    if rate is None:
+        known = sorted({r.applies_to for r in book if r.provider == provider and "gpu_rental" in r.methods})
+        there = f"; it has {', '.join(known)}" if known else ""
+        raise UsageError(
+            f"no rental price of {gpu} at {provider}{there}",
+            fix="orchestrate prices list --method gpu_rental",
+        )
+    return _hourly("rental", rate, Decimal(count), f"{count} x {rate.applies_to} at {provider}")
+
+
+def _flat(book: RateBook, method: str, on: date) -> Rate | None:
+    return next((r for r in book if r.provider == "local" and method in r.methods and r.gpu is None), None)
+
+
+def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> HourlyRate:
+    low, usd, high = rate.band()
+    return HourlyRate(
+        component=component,
+        usd_per_hour=rounded(usd * per_hour),
+        low_usd_per_hour=rounded(low * per_hour),
+        high_usd_per_hour=rounded(high * per_hour),
+        label=label,
+        source=rate.source,
+        as_of=rate.last_checked.isoformat(),
+        confidence=rate.confidence,
+    )
+
+
+def quote_hours_job(
+    *,
+    provider: str,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    resolved: ModelOnHost,
+    tokens_per_second: float,
+    throughput_source: str,
+    throughput_band: float = 0.5,
+    hourly: HourlyRate,
+    startup_seconds: float = 30.0,
+) -> Quote:
+    """Hours x rate, the hours from a throughput in trained tokens per second that the caller measured or
+    modelled.
+
+    `throughput_source` says which ("measured on this machine on ...", "modelled from ..."); `throughput_band`
+    is its relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band).
+    """
+    if tokens_per_second <= 0:
+        raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
+    size = measure(provider, spec, data, translation, resolved)
+    work = _work(size)
+    seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))
+    spread = min(Decimal(str(throughput_band)), Decimal("0.9"))
+    tokens = Decimal(str(size.band))
+    fastest = work * (1 - tokens) / Decimal(str(tokens_per_second)) / (1 + spread)
+    slowest = work * (1 + tokens) / Decimal(str(tokens_per_second)) / (1 - spread)
+    hours = seconds / 3600
+    start = Decimal(str(startup_seconds))
+    entry = QuoteLine(
+        component=hourly.component,
+        quantity=hours.quantize(Decimal("0.0001")),
+        unit="usd_per_hour",
+        usd_per_unit=hourly.usd_per_hour,
+        usd_low=rounded((fastest + start) / 3600 * hourly.low_usd_per_hour),
+        usd=rounded(hours * hourly.usd_per_hour),
+        usd_high=rounded((slowest + start) / 3600 * hourly.high_usd_per_hour),
+        note=hourly.label,
+        source=hourly.source,
+        as_of=hourly.as_of,
+        confidence=hourly.confidence,
+    )
+    return summed(
+        provider=provider,
+        model=resolved.name,
+        lines=[entry],
+        assumptions=[
+            *size.notes,
+            f"{size.epochs} epochs and {size.evals} evaluations "
+            f"at {tokens_per_second:,.0f} tokens per second ({throughput_source}, +/-{throughput_band:.0%})",
+            hourly.label,
+        ],
+        warnings=resolved.warnings,
+        billed_tokens=size.train_tokens * size.epochs,
+        train_seconds=float(seconds),
+    )
+
+
+def _work(size: JobSize) -> Decimal:
+    """Tokens to go through, an evaluated one counted as a third of a trained one."""
+    return Decimal(size.train_tokens * size.epochs) + EVAL_SHARE * size.validation_tokens * size.evals

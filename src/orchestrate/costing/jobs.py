@@ -1,0 +1,252 @@
+"""The price of training, before anything is uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+
+from orchestrate import catalog
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import rules
+from orchestrate.costing.book import Rate, RateBook, rates
+from orchestrate.costing.lines import MTOK, line, summed
+from orchestrate.costing.size import JobSize, measure
+from orchestrate.data import TrainingData
+from orchestrate.spec import JobSpec
+from orchestrate.types import Confidence, Quote, QuoteLine, Translation
+
+STALE_DAYS = 60
+"""A rate checked longer ago is warned about."""
+
+
+def training_rate(
+    resolved: ModelOnHost, spec: JobSpec, *, prices: str, book: RateBook, on: date
+) -> Rate | None:
+    """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
+    SFT."""
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+
+    def look(name: str) -> Rate | None:
+        return book.find(prices, name, ids=names(resolved), params_b=resolved.params_b, on=on)
+
+    found = look(f"{method}_{adapter}") or look(method)
+    if found is None and method == "dpo" and (sft := look(f"sft_{adapter}")) and sft.usd_per_mtok is not None:
+        factor = rules.DPO_FACTOR.get(prices, Decimal(1))
+        return Rate(
+            provider=sft.provider,
+            method=f"dpo_{adapter}",
+            model=sft.model,
+            usd_per_mtok=sft.usd_per_mtok * factor,
+            start=sft.start,
+            checked=sft.checked,
+            confidence=Confidence.INFERRED if sft.confidence is Confidence.QUOTED else sft.confidence,
+            source=f"{factor} x SFT: {sft.source}",
+        )
+    return found
+
+
+def names(resolved: ModelOnHost) -> frozenset[str]:
+    """All names under which a rate file may list the model."""
+    known = {resolved.id, resolved.name}
+    if resolved.host is not None:
+        known.add(resolved.host.id)
+    if resolved.model is not None:
+        known |= {
+            resolved.model.name,
+            *resolved.model.aliases,
+            *([resolved.model.hub] if resolved.model.hub else []),
+        }
+    return frozenset(known)
+
+
+def quote_tokens_job(
+    *,
+    provider: str,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    resolved: ModelOnHost,
+    prices: str | None = None,
+    gpu_hours: Decimal | None = None,
+    today: date | None = None,
+    book: RateBook | None = None,
+) -> Quote:
+    """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
+
+    `prices` names the rates and billing rule to use when they are not the backend's own name (a second
+    OpenAI-type host). A model that is gone or without a published price gives a quote with `unavailable`,
+    never a guess.
+    """
+    on = today or date.today()
+    book = book or rates()
+    kind = prices or provider
+
+    def none(reason: str) -> Quote:
+        return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
+
+    if reason := _gone(resolved, kind, on):
+        return none(reason)
+    if spec.method.type == "rft":
+        return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
+    rate = training_rate(resolved, spec, prices=kind, book=book, on=on)
+    if rate is None or rate.usd_per_mtok is None:
+        return none(_no_price(resolved, spec, kind, book))
+    if rate.usd_max is not None:
+        return none(
+            f"{provider} published only a range for {resolved.name}, ${rate.usd}-${rate.usd_max} per million "
+            f"tokens ({rate.source}, {rate.last_checked}); "
+            f"give the price with --rate {kind}:{spec.method.type}_lora=USD_PER_MTOK"
+        )
+    size = measure(kind, spec, data, translation, resolved)
+    lines, notes = _RULES.get(kind, _openai)(size, rate)
+    if minimum := book.find(kind, "minimum", ids=names(resolved), params_b=resolved.params_b, on=on):
+        lines.append(_minimum(lines, minimum))
+    if spec.method.type == "dpo":
+        notes.append("a preference row is counted as its prompt and both answers")
+    return summed(
+        provider=provider,
+        model=resolved.name,
+        lines=lines,
+        assumptions=[*size.notes, *notes],
+        warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
+        billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+    )
+
+
+def _gone(resolved: ModelOnHost, kind: str, on: date) -> str | None:
+    if closed := catalog.closed_for_new_jobs(kind, on):
+        return closed
+    host = resolved.host
+    if host is not None and host.tunable == "no":
+        return next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {kind}"
+    return None
+
+
+def _no_price(resolved: ModelOnHost, spec: JobSpec, kind: str, book: RateBook) -> str:
+    method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
+    if not any(rate.provider == kind for rate in book):
+        reason = f"there are no rates for {kind}"
+    elif resolved.params_b is None:
+        reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
+    else:
+        reason = f"no price of {method} for {resolved.name} on {kind} was found"
+    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK"
+
+
+def _quote_rft(
+    provider: str, kind: str, resolved: ModelOnHost, hours: Decimal | None, book: RateBook, on: date
+) -> Quote:
+    rate = book.find(kind, "rft", ids=names(resolved), gpu="H100", on=on)
+    if rate is None or hours is None:
+        each = f" at ${rate.usd} per hour" if rate else ""
+        return Quote(
+            provider=provider,
+            model=resolved.name,
+            unavailable=f"RFT is billed by the time it takes{each}, which nothing tells beforehand; "
+            "give your own figure with --gpu-hours",
+            warnings=resolved.warnings,
+        )
+    return summed(
+        provider=provider,
+        model=resolved.name,
+        lines=[line("training", hours, rate, note="hours as you gave them, on H100")],
+        assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
+        warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
+    )
+
+
+Lines = tuple[list[QuoteLine], list[str]]
+
+
+def _openai(size: JobSize, rate: Rate) -> Lines:
+    def mtok(epochs: int) -> Decimal:
+        return rules.openai_tokens(size.train_tokens, epochs) / MTOK
+
+    training = line(
+        "training",
+        mtok(size.epochs),
+        rate,
+        band=size.band,
+        low=mtok(size.epochs_low),
+        high=mtok(size.epochs_high),
+    )
+    return [training], [f"{size.epochs} epochs; the validation file is not billed"]
+
+
+def _together(size: JobSize, rate: Rate) -> Lines:
+    notes: list[str] = [f"{size.epochs} epochs and {size.evals} evaluations; masked tokens are billed"]
+    per_epoch, padded_validation = size.train_tokens, size.validation_tokens
+    band = size.band
+    if not size.packing and size.max_length is not None:
+        per_epoch = rules.together_unpacked_tokens(size.rows, size.max_length)
+        padded_validation = rules.together_unpacked_tokens(size.validation_rows, size.max_length)
+        band = 0.0  # padded rows have a known length
+        notes.append(f"packing off: each row is billed as {size.max_length} tokens")
+    elif not size.packing:
+        notes.append(
+            "packing off pads rows to the model's longest, which is not known: the price may be far higher"
+        )
+    training, evaluation = rules.together_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
+    lines = [line("training", training / MTOK, rate, band=band)]
+    if evaluation:
+        high = padded_validation * size.evals / MTOK
+        lines.append(line("evaluation", evaluation / MTOK, rate, band=size.band, high=Decimal(high)))
+    return lines, notes
+
+
+def _fireworks(size: JobSize, rate: Rate) -> Lines:
+    notes = [
+        f"{size.epochs} epochs; the evaluation dataset is not billed; no minimum on the price page of 2026"
+    ]
+    tokens = rules.fireworks_tokens(
+        size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
+    )
+    if tokens != size.train_tokens * size.epochs:
+        notes.append(f"rows with thinking are unrolled by turn: x {size.average_turns / 2:.2f}")
+    return [line("training", tokens / MTOK, rate, band=size.band)], notes
+
+
+_RULES: dict[str, Callable[[JobSize, Rate], Lines]] = {
+    "openai": _openai,
+    "together": _together,
+    "fireworks": _fireworks,
+}
+
+
+def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
+    """The line that tops the others up to the minimum of a job; zero where they reach it."""
+    low, expected, high = minimum.band()
+    if minimum.usd_max is None:
+        low = high = expected  # a flat charge: what is uncertain about it is said by its confidence
+    top_low = rules.minimum_top_up(sum((entry.usd_low for entry in lines), Decimal(0)), low)
+    top = rules.minimum_top_up(sum((entry.usd for entry in lines), Decimal(0)), expected)
+    top_high = rules.minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
+    span = f"${low}" if low == high else f"${low} to ${high}, by model; the table was not found"
+    return QuoteLine(
+        component="minimum",
+        quantity=Decimal(1),
+        unit="usd_per_job",
+        usd_per_unit=top,
+        # A small job costs its minimum whatever its tokens, so its top-up falls as the tokens' price rises.
+        usd_low=top_low,
+        usd=top,
+        usd_high=top_high,
+        note=f"tops the job up to the minimum of {span}",
+        source=minimum.source,
+        as_of=minimum.last_checked.isoformat(),
+        confidence=minimum.confidence,
+    )
+
+
+def _rate_warnings(rate: Rate, on: date) -> list[str]:
+    found: list[str] = []
+    age = (on - rate.last_checked).days
+    if rate.confidence is Confidence.INFERRED:
+        found.append(f"the price is inferred, not quoted: {rate.source}")
+    elif rate.confidence is Confidence.OLD:
+        found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")
+    elif age > STALE_DAYS:
+        found.append(f"the price was last checked {age} days ago: {rate.source}")
+    return found

@@ -1,0 +1,73 @@
+"""Quote lines and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from orchestrate.costing.book import Rate
+from orchestrate.types import Quote, QuoteLine
+
+_SIXTH = Decimal("0.000001")
+MTOK = Decimal(1_000_000)
+
+
+def rounded(usd: Decimal) -> Decimal:
+    """To a millionth of a dollar: finer than any host bills, so that sums of lines stay exact."""
+    return usd.quantize(_SIXTH)
+
+
+def line(
+    component: str,
+    quantity: Decimal,
+    rate: Rate,
+    *,
+    band: float = 0.0,
+    low: Decimal | None = None,
+    high: Decimal | None = None,
+    note: str | None = None,
+) -> QuoteLine:
+    """`quantity` in the rate's unit, with `band` its relative half-width, or `low` and `high` quantities of
+    their own."""
+    spread = Decimal(str(band))
+    low_price, price, high_price = rate.band()
+    smallest = (quantity if low is None else low) * (1 - spread)
+    largest = (quantity if high is None else high) * (1 + spread)
+    return QuoteLine(
+        component=component,
+        quantity=quantity,
+        unit=rate.unit,
+        usd_per_unit=rate.usd,
+        usd_low=rounded(smallest * low_price),
+        usd=rounded(quantity * price),
+        usd_high=rounded(largest * high_price),
+        note=note or rate.note,
+        source=rate.source,
+        as_of=rate.last_checked.isoformat(),
+        confidence=rate.confidence,
+    )
+
+
+def summed(
+    *,
+    provider: str,
+    model: str,
+    lines: Sequence[QuoteLine],
+    assumptions: Iterable[str] = (),
+    warnings: Iterable[str] = (),
+    billed_tokens: int | None = None,
+    train_seconds: float | None = None,
+) -> Quote:
+    """The quote whose totals are the sums of its lines."""
+    return Quote(
+        provider=provider,
+        model=model,
+        lines=tuple(lines),
+        assumptions=tuple(assumptions),
+        low_usd=sum((entry.usd_low for entry in lines), Decimal(0)),
+        expected_usd=sum((entry.usd for entry in lines), Decimal(0)),
+        high_usd=sum((entry.usd_high for entry in lines), Decimal(0)),
+        billed_tokens=billed_tokens,
+        train_seconds=train_seconds,
+        warnings=tuple(warnings),
+    )
