@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrate.data.examples import Example, Kind
-from orchestrate.types import Problem
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Problem, Severity
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class TokenCount:
     exact: bool
     error_band: float = 0.0
     """Relative half-width of the count's uncertainty; 0 when exact."""
-    lengths: tuple[int, ...] = ()
-    """Tokens of each row, in order of the rows."""
+    lengths: Sequence[int] = ()
+    """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt with
+    each answer)."""
 
     def truncated(self, limit: int | None) -> int:
-        """Tokens left when every row is cut at `limit`."""
+        """Tokens left when every sequence is cut at `limit`."""
         return self.tokens if limit is None else sum(min(n, limit) for n in self.lengths)
 
 
@@ -58,33 +62,74 @@ class Dataset:
     rows: int
     bytes: int
     digest: str
+    """sha256 over the sha256 of each canonical row, in order."""
     content: Content
     problems: tuple[Problem, ...] = ()
+    canonical_bytes: int = 0
+    """Size of the rows as canonical JSON lines; what a host's file has, within a few percent."""
+    masks: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Rows for each combination of `orchestrate.data.traits.Trait` bits."""
+    first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    """The first row numbers with each trait."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Columns that were renamed while reading: (wanted, column)."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Dataset:
-        """Reads the whole file once, in bounded memory.
+    def open(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
+        """Reads the whole file once, in bounded memory. `columns` maps wanted field names to the file's own.
 
         Raises `DataError` when the file cannot be read as any known format; problems of single rows are collected
         in `problems` instead, and those rows are left out of `examples`.
         """
-        raise NotImplementedError
+        from orchestrate.data.opening import open_dataset
+
+        return open_dataset(str(path), columns=columns).dataset
 
     def examples(self) -> Iterator[Example]:
-        """The canonical rows, in order; rows with errors are left out."""
-        raise NotImplementedError
+        """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file has gone."""
+        return (example for _, example in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Example]]:
+        """As `examples`, each with its row number in the file."""
+        from orchestrate.data.opening import rows_of
+
+        return ((number, row.example) for number, _, row in rows_of(self) if row.example is not None)
 
     def tokens(self, tokenizer: str) -> TokenCount:
         """Counts with the named tokenizer (`orchestrate.data.tokens`); counted once, then remembered by digest."""
-        raise NotImplementedError
+        from orchestrate.data.opening import count_tokens
 
-    def write(self, target: str, folder: Path) -> Path:
+        return count_tokens(self, tokenizer)
+
+    def write(self, target: str, folder: Path, *, allow_loss: bool = False) -> Path:
         """Writes the rows in the format of a backend (openai, together, fireworks, local) and returns the file.
 
         The file's name carries the digest and the target; an existing whole file is used again. Raises `DataError`
-        when the target cannot hold the rows.
+        when the target refuses the rows or cannot hold all of them without loss, unless `allow_loss`.
         """
-        raise NotImplementedError
+        from orchestrate.data import rules
+        from orchestrate.data.writers import DIALECTS, writer
+
+        if target not in DIALECTS:
+            raise UsageError(f"no data format for {target!r}; known: {', '.join(DIALECTS)}")
+        losses = [p for p in rules.losses(self, target) if p.severity is Severity.ERROR]
+        if losses and (not allow_loss or any(p.code == "kind-refused" for p in losses)):
+            raise DataError(
+                f"{target} cannot take {self.path} as it is: {losses[0].message}",
+                problems=losses,
+                fix=losses[0].fix,
+            )
+        path = folder / f"{self.digest[:16]}.{target}.jsonl"
+        if path.is_file():
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{path.name}.{os.getpid()}"
+        line = writer(target)
+        with partial.open("wb") as file:
+            for example in self.examples():
+                file.write(line(example) + b"\n")
+        partial.replace(path)
+        return path
 
 
 @dataclass(frozen=True)
@@ -97,8 +142,6 @@ class TrainingData:
     @property
     def digest(self) -> str:
         """sha256 over the digests of its files."""
-        import hashlib
-
         parts = [self.train.digest, self.validation.digest if self.validation else "-"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -1,23 +1,31 @@
 """The canonical example: what every reader makes and every writer takes.
 
 The field names are those of OpenAI's chat format, so that the commonest input decodes straight into these
-structs.
+structs. They refuse unknown fields: a row that has some goes through `orchestrate.data.shapes`, which reports
+them instead of losing them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+ROLES: tuple[str, ...] = get_args(Role)
 
-class ImageUrl(msgspec.Struct, omit_defaults=True):
+
+class _Canonical(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """`gc=False` is safe as no example ever refers to itself; it halves the cost of decoding."""
+
+
+class ImageUrl(_Canonical):
     url: str
     """https URL or base64 data URL."""
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class Part(msgspec.Struct, omit_defaults=True):
+class Part(_Canonical):
     """One piece of a message's content: text, or an image."""
 
     type: Literal["text", "image_url"]
@@ -25,25 +33,25 @@ class Part(msgspec.Struct, omit_defaults=True):
     image_url: ImageUrl | None = None
 
 
-class FunctionCall(msgspec.Struct):
+class FunctionCall(_Canonical):
     name: str
     arguments: str
     """A JSON object, as a string."""
 
 
-class ToolCall(msgspec.Struct, omit_defaults=True):
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
 
 
-class ChatMessage(msgspec.Struct, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+class ChatMessage(_Canonical):
+    role: Role
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    weight: float | None = None
+    weight: int | float | None = None
     """0 takes an assistant message out of the loss; `None` means 1."""
     reasoning: str | None = None
     """The thinking that precedes the answer, where the row has one."""
@@ -56,33 +64,34 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
         return self.content or ""
 
 
-class ChatExample(msgspec.Struct, omit_defaults=True):
+class ChatExample(_Canonical):
     messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
-    weight: float | None = None
+    weight: int | float | None = None
     """Of the whole row, where the host takes one."""
 
 
-class PreferenceExample(msgspec.Struct, omit_defaults=True):
+class PreferenceExample(_Canonical):
     """`prompt`, then the answer to prefer and the one to avoid."""
 
     prompt: list[ChatMessage]
     preferred: list[ChatMessage]
     rejected: list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
 
 
-class CompletionExample(msgspec.Struct, omit_defaults=True):
+class CompletionExample(_Canonical):
     prompt: str
     completion: str
 
 
-class TextExample(msgspec.Struct, omit_defaults=True):
+class TextExample(_Canonical):
     text: str
 
 
-class RLExample(msgspec.Struct, omit_defaults=True):
+class RLExample(_Canonical):
     """A prompt to sample answers for, and the fields that a grader reads."""
 
     messages: list[ChatMessage]
@@ -92,3 +101,15 @@ class RLExample(msgspec.Struct, omit_defaults=True):
 
 Example = ChatExample | PreferenceExample | CompletionExample | TextExample | RLExample
 Kind = Literal["chat", "preference", "completion", "text", "rl"]
+
+KINDS: dict[type[Any], Kind] = {
+    ChatExample: "chat",
+    PreferenceExample: "preference",
+    CompletionExample: "completion",
+    TextExample: "text",
+    RLExample: "rl",
+}
+
+
+def kind_of(example: Example) -> Kind:
+    return KINDS[type(example)]

@@ -1,0 +1,136 @@
+"""Counts with a Hugging Face tokenizer and its own chat template. The only importer of transformers here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+)
+from orchestrate.data.tokens import Lengths, has_tokenizer
+from orchestrate.errors import MissingExtra, SetupError
+
+
+class HubCounter:
+    """Raises `SetupError` when the folder holds no tokenizer, `MissingExtra` without transformers."""
+
+    error_band = 0.0
+
+    def __init__(self, folder: Path) -> None:
+        if not has_tokenizer(folder):
+            raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise MissingExtra("local", "counting with a hub tokenizer", "transformers") from error
+        self.name = f"hf:{folder}"
+        self._tokenizer: Any = cast("Any", AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+
+    def count(self, examples: Sequence[Example]) -> Lengths:
+        lengths = Lengths()
+        for example in examples:
+            match example:
+                case ChatExample():
+                    self._chat(lengths, example.messages, example.tools)
+                case PreferenceExample():
+                    for side in (example.preferred, example.rejected):
+                        self._pair(lengths, example.prompt, side, example.tools)
+                case RLExample():
+                    total = len(self._ids(example.messages, example.tools, prompt=True))
+                    _append(lengths, total, 0)
+                case CompletionExample():
+                    prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
+                    _append(lengths, prompt + answer, answer)
+                case _:
+                    total = self._plain(example.text) + 1
+                    _append(lengths, total, total)
+        return lengths
+
+    def _plain(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _ids(
+        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, *, prompt: bool = False
+    ) -> list[int]:
+        return self._tokenizer.apply_chat_template(
+            plain(messages), tools=tools, tokenize=True, return_dict=False, add_generation_prompt=prompt
+        )
+
+    def _chat(
+        self, lengths: Lengths, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None
+    ) -> None:
+        """Trained tokens come from the template's own marks where it has them, else from the difference that
+        each answer makes to the rendered conversation. Weight 0 takes an answer out."""
+        masked = any(m.weight == 0 for m in messages)
+        if "{% generation" in (self._tokenizer.chat_template or "") and not masked:
+            encoded = self._tokenizer.apply_chat_template(
+                plain(messages),
+                tools=tools,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+            _append(lengths, len(encoded["input_ids"]), sum(encoded["assistant_masks"]))
+            return
+        total = len(self._ids(messages, tools))
+        trained = sum(
+            len(self._ids(messages[: i + 1], tools)) - len(self._ids(messages[:i], tools, prompt=True))
+            for i, m in enumerate(messages)
+            if m.role == "assistant" and m.weight != 0
+        )
+        _append(lengths, total, max(0, trained))
+
+    def _pair(
+        self,
+        lengths: Lengths,
+        prompt: Sequence[ChatMessage],
+        answers: Sequence[ChatMessage],
+        tools: list[dict[str, Any]] | None,
+    ) -> None:
+        total = len(self._ids([*prompt, *answers], tools))
+        _append(lengths, total, max(0, total - len(self._ids(prompt, tools, prompt=True))))
+
+
+def _append(lengths: Lengths, tokens: int, trained: int) -> None:
+    lengths.tokens.append(tokens)
+    lengths.trained.append(trained)
+
+
+def plain(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: text content, tool arguments as objects."""
+    shown: list[dict[str, Any]] = []
+    for m in messages:
+        item: dict[str, Any] = {"role": m.role, "content": m.text}
+        if m.reasoning is not None:
+            item["reasoning_content"] = m.reasoning
+        if m.tool_calls:
+            item["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": call.type,
+                    "function": {"name": call.function.name, "arguments": _object(call.function.arguments)},
+                }
+                for call in m.tool_calls
+            ]
+        if m.tool_call_id is not None:
+            item["tool_call_id"] = m.tool_call_id
+        if m.name is not None:
+            item["name"] = m.name
+        shown.append(item)
+    return shown
+
+
+def _object(arguments: str) -> Any:
+    try:
+        return msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        return arguments

@@ -1,0 +1,137 @@
+"""From a path to a dataset: what the file is, its rows in one pass, and counts that are kept by digest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrate.data import shapes
+from orchestrate.data.dataset import Content, Dataset, TokenCount
+from orchestrate.data.rows import Row, parse, renamed
+from orchestrate.data.scan import Task, Total, lines, read_rows, scan
+from orchestrate.data.tokens import Lengths, counter
+from orchestrate.data.traits import Trait
+from orchestrate.errors import DataError
+
+SAMPLE_ROWS = 200
+"""Rows from which the format is told."""
+
+_counts: dict[tuple[str, str], TokenCount] = {}
+"""Token counts of this process by (digest, tokenizer)."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    dataset: Dataset
+    total: Total
+
+
+def open_dataset(
+    path: str, *, columns: Mapping[str, str] | None = None, tokenizers: Sequence[str] = ()
+) -> Opened:
+    """See `Dataset.open`; counts with `tokenizers` in the same pass."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no such file: {path}", fix="check the path")
+    size = file.stat().st_size
+    renaming = tuple(sorted((columns or {}).items()))
+    shape = sniff(path, lines(path, 0, size), renaming)
+    total = Total()
+    total.add(scan(Task(path, 0, size, shape.name, renaming, tuple(tokenizers))))
+    dataset = Dataset(
+        path=path,
+        format=shape.name,
+        kind=shape.kind,
+        rows=total.rows,
+        bytes=size,
+        digest=total.sha256.hexdigest(),
+        content=_content(total),
+        problems=total.reported(path),
+        canonical_bytes=total.canonical_bytes,
+        masks=dict(total.masks),
+        first_rows={bit: tuple(rows) for bit, rows in total.first_rows.items()},
+        columns=renaming,
+    )
+    for name, lengths in total.lengths.items():
+        _remember(dataset, name, lengths)
+    return Opened(dataset, total)
+
+
+def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> shapes.Shape:
+    """The format of most of the first rows. Raises `DataError` when none of them fits any."""
+    votes: Counter[str] = Counter()
+    fields: Counter[str] = Counter()
+    first = None
+    for line in islice((line for line in of if line.strip()), SAMPLE_ROWS):
+        value, wrong = parse(line)
+        if not isinstance(value, dict):
+            first = first or (wrong.message if wrong else "the row is not an object")
+            continue
+        row = renamed(cast("dict[str, Any]", value), columns)
+        fields.update(row.keys())
+        if (shape := shapes.recognise(row)) is not None:
+            votes[shape.name] += 1
+    if votes:
+        return shapes.BY_NAME[votes.most_common(1)[0][0]]
+    if fields:
+        names = ", ".join(name for name, _ in fields.most_common(12))
+        raise DataError(
+            f"{path}: no known training format has the fields {names}",
+            fix="name the columns: --map prompt=COLUMN,completion=COLUMN",
+        )
+    raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
+
+
+def _content(total: Total) -> Content:
+    roles = tuple(sorted(total.roles))
+    turns = total.roles["user"] / total.rows if total.rows and total.roles["user"] else 1.0
+    return Content(
+        tools=total.rows_with(Trait.TOOLS) > 0,
+        weights=total.rows_with(Trait.MESSAGE_WEIGHTS) > 0,
+        row_weights=total.rows_with(Trait.ROW_WEIGHT) > 0,
+        reasoning=total.rows_with(Trait.REASONING) > 0,
+        images=total.rows_with(Trait.IMAGES) > 0,
+        roles=roles,
+        average_turns=turns,
+    )
+
+
+def rows_of(dataset: Dataset) -> Iterator[tuple[int, bytes, Row]]:
+    """Row number, line and row of each line of the file. Raises `DataError` when the file has gone."""
+    file = Path(dataset.path)
+    if not file.is_file():
+        raise DataError(f"the file has gone: {dataset.path}")
+    return read_rows(Task(dataset.path, 0, file.stat().st_size, dataset.format, dataset.columns))
+
+
+def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
+    """See `Dataset.tokens`."""
+    known = _counts.get((dataset.digest, tokenizer))
+    if known is not None:
+        return known
+    task = Task(dataset.path, 0, dataset.bytes, dataset.format, dataset.columns, (tokenizer,))
+    return _remember(dataset, tokenizer, scan(task).lengths[tokenizer])
+
+
+def _remember(dataset: Dataset, tokenizer: str, lengths: Lengths) -> TokenCount:
+    from orchestrate.data.tokens import TOOL_BAND
+
+    band = counter(tokenizer).error_band
+    if not tokenizer.startswith("hf:") and (dataset.content.tools or dataset.content.images):
+        band = max(band, TOOL_BAND)
+    count = TokenCount(
+        tokens=sum(lengths.tokens),
+        trained_tokens=sum(lengths.trained),
+        rows=dataset.rows,
+        longest=max(lengths.tokens, default=0),
+        tokenizer=tokenizer,
+        exact=band == 0,
+        error_band=band,
+        lengths=lengths.tokens,
+    )
+    _counts[dataset.digest, tokenizer] = count
+    return count

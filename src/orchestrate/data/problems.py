@@ -1,0 +1,102 @@
+"""Every code that a problem of the data can carry, with its severity and its fix.
+
+Codes are stable: scripts may match on them. A problem that concerns only some hosts names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrate.types import Problem, Severity
+
+KEPT_PER_CODE = 100
+"""Rows kept for each code; the rest are counted in one closing problem, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class Code:
+    severity: Severity
+    title: str
+    fix: str
+
+
+_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+CODES: dict[str, Code] = {
+    # -- the file and its lines
+    "invalid-json": Code(
+        _E, "the line is not valid JSON", "correct the line; each line holds one JSON object"
+    ),
+    "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
+    "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
+    "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
+    "lone-surrogate": Code(
+        _E, "half of a surrogate pair, which UTF-8 cannot hold", "replace it (--fix writes U+FFFD)"
+    ),
+    "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
+    "unknown-format": Code(
+        _E, "the row has the fields of no known format", "name the columns with --map, or rewrite the row"
+    ),
+    "mixed-format": Code(
+        _E, "the row has another format than the rest of the file", "keep one format in each file"
+    ),
+    "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
+    # -- messages
+    "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
+    "bad-message": Code(_E, "a message has a wrong field", "see the message"),
+    "bad-role": Code(
+        _E,
+        "the role is not known",
+        "use system, developer, user, assistant or tool (--fix maps known aliases)",
+    ),
+    "bad-content": Code(_E, "the content is neither text nor parts", "make the content a string"),
+    "empty-content": Code(_E, "the message has no content", "write the content or remove the row"),
+    "empty-input": Code(_W, "a user or system message is empty", "write it or remove it"),
+    "last-not-assistant": Code(
+        _E, "the last message is not from the assistant", "end with the answer to learn (--fix cuts the rest)"
+    ),
+    "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
+    "bad-weight": Code(_E, "the weight is not 0 or 1", "use 0 or 1"),
+    "weight-on-input": Code(_E, "only assistant messages carry a weight", "remove it (--fix does)"),
+    "nothing-trained": Code(_E, "all answers of the row have weight 0", "remove the row or a weight"),
+    "legacy-functions": Code(
+        _I, "functions and function_call are read as tools and tool_calls", "nothing to do"
+    ),
+    # -- tools
+    "bad-tool-call": Code(_E, "a tool call is malformed", "give id, type and function {name, arguments}"),
+    "bad-arguments": Code(_E, "the arguments of a tool call are not a JSON object", "write valid JSON"),
+    "unanswered-call": Code(
+        _E, "a tool call has no answer", "add a tool message with its tool_call_id after the call"
+    ),
+    "orphan-answer": Code(_E, "a tool message answers no call", "give it the id of a call before it"),
+    "undeclared-tool": Code(_W, "a called tool is not in tools", "add its schema to tools"),
+    "bad-tools": Code(
+        _E, "a tool's schema is wrong", "use {type: function, function: {name, description, parameters}}"
+    ),
+    # -- other kinds
+    "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),
+    "empty-text": Code(_E, "the text is empty", "remove the row"),
+    "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on bare text"),
+    "same-answers": Code(_E, "both answers are the same", "remove the row (--fix does)"),
+    "side-not-assistant": Code(
+        _E, "an answer of the pair is not an assistant message", "give assistant messages only"
+    ),
+    "rl-ends-with-answer": Code(
+        _E, "the prompt ends with an assistant message", "end with the user's message"
+    ),
+}
+
+
+def problem(
+    code: str, message: str | None = None, *, row: int | None = None, field: str | None = None
+) -> Problem:
+    """Raises `KeyError` for a code that is not in `CODES`."""
+    known = CODES[code]
+    return Problem(
+        code=code,
+        message=message or known.title,
+        severity=known.severity,
+        row=row,
+        field=field,
+        fix=known.fix,
+    )

@@ -1,0 +1,139 @@
+"""One line of JSON -> a canonical example, its traits and its problems. Pure, and the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data import shapes
+from orchestrate.data.examples import ChatExample, Example
+from orchestrate.data.problems import problem
+from orchestrate.data.traits import Trait, examine
+from orchestrate.types import Problem, Severity
+
+_STRICT: dict[str, msgspec.json.Decoder[Any]] = {"openai-chat": msgspec.json.Decoder(ChatExample)}
+"""Formats whose clean rows decode straight into the canonical struct."""
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`example` is `None` when the row has an error: it is then in no output."""
+
+    example: Example | None
+    traits: int = 0
+    problems: list[Problem] = field(default_factory=list[Problem])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a file are read: its format, and columns renamed before (`wanted name -> column`)."""
+
+    format: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shape(self) -> shapes.Shape:
+        return shapes.BY_NAME[self.format]
+
+    def read(self, line: bytes) -> Row:
+        """The row in one line of JSON. Never raises for what a line holds."""
+        decoder = None if self.columns else _STRICT.get(self.format)
+        if decoder is not None:
+            try:
+                example: Example = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass
+            else:
+                traits, found = examine(example)
+                if not found:
+                    return Row(example, traits)
+                return _row(example, traits, found)
+        return self._patiently(line)
+
+    def _patiently(self, line: bytes) -> Row:
+        value, wrong = parse(line)
+        if wrong is not None:
+            return Row(None, 0, [wrong])
+        if not isinstance(value, dict):
+            return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
+        example, found = shapes.read(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+        if example is None:
+            return Row(None, 0, found)
+        traits, more = examine(example)
+        if any(p.code == "extra-fields" for p in found):
+            traits |= Trait.EXTRA_FIELDS
+        return _row(example, traits, found + more)
+
+
+def _row(example: Example, traits: int, found: list[Problem]) -> Row:
+    broken = any(p.severity is Severity.ERROR for p in found)
+    return Row(None if broken else example, traits, found)
+
+
+def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The row with each mapped column under the wanted name; the others keep theirs."""
+    if not columns:
+        return row
+    taken = {column for _, column in columns}
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {wanted: row[column] for wanted, column in columns if column in row}
+
+
+def parse(line: bytes) -> tuple[Any, Problem | None]:
+    """The JSON value of a line, or the problem that hides it."""
+    try:
+        return msgspec.json.decode(line), None
+    except RecursionError:
+        return None, problem("too-deep")
+    except UnicodeDecodeError as error:
+        return None, problem("encoding", f"byte {error.start + 1} of a text is not UTF-8")
+    except msgspec.DecodeError as error:
+        return None, _why_not_json(line, str(error))
+
+
+def _why_not_json(line: bytes, reason: str) -> Problem:
+    """The standard parser is slower and more tolerant: what it accepts is named, else it tells the column."""
+    try:
+        text = line.decode()
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        return problem("encoding", f"byte {error.start + 1} of the line is not UTF-8")
+    except RecursionError:
+        return problem("too-deep")
+    except json.JSONDecodeError as error:
+        return problem("invalid-json", f"{error.msg} at column {error.colno}")
+    except ValueError as error:
+        return problem("invalid-json", str(error))
+    if _holds_surrogate(value):
+        return problem("lone-surrogate")
+    return problem("invalid-json", reason)
+
+
+def _holds_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _named(value: object) -> str:
+    if value is None:
+        return "null"
+    return {"list": "a list", "str": "text", "bool": "true or false"}.get(type(value).__name__, "a number")
+
+
+def canonical(example: Example) -> bytes:
+    """The bytes that the digest is taken over: compact JSON, keys of free objects sorted."""
+    return _ENCODER.encode(example)
+
+
+@lru_cache(maxsize=64)
+def reading(format: str, columns: tuple[tuple[str, str], ...] = ()) -> Reading:
+    return Reading(format, columns)

@@ -1,0 +1,289 @@
+"""What one canonical row holds and what is wrong with it, in one pass over its messages.
+
+Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+)
+from orchestrate.data.problems import problem
+from orchestrate.types import Problem
+
+MOST_IMAGES = 10
+"""Together's limit of images in a row."""
+
+
+class Trait(IntFlag):
+    TOOLS = 1
+    MESSAGE_WEIGHTS = 2
+    ROW_WEIGHT = 4
+    REASONING = 8
+    IMAGES = 16
+    REMOTE_IMAGES = 32
+    """An image by URL instead of inline base64."""
+    IMAGES_NOT_FROM_USER = 64
+    MANY_IMAGES = 128
+    DEVELOPER = 256
+    FUNCTION_ROLE = 512
+    SYSTEM_LATER = 1024
+    """A system message after the first message."""
+    STARTS_WRONG = 2048
+    """The first message is neither system, developer nor user."""
+    NOT_ALTERNATING = 4096
+    SEVERAL_ANSWERS = 8192
+    """A side of a preference pair has not exactly one message."""
+    PARALLEL_TOOL_CALLS = 16384
+    NAMES = 32768
+    MULTI_TURN = 65536
+    EXTRA_FIELDS = 131072
+
+
+_FOLLOWERS = {
+    None: ("system", "developer", "user"),
+    "system": ("user",),
+    "developer": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "call": ("tool", "function"),
+    "tool": ("tool", "function", "assistant"),
+    "function": ("tool", "function", "assistant"),
+}
+
+
+def examine(example: Example) -> tuple[int, list[Problem]]:
+    """The row's `Trait` bits, and its problems (without row numbers)."""
+    match example:
+        case ChatExample():
+            return _chat(example)
+        case PreferenceExample():
+            return _preference(example)
+        case RLExample():
+            return _rl(example)
+        case CompletionExample():
+            return _completion(example)
+        case TextExample():
+            return 0, [] if example.text.strip() else [problem("empty-text", field="text")]
+
+
+def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
+    messages = example.messages
+    if not messages:
+        return 0, [problem("no-messages", field="messages")]
+    traits, found = _messages(messages, example.tools, "messages")
+    if example.weight is not None:
+        traits |= Trait.ROW_WEIGHT
+        if example.weight < 0:
+            found.append(problem("bad-weight", "the row's weight is negative", field="weight"))
+    if example.parallel_tool_calls is not None:
+        traits |= Trait.PARALLEL_TOOL_CALLS
+    if messages[-1].role != "assistant":
+        code = "last-not-assistant" if any(m.role == "assistant" for m in messages) else "no-assistant"
+        found.append(problem(code, field=f"messages[{len(messages) - 1}].role"))
+    elif traits & Trait.MESSAGE_WEIGHTS and all(m.weight == 0 for m in messages if m.role == "assistant"):
+        found.append(problem("nothing-trained", field="messages"))
+    return traits, found
+
+
+def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
+    if not example.prompt:
+        return 0, [problem("no-messages", "the pair has no prompt", field="prompt")]
+    traits, found = _messages(example.prompt, example.tools, "prompt")
+    if example.parallel_tool_calls is not None:
+        traits |= Trait.PARALLEL_TOOL_CALLS
+    for side, answers in (("preferred", example.preferred), ("rejected", example.rejected)):
+        if len(answers) != 1:
+            traits |= Trait.SEVERAL_ANSWERS
+        if not answers or any(m.role != "assistant" for m in answers):
+            found.append(problem("side-not-assistant", field=side))
+            continue
+        more, wrong = _messages(answers, example.tools, side, answers_only=True)
+        traits |= more
+        found += wrong
+    if example.preferred == example.rejected:
+        found.append(problem("same-answers", field="rejected"))
+    return traits, found
+
+
+def _rl(example: RLExample) -> tuple[int, list[Problem]]:
+    if not example.messages:
+        return 0, [problem("no-messages", field="messages")]
+    traits, found = _messages(example.messages, example.tools, "messages")
+    if example.messages[-1].role == "assistant":
+        last = len(example.messages) - 1
+        found.append(problem("rl-ends-with-answer", field=f"messages[{last}].role"))
+    return traits, found
+
+
+def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
+    found: list[Problem] = []
+    if not example.completion.strip():
+        found.append(problem("empty-completion", field="completion"))
+    if not example.prompt.strip():
+        found.append(problem("empty-prompt", field="prompt"))
+    return 0, found
+
+
+def _messages(
+    messages: Sequence[ChatMessage],
+    tools: list[dict[str, Any]] | None,
+    place: str,
+    *,
+    answers_only: bool = False,
+) -> tuple[int, list[Problem]]:
+    """The hot loop: a plain text message costs one dictionary look-up and a few comparisons."""
+    traits = 0
+    found: list[Problem] = []
+    before: str | None = "user" if answers_only else None
+    users = 0
+    calls: dict[str, int] = {}
+    images = 0
+    for i, m in enumerate(messages):
+        role = m.role
+        if role not in _FOLLOWERS[before]:
+            traits |= _misplaced(before, role)
+        before = role
+        if role == "user":
+            users += 1
+        elif role == "developer":
+            traits |= Trait.DEVELOPER
+        elif role == "function":
+            traits |= Trait.FUNCTION_ROLE
+        elif role == "tool":
+            traits |= Trait.TOOLS
+            if m.tool_call_id is None or calls.pop(m.tool_call_id, None) is None:
+                found.append(problem("orphan-answer", field=f"{place}[{i}].tool_call_id"))
+        content = m.content
+        if m.tool_calls:
+            traits |= Trait.TOOLS
+            before = "call"
+            found += _calls(m, tools, f"{place}[{i}]")
+            calls.update({call.id: i for call in m.tool_calls})
+        elif not content or (content.isspace() if isinstance(content, str) else not m.text.strip()):
+            traits |= _empty(m, found, f"{place}[{i}]")
+        if isinstance(content, list):
+            count, more = _parts(m, found, f"{place}[{i}]")
+            images += count
+            traits |= more
+        if m.weight is not None:
+            traits |= Trait.MESSAGE_WEIGHTS
+            _weight(m, found, f"{place}[{i}].weight")
+        if m.reasoning is not None:
+            traits |= Trait.REASONING
+        if m.name is not None:
+            traits |= Trait.NAMES
+    for call, i in calls.items():
+        if not (i == len(messages) - 1 or answers_only):
+            found.append(problem("unanswered-call", f"no answer to call {call!r}", field=f"{place}[{i}]"))
+    if tools:
+        traits |= Trait.TOOLS
+        found += _tools(tools)
+    if users > 1:
+        traits |= Trait.MULTI_TURN
+    if images > MOST_IMAGES:
+        traits |= Trait.MANY_IMAGES
+    return traits, found
+
+
+def _misplaced(before: str | None, role: str) -> int:
+    if before is None:
+        return Trait.STARTS_WRONG
+    return Trait.SYSTEM_LATER if role in ("system", "developer") else Trait.NOT_ALTERNATING
+
+
+def _empty(m: ChatMessage, found: list[Problem], place: str) -> int:
+    """An image alone is content for a user; an assistant has to say something."""
+    if isinstance(m.content, list) and any(part.image_url for part in m.content):
+        return 0
+    if m.role == "assistant":
+        if m.weight != 0:
+            found.append(problem("empty-content", field=f"{place}.content"))
+    elif m.role in ("user", "system", "developer"):
+        found.append(problem("empty-input", field=f"{place}.content"))
+    return 0
+
+
+def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
+    if m.role != "assistant":
+        found.append(problem("weight-on-input", field=field))
+    elif m.weight not in (0, 1):
+        found.append(problem("bad-weight", f"the weight is {m.weight}, not 0 or 1", field=field))
+
+
+def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
+    images = traits = 0
+    for j, part in enumerate(cast("list[Any]", m.content)):
+        if part.type == "text":
+            if part.text is None:
+                found.append(problem("bad-content", "a text part has no text", field=f"{place}.content[{j}]"))
+            continue
+        if part.image_url is None:
+            found.append(problem("bad-content", "an image part has no image", field=f"{place}.content[{j}]"))
+            continue
+        images += 1
+        traits |= Trait.IMAGES
+        if not part.image_url.url.startswith("data:"):
+            traits |= Trait.REMOTE_IMAGES
+        if m.role != "user":
+            traits |= Trait.IMAGES_NOT_FROM_USER
+    return images, traits
+
+
+def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> list[Problem]:
+    found: list[Problem] = []
+    declared = {_tool_name(tool) for tool in tools or []}
+    for j, call in enumerate(m.tool_calls or []):
+        field = f"{place}.tool_calls[{j}]"
+        if m.role != "assistant":
+            found.append(problem("bad-tool-call", "only the assistant calls tools", field=field))
+        try:
+            arguments = msgspec.json.decode(call.function.arguments or "{}")
+        except (msgspec.DecodeError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
+        if call.function.name not in declared:
+            message = f"the tool {call.function.name!r} is not in tools"
+            found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
+    return found
+
+
+def _tool_name(tool: dict[str, Any]) -> str | None:
+    function: Any = tool.get("function")
+    if not isinstance(function, dict):
+        return None
+    name: Any = cast("dict[str, Any]", function).get("name")
+    return name if isinstance(name, str) else None
+
+
+def _tools(tools: list[dict[str, Any]]) -> list[Problem]:
+    found: list[Problem] = []
+    seen: set[str] = set()
+    for i, tool in enumerate(tools):
+        name = _tool_name(tool)
+        if tool.get("type", "function") != "function" or not name:
+            found.append(problem("bad-tools", "not a function with a name", field=f"tools[{i}]"))
+            continue
+        if name in seen:
+            found.append(problem("bad-tools", f"the tool {name!r} is declared twice", field=f"tools[{i}]"))
+        seen.add(name)
+        parameters: Any = tool["function"].get("parameters")
+        if parameters is None:
+            continue
+        if not isinstance(parameters, dict) or cast("dict[str, Any]", parameters).get("type") != "object":
+            message = f"the parameters of {name!r} are not a JSON schema of type object"
+            found.append(problem("bad-tools", message, field=f"tools[{i}].function.parameters"))
+    return found
