@@ -150,11 +150,18 @@ class RunHandle:
         self.provider.require(Feature.DEPLOY)
         self.provider.undeploy(self.record.handle)
 
-    def chat(self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.7) -> Reply:
-        """One answer of the tuned model."""
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        base: bool = False,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+    ) -> Reply:
+        """One answer of the tuned model, or with `base` of the model that it was tuned from."""
         self.provider.require(Feature.CHAT)
         [reply] = self.provider.generate(
-            self.record.handle, [messages], max_tokens=max_tokens, temperature=temperature
+            self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )
         return reply
 

@@ -219,6 +219,10 @@ class Orchestrator:
         """Newest first."""
         return self.store.runs(provider=provider, status=status, limit=limit)
 
+    def active_runs(self) -> list[Run]:
+        """Those that have not ended, newest first."""
+        return self.store.active_runs()
+
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync

@@ -1,0 +1,210 @@
+"""runs, show, events, metrics, checkpoints, cancel, pause, resume: the tracked runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import (
+    Json,
+    RunArg,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    status_text,
+    table,
+)
+from orchestrate.types import JobStatus, Run
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+
+Offline = Annotated[bool, typer.Option("--offline", help="Show what is stored; do not ask the host.")]
+
+
+def runs(
+    context: typer.Context,
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 30,
+    json: Json = False,
+) -> None:
+    """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
+    with orchestrator(context) as ft:
+        found = ft.runs(provider=provider, status=status, limit=limit)
+    if json:
+        print_json(found)
+        return
+    if not found:
+        note("no runs yet: orchestrate submit")
+        return
+    from orchestrate.commands.live import cost_so_far, usd
+
+    shown = table("run", "backend", "model", "status", "step", "cost", "created", right=("step", "cost"))
+    now = datetime.now(UTC)
+    for run in found:
+        shown.add_row(
+            run.id,
+            run.provider,
+            run.model,
+            status_text(run.status, sandbox=run.sandbox),
+            f"{run.step or 0}/{run.total_steps}" if run.total_steps else "",
+            usd(cost_so_far(run)),
+            _ago(run.created_at, now),
+        )
+    out.print(shown)
+
+
+def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+    """One run: status, settings, progress, cost."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        record = handle.record if offline else _fresh(handle)
+        evaluations = ft.store.evaluations(record.id)
+    if json:
+        print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
+        return
+    facts: dict[str, Any] = {
+        "run": record.id,
+        "backend": f"{record.provider} at {record.host}",
+        "model": record.model,
+        "status": status_text(record.status, sandbox=record.sandbox) + _raw(record),
+        "job": record.job_id,
+        "ref": record.ref,
+        "submit phase": record.phase.value,
+        "progress": f"step {record.step or 0} of {record.total_steps}" if record.total_steps else None,
+        "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
+        "tuned model": record.tuned_model,
+        "early stopped": "yes" if record.early_stopped else None,
+        "error": record.error.message if record.error else None,
+        "quote": _quote(record),
+        "bill": f"${record.bill.usd:.4f} ({record.bill.origin})" if record.bill else None,
+        "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
+        "data": record.dataset_digest[:16],
+        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
+    }
+    for e in evaluations:
+        base = f"{e.base.value:.3f} → " if e.base else ""
+        facts[f"{e.metric}"] = (
+            f"{base}{e.tuned.value:.3f} [{e.tuned.low:.3f}, {e.tuned.high:.3f}] n={e.tuned.n}"
+        )
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if value is not None:
+            out.print(f"[bold]{name:<{width}}[/]  {value}", soft_wrap=True)
+
+
+def events(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+    """What the host said about a run, oldest first."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if not offline:
+            _fresh(handle)
+        found = handle.events()
+    if json:
+        print_json(found)
+        return
+    for e in found:
+        style = {"error": "red", "warning": "yellow"}.get(e.level, "default")
+        out.print(f"{e.at:%Y-%m-%d %H:%M:%S}  [{style}]{e.level:<7}[/]  ", end="")
+        out.print(e.message, markup=False, soft_wrap=True)
+
+
+def metrics(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+    """Loss and other values by step."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if not offline:
+            _fresh(handle)
+        found = handle.metrics()
+    if json:
+        print_json(found)
+        return
+    names = list(dict.fromkeys(name for point in found for name in point.values))
+    shown = table("step", *names, right=("step", *names))
+    for point in found:
+        shown.add_row(
+            str(point.step), *(f"{point.values[n]:.6g}" if n in point.values else "" for n in names)
+        )
+    out.print(shown)
+
+
+def checkpoints(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+    """Checkpoints of a run."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if not offline:
+            _fresh(handle)
+        found = handle.checkpoints()
+    if json:
+        print_json(found)
+        return
+    shown = table("checkpoint", "step", "created", "model", right=("step",))
+    for c in found:
+        made = f"{c.created_at:%Y-%m-%d %H:%M:%S}" if c.created_at else ""
+        shown.add_row(c.id, str(c.step or ""), made, c.model or "")
+    out.print(shown)
+
+
+def cancel(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """End a run. What was trained so far is billed by most hosts."""
+    with orchestrator(context) as ft:
+        _show_status(ft.run(run).cancel(), json=json)
+
+
+def pause(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """Pause a run, where the backend can."""
+    with orchestrator(context) as ft:
+        _show_status(ft.run(run).pause(), json=json)
+
+
+def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """Go on with a paused or interrupted run."""
+    with orchestrator(context) as ft:
+        _show_status(ft.run(run).resume(), json=json)
+
+
+def _fresh(handle: RunHandle) -> Run:
+    if handle.record.job_id is None:
+        note("the run has no job on the host yet; orchestrate sync settles a lost answer")
+        return handle.record
+    return handle.refresh()
+
+
+def _show_status(run: Run, *, json: bool) -> None:
+    if json:
+        print_json(run)
+    else:
+        out.print(f"{run.id}  {run.provider}  {status_text(run.status, sandbox=run.sandbox)}")
+
+
+def _raw(run: Run) -> str:
+    return (
+        f"  [dim](host: {run.raw_status})[/]" if run.raw_status and run.raw_status != run.status.value else ""
+    )
+
+
+def _quote(run: Run) -> str | None:
+    if run.quote is None:
+        return None
+    if run.quote.unavailable:
+        return f"none: {run.quote.unavailable}"
+    return f"${run.quote.expected_usd:.4f} (${run.quote.low_usd:.4f} to ${run.quote.high_usd:.4f})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v is not None) + "}"  # pyright: ignore[reportUnknownVariableType]
+    return str(value)
+
+
+def _ago(at: datetime, now: datetime) -> str:
+    seconds = (now - at).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(0, seconds):.0f} s ago"

@@ -1,0 +1,215 @@
+"""init, keys, doctor, providers: getting ready."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrate import config
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.types import Feature
+
+_EXTRAS: dict[str, tuple[str, ...]] = {
+    "local": ("torch", "transformers", "peft", "bitsandbytes"),
+    "sandbox": ("starlette", "uvicorn", "python_multipart"),
+    "data": ("pyarrow", "fsspec", "numpy"),
+    "postgres": ("psycopg",),
+    "ray": ("ray",),
+    "skypilot": ("sky",),
+}
+
+_CONFIG = """\
+# Settings of this project. Keys never belong here: orchestrate keys set NAME, or the environment.
+
+# home = ".orchestrate"          # store, local runs, downloads; default: your data folder
+# store = "postgresql+psycopg://user@db.example/orchestrate"   # default: SQLite in the home
+# budget_usd = 100               # over all backends and runs; submits above what is left are refused
+
+# [hosts.openai]
+# organization = "org-..."
+# project = "proj_..."
+
+# [hosts.fireworks]
+# account_id = "my-account"      # found from the key when left out
+
+# A host that speaks OpenAI's fine-tuning API:
+# [hosts.mycloud]
+# type = "openai"
+# base_url = "https://llm.example.com/v1"
+# key_variable = "MYCLOUD_API_KEY"
+
+# [local]
+# threads = 2
+"""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
+    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+) -> None:
+    """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
+    from orchestrate import specfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
+    files = {
+        specfile.DEFAULT_NAME: specfile.TEMPLATE,
+        specfile.SCHEMA_NAME: schema,
+        config.CONFIG_NAME: _CONFIG,
+    }
+    present = [name for name in files if (folder / name).exists() and name != specfile.SCHEMA_NAME]
+    if present and not force:
+        raise UsageError(
+            f"{folder / present[0]} exists already; nothing was written", fix="orchestrate init --force"
+        )
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        typer.echo(str(folder / name))
+
+
+keys = typer.Typer(help="Set, list and remove API keys.", no_args_is_help=True)
+
+
+@keys.command("set")
+def keys_set(
+    name: Annotated[str, typer.Argument(help="Backend, as in together.")],
+    value: Annotated[
+        str | None, typer.Option(help="Better left out: it is asked for, or read from a pipe.")
+    ] = None,
+) -> None:
+    """Keep a key in a file that only you can read. The environment goes before it."""
+    if value is None:
+        value = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not (value := (value or "").strip()):
+        raise UsageError("the key is empty; nothing was written")
+    path = config.key_file()
+    config.write_key(path, name, value)
+    note(f"{name}: {config.Secret(value)} kept in {path}")
+
+
+@keys.command("list")
+def keys_list(json: Json = False) -> None:
+    """Which keys there are and where they come from; the keys themselves are masked."""
+    import os
+
+    settings = config.load()
+    stored = config.read_keys(config.key_file())
+    rows: list[dict[str, Any]] = []
+    for name, host in settings.hosts.items():
+        if (host.type or name) == "local":
+            continue
+        variable = host.key_variable or ""
+        source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
+        masked = str(host.api_key) if host.api_key else None
+        rows.append(
+            {"backend": name, "key": masked, "source": source if masked else None, "variable": variable}
+        )
+    if json:
+        print_json(rows)
+        return
+    shown = table("backend", "key", "source")
+    for row in rows:
+        shown.add_row(
+            row["backend"], row["key"] or "[dim]none[/]", row["source"] or f"[dim]set {row['variable']}[/]"
+        )
+    out.print(shown)
+
+
+@keys.command("remove")
+def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
+    """Forget a key of the key file."""
+    config.write_key(config.key_file(), name, None)
+    note(f"{name}: removed")
+
+
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
+    checks: list[dict[str, Any]] = []
+
+    def add(name: str, ok: bool | None, detail: str, fix: str | None = None) -> None:
+        checks.append({"check": name, "ok": ok, "detail": detail, "fix": fix})
+
+    add("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")
+    for package in ("openai", "together", "fireworks-ai"):
+        add(package, *_installed(package))
+    for extra, modules in _EXTRAS.items():
+        absent = [m for m in modules if find_spec(m) is None]
+        add(
+            f"extra [{extra}]",
+            None if absent else True,
+            f"no {', '.join(absent)}" if absent else "installed",
+            f"pip install 'orchestrate-ft[{extra}]'" if absent else None,
+        )
+    try:
+        with orchestrator(context) as ft:
+            for name, host in ft.settings.hosts.items():
+                if (host.type or name) != "local":
+                    where = f"{host.base_url}{' SANDBOX' if host.sandbox else ''}"
+                    add(
+                        f"key {name}",
+                        True if host.api_key else None,
+                        f"{host.api_key or 'none'} for {where}",
+                        None if host.api_key else f"orchestrate keys set {name}",
+                    )
+            add("store", True, f"{ft.settings.store_url.split('@')[-1]}, {len(ft.runs(limit=1000))} run(s)")
+    except OrchestrateError as error:
+        add("settings and store", False, error.message, error.fix)
+    if json:
+        print_json(checks)
+    else:
+        shown = table("", "check", "detail", "what to do")
+        for c in checks:
+            mark = {True: "[green]ok[/]", False: "[red]wrong[/]", None: "[dim]absent[/]"}[c["ok"]]
+            shown.add_row(
+                mark, c["check"].replace("[", "\\["), c["detail"], (c["fix"] or "").replace("[", "\\[")
+            )
+        out.print(shown)
+    if any(c["ok"] is False for c in checks):
+        raise typer.Exit(3)
+
+
+def providers(context: typer.Context, json: Json = False) -> None:
+    """Backends, and what each of them can do; what is absent says why."""
+    with orchestrator(context) as ft:
+        backends = [ft.provider(name) for name in ft.backends()]
+        if json:
+            print_json(
+                [
+                    {
+                        "name": b.config.name,
+                        "title": b.title,
+                        "host": b.host,
+                        "sandbox": b.sandbox,
+                        "features": sorted(b.features),
+                        "missing": {f.value: reason for f, reason in b.missing.items()},
+                    }
+                    for b in backends
+                ]
+            )
+            return
+        names = [b.config.name for b in backends]
+        shown = table("feature", *names)
+        for feature in Feature:
+            shown.add_row(
+                feature.value.replace("_", " "),
+                *("[green]yes[/]" if feature in b.features else "[dim]-[/]" for b in backends),
+            )
+        out.print(shown)
+        for b in backends:
+            for feature, reason in b.missing.items():
+                note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+
+
+def _installed(package: str) -> tuple[bool, str]:
+    try:
+        return True, version(package)
+    except PackageNotFoundError:
+        return False, "not installed"

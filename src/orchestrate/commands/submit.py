@@ -1,0 +1,145 @@
+"""submit: start the run on one or more backends."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import (
+    EpochsOpt,
+    Json,
+    MethodOpt,
+    ModelOpt,
+    SetOpt,
+    SpecArg,
+    TrainOpt,
+    ValidationOpt,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    print_json,
+    read_spec,
+    report_error,
+)
+from orchestrate.commands.planning import show_problems
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
+from orchestrate.types import JobStatus, Quote
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service import Orchestrator
+    from orchestrate.spec import JobSpec
+
+
+def submit(
+    context: typer.Context,
+    spec: SpecArg = None,
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")] = ...,  # type: ignore[assignment]
+    model: ModelOpt = None,
+    train: TrainOpt = None,
+    validation: ValidationOpt = None,
+    method: MethodOpt = None,
+    epochs: EpochsOpt = None,
+    settings: SetOpt = None,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
+    watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Check, quote, upload and create exactly one job on each backend named.
+
+    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost.
+    """
+    asked = read_spec(
+        spec,
+        model=model,
+        train=train,
+        validation=validation,
+        method=method,
+        epochs=epochs,
+        settings=settings,
+        max_cost=max_cost,
+    )
+    with orchestrator(context) as ft:
+        names = ft.backends(provider)
+        quotes = [_preflight(ft, asked, name, strict=strict) for name in names]
+        _announce(ft, names, quotes)
+        spends = any(not q.unavailable and q.high_usd > 0 for q in quotes) or any(
+            q.unavailable for q in quotes
+        )
+        if spends and max_cost is None and not confirm("Submit?", yes=yes):
+            raise UsageError(
+                "not submitted: nobody agreed to the price",
+                fix="add --yes, or --max-cost USD to agree up to a limit",
+            )
+        runs, failures = _submit_each(ft, asked, names, strict=strict)
+        if watch and runs:
+            from orchestrate.commands.follow import follow
+
+            follow(runs)
+        _finish(runs, failures, watch=watch, json=json)
+
+
+def _preflight(ft: Orchestrator, spec: JobSpec, name: str, *, strict: bool) -> Quote:
+    try:
+        quote, _ = ft.preflight(spec, name, strict=strict)
+    except DataError as error:
+        show_problems(error.problems)
+        raise
+    return quote
+
+
+def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
+    for name, quote in zip(names, quotes, strict=True):
+        backend = ft.provider(name)
+        place = "[reverse] SANDBOX [/] " if backend.sandbox else ""
+        price = (
+            f"no price known: {quote.unavailable}"
+            if quote.unavailable
+            else f"${quote.expected_usd:,.4f} expected, ${quote.low_usd:,.4f} to ${quote.high_usd:,.4f}"
+        )
+        err.print(f"{place}[bold]{name}[/] {quote.model} at {backend.host}: {price}", soft_wrap=True)
+        for warning in quote.warnings:
+            err.print(f"  [yellow]warning:[/] {warning}", soft_wrap=True)
+
+
+def _submit_each(
+    ft: Orchestrator, spec: JobSpec, names: list[str], *, strict: bool
+) -> tuple[list[RunHandle], list[OrchestrateError]]:
+    """One backend's refusal does not keep the others from running; it is reported and decides the exit
+    code."""
+    runs: list[RunHandle] = []
+    failures: list[OrchestrateError] = []
+    for name in names:
+        try:
+            run = ft.submit(spec, name, strict=strict)
+        except OverBudget:
+            raise
+        except OrchestrateError as error:
+            failures.append(error)
+            report_error(error, as_json="--json" in sys.argv)
+            continue
+        runs.append(run)
+        note(f"{name}: run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else ""))
+    return runs, failures
+
+
+def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:
+    if json:
+        print_json([run.record for run in runs])
+    else:
+        for run in runs:
+            sys.stdout.write(f"{run.id}\n")
+        if runs and not watch:
+            note(f"follow with: orchestrate watch {' '.join(r.id for r in runs)}")
+    if failures:
+        raise typer.Exit(max(failure.exit_code for failure in failures))
+    ended_badly: list[Any] = [r for r in runs if r.status in (JobStatus.FAILED, JobStatus.CANCELLED)]
+    if watch and ended_badly:
+        raise typer.Exit(1)

@@ -1,0 +1,105 @@
+"""chat, download, deploy, undeploy: the tuned model of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.console import Json, RunArg, confirm, err, note, orchestrator, out, print_json
+from orchestrate.errors import UsageError
+from orchestrate.types import Message
+
+
+def chat(
+    context: typer.Context,
+    run: RunArg,
+    message: Annotated[
+        list[str] | None, typer.Argument(help="Ask this and leave; or type at the prompt.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    json: Json = False,
+) -> None:
+    """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
+    line."""
+    opening = [Message(role="system", content=system)] if system else []
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        handle.check()
+        conversation = list(opening)
+        for text in message or _typed():
+            conversation.append(Message(role="user", content=text))
+            reply = handle.chat(conversation, base=base, max_tokens=max_tokens, temperature=temperature)
+            conversation.append(Message(role="assistant", content=reply.content))
+            if json:
+                print_json(reply)
+            else:
+                out.print(reply.content, markup=False, soft_wrap=True)
+
+
+def _typed():
+    """Lines of standard input, with a prompt on a terminal, until it ends."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            err.print("[bold]you[/] ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def download(
+    context: typer.Context,
+    run: RunArg,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder; default: models/RUN in the home.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a tuned model's files: hashed, safely unpacked, safetensors only. Can be repeated to go on."""
+    with orchestrator(context) as ft:
+        artifact = ft.run(run).download(to, checkpoint=checkpoint)
+    if json:
+        print_json(artifact)
+        return
+    for file in artifact.files:
+        note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
+    sys.stdout.write(f"{artifact.folder}\n")
+
+
+def deploy(
+    context: typer.Context,
+    run: RunArg,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        handle.check()
+        price = handle.deployment_price()
+        cost = (
+            f"${price:.2f} an hour, idle included" if price is not None else "a price that is not known here"
+        )
+        err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
+        if not confirm("Deploy?", yes=yes):
+            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        endpoint = handle.deploy()
+    if json:
+        print_json(endpoint)
+    else:
+        out.print(f"{endpoint.id}  {endpoint.state}  {endpoint.base_url or ''}", markup=False)
+        note(f"take it down with: orchestrate undeploy {run}")
+
+
+def undeploy(context: typer.Context, run: RunArg) -> None:
+    """Take a deployed model down again; does nothing when it is not up."""
+    with orchestrator(context) as ft:
+        ft.run(run).undeploy()
+    note("down")
