@@ -4,8 +4,9 @@ find(name) -> Model
     Canonical name, alias, hub id or any host's id; `UsageError` with suggestions.
 resolve(name, provider, today=None) -> ModelOnHost
     What to send to `provider`: `.id`, `.model` (None when not in the catalog), `.host`, `.warnings`,
-    `.params_b`, `.tokenizer`, `.tokenizer_band`, `.context(method)`. Unknown names that look like an id of
+    `.params_b`, `.tokenizer`, `.hub`, `.folder`, `.context(method)`. Unknown names that look like an id of
     that backend pass through with a warning; folders pass through on backends that train from disk.
+    `SpecError`.
 search(query="", provider=None) -> list[Model]
 shutdown_warning(model, provider, today) -> str | None
     Within 90 days of the end, or after it; offers the nearest open model.

@@ -56,11 +56,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     vision: bool = False
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
-    """Name of an exact counter in `orchestrate.data.tokens`; `None` when it comes with the weights."""
-    stand_in: str = "o200k"
-    stand_in_band: float | None = None
-    """Relative half-width around a count by the stand-in, or by `tokenizer` where that is not quite its
-    own."""
+    """A counter or a family of `orchestrate.data.tokens`: o200k, qwen3.5, llama-3 ..."""
     alternatives: tuple[str, ...] = ()
     """Open models to move to when this one closes, nearest first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])

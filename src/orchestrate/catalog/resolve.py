@@ -16,11 +16,8 @@ from orchestrate.catalog.models import (
     lookup,
     shutdown_warning,
 )
-from orchestrate.errors import UsageError
+from orchestrate.errors import SpecError, UsageError
 from orchestrate.types import Record
-
-UNKNOWN_BAND = 0.15
-"""Relative half-width around a stand-in's count where the catalog has no measured one."""
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
@@ -58,22 +55,22 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return float(found.group(1)) if found else None
 
     @property
-    def tokenizer(self) -> str:
-        """The counter to ask `Dataset.tokens` for: the model's own where it is here, else a stand-in."""
-        if self.model is not None and self.model.tokenizer is not None:
-            return self.model.tokenizer
-        if folder := self._tokenizer_folder():
-            return f"hf:{folder}"
-        return self.model.stand_in if self.model else "o200k"
+    def tokenizer(self) -> str | None:
+        """What the catalog calls its tokenizer: a counter or a family of `orchestrate.data.tokens`."""
+        return self.model.tokenizer if self.model else None
 
     @property
-    def tokenizer_band(self) -> float:
-        """Relative half-width of a count by `tokenizer`; 0 when it is the model's own."""
-        if self.model is not None and self.model.tokenizer is not None:
-            return self.model.stand_in_band or 0.0
-        if self._tokenizer_folder():
-            return 0.0
-        return (self.model.stand_in_band if self.model else None) or UNKNOWN_BAND
+    def hub(self) -> str | None:
+        """Its id on the hub, where it has one."""
+        if self.model is not None:
+            return self.model.hub
+        return self.id if _HUB_ID.match(self.id) and not _is_folder(self.id) else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the weights, for a model that is on this machine."""
+        folder = Path(self.id).expanduser()
+        return folder if folder.is_dir() else None
 
     def context(self, method: str = "sft") -> int | None:
         """Most tokens of a training row here, `None` where it is not known."""
@@ -81,15 +78,11 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
             return self.host.context[1 if method == "dpo" else 0]
         return self.model.context if self.model else None
 
-    def _tokenizer_folder(self) -> Path | None:
-        folder = Path(self.id).expanduser()
-        return folder if (folder / "tokenizer.json").is_file() else None
-
 
 def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
     """What `name` is on `provider`. `today` decides about shutdown warnings (default: the local date).
 
-    Raises `UsageError` when the model is not offered there, or is neither in the catalog nor like an id of
+    Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
     that backend.
     """
     base = _base_of_tune(name) if provider == "openai" else None
@@ -100,7 +93,7 @@ def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
     if host is None:
         raise _not_offered(model, name, provider)
     if model.needs_checkout:
-        raise UsageError(
+        raise SpecError(
             f"{model.name} is part of the source checkout, and this installation has none",
             fix="clone the repository and install it with  pip install -e .",
         )
@@ -133,9 +126,9 @@ def _raw(name: str, provider: str) -> ModelOnHost:
                 provider=provider, id=name, warnings=(f"{name} is not in the catalog: taken as a hub id",)
             )
         if provider == "local":
-            find(name)  # raises with suggestions
+            raise _unknown(name)
     elif not _RAW_IDS[provider].match(name):
-        find(name)
+        raise _unknown(name)
     return ModelOnHost(
         provider=provider,
         id=name,
@@ -143,14 +136,22 @@ def _raw(name: str, provider: str) -> ModelOnHost:
     )
 
 
+def _unknown(name: str) -> SpecError:
+    try:
+        find(name)
+    except UsageError as error:
+        return SpecError(error.message, fix=error.fix)
+    raise AssertionError(f"{name} is in the catalog")
+
+
 def _is_folder(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", ".\\")) or Path(name).is_dir()
 
 
-def _not_offered(model: Model, name: str, provider: str) -> UsageError:
+def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     near = [m.name for m in alternatives(model, provider)]
     there = f"nearest there: {', '.join(near)}" if near else f"there are {_offers(provider)}"
-    return UsageError(
+    return SpecError(
         f"{model.name} cannot be tuned on {provider}; {there}",
         fix=f"orchestrate models --provider {provider}  lists its models; "
         f"one model for each backend is written  model: {{{provider}: ..., default: {name}}}",

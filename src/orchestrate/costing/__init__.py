@@ -24,6 +24,8 @@ For a machine that is paid by the hour:
 
 For the service and the commands:
 
+    bill_run(run, job, prices=None) -> Bill | None         `bill` for a tracked run, its own quote at hand
+    tokenizer_for(resolved) -> str                         the counter that quotes use, for `Dataset.tokens`
     check_budget(quote, max_cost_usd=, budget_usd=, runs=) raises `OverBudget`
     spending(runs) -> Spending; over_cap(run, bill) -> bool
     reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
@@ -37,12 +39,14 @@ from orchestrate.costing.bills import (
     Reconciliation,
     accuracy,
     bill,
+    bill_run,
     reconcile,
 )
 from orchestrate.costing.book import Rate, RateBook, built_in, load, parse_flag, rates, using
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import quote_tokens_job, training_rate
+from orchestrate.costing.size import tokenizer_for
 
 __all__ = [
     "Accuracy",
@@ -55,6 +59,7 @@ __all__ = [
     "UnknownPrice",
     "accuracy",
     "bill",
+    "bill_run",
     "built_in",
     "check_budget",
     "load",
@@ -67,6 +72,7 @@ __all__ = [
     "reconcile",
     "rental_rate",
     "spending",
+    "tokenizer_for",
     "training_rate",
     "using",
     "watts",

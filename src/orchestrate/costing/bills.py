@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 from statistics import median
+from typing import TYPE_CHECKING
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
@@ -13,8 +14,11 @@ from orchestrate.costing.book import RateBook, rates
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
-from orchestrate.spec import JobSpec
+from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
 
 
 def bill(
@@ -46,6 +50,45 @@ def bill(
             entry = line("training", job.trained_tokens / MTOK, rate)
             return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)
     return _by_share(prices or provider, job, quote) if final else None
+
+
+def bill_run(run: Run, job: Job, *, prices: str | None = None, book: RateBook | None = None) -> Bill | None:
+    """`bill` for a tracked run, with its own quote: a machine paid by the hour costs what its quote said per
+    hour."""
+    from orchestrate import catalog
+    from orchestrate.spec import JobSpec
+
+    spec = JobSpec.parse(run.spec)
+    try:
+        resolved = catalog.resolve(spec.model_for(run.provider), prices or run.provider)
+    except SpecError:  # a model that has left the catalog since
+        resolved = ModelOnHost(provider=run.provider, id=run.model)
+    return bill(
+        provider=run.provider,
+        spec=spec,
+        job=job,
+        resolved=resolved,
+        quote=run.quote,
+        hourly=_quoted_hour(run.quote),
+        prices=prices,
+        book=book,
+    )
+
+
+def _quoted_hour(quote: Quote | None) -> HourlyRate | None:
+    for entry in quote.lines if quote else ():
+        if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
+            return HourlyRate(
+                component=entry.component,
+                usd_per_hour=entry.usd_per_unit,
+                low_usd_per_hour=entry.usd_per_unit,
+                high_usd_per_hour=entry.usd_per_unit,
+                label=entry.note or entry.component,
+                source=entry.source or "the quote",
+                as_of=entry.as_of or "",
+                confidence=entry.confidence,
+            )
+    return None
 
 
 def _by_hours(job: Job, hourly: HourlyRate, final: bool) -> Bill | None:

@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,10 +15,12 @@ from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, rates
 from orchestrate.costing.lines import rounded, summed
 from orchestrate.costing.size import JobSize, measure
-from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
-from orchestrate.spec import JobSpec
 from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
 
 EVAL_SHARE = Decimal(1) / 3
 """Time of an evaluated token over a trained one: a forward pass without the backward one, which is twice as

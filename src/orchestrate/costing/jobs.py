@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
@@ -12,9 +13,11 @@ from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, rates
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.size import JobSize, measure
-from orchestrate.data import TrainingData
-from orchestrate.spec import JobSpec
 from orchestrate.types import Confidence, Quote, QuoteLine, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
 
 STALE_DAYS = 60
 """A rate checked longer ago is warned about."""

@@ -3,13 +3,16 @@ packing."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.data import TokenCount, TrainingData
-from orchestrate.spec import JobSpec
+from orchestrate.data import tokens
 from orchestrate.types import Outcome, Record, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.data import TokenCount, TrainingData
+    from orchestrate.spec import JobSpec
 
 _DEFAULT_EPOCHS = {"together": 1, "fireworks": 1}
 
@@ -47,13 +50,14 @@ def measure(
     provider: str, spec: JobSpec, data: TrainingData, translation: Translation, resolved: ModelOnHost
 ) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
-    train = data.train.tokens(resolved.tokenizer)
-    validation = data.validation.tokens(resolved.tokenizer) if data.validation else None
+    name = tokenizer_for(resolved)
+    train = data.train.tokens(name)
+    validation = data.validation.tokens(name) if data.validation else None
     limit = _whole(effective(translation, "max_seq_length", spec.max_seq_length)) or resolved.context(
         spec.method.type
     )
-    band = max(train.error_band, resolved.tokenizer_band)
-    notes = [_counted(train, band, resolved)]
+    band = max(train.error_band, validation.error_band if validation else 0.0)
+    notes = [_counted(train)]
     epochs = _whole(effective(translation, "epochs", spec.epochs))
     epochs_low = epochs_high = epochs
     if epochs is None:
@@ -86,9 +90,19 @@ def measure(
     )
 
 
-def _counted(count: TokenCount, band: float, resolved: ModelOnHost) -> str:
+def tokenizer_for(resolved: ModelOnHost) -> str:
+    """The name of the best counter on this machine, for `Dataset.tokens`."""
+    return tokens.for_model(tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder)
+
+
+def _counted(count: TokenCount) -> str:
     text = f"{count.tokens:,} tokens in {count.rows:,} rows, counted with {count.tokenizer}"
-    return f"{text}, a stand-in for {resolved.name}'s own: +/-{band:.0%}" if band else text
+    if not count.error_band:
+        return text
+    family, stands_in, base = count.tokenizer.partition("~")
+    if stands_in:
+        text = text.replace(count.tokenizer, f"{base} in place of {family}'s tokenizer")
+    return f"{text}: +/-{count.error_band:.0%}"
 
 
 def _cut(count: TokenCount, limit: int | None) -> int:
