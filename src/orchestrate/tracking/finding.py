@@ -1,0 +1,172 @@
+"""Finding runs in the store, and what they cost together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Select, or_, select
+
+from orchestrate.errors import UsageError
+from orchestrate.tracking import schema
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.history import History
+from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX
+from orchestrate.types import JobStatus, Run, SubmitPhase
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a run, as it was written down when it happened."""
+
+    at: datetime
+    phase: SubmitPhase
+    status: JobStatus
+    raw_status: str | None
+    attempt: int
+    actor: str
+    """Machine, process and a random part of the one that wrote it."""
+    note: str | None
+
+
+class Spending(msgspec.Struct, frozen=True, kw_only=True):
+    """US dollars over the runs of a store. Sandbox runs cost nothing and are left out."""
+
+    billed_usd: Decimal
+    committed_usd: Decimal
+    """The quotes' high ends of runs that have no bill yet."""
+
+    @property
+    def total_usd(self) -> Decimal:
+        return self.billed_usd + self.committed_usd
+
+
+class Finding(History):
+    """The reading half of the store of runs."""
+
+    def run(self, name: str) -> Run:
+        """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
+        newest), or `last`. Raises `UsageError` when there is none or more than one."""
+        found = self._named(name.strip())
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
+        some = ", ".join(run.id for run in found[:5])
+        raise UsageError(f"{name!r} fits several runs: {some}", fix="give more of the id")
+
+    def _named(self, name: str) -> list[Run]:
+        table = schema.runs
+        newest = select(table.c.record).order_by(table.c.created_at.desc())
+        bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
+        tries: list[Select[Any]] = [newest.limit(1)] if name in ("last", "latest") else []
+        tries.append(
+            newest.where(or_(table.c.id == name, table.c.ref == name, table.c.job_id == name)).limit(2)
+        )
+        if bare.isalnum():
+            tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(6))
+        tries.append(newest.where(table.c.name == name).limit(1))
+        if bare.isalnum() and len(bare) >= 3:
+            tries.append(newest.where(table.c.id.endswith(bare)).limit(6))
+        with self.reading() as connection:
+            for query in tries:
+                if rows := connection.execute(query).scalars().all():
+                    return [Run.from_json(row) for row in rows]
+        return []
+
+    def runs(
+        self,
+        *,
+        provider: str | None = None,
+        host: str | None = None,
+        status: Iterable[JobStatus] | None = None,
+        phase: Iterable[SubmitPhase] | None = None,
+        active: bool | None = None,
+        closed: bool | None = None,
+        dataset_digest: str | None = None,
+        spec_hash: str | None = None,
+        tags: dict[str, str] | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[Run]:
+        """Newest first. `active` asks for runs that have not ended."""
+        table = schema.runs
+        query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
+        equal = {
+            "provider": provider,
+            "host": host,
+            "dataset_digest": dataset_digest,
+            "spec_hash": spec_hash,
+            "closed": closed,
+        }
+        query = query.filter_by(**{k: v for k, v in equal.items() if v is not None})
+        if status is not None:
+            query = query.where(table.c.status.in_([s.value for s in status]))
+        if phase is not None:
+            query = query.where(table.c.phase.in_([p.value for p in phase]))
+        if active is not None:
+            ended = [s.value for s in JobStatus if s.terminal]
+            query = query.where(table.c.status.not_in(ended) if active else table.c.status.in_(ended))
+        if since is not None:
+            query = query.where(table.c.created_at >= stamp(since))
+        with self.reading() as connection:
+            rows = connection.execute(query if tags else query.limit(limit)).scalars().all()
+        found = [Run.from_json(row) for row in rows]
+        if tags:
+            found = [run for run in found if tags.items() <= run.tags.items()][:limit]
+        return found
+
+    def runs_by_ref(self, refs: Iterable[str]) -> list[Run]:
+        """The runs, ended ones included, whose refs are among these."""
+        wanted, found, table = sorted(set(refs)), list[Run](), schema.runs
+        with self.reading() as connection:
+            for start in range(0, len(wanted), 500):
+                query = select(table.c.record).where(table.c.ref.in_(wanted[start : start + 500]))
+                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
+        return found
+
+    def transitions(self, run_id: str) -> list[Transition]:
+        """Oldest first."""
+        table = schema.transitions
+        with self.reading() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.run_id == run_id).order_by(table.c.id)
+            ).all()
+        return [
+            Transition(
+                at=datetime.fromisoformat(row.at),
+                phase=SubmitPhase(row.phase),
+                status=JobStatus(row.status),
+                raw_status=row.raw_status,
+                attempt=row.attempt,
+                actor=row.actor,
+                note=row.note,
+            )
+            for row in rows
+        ]
+
+    def spending(self) -> Spending:
+        with self.reading() as connection:
+            return total_spending(connection)
+
+    def spent_usd(self) -> Decimal:
+        """Billed so far, sandbox runs left out."""
+        return self.spending().billed_usd
+
+    def committed_usd(self) -> Decimal:
+        """What the runs without a bill may still cost: the high ends of their quotes."""
+        return self.spending().committed_usd
+
+
+def total_spending(connection: Connection) -> Spending:
+    table = schema.runs
+    query = select(table.c.bill_usd, table.c.committed_usd).where(
+        ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))
+    )
+    billed = committed = Decimal(0)
+    for bill, high in connection.execute(query):
+        billed += Decimal(bill or 0)
+        committed += Decimal(high or 0)
+    return Spending(billed_usd=billed, committed_usd=committed)

@@ -1,0 +1,224 @@
+"""What belongs to a run beside its row: events, metrics, checkpoints, evaluations, and the uploaded data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import func, select
+
+from orchestrate.tracking import schema
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import Database
+from orchestrate.types import Checkpoint, Event, MetricPoint, RemoteDataset
+
+
+class History(Database):
+    """Adding is idempotent: what is there already, by its id or step, is not added again."""
+
+    def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
+        """The events that were new, in order."""
+        added: list[Event] = []
+        with self.writing() as connection:
+            for event in events:
+                done = connection.execute(
+                    self.insert(schema.events)
+                    .values(
+                        run_id=run_id,
+                        id=event.id,
+                        from_host=from_host,
+                        at=stamp(event.at),
+                        record=event.to_json().decode(),
+                    )
+                    .on_conflict_do_nothing(index_elements=["run_id", "id"])
+                )
+                if done.rowcount == 1:
+                    added.append(event)
+        return added
+
+    def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
+        """Oldest first, in the order in which they came in; with `limit` the last ones."""
+        table = schema.events
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
+        if after is not None:
+            seq = select(table.c.seq).where(table.c.run_id == run_id, table.c.id == after).scalar_subquery()
+            query = query.where(table.c.seq > func.coalesce(seq, 0))
+        with self.reading() as connection:
+            rows = connection.execute(query.limit(limit)).scalars().all()
+        return [Event.from_json(row) for row in reversed(rows)]
+
+    def alarms(self, run_id: str) -> list[Event]:
+        """What we noticed ourselves and a person has to look at."""
+        table = schema.events
+        query = (
+            select(table.c.record)
+            .where(table.c.run_id == run_id, ~table.c.from_host, table.c.id.startswith("orchestrate-"))
+            .order_by(table.c.seq)
+        )
+        with self.reading() as connection:
+            found = [Event.from_json(row) for row in connection.execute(query).scalars()]
+        return [event for event in found if event.type == "alarm"]
+
+    def last_event_id(self, run_id: str) -> str | None:
+        """The host's newest event that is here; asking the host for more begins after it."""
+        table = schema.events
+        query = (
+            select(table.c.id)
+            .where(table.c.run_id == run_id, table.c.from_host)
+            .order_by(table.c.seq.desc())
+            .limit(1)
+        )
+        with self.reading() as connection:
+            return connection.execute(query).scalar()
+
+    def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
+        """Merges by step: a host may tell the training loss first and the validation loss later. Returns how
+        many steps were new or changed."""
+        table, changed = schema.metrics, 0
+        with self.writing() as connection:
+            rows = connection.execute(select(table.c.step, table.c.record).where(table.c.run_id == run_id))
+            known = {step: record for step, record in rows}
+            for point in points:
+                record = _merged(known.get(point.step), point)
+                if record == known.get(point.step):
+                    continue
+                known[point.step] = record
+                changed += 1
+                insert = self.insert(table).values(run_id=run_id, step=point.step, record=record)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "step"], set_={"record": insert.excluded.record}
+                    )
+                )
+        return changed
+
+    def metrics(self, run_id: str) -> list[MetricPoint]:
+        """In order of steps."""
+        table = schema.metrics
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
+        with self.reading() as connection:
+            return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
+
+    def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
+        """Adds or replaces by id. One that the host no longer lists is kept."""
+        table = schema.checkpoints
+        with self.writing() as connection:
+            for checkpoint in checkpoints:
+                insert = self.insert(table).values(
+                    run_id=run_id, id=checkpoint.id, record=checkpoint.to_json().decode()
+                )
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "id"], set_={"record": insert.excluded.record}
+                    )
+                )
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """In order of steps; those without a step first."""
+        table = schema.checkpoints
+        with self.reading() as connection:
+            rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
+            found = [Checkpoint.from_json(row) for row in rows]
+        return sorted(found, key=lambda c: (c.step or 0, c.id))
+
+    # -- uploads -------------------------------------------------------------------------------------------
+
+    def record_upload(self, provider: str, host: str, remote: RemoteDataset) -> None:
+        """Remembers where a host keeps a dataset, so that the same content is never sent twice."""
+        insert = self.insert(schema.uploads).values(
+            provider=provider,
+            host=host,
+            digest=remote.digest,
+            at=stamp(self.clock.now()),
+            record=remote.to_json().decode(),
+        )
+        with self.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["provider", "host", "digest"],
+                    set_={"record": insert.excluded.record, "at": insert.excluded.at},
+                )
+            )
+
+    def upload(self, provider: str, host: str, digest: str) -> RemoteDataset | None:
+        table = schema.uploads
+        query = select(table.c.record).where(
+            table.c.provider == provider, table.c.host == host, table.c.digest == digest
+        )
+        with self.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else RemoteDataset.from_json(row)
+
+    def forget_upload(self, provider: str, host: str, digest: str) -> None:
+        """The host no longer has it, or would not take it."""
+        table = schema.uploads
+        with self.writing() as connection:
+            connection.execute(
+                table.delete().where(
+                    table.c.provider == provider, table.c.host == host, table.c.digest == digest
+                )
+            )
+
+    # -- records of other rooms ----------------------------------------------------------------------------
+
+    def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
+        """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
+        id."""
+        values = {
+            "run_id": run_id,
+            "kind": kind,
+            "at": stamp(self.clock.now()),
+            "record": msgspec.json.encode(record).decode(),
+        }
+        with self.writing() as connection:
+            done = connection.execute(schema.records.insert().values(values))
+            key = done.inserted_primary_key
+            return int(key[0]) if key else 0
+
+    def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
+        """Oldest first; of all runs when none are named."""
+        table = schema.records
+        query = select(table).where(table.c.kind == kind).order_by(table.c.id)
+        if run_ids is not None:
+            query = query.where(table.c.run_id.in_(run_ids))
+        with self.reading() as connection:
+            return [
+                StoredRecord(
+                    id=row.id,
+                    run_id=row.run_id,
+                    at=datetime.fromisoformat(row.at),
+                    data=json.loads(row.record),
+                )
+                for row in connection.execute(query)
+            ]
+
+    def add_evaluation(self, run_id: str, record: msgspec.Struct | dict[str, Any]) -> int:
+        return self.add_record(run_id, "evaluation", record)
+
+    def evaluations(self, *run_ids: str) -> list[StoredRecord]:
+        return self.records("evaluation", run_ids or None)
+
+
+class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON record as it was given to `add_record`."""
+
+    id: int
+    run_id: str
+    at: datetime
+    data: dict[str, Any]
+
+
+def _merged(known: str | None, point: MetricPoint) -> str:
+    if known is None:
+        return point.to_json().decode()
+    old = MetricPoint.from_json(known)
+    new = MetricPoint(
+        step=point.step,
+        values=old.values | point.values,
+        at=point.at or old.at,
+        epoch=old.epoch if point.epoch is None else point.epoch,
+    )
+    return new.to_json().decode()

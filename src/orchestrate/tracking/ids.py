@@ -1,0 +1,45 @@
+"""Names of runs, and the tag that a job carries on its host.
+
+A run's id is `run-` and 12 characters: 8 of the time (milliseconds, so that ids sort by age) and 4 random.
+The ref is the same with `orc-` in front: 16 characters of `[a-z0-9-]`, beginning with a letter, which fits a
+Fireworks job id and leaves 23 characters and a hyphen of Together's 40-character suffix to the user.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import datetime
+
+RUN_PREFIX = "run-"
+REF_PREFIX = "orc-"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u to misread
+_EPOCH_MS = 1_735_689_600_000  # 2025-01-01; eight characters last until 2059
+REF_PATTERN = re.compile(rf"{REF_PREFIX}[{_ALPHABET}]{{12}}")
+
+
+def new_run_id(at: datetime) -> str:
+    age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
+    return RUN_PREFIX + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4), 4)
+
+
+def ref_of(run_id: str) -> str:
+    return REF_PREFIX + run_id.removeprefix(RUN_PREFIX)
+
+
+def run_id_of(ref: str) -> str:
+    return RUN_PREFIX + ref.removeprefix(REF_PREFIX)
+
+
+def find_ref(text: str | None) -> str | None:
+    """The ref inside a host's name or suffix for a job, if there is one."""
+    match = REF_PATTERN.search(text or "")
+    return match.group() if match else None
+
+
+def _base32(number: int, width: int) -> str:
+    digits: list[str] = []
+    for _ in range(width):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,312 @@
+"""Opening a store: whether it is ours, whole and of our version, and the way out when it is not.
+
+A store is never made in the place of something else. An empty, foreign, newer or damaged file is refused with
+the way out: the runs in it cost money, and a fresh store beside them would not know of any.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from orchestrate.errors import MissingExtra, StoreError
+from orchestrate.tracking import schema
+
+_HEADER = b"SQLite format 3\x00"
+_CHECKED_AT_OPEN_BYTES = 8_000_000
+"""Up to here the whole file is verified whenever it is opened (some milliseconds); above it on `verify`."""
+_BUSY_S = 60.0
+RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
+
+
+def open_engine(url: str) -> Engine:
+    """The engine of a store that is ours, whole and current. Raises `StoreError`, `MissingExtra`."""
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"{url!r} is not a store's URL",
+            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database",
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise StoreError("runs must outlive the process: name a file, as in sqlite:///runs.sqlite3")
+        return _open_sqlite(Path(parsed.database).expanduser())
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
+        return _open_postgres(str(parsed.set(drivername="postgresql+psycopg").render_as_string(False)))
+    raise StoreError(f"a store is SQLite or Postgres, not {parsed.get_backend_name()}")
+
+
+@contextmanager
+def translated(place: str) -> Generator[None]:
+    """Turns the database's errors into `StoreError`, by code and never by message."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _store_error(place, error.orig or error) from error
+    except sqlite3.Error as error:
+        raise _store_error(place, error) from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"the run store {place} failed: {error}") from error
+
+
+def _store_error(place: str, error: BaseException) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if isinstance(code, int) else None
+    if primary == sqlite3.SQLITE_FULL:
+        return StoreError(f"no room to write the run store {place}", fix="free some disk space, then again")
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(
+            f"the run store {place} is damaged: {error}",
+            fix=f"restore a backup of it, or move it away: {RECOVER}",
+        )
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return StoreError(
+            f"the run store {place} cannot be written: {error}",
+            fix="check the owner and mode of the file and its folder, or choose another with --store",
+        )
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        failure = StoreError(f"the run store {place} is held by another process", fix="try again in a moment")
+        failure.retryable = True
+        return failure
+    failure = StoreError(f"the run store {place} failed: {str(error).strip()}", fix="orchestrate doctor")
+    failure.retryable = primary in (None, sqlite3.SQLITE_IOERR)
+    return failure
+
+
+# -- SQLite ------------------------------------------------------------------------------------------------
+
+
+def _open_sqlite(path: Path) -> Engine:
+    with translated(str(path)):
+        _make_room(path)
+        if not path.exists():
+            _create_sqlite(path)
+        _require_header(path)
+        engine = _sqlite_engine(path)
+        try:
+            _require_ours(engine, path)
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
+
+
+def _make_room(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the folder of the run store cannot be made: {error}", fix="choose another place with --store"
+        ) from error
+
+
+def _sqlite_engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite+pysqlite:///{path}", connect_args={"timeout": _BUSY_S}, pool_size=4)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None  # transactions are begun below, never by the driver
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _create_sqlite(path: Path) -> None:
+    """Makes the whole store beside its place, then links it there: nobody ever sees half of one, and of many
+    processes that do this at once one wins."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        raise StoreError(
+            f"{path} is gone but its log {log.name} is left: the store was removed or moved without it",
+            fix=f"put the store back, or delete the log and {RECOVER}",
+        )
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        finally:
+            connection.close()
+        engine = _sqlite_engine(draft)
+        try:
+            with engine.begin() as tables:
+                _create_tables(tables)
+        finally:
+            engine.dispose()
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    except OSError as error:
+        raise StoreError(
+            f"the run store {path} cannot be made: {error}", fix="choose another place with --store"
+        ) from error
+    finally:
+        for leftover in (draft, draft.with_name(draft.name + "-wal"), draft.with_name(draft.name + "-shm")):
+            leftover.unlink(missing_ok=True)
+
+
+def _require_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise StoreError(
+            f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
+        ) from error
+    if not head:
+        raise StoreError(
+            f"{path} is empty: it is no run store, or one that lost its content",
+            fix=f"restore a backup of it, or move it away: {RECOVER}",
+        )
+    if head != _HEADER:
+        raise StoreError(
+            f"{path} is not a SQLite database",
+            fix=f"choose another place with --store, or move it away: {RECOVER}",
+        )
+
+
+def _require_ours(engine: Engine, path: Path) -> None:
+    with engine.connect() as connection:
+        if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
+            raise StoreError(
+                f"{path} is the database of another program", fix="choose another place with --store"
+            )
+        if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
+            _require_whole(connection, str(path))
+        version = _version(connection, str(path))
+    if version < schema.VERSION:
+        with engine.connect() as connection:
+            _require_whole(connection, str(path))
+        _back_up(engine, path, version)
+        _migrate(engine)
+
+
+def _require_whole(connection: Connection, place: str) -> None:
+    found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise StoreError(
+            f"the run store {place} is damaged: {'; '.join(found)}",
+            fix=f"restore a backup of it, or move it away: {RECOVER}",
+        )
+
+
+def _back_up(engine: Engine, path: Path, version: int) -> Path:
+    """A whole copy beside the store before its schema changes."""
+    target = path.with_name(f"{path.name}.schema-{version}.backup")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    os.close(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
+    copy = sqlite3.connect(draft)
+    try:
+        with engine.connect() as connection:
+            source: Any = connection.connection.dbapi_connection
+            source.backup(copy)
+    finally:
+        copy.close()
+    draft.replace(target)
+    return target
+
+
+# -- Postgres ----------------------------------------------------------------------------------------------
+
+
+def _open_postgres(url: str) -> Engine:
+    try:
+        import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise MissingExtra("postgres", "a store on Postgres", "psycopg") from error
+    # A pre-ping replaces connections that a restart of the server has cut.
+    engine = create_engine(url, pool_pre_ping=True, pool_size=4)
+    place = engine.url.render_as_string(hide_password=True)
+    try:
+        with translated(place):
+            _prepare_postgres(engine, place)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _prepare_postgres(engine: Engine, place: str) -> None:
+    with engine.begin() as connection:
+        # Many workers start at once: one makes the tables, the others wait here.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.APPLICATION_ID})
+        present = set(inspect(connection).get_table_names())
+        if schema.meta.name not in present:
+            if present & set(schema.metadata.tables):
+                raise StoreError(
+                    f"{place} has tables of another program under the same names",
+                    fix="give the run store a database of its own",
+                )
+            _create_tables(connection)
+        elif _version(connection, place) < schema.VERSION:
+            schema.migrate(connection, _version(connection, place))
+            _set_version(connection)
+
+
+# -- both --------------------------------------------------------------------------------------------------
+
+
+def _create_tables(connection: Connection) -> None:
+    schema.metadata.create_all(connection)
+    connection.execute(schema.meta.insert(), {"key": "schema", "value": str(schema.VERSION)})
+
+
+def _version(connection: Connection, place: str) -> int:
+    if schema.meta.name not in inspect(connection).get_table_names():
+        raise StoreError(
+            f"the run store {place} has none of its tables",
+            fix=f"restore a backup, or move it away: {RECOVER}",
+        )
+    value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
+    if value is None or not value.isdigit():
+        raise StoreError(
+            f"the run store {place} does not tell its schema", fix=f"restore a backup, or {RECOVER}"
+        )
+    if int(value) > schema.VERSION:
+        raise StoreError(
+            f"the run store {place} was written by a newer version "
+            f"(schema {value}; this one knows {schema.VERSION})",
+            fix="pip install -U orchestrate-ft",
+        )
+    return int(value)
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.execution_options(writes=True).begin() as connection:
+        # Another process may have done it while this one waited for the lock.
+        version = _version(connection, str(engine.url.database))
+        if version < schema.VERSION:
+            schema.migrate(connection, version)
+            _set_version(connection)
+
+
+def _set_version(connection: Connection) -> None:
+    connection.execute(
+        schema.meta.update().where(schema.meta.c.key == "schema").values(value=str(schema.VERSION))
+    )
+
+
+def verify(engine: Engine) -> list[str]:
+    """What is wrong with the whole store; empty when nothing is. Reads every page on SQLite."""
+    if engine.dialect.name != "sqlite":
+        return []
+    with engine.connect() as connection:
+        rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+    return [] if rows == ["ok"] else rows

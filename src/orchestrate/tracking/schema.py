@@ -1,0 +1,154 @@
+"""The tables, the same on SQLite and Postgres, and the steps from each released schema to the next.
+
+Times are fixed-width ISO strings in UTC, money is the text of a `Decimal`, records are their JSON: both
+databases then hold the very same values. A run's row is the projection of its transitions; its `record` is
+the whole `Run`, the other columns are what is searched.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text
+
+VERSION = 1
+APPLICATION_ID = 0x4F524348
+"""`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
+
+metadata = MetaData()
+
+meta = Table(
+    "orchestrate_meta",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("ref", String(64), nullable=False, unique=True),
+    Column("name", String(64)),
+    Column("provider", String(64), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("sandbox", Boolean, nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("job_id", Text),
+    Column("spec_hash", String(64), nullable=False),
+    Column("dataset_digest", String(64), nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
+    # The run has ended and its last events, metrics and bill are here: nothing about it is asked again.
+    Column("closed", Boolean, nullable=False, default=False),
+    Column("due_at", String(40), nullable=False),
+    Column("bill_usd", Text),
+    Column("committed_usd", Text),
+    Column("record", Text, nullable=False),
+    Index("runs_by_age", "created_at"),
+    Index("runs_open", "closed", "provider"),
+    Index("runs_by_job", "provider", "job_id"),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("raw_status", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("note", Text),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("from_host", Boolean, nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("events_once", "run_id", "id", unique=True),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("record", Text, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("record", Text, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("provider", String(64), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("kind", String(32), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("owner", Text),
+    Column("fence", Integer, nullable=False),
+    Column("expires_at", String(40), nullable=False),
+    Column("boot", Text, nullable=False),
+    Column("expires_uptime", Float, nullable=False),
+)
+
+stamps = Table(
+    "stamps",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("boot", String(255), primary_key=True),
+    Column("uptime", Float, nullable=False),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("channel", String(255), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("at", String(40), nullable=False),
+)
+
+
+def migrate(connection: Connection, version: int) -> None:
+    """Brings a store of an older schema up to `VERSION`, inside the caller's transaction."""
+    for step in range(version, VERSION):
+        STEPS[step](connection)
+
+
+STEPS = {}
+"""From the schema in the key to the next one."""

@@ -1,0 +1,366 @@
+"""Exactly one job for each submit, whatever dies and whenever.
+
+The run is written down before anything is sent, each step before it is taken. Between SUBMITTING and the
+answer a job may exist that we do not know of: whatever is not known to have failed is then settled by
+asking the host for jobs with the run's ref, and nothing is sent again before that time has passed in which
+the first request could still arrive or show up. No SDK sends an idempotency key, so this is the only guard
+against paying twice.
+
+The one gap that no client can close: a process that is stopped between its last look at the clock and the
+send, for longer than the settle time, while another settles its run and sends again. It ends in an alarm,
+not in silence, and not at all where the host takes the job's id from us (Fireworks, local).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import (
+    InvalidRequest,
+    NotFound,
+    OrchestrateError,
+    OutcomeUnknown,
+    OverBudget,
+    ProviderError,
+    RateLimited,
+    SetupError,
+    StoreError,
+    UsageError,
+)
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import transitions
+from orchestrate.tracking.database import Lease, LeaseHeld
+from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
+from orchestrate.types import Event, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """The protocol on one store and one backend."""
+
+    store: Store
+    provider: Provider
+    timing: Timing = DEFAULT_TIMING
+    reached: CrashPoint = pass_by
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        *,
+        quote: Quote | None = None,
+        max_cost_usd: Decimal | None = None,
+        budget_usd: Decimal | None = None,
+        progress: Progress | None = None,
+    ) -> Run:
+        """Makes one job and the run that tracks it.
+
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
+        (the run is kept; `settle` or `sync` finds the job), any other `ProviderError` when the host said
+        no.
+        """
+        name = self.provider.config.name
+        if max_cost_usd is not None and quote is not None:
+            if quote.unavailable:
+                raise UsageError(
+                    f"{name} has no price for this ({quote.unavailable}), so the limit cannot be kept",
+                    fix="leave --max-cost out to accept an unknown price",
+                )
+            if quote.high_usd > max_cost_usd:
+                raise OverBudget(name, quote.high_usd, max_cost_usd)
+        run = self.store.create_run(
+            spec,
+            name,
+            model=_model(spec, self.provider),
+            dataset_digest=data.digest,
+            host=self.provider.host,
+            sandbox=self.provider.sandbox,
+            quote=quote,
+            max_cost_usd=max_cost_usd,
+            budget_usd=budget_usd,
+        )
+        self.reached("after-intent")
+        return self.resume(run, data, progress=progress)
+
+    def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
+        """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
+        is not recorded yet. Raises as `submit`, and `LeaseHeld` while another process is at it."""
+        self._require_host(run)
+        with self.store.lease(_lease_name(run), self.timing.lease_s) as lease:
+            run = self.store.run(run.id)
+            if run.phase in UNSETTLED:
+                raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+            if run.phase not in UNSENT:
+                return run
+            spec = JobSpec.parse(run.spec)
+            remote = self._uploaded(run, spec, data, progress, lease)
+            return self._send(run, spec, remote, lease)
+
+    def _uploaded(
+        self, run: Run, spec: JobSpec, data: TrainingData | None, progress: Progress | None, lease: Lease
+    ) -> RemoteDataset:
+        key = (run.provider, run.host, run.dataset_digest)
+        remote = self.store.upload(*key)
+        if remote is None:
+            if data is None or data.digest != run.dataset_digest:
+                raise UsageError(
+                    f"run {run.id} has not uploaded its data yet, and they are not at hand or have changed",
+                    fix=f"orchestrate cancel {run.id}, then submit again",
+                )
+            try:
+                remote = self.provider.upload(spec, data, progress=progress)
+            except (ProviderError, SetupError) as error:
+                self._refuse(run, error, lease)
+                raise
+            self.reached("after-upload")
+            self.store.record_upload(run.provider, run.host, remote)
+        self._apply(run, transitions.uploaded, lease)
+        self.reached("after-uploaded")
+        return remote
+
+    def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> Run:
+        patience = self.timing.patience_s
+        while True:
+            self._begin(run, lease)
+            try:
+                handle = self.provider.create(spec, remote, run.ref)
+            except OutcomeUnknown as error:
+                return self._look_again(run, error)
+            except OrchestrateError as error:
+                wait = _asked_wait(error)
+                if wait is None or wait > patience:
+                    self._refuse(run, error, lease)
+                    raise
+                self._apply(run, transitions.not_made, lease, note=f"busy; asked to wait {wait:.0f} s")
+                patience -= wait
+                self.store.clock.sleep(wait)
+            except BaseException:
+                with suppress(OrchestrateError):
+                    self._apply(run, transitions.outcome_unknown, None, note="interrupted while sending")
+                raise
+            else:
+                self.reached("after-post")
+                run = self._record(run, handle)
+                self.reached("after-submitted")
+                return run
+
+    def _begin(self, run: Run, lease: Lease) -> None:
+        """Writes SUBMITTING and makes sure, at the last moment, that this process may still send."""
+        for _ in range(3):
+            begun = self.store.clock.uptime().seconds
+            self._apply(run, transitions.submitting, lease, new_attempt=True)
+            self.reached("after-submitting")
+            # The fence: another process that took this run over has raised it.
+            self.store.check(lease)
+            self.reached("after-fence")
+            if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
+                return
+            self._apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
+        raise StoreError(
+            f"run {run.id}: writing to the run store takes longer than {self.timing.send_limit_s:.0f} s",
+            fix=f"nothing was sent; when the machine is less busy: orchestrate submit --resume {run.id}",
+        )
+
+    def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
+        """A job that is there already is taken at once; its absence proves nothing yet."""
+        with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
+            self._apply(run, transitions.outcome_unknown, None, note=error.message)
+        try:
+            handles = self.find(run)
+        except ProviderError:
+            raise error from None
+        if not handles:
+            raise error
+        return self.adopt(run, handles)
+
+    def _record(self, run: Run, handle: JobHandle) -> Run:
+        try:
+            return self.adopt(run, [handle])
+        except StoreError as error:
+            raise OutcomeUnknown(
+                self.provider.name, run.ref, f"job {handle.job_id} was made but not written down: {error}"
+            ) from error
+
+    def _refuse(self, run: Run, error: OrchestrateError, lease: Lease) -> None:
+        if isinstance(error, (InvalidRequest, NotFound)):
+            # The host may have dropped the file that we remember; the next submit brings it again.
+            self.store.forget_upload(run.provider, run.host, run.dataset_digest)
+        reason = JobError(message=error.message, code=getattr(error, "code", None))
+        self._apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
+
+    def _apply(
+        self,
+        run: Run,
+        step: Callable[[Run, datetime], Run],
+        lease: Lease | None,
+        *,
+        note: str | None = None,
+        new_attempt: bool = False,
+    ) -> Run:
+        at = self.store.clock.now()
+        return self.store.apply(
+            run.id, lambda current: step(current, at), lease=lease, note=note, new_attempt=new_attempt
+        )
+
+    # -- settling ------------------------------------------------------------------------------------------
+
+    def find(self, run: Run) -> list[JobHandle]:
+        """The host's jobs with the run's ref."""
+        return self.provider.find(run.ref, since=run.created_at - CLOCK_SKEW)
+
+    def settle(self, run: Run) -> Run:
+        """Learns what became of a create whose answer was lost; changes nothing on the host.
+
+        The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
+        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` when the host cannot be
+        asked.
+        """
+        self._require_host(run)
+        try:
+            with self.store.lease(_lease_name(run), self.timing.lease_s) as lease:
+                run = self.store.run(run.id)
+                if run.phase not in UNSETTLED:
+                    return run
+                # Before asking: an absence counts only when the whole search came after the settle time.
+                waited = self.store.waited(run.id)
+                if handles := self.find(run):
+                    return self.adopt(run, handles)
+                if waited < self.timing.settle_s(self.provider):
+                    return self._apply(run, transitions.outcome_unknown, lease)
+                run = self._apply(run, transitions.not_made, lease, note="the host has no job with this ref")
+                return self._withdraw(run) if self.store.cancel_requested(run.id) else run
+        except LeaseHeld:
+            return self.store.run(run.id)  # its submit is under way
+
+    def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
+        """Writes down the job of a run. With more than one on the host the first stays or becomes the
+        run's, and an alarm is kept with the run."""
+        known = self.store.run(run.id)
+        handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
+        try:
+            run = self._apply(run, lambda run, at: transitions.submitted(run, handle, at), None)
+        except ImpossibleTransition:
+            run = self.store.run(run.id)
+        others = {h.job_id for h in handles} - {run.job_id}
+        if others:
+            self.alarm(run, others)
+        if self.store.cancel_requested(run.id):
+            return self._cancel_on_host(run)
+        return run
+
+    def alarm(self, run: Run, others: set[str]) -> Event | None:
+        """Keeps an alarm about further jobs of one run, once. Returns it when it is new."""
+        names = ", ".join(sorted(others))
+        event = Event(
+            id=f"orchestrate-doubled-{names}",
+            at=self.store.clock.now(),
+            level="error",
+            type="alarm",
+            message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
+            f"tracked, {names} is not and may be billed; cancel it there",
+            data={"tracked": run.job_id, "others": sorted(others)},
+        )
+        return next(iter(self.store.add_events(run.id, [event], from_host=False)), None)
+
+    # -- cancelling ----------------------------------------------------------------------------------------
+
+    def cancel(self, run: Run) -> Run:
+        """Ends a run in whatever state it is; repeating does nothing.
+
+        Before the send it is withdrawn and nothing is sent any more. While a job may or may not exist, the
+        wish is kept, and whoever learns the job cancels it.
+        """
+        self._require_host(run)
+        self.store.request_cancel(run.id)
+        run = self.store.run(run.id)
+        if run.status.terminal:
+            return run
+        if run.phase in UNSENT:
+            try:
+                return self._withdraw(run)
+            except ImpossibleTransition:
+                run = self.store.run(run.id)
+        if run.phase is SubmitPhase.SUBMITTED:
+            return self._cancel_on_host(run)
+        return run if run.status.terminal else self.settle(run)
+
+    def _withdraw(self, run: Run) -> Run:
+        # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
+        return self._apply(run, transitions.withdrawn, None, note="cancelled before anything was sent")
+
+    def _cancel_on_host(self, run: Run) -> Run:
+        if run.status.terminal:
+            return run
+        self.provider.cancel(run.handle)
+        return self._apply(run, transitions.cancelling, None)
+
+    def _require_host(self, run: Run) -> None:
+        if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
+            raise UsageError(
+                f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
+                fix="use the configuration and key that it was submitted with",
+            )
+
+
+def _asked_wait(error: OrchestrateError) -> float | None:
+    """Seconds after which a host that certainly made no job wants to be asked again, if it does."""
+    if not isinstance(error, RateLimited) or not error.retryable:
+        return None
+    return 5.0 if error.retry_after_s is None else error.retry_after_s
+
+
+def _lease_name(run: Run) -> str:
+    return f"run:{run.id}"
+
+
+def _model(spec: JobSpec, provider: Provider) -> str:
+    """A configured host that shares a backend's class may be named in the spec by either name."""
+    if isinstance(spec.model, dict) and provider.config.name in spec.model:
+        return spec.model[provider.config.name]
+    return spec.model_for(provider.name)
+
+
+def submit(
+    store: Store,
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    *,
+    run_id: str | None = None,
+    quote: Quote | None = None,
+    max_cost_usd: Decimal | None = None,
+    budget_usd: Decimal | None = None,
+    progress: Progress | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    reached: CrashPoint = pass_by,
+) -> Run:
+    """As `Submitter.submit`; with `run_id` an interrupted run goes on (`Submitter.resume`)."""
+    submitter = Submitter(store, provider, timing, reached)
+    if run_id is not None:
+        return submitter.resume(store.run(run_id), data, progress=progress)
+    return submitter.submit(
+        spec, data, quote=quote, max_cost_usd=max_cost_usd, budget_usd=budget_usd, progress=progress
+    )
+
+
+def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
+    """As `Submitter.settle`."""
+    return Submitter(store, provider, timing).settle(run)
+
+
+def cancel(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
+    """As `Submitter.cancel`."""
+    return Submitter(store, provider, timing).cancel(run)

@@ -1,0 +1,246 @@
+"""Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host.
+
+The sweep reads each host's list page by page and never a job by itself, so that ten thousand runs cost as
+many requests as there are pages. A job that a list does not show is not lost: lists lag, filter and forget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate.errors import NotFound, OrchestrateError, ProviderError
+from orchestrate.tracking import transitions
+from orchestrate.tracking.submit import Submitter
+from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED
+from orchestrate.types import Bill, Event, Feature, Job, JobHandle, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.tracking.store import Store
+
+BillHook = Callable[[Run, Job], Bill | None]
+"""What an ended run did cost, or `None` while that is not known yet."""
+
+_BATCH = 500
+_LOOKUPS = 20
+"""At most so many jobs that the list did not show are asked for one by one in a sync."""
+_BILL_PATIENCE = timedelta(days=7)
+"""A host that has not told a final price by then never will."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that could not be asked; its runs stay as they are."""
+
+    provider: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+class SyncReport(msgspec.Struct, kw_only=True):
+    """What a sync found. Runs are named by id."""
+
+    checked: int = 0
+    adopted: list[str] = []
+    """Runs whose job was found by its ref."""
+    not_made: list[str] = []
+    """Runs that were settled: the host has no job of theirs. They can be sent again."""
+    unsettled: list[str] = []
+    """Runs of which it is too early to tell."""
+    unsent: list[str] = []
+    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    changed: list[str] = []
+    ended: list[str] = []
+    alarms: list[Event] = []
+    failures: list[Failure] = []
+
+    def failed(self, provider: Provider, error: OrchestrateError) -> None:
+        failure = Failure(
+            provider=provider.config.name,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_s=getattr(error, "retry_after_s", None),
+        )
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+
+def sync(
+    store: Store,
+    providers: Iterable[Provider],
+    *,
+    bill: BillHook | None = None,
+    timing: Timing = DEFAULT_TIMING,
+) -> SyncReport:
+    """Settles, adopts and sweeps all open runs of the given backends; a backend that fails does not stop the
+    others. Raises only `StoreError`."""
+    report = SyncReport()
+    for provider in providers:
+        _Sweep(store, provider, report, bill, timing).run()
+    return report
+
+
+def refresh(
+    store: Store,
+    provider: Provider,
+    run: Run,
+    *,
+    bill: BillHook | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    on_event: Callable[[Event], None] | None = None,
+) -> Run:
+    """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill.
+
+    Raises `ProviderError` when the host cannot be asked. A run that is not on the host yet is settled or
+    returned as it is.
+    """
+    run = store.run(run.id)
+    if run.phase in UNSETTLED:
+        run = Submitter(store, provider, timing).settle(run)
+    if run.phase is not SubmitPhase.SUBMITTED:
+        return run
+    job = provider.get(run.handle)
+    run = store.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
+    fetch_details(store, provider, run, on_event=on_event)
+    return conclude(store, run, job, bill) if run.status.terminal else run
+
+
+def fetch_details(
+    store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
+) -> None:
+    """Stores the events, metrics and checkpoints that are new. An ended run's events are read from the
+    beginning: hosts write some late, behind the newest one that was seen."""
+    after = None if run.status.terminal else store.last_event_id(run.id)
+    if Feature.EVENTS in provider.features:
+        added = store.add_events(run.id, provider.events(run.handle, after=after))
+        for event in added:
+            if on_event is not None:
+                on_event(event)
+    if Feature.METRICS in provider.features:
+        store.add_metrics(run.id, provider.metrics(run.handle))
+    if Feature.CHECKPOINTS in provider.features:
+        store.set_checkpoints(run.id, provider.checkpoints(run.handle))
+
+
+def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
+    """Writes an ended run's bill and, once nothing more is to come, closes the run."""
+    made = bill(run, job) if bill else None
+    if made is not None:
+        run = store.set_bill(run.id, made)
+    ended = run.finished_at or run.updated_at
+    waiting = bill is not None and (run.bill is None or not run.bill.final)
+    if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
+        store.close_run(run.id)
+    return run
+
+
+@dataclass
+class _Sweep:
+    """One backend's open runs."""
+
+    store: Store
+    provider: Provider
+    report: SyncReport
+    bill: BillHook | None
+    timing: Timing
+
+    def run(self) -> None:
+        name, host = self.provider.config.name, self.provider.host
+        runs = self.store.runs(provider=name, host=host, closed=False)
+        self.report.checked += len(runs)
+        for run in runs:
+            if run.phase in UNSETTLED:
+                self._settle(run)
+            elif run.phase in UNSENT and not self.store.held(f"run:{run.id}"):
+                self.report.unsent.append(run.id)
+        tracked = [run for run in runs if run.phase is SubmitPhase.SUBMITTED]
+        if not tracked:
+            return
+        try:
+            jobs = self._listed(min(run.created_at for run in tracked))
+        except ProviderError as error:
+            self.report.failed(self.provider, error)
+            return
+        self._match(tracked, jobs)
+
+    def _settle(self, run: Run) -> None:
+        try:
+            after = Submitter(self.store, self.provider, self.timing).settle(run)
+        except ProviderError as error:
+            self.report.failed(self.provider, error)
+            self.report.unsettled.append(run.id)
+            return
+        if after.phase is SubmitPhase.SUBMITTED:
+            self.report.adopted.append(run.id)
+        elif after.phase is SubmitPhase.UPLOADED:
+            self.report.not_made.append(run.id)
+        else:
+            self.report.unsettled.append(run.id)
+
+    def _listed(self, oldest: datetime) -> dict[str, Job]:
+        return {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+
+    def _match(self, tracked: list[Run], jobs: dict[str, Job]) -> None:
+        self._adopt_by_ref(jobs)
+        known = {run.id: run for run in tracked}
+        seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
+        self._look_up([run for run in tracked if run.id not in seen], seen)
+        self._observe(seen)
+        for run_id, job in seen.items():
+            if job.status.terminal or known[run_id].status.terminal:
+                self._conclude(run_id, job)
+
+    def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
+        """A ref of ours on a job that is not its run's: a run that was given up, or a job that is one too
+        many."""
+        by_ref: dict[str, list[JobHandle]] = {}
+        for job in jobs.values():
+            if job.handle.ref:
+                by_ref.setdefault(job.handle.ref, []).append(job.handle)
+        for run in self.store.runs_by_ref(by_ref):
+            handles = by_ref[run.ref]
+            if [h.job_id for h in handles] == [run.job_id] or run.host != self.provider.host:
+                continue
+            submitter = Submitter(self.store, self.provider, self.timing)
+            before = {event.id for event in self.store.alarms(run.id)}
+            if submitter.adopt(run, handles).job_id != run.job_id:
+                self.report.adopted.append(run.id)
+            self.report.alarms.extend(e for e in self.store.alarms(run.id) if e.id not in before)
+
+    def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
+        for run in missing[:_LOOKUPS]:
+            try:
+                seen[run.id] = self.provider.get(run.handle)
+            except NotFound:
+                continue  # a list's and an answer's absence never end a run
+            except ProviderError as error:
+                self.report.failed(self.provider, error)
+                return
+
+    def _observe(self, seen: dict[str, Job]) -> None:
+        at = self.store.clock.now()
+        changes = [(run_id, _observation(job, at)) for run_id, job in seen.items()]
+        for start in range(0, len(changes), _BATCH):
+            for run in self.store.apply_many(changes[start : start + _BATCH]):
+                self.report.changed.append(run.id)
+                if run.status.terminal:
+                    self.report.ended.append(run.id)
+
+    def _conclude(self, run_id: str, job: Job) -> None:
+        run = self.store.run(run_id)
+        try:
+            fetch_details(self.store, self.provider, run)
+        except ProviderError as error:
+            self.report.failed(self.provider, error)  # it stays open, and the next sync asks again
+            return
+        conclude(self.store, run, job, self.bill)
+
+
+def _observation(job: Job, at: datetime) -> Callable[[Run], Run]:
+    return lambda run: transitions.observed(run, job, at)

@@ -1,0 +1,172 @@
+"""How a run may change: pure functions from a run and a fact to the next run.
+
+Two words move. The *phase* says how far the submit protocol got:
+
+    INTENT -> UPLOADED -> SUBMITTING -> SUBMITTED
+                 ^           |  \\
+                 |           |   +-> REFUSED           the host certainly made no job
+                 +-----------+-> OUTCOME_UNKNOWN -> SUBMITTED | UPLOADED
+
+The *status* says where the job stands on its host. A function that finds nothing to change returns the very
+run that it was given, so that callers can tell by identity. An impossible step raises `ImpossibleTransition`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
+
+UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
+"""Phases in which the host certainly has no job of this run."""
+UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
+"""Phases in which the host may or may not have one."""
+
+_EARLY = frozenset({JobStatus.SUBMITTING, JobStatus.VALIDATING})
+_FACTS = (
+    "started_at",
+    "finished_at",
+    "tuned_model",
+    "trained_tokens",
+    "step",
+    "total_steps",
+    "epoch",
+    "percent",
+    "error",
+)
+
+
+class ImpossibleTransition(OrchestrateError):
+    """The run is not in a state from which this step leads."""
+
+
+def uploaded(run: Run, at: datetime) -> Run:
+    """The data is on the host."""
+    if run.phase is SubmitPhase.UPLOADED:
+        return run
+    _require(run, SubmitPhase.UPLOADED, SubmitPhase.INTENT)
+    return _with(run, at, phase=SubmitPhase.UPLOADED)
+
+
+def submitting(run: Run, at: datetime) -> Run:
+    """A create request is about to be sent; from here on a job may exist."""
+    _require(run, SubmitPhase.SUBMITTING, SubmitPhase.UPLOADED)
+    return _with(run, at, phase=SubmitPhase.SUBMITTING)
+
+
+def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
+    """The host has the job: from its answer, or found there by the run's ref.
+
+    Holds from every phase, since what the host shows outweighs what we believed; a run that was closed as
+    refused or withdrawn is opened again, because its job is being billed. A second, different job is refused.
+    """
+    if run.job_id is not None:
+        if run.job_id == handle.job_id:
+            return run
+        raise ImpossibleTransition(f"run {run.id} is job {run.job_id}; it cannot also be {handle.job_id}")
+    return _with(
+        run,
+        at,
+        phase=SubmitPhase.SUBMITTED,
+        status=JobStatus.SUBMITTING,
+        job_id=handle.job_id,
+        job_kind=handle.kind,
+        finished_at=None,
+        error=None,
+    )
+
+
+def outcome_unknown(run: Run, at: datetime) -> Run:
+    """The answer to the create request was lost."""
+    if run.phase is SubmitPhase.OUTCOME_UNKNOWN:
+        return run
+    _require(run, SubmitPhase.OUTCOME_UNKNOWN, SubmitPhase.SUBMITTING)
+    return _with(run, at, phase=SubmitPhase.OUTCOME_UNKNOWN)
+
+
+def not_made(run: Run, at: datetime) -> Run:
+    """No job exists: the request was not sent, or the host knows no job of this ref after the settle time."""
+    _require(run, SubmitPhase.UPLOADED, *UNSETTLED)
+    return _with(run, at, phase=SubmitPhase.UPLOADED)
+
+
+def refused(run: Run, error: JobError, at: datetime) -> Run:
+    """The host, or a check before it, said no."""
+    _require(run, SubmitPhase.REFUSED, *UNSENT, SubmitPhase.SUBMITTING)
+    return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.FAILED, error=error, finished_at=at)
+
+
+def withdrawn(run: Run, at: datetime) -> Run:
+    """The user cancelled before anything was sent."""
+    _require(run, SubmitPhase.REFUSED, *UNSENT)
+    return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.CANCELLED, finished_at=at)
+
+
+def cancelling(run: Run, at: datetime) -> Run:
+    """The host was asked to end the job."""
+    if run.status.terminal or run.status is JobStatus.CANCELLING:
+        return run
+    _require(run, SubmitPhase.SUBMITTED, SubmitPhase.SUBMITTED)
+    return _with(run, at, status=JobStatus.CANCELLING)
+
+
+def observed(run: Run, job: Job, at: datetime) -> Run:
+    """What the host said about the job just now, or a while ago: answers come late, twice and out of order.
+
+    - An ended run stays as it ended; the same ending may still bring facts that were missing (the model's
+      name, the trained tokens), another ending is ignored.
+    - A word that is not known is kept raw under `UNKNOWN` and ends nothing.
+    - Backwards: to queued and paused is real (hosts queue again and pause); to the states before the queue,
+      from finalizing to running and out of cancelling it is an old answer, and nothing of it is taken.
+    """
+    if run.job_id != job.handle.job_id:
+        raise ImpossibleTransition(f"run {run.id} is job {run.job_id}, not {job.handle.job_id}")
+    if run.status.terminal:
+        return _filled(run, job, at) if job.status is run.status else run
+    if not _believable(run.status, job.status):
+        return run
+    new = {name: value for name in _FACTS if (value := getattr(job, name)) is not None}
+    new |= {"status": job.status, "raw_status": job.raw_status}
+    if job.early_stopped:
+        new["early_stopped"] = True
+    if job.status.terminal and job.finished_at is None:
+        new["finished_at"] = at
+    if all(getattr(run, name) == value for name, value in new.items()):
+        return run
+    return _with(run, at, **new)
+
+
+def _believable(old: JobStatus, new: JobStatus) -> bool:
+    if new.terminal or new is JobStatus.UNKNOWN or old is JobStatus.UNKNOWN or old in _EARLY:
+        return True
+    if old is JobStatus.CANCELLING:
+        return new is JobStatus.CANCELLING
+    if old is JobStatus.FINALIZING:
+        return new in (JobStatus.FINALIZING, JobStatus.CANCELLING)
+    return new not in _EARLY
+
+
+def _filled(run: Run, job: Job, at: datetime) -> Run:
+    missing = {
+        name: value
+        for name in _FACTS
+        if getattr(run, name) is None and (value := getattr(job, name)) is not None
+    }
+    if job.early_stopped and not run.early_stopped:
+        missing["early_stopped"] = True
+    return _with(run, at, **missing) if missing else run
+
+
+def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:
+    if run.phase not in phases or (run.status.terminal and to is not SubmitPhase.SUBMITTED):
+        raise ImpossibleTransition(
+            f"run {run.id} is {run.status} in phase {run.phase}; there is no way from there to {to}",
+            fix=f"orchestrate show {run.id}",
+        )
+
+
+def _with(run: Run, at: datetime, **changes: object) -> Run:
+    return msgspec.structs.replace(run, updated_at=at, **changes)
