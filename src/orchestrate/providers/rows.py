@@ -1,0 +1,181 @@
+"""Translation, row by row: `Rows` collects what each setting of a spec becomes and builds the request body.
+
+A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows; `build` then
+refuses what the user asked for and no row answers, so that nothing can be dropped silently.
+
+Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`.
+`method.type` and `adapter.type` are always to be answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from orchestrate.types import Outcome, Setting, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
+
+OURS: Mapping[str, str] = {
+    "test": "held back by Orchestrate for evaluation; never sent",
+    "max_cost_usd": "Orchestrate's own limit, checked before anything is sent",
+    "tags": "kept with the run by Orchestrate",
+}
+"""Settings that no backend is told."""
+
+
+class Rows:
+    """Rows and body of one translation. `asked` holds what the user gave, flat and dotted."""
+
+    def __init__(self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = ()) -> None:
+        """`aliases`: further names under which `provider_options` of this backend may be written."""
+        self.provider = provider
+        self.spec = spec
+        self.body: dict[str, Any] = {}
+        self._rows: dict[str, Setting] = {}
+        self._own_options: dict[str, Any] = {}
+        asked = spec.asked()
+        options = cast("dict[str, dict[str, Any]]", asked.pop("provider_options", {}))
+        for name in (*aliases, provider):
+            self._own_options |= options.get(name, {})
+        self.asked = _flat(asked)
+        self.asked.pop("model", None)
+
+    # -- answering -----------------------------------------------------------------------------------------
+
+    def given(self, name: str) -> Any:
+        """What the user asked for under this dotted name; `None` when nothing."""
+        return self.asked.get(name)
+
+    def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
+        """Sent as asked; `value` only where the wire writes the same thing otherwise."""
+        sent = self.given(name) if value is None else value
+        self._put(name, Outcome.KEPT, sent, wire, rule)
+
+    def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
+        """Sent as `value`, by the written rule; `exact` says whether it means the same thing."""
+        self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
+
+    def default(
+        self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
+    ) -> None:
+        """Not asked for: `value` is what the host will take. It is sent only with `send`."""
+        self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
+
+    def refuse(self, name: str, reason: str) -> None:
+        self._put(name, Outcome.REFUSED, None, None, reason, send=False)
+
+    def offer(self, name: str, wire: str, default: Any = None, rule: str | None = None) -> None:
+        """The common case: kept when asked for, otherwise the host's default is shown."""
+        if self.given(name) is not None:
+            self.keep(name, wire)
+        else:
+            self.default(name, wire, default, rule)
+
+    def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
+        """Refuses each of these settings that the user gave."""
+        for name, reason in reasons.items():
+            if self.given(name) is not None and name not in self._rows:
+                self.refuse(name, reason)
+
+    def send(self, wire: str, value: Any) -> None:
+        """Puts a value into the body at a dotted path, without a row (what is not a setting)."""
+        target = self.body
+        *path, last = wire.split(".")
+        for key in path:
+            target = target.setdefault(key, {})
+        target[last] = value
+
+    # -- finishing -----------------------------------------------------------------------------------------
+
+    def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
+        """The finished translation; `model` is the backend's own id.
+
+        Orchestrate's own settings are answered here, `provider_options` of this backend are merged into the
+        body (those in `reserved`, or that would change a value already sent, are refused), and what is left
+        is refused.
+        """
+        for name, rule in OURS.items():
+            if any(key == name or key.startswith(f"{name}.") for key in self.asked):
+                self._put(name, Outcome.KEPT, None, None, rule, send=False)
+        for key, value in self._own_options.items():
+            self._merge(key, value, frozenset(reserved))
+        for name in self.asked:
+            if not self._answered(name):
+                self.refuse(name, f"{self.provider} has no such setting")
+        return Translation(
+            provider=self.provider, model=model, settings=tuple(self._rows.values()), body=self.body
+        )
+
+    def _answered(self, name: str) -> bool:
+        return any(name == row or name.startswith(f"{row}.") for row in self._rows)
+
+    def _merge(self, key: str, value: Any, reserved: frozenset[str]) -> None:
+        for path, leaf in _flat({key: value}).items():
+            name = f"provider_options.{path}"
+            present = _at(self.body, path)
+            if path.split(".", 1)[0] in reserved:
+                self._put(
+                    name,
+                    Outcome.REFUSED,
+                    None,
+                    None,
+                    "Orchestrate sets this field itself",
+                    asked=leaf,
+                    send=False,
+                )
+            elif present is not None and present != leaf:
+                reason = f"the spec already sends {present!r} there"
+                self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
+            else:
+                self._put(name, Outcome.KEPT, leaf, path, "sent as written", asked=leaf)
+
+    def _put(
+        self,
+        name: str,
+        outcome: Outcome,
+        value: Any,
+        wire: str | None,
+        rule: str | None,
+        *,
+        exact: bool = True,
+        send: bool = True,
+        asked: Any = None,
+    ) -> None:
+        self._rows[name] = Setting(
+            name=name,
+            asked=self._asked(name) if asked is None else asked,
+            outcome=outcome,
+            sent=value,
+            wire=wire,
+            rule=rule,
+            exact=exact,
+        )
+        if send and wire is not None and value is not None:
+            self.send(wire, value)
+
+    def _asked(self, name: str) -> Any:
+        if name in self.asked:
+            return self.asked[name]
+        below = {k.removeprefix(f"{name}."): v for k, v in self.asked.items() if k.startswith(f"{name}.")}
+        return below or None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names; lists stay whole, `None` (not asked) is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and name != "method.grader":
+            flat |= _flat(cast("Mapping[str, Any]", value), f"{name}.")
+        elif value is not None and value != {}:
+            flat[name] = value
+    return flat
+
+
+def _at(body: Mapping[str, Any], path: str) -> Any:
+    value: Any = body
+    for key in path.split("."):
+        value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
+    return value
