@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: env demo test test-all check format clean
+.PHONY: env demo test test-slow check format clean
 
 env: $(VENV)/.installed
 
@@ -19,13 +19,13 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
 
-test-all: env
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test-slow: env
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(MAKE) test
 

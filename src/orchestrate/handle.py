@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import RunFailed, UsageError
+from orchestrate.errors import ProviderError, RunFailed, UsageError
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -25,6 +25,11 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.service import Orchestrator
+
+_NEAR_S = 1.0
+_FIRST_S = 2.0
+_LAST_S = 30.0
+"""Between two questions about a run: nearby, at first, and at last."""
 
 
 class RunHandle:
@@ -52,7 +57,7 @@ class RunHandle:
 
     def refresh(self) -> Run:
         """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
-        from orchestrate.tracking import refresh
+        from orchestrate.tracking.sync import refresh
 
         self.record = refresh(self._ft.store, self.provider, self.record, bill=self._ft.bill)
         return self.record
@@ -72,13 +77,19 @@ class RunHandle:
         after
         `timeout_s`.
         """
-        from orchestrate.tracking import Pace
-
-        pace = Pace(poll_s, near=self.record.sandbox or self.record.provider == "local")
+        near = self.record.sandbox or self.record.host == "local"
+        interval = poll_s if poll_s is not None else (_NEAR_S if near else _FIRST_S)
         started = time.monotonic()
         told = 0
         while True:
-            record = pace.attempt(self.refresh) or self.record
+            pause = interval
+            try:
+                self.refresh()
+            except ProviderError as error:
+                if not error.retryable:
+                    raise
+                pause = max(interval, error.retry_after_s or 0.0)
+            record = self.record
             events = self.events()
             for event in events[told:]:
                 if on_event:
@@ -92,7 +103,9 @@ class RunHandle:
                 raise TimeoutError(
                     f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
                 )
-            pace.sleep()
+            time.sleep(pause)
+            if poll_s is None and not near:
+                interval = min(interval * 1.25, _LAST_S)
 
     def check(self) -> Run:
         """The record of a run that succeeded. Raises `RunFailed` with the host's reason otherwise."""
@@ -115,8 +128,11 @@ class RunHandle:
         return self._ft.store.checkpoints(self.id)
 
     def cancel(self) -> Run:
+        """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
+        from orchestrate.tracking.submit import cancel
+
         self.provider.require(Feature.CANCEL)
-        self.provider.cancel(self.record.handle)
+        self.record = cancel(self._ft.store, self.provider, self.record)
         return self.refresh()
 
     def pause(self) -> Run:
@@ -205,5 +221,5 @@ class RunHandle:
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
                 served_by=served.by,
             )
-        self._ft.store.add_evaluation(result)
+        self._ft.store.add_evaluation(self.id, result)
         return result

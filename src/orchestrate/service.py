@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
     DataError,
-    OverBudget,
     SpecError,
     TranslationRefused,
     UsageError,
 )
 from orchestrate.handle import RunHandle
 from orchestrate.types import (
+    Bill,
+    EvaluationResult,
     Feature,
+    Job,
     JobStatus,
     Outcome,
     Problem,
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
-    from orchestrate.tracking import Store, SyncReport
+    from orchestrate.tracking.store import Store
+    from orchestrate.tracking.sync import SyncReport
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -77,7 +80,7 @@ class Orchestrator:
     def store(self) -> Store:
         """Raises `StoreError` when the store cannot be used as it is."""
         if self._opened is None:
-            from orchestrate.tracking import Store
+            from orchestrate.tracking.store import Store
 
             self._opened = Store.open(self.settings.store_url)
         return self._opened
@@ -153,7 +156,7 @@ class Orchestrator:
         `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the answer to the create
         request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
         """
-        from orchestrate.tracking import submit
+        from orchestrate.tracking.submit import submit
 
         [name] = self.backends(provider)
         if max_cost_usd is not None:
@@ -166,6 +169,7 @@ class Orchestrator:
             spec,
             data,
             quote=quote,
+            max_cost_usd=spec.max_cost_usd,
             budget_usd=self.settings.budget_usd,
             progress=progress,
         )
@@ -173,8 +177,9 @@ class Orchestrator:
 
     def preflight(self, spec: JobSpec, provider: str, *, strict: bool = False) -> tuple[Quote, TrainingData]:
         """All that `submit` checks before it sends anything. Raises as `submit` does."""
-        backend = self.provider(provider)
-        backend.require(Feature(spec.method.type))
+        from orchestrate.costing import check_budget
+
+        self.provider(provider).require(Feature(spec.method.type))
         data = self.data(spec)
         translation = self._translation(spec, provider)
         refused = translation.inexact if strict else translation.refused
@@ -188,24 +193,13 @@ class Orchestrator:
                 fix=f"orchestrate check --provider {provider}",
             )
         quote = self._quote(spec, provider, data)
-        self._within_limits(spec, provider, quote)
+        check_budget(
+            quote,
+            max_cost_usd=spec.max_cost_usd,
+            budget_usd=self.settings.budget_usd,
+            runs=self.store.runs() if self.settings.budget_usd is not None else (),
+        )
         return quote, data
-
-    def _within_limits(self, spec: JobSpec, provider: str, quote: Quote) -> None:
-        limit = spec.max_cost_usd
-        budget = self.settings.budget_usd
-        if limit is None and budget is None:
-            return
-        if quote.unavailable:
-            raise UsageError(
-                f"{provider}: no price is known ({quote.unavailable}), so the limit cannot be kept",
-                fix="drop the limit, or give the rate (orchestrate prices --help)",
-            )
-        if limit is not None and quote.high_usd > limit:
-            raise OverBudget(provider, quote.high_usd, limit)
-        if budget is not None and quote.high_usd > budget - self.store.committed_usd():
-            left = budget - self.store.committed_usd()
-            raise OverBudget(provider, quote.high_usd, left, what="what is left of budget_usd,")
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -217,23 +211,25 @@ class Orchestrator:
         self, *, provider: str | None = None, status: JobStatus | None = None, limit: int = 100
     ) -> list[Run]:
         """Newest first."""
-        return self.store.runs(provider=provider, status=status, limit=limit)
+        return self.store.runs(provider=provider, status=[status] if status else None, limit=limit)
 
     def active_runs(self) -> list[Run]:
         """Those that have not ended, newest first."""
-        return self.store.active_runs()
+        return self.store.runs(active=True)
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
-        from orchestrate.tracking import sync
+        from orchestrate.tracking.sync import sync
 
-        return sync(self.store, self.provider, bill=self.bill)
+        used = {run.provider for run in self.store.runs(closed=False)}
+        return sync(self.store, [self.provider(name) for name in sorted(used)], bill=self.bill)
 
-    def bill(self, run: Run) -> Any:
+    def bill(self, run: Run, job: Job) -> Bill | None:
         """What an ended run did cost, from the best source that there is; `None` when nothing is known."""
         from orchestrate import costing
 
-        return costing.bill(run)
+        kind = self.settings.host(run.provider).type
+        return costing.bill_run(run, job, prices=kind)
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
@@ -242,8 +238,12 @@ class Orchestrator:
 
         records = [self._record(r) for r in runs]
         metrics = {r.id: self.store.metrics(r.id) for r in records}
-        evaluations = {r.id: self.store.evaluations(r.id) for r in records}
+        evaluations = {r.id: self.evaluations(r.id) for r in records}
         return reports.compare(records, metrics, evaluations)
+
+    def evaluations(self, run_id: str) -> list[EvaluationResult]:
+        """Those of one run, oldest first."""
+        return [EvaluationResult.from_dict(stored.data) for stored in self.store.evaluations(run_id)]
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -281,9 +281,9 @@ class Orchestrator:
 
     def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
         """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.is_run(spec.continue_from):
+        earlier = self._known_run(spec.continue_from)
+        if earlier is None:
             return spec
-        earlier = self.store.run(spec.continue_from)
         if earlier.provider != provider:
             raise UsageError(
                 f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot go on from it",
@@ -292,6 +292,14 @@ class Orchestrator:
         if earlier.status is not JobStatus.SUCCEEDED:
             raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
+
+    def _known_run(self, name: str | None) -> Run | None:
+        if name is None:
+            return None
+        try:
+            return self.store.run(name)
+        except UsageError:  # then it is the host's own name of a model or checkpoint
+            return None
 
 
 def _merged(problems: Iterable[Problem]) -> list[Problem]:

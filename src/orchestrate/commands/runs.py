@@ -63,7 +63,7 @@ def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Js
     with orchestrator(context) as ft:
         handle = ft.run(run)
         record = handle.record if offline else _fresh(handle)
-        evaluations = ft.store.evaluations(record.id)
+        evaluations = ft.evaluations(record.id)
     if json:
         print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
         return
