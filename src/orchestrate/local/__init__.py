@@ -1,0 +1,33 @@
+"""The training engine of this machine. Its workers run in processes of their own and alone import torch.
+
+`launch` starts a job, `RunDir` reads and steers it, `Generator` asks a model; all three need no torch here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrate.local.generation import Generator
+    from orchestrate.local.launching import launch, resume
+    from orchestrate.local.rundir import Hyper, LocalJob, RunDir, State
+
+__all__ = ["Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
+
+_HOMES = {
+    "Generator": "generation",
+    "launch": "launching",
+    "resume": "launching",
+    "Hyper": "rundir",
+    "LocalJob": "rundir",
+    "RunDir": "rundir",
+    "State": "rundir",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,178 @@
+"""Checkpoints: written beside, verified, then renamed, so that one with a name is whole. No pickles.
+
+step-00000120/
+  adapter/          weights and configuration, usable on its own
+  state.safetensors optimiser moments, random state, best weights so far
+  progress.json     step, place in the data, counters
+  manifest.json     sha256 and size of every file; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.local.rundir import write_whole
+from orchestrate.types import ArtifactFile, Record
+
+
+class Progress(Record, frozen=True, kw_only=True):
+    """All of the loop's state that is not a tensor."""
+
+    step: int
+    total_steps: int
+    trained_tokens: int = 0
+    seen_tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    worse: int = 0
+    """Evaluations since the best one."""
+    loss_mean: float | None = None
+    max_tokens: int | None = None
+    metrics: dict[str, float] = {}
+    """Latest evaluation."""
+    kept: bool = True
+    """False for one that only serves to go on from."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint whose files are all there."""
+
+    path: Path
+    progress: Progress
+
+
+def name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
+    """Writes `folder/step-N`; `fill` puts the weights and the state into the draft. Raises `OSError` (a full disk)
+    with nothing left behind."""
+    folder.mkdir(exist_ok=True)
+    final = folder / name(progress.step)
+    draft = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir()
+        fill(draft)
+        write_whole(draft / "progress.json", progress.to_json())
+        write_whole(draft / "manifest.json", msgspec.json.encode(manifest(draft)))
+        for path in draft.rglob("*"):
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        draft.rename(final)
+        _sync(folder)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return final
+
+
+def manifest(folder: Path) -> list[ArtifactFile]:
+    """Every file below the folder, but the manifest itself."""
+    return [
+        ArtifactFile(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=sha256(p))
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "manifest.json"
+    ]
+
+
+def verify(folder: Path) -> Whole | None:
+    """The checkpoint when it has every file that its manifest names, with the right bytes."""
+    try:
+        files = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
+        progress = Progress.from_json((folder / "progress.json").read_bytes())
+        for file in files:
+            path = folder / file.path
+            if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
+                return None
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return Whole(folder, progress) if files else None
+
+
+def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
+    """The newest checkpoint that is whole, and the names of newer ones that are not."""
+    damaged: list[str] = []
+    for path in sorted(_named(folder), reverse=True):
+        if whole := verify(path):
+            return whole, damaged
+        damaged.append(path.name)
+    return None, damaged
+
+
+def listed(folder: Path) -> list[Whole]:
+    """Those to show: kept ones, oldest first, judged by their manifest alone (not read whole)."""
+    found: list[Whole] = []
+    for path in sorted(_named(folder)):
+        try:
+            progress = Progress.from_json((path / "progress.json").read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if progress.kept and (path / "manifest.json").is_file():
+            found.append(Whole(path, progress))
+    return found
+
+
+def prune(folder: Path) -> None:
+    """Removes drafts, and recovery checkpoints older than the newest checkpoint."""
+    if not folder.is_dir():
+        return
+    for draft in folder.glob(".step-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for path in sorted(_named(folder))[:-1]:
+        try:
+            kept = Progress.from_json((path / "progress.json").read_bytes()).kept
+        except (OSError, msgspec.MsgspecError):
+            kept = False
+        if not kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def state_tensors(optimizer: Any, names: list[str]) -> dict[str, Any]:
+    """An optimiser's tensors by parameter name, ready for safetensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{names[i]}.{key}": value for i, slots in state.items() for key, value in slots.items()
+    }
+
+
+def restore_optimizer(optimizer: Any, names: list[str], tensors: dict[str, Any]) -> None:
+    """Puts the moments back; learning rate and the like come from the schedule."""
+    whole = optimizer.state_dict()
+    whole["state"] = {
+        i: {
+            key.removeprefix(f"optimizer.{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"optimizer.{name}.")
+        }
+        for i, name in enumerate(names)
+    }
+    optimizer.load_state_dict(whole)

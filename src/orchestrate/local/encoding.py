@@ -1,0 +1,317 @@
+"""Rows to token ids and the weight that each token has in the loss.
+
+The same code feeds training and `orchestrate data preview`. Which tokens an assistant message owns comes from the
+chat template: from its `{% generation %}` spans where it marks them, otherwise from rendering the conversation twice,
+once with the message's content replaced, and keeping what follows the generation prompt. The token that ends the
+turn is always the assistant's.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    TextExample,
+)
+from orchestrate.errors import DataError
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""For tokenizers that bring no chat template of their own."""
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_SENTINEL = "\u241f\u241fX\u241f"
+"""Stands for an assistant's words; characters that no real answer begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one row and, for each, its weight in the loss (0 is context only). Same lengths."""
+
+    ids: list[int]
+    weights: list[float]
+    truncated: int = 0
+    """Tokens cut off at the length limit."""
+    notes: tuple[str, ...] = ()
+    """What the template did with the row that its author may not expect."""
+
+    @property
+    def trained(self) -> int:
+        """Tokens that carry loss; the first token of a row has nothing to be predicted from."""
+        return sum(1 for w in self.weights[1:] if w)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    preferred: Encoded
+    rejected: Encoded
+
+
+@dataclass
+class Template:
+    """A tokenizer with its chat template, and what has been learnt about it."""
+
+    tokenizer: Any
+    """A fast transformers tokenizer."""
+    source: str = ""
+    own: bool = True
+    """False when the tokenizer brings no template and ChatML stands in."""
+    marked: bool = False
+    prompt: str = ""
+    """The generation prompt: what the template puts before an answer."""
+    special: frozenset[int] = frozenset()
+    _tools_shown: dict[str, bool] = field(default_factory=dict[str, bool])
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Template:
+        given = tokenizer.chat_template
+        if isinstance(given, dict):  # several named templates
+            given = given.get("default") or next(iter(given.values()))
+        template = cls(tokenizer, source=given or CHATML, own=bool(given))
+        template.marked = bool(_MARKED.search(template.source))
+        added = tokenizer.added_tokens_decoder
+        template.special = frozenset(int(i) for i, t in added.items() if t.special) | frozenset(
+            tokenizer.all_special_ids
+        )
+        question = [{"role": "user", "content": "Hi"}]
+        before = template.render(question)
+        after = template.render(question, answer_next=True)
+        template.prompt = after[len(before) :] if after.startswith(before) else ""
+        return template
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        answer_next: bool = False,
+    ) -> str:
+        return self._render(messages, tools, answer_next, False)[0]
+
+    def render_with_spans(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text and the template's own assistant spans, in characters."""
+        return self._render(messages, tools, False, True)
+
+    def _render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        answer_next: bool,
+        spans: bool,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, indices = render_jinja_template(  # type: ignore[misc]  # annotated as str, returns a pair
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.source,
+                return_assistant_tokens_mask=spans,
+                add_generation_prompt=answer_next,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise DataError(f"the model's chat template refuses the conversation: {error}") from error
+        return texts[0], [tuple(span) for span in indices[0]] if spans else []
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and, for each, its place in the text."""
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return out["input_ids"], out["offset_mapping"]
+
+
+def template_message(message: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates expect it: arguments of tool calls as an object, thinking as `reasoning_content`."""
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    out: dict[str, Any] = {"role": role, "content": message.text}
+    if message.name:
+        out["name"] = message.name
+    if message.tool_call_id:
+        out["tool_call_id"] = message.tool_call_id
+    if message.reasoning:
+        out["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return out
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def encode(
+    example: Example, template: Template, *, max_length: int | None = None, train_on_inputs: bool = False
+) -> Encoded:
+    """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference pair."""
+    if isinstance(example, ChatExample):
+        encoded = _encode_chat(example, template, train_on_inputs)
+    elif isinstance(example, CompletionExample):
+        encoded = _encode_completion(example, template, train_on_inputs)
+    elif isinstance(example, TextExample):
+        ids = _with_end(template, template.tokens(example.text)[0])
+        encoded = Encoded(_with_start(template, ids), [1.0] * len(_with_start(template, ids)))
+    else:
+        raise DataError(f"a {type(example).__name__} cannot be trained on by supervised fine-tuning")
+    return _cut(encoded, max_length)
+
+
+def encode_pair(
+    example: PreferenceExample, template: Template, *, max_length: int | None = None
+) -> EncodedPair:
+    """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight."""
+
+    def side(answer: list[ChatMessage]) -> Encoded:
+        silent = [
+            msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in example.prompt
+        ]
+        chat = ChatExample(messages=[*silent, *answer], tools=example.tools)
+        return _cut(_encode_chat(chat, template, False), max_length)
+
+    return EncodedPair(side(example.preferred), side(example.rejected))
+
+
+def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool) -> Encoded:
+    messages = [template_message(m) for m in example.messages]
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    row = 1.0 if example.weight is None else example.weight
+    asked = [(1.0 if (w := example.messages[i].weight) is None else w) * row for i in turns]
+    notes: list[str] = []
+    spans: list[tuple[int, int]] = []
+    text = ""
+    if template.marked:
+        text, spans = template.render_with_spans(messages, example.tools)
+    if len(spans) != len(turns):
+        text = template.render(messages, example.tools)
+        spans = [_span(template, messages, example.tools, text, i) for i in turns]
+    for i, (start, end) in zip(turns, spans, strict=True):
+        if end <= start and (messages[i]["content"] or messages[i].get("tool_calls")):
+            notes.append("the chat template shows nothing of an assistant message")
+        reasoning = messages[i].get("reasoning_content")
+        if reasoning and reasoning.strip() not in text:
+            notes.append("the chat template leaves out an assistant message's reasoning")
+    if example.tools and (name := _tool_name(example.tools)) and name not in text:
+        notes.append("the chat template leaves out the tools")
+    ids, offsets = template.tokens(text)
+    weights = [row] * len(ids) if train_on_inputs else [0.0] * len(ids)
+    ends = [end for _, end in offsets]
+    for (start, end), weight in zip(spans, asked, strict=True):
+        if end <= start:
+            continue
+        first = bisect_right(ends, start)
+        last = first
+        while last < len(ids) and offsets[last][0] < end:
+            last += 1
+        if last > first and ids[last - 1] not in template.special:
+            # The span stops before the token that ends the turn.
+            if last < len(ids) and ids[last] in template.special:
+                last += 1
+            else:
+                notes.append("no special token ends an assistant message; the model cannot learn to stop")
+        weights[first:last] = [weight] * (last - first)
+    return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
+
+
+def _span(
+    template: Template,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    text: str,
+    turn: int,
+) -> tuple[int, int]:
+    """Where message `turn` lies in `text`: between what a rendering with other words shares with it before and after."""
+    bare = {"role": "assistant", "content": _SENTINEL}
+    other = template.render([*messages[:turn], bare, *messages[turn + 1 :]], tools)
+    start = _common_prefix(text, other)
+    rest = min(len(text), len(other)) - start
+    end = len(text) - _common_prefix(text[::-1][:rest], other[::-1][:rest])
+    if template.prompt:
+        # A template may write fixed words, such as an empty thought, that the model must learn to write itself.
+        found = text.rfind(template.prompt, 0, start)
+        between = text[found + len(template.prompt) : start] if found >= 0 else ""
+        if found >= 0 and len(between) < 200:
+            start = found + len(template.prompt)
+    return start, end
+
+
+def _common_prefix(a: str, b: str) -> int:
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # binary search: slices compare at memory speed
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _tool_name(tools: list[dict[str, Any]]) -> str | None:
+    function = tools[0].get("function", tools[0])
+    return function.get("name") if isinstance(function, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+
+
+def _encode_completion(example: CompletionExample, template: Template, train_on_inputs: bool) -> Encoded:
+    prompt = _with_start(template, template.tokens(example.prompt)[0])
+    answer = _with_end(template, template.tokens(example.completion)[0])
+    weights = [1.0 if train_on_inputs else 0.0] * len(prompt) + [1.0] * len(answer)
+    return Encoded([*prompt, *answer], weights)
+
+
+def _with_start(template: Template, ids: list[int]) -> list[int]:
+    bos = template.tokenizer.bos_token_id
+    return ids if bos is None or (ids and ids[0] == bos) else [bos, *ids]
+
+
+def _with_end(template: Template, ids: list[int]) -> list[int]:
+    eos = template.tokenizer.eos_token_id
+    return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
+
+
+def _cut(encoded: Encoded, limit: int | None) -> Encoded:
+    if limit is None or len(encoded.ids) <= limit:
+        return encoded
+    return Encoded(
+        encoded.ids[:limit], encoded.weights[:limit], truncated=len(encoded.ids) - limit, notes=encoded.notes
+    )
+
+
+def decode_row(line: bytes) -> Example:
+    """One line of a canonical file. Raises `DataError` when it is none of the kinds."""
+    try:
+        keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        if "preferred" in keys:
+            return msgspec.json.decode(line, type=PreferenceExample)
+        if "messages" in keys:
+            return msgspec.json.decode(line, type=ChatExample)
+        if "completion" in keys:
+            return msgspec.json.decode(line, type=CompletionExample)
+        return msgspec.json.decode(line, type=TextExample)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"not a canonical row: {error}") from error

@@ -1,0 +1,101 @@
+"""The result: safetensors, and a passport that says where they come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.local.loading import Loaded
+from orchestrate.local.models import ModelFolder
+from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+
+
+def result_name(job: LocalJob) -> str:
+    return "full" if job.adapter["type"] == "full" else "adapter"
+
+
+def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path) -> None:
+    """Adapter (or whole model, in bf16) with the tokenizer and the chat template that it was trained with."""
+    import torch
+
+    if result_name(job) == "full":
+        state = {
+            k: v.to(torch.bfloat16) if v.is_floating_point() else v
+            for k, v in loaded.inner.state_dict().items()
+        }
+        loaded.inner.save_pretrained(folder, state_dict=state)
+        config = msgspec.json.decode((folder / "config.json").read_bytes())
+        write_whole(
+            folder / "config.json", msgspec.json.format(msgspec.json.encode({**config, "dtype": "bfloat16"}))
+        )
+    else:
+        loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tokenizer.save_pretrained(folder)
+
+
+def passport(
+    job: LocalJob,
+    model: ModelFolder,
+    *,
+    fingerprint: str,
+    progress: dict[str, Any],
+    device: str,
+    threads: int,
+) -> dict[str, Any]:
+    """What someone who finds the folder in a year needs to know."""
+    return {
+        "ref": job.ref,
+        "kind": result_name(job),
+        "base_model": model.hub_id or str(model.path),
+        "base_model_name": job.model_name,
+        "base_model_hash": fingerprint,
+        "dataset_digest": job.dataset_digest,
+        "method": job.method,
+        "adapter": job.adapter,
+        "settings": job.hyper.to_dict(),
+        "seed": job.seed,
+        "spec": job.spec,
+        "trained": progress,
+        "machine": {
+            "device": device,
+            "threads": threads,
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        },
+        "versions": versions(),
+        "created_at": job.created_at,
+        "finished_at": now(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in ("orchestrate-ft", "torch", "transformers", "peft", "bitsandbytes", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
+    """Puts the finished folder in its place in one step."""
+    final = run.path / name
+    draft = run.path / f".{name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        fill(draft)
+        write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport_of)))
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return final

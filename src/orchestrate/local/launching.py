@@ -1,0 +1,87 @@
+"""Starts workers. They belong to no terminal and to no parent: the command that launched one may end or be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.errors import MissingExtra
+from orchestrate.local import process
+from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
+
+
+def require_packages(what: str = "training on this machine") -> None:
+    """Raises `MissingExtra` naming the first package that is not installed; imports none of them."""
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise MissingExtra("local", what, package)
+
+
+def launch(job: LocalJob, home: Path) -> RunDir:
+    """Makes the run directory `home/job.ref` and starts its worker; a second call with the ref changes nothing.
+
+    Raises `MissingExtra`, or `OSError` when the folder cannot be made.
+    """
+    require_packages()
+    run, made = RunDir.make(home, job)
+    if made or not (run.path / "worker.json").exists():
+        start_worker(run)
+    return run
+
+
+def resume(run: RunDir) -> bool:
+    """Starts a worker for a paused or interrupted job; False when one is alive or the job has ended."""
+    require_packages()
+    state = run.state()
+    if state.terminal:
+        return False
+    if run.asked() == "pause":
+        run.ask(None)
+    if state.status not in ("paused", "interrupted", "queued") or run.alive():
+        return False
+    start_worker(run)
+    return True
+
+
+def start_worker(run: RunDir) -> None:
+    """One detached process; the job's lock settles it when two are started at once."""
+    state = run.written_state()
+    if not state.terminal:
+        run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
+    with run.log.open("ab") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "orchestrate.local.worker", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=run.path,
+            env=worker_environment(run.job().threads),
+        )
+    begun = process.started(worker.pid)
+    if begun is not None and not process.alive(run.path / "worker.json"):
+        write_whole(
+            run.path / "worker.json",
+            msgspec.json.encode({**process.me().to_dict(), "pid": worker.pid, "started": begun}),
+        )
+    # Reaps the worker when it ends before its parent does.
+    threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run.ref}").start()
+
+
+def worker_environment(threads: int | None) -> dict[str, str]:
+    """Thread counts must be set before the numeric libraries load; the workers report to no one and need no network
+    to start."""
+    env = dict(os.environ)
+    if threads is not None:
+        env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    env.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    return env

@@ -1,0 +1,154 @@
+"""Model, adapter and tokenizer, ready to train. Imports torch; only workers import this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.encoding import CHATML
+from orchestrate.local.fused import fuse
+from orchestrate.local.losses import Head
+from orchestrate.local.models import ModelFolder
+from orchestrate.local.rundir import LocalJob
+
+
+@dataclass
+class Loaded:
+    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside it."""
+
+    model: Any
+    inner: Any
+    head: Head
+    device: torch.device
+    whole_forward: bool = False
+    """The architecture does something between its layers and its logits that we do not know: use its own forward."""
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """By name, in a fixed order."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def hidden(self, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """[rows, tokens] -> [rows, tokens, hidden], before the output layer."""
+        return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "device cuda was asked for, but torch finds no usable GPU",
+            fix="device: cpu, or a CUDA build of torch",
+        )
+    return device
+
+
+def load_tokenizer(folder: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"{folder} has only a slow tokenizer: the places of its tokens in the text are not known"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Any:
+    """The base model; NF4 with double quantisation and bf16 products when `four_bit`."""
+    quantization = None
+    if four_bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": device} if device.type != "cpu" else None,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    keep_four_bit_weights(model)
+    return model
+
+
+def keep_four_bit_weights(model: Any) -> None:
+    """On a CPU with AVX512-BF16, bitsandbytes repacks a weight on its first forward in evaluation mode and never undoes
+    it: training afterwards is silently different or fails. This must run before the first forward."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
+    """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed."""
+    kind = job.adapter["type"]
+    torch.manual_seed(job.seed)
+    if kind == "full":
+        # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
+        inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
+        model = inner
+    else:
+        inner = load_base(folder.path, four_bit=kind == "qlora", device=device)
+        model = _adapted(inner, job)
+        fuse(model)
+    if job.hyper.gradient_checkpointing:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+    loaded = Loaded(model, inner, Head.of(inner), device)
+    loaded.whole_forward = not _head_is_understood(loaded)
+    return loaded
+
+
+def _adapted(inner: Any, job: LocalJob) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    for parameter in inner.parameters():
+        parameter.requires_grad_(False)
+    if job.continue_from:
+        return PeftModel.from_pretrained(inner, job.continue_from, is_trainable=True)
+    adapter = job.adapter
+    targets = adapter.get("targets") or "all-linear"
+    config = LoraConfig(
+        r=adapter["r"],
+        lora_alpha=adapter["alpha"],
+        lora_dropout=adapter.get("dropout") or 0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=bool(adapter.get("dora")),
+        use_rslora=bool(adapter.get("rslora")),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(inner, config)
+    except ValueError as error:
+        linear = sorted(
+            {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, torch.nn.Linear)}
+        )
+        raise RunFailed(
+            f"the adapter does not fit the model: {error}",
+            fix=f"targets: all-linear, or some of {', '.join(linear)}",
+        ) from error
+
+
+@torch.no_grad()
+def _head_is_understood(loaded: Loaded) -> bool:
+    """Whether decoder plus head gives the model's own logits, on a few tokens."""
+    training = loaded.model.training
+    loaded.model.eval()
+    ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
+    own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
+    ours = loaded.head.logits(loaded.hidden(ids))
+    loaded.model.train(training)
+    return torch.allclose(own, ours, atol=1e-2, rtol=1e-2)

@@ -1,0 +1,156 @@
+"""Losses that never hold the logits of all tokens: the head is applied to trained tokens only, a block at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+BLOCK_ELEMENTS = 1 << 25
+"""Logits held at once: 128 MB in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer, and what the architecture does to its logits afterwards."""
+
+    layer: Any
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Head:
+        """Reads Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
+        config = model.config.get_text_config()
+        multiplier = float(getattr(config, "logit_scale", None) or 1.0)
+        multiplier /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(
+            model.get_output_embeddings(), multiplier, getattr(config, "final_logit_softcapping", None)
+        )
+
+    @property
+    def frozen(self) -> bool:
+        bias = getattr(self.layer, "bias", None)
+        return type(self.layer) is torch.nn.Linear and bias is None and not self.layer.weight.requires_grad
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocabulary], 32 bits."""
+        logits = self.layer(hidden).float()
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @property
+    def block(self) -> int:
+        return max(16, BLOCK_ELEMENTS // int(self.layer.weight.shape[0]))
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Weighted sum of cross-entropies over a frozen head. The gradient is made beside the loss, while a block's logits
+    are at hand; they are neither kept nor computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), device=hidden.device)
+        correct = torch.zeros((), device=hidden.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        for start in range(0, len(hidden), head.block):
+            part = slice(start, start + head.block)
+            logits = (hidden[part] @ weight.t()).float()
+            if head.multiplier != 1.0:
+                logits *= head.multiplier
+            if head.softcap is not None:
+                logits = torch.tanh(logits / head.softcap) * head.softcap
+            right = targets[part, None]
+            correct += (logits.argmax(dim=1) == targets[part]).sum()
+            log_sum = logits.logsumexp(dim=1, keepdim=True)
+            total += ((log_sum - logits.gather(1, right)).squeeze(1) * weights[part]).sum()
+            if gradient is None:
+                continue
+            slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
+            grad = logits.sub_(log_sum).exp_()
+            grad.scatter_add_(1, right, torch.full_like(right, -1, dtype=grad.dtype))
+            grad *= weights[part, None] * head.multiplier
+            if slope is not None:
+                grad *= slope
+            torch.mm(grad.to(weight.dtype), weight, out=gradient[part])
+        ctx.gradient = gradient
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None, None]:
+        return ctx.gradient * grads[0].to(ctx.gradient.dtype), None, None, None, None
+
+
+def _block_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    logits = head.logits(hidden)
+    return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(dim=1) == targets).sum()
+
+
+def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token [n], and the number predicted right. Logits are computed again for the gradient."""
+    losses: list[Tensor] = []
+    correct = torch.zeros((), device=hidden.device)
+    for start in range(0, len(hidden), head.block):
+        part = slice(start, start + head.block)
+        loss, right = checkpoint(_block_losses, hidden[part], targets[part], head, use_reentrant=False)  # type: ignore[misc]
+        losses.append(loss)
+        correct = correct + right
+    return torch.cat(losses), correct
+
+
+def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Sum over tokens of weight x cross-entropy, and the number of tokens predicted right. `hidden` is [n, hidden]."""
+    if head.frozen:
+        return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
+    losses, correct = token_losses(hidden, targets, head)
+    return (losses * weights).sum(), correct
+
+
+@dataclass(frozen=True)
+class Preference:
+    """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the margin;
+    Pang et al. 2024 for `rpo_alpha`)."""
+
+    beta: float = 0.1
+    normalize_by_length: bool = False
+    rpo_alpha: float | None = None
+    simpo_gamma: float | None = None
+
+    @property
+    def needs_reference(self) -> bool:
+        """SimPO compares length-normalised likelihoods and has no reference model."""
+        return self.simpo_gamma is None
+
+    def loss(
+        self, policy: Tensor, reference: Tensor | None, lengths: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n rejected ones;
+        `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth showing."""
+        if self.simpo_gamma is not None or self.normalize_by_length:
+            score = policy / lengths
+            base = None if reference is None else reference / lengths
+        else:
+            score, base = policy, reference
+        if self.simpo_gamma is None and base is not None:
+            score = score - base
+        preferred, rejected = score.chunk(2)
+        margin = self.beta * (preferred - rejected)
+        loss = -F.logsigmoid(margin - (self.simpo_gamma or 0.0))
+        if self.rpo_alpha:
+            loss = loss + self.rpo_alpha * -(policy / lengths).chunk(2)[0]
+        shown = {
+            "reward_margin": margin.detach(),
+            "reward_accuracy": (margin > 0).float().detach(),
+            "preferred_reward": self.beta * preferred.detach(),
+            "rejected_reward": self.beta * rejected.detach(),
+        }
+        return loss, shown

@@ -1,0 +1,112 @@
+"""Where a model's files are. Torch-free: the backend and the checks use it too."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import ConfigError, UsageError
+
+WHOLE_HASH_LIMIT = 4 << 30
+"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take minutes."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk that can be trained: configuration, safetensors, tokenizer."""
+
+    path: Path
+    hub_id: str | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return msgspec.json.decode((self.path / "config.json").read_bytes())
+
+    @property
+    def weights(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+    def fingerprint(self) -> str:
+        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to read whole."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        size = sum(p.stat().st_size for p in self.weights)
+        for path in self.weights:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_HASH_LIMIT:
+                    while block := file.read(1 << 22):
+                        digest.update(block)
+                else:
+                    length = int.from_bytes(file.read(8), "little")
+                    digest.update(file.read(min(length, 1 << 26)))
+                    digest.update(str(path.stat().st_size).encode())
+        return f"{'sha256' if size <= WHOLE_HASH_LIMIT else 'headers'}:{digest.hexdigest()}"
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that the name points to, if it is one."""
+    path = Path(model).expanduser()
+    return path.resolve() if path.is_dir() else None
+
+
+def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
+    """Raises `UsageError` when the folder is not a model that can be trained."""
+    if not (path / "config.json").is_file():
+        raise UsageError(f"{path} has no config.json: it is not a model folder")
+    if not list(path.glob("*.safetensors")):
+        other = [p.name for pattern in ("*.bin", "*.pt", "*.gguf") for p in path.glob(pattern)]
+        raise UsageError(
+            f"{path} has no .safetensors weights"
+            + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
+            fix="convert them with model.save_pretrained(folder, safe_serialization=True); "
+            "pickled weights are not loaded, they can run code",
+        )
+    return ModelFolder(path, hub_id)
+
+
+def fetch(model: str) -> ModelFolder:
+    """The model's folder, downloaded from the hub when it is not on disk. Called by workers.
+
+    Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
+    """
+    if folder := local_folder(model):
+        return open_folder(folder)
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
+        raise UsageError(
+            f"no model folder at {model}, and it is not a hub id (owner/name)",
+            fix="orchestrate models --provider local",
+        )
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        path = hub.snapshot_download(
+            model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
+        )
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{model} is gated: its owner asks you to accept terms first",
+            fix=f"accept them at https://huggingface.co/{model}, then  hf auth login  or export HF_TOKEN=...",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UsageError(
+            f"the hub has no model {model}, or it is private",
+            fix="check the name; for a private one export HF_TOKEN=...",
+        ) from error
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+        OSError,
+    ) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ConfigError(
+            f"{model} is not on this machine and the hub cannot be reached{offline}",
+            fix=f"connect once and run  hf download {model} , or give the path of a model folder",
+        ) from error
+    return open_folder(Path(path), hub_id=model)

@@ -1,0 +1,78 @@
+"""Which process works on a job, and whether it still lives. A process id alone does not tell: ids are used again,
+so the start time is kept beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.types import Record
+
+FOREIGN_HEARTBEAT_S = 120.0
+"""On another machine only the heartbeat can be seen; older than this, the worker counts as dead."""
+
+
+class WorkerId(Record, frozen=True, kw_only=True):
+    pid: int
+    started: str
+    """The kernel's start time of the process, in whatever unit the system counts; compared only for equality."""
+    machine: str
+
+
+def me() -> WorkerId:
+    pid = os.getpid()
+    return WorkerId(pid=pid, started=started(pid) or "", machine=socket.gethostname())
+
+
+def started(pid: int) -> str | None:
+    """When the process started; `None` when there is none, or only its unreaped remains."""
+    if platform.system() == "Linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = stat[stat.rfind(")") + 2 :].split()  # the command's name may hold blanks and brackets
+        return None if fields[0] in "ZX" else fields[19]
+    shown = subprocess.run(
+        ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return None if not shown or shown.startswith("Z") else shown.partition(" ")[2].strip()
+
+
+def alive(path: Path) -> bool:
+    """Whether the worker named in the file at `path` lives; a foreign machine's is judged by its heartbeat."""
+    try:
+        worker = WorkerId.from_json(path.read_bytes())
+        age = time.time() - path.stat().st_mtime
+    except (OSError, msgspec.MsgspecError):
+        return False
+    if worker.machine != socket.gethostname():
+        return age < FOREIGN_HEARTBEAT_S
+    return started(worker.pid) == worker.started
+
+
+@contextmanager
+def file_lock(path: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
+    """An exclusive lock that the kernel lets go of when the process ends, however it ends."""
+    import fcntl
+
+    with path.open("a") as file:
+        deadline = time.monotonic() + wait_s
+        held = False
+        while not held:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except OSError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.02)
+        yield held

@@ -1,0 +1,184 @@
+"""Encoded rows on disk: written once per job, memory-mapped afterwards, so that going on needs no encoding."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrate.errors import DataError
+from orchestrate.local.encoding import Encoded, Template, decode_row, encode, encode_pair
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred and the rejected
+    answer of one example."""
+
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64]
+    pairs: bool = False
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example; a pair counts with its longer side."""
+        lengths = np.diff(self.offsets)
+        return lengths.reshape(-1, 2).max(axis=1) if self.pairs else lengths
+
+    @property
+    def examples(self) -> int:
+        return (len(self.offsets) - 1) // (2 if self.pairs else 1)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    def row(self, i: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        start, end = self.offsets[i], self.offsets[i + 1]
+        return self.ids[start:end], self.weights[start:end]
+
+    def rows_of(self, examples: Sequence[int]) -> list[int]:
+        """Row numbers of the examples; for pairs all preferred ones first, then all rejected."""
+        return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
+
+    def save(self, folder: Path) -> None:
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name in ("ids", "weights", "offsets"):
+            np.save(draft / f"{name}.npy", getattr(self, name))
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+
+    @classmethod
+    def open(cls, folder: Path, *, pairs: bool) -> Rows | None:
+        """`None` when there is no whole copy."""
+        try:
+            arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "weights", "offsets")}
+        except (OSError, ValueError):
+            return None
+        return cls(**arrays, pairs=pairs)
+
+
+@dataclass
+class Report:
+    """What encoding did to the rows: nothing is cut or dropped silently."""
+
+    rows: int = 0
+    truncated_rows: int = 0
+    truncated_tokens: int = 0
+    dropped: int = 0
+    notes: Counter[str] | None = None
+    longest: int = 0
+
+    def messages(self, name: str, limit: int | None) -> Iterator[tuple[str, str]]:
+        """(level, message) for the job's events."""
+        if self.truncated_rows:
+            yield (
+                "warning",
+                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens and were cut; "
+                f"{self.truncated_tokens} tokens were lost",
+            )
+        if self.dropped:
+            yield (
+                "warning",
+                f"{name}: {self.dropped} of {self.rows} rows have no token to train on and were left out",
+            )
+        for note, count in sorted((self.notes or {}).items()):
+            yield "warning", f"{name}: in {count} rows {note}"
+
+
+def encode_file(
+    path: Path, template: Template, *, pairs: bool, max_length: int | None, train_on_inputs: bool
+) -> tuple[Rows, Report]:
+    """All rows of a canonical file. Raises `DataError` naming the row that cannot be encoded."""
+    report = Report(notes=Counter())
+    sides: list[Encoded] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                new = _encode_line(line, template, pairs, max_length, train_on_inputs)
+            except DataError as error:
+                raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
+            report.rows += 1
+            _count(report, new)
+            if all(e.trained for e in new):
+                sides.extend(new)
+            else:
+                report.dropped += 1
+    if not sides:
+        raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
+    return _pack(sides, pairs), report
+
+
+def _encode_line(
+    line: bytes, template: Template, pairs: bool, max_length: int | None, train_on_inputs: bool
+) -> list[Encoded]:
+    from orchestrate.data.examples import PreferenceExample
+
+    example: Any = decode_row(line)
+    if pairs:
+        if not isinstance(example, PreferenceExample):
+            raise DataError("preference training needs a preferred and a rejected answer")
+        pair = encode_pair(example, template, max_length=max_length)
+        return [pair.preferred, pair.rejected]
+    return [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
+
+
+def _count(report: Report, new: list[Encoded]) -> None:
+    report.truncated_rows += any(e.truncated for e in new)
+    report.truncated_tokens += sum(e.truncated for e in new)
+    report.longest = max(report.longest, *(len(e.ids) for e in new))
+    assert report.notes is not None  # noqa: S101  made with the report
+    report.notes.update({note for e in new for note in e.notes})
+
+
+def _pack(sides: list[Encoded], pairs: bool) -> Rows:
+    lengths = np.array([0, *(len(e.ids) for e in sides)], dtype=np.int64)
+    ids = np.fromiter((i for e in sides for i in e.ids), dtype=np.int32, count=int(lengths.sum()))
+    weights = np.fromiter((w for e in sides for w in e.weights), dtype=np.float32, count=int(lengths.sum()))
+    return Rows(ids, weights, np.cumsum(lengths), pairs)
+
+
+def epoch_batches(lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone back to.
+
+    Rows are shuffled, sorted by length within windows of 16 batches so that little is padded, and the batches are
+    shuffled again. Every row occurs once; the last batch may be smaller.
+    """
+    order = list(range(len(lengths)))
+    chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
+    chance.shuffle(order)
+    window = 16 * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        near = sorted(order[start : start + window], key=lambda i: int(lengths[i]))
+        batches.extend(near[i : i + batch_size] for i in range(0, len(near), batch_size))
+    chance.shuffle(batches)
+    return batches
+
+
+def micro_batches(
+    batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int
+) -> list[list[int]]:
+    """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or `max_rows`."""
+    parts: list[list[int]] = []
+    part: list[int] = []
+    for i in sorted(batch, key=lambda i: int(lengths[i])):
+        if part and (len(part) >= max_rows or (len(part) + 1) * int(lengths[i]) > max_tokens):
+            parts.append(part)
+            part = []
+        part.append(i)
+    parts.append(part)
+    return parts

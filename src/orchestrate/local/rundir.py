@@ -1,0 +1,352 @@
+"""The run directory: all that a local job is, on disk. No torch here.
+
+    job.json           what to train; written once, before the folder gets its name
+    status.json        where the job stands; replaced in one step by its worker
+    events.jsonl       what happened, one line each; the line number is the event's id
+    metrics.jsonl      values at optimiser steps
+    worker.json        process id, its start time, the machine
+    lock               held by the worker for as long as it lives
+    control            `pause` or `cancel`, written by whoever asks for it
+    checkpoints/       step-00000120/ ... whole folders only
+    adapter/           the result (full/ when all weights were trained)
+    worker.log         what the worker and its libraries printed
+
+A line that a killed worker left torn is never shown and is cut off when the job goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local import process
+from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
+
+R = TypeVar("R", bound=Record)
+
+STATUSES: dict[str, JobStatus] = {
+    "queued": JobStatus.QUEUED,
+    "preparing": JobStatus.VALIDATING,
+    "running": JobStatus.RUNNING,
+    "paused": JobStatus.PAUSED,
+    "interrupted": JobStatus.PAUSED,
+    "saving": JobStatus.FINALIZING,
+    "cancelling": JobStatus.CANCELLING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+"""The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone."""
+
+
+class Hyper(Record, frozen=True, kw_only=True):
+    """Every setting of a training run, resolved; nothing is left to a default of another library."""
+
+    epochs: int = 3
+    learning_rate: float = 2e-4
+    batch_size: int = 16
+    """Examples per optimiser step, all micro-batches together."""
+    micro_batch: int | None = None
+    """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_seq_length: int | None = None
+    """Tokens; `None` means the model's context."""
+    packing: bool = False
+    evals: int | None = None
+    """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
+    checkpoints: int | None = None
+    """Checkpoints to keep, spread over the run; `None` means one per epoch."""
+    recovery_seconds: float = 60.0
+    """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
+    early_stopping_patience: int | None = None
+    early_stopping_min_delta: float = 0.0
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    neftune_alpha: float | None = None
+    nan_policy: str = "stop"
+    """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
+    spike_factor: float | None = None
+    """Skip a step whose loss exceeds this multiple of the running mean; `None` never does."""
+
+
+class LocalJob(Record, frozen=True, kw_only=True):
+    """What the worker is told. `method` and `adapter` are those parts of the spec with every field set."""
+
+    ref: str
+    model: str
+    """A folder, or a hub id."""
+    model_name: str
+    """As the user named it."""
+    train: str
+    """Canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
+    validation: str | None = None
+    dataset_digest: str = ""
+    method: dict[str, Any]
+    adapter: dict[str, Any]
+    hyper: Hyper = Hyper()
+    seed: int = 0
+    threads: int | None = None
+    device: str | None = None
+    """`cpu` or `cuda`; `None` takes a GPU when there is one."""
+    continue_from: str | None = None
+    """Folder of an adapter to go on from."""
+    spec: dict[str, Any] = {}
+    created_at: datetime
+
+
+class State(Record, frozen=True, kw_only=True):
+    """Where a job stands. `seconds` is the time spent training, summed over all workers of the job."""
+
+    status: str
+    updated_at: datetime
+    stage: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float = 0.0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    early_stopped: bool = False
+    attempt: int = 0
+    error: JobError | None = None
+    result: str | None = None
+    """Name of the folder with the tuned weights."""
+
+    @property
+    def terminal(self) -> bool:
+        return STATUSES.get(self.status, JobStatus.UNKNOWN).terminal
+
+    @property
+    def eta_seconds(self) -> float | None:
+        if not self.total_steps or not self.step or self.seconds <= 0:
+            return None
+        return self.seconds / self.step * (self.total_steps - self.step)
+
+
+class RunDir:
+    """One job's folder. Reading never changes it; only its worker writes status, events and metrics."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def ref(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    def exists(self) -> bool:
+        return (self.path / "job.json").is_file()
+
+    # -- what to do ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
+        """The folder `home/ref`, made with its job in one step; False when it was there already.
+
+        A rename onto a filled folder fails, so of two callers with one ref exactly one makes it.
+        """
+        _require_plain(job.ref)
+        home.mkdir(parents=True, exist_ok=True)
+        run = cls(home / job.ref)
+        if run.exists():
+            return run, False
+        draft = home / f".{job.ref}.{os.getpid()}.{time.monotonic_ns()}"
+        draft.mkdir()
+        write_whole(draft / "job.json", msgspec.json.format(job.to_json()))
+        state = State(status="queued", updated_at=now())
+        write_whole(draft / "status.json", state.to_json())
+        try:
+            draft.rename(run.path)
+        except OSError:
+            for file in draft.iterdir():
+                file.unlink()
+            draft.rmdir()
+            if not run.exists():
+                raise
+            return run, False
+        return run, True
+
+    def job(self) -> LocalJob:
+        """Raises `RunFailed` when job.json is missing or is not a job."""
+        path = self.path / "job.json"
+        try:
+            return LocalJob.from_json(path.read_bytes())
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RunFailed(
+                f"{path} is not a job that this version can read: {error}",
+                fix="submit the run again; the folder can be deleted",
+            ) from error
+
+    # -- where it stands -------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """As the worker last wrote it, or `interrupted` when the worker died without saying how it ended."""
+        state = self.written_state()
+        if state.terminal or state.status == "paused" or self.alive():
+            return state
+        # The worker may have ended between the two looks.
+        state = self.written_state()
+        if state.terminal or state.status == "paused":
+            return state
+        if state.status == "queued" and not (self.path / "worker.json").exists():
+            return state
+        return msgspec.structs.replace(state, status="interrupted")
+
+    def written_state(self) -> State:
+        try:
+            return State.from_json((self.path / "status.json").read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return State(status="interrupted", updated_at=now())
+
+    def write_state(self, state: State) -> None:
+        write_whole(self.path / "status.json", state.to_json())
+
+    def alive(self) -> bool:
+        """Whether a worker holds this job now."""
+        return process.alive(self.path / "worker.json")
+
+    def heartbeat_age(self) -> float | None:
+        """Seconds since the worker last showed life; `None` before the first time."""
+        try:
+            return max(0.0, time.time() - (self.path / "worker.json").stat().st_mtime)
+        except OSError:
+            return None
+
+    def beat(self) -> None:
+        os.utime(self.path / "worker.json")
+
+    # -- steering --------------------------------------------------------------------------------------------
+
+    def ask(self, word: str | None) -> None:
+        """Asks the worker to `pause` or `cancel`; `None` takes it back. A pause never replaces a cancel."""
+        path = self.path / "control"
+        if word is None:
+            path.unlink(missing_ok=True)
+        elif not (word == "pause" and self.asked() == "cancel"):
+            write_whole(path, word.encode())
+
+    def asked(self) -> str | None:
+        try:
+            return (self.path / "control").read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    @contextmanager
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[bool]:
+        """Holds the job against other workers; gives False when another has it."""
+        with process.file_lock(self.path / "lock", wait_s=wait_s) as held:
+            yield held
+
+    # -- what happened ---------------------------------------------------------------------------------------
+
+    def events(self, after: str | None = None) -> list[Event]:
+        first = int(after) if after and after.isdigit() else 0
+        lines = read_lines(self.path / "events.jsonl")
+        return [
+            msgspec.structs.replace(event, id=str(number))
+            for number, event in decode_lines(lines, Event)
+            if number > first
+        ]
+
+    def metrics(self) -> list[MetricPoint]:
+        return [point for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint)]
+
+    def add_event(
+        self,
+        message: str,
+        *,
+        level: str = "info",
+        type: str = "message",
+        step: int | None = None,
+        **data: Any,
+    ) -> None:
+        event = Event(id="", at=now(), level=level, message=message, type=type, step=step, data=data)
+        append_line(self.path / "events.jsonl", event.to_json())
+
+    def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
+        point = MetricPoint(step=step, values=values, at=now(), epoch=epoch)
+        append_line(self.path / "metrics.jsonl", point.to_json())
+
+    def repair(self, last_step: int) -> None:
+        """Before going on: cuts torn lines, and the metrics of steps that will be run again."""
+        events = self.path / "events.jsonl"
+        if events.exists():
+            write_whole(events, b"".join(line + b"\n" for line in read_lines(events)))
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            kept = [p for p in self.metrics() if p.step <= last_step]
+            write_whole(metrics, b"".join(p.to_json() + b"\n" for p in kept))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces the file in one step; a reader sees the old bytes or the new ones, also after a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        with draft.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: bytes) -> None:
+    with path.open("ab") as out:
+        out.write(line + b"\n")
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Whole lines only: what follows the last line feed was torn off by a kill."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R]]:
+    """(1-based line number, record); a line that is no such record is passed over, its number stays taken."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, kind.from_json(line)
+        except msgspec.MsgspecError:
+            continue
+
+
+def runs(home: Path) -> list[RunDir]:
+    """All jobs below `home`, newest first."""
+    if not home.is_dir():
+        return []
+    found = [RunDir(p) for p in home.iterdir() if not p.name.startswith(".") and (p / "job.json").is_file()]
+    return sorted(found, key=lambda run: (run.path / "job.json").stat().st_mtime, reverse=True)
+
+
+def _require_plain(ref: str) -> None:
+    if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
+        raise UsageError(f"{ref!r} cannot be the name of a run directory")

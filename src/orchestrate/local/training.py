@@ -1,0 +1,351 @@
+"""The training loop and all of its state."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrate.errors import RunFailed
+from orchestrate.local import checkpoints
+from orchestrate.local.checkpoints import Progress
+from orchestrate.local.loading import Loaded
+from orchestrate.local.rows import Rows, epoch_batches, micro_batches
+from orchestrate.local.rundir import LocalJob, RunDir, State, now
+from orchestrate.local.stepping import Objective, Sums, add, learning_rate, means
+
+STATUS_SECONDS = 0.5
+MOST_SKIPPED = 10
+"""Steps skipped one after the other before the run is given up."""
+DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one forward pass, padding included."""
+
+
+class Stopped(Exception):  # noqa: N818  not an error: someone asked
+    """The run was asked to pause or to cancel."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word)
+        self.word = word
+
+
+class Loop:
+    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `Stopped` or `RunFailed`."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        job: LocalJob,
+        loaded: Loaded,
+        objective: Objective,
+        train: Rows,
+        valid: Rows | None,
+        *,
+        write_weights: Callable[[Path], None],
+        asked: Callable[[], str | None],
+    ) -> None:
+        self.dir, self.job, self.hyper = run, job, job.hyper
+        self.loaded, self.objective, self.train, self.valid = loaded, objective, train, valid
+        self.write_weights, self.asked = write_weights, asked
+        self.per_epoch = math.ceil(train.examples / self.hyper.batch_size)
+        self.progress = Progress(step=0, total_steps=self.per_epoch * self.hyper.epochs)
+        self.max_tokens = DEFAULT_TOKENS[loaded.device.type]
+        self.max_rows = self.hyper.micro_batch or 1 << 20
+        self.parameters = loaded.trainable
+        self.optimizer = make_optimizer(
+            list(self.parameters.values()), self.hyper.optimizer, self.hyper.weight_decay
+        )
+        self.best: dict[str, torch.Tensor] | None = None
+        self.early_stopped = False
+        self.skipped = 0
+        self._saved_at = time.monotonic()
+        self._wrote_state = 0.0
+        total = self.progress.total_steps
+        self.eval_steps = spread(self.hyper.evals, total, self.per_epoch) if valid is not None else set[int]()
+        self.checkpoint_steps = spread(self.hyper.checkpoints, total, self.per_epoch)
+
+    # -- going on --------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Goes back to the newest whole checkpoint, if there is one; raises `RunFailed` when it is of another run."""
+        whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
+        for name in damaged:
+            self.dir.add_event(
+                f"checkpoint {name} is damaged and was passed over", level="warning", type="checkpoint"
+            )
+            shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
+        checkpoints.prune(self.dir.checkpoints)
+        if whole is None:
+            self.dir.repair(0)
+            return
+        if whole.progress.total_steps != self.progress.total_steps:
+            raise RunFailed(f"{whole.path} belongs to a run of {whole.progress.total_steps} steps")
+        tensors = load_file(whole.path / "state.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+        checkpoints.restore_optimizer(self.optimizer, list(self.parameters), tensors)
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        best = {n: tensors[f"best.{n}"] for n in self.parameters if f"best.{n}" in tensors}
+        self.best = best or None
+        self.progress = whole.progress
+        self.max_tokens = whole.progress.max_tokens or self.max_tokens
+        self.dir.repair(whole.progress.step)
+        self.dir.add_event(
+            f"going on from step {self.progress.step} of {self.progress.total_steps}",
+            type="resumed",
+            step=self.progress.step,
+        )
+
+    def save(self, *, kept: bool) -> None:
+        """A full disk costs the checkpoint, not the run."""
+        progress = msgspec.structs.replace(self.progress, kept=kept, max_tokens=self.max_tokens)
+
+        def fill(folder: Path) -> None:
+            state = checkpoints.state_tensors(self.optimizer, list(self.parameters))
+            state.update({f"parameter.{n}": p.detach() for n, p in self.parameters.items()})
+            state.update({f"best.{n}": t for n, t in (self.best or {}).items()})
+            state["random.cpu"] = torch.get_rng_state()
+            if self.loaded.device.type == "cuda":
+                state["random.cuda"] = torch.cuda.get_rng_state()
+            need = sum(t.numel() * t.element_size() for t in state.values())
+            if shutil.disk_usage(folder).free < 1.5 * need:
+                raise OSError(f"{need / 1e6:.0f} MB and more are needed")
+            save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
+            if kept:
+                self.write_weights(folder / ("full" if self.job.adapter["type"] == "full" else "adapter"))
+
+        try:
+            checkpoints.save(self.dir.checkpoints, progress, fill)
+        except Exception as error:
+            if not _disk_is_full(error):
+                raise
+            self.dir.add_event(
+                f"no checkpoint at step {progress.step}: the disk is full ({error}); training goes on",
+                level="warning",
+                type="checkpoint",
+                step=progress.step,
+            )
+        else:
+            checkpoints.prune(self.dir.checkpoints)
+            if kept:
+                self.dir.add_event(
+                    f"checkpoint at step {progress.step}", type="checkpoint", step=progress.step
+                )
+        self._saved_at = time.monotonic()
+
+    # -- running ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.loaded.model.train()
+        while self.progress.step < self.progress.total_steps and not self.early_stopped:
+            epoch, first = divmod(self.progress.step, self.per_epoch)
+            batches = epoch_batches(self.train.lengths, self.hyper.batch_size, self.job.seed, epoch)
+            for batch in batches[first:]:
+                self._one(batch)
+                if self.early_stopped:
+                    break
+        if self.best is not None:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self.best[name])
+
+    def _one(self, batch: list[int]) -> None:
+        begun = time.perf_counter()
+        step = self.progress.step
+        values = self._step(batch)
+        step += 1
+        if step in self.eval_steps:
+            values.update(self._evaluate(step))
+        spent = self.progress.seconds + time.perf_counter() - begun
+        self.progress = msgspec.structs.replace(self.progress, step=step, seconds=spent)
+        values["tokens"] = float(self.progress.seen_tokens)
+        self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
+        last = step == self.progress.total_steps or self.early_stopped
+        word = self.asked()
+        if step in self.checkpoint_steps or last:
+            self.save(kept=True)
+        elif word == "pause" or time.monotonic() - self._saved_at > self.hyper.recovery_seconds:
+            self.save(kept=False)
+        self.report(values.get("tokens_per_second"), force=last)
+        if word and not (last and word == "pause"):
+            raise Stopped(word)
+
+    def _step(self, batch: list[int]) -> dict[str, float]:
+        begun = time.perf_counter()
+        random_state = torch.get_rng_state()
+        while True:
+            try:
+                sums = self._gradients(batch)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(batch, error)
+                torch.set_rng_state(random_state)
+        rate = learning_rate(
+            self.progress.step,
+            self.progress.total_steps,
+            self.hyper.learning_rate,
+            self.hyper.warmup_ratio,
+            self.hyper.schedule,
+        )
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.hyper.max_grad_norm).item()
+        values = means(sums)
+        if self._acceptable(values["loss"], norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            mean = self.progress.loss_mean
+            mean = values["loss"] if mean is None else 0.95 * mean + 0.05 * values["loss"]
+            self.progress = msgspec.structs.replace(self.progress, loss_mean=mean)
+        self.optimizer.zero_grad()
+        self.progress = msgspec.structs.replace(
+            self.progress,
+            trained_tokens=self.progress.trained_tokens + sums.trained,
+            seen_tokens=self.progress.seen_tokens + sums.tokens,
+        )
+        speed = sums.tokens / (time.perf_counter() - begun)
+        named = {f"train_{k}": v for k, v in values.items()}
+        return {**named, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
+
+    def _gradients(self, batch: list[int]) -> Sums:
+        total = self.objective.weight_of(self.train, batch)
+        sums = Sums()
+        for part in micro_batches(batch, self.train.lengths, self.max_tokens, self.max_rows):
+            add(sums, self.objective.run(self.train, part, total, backward=True))
+        return sums
+
+    def _halve(self, batch: list[int], error: BaseException) -> None:
+        """Less at once, the same batch: the optimiser step keeps its examples."""
+        self.optimizer.zero_grad()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        longest = max(int(self.train.lengths[i]) for i in batch)
+        if self.max_tokens <= longest:
+            raise RunFailed(
+                f"one row of {longest} tokens does not fit into memory: {error}",
+                fix="lower max_seq_length, set provider_options.local.gradient_checkpointing, or use qlora",
+            ) from error
+        self.max_tokens = max(longest, self.max_tokens // 2)
+        self.dir.add_event(
+            f"out of memory; going on with at most {self.max_tokens} tokens at once, the same batch for each step",
+            level="warning",
+            type="memory",
+            step=self.progress.step,
+        )
+
+    def _acceptable(self, loss: float, norm: float) -> bool:
+        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says stop."""
+        mean, factor = self.progress.loss_mean, self.hyper.spike_factor
+        if math.isfinite(loss) and math.isfinite(norm):
+            if not (factor and mean is not None and self.progress.step > 20 and loss > factor * mean):
+                self.skipped = 0
+                return True
+            what = f"the loss jumped to {loss:.3g} (running mean {mean:.3g})"
+        else:
+            what = f"loss {loss:.3g} or gradient norm {norm:.3g} is not finite"
+            if self.hyper.nan_policy == "stop":
+                raise RunFailed(
+                    f"step {self.progress.step + 1}: {what}",
+                    fix="lower the learning rate, check the rows (orchestrate data check), "
+                    "or set provider_options.local.nan_policy: skip",
+                )
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED:
+            raise RunFailed(f"{self.skipped} steps in a row were skipped; the last because {what}")
+        self.dir.add_event(
+            f"step {self.progress.step + 1} was skipped: {what}",
+            level="warning",
+            type="skipped",
+            step=self.progress.step + 1,
+        )
+        return False
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        assert self.valid is not None  # noqa: S101  there are evaluation steps only then
+        values = self.objective.evaluate(self.valid, self.max_tokens)
+        loss, best, patience = (
+            values["valid_loss"],
+            self.progress.best_loss,
+            self.hyper.early_stopping_patience,
+        )
+        better = best is None or loss < best - self.hyper.early_stopping_min_delta
+        self.progress = msgspec.structs.replace(
+            self.progress,
+            metrics=values,
+            best_loss=loss if better else best,
+            worse=0 if better else self.progress.worse + 1,
+        )
+        if patience is not None:
+            if better:
+                self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+            if self.progress.worse >= patience:
+                self.early_stopped = True
+                self.dir.add_event(
+                    f"stopped early: no better validation loss than {best:.4f} in {patience} evaluations; "
+                    "the best weights are kept",
+                    type="early_stop",
+                    step=step,
+                )
+        return values
+
+    def report(self, tokens_per_second: float | None = None, *, force: bool = False) -> None:
+        at = time.monotonic()
+        if not force and at - self._wrote_state < STATUS_SECONDS:
+            return
+        self._wrote_state = at
+        p = self.progress
+        old = self.dir.written_state()
+        self.dir.write_state(
+            msgspec.structs.replace(
+                old,
+                status="running",
+                stage="training",
+                updated_at=now(),
+                step=p.step,
+                total_steps=p.total_steps,
+                epoch=p.step / self.per_epoch,
+                trained_tokens=p.trained_tokens,
+                seconds=p.seconds,
+                tokens_per_second=tokens_per_second or old.tokens_per_second,
+                early_stopped=self.early_stopped,
+            )
+        )
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], kind: str, weight_decay: float) -> Any:
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
+    import bitsandbytes as bnb
+
+    return bnb.optim.PagedAdamW8bit(parameters, weight_decay=weight_decay)
+
+
+def spread(count: int | None, total: int, per_epoch: int) -> set[int]:
+    """Steps after which something happens `count` times, evenly, the last step included; `None` is once per epoch."""
+    if count is None:
+        return set(range(per_epoch, total + 1, per_epoch))
+    return {round(total * k / count) for k in range(1, count + 1)} - {0}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    # safetensors raises its own error class around the system's.
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+__all__ = ["Loop", "State", "Stopped"]

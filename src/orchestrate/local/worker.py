@@ -1,0 +1,132 @@
+"""The worker: `python -m orchestrate.local.worker RUN_DIR`. One job, one process, started by `orchestrate.local.launching`.
+
+It ends with 0 when the run directory says how the job stands, whatever that is, and with 1 when it could not even
+write that.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.local import process
+from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.types import JobError
+
+HEARTBEAT_S = 2.0
+
+
+def main(path: str) -> int:
+    run = RunDir(path)
+    with run.lock(wait_s=5.0) as held:
+        if not held:
+            print(f"another worker holds {run.path}", file=sys.stderr)  # noqa: T201  this is worker.log
+            return 0
+        if run.written_state().terminal:
+            return 0
+        stop = threading.Event()
+        beating = threading.Thread(target=_beat, args=(run, stop), daemon=True)
+        _claim(run)
+        beating.start()
+        try:
+            return _work(run)
+        finally:
+            stop.set()
+            beating.join()
+
+
+def _claim(run: RunDir) -> None:
+    write_whole(run.path / "worker.json", process.me().to_json())
+
+
+def _beat(run: RunDir, stop: threading.Event) -> None:
+    mine = process.me().to_json()
+    while not stop.wait(HEARTBEAT_S):
+        try:
+            if (run.path / "worker.json").read_bytes() == mine:
+                run.beat()
+            else:
+                _claim(run)
+        except OSError:
+            continue
+
+
+def _work(run: RunDir) -> int:
+    interrupted = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
+
+    def asked() -> str | None:
+        return run.asked() or ("pause" if interrupted.is_set() else None)
+
+    try:
+        _train(run, run.job(), asked)
+    except Exception as error:  # noqa: BLE001  the run directory must say how it ended
+        traceback.print_exc()
+        code = {OrchestrateError: None}.get(type(error), type(error).__name__)
+        fix = getattr(error, "fix", None)
+        message = f"{error}" + (f"\n{fix}" if fix else "")
+        try:
+            _end(run, "failed", error=JobError(message=message, code=code))
+            run.add_event(message, level="error", type="failed")
+        except OSError:
+            return 1
+    return 0
+
+
+def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
+    if asked() == "cancel":
+        _end(run, "cancelled")
+        run.add_event("cancelled before it began", type="cancelled")
+        return
+    state = run.written_state()
+    _set(run, "preparing", stage="loading", started_at=state.started_at or now(), attempt=state.attempt + 1)
+    begun = time.monotonic()
+    from orchestrate.local.session import Session  # torch loads here
+    from orchestrate.local.training import Stopped
+
+    session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
+    run.add_event(
+        f"ready in {time.monotonic() - begun:.1f} s: {session.summary}",
+        type="started",
+        **session.facts,
+    )
+    try:
+        session.loop.report(force=True)
+        session.loop.run()
+    except Stopped as stopped:
+        if stopped.word == "pause":
+            _set(run, "paused", stage=None)
+            run.add_event(
+                f"paused at step {session.loop.progress.step}", type="paused", step=session.loop.progress.step
+            )
+        else:
+            _set(run, "cancelling")
+            _end(run, "cancelled")
+            run.add_event(f"cancelled at step {session.loop.progress.step}", type="cancelled")
+        return
+    _set(run, "saving", stage="saving")
+    result = session.publish()
+    _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
+    run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
+
+
+def _set(run: RunDir, status: str, **changes: Any) -> None:
+    state = run.written_state()
+    run.write_state(msgspec.structs.replace(state, status=status, updated_at=now(), **changes))
+
+
+def _end(run: RunDir, status: str, **changes: Any) -> None:
+    _set(run, status, stage=None, finished_at=now(), **changes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(str(Path(sys.argv[1]))))
