@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
-    from orchestrate.tracking.sync import SyncReport
+    from orchestrate.tracking import SyncReport
 
 
 class AsyncOrchestrator:

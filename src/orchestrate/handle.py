@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import ProviderError, RunFailed, UsageError
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -25,11 +25,6 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.service import Orchestrator
-
-_NEAR_S = 1.0
-_FIRST_S = 2.0
-_LAST_S = 30.0
-"""Between two questions about a run: nearby, at first, and at last."""
 
 
 class RunHandle:
@@ -57,7 +52,7 @@ class RunHandle:
 
     def refresh(self) -> Run:
         """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
-        from orchestrate.tracking.sync import refresh
+        from orchestrate.tracking import refresh
 
         self.record = refresh(self._ft.store, self.provider, self.record, bill=self._ft.bill)
         return self.record
@@ -77,19 +72,13 @@ class RunHandle:
         after
         `timeout_s`.
         """
-        near = self.record.sandbox or self.record.host == "local"
-        interval = poll_s if poll_s is not None else (_NEAR_S if near else _FIRST_S)
+        from orchestrate.tracking import Pace
+
+        pace = Pace(poll_s, near=self.record.sandbox or self.record.host == "local")
         started = time.monotonic()
         told = 0
         while True:
-            pause = interval
-            try:
-                self.refresh()
-            except ProviderError as error:
-                if not error.retryable:
-                    raise
-                pause = max(interval, error.retry_after_s or 0.0)
-            record = self.record
+            record = pace.attempt(self.refresh) or self.record
             events = self.events()
             for event in events[told:]:
                 if on_event:
@@ -103,9 +92,7 @@ class RunHandle:
                 raise TimeoutError(
                     f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
                 )
-            time.sleep(pause)
-            if poll_s is None and not near:
-                interval = min(interval * 1.25, _LAST_S)
+            pace.sleep()
 
     def check(self) -> Run:
         """The record of a run that succeeded. Raises `RunFailed` with the host's reason otherwise."""
@@ -129,7 +116,7 @@ class RunHandle:
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
-        from orchestrate.tracking.submit import cancel
+        from orchestrate.tracking import cancel
 
         self.provider.require(Feature.CANCEL)
         self.record = cancel(self._ft.store, self.provider, self.record)
@@ -221,5 +208,5 @@ class RunHandle:
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
                 served_by=served.by,
             )
-        self._ft.store.add_evaluation(self.id, result)
+        self._ft.store.add_evaluation(result)
         return result

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
-    from orchestrate.tracking.store import Store
-    from orchestrate.tracking.sync import SyncReport
+    from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -80,7 +79,7 @@ class Orchestrator:
     def store(self) -> Store:
         """Raises `StoreError` when the store cannot be used as it is."""
         if self._opened is None:
-            from orchestrate.tracking.store import Store
+            from orchestrate.tracking import Store
 
             self._opened = Store.open(self.settings.store_url)
         return self._opened
@@ -156,7 +155,7 @@ class Orchestrator:
         `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the answer to the create
         request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
         """
-        from orchestrate.tracking.submit import submit
+        from orchestrate.tracking import submit
 
         [name] = self.backends(provider)
         if max_cost_usd is not None:
@@ -215,14 +214,13 @@ class Orchestrator:
 
     def active_runs(self) -> list[Run]:
         """Those that have not ended, newest first."""
-        return self.store.runs(active=True)
+        return self.store.active_runs()
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
-        from orchestrate.tracking.sync import sync
+        from orchestrate.tracking import sync
 
-        used = {run.provider for run in self.store.runs(closed=False)}
-        return sync(self.store, [self.provider(name) for name in sorted(used)], bill=self.bill)
+        return sync(self.store, self.provider, bill=self.bill)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What an ended run did cost, from the best source that there is; `None` when nothing is known."""
@@ -243,7 +241,7 @@ class Orchestrator:
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
-        return [EvaluationResult.from_dict(stored.data) for stored in self.store.evaluations(run_id)]
+        return self.store.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -281,9 +279,9 @@ class Orchestrator:
 
     def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
         """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        earlier = self._known_run(spec.continue_from)
-        if earlier is None:
+        if spec.continue_from is None or not self.store.is_run(spec.continue_from):
             return spec
+        earlier = self.store.run(spec.continue_from)
         if earlier.provider != provider:
             raise UsageError(
                 f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot go on from it",
@@ -292,14 +290,6 @@ class Orchestrator:
         if earlier.status is not JobStatus.SUCCEEDED:
             raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
-
-    def _known_run(self, name: str | None) -> Run | None:
-        if name is None:
-            return None
-        try:
-            return self.store.run(name)
-        except UsageError:  # then it is the host's own name of a model or checkpoint
-            return None
 
 
 def _merged(problems: Iterable[Problem]) -> list[Problem]:
