@@ -1,5 +1,45 @@
 """Runs, kept: the store, the submit protocol, the sync with the hosts and the watcher.
 
-Import the modules, not this package: `store` brings SQLAlchemy with it, which only commands that touch runs
-should pay for.
+The names load their module when first used: the store brings SQLAlchemy with it, which only commands that
+touch runs should pay for.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrate.tracking.pace import Pace as Pace
+    from orchestrate.tracking.protocol import Submitter as Submitter
+    from orchestrate.tracking.protocol import cancel as cancel
+    from orchestrate.tracking.protocol import settle as settle
+    from orchestrate.tracking.protocol import submit as submit
+    from orchestrate.tracking.store import Store as Store
+    from orchestrate.tracking.sweep import SyncReport as SyncReport
+    from orchestrate.tracking.sweep import refresh as refresh
+    from orchestrate.tracking.sweep import sync as sync
+    from orchestrate.tracking.timing import Timing as Timing
+
+_PUBLIC = {
+    "Pace": "pace",
+    "Store": "store",
+    "Submitter": "protocol",
+    "SyncReport": "sweep",
+    "Timing": "timing",
+    "cancel": "protocol",
+    "refresh": "sweep",
+    "settle": "protocol",
+    "submit": "protocol",
+    "sync": "sweep",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"orchestrate.tracking.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

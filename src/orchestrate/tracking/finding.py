@@ -35,12 +35,12 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars over the runs of a store. Sandbox runs cost nothing and are left out."""
 
     billed_usd: Decimal
-    committed_usd: Decimal
+    open_usd: Decimal
     """The quotes' high ends of runs that have no bill yet."""
 
     @property
     def total_usd(self) -> Decimal:
-        return self.billed_usd + self.committed_usd
+        return self.billed_usd + self.open_usd
 
 
 class Finding(History):
@@ -81,7 +81,7 @@ class Finding(History):
         *,
         provider: str | None = None,
         host: str | None = None,
-        status: Iterable[JobStatus] | None = None,
+        status: JobStatus | Iterable[JobStatus] | None = None,
         phase: Iterable[SubmitPhase] | None = None,
         active: bool | None = None,
         closed: bool | None = None,
@@ -103,6 +103,7 @@ class Finding(History):
         }
         query = query.filter_by(**{k: v for k, v in equal.items() if v is not None})
         if status is not None:
+            status = [status] if isinstance(status, JobStatus) else status
             query = query.where(table.c.status.in_([s.value for s in status]))
         if phase is not None:
             query = query.where(table.c.phase.in_([p.value for p in phase]))
@@ -117,6 +118,21 @@ class Finding(History):
         if tags:
             found = [run for run in found if tags.items() <= run.tags.items()][:limit]
         return found
+
+    def active_runs(self) -> list[Run]:
+        """Those that have not ended, newest first."""
+        return self.runs(active=True)
+
+    def open_providers(self) -> list[str]:
+        """The backends of the runs about which something may still be learnt."""
+        table = schema.runs
+        query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def is_run(self, name: str) -> bool:
+        """Whether `run` would find exactly one."""
+        return len(self._named(name.strip())) == 1
 
     def runs_by_ref(self, refs: Iterable[str]) -> list[Run]:
         """The runs, ended ones included, whose refs are among these."""
@@ -156,8 +172,8 @@ class Finding(History):
         return self.spending().billed_usd
 
     def committed_usd(self) -> Decimal:
-        """What the runs without a bill may still cost: the high ends of their quotes."""
-        return self.spending().committed_usd
+        """All that a budget has to bear: the bills, and the quotes' high ends of the runs without one."""
+        return self.spending().total_usd
 
 
 def total_spending(connection: Connection) -> Spending:
@@ -169,4 +185,4 @@ def total_spending(connection: Connection) -> Spending:
     for bill, high in connection.execute(query):
         billed += Decimal(bill or 0)
         committed += Decimal(high or 0)
-    return Spending(billed_usd=billed, committed_usd=committed)
+    return Spending(billed_usd=billed, open_usd=committed)

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
-from orchestrate.types import Checkpoint, Event, MetricPoint, RemoteDataset
+from orchestrate.types import Checkpoint, EvaluationResult, Event, MetricPoint, RemoteDataset
 
 
 class History(Database):
@@ -195,11 +195,13 @@ class History(Database):
                 for row in connection.execute(query)
             ]
 
-    def add_evaluation(self, run_id: str, record: msgspec.Struct | dict[str, Any]) -> int:
-        return self.add_record(run_id, "evaluation", record)
+    def add_evaluation(self, result: EvaluationResult) -> None:
+        self.add_record(result.run_id, "evaluation", result)
 
-    def evaluations(self, *run_ids: str) -> list[StoredRecord]:
-        return self.records("evaluation", run_ids or None)
+    def evaluations(self, *run_ids: str) -> list[EvaluationResult]:
+        """Oldest first; of all runs when none are named."""
+        found = self.records("evaluation", run_ids or None)
+        return [msgspec.convert(record.data, EvaluationResult, strict=False) for record in found]
 
 
 class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrate.errors import NotFound, OrchestrateError, ProviderError
 from orchestrate.tracking import transitions
-from orchestrate.tracking.submit import Submitter
+from orchestrate.tracking.protocol import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Bill, Event, Feature, Job, JobHandle, Run, SubmitPhase
@@ -60,9 +60,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
     alarms: list[Event] = []
     failures: list[Failure] = []
 
-    def failed(self, provider: Provider, error: OrchestrateError) -> None:
+    def failed(self, provider: str, error: OrchestrateError) -> None:
         failure = Failure(
-            provider=provider.config.name,
+            provider=provider,
             message=error.message,
             retryable=error.retryable,
             retry_after_s=getattr(error, "retry_after_s", None),
@@ -70,19 +70,40 @@ class SyncReport(msgspec.Struct, kw_only=True):
         if failure not in self.failures:
             self.failures.append(failure)
 
+    def __str__(self) -> str:
+        parts = [f"{self.checked} open run(s) checked"]
+        for name in ("adopted", "not_made", "unsettled", "unsent", "changed", "ended"):
+            if runs := getattr(self, name):
+                parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
+        parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
+        parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
+        return "\n".join(parts)
+
 
 def sync(
     store: Store,
-    providers: Iterable[Provider],
+    provider: Callable[[str], Provider],
     *,
+    only: Iterable[str] | None = None,
     bill: BillHook | None = None,
     timing: Timing = DEFAULT_TIMING,
 ) -> SyncReport:
-    """Settles, adopts and sweeps all open runs of the given backends; a backend that fails does not stop the
-    others. Raises only `StoreError`."""
+    """Settles, adopts and sweeps all open runs, of `only` some backends when they are named.
+
+    `provider` gives the backend of a name. A backend that fails or cannot be made does not stop the others;
+    it is in `failures`. Raises only `StoreError`.
+    """
     report = SyncReport()
-    for provider in providers:
-        _Sweep(store, provider, report, bill, timing).run()
+    wanted = None if only is None else set(only)
+    for name in store.open_providers():
+        if wanted is not None and name not in wanted:
+            continue
+        try:
+            backend = provider(name)
+        except OrchestrateError as error:
+            report.failed(name, error)
+            continue
+        _Sweep(store, backend, report, bill, timing).run()
     return report
 
 
@@ -165,7 +186,7 @@ class _Sweep:
         try:
             jobs = self._listed(min(run.created_at for run in tracked))
         except ProviderError as error:
-            self.report.failed(self.provider, error)
+            self.report.failed(self.provider.config.name, error)
             return
         self._match(tracked, jobs)
 
@@ -173,7 +194,7 @@ class _Sweep:
         try:
             after = Submitter(self.store, self.provider, self.timing).settle(run)
         except ProviderError as error:
-            self.report.failed(self.provider, error)
+            self.report.failed(self.provider.config.name, error)
             self.report.unsettled.append(run.id)
             return
         if after.phase is SubmitPhase.SUBMITTED:
@@ -220,7 +241,7 @@ class _Sweep:
             except NotFound:
                 continue  # a list's and an answer's absence never end a run
             except ProviderError as error:
-                self.report.failed(self.provider, error)
+                self.report.failed(self.provider.config.name, error)
                 return
 
     def _observe(self, seen: dict[str, Job]) -> None:
@@ -237,7 +258,8 @@ class _Sweep:
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:
-            self.report.failed(self.provider, error)  # it stays open, and the next sync asks again
+            # It stays open, and the next sync asks again.
+            self.report.failed(self.provider.config.name, error)
             return
         conclude(self.store, run, job, self.bill)
 

@@ -1,0 +1,56 @@
+"""How often to ask, and how to go on when a host does not answer."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from orchestrate.errors import ProviderError, StoreError
+
+T = TypeVar("T")
+
+_NEAR = (1.0, 1.0)
+_FAR = (2.0, 30.0)
+_GROWTH = 1.3
+_JITTER = 0.2
+"""Watchers that were started together must not ask together for ever."""
+
+
+class Pace:
+    """Waits between polls: evenly for what is near, longer and longer for a host, and as long as a busy host
+    asks. A failure that can pass is waited out without end, since the run goes on meanwhile."""
+
+    def __init__(
+        self, poll_s: float | None = None, *, near: bool = False, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        first, self._most = (poll_s, poll_s) if poll_s is not None else _NEAR if near else _FAR
+        self._first = self._next = first
+        self._asked_for = 0.0
+        self._sleep = sleep
+
+    def attempt(self, ask: Callable[[], T]) -> T | None:
+        """The answer, or `None` when there is none now. Raises what waiting cannot mend."""
+        try:
+            answer = ask()
+        except (ProviderError, StoreError) as error:
+            if not error.retryable:
+                raise
+            self._asked_for = getattr(error, "retry_after_s", None) or 0.0
+            return None
+        self._asked_for = 0.0
+        return answer
+
+    def changed(self) -> None:
+        """Something moved: the next polls come sooner again."""
+        self._next = self._first
+
+    def sleep(self) -> None:
+        self._sleep(self.wait_s())
+
+    def wait_s(self) -> float:
+        """The next wait in seconds; each call makes the one after it longer."""
+        wait = self._next * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  guards nothing
+        self._next = min(self._next * _GROWTH, self._most)
+        return max(wait, self._asked_for)
