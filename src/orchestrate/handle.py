@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,11 @@ class RunHandle:
         self.provider.require(Feature.DOWNLOAD)
         folder = Path(dest) if dest else self._ft.settings.home / "models" / self.id
         return self.provider.download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
+
+    def deployment_price(self, **options: Any) -> Decimal | None:
+        """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
+        self.provider.require(Feature.DEPLOY)
+        return self.provider.deployment_price(self.record.handle, options=options)
 
     def deploy(self, **options: Any) -> Endpoint:
         """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`."""

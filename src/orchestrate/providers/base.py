@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -140,6 +141,13 @@ class Provider(ABC):
     ) -> Artifact:
         """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
         raise self._unsupported(Feature.DOWNLOAD)
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.
+
+        Starts nothing; it is shown before the user agrees.
+        """
+        raise self._unsupported(Feature.DEPLOY)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """May bill by the hour; never implied by another verb."""
