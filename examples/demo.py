@@ -1,8 +1,9 @@
 """The main job from end to end, on this machine and without a key: what `make demo` runs.
 
-Every step is a command of `orchestrate` that you can type yourself; it is printed before it is run. The local run is
-the real thing. The three hosts are stood in for by the sandbox: the real SDK clients talk to local servers that train
-the bundled tiny model in place of the host's. Nothing is sent anywhere, and no key is read.
+Every step is a command of `orchestrate` that you can type yourself; it is printed before it is run. The local
+run is the real thing. The three hosts are stood in for by the sandbox: the real SDK clients talk to local
+servers that train the bundled tiny model in place of the host's. Nothing leaves this machine, and no key is
+read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from orchestrate.sandbox import running
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = "examples/orders/finetune.yaml"
@@ -39,13 +42,11 @@ class Demo:
         for line in lines:
             print(f"   {line}", flush=True)
 
-    def run(self, command: str, *, sandbox: bool = False, quiet: bool = False) -> str:
+    def run(self, command: str, *, quiet: bool = False) -> str:
         """Runs one command line and returns its stdout; ends the demo when it fails."""
         shown = f"orchestrate {command}"
         print(f"\n$ {shown}", flush=True)
         words = [sys.executable, "-m", "orchestrate.cli"]
-        if sandbox:
-            words += ["sandbox", "run", "--home", str(self.home / "sandbox"), "--", *words]
         done = subprocess.run(
             [*words, *shlex.split(command)], cwd=ROOT, env=self.env, stdout=subprocess.PIPE, text=True
         )
@@ -73,16 +74,19 @@ def main() -> None:
 
     demo.say(
         "4. The same spec on three hosts",
-        "SANDBOX: local stand-ins of OpenAI, Together and Fireworks. They speak the hosts' protocols and really",
-        "train, but the tiny model instead of the host's. With your key set, the same line goes to the real host.",
+        "SANDBOX: local stand-ins of OpenAI, Together and Fireworks. They speak the hosts' protocols and",
+        "really train, but the tiny model instead of the host's. With your key in the environment, the same",
+        "line goes to the real host.",
     )
-    hosted = demo.run(f"submit {SPEC} --provider {HOSTED} --watch --max-cost 25", sandbox=True).split()
+    with running(home=demo.home / "sandbox") as hosts:
+        demo.env |= hosts.env
+        hosted = demo.run(f"submit {SPEC} --provider {HOSTED} --watch --max-cost 25").split()
+        runs = " ".join([local, *hosted])
 
-    demo.say("5. Was it worth it? Base against tuned, on 200 rows that no run has seen")
-    demo.run(f"eval {' '.join([local, *hosted])}", sandbox=True)
+        demo.say("5. Was it worth it? Base against tuned, on 200 rows that no run has seen")
+        demo.run(f"eval {runs}")
 
     demo.say("6. Side by side")
-    runs = " ".join([local, *hosted])
     demo.run(f"compare {runs}")
     report = demo.home / "report.html"
     demo.run(f"compare {runs} -o {shlex.quote(str(report))}", quiet=True)
