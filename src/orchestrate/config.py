@@ -90,7 +90,8 @@ class HostConfig:
     project: str | None = None
     timeout_s: float = 60.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What only this backend understands; for `local`: home, threads, device ..."""
+    """What only this backend understands. `home` is always there in a host of `Settings`: the folder for
+    data files and runs."""
 
     @property
     def sandbox(self) -> bool:
@@ -126,7 +127,7 @@ class Settings:
         host = self.hosts.get(name) or HostConfig(name=name)
         if (host.type or name) == "local":
             return replace(host, options={"home": str(self.home), **self.local, **host.options})
-        return host
+        return replace(host, options={"home": str(self.home), **host.options})
 
 
 def load(

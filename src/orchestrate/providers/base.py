@@ -61,6 +61,8 @@ class Provider(ABC):
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
+        # A configured host that is a further instance of this class goes by its own name everywhere.
+        vars(self)["name"] = config.name
 
     # -- offline -------------------------------------------------------------------------------------------
 

@@ -101,6 +101,11 @@ class Rows:
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
         for key, value in self._own_options.items():
             self._merge(key, value, frozenset(reserved))
+        if "model" not in self._rows:
+            kept = model == self.spec.model
+            outcome = Outcome.KEPT if kept else Outcome.MAPPED
+            rule = None if kept else f"{self.provider}'s own id of it"
+            self._put("model", outcome, model, None, rule, asked=self.spec.model)
         for name in self.asked:
             if not self._answered(name):
                 self.refuse(name, f"{self.provider} has no such setting")
