@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.tracking import opening, schema
@@ -65,7 +64,10 @@ class Database:
 
     def insert(self, table: Table) -> Any:
         """An insert that understands `on_conflict_do_nothing` and `on_conflict_do_update`."""
-        dialect = postgresql if self.engine.dialect.name == "postgresql" else sqlite
+        if self.engine.dialect.name == "postgresql":
+            from sqlalchemy.dialects import postgresql as dialect  # a tenth of the start-up time; rarely needed
+        else:
+            from sqlalchemy.dialects import sqlite as dialect
         return dialect.insert(table)
 
     def verify(self) -> list[str]:

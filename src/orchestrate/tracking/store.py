@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.spec import JobSpec
 from orchestrate.tracking import opening, schema
 from orchestrate.tracking.clock import Clock, stamp
 from orchestrate.tracking.database import Lease
 from orchestrate.tracking.finding import Finding, total_spending
 from orchestrate.tracking.ids import new_run_id, ref_of
 from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
 
 _BUDGET_LOCK = schema.APPLICATION_ID + 1
 
