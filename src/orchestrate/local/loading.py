@@ -93,6 +93,22 @@ def keep_four_bit_weights(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def dequantize(model: Any) -> None:
+    """Replaces 4-bit layers by bf16 ones with the values that the 4 bits stand for. For answering only."""
+    import bitsandbytes.functional as bnb
+
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Linear4bit":
+            weight = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            plain.weight = torch.nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+            plain.bias = module.bias
+            model.set_submodule(name, plain)
+    del model.hf_quantizer
+    model.is_loaded_in_4bit = False
+    model.config.quantization_config = None
+
+
 def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
     """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed."""
     kind = job.adapter["type"]

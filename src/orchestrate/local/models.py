@@ -54,6 +54,16 @@ def local_folder(model: str) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
+def source(name: str) -> str:
+    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of them."""
+    if folder := local_folder(name):
+        return str(folder)
+    from orchestrate import catalog
+
+    resolved = catalog.resolve(name, "local")
+    return str(local_folder(resolved.id) or resolved.id)
+
+
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     """Raises `UsageError` when the folder is not a model that can be trained."""
     if not (path / "config.json").is_file():

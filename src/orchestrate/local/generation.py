@@ -1,0 +1,182 @@
+"""Asking a model on this machine, base or tuned, from a process that need not have torch.
+
+with Generator("fixtures/models/tiny-chat", adapter=folder) as model:
+    tuned = model.generate([[Message(role="user", content="Hi")]])
+    base = model.generate([[Message(role="user", content="Hi")]], base=True)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import msgspec
+
+from orchestrate import errors
+from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.local.launching import require_packages, worker_environment
+from orchestrate.local.models import source
+from orchestrate.types import Message, Reply
+
+Prompt = Sequence[Message | Mapping[str, Any]]
+"""The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
+
+
+class Generator:
+    """One worker process holds the model; base and tuned answers come from the same one, the adapter off or on.
+
+    The process starts with the first question and ends with the context, or with this process. Raises `MissingExtra`,
+    `UsageError` or `ConfigError` when the model cannot be had, `RunFailed` when the worker dies.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: Path | None = None,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        four_bit: bool | None = None,
+    ) -> None:
+        """`model`: catalog name, folder or hub id. `adapter`: folder of an adapter, or of a whole tuned model.
+        `four_bit`: `None` takes the precision that the adapter was trained on, as its passport says."""
+        self.model = source(str(model))
+        self.adapter = None if adapter is None else str(adapter.resolve())
+        self._options = {"threads": threads, "device": device, "four_bit": four_bit}
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Loads the model now instead of at the first question."""
+        if self._worker is not None:
+            return
+        require_packages("answering on this machine")
+        self._log = tempfile.TemporaryFile()
+        self._worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "orchestrate.local.answering"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=worker_environment(
+                self._options["threads"] if isinstance(self._options["threads"], int) else None
+            ),
+        )
+        self._send({"model": self.model, "adapter": self.adapter, **self._options})
+        self._receive()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[Reply]:
+        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time."""
+        if not prompts:
+            return []
+        self.start()
+        self._send(_question(prompts, base, max_tokens, temperature, seed, tools, stream=False))
+        return msgspec.convert(self._receive()["replies"], list[Reply])
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> Iterator[str]:
+        """The reply to one prompt, piece by piece as it is written."""
+        self.start()
+        self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
+        while "piece" in (answer := self._receive()):
+            yield answer["piece"]
+
+    def close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            assert worker.stdin is not None and worker.stdout is not None  # noqa: S101  opened as pipes
+            worker.stdin.close()
+            try:
+                worker.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+            worker.stdout.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    # -- the wire --------------------------------------------------------------------------------------------
+
+    def _send(self, message: dict[str, Any]) -> None:
+        worker = self._worker
+        assert worker is not None and worker.stdin is not None  # noqa: S101  started before
+        try:
+            worker.stdin.write(msgspec.json.encode(message) + b"\n")
+            worker.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _receive(self) -> dict[str, Any]:
+        worker = self._worker
+        assert worker is not None and worker.stdout is not None  # noqa: S101  started before
+        line = worker.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._died()
+        answer = msgspec.json.decode(line, type=dict[str, Any])
+        if "error" in answer:
+            raise _error(answer)
+        return answer
+
+    def _died(self) -> RunFailed:
+        tail = ""
+        if self._log is not None:
+            self._log.seek(0)
+            tail = self._log.read()[-2000:].decode(errors="replace").strip()
+        code = self._worker.wait() if self._worker else None
+        self.close()
+        return RunFailed(f"the process that answers ended with {code}:\n{tail}", fix="orchestrate doctor")
+
+
+def _question(
+    prompts: Sequence[Prompt],
+    base: bool,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    tools: list[dict[str, Any]] | None,
+    *,
+    stream: bool,
+) -> dict[str, Any]:
+    return {
+        "prompts": [[m.to_dict() if isinstance(m, Message) else dict(m) for m in p] for p in prompts],
+        "base": base,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "tools": tools,
+        "stream": stream,
+    }
+
+
+def _error(answer: dict[str, Any]) -> OrchestrateError:
+    kind = getattr(errors, str(answer.get("kind")), None)
+    if kind in (errors.UsageError, errors.ConfigError, errors.DataError, errors.RunFailed):
+        return kind(answer["error"], fix=answer.get("fix"))
+    return RunFailed(answer["error"], fix=answer.get("fix"))
