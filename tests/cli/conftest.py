@@ -1,0 +1,60 @@
+"""The command as its users run it: a process with an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli_env(tmp_path: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
+    return kept | {
+        "ORCHESTRATE_HOME": str(tmp_path / "home"),
+        "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
+        "HOME": str(tmp_path),
+        "COLUMNS": "160",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture
+def cli(tmp_path: Path, cli_env: dict[str, str]) -> Cli:
+    def run(*arguments: str, cwd: Path | None = None, stdin: str | None = None, **env: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrate.cli", *arguments],
+            cwd=cwd or tmp_path,
+            env=cli_env | env,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from orchestrate.cli import COMMANDS
+from tests.cli.conftest import Cli
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    shown = cli("--help")
+    assert shown.code == 0
+    for _, name, _, _ in COMMANDS:
+        assert f" {name} " in shown.out
+
+
+@pytest.mark.parametrize("name", [name for _, name, _, _ in COMMANDS])
+def test_every_command_has_help_of_its_own(cli: Cli, name: str) -> None:
+    shown = cli(name, "--help")
+    assert shown.code == 0 and f"orchestrate.cli {name}" in shown.out
+
+
+def test_a_typo_is_answered_with_a_suggestion(cli: Cli) -> None:
+    shown = cli("sbumit")
+    assert shown.code == 2 and "submit" in shown.err
+
+
+def test_init_writes_files_that_work_and_never_overwrites(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    assert cli("init", str(folder)).code == 0
+    schema = json.loads((folder / "finetune.schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((folder / "finetune.yaml").read_text()), schema)
+    (folder / "finetune.yaml").write_text("mine")
+    again = cli("init", str(folder))
+    assert again.code == 2 and "--force" in again.err
+    assert (folder / "finetune.yaml").read_text() == "mine"
+    assert cli("init", str(folder), "--force").code == 0
+    assert (folder / "finetune.yaml").read_text() != "mine"
+    assert cli("runs", cwd=folder).code == 0, "the written orchestrate.toml must be readable"
+
+
+def test_keys_are_kept_masked_listed_and_removed(cli: Cli, tmp_path: Path) -> None:
+    key = "tgp_v1_abcdefghijklmnop"
+    stored = cli("keys", "set", "together", stdin=key + "\n")
+    assert stored.code == 0 and key not in stored.err + stored.out
+    assert (tmp_path / "keys.toml").stat().st_mode & 0o777 == 0o600
+    listed = cli("keys", "list", "--json")
+    assert key not in listed.out
+    [together] = [row for row in listed.json if row["backend"] == "together"]
+    assert together["source"] == "key file" and together["key"].startswith("tgp")
+    assert cli("keys", "set", "together", stdin="\n").code == 2
+    cli("keys", "remove", "together")
+    assert not any(row["key"] for row in cli("keys", "list", "--json").json)
+
+
+def test_errors_have_an_exit_code_a_reason_and_a_way_out(cli: Cli, tmp_path: Path) -> None:
+    no_spec = cli("plan")
+    assert no_spec.code == 2 and "orchestrate init" in no_spec.err and no_spec.out == ""
+    as_json = cli("plan", "--json")
+    assert as_json.code == 2 and as_json.out == ""
+    assert json.loads(as_json.err)["fix"].startswith("orchestrate init")
+    (tmp_path / "orchestrate.toml").write_text("nonsense = 1\n")
+    wrong = cli("runs")
+    assert wrong.code == 3 and "unknown field nonsense" in wrong.err
+
+
+def test_an_unknown_run_and_an_unknown_backend_are_usage_errors(cli: Cli, tmp_path: Path) -> None:
+    assert cli("show", "run-nothing").code == 2
+    (tmp_path / "finetune.yaml").write_text("model: qwen3-8b\ntrain: t.jsonl\n")
+    unknown = cli("plan", "--provider", "opanai")
+    assert unknown.code == 2 and "known: openai" in unknown.err
+
+
+def test_runs_of_an_empty_store(cli: Cli) -> None:
+    assert cli("runs", "--json").json == []
+    assert "no runs yet" in cli("runs").err
+
+
+def test_doctor_and_providers_speak_json(cli: Cli) -> None:
+    checks = {c["check"]: c for c in cli("doctor", "--json").json}
+    assert checks["python"]["ok"] is True and checks["store"]["ok"] is True
+    backends = {b["name"]: b for b in cli("providers", "--json").json}
+    assert {"openai", "together", "fireworks", "local"} <= backends.keys()
+    for backend in backends.values():
+        assert all(backend["missing"].values()), "every absent feature has its reason"
+        assert not set(backend["missing"]) & set(backend["features"])
+
+
+def test_a_closed_pipe_is_no_error(cli_env: dict[str, str]) -> None:
+    line = f"'{sys.executable}' -m orchestrate.cli providers --json | head -c 10"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=cli_env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 10
+
+
+@pytest.mark.parametrize(
+    ("typed", "word", "offered"),
+    [("orchestrate ru", 1, "runs"), ("orchestrate submit --pro", 2, "--provider")],
+)
+def test_the_shell_completes_commands_and_their_options(
+    cli_env: dict[str, str], typed: str, word: int, offered: str
+) -> None:
+    env = {"COMP_WORDS": typed, "COMP_CWORD": str(word), "_ORCHESTRATE_COMPLETE": "complete_bash"}
+    script = Path(sys.executable).parent / "orchestrate"
+    done = subprocess.run([script], env=cli_env | env, capture_output=True, text=True)
+    assert offered in done.stdout.split()
