@@ -1,0 +1,61 @@
+"""The SDK client for OpenAI, an OpenAI-compatible host, or Azure OpenAI, by configuration.
+
+    [hosts.azure]
+    type = "openai"
+    base_url = "https://NAME.openai.azure.com"
+    [hosts.azure.options]
+    api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
+    deployment = "my-tuned-model"           # what `chat` asks, since Azure serves deployments only
+
+Further options, of any host of this type: `headers` (table, sent with each request), `prices` (whose rates
+apply), `multipart_bytes` and `part_bytes` (from which size, and in which pieces, files are uploaded in
+parts), `retry_budget_s`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.providers.hosted import Retry, Wire
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from orchestrate.config import HostConfig
+
+CONNECT_S = 10.0
+
+
+def connect(config: HostConfig) -> OpenAI:
+    """Nothing is sent yet. Raises `MissingKey`.
+
+    Retries are off: `orchestrate.providers.hosted.Wire` has them. Redirects are not followed: a POST that is
+    redirected might be sent twice or become a GET.
+    """
+    from openai import AzureOpenAI, DefaultHttpxClient, OpenAI, Timeout
+
+    timeout = Timeout(config.timeout_s, connect=CONNECT_S)
+    shared: dict[str, Any] = {
+        "api_key": config.require_key().reveal(),
+        "max_retries": 0,
+        "timeout": timeout,
+        "http_client": DefaultHttpxClient(timeout=timeout, follow_redirects=False),
+        "default_headers": {str(k): str(v) for k, v in config.options.get("headers", {}).items()},
+    }
+    version = config.options.get("api_version")
+    if version is None:
+        client = OpenAI(base_url=config.base_url, **shared)
+    else:
+        client = AzureOpenAI(azure_endpoint=config.base_url or "", api_version=str(version), **shared)
+    # The SDK fills these from the environment; which account is used is for the configuration to say.
+    client.organization = config.organization
+    client.project = config.project
+    return client
+
+
+def is_azure(config: HostConfig) -> bool:
+    return "api_version" in config.options or ".azure.com" in (config.base_url or "")
+
+
+def wire(config: HostConfig) -> Wire:
+    return Wire(config.name, retry=Retry(budget_s=float(config.options.get("retry_budget_s", 60.0))))

@@ -1,0 +1,211 @@
+"""Bringing training data to OpenAI: one file for each dataset, named by its digest."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.data import Dataset
+from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
+from orchestrate.providers.base import Progress
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.values import plain, text, whole
+from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+MULTIPART_BYTES = 512 << 20
+"""The Files API takes up to 512 MB; larger files go through the Uploads API."""
+PART_BYTES = 64 << 20
+"""The largest part; an upload has at most 8 GB and lives one hour."""
+UPLOAD_LIFE_S = 3300.0
+UPLOAD_TIMEOUT_S = 600.0
+READY_WITHIN_S = 1800.0
+
+
+class Files:
+    """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits."""
+
+    def __init__(
+        self,
+        client: Callable[[], OpenAI],
+        wire: Wire,
+        *,
+        multipart_bytes: int = MULTIPART_BYTES,
+        part_bytes: int = PART_BYTES,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._wire = wire
+        self._multipart_bytes = multipart_bytes
+        self._part_bytes = part_bytes
+        self._sleep = sleep
+
+    def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
+        """The host's record of the file, once it can be trained on.
+
+        A file that has the digest in its name is used again; an interrupted upload in parts goes on with the
+        part after the last. Raises `DataError` when the host does not take the file.
+        """
+        path = dataset.write("openai", folder)
+        found = self._known(path)
+        if found is None:
+            send = self._in_parts if path.stat().st_size > self._multipart_bytes else self._whole
+            found = send(path, progress)
+        return self._ready(found, dataset)
+
+    def _known(self, path: Path) -> dict[str, Any] | None:
+        size = path.stat().st_size
+        for page in self._wire.pages(lambda: self._client().files.list(purpose="fine-tune", limit=1000)):
+            for file in page.data:
+                found = plain(file)
+                same = found.get("filename") == path.name and whole(found.get("bytes")) == size
+                if same and found.get("status") not in ("error", "deleted"):
+                    return found
+        return None
+
+    def _whole(self, path: Path, progress: Progress | None) -> dict[str, Any]:
+        first = True
+
+        def send() -> Any:
+            nonlocal first
+            # The answer to an earlier try may have been lost after the file was kept.
+            if not first and (kept := self._known(path)):
+                return kept
+            first = False
+            with _told(path, progress) as file:
+                return self._client().files.create(
+                    file=(path.name, file), purpose="fine-tune", timeout=UPLOAD_TIMEOUT_S
+                )
+
+        return plain(self._wire.read(send))
+
+    def _in_parts(self, path: Path, progress: Progress | None) -> dict[str, Any]:
+        size = path.stat().st_size
+        state = _Unfinished.of(path, self._part_bytes) or self._opened(path, size)
+        try:
+            with path.open("rb") as file:
+                file.seek(len(state.parts) * self._part_bytes)
+                while chunk := file.read(self._part_bytes):
+                    state.add(self._part(state.upload_id, chunk))
+                    if progress is not None:
+                        progress(file.tell(), size)
+            complete = self._client().uploads.complete
+            done = plain(self._wire.read(lambda: complete(state.upload_id, part_ids=state.parts)))
+        except (NotFound, InvalidRequest):
+            # The host has forgotten the upload, or does not go on with it: the next try begins afresh.
+            state.forget()
+            raise
+        state.forget()
+        file_id = text(plain(done.get("file")).get("id"))
+        if file_id is None:
+            raise self._wire.error(TypeError("a finished upload without a file"))
+        return {**plain(done["file"]), "id": file_id}
+
+    def _opened(self, path: Path, size: int) -> _Unfinished:
+        opened = self._wire.read(
+            lambda: self._client().uploads.create(
+                bytes=size, filename=path.name, mime_type="application/jsonl", purpose="fine-tune"
+            )
+        )
+        return _Unfinished(path, self._part_bytes, opened.id, [], time.time())
+
+    def _part(self, upload_id: str, chunk: bytes) -> str:
+        # A part whose answer was lost is sent again: only the parts named at the end become the file.
+        parts = self._client().uploads.parts
+        return self._wire.read(lambda: parts.create(upload_id, data=chunk, timeout=UPLOAD_TIMEOUT_S)).id
+
+    def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+        waited, pause, file_id = 0.0, 0.5, str(file["id"])
+        while file.get("status") not in ("processed", None):
+            if file.get("status") == "error":
+                raise _refused(self._wire.provider, file, dataset)
+            if waited > READY_WITHIN_S:
+                raise HostUnavailable(
+                    self._wire.provider, f"file {file_id} is still {file.get('status')} after {waited:.0f} s"
+                )
+            self._sleep(pause)
+            waited, pause = waited + pause, min(10.0, pause * 1.5)
+            file = plain(self._wire.read(lambda: self._client().files.retrieve(file_id)))
+        return file
+
+
+class _Unfinished:
+    """What is known of an upload in parts, kept beside the file for a later process to go on with."""
+
+    def __init__(
+        self, path: Path, part_bytes: int, upload_id: str, parts: list[str], opened_at: float
+    ) -> None:
+        self._file = self._beside(path)
+        self._part_bytes = part_bytes
+        self._opened_at = opened_at
+        self.upload_id = upload_id
+        self.parts = parts
+
+    @classmethod
+    def of(cls, path: Path, part_bytes: int) -> _Unfinished | None:
+        """The earlier upload of this file, while the host still has it."""
+        try:
+            known = json.loads(cls._beside(path).read_bytes())
+            if time.time() - known["opened_at"] > UPLOAD_LIFE_S or known["part_bytes"] != part_bytes:
+                return None
+            return cls(path, part_bytes, known["upload"], known["parts"], known["opened_at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def add(self, part: str) -> None:
+        self.parts.append(part)
+        known = {
+            "upload": self.upload_id,
+            "parts": self.parts,
+            "part_bytes": self._part_bytes,
+            "opened_at": self._opened_at,
+        }
+        draft = self._file.with_suffix(".tmp")
+        draft.write_text(json.dumps(known), encoding="utf-8")
+        draft.replace(self._file)
+
+    def forget(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _beside(path: Path) -> Path:
+        return path.with_name(f"{path.name}.upload.json")
+
+
+class _Told(io.BufferedReader):
+    """A file that says how far it was read."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(io.FileIO(path))
+        self._progress = progress
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self._progress(self.tell(), self._size)
+        return found
+
+
+@contextmanager
+def _told(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]:
+    with path.open("rb") if progress is None else _Told(path, progress) as file:
+        yield file
+
+
+def _refused(provider: str, file: dict[str, Any], dataset: Dataset) -> DataError:
+    reason = text(file.get("status_details")) or "it did not say why"
+    problem = Problem(
+        code="refused-by-host",
+        message=reason,
+        severity=Severity.ERROR,
+        providers=(provider,),
+        source=dataset.path,
+    )
+    return DataError(f"{provider} does not take {dataset.path}: {reason}", problems=[problem])

@@ -1,0 +1,127 @@
+"""OpenAI's answers as records."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrate.providers.hosted import payload
+from orchestrate.providers.openai.translation import REF_KEY
+from orchestrate.providers.values import number, plain, table, text, when, whole
+from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint
+
+STATUS_MAP: Mapping[str, JobStatus] = {
+    "validating_files": JobStatus.VALIDATING,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    # Seen, but not in the SDK: the pause call's words, and Azure's.
+    "paused": JobStatus.PAUSED,
+    "pausing": JobStatus.RUNNING,
+    "created": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "notRunning": JobStatus.QUEUED,
+    "canceled": JobStatus.CANCELLED,
+}
+LEVELS = {"warn": "warning"}
+NAMES = {
+    "train_mean_token_accuracy": "train_accuracy",
+    "valid_mean_token_accuracy": "valid_accuracy",
+}
+"""Metric names of OpenAI -> ours; the others keep theirs."""
+
+
+def job_of(answer: object, provider: str) -> Job:
+    values = plain(answer)
+    raw = text(values.get("status")) or ""
+    ref = text(table(values.get("metadata")).get(REF_KEY))
+    return Job(
+        handle=JobHandle(provider=provider, job_id=str(values.get("id")), ref=ref),
+        status=STATUS_MAP.get(raw, JobStatus.UNKNOWN),
+        raw_status=raw,
+        model=text(values.get("model")),
+        created_at=when(values.get("created_at")),
+        finished_at=when(values.get("finished_at")),
+        estimated_finish=when(values.get("estimated_finish")),
+        tuned_model=text(values.get("fine_tuned_model")),
+        trained_tokens=whole(values.get("trained_tokens")),
+        error=_error(table(values.get("error"))),
+        payload=payload(answer),
+    )
+
+
+def _error(error: Mapping[str, Any]) -> JobError | None:
+    """A job without an error has `null` or `{}`, or an object of nulls."""
+    message, code = text(error.get("message")), text(error.get("code"))
+    if message is None and code is None:
+        return None
+    return JobError(message=message or code or "", code=code, param=text(error.get("param")))
+
+
+def event_of(answer: object) -> Event:
+    values = plain(answer)
+    level = text(values.get("level")) or "info"
+    data = table(payload(answer).get("data"))
+    return Event(
+        id=str(values.get("id")),
+        at=when(values.get("created_at")) or datetime.fromtimestamp(0, UTC),
+        level=LEVELS.get(level, level),
+        message=text(values.get("message")) or "",
+        type=text(values.get("type")) or "message",
+        step=whole(data.get("step")),
+        data=data,
+    )
+
+
+def checkpoint_of(answer: object) -> Checkpoint:
+    values = plain(answer)
+    return Checkpoint(
+        id=str(values.get("id")),
+        step=whole(values.get("step_number")),
+        created_at=when(values.get("created_at")),
+        model=text(values.get("fine_tuned_model_checkpoint")),
+        metrics=_numbers(table(values.get("metrics"))),
+    )
+
+
+def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
+    """The metric events of a job that is still running."""
+    return [
+        MetricPoint(step=event.step, at=event.at, values=values)
+        for event in events
+        if event.type == "metrics" and event.step is not None and (values := _numbers(event.data))
+    ]
+
+
+def points_of_file(content: bytes) -> list[MetricPoint]:
+    """The result file: CSV, or base64 text of it, as the host has sent it in both forms."""
+    table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
+    points = {
+        step: MetricPoint(step=step, values=values)
+        for row in csv.DictReader(io.StringIO(table_text))
+        if (step := whole(row.get("step"))) is not None and (values := _numbers(row))
+    }
+    return [points[step] for step in sorted(points)]
+
+
+def _from_base64(content: bytes) -> bytes | None:
+    try:
+        found = base64.b64decode(b"".join(content.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return found or None
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        NAMES.get(name, name): found
+        for name, value in values.items()
+        if name != "step" and (found := number(value)) is not None
+    }

@@ -1,0 +1,161 @@
+"""A spec in OpenAI's words.
+
+Field names and ranges are those of the SDK's `openai.types.fine_tuning.JobCreateParams` and of the guides.
+What is not asked for is not sent, so that the host's `auto` applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.providers.rows import Rows
+from orchestrate.spec import JobSpec
+from orchestrate.types import Translation
+
+METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
+EPOCHS = 50
+BATCH = 256
+REF_KEY = "orchestrate_ref"
+RESERVED = ("model", "training_file", "validation_file", "metadata")
+"""Fields of the request that Orchestrate fills itself."""
+
+HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not tell; nothing is sent"
+_NO_RATE = (
+    "OpenAI publishes no base rate, so that no multiplier is known to mean this rate; "
+    "use learning_rate_multiplier"
+)REFUSED: Mapping[str, str] = {
+    "learning_rate": _NO_RATE,
+    "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
+    "gradient_accumulation": "OpenAI splits the batch itself; use batch_size",
+    "warmup_ratio": "OpenAI sets the warm-up itself",
+    "schedule": "OpenAI sets the learning rate's schedule itself",
+    "weight_decay": "OpenAI sets the weight decay itself",
+    "max_grad_norm": "OpenAI clips gradients by its own rule",
+    "max_seq_length": "OpenAI cuts rows at the model's own limit (65,536 tokens)",
+    "packing": "OpenAI does not tell whether it packs rows",
+    "evals": "OpenAI evaluates on its own schedule",
+    "early_stopping": "OpenAI trains all epochs",
+    "method.normalize_by_length": "OpenAI's DPO has beta only",
+    "method.rpo_alpha": "OpenAI's DPO has beta only",
+    "method.simpo_gamma": "OpenAI's DPO has beta only",
+    "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
+    "adapter.r": "OpenAI chooses the adapter's rank itself and does not tell it",
+    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not tell it",
+    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not tell it",
+    "adapter.targets": "OpenAI chooses the adapted modules itself and does not tell them",
+}
+
+
+def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterable[str] = ()) -> Translation:
+    rows = Rows(provider, spec, aliases=aliases)
+    _files(rows)
+    _continue(rows, spec, model)
+    _method(rows, spec)
+    _adapter(rows, spec)
+    _numbers(rows, spec)
+    _checkpoints(rows, spec)
+    rows.offer("seed", "seed", rule="chosen by the host")
+    rows.offer("suffix", "suffix", rule="none")
+    _wandb(rows, spec)
+    rows.refuse_if_asked(REFUSED)
+    return rows.build(model.id, reserved=RESERVED)
+
+
+def _files(rows: Rows) -> None:
+    for name in ("train", "validation"):
+        if rows.given(name):
+            field = {"train": "training_file", "validation": "validation_file"}[name]
+            rows.keep(name, None, rule=f"uploaded; {field} is its id")
+
+
+def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
+    tuned = spec.continue_from
+    if tuned is None:
+        rows.send("model", model.id)
+        return
+    base = _base(tuned)
+    if model.model is not None and base is None:
+        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that has ended well")
+    elif base is not None and base != _base(model.id) and base != model.id:
+        rows.refuse("continue_from", f"it was made from {base}, and the spec's model is {model.id}")
+    else:
+        rows.keep("continue_from", "model", rule="the tuned model takes the place of the base model")
+
+
+def _base(name: str) -> str | None:
+    """The base model in the name of a tuned one; `None` for any other name."""
+    parts = name.split(":")
+    return parts[1] if parts[0] == "ft" and len(parts) > 2 else None
+
+
+def _method(rows: Rows, spec: JobSpec) -> None:
+    kind = METHODS[spec.method.type]
+    rows.map("method.type", "method.type", kind, f"{spec.method.type} is called {kind}")
+    if spec.method.type == "sft":
+        _inputs(rows)
+    elif spec.method.type == "dpo":
+        rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
+    else:
+        inside = "method.reinforcement"
+        rows.keep("method.grader", f"{inside}.grader", spec.method.grader)
+        rows.offer("method.reasoning_effort", f"{inside}.hyperparameters.reasoning_effort", "default")
+        rows.offer("method.compute_multiplier", f"{inside}.hyperparameters.compute_multiplier", "auto")
+
+
+def _inputs(rows: Rows) -> None:
+    rule = "the loss falls on assistant messages only"
+    if rows.given("method.train_on_inputs") is True:
+        rows.refuse("method.train_on_inputs", f"on OpenAI {rule}")
+    elif rows.given("method.train_on_inputs") is False:
+        rows.keep("method.train_on_inputs", None, rule=rule)
+    else:
+        rows.default("method.train_on_inputs", None, False, rule)
+
+
+def _adapter(rows: Rows, spec: JobSpec) -> None:
+    asked = "adapter" in spec.model_fields_set
+    if spec.adapter.type == "full":
+        rows.refuse("adapter.type", "OpenAI does not let you choose; take LoRA, the default")
+    elif asked:
+        rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
+    else:
+        rows.default("adapter.type", None, "host decides", HOST_DECIDES)
+    for name in ("adapter.dora", "adapter.rslora"):
+        if rows.given(name) is True:
+            rows.refuse(name, HOST_DECIDES)
+        elif rows.given(name) is False:
+            rows.map(name, None, None, HOST_DECIDES, exact=False)
+
+
+def _numbers(rows: Rows, spec: JobSpec) -> None:
+    inside = f"method.{METHODS[spec.method.type]}.hyperparameters"
+    if (spec.epochs or 0) > EPOCHS:
+        rows.refuse("epochs", f"OpenAI trains at most {EPOCHS} epochs")
+    else:
+        rows.offer("epochs", f"{inside}.n_epochs", "auto")
+    rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
+    if spec.batch_size == "max":
+        rows.map("batch_size", f"{inside}.batch_size", BATCH, f"{BATCH} is OpenAI's largest")
+    elif (spec.batch_size or 0) > BATCH:
+        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples")
+    else:
+        rows.offer("batch_size", f"{inside}.batch_size", "auto")
+
+
+def _checkpoints(rows: Rows, spec: JobSpec) -> None:
+    rule = "one at the end of each epoch; the last three are kept"
+    if spec.checkpoints is None:
+        rows.default("checkpoints", None, 3, rule)
+    elif spec.epochs is not None and spec.checkpoints == min(3, spec.epochs):
+        rows.keep("checkpoints", None, rule=rule)
+    else:
+        rows.refuse("checkpoints", f"OpenAI makes {rule}")
+
+
+def _wandb(rows: Rows, spec: JobSpec) -> None:
+    if spec.wandb is None:
+        return
+    settings = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    value = [{"type": "wandb", "wandb": settings}]
+    rows.keep("wandb", "integrations", value, rule="the W&B key is stored at OpenAI")
