@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.examples import ROLES, ChatMessage
+from orchestrate.data.examples import ROLES, ChatMessage, Role
 from orchestrate.data.problems import problem
 from orchestrate.types import Problem
 
@@ -39,6 +39,11 @@ def alias(role: Any) -> str | None:
     return role if role in ROLES else _ALIASES.get(role)
 
 
+def message(role: str, text: str) -> ChatMessage:
+    """A plain message; `role` is known to be one of `ROLES`."""
+    return ChatMessage(role=cast("Role", role), content=text)
+
+
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Canonical messages of a list of objects; a message with problems is reported and left out."""
     if not isinstance(value, list):
@@ -46,10 +51,10 @@ def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Probl
     messages: list[ChatMessage] = []
     found: list[Problem] = []
     for i, item in enumerate(cast("list[Any]", value)):
-        message, wrong = _message(item, f"{place}[{i}]")
+        read, wrong = _message(item, f"{place}[{i}]")
         found += wrong
-        if message is not None:
-            messages.append(message)
+        if read is not None:
+            messages.append(read)
     return messages, found
 
 

@@ -43,8 +43,8 @@ class TokenCount:
     error_band: float = 0.0
     """Relative half-width of the count's uncertainty; 0 when exact."""
     lengths: Sequence[int] = ()
-    """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt with
-    each answer)."""
+    """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
+    with each answer)."""
 
     def truncated(self, limit: int | None) -> int:
         """Tokens left when every sequence is cut at `limit`."""
@@ -53,7 +53,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One file, read and checked. `digest` is the sha256 of the canonical rows: equal content, equal digest."""
+    """One file, read and checked. `digest` is the sha256 of the canonical rows: equal content, equal
+    digest."""
 
     path: str
     format: str
@@ -65,6 +66,8 @@ class Dataset:
     """sha256 over the sha256 of each canonical row, in order."""
     content: Content
     problems: tuple[Problem, ...] = ()
+    container: str = "jsonl"
+    """What held the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
     """Size of the rows as canonical JSON lines; what a host's file has, within a few percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -78,34 +81,38 @@ class Dataset:
     def open(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
         """Reads the whole file once, in bounded memory. `columns` maps wanted field names to the file's own.
 
-        Raises `DataError` when the file cannot be read as any known format; problems of single rows are collected
-        in `problems` instead, and those rows are left out of `examples`.
+        Raises `DataError` when the file cannot be read as any known format; problems of single rows are
+        collected in `problems` instead, and those rows are left out of `examples`.
         """
         from orchestrate.data.opening import open_dataset
 
         return open_dataset(str(path), columns=columns).dataset
 
     def examples(self) -> Iterator[Example]:
-        """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file has gone."""
+        """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file
+        has gone."""
         return (example for _, example in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Example]]:
         """As `examples`, each with its row number in the file."""
         from orchestrate.data.opening import rows_of
 
-        return ((number, row.example) for number, _, row in rows_of(self) if row.example is not None)
+        return ((number, row.example) for number, row in rows_of(self) if row.example is not None)
 
     def tokens(self, tokenizer: str) -> TokenCount:
-        """Counts with the named tokenizer (`orchestrate.data.tokens`); counted once, then remembered by digest."""
+        """Counts with the named tokenizer (`orchestrate.data.tokens`); counted once, then remembered by
+        digest."""
         from orchestrate.data.opening import count_tokens
 
         return count_tokens(self, tokenizer)
 
     def write(self, target: str, folder: Path, *, allow_loss: bool = False) -> Path:
-        """Writes the rows in the format of a backend (openai, together, fireworks, local) and returns the file.
+        """Writes the rows in the format of a backend (openai, together, fireworks, local) and returns the
+        file.
 
-        The file's name carries the digest and the target; an existing whole file is used again. Raises `DataError`
-        when the target refuses the rows or cannot hold all of them without loss, unless `allow_loss`.
+        The file's name carries the digest and the target; an existing whole file is used again. Raises
+        `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
+        `allow_loss`.
         """
         from orchestrate.data import rules
         from orchestrate.data.writers import DIALECTS, writer

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from orchestrate.data import shapes
 from orchestrate.data.dataset import Content, Dataset, TokenCount
+from orchestrate.data.pool import ordered
 from orchestrate.data.rows import Row, parse, renamed
-from orchestrate.data.scan import Task, Total, lines, read_rows, scan
+from orchestrate.data.scan import Task, Total, ranges, read_rows, scan
+from orchestrate.data.sources import Source, source
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
 from orchestrate.errors import DataError
 
+PARALLEL_BYTES = 24 << 20
+"""Smaller files are read by this process: starting workers would take longer."""
 SAMPLE_ROWS = 200
 """Rows from which the format is told."""
 
@@ -24,33 +28,43 @@ _counts: dict[tuple[str, str], TokenCount] = {}
 """Token counts of this process by (digest, tokenizer)."""
 
 
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all)."""
+
+
 @dataclass(frozen=True)
 class Opened:
     dataset: Dataset
     total: Total
+    source: Source
 
 
 def open_dataset(
-    path: str, *, columns: Mapping[str, str] | None = None, tokenizers: Sequence[str] = ()
+    path: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    tokenizers: Sequence[str] = (),
+    compare: bool = False,
+    content: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Opened:
-    """See `Dataset.open`; counts with `tokenizers` in the same pass."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"no such file: {path}", fix="check the path")
-    size = file.stat().st_size
+    """See `Dataset.open`; counts with `tokenizers`, and looks at what `Task` names, in the same pass."""
+    lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
-    shape = sniff(path, lines(path, 0, size), renaming)
-    total = Total()
-    total.add(scan(Task(path, 0, size, shape.name, renaming, tuple(tokenizers))))
+    shape = sniff(path, first_lines(lines.lines), renaming)
+    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
+    total = run(task, lines.line_bytes, workers, progress)
     dataset = Dataset(
         path=path,
         format=shape.name,
         kind=shape.kind,
         rows=total.rows,
-        bytes=size,
+        bytes=lines.bytes,
         digest=total.sha256.hexdigest(),
         content=_content(total),
         problems=total.reported(path),
+        container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
         first_rows={bit: tuple(rows) for bit, rows in total.first_rows.items()},
@@ -58,7 +72,30 @@ def open_dataset(
     )
     for name, lengths in total.lengths.items():
         _remember(dataset, name, lengths)
-    return Opened(dataset, total)
+    return Opened(dataset, total, lines)
+
+
+def run(task: Task, size: int, workers: int | None = None, progress: Progress | None = None) -> Total:
+    """The whole file, in tasks like `task`, on as many workers as are worth their start."""
+    tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
+    for name in task.tokenizers:
+        counter(name)  # a tokenizer that cannot be loaded is told once, from here
+    total = Total()
+    many = size >= PARALLEL_BYTES or (workers or 0) > 1
+    for done, part in zip(tasks, ordered(scan, tasks, workers if many else 1), strict=True):
+        total.add(part)
+        if progress is not None:
+            progress(done.end, size)
+    return total
+
+
+def first_lines(path: str) -> Iterator[bytes]:
+    """Lines of the first blocks; a line longer than those is given cut."""
+    with Path(path).open("rb") as file:
+        if file.peek(3)[:3] == b"\xef\xbb\xbf":
+            file.read(3)
+        while line := file.readline(64 << 20):
+            yield line
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> shapes.Shape:
@@ -100,12 +137,15 @@ def _content(total: Total) -> Content:
     )
 
 
-def rows_of(dataset: Dataset) -> Iterator[tuple[int, bytes, Row]]:
-    """Row number, line and row of each line of the file. Raises `DataError` when the file has gone."""
-    file = Path(dataset.path)
-    if not file.is_file():
-        raise DataError(f"the file has gone: {dataset.path}")
-    return read_rows(Task(dataset.path, 0, file.stat().st_size, dataset.format, dataset.columns))
+def rows_of(dataset: Dataset) -> Iterator[tuple[int, Row]]:
+    """Row number and row of each line of the file. Raises `DataError` when the file has gone."""
+    lines = source(dataset.path)
+    before = 0
+    for start, end in ranges(lines.lines, lines.line_bytes):
+        number = 0
+        for number, row in read_rows(Task(lines.lines, start, end, dataset.format, dataset.columns)):
+            yield before + number, row
+        before += number
 
 
 def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
@@ -113,8 +153,9 @@ def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
     known = _counts.get((dataset.digest, tokenizer))
     if known is not None:
         return known
-    task = Task(dataset.path, 0, dataset.bytes, dataset.format, dataset.columns, (tokenizer,))
-    return _remember(dataset, tokenizer, scan(task).lengths[tokenizer])
+    lines = source(dataset.path)
+    task = Task(lines.lines, 0, 0, dataset.format, dataset.columns, (tokenizer,))
+    return _remember(dataset, tokenizer, run(task, lines.line_bytes).lengths[tokenizer])
 
 
 def _remember(dataset: Dataset, tokenizer: str, lengths: Lengths) -> TokenCount:

@@ -81,6 +81,29 @@ CODES: dict[str, Code] = {
     "side-not-assistant": Code(
         _E, "an answer of the pair is not an assistant message", "give assistant messages only"
     ),
+    # -- the text itself
+    "secret": Code(
+        _W, "a key or token", "replace it and revoke it: a model can repeat what it was trained on"
+    ),
+    "personal-data": Code(_W, "personal data", "replace it with invented data"),
+    "replacement-character": Code(
+        _W, "U+FFFD: text was lost on its way", "read the source with its encoding"
+    ),
+    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does)"),
+    "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
+    "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
+    "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),
+    # -- rows against rows
+    "duplicate": Code(_W, "the row occurs before", "remove it (--fix does)"),
+    "conflict": Code(_W, "the same prompt has other answers", "keep one answer"),
+    "near-duplicate": Code(_W, "the row is nearly the same as one before", "orchestrate data dedupe --near"),
+    "leakage": Code(_E, "the row is also in another split", "remove it from one (orchestrate data split)"),
+    "near-leakage": Code(_W, "nearly the same row is in another split", "remove it from one"),
+    "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
+    "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
+    "few-rows": Code(
+        _W, "few rows", "300-500 teach a format, 1,000-5,000 a domain, 5,000 or more a capability"
+    ),
     "rl-ends-with-answer": Code(
         _E, "the prompt ends with an assistant message", "end with the user's message"
     ),

@@ -10,7 +10,15 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.data import shapes
-from orchestrate.data.examples import ChatExample, Example
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+)
 from orchestrate.data.problems import problem
 from orchestrate.data.traits import Trait, examine
 from orchestrate.types import Problem, Severity
@@ -28,6 +36,8 @@ class Row:
     example: Example | None
     traits: int = 0
     problems: list[Problem] = field(default_factory=list[Problem])
+    other: str | None = None
+    """The format that the row has, when it is not the file's."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,10 @@ class Reading:
             return Row(None, 0, [wrong])
         if not isinstance(value, dict):
             return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
-        example, found = shapes.read(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+        row = renamed(cast("dict[str, Any]", value), self.columns)
+        example, found, other = shapes.read(row, self.shape)
         if example is None:
-            return Row(None, 0, found)
+            return Row(None, 0, found, other)
         traits, more = examine(example)
         if any(p.code == "extra-fields" for p in found):
             traits |= Trait.EXTRA_FIELDS
@@ -132,6 +143,62 @@ def _named(value: object) -> str:
 def canonical(example: Example) -> bytes:
     """The bytes that the digest is taken over: compact JSON, keys of free objects sorted."""
     return _ENCODER.encode(example)
+
+
+def canonical_prompt(example: Example) -> bytes:
+    """What comes before the answer: rows with equal prompts and unequal answers contradict one another."""
+    match example:
+        case ChatExample():
+            return _ENCODER.encode((example.messages[:-1], example.tools))
+        case PreferenceExample():
+            return _ENCODER.encode((example.prompt, example.tools))
+        case RLExample():
+            return _ENCODER.encode((example.messages, example.tools))
+        case CompletionExample():
+            return example.prompt.encode()
+        case TextExample():
+            return example.text.encode()
+
+
+def last_answer(example: Example) -> str:
+    """The text to learn, of the last message where there are several."""
+    match example:
+        case ChatExample():
+            return example.messages[-1].text
+        case PreferenceExample():
+            return example.preferred[-1].text
+        case CompletionExample():
+            return example.completion
+        case TextExample():
+            return example.text
+        case RLExample():
+            return ""
+
+
+def messages_of(example: Example) -> list[ChatMessage]:
+    """All messages of the row, none for plain text."""
+    match example:
+        case ChatExample() | RLExample():
+            return example.messages
+        case PreferenceExample():
+            return [*example.prompt, *example.preferred, *example.rejected]
+        case _:
+            return []
+
+
+def visible(example: Example) -> str:
+    """All text that a model sees, joined by blank lines; tool calls included."""
+    if isinstance(example, CompletionExample):
+        return f"{example.prompt}\n\n{example.completion}"
+    if isinstance(example, TextExample):
+        return example.text
+    pieces: list[str] = []
+    for m in messages_of(example):
+        pieces.append(m.text)
+        if m.reasoning:
+            pieces.append(m.reasoning)
+        pieces += [call.function.arguments for call in m.tool_calls or ()]
+    return "\n\n".join(pieces)
 
 
 @lru_cache(maxsize=64)

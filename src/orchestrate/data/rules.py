@@ -19,7 +19,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """How a host takes rows with one trait. An error means that such rows are refused or would lose meaning."""
+    """How a host takes rows with one trait. An error means that such rows are refused or would lose
+    meaning."""
 
     code: str
     severity: Severity
@@ -310,6 +311,7 @@ def _lengths(
     limit = min(limits)
     long = sum(1 for length in tokens.lengths if length > limit)
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"
-    message = f"{long:,} rows are longer than {limit:,} tokens and would be cut (longest {tokens.longest:,}{counted})"
+    longest = f"longest {tokens.longest:,}{counted}"
+    message = f"{long:,} rows are longer than {limit:,} tokens and would be cut ({longest})"
     fix = "shorten them, or raise max_seq_length where the model allows it"
     return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]

@@ -11,19 +11,31 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
-from orchestrate.data.examples import ChatExample, Example, PreferenceExample, RLExample
+from orchestrate.data.content import candidates, confirmed
+from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
-from orchestrate.data.rows import Reading, Row, canonical, reading
+from orchestrate.data.rows import Row, canonical, canonical_prompt, last_answer, messages_of, reading, visible
+from orchestrate.data.tokens import Counter as TokenCounter
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
 from orchestrate.types import Problem, Severity
 
+CHUNK = 8 << 20
+"""Bytes of one task."""
+BATCH_BYTES = 1 << 20
+"""Text given to the counter in one call."""
 FIRST_ROWS = 20
 """Row numbers kept for each trait."""
+LONGEST_LABEL = 60
+"""Characters of an answer that may be a label."""
+MOST_LABELS = 200
+"""More different short answers than these are no labels."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,10 @@ class Task:
     format: str
     columns: tuple[tuple[str, str], ...] = ()
     tokenizers: tuple[str, ...] = ()
+    compare: bool = False
+    """Keep hashes of rows and prompts, and short answers, for comparing rows."""
+    content: bool = False
+    """Look for secrets, personal data, damage, refusals and placeholders."""
 
 
 @dataclass
@@ -51,6 +67,10 @@ class Part:
     """The row number of each good row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     """64-bit hash of what comes before the answer, for each good row."""
+    labels: Counter[str] = field(default_factory=Counter[str])
+    """Short answers; more than `MOST_LABELS` of them are no labels."""
+    formats: Counter[str] = field(default_factory=Counter[str])
+    """Rows that have another format than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     roles: Counter[str] = field(default_factory=Counter[str])
@@ -84,78 +104,113 @@ def bits(mask: int) -> Iterator[int]:
         mask ^= low
 
 
-def lines(path: str, start: int, end: int) -> Iterator[bytes]:
-    """The lines of a range, without their ends; a byte-order mark at the file's beginning is skipped."""
+@dataclass(frozen=True)
+class Block:
+    """The bytes of a range and its lines, without their ends."""
+
+    data: bytes
+    starts: list[int]
+    lines: list[bytes]
+
+
+def block(path: str, start: int, end: int) -> Block:
+    """A byte-order mark at the beginning of the file is left out."""
     with Path(path).open("rb") as file:
         file.seek(start)
-        left = end - start
-        if start == 0 and file.peek(3)[:3] == b"\xef\xbb\xbf":
-            left -= len(file.read(3))
-        while left > 0:
-            line = file.readline()
-            if not line:
-                return
-            left -= len(line)
-            yield line.rstrip(b"\r\n")
+        data = file.read(end - start)
+    if start == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    split = data.split(b"\n")
+    if not split[-1]:
+        split.pop()
+    starts = list(accumulate((len(line) + 1 for line in split), initial=0))
+    return Block(data, starts[:-1], split)
 
 
-def read_rows(task: Task) -> Iterator[tuple[int, bytes, Row]]:
-    """Line number within the range, the line and its row; blank lines have a row with that problem only."""
-    how: Reading = reading(task.format, task.columns)
-    for number, line in enumerate(lines(task.path, task.start, task.end), start=1):
+def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Byte ranges of about `step` bytes that end at ends of lines."""
+    with Path(path).open("rb") as file:
+        start = 0
+        while start < size:
+            file.seek(min(start + step, size))
+            while piece := file.readline(step):  # a line may be longer than memory: never hold all of it
+                if piece.endswith(b"\n"):
+                    break
+            end = min(file.tell(), size)
+            yield start, end
+            start = end
+
+
+def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
+    """Line number within the range and its row; a blank line is a row with that problem only."""
+    return _rows(task, block(task.path, task.start, task.end).lines)
+
+
+def _rows(task: Task, lines: list[bytes]) -> Iterator[tuple[int, Row]]:
+    read = reading(task.format, task.columns).read
+    for number, line in enumerate(lines, start=1):
         if line and not line.isspace():
-            yield number, line, how.read(line)
+            yield number, read(line)
         else:
-            yield number, line, Row(None, 0, [problem("blank-line")])
+            yield number, Row(None, 0, [problem("blank-line")])
 
 
 def scan(task: Task) -> Part:
-    part = Part()
-    examples: list[Example] = []
-    counting = [(name, counter(name)) for name in task.tokenizers]
-    part.lengths = {name: Lengths() for name in task.tokenizers}
+    """Everything that one range has to tell; the same on every machine."""
+    whole = block(task.path, task.start, task.end)
+    part = Part(lines=len(whole.lines))
+    counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
+    suspects = _suspects(whole) if task.content else {}
+    pending: list[Example] = []
     weight = 0
-
-    def count() -> None:
-        for name, by in counting:
-            part.lengths[name].extend(by.count(examples))
-        examples.clear()
-
-    for number, line, row in read_rows(task):
-        part.lines = number
+    for number, row in _rows(task, whole.lines):
         if row.problems:
             part.report(row.problems, number)
+            if row.other is not None:
+                part.formats[row.other] += 1
+        line = whole.lines[number - 1]
+        if number - 1 in suspects:
+            text = visible(row.example).encode() if row.example is not None else line
+            part.report(confirmed(text, suspects[number - 1]), number)
         if row.example is None:
             continue
-        _note(part, row.example, row.traits, number)
+        _note(part, row.example, row.traits, number, task.compare)
         if counting:
-            examples.append(row.example)
+            pending.append(row.example)
             weight += len(line)
             if weight > BATCH_BYTES:
-                count()
+                _count(counting, pending)
                 weight = 0
-    count()
+    _count(counting, pending)
     return part
 
 
-BATCH_BYTES = 1 << 20
-"""Text given to the counter in one call."""
+def _count(counting: list[tuple[Lengths, TokenCounter]], examples: list[Example]) -> None:
+    for lengths, by in counting:
+        lengths.extend(by.count(examples))
+    examples.clear()
 
 
-def _note(part: Part, example: Example, traits: int, number: int) -> None:
+def _suspects(whole: Block) -> dict[int, list[int]]:
+    suspects: dict[int, list[int]] = {}
+    for index, pattern in sorted(candidates(whole.data, whole.starts)):
+        suspects.setdefault(index, []).append(pattern)
+    return suspects
+
+
+def _note(part: Part, example: Example, traits: int, number: int, compare: bool) -> None:
     whole = canonical(example)
     part.rows += 1
     part.canonical_bytes += len(whole) + 1
     part.digests += hashlib.sha256(whole).digest()
     part.numbers.append(number)
     part.notice(traits, number)
-    match example:
-        case ChatExample() | RLExample():
-            part.roles.update([m.role for m in example.messages])
-        case PreferenceExample():
-            part.roles.update([m.role for m in (*example.prompt, *example.preferred, *example.rejected)])
-        case _:
-            pass
+    part.roles.update([m.role for m in messages_of(example)])
+    if compare:
+        part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
+        answer = last_answer(example)
+        if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
+            part.labels[answer] += 1
 
 
 @dataclass
@@ -165,6 +220,12 @@ class Total:
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    """The first 64 bits of each good row's sha256; kept, like the two below, only when rows are compared."""
+    numbers: array[int] = field(default_factory=lambda: array("I"))
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    labels: Counter[str] = field(default_factory=Counter[str])
+    formats: Counter[str] = field(default_factory=Counter[str])
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
@@ -186,6 +247,13 @@ class Total:
         for name, lengths in part.lengths.items():
             self.lengths.setdefault(name, Lengths()).extend(lengths)
         self.sha256.update(part.digests)
+        if part.prompts:
+            self.hashes.extend(array("Q", part.digests)[::4])
+            self.numbers.extend(number + self.lines for number in part.numbers)
+            self.prompts.extend(part.prompts)
+        if len(self.labels) <= MOST_LABELS:
+            self.labels.update(part.labels)
+        self.formats.update(part.formats)
         self.masks.update(part.masks)
         self.roles.update(part.roles)
         self.canonical_bytes += part.canonical_bytes

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from orchestrate.data.chat import messages_from, tools_from
+from orchestrate.data import preferences
+from orchestrate.data.chat import message, messages_from, tools_from
 from orchestrate.data.examples import (
     ChatExample,
     CompletionExample,
     Example,
     Kind,
     PreferenceExample,
+    RLExample,
     TextExample,
 )
 from orchestrate.data.problems import problem
+from orchestrate.data.sharegpt import sharegpt
 from orchestrate.types import Problem
 
 Row = dict[str, Any]
@@ -66,16 +69,92 @@ def _openai_preference(row: Row) -> Read:
     return PreferenceExample(prompt=prompt, preferred=preferred, rejected=rejected, **extra), found
 
 
+def _rl(row: Row) -> Read:
+    """Free fields are what the grader reads."""
+    name = "messages" if "messages" in row else "prompt"
+    messages, found = messages_from(row[name], name)
+    tools, wrong = tools_from(row)
+    fields = {key: value for key, value in row.items() if key not in (name, "tools", "functions")}
+    return RLExample(messages=messages, fields=fields, tools=tools), found + wrong
+
+
 def _prompt_completion(row: Row) -> Read:
     return CompletionExample(prompt=row["prompt"], completion=row["completion"]), []
+
+
+def _prompt_completion_chat(row: Row) -> Read:
+    """TRL's conversational form: only the completion carries loss, so answers inside the prompt get weight
+    0."""
+    prompt, found = messages_from(row["prompt"], "prompt")
+    completion, wrong = messages_from(row["completion"], "completion")
+    for m in prompt:
+        if m.role == "assistant":
+            m.weight = 0
+    found += wrong
+    return ChatExample(messages=[*prompt, *completion], **_optional(row, found)), found
+
+
+def _question_answer(row: Row) -> Read:
+    return _dialogue(("user", row["question"]), ("assistant", row["answer"])), []
+
+
+def _alpaca(row: Row) -> Read:
+    turns: list[tuple[str, str]] = []
+    if isinstance(row.get("system"), str) and row["system"]:
+        turns.append(("system", row["system"]))
+    history: Any = row.get("history") or []
+    for pair in cast("list[Any]", history) if isinstance(history, list) else []:
+        said = cast("list[Any]", pair) if isinstance(pair, list) else []
+        if len(said) == 2:
+            turns += [("user", str(said[0])), ("assistant", str(said[1]))]
+        else:
+            return None, [
+                problem("bad-message", "history holds pairs of question and answer", field="history")
+            ]
+    given = row.get("input") or ""
+    if not isinstance(given, str):
+        return None, [problem("bad-content", "input is not text", field="input")]
+    instruction = row["instruction"]
+    turns += [("user", f"{instruction}\n\n{given}" if given else instruction), ("assistant", row["output"])]
+    return _dialogue(*turns), []
 
 
 def _text(row: Row) -> Read:
     return TextExample(text=row["text"]), []
 
 
+def _dialogue(*turns: tuple[str, str]) -> ChatExample:
+    return ChatExample(messages=[message(role, text) for role, text in turns])
+
+
 def _are_text(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(isinstance(row.get(name), str) for name in names)
+
+
+def _are_lists(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(isinstance(row.get(name), list) for name in names)
+
+
+def _is_preference(row: Row) -> bool:
+    return isinstance(row.get("input"), dict) and {"preferred_output", "non_preferred_output"} <= row.keys()
+
+
+_CHAT_FIELDS = frozenset({"messages", "tools", "functions", "parallel_tool_calls", "weight"})
+
+
+def _is_rl(row: Row) -> bool:
+    """A prompt without its answer, and something for a grader to compare with."""
+    prompt: Any = row.get("messages", row.get("prompt"))
+    if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], dict):
+        return False
+    extra = row.keys() - _CHAT_FIELDS - {"prompt"}
+    last: Any = cast("Row", prompt[-1]).get("role")
+    return bool(extra) and not extra & {"completion", "chosen", "rejected"} and last in ("user", "tool")
+
+
+def _is_hh(row: Row) -> bool:
+    texts = (row.get("chosen"), row.get("rejected"))
+    return "prompt" not in row and all(isinstance(t, str) and preferences.HUMAN in t for t in texts)
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -83,24 +162,62 @@ SHAPES: tuple[Shape, ...] = (
         "openai-preference",
         "preference",
         frozenset({"input", "preferred_output", "non_preferred_output"}),
-        lambda row: (
-            isinstance(row.get("input"), dict) and {"preferred_output", "non_preferred_output"} <= row.keys()
-        ),
+        _is_preference,
         _openai_preference,
     ),
+    Shape("anthropic-hh", "preference", frozenset({"chosen", "rejected"}), _is_hh, preferences.hh),
     Shape(
-        "openai-chat",
+        "trl-preference",
+        "preference",
+        frozenset({"prompt", "chosen", "rejected", "tools"}),
+        lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
+        preferences.explicit,
+    ),
+    Shape(
+        "trl-preference-implicit",
+        "preference",
+        frozenset({"chosen", "rejected", "tools"}),
+        lambda row: {"chosen", "rejected"} <= row.keys(),
+        preferences.implicit,
+    ),
+    Shape("rft", "rl", frozenset(), _is_rl, _rl),
+    Shape("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
+    Shape(
+        "sharegpt",
         "chat",
-        frozenset({"messages", "tools", "functions", "parallel_tool_calls", "weight"}),
-        lambda row: "messages" in row,
-        _openai_chat,
+        frozenset({"conversations", "system", "tools", "weight"}),
+        lambda row: "conversations" in row,
+        sharegpt,
+    ),
+    Shape(
+        "alpaca",
+        "chat",
+        frozenset({"instruction", "input", "output", "system", "history"}),
+        _are_text("instruction", "output"),
+        _alpaca,
+    ),
+    Shape(
+        "prompt-completion-chat",
+        "chat",
+        frozenset({"prompt", "completion", "tools", "parallel_tool_calls", "weight"}),
+        _are_lists("prompt", "completion"),
+        _prompt_completion_chat,
     ),
     Shape(
         "prompt-completion",
         "completion",
         frozenset({"prompt", "completion"}),
-        _are_text("prompt", "completion"),
+        # A label means unpaired preferences (KTO): training on all of its completions would teach the bad
+        # ones.
+        lambda row: _are_text("prompt", "completion")(row) and not isinstance(row.get("label"), bool),
         _prompt_completion,
+    ),
+    Shape(
+        "question-answer",
+        "chat",
+        frozenset({"question", "answer"}),
+        _are_text("question", "answer"),
+        _question_answer,
     ),
     Shape("text", "text", frozenset({"text"}), _are_text("text"), _text),
 )
@@ -112,15 +229,18 @@ def recognise(row: Row) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
-def read(row: Row, shape: Shape) -> Read:
-    """The canonical example and the problems of one row, unused fields included."""
-    if not shape.fits(row):
+def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | None]:
+    """The canonical example, the problems, unused fields included, and the name of the format that the row
+    has instead, if it is another."""
+    if not shape.fits(row) and not (shape.kind == "rl" and "messages" in row):
         other = recognise(row)
         if other is None:
-            names = ", ".join(sorted(row)[:8])
-            return None, [problem("unknown-format", f"the fields {names or '(none)'} fit no known format")]
-        return None, [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
+            names = ", ".join(sorted(row)[:8]) or "(none)"
+            return None, [problem("unknown-format", f"the fields {names} fit no known format")], None
+        found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
+        return None, found, other.name
     example, found = shape.read(row)
-    if extra := sorted(row.keys() - shape.fields):
+    extra = sorted(row.keys() - shape.fields) if shape.fields else []
+    if extra:
         found.append(problem("extra-fields", f"unused: {', '.join(extra[:8])}"))
-    return example, found
+    return example, found, None

@@ -82,7 +82,8 @@ class ChatOverhead:
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     "o200k": ("o200k_base", ChatOverhead(row=3, message=4), 0.0),
     "cl100k": ("cl100k_base", ChatOverhead(row=3, message=4), 0.0),
-    # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of some 60
+    # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of
+    # some 60
     "harmony": ("o200k_harmony", ChatOverhead(row=62, message=4), 0.05),
     # <|im_start|> role newline content <|im_end|> newline; the last mark is trained, role and newline are not
     "qwen3.5": ("qwen3.5", ChatOverhead(row=0, message=3, lead="{}\n".format, trained=-1), 0.02),
@@ -188,7 +189,8 @@ class BpeCounter:
 class _Sheet:
     """Collects the texts of many rows, so that one call counts them all.
 
-    A sequence is (fixed tokens, those of them with loss, end of its texts); `trained` marks the texts with loss.
+    A sequence is (fixed tokens, those of them with loss, end of its texts); `trained` marks the texts with
+    loss.
     """
 
     def __init__(self, overhead: ChatOverhead) -> None:

@@ -1,6 +1,7 @@
 """What one canonical row holds and what is wrong with it, in one pass over its messages.
 
-Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong everywhere.
+Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong
+everywhere.
 """
 
 from __future__ import annotations
@@ -137,6 +138,13 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
     return 0, found
 
 
+_ROLE_TRAITS = {
+    "developer": Trait.DEVELOPER.value,
+    "function": Trait.FUNCTION_ROLE.value,
+    "tool": Trait.TOOLS.value,
+}
+
+
 def _messages(
     messages: Sequence[ChatMessage],
     tools: list[dict[str, Any]] | None,
@@ -144,58 +152,80 @@ def _messages(
     *,
     answers_only: bool = False,
 ) -> tuple[int, list[Problem]]:
-    """The hot loop: a plain text message costs one dictionary look-up and a few comparisons."""
-    traits = 0
-    found: list[Problem] = []
+    """The hot loop: a plain text message costs a dictionary look-up and a few comparisons, and the rest is
+    left to `_Unusual`."""
     before: str | None = "user" if answers_only else None
     users = 0
-    calls: dict[str, int] = {}
-    images = 0
+    unusual = _Unusual(tools, place)
     for i, m in enumerate(messages):
-        role = m.role
+        role, content = m.role, m.content
         if role not in _FOLLOWERS[before]:
-            traits |= _misplaced(before, role)
+            unusual.traits |= _misplaced(before, role)
         before = role
         if role == "user":
             users += 1
-        elif role == "developer":
-            traits |= Trait.DEVELOPER
-        elif role == "function":
-            traits |= Trait.FUNCTION_ROLE
-        elif role == "tool":
-            traits |= Trait.TOOLS
-            if m.tool_call_id is None or calls.pop(m.tool_call_id, None) is None:
-                found.append(problem("orphan-answer", field=f"{place}[{i}].tool_call_id"))
-        content = m.content
+        elif role in _ROLE_TRAITS:
+            unusual.traits |= _ROLE_TRAITS[role]
         if m.tool_calls:
-            traits |= Trait.TOOLS
             before = "call"
-            found += _calls(m, tools, f"{place}[{i}]")
-            calls.update({call.id: i for call in m.tool_calls})
-        elif not content or (content.isspace() if isinstance(content, str) else not m.text.strip()):
-            traits |= _empty(m, found, f"{place}[{i}]")
-        if isinstance(content, list):
-            count, more = _parts(m, found, f"{place}[{i}]")
-            images += count
-            traits |= more
-        if m.weight is not None:
-            traits |= Trait.MESSAGE_WEIGHTS
-            _weight(m, found, f"{place}[{i}].weight")
-        if m.reasoning is not None:
-            traits |= Trait.REASONING
-        if m.name is not None:
-            traits |= Trait.NAMES
-    for call, i in calls.items():
-        if not (i == len(messages) - 1 or answers_only):
-            found.append(problem("unanswered-call", f"no answer to call {call!r}", field=f"{place}[{i}]"))
+        if not isinstance(content, str) or not content or content.isspace() or m.tool_calls:
+            unusual.content(i, m)
+        if m.weight is not None or m.reasoning is not None or m.name is not None:
+            unusual.extras(i, m)
+        if role == "tool":
+            unusual.answer(i, m)
+    if unusual.open_calls and not answers_only:
+        unusual.unanswered(len(messages) - 1)
     if tools:
-        traits |= Trait.TOOLS
-        found += _tools(tools)
+        unusual.traits |= Trait.TOOLS
+        unusual.found += _tools(tools)
     if users > 1:
-        traits |= Trait.MULTI_TURN
-    if images > MOST_IMAGES:
-        traits |= Trait.MANY_IMAGES
-    return traits, found
+        unusual.traits |= Trait.MULTI_TURN
+    return unusual.traits, unusual.found
+
+
+class _Unusual:
+    """What few messages have: tool calls, images, weights, nothing at all."""
+
+    def __init__(self, tools: list[dict[str, Any]] | None, place: str) -> None:
+        self.traits = 0
+        self.found: list[Problem] = []
+        self.open_calls: dict[str, int] = {}
+        self._tools, self._place = tools, place
+        self._images = 0
+
+    def content(self, i: int, m: ChatMessage) -> None:
+        place = f"{self._place}[{i}]"
+        if m.tool_calls:
+            self.traits |= Trait.TOOLS
+            self.found += _calls(m, self._tools, place)
+            self.open_calls.update({call.id: i for call in m.tool_calls})
+        elif not m.text.strip():
+            self.found += _empty(m, place)
+        if isinstance(m.content, list):
+            images, traits = _parts(m, self.found, place)
+            self._images += images
+            self.traits |= traits | (Trait.MANY_IMAGES if self._images > MOST_IMAGES else 0)
+
+    def extras(self, i: int, m: ChatMessage) -> None:
+        if m.weight is not None:
+            self.traits |= Trait.MESSAGE_WEIGHTS
+            _weight(m, self.found, f"{self._place}[{i}].weight")
+        if m.reasoning is not None:
+            self.traits |= Trait.REASONING
+        if m.name is not None:
+            self.traits |= Trait.NAMES
+
+    def answer(self, i: int, m: ChatMessage) -> None:
+        if m.tool_call_id is None or self.open_calls.pop(m.tool_call_id, None) is None:
+            self.found.append(problem("orphan-answer", field=f"{self._place}[{i}].tool_call_id"))
+
+    def unanswered(self, last: int) -> None:
+        """A call in the last message is the answer to learn and needs none itself."""
+        for call, i in self.open_calls.items():
+            if i != last:
+                message = f"no answer to call {call!r}"
+                self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
 
 
 def _misplaced(before: str | None, role: str) -> int:
@@ -204,16 +234,15 @@ def _misplaced(before: str | None, role: str) -> int:
     return Trait.SYSTEM_LATER if role in ("system", "developer") else Trait.NOT_ALTERNATING
 
 
-def _empty(m: ChatMessage, found: list[Problem], place: str) -> int:
+def _empty(m: ChatMessage, place: str) -> list[Problem]:
     """An image alone is content for a user; an assistant has to say something."""
     if isinstance(m.content, list) and any(part.image_url for part in m.content):
-        return 0
+        return []
     if m.role == "assistant":
-        if m.weight != 0:
-            found.append(problem("empty-content", field=f"{place}.content"))
-    elif m.role in ("user", "system", "developer"):
-        found.append(problem("empty-input", field=f"{place}.content"))
-    return 0
+        return [] if m.weight == 0 else [problem("empty-content", field=f"{place}.content")]
+    if m.role in ("user", "system", "developer"):
+        return [problem("empty-input", field=f"{place}.content")]
+    return []
 
 
 def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:

@@ -1,7 +1,7 @@
 """Canonical examples -> the rows that a host takes.
 
-Hosts share OpenAI's field names; they differ in the roles, in the name of the reasoning field and in what they
-lack. What is left out here is reported by `orchestrate.data.rules`, trait by trait.
+Hosts share OpenAI's field names; they differ in the roles, in the name of the reasoning field and in what
+they lack. What is left out here is reported by `orchestrate.data.rules`, trait by trait.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ DIALECTS = {
 
 
 def writer(target: str) -> Callable[[Example], bytes]:
-    """A function from an example to its line, without the line's end. Raises `KeyError` for no such target."""
+    """A function from an example to its line, without the line's end. Raises `KeyError` for no such
+    target."""
     dialect = DIALECTS[target]
     return lambda example: _ENCODER.encode(fields(example, dialect))
 

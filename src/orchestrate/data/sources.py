@@ -1,0 +1,231 @@
+"""Any file, folder or URL -> one JSONL file on this machine, a record in each line.
+
+Plain JSONL is used where it lies. Everything else is written once to a temporary folder of this process, in
+bounded memory, so that one fast path reads all inputs; line N of that file is record N of the input.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, cast
+
+from orchestrate.data.records import (
+    arrow_lines,
+    csv_lines,
+    json_lines,
+    parquet_lines,
+    text_lines,
+    utf16_lines,
+)
+from orchestrate.errors import DataError, MissingExtra
+
+BLOCK = 1 << 20
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """`lines` is the JSONL file; `container` says what the input was, for example `jsonl`, `csv.gz`."""
+
+    path: str
+    lines: str
+    container: str
+    bytes: int
+    """Size of the input as it lies."""
+    line_bytes: int
+
+
+def source(path: str) -> Source:
+    """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
+    that is not installed. An unchanged input is prepared once in a process."""
+    if "://" in path:
+        return _prepared(path, 0, 0)
+    try:
+        stat = Path(path).stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"cannot read {path}: {reason}", fix="check the path") from error
+    return _prepared(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _prepared(path: str, changed_ns: int, size: int) -> Source:
+    try:
+        return _prepare(path)
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start + 1} of a block)",
+            fix="save it as UTF-8: iconv -f windows-1252 -t utf-8 FILE > NEW",
+        ) from error
+
+
+def _prepare(path: str) -> Source:
+    if "://" in path:
+        local = _fetch(path)
+        return _unfold(path, local, "", local.stat().st_size)
+    given = Path(path)
+    if given.is_dir():
+        files = _folder_files(given)
+        return _staged(path, arrow_or_parts(files), "folder", sum(f.stat().st_size for f in files))
+    return _unfold(path, given, "", given.stat().st_size)
+
+
+def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
+    """Undoes compression, then reads the container."""
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    if head[:2] == b"\x1f\x8b":
+        return _unfold(path, _unpacked(file, ".gz", _gzip), ".gz" + outer, size)
+    if head[:4] == b"\x28\xb5\x2f\xfd":
+        return _unfold(path, _unpacked(file, ".zst", _zstd), ".zst" + outer, size)
+    container, reader = _container(file, head)
+    if reader is None:
+        return Source(path, str(file), container + outer, size, file.stat().st_size)
+    return _staged(path, reader(file), container + outer, size)
+
+
+def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[bytes]] | None]:
+    """What the file is, by its first bytes and, for tables of text, by its name."""
+    suffix = file.suffix.lower()
+    if head[:4] == b"PAR1":
+        return "parquet", parquet_lines
+    if head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
+        return "arrow", arrow_lines
+    if head[:2] in _UTF16:
+        return "utf-16", utf16_lines
+    if suffix in (".csv", ".tsv", ".tab"):
+        return suffix[1:], csv_lines
+    if suffix == ".txt" and head.lstrip()[:1] != b"{":
+        return "txt", text_lines
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
+        return "json", json_lines
+    return "jsonl", None
+
+
+def _staged(path: str, rows: Iterator[bytes], container: str, size: int) -> Source:
+    target = _new_file(".jsonl")
+    with target.open("wb") as file:
+        for row in rows:
+            file.write(row)
+            file.write(b"\n")
+    return Source(path, str(target), container, size, target.stat().st_size)
+
+
+def _unpacked(file: Path, suffix: str, open_packed: Callable[[Path], Any]) -> Path:
+    inner = file.name.removesuffix(suffix)
+    target = _new_file(Path(inner).suffix or ".jsonl")
+    with open_packed(file) as packed, target.open("wb") as plain:
+        shutil.copyfileobj(packed, plain, BLOCK)
+    return target
+
+
+def _gzip(file: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(file, "rb"))
+
+
+def _zstd(file: Path) -> Any:
+    import zstandard
+
+    class Checked:
+        """Turns the package's own error into one that the caller knows, also when the stream ends early."""
+
+        def __enter__(self) -> Checked:
+            self._file = file.open("rb")
+            self._stream = zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def read(self, size: int) -> bytes:
+            try:
+                return self._stream.read(size)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+
+    return Checked()
+
+
+def _fetch(url: str) -> Path:
+    try:
+        import fsspec  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", f"reading {url}", "fsspec") from error
+    target = _new_file(Path(url.split("?", 1)[0]).suffix or ".jsonl")
+    try:
+        with cast("Any", fsspec).open(url, "rb") as remote, target.open("wb") as local:
+            shutil.copyfileobj(remote, local, BLOCK)
+    except ImportError as error:
+        raise DataError(
+            f"cannot read {url}: {error}", fix="install the package that the message names"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"cannot read {url}: {error}") from error
+    return target
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    """The data files of a saved dataset or of a folder of shards. Raises `DataError` when it holds several
+    splits, or nothing."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise DataError(
+            f"{folder} holds several splits: {', '.join(splits)}",
+            fix=f"give one: {folder / (splits or ['train'])[0]}",
+        )
+    files = sorted(p for p in folder.rglob("*") if p.suffix in _DATA_SUFFIXES and not p.name.startswith("."))
+    files = [p for p in files if p.name not in ("dataset_info.json", "state.json", "dataset_infos.json")]
+    if not files:
+        raise DataError(f"{folder} holds no data files", fix=f"known: {', '.join(_DATA_SUFFIXES)}")
+    splits = {p.name.split("-")[0].split(".")[0] for p in files} & {
+        "train",
+        "validation",
+        "valid",
+        "test",
+        "dev",
+    }
+    if len(splits) > 1:
+        names = ", ".join(str(p.relative_to(folder)) for p in files[:8])
+        raise DataError(f"{folder} holds several splits: {names}", fix=f"give one file: {files[0]}")
+    return files
+
+
+def arrow_or_parts(files: list[Path]) -> Iterator[bytes]:
+    """The rows of each file in turn."""
+    for file in files:
+        with file.open("rb") as opened:
+            head = opened.read(4096)
+        if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
+            part = Path(_unfold(str(file), file, "", 0).lines)
+            reader = None
+        else:
+            part = file
+            _, reader = _container(file, head)
+        if reader is not None:
+            yield from reader(part)
+            continue
+        with part.open("rb") as opened:
+            for line in opened:
+                yield line.rstrip(b"\r\n")
+
+
+@lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="orchestrate-data-")
+
+
+def _new_file(suffix: str) -> Path:
+    with tempfile.NamedTemporaryFile(dir=_folder().name, suffix=suffix, delete=False) as file:
+        return Path(file.name)
