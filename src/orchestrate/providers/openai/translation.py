@@ -24,7 +24,8 @@ HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not tell; noth
 _NO_RATE = (
     "OpenAI publishes no base rate, so that no multiplier is known to mean this rate; "
     "use learning_rate_multiplier"
-)REFUSED: Mapping[str, str] = {
+)
+REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
     "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
     "gradient_accumulation": "OpenAI splits the batch itself; use batch_size",
