@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
@@ -51,8 +51,8 @@ class PaperHost(Provider):
     name = "paper"
     title = "Paper"
     features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS, Feature.CANCEL})
-    missing = {}
-    status_map = {
+    missing: ClassVar = {}
+    status_map: ClassVar = {
         "queued": JobStatus.QUEUED,
         "running": JobStatus.RUNNING,
         "done": JobStatus.SUCCEEDED,

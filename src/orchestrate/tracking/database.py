@@ -65,7 +65,9 @@ class Database:
     def insert(self, table: Table) -> Any:
         """An insert that understands `on_conflict_do_nothing` and `on_conflict_do_update`."""
         if self.engine.dialect.name == "postgresql":
-            from sqlalchemy.dialects import postgresql as dialect  # a tenth of the start-up time; rarely needed
+            from sqlalchemy.dialects import (
+                postgresql as dialect,
+            )  # a tenth of the start-up time; rarely needed
         else:
             from sqlalchemy.dialects import sqlite as dialect
         return dialect.insert(table)

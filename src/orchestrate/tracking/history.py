@@ -34,8 +34,9 @@ class History(Database):
                         record=event.to_json().decode(),
                     )
                     .on_conflict_do_nothing(index_elements=["run_id", "id"])
+                    .returning(schema.events.c.seq)
                 )
-                if done.rowcount == 1:
+                if done.scalar() is not None:
                     added.append(event)
         return added
 

@@ -7,6 +7,7 @@ the way out: the runs in it cost money, and a fresh store beside them would not 
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -130,13 +131,12 @@ def _create_sqlite(path: Path) -> None:
     """Makes the whole store beside its place, then links it there: nobody ever sees half of one, and of many
     processes that do this at once one wins."""
     log = path.with_name(path.name + "-wal")
-    if log.exists():
+    if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
             f"{path} is gone but its log {log.name} is left: the store was removed or moved without it",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(draft, isolation_level=None)
@@ -210,7 +210,7 @@ def _require_whole(connection: Connection, place: str) -> None:
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
     """A whole copy beside the store before its schema changes."""
     target = path.with_name(f"{path.name}.schema-{version}.backup")
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     os.close(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
     copy = sqlite3.connect(draft)
     try:

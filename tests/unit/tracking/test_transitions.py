@@ -1,0 +1,274 @@
+"""The pure transition core, by its rules and by a state machine with crashes, duplicates and late answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from orchestrate.tracking import transitions
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
+from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
+
+T0 = datetime(2026, 11, 25, tzinfo=UTC)
+WHO = st.sampled_from(["a", "b"])
+
+
+def a_run(**values: object) -> Run:
+    return Run(
+        **{
+            "id": "run-000000000000",
+            "ref": "orc-000000000000",
+            "provider": "paper",
+            "model": "m",
+            "spec": {},
+            "spec_hash": "",
+            "dataset_digest": "",
+            "host": "here",
+            "phase": SubmitPhase.INTENT,
+            "status": JobStatus.SUBMITTING,
+            "created_at": T0,
+            "updated_at": T0,
+            **values,
+        }
+    )
+
+
+def a_job(status: JobStatus, job_id: str = "job-1", **values: object) -> Job:
+    handle = JobHandle(provider="paper", job_id=job_id, ref="orc-000000000000")
+    return Job(handle=handle, status=status, raw_status=status.value, **values)
+
+
+def submitted(status: JobStatus = JobStatus.RUNNING, **values: object) -> Run:
+    return a_run(
+        phase=SubmitPhase.SUBMITTED, status=status, raw_status=status.value, job_id="job-1", **values
+    )
+
+
+@pytest.mark.parametrize("ended", [s for s in JobStatus if s.terminal])
+@pytest.mark.parametrize("said", list(JobStatus))
+def test_an_ended_run_stays_as_it_ended(ended: JobStatus, said: JobStatus) -> None:
+    run = submitted(ended, finished_at=T0)
+    after = transitions.observed(run, a_job(said), T0)
+    assert after is run
+
+
+def test_the_same_ending_may_bring_facts_that_were_missing_and_changes_none() -> None:
+    run = submitted(JobStatus.SUCCEEDED, finished_at=T0, tuned_model="ft:one")
+    late = a_job(JobStatus.SUCCEEDED, tuned_model="ft:two", trained_tokens=7, early_stopped=True)
+    after = transitions.observed(run, late, T0)
+    assert (after.tuned_model, after.trained_tokens, after.early_stopped) == ("ft:one", 7, True)
+
+
+def test_a_repeated_answer_changes_nothing() -> None:
+    job = a_job(JobStatus.RUNNING, step=3, percent=1.5)
+    once = transitions.observed(submitted(JobStatus.QUEUED), job, T0)
+    assert (once.status, once.step) == (JobStatus.RUNNING, 3)
+    assert transitions.observed(once, job, T0 + timedelta(hours=1)) is once
+
+
+@pytest.mark.parametrize(
+    ("was", "said", "taken"),
+    [
+        ("running", "queued", True),  # Fireworks queues again
+        ("running", "paused", True),
+        ("paused", "running", True),
+        ("running", "validating", False),
+        ("queued", "submitting", False),
+        ("finalizing", "running", False),
+        ("cancelling", "running", False),
+        ("cancelling", "cancelled", True),
+        ("cancelling", "succeeded", True),  # it ended before the host took the wish
+        ("running", "unknown", True),
+        ("unknown", "validating", True),
+        ("validating", "submitting", True),
+    ],
+)
+def test_which_steps_backwards_are_believed(was: str, said: str, taken: bool) -> None:
+    run = submitted(JobStatus(was))
+    after = transitions.observed(run, a_job(JobStatus(said), step=1), T0)
+    assert after.status is JobStatus(said if taken else was)
+    assert (after.step == 1) is taken, "nothing of an old answer is taken"
+
+
+def test_an_unknown_word_is_kept_raw_and_ends_nothing() -> None:
+    job = Job(handle=a_job(JobStatus.UNKNOWN).handle, status=JobStatus.UNKNOWN, raw_status="vanished")
+    after = transitions.observed(submitted(), job, T0)
+    assert (after.status, after.raw_status, after.finished_at) == (JobStatus.UNKNOWN, "vanished", None)
+
+
+def test_another_job_is_never_taken_for_this_run() -> None:
+    with pytest.raises(ImpossibleTransition):
+        transitions.observed(submitted(), a_job(JobStatus.RUNNING, job_id="job-2"), T0)
+    with pytest.raises(ImpossibleTransition):
+        transitions.submitted(submitted(), a_job(JobStatus.RUNNING, job_id="job-2").handle, T0)
+
+
+@pytest.mark.parametrize("phase", list(SubmitPhase))
+def test_only_uploaded_leads_to_a_send(phase: SubmitPhase) -> None:
+    run = a_run(phase=phase)
+    if phase is SubmitPhase.UPLOADED:
+        assert transitions.submitting(run, T0).phase is SubmitPhase.SUBMITTING
+    else:
+        with pytest.raises(ImpossibleTransition):
+            transitions.submitting(run, T0)
+
+
+def test_a_withdrawn_run_cannot_be_sent_but_its_job_can_still_be_adopted() -> None:
+    run = transitions.withdrawn(a_run(phase=SubmitPhase.UPLOADED), T0)
+    assert run.status is JobStatus.CANCELLED
+    with pytest.raises(ImpossibleTransition):
+        transitions.submitting(run, T0)
+    handle = a_job(JobStatus.RUNNING).handle
+    assert transitions.submitted(run, handle, T0).phase is SubmitPhase.SUBMITTED
+
+
+class Protocol(RuleBasedStateMachine):
+    """One run, a host that may lose answers and show jobs late, and two processes that may die at every step.
+
+    What is written is `run`; what a process knows is its position. A POST lands at once, later but within the
+    settle time, or not at all. There are no leases here: the core alone must not let two processes send.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = a_run()
+        self.positions: dict[str, str | None] = {"a": "intent", "b": None}
+        self.jobs: list[str] = []
+        self.in_flight = 0
+        self.shown = 0
+        self.settled = False
+        self.believed: list[tuple[JobStatus, JobStatus]] = []
+
+    def apply(self, after: Run) -> None:
+        self.believed.append((self.run.status, after.status))
+        self.run = after
+
+    # -- processes that submit
+
+    @rule(who=WHO)
+    def a_process_begins_or_goes_on(self, who: str) -> None:
+        if self.positions[who] is None and self.run.phase in UNSENT:
+            self.positions[who] = "uploaded" if self.run.phase is SubmitPhase.UPLOADED else "intent"
+
+    @rule(who=WHO, fate=st.sampled_from(["answered", "lost", "late", "never-arrived", "refused"]))
+    def a_process_takes_its_next_step(self, who: str, fate: str) -> None:
+        position, then = self.positions[who], None
+        if position == "intent":
+            then = self.attempt(lambda: transitions.uploaded(self.run, T0), "uploaded")
+        elif position == "uploaded":
+            then = self.attempt(lambda: transitions.submitting(self.run, T0), "submitting")
+        elif position == "submitting":
+            then = self.post(fate)
+        elif position == "answered":
+            handle = a_job(JobStatus.QUEUED, self.jobs[-1]).handle
+            then = self.attempt(lambda: transitions.submitted(self.run, handle, T0), None)
+        elif position == "lost":
+            then = self.attempt(lambda: transitions.outcome_unknown(self.run, T0), None)
+        self.positions[who] = then
+        if then == "submitting":
+            self.settled = False
+
+    def post(self, fate: str) -> str | None:
+        if fate == "refused":
+            error = JobError(message="no")
+            return self.attempt(lambda: transitions.refused(self.run, error, T0), None)
+        if fate in ("answered", "lost"):
+            self.jobs.append(f"job-{len(self.jobs) + 1}")
+        self.in_flight += fate == "late"
+        return "answered" if fate == "answered" else "lost"
+
+    @rule(who=WHO)
+    def crash(self, who: str) -> None:
+        self.positions[who] = None
+
+    # -- time and the host
+
+    @precondition(lambda self: self.in_flight > 0)
+    @rule()
+    def the_late_request_arrives(self) -> None:
+        self.in_flight -= 1
+        self.jobs.append(f"job-{len(self.jobs) + 1}")
+
+    @rule()
+    def the_list_catches_up(self) -> None:
+        self.shown = len(self.jobs)
+
+    @rule()
+    def settle_time_passes(self) -> None:
+        """By its length, no process still sends, all that was sent has arrived, and the list shows it."""
+        while self.in_flight:
+            self.the_late_request_arrives()
+        self.shown = len(self.jobs)
+        for who, position in self.positions.items():
+            if position in ("submitting", "answered", "lost"):
+                self.positions[who] = None
+        self.settled = self.run.phase in UNSETTLED
+
+    # -- a process that settles, cancels and looks
+
+    @precondition(lambda self: self.run.phase in UNSETTLED)
+    @rule()
+    def settle(self) -> None:
+        found = self.jobs[: self.shown]
+        if found:
+            self.apply(transitions.submitted(self.run, a_job(JobStatus.QUEUED, found[0]).handle, T0))
+        elif self.settled:
+            self.apply(transitions.not_made(self.run, T0))
+        else:
+            self.apply(transitions.outcome_unknown(self.run, T0))
+
+    @rule()
+    def sweep_adopts_by_ref(self) -> None:
+        if self.jobs[: self.shown] and self.run.job_id is None:
+            self.apply(transitions.submitted(self.run, a_job(JobStatus.QUEUED, self.jobs[0]).handle, T0))
+
+    @rule()
+    def cancel_before_the_send(self) -> None:
+        self.attempt(lambda: transitions.withdrawn(self.run, T0), None)
+
+    @precondition(lambda self: self.run.job_id is not None)
+    @rule(status=st.sampled_from(list(JobStatus)), tokens=st.none() | st.integers(0, 3))
+    def the_host_says(self, status: JobStatus, tokens: int | None) -> None:
+        job = a_job(status, str(self.run.job_id), trained_tokens=tokens)
+        before = self.run
+        self.apply(transitions.observed(before, job, T0))
+        again = transitions.observed(self.run, job, T0)
+        assert again is self.run, "a duplicate changed something"
+
+    def attempt(self, step: object, then: str | None) -> str | None:
+        """A process whose write is refused gives up; one that is behind must not be able to do harm."""
+        try:
+            self.apply(step())  # type: ignore[operator]
+        except ImpossibleTransition:
+            return None
+        return then
+
+    # -- what must hold
+
+    @invariant()
+    def never_two_jobs(self) -> None:
+        assert len(self.jobs) + self.in_flight <= 1
+
+    @invariant()
+    def no_job_is_lost(self) -> None:
+        if self.jobs and self.run.job_id is None:
+            assert self.run.phase in UNSETTLED, f"a job exists, and the run is {self.run.phase}"
+
+    @invariant()
+    def the_run_is_its_job(self) -> None:
+        assert self.run.job_id is None or self.run.job_id in self.jobs
+        assert (self.run.job_id is not None) == (self.run.phase is SubmitPhase.SUBMITTED)
+
+    @invariant()
+    def endings_stick(self) -> None:
+        for (_, before), (_, after) in pairwise(self.believed):
+            assert not before.terminal or after is before
+
+
+TestProtocol = Protocol.TestCase
+TestProtocol.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
