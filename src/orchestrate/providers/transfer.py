@@ -17,6 +17,8 @@ from orchestrate.providers.hosted import Wire
 if TYPE_CHECKING:
     import httpx
 
+    from orchestrate.config import HostConfig
+
 _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -64,6 +66,15 @@ def fetch(
             break
     part.finish()
     return file
+
+
+def work_folder(config: HostConfig) -> Path:
+    """Where data files are written before they are sent: `home` in the host's options, else the cache."""
+    if home := config.options.get("home"):
+        return Path(str(home)).expanduser() / "data"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("orchestrate")) / "data"
 
 
 def signed(http: httpx.Client, url: str) -> Opener:

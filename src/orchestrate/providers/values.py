@@ -6,12 +6,27 @@ Every reader takes anything and gives `None` for what it is not: a host's odd va
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
 NANO = Decimal(1_000_000_000)
+_REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
+"""As `orchestrate.tracking.ids` makes them."""
+
+
+def ref_in(*names: Any) -> str | None:
+    """Our tag inside a host's names for a job, if there is one."""
+    found = (_REF.search(name.lower()) for name in names if isinstance(name, str))
+    return next((match.group() for match in found if match), None)
+
+
+def tagged(ref: str, *names: Any) -> bool:
+    """Whether one of the names holds `ref` as a whole word between `-`, `_`, `.`, `/`, `:` or the ends."""
+    word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")
+    return any(isinstance(name, str) and word.search(name.lower()) is not None for name in names)
 
 
 def plain(answer: object) -> dict[str, Any]:

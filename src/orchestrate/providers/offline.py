@@ -1,0 +1,95 @@
+"""What a hosted backend can say without asking its host: `check` and `quote`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrate import catalog, costing
+from orchestrate.config import HostConfig
+from orchestrate.data import Dataset, rules, tokens
+from orchestrate.errors import UsageError
+from orchestrate.types import Problem, Quote, Severity, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.catalog import ModelOnHost
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+NO_QUOTE = ("model", "method", "method.type")
+"""Refusals after which there is nothing to price."""
+
+
+def problems(
+    provider: str, spec: JobSpec, data: TrainingData, translation: Translation, config: HostConfig
+) -> list[Problem]:
+    """Refused settings, a missing W&B key, and what the host's data rules say about each file."""
+    found = [
+        _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
+        for s in translation.refused
+    ]
+    if spec.wandb is not None and not config.options.get("wandb_api_key"):
+        text = "the spec asks for W&B, and there is no W&B key to pass on"
+        found.append(
+            _problem(provider, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=...")
+        )
+    try:
+        model = catalog.resolve(spec.model_for(provider), provider)
+    except UsageError:
+        return found  # the translation's row of the model says so
+    for dataset in (data.train, data.validation):
+        if dataset is not None:
+            found += _of_file(provider, spec, dataset, model, validation=dataset is data.validation)
+    return found
+
+
+def quote(provider: str, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
+    for setting in translation.refused:
+        if setting.name in NO_QUOTE:
+            return Quote(provider=provider, model=translation.model, unavailable=setting.rule)
+    return costing.quote_tokens_job(
+        provider=provider,
+        spec=spec,
+        data=data,
+        translation=translation,
+        resolved=catalog.resolve(spec.model_for(provider), provider),
+    )
+
+
+def _of_file(
+    provider: str, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
+) -> list[Problem]:
+    counter = tokens.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    found = rules.check(
+        dataset,
+        provider,
+        method=spec.method.type,
+        tokens=dataset.tokens(counter),
+        context=spec.max_seq_length or model.context(spec.method.type),
+        epochs=spec.epochs,
+        validation=validation,
+    )
+    if dataset.content.images and model.model is not None and not model.model.vision:
+        fix = "pick a model with vision, or remove the images"
+        text = f"{model.name} takes no images"
+        found.append(_problem(provider, "no-vision", text, fix=fix, source=dataset.path))
+    return found
+
+
+def _problem(
+    provider: str,
+    code: str,
+    message: str,
+    *,
+    field: str | None = None,
+    fix: str | None = None,
+    source: str | None = None,
+) -> Problem:
+    return Problem(
+        code=code,
+        message=message,
+        severity=Severity.ERROR,
+        field=field,
+        providers=(provider,),
+        fix=fix,
+        source=source,
+    )

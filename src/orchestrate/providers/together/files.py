@@ -1,0 +1,105 @@
+"""Bringing training data to Together: one file for each dataset, named by its digest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.data import Dataset
+from orchestrate.errors import DataError, HostUnavailable
+from orchestrate.providers.base import Progress
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.values import plain, rows, table, text
+from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:
+    from together import Together
+
+BAD = ("FAILED", "INVALID_FORMAT")
+DONE = ("COMPLETED", None)
+"""`None`: the file was not put through validation (files from before it existed)."""
+WAIT_S = 1800.0
+
+
+class Files:
+    def __init__(
+        self, client: Callable[[], Together], wire: Wire, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._client = client
+        self._wire = wire
+        self._sleep = sleep
+
+    def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
+        """The host's record of the file, once it can be trained on.
+
+        A file with the digest in its name is used again. Raises `DataError` with the host's own report when
+        it does not take the file.
+        """
+        path = dataset.write("together", folder)
+        found = self._known(path) or self._send(path, progress)
+        return self._ready(found, dataset)
+
+    def _known(self, path: Path) -> dict[str, Any] | None:
+        listed = rows(plain(self._wire.read(lambda: self._client().files.list())).get("data"))
+        same = (
+            f
+            for f in listed
+            if f.get("filename") == path.name
+            and f.get("bytes") == path.stat().st_size
+            and f.get("processing_status") not in BAD
+        )
+        return next(same, None)
+
+    def _send(self, path: Path, progress: Progress | None) -> dict[str, Any]:
+        def told(event: Any) -> None:
+            if progress is not None:
+                progress(event.uploaded_bytes, event.total_bytes)
+
+        # The rows were checked when they were read: the SDK's own check would only read them once more. A
+        # file sent twice is told by its checksum (409), and the SDK then answers with the first.
+        def send() -> Any:
+            return self._client().files.upload(path, purpose="fine-tune", check=False, progress_callback=told)
+
+        return plain(self._wire.read(send))
+
+    def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+        waited, pause = 0.0, 0.5
+        file_id = str(file["id"])
+        while True:
+            file = plain(self._wire.read(lambda: self._client().files.retrieve(file_id)))
+            status = text(file.get("processing_status"))
+            if status in BAD:
+                raise _refused(file, dataset)
+            if status in DONE:
+                report = table(file.get("validation_report"))
+                if report.get("valid") is False:
+                    raise _refused(file, dataset)
+                return file
+            if waited >= WAIT_S:
+                raise HostUnavailable(
+                    "together",
+                    f"{file_id} is still being validated ({status}) after {WAIT_S / 60:.0f} minutes",
+                    fix="submit again later; the file is used as it is",
+                )
+            self._sleep(pause)
+            waited, pause = waited + pause, min(10.0, pause * 1.5)
+
+
+def _refused(file: dict[str, Any], dataset: Dataset) -> DataError:
+    report = table(file.get("validation_report"))
+    reason = text(report.get("error")) or f"validation ended with {file.get('processing_status')}"
+    problem = Problem(
+        code=str(report.get("error_type") or file.get("processing_status") or "INVALID_FORMAT").lower(),
+        message=reason,
+        severity=Severity.ERROR,
+        providers=("together",),
+        fix="orchestrate check --provider together",
+        source=dataset.path,
+    )
+    return DataError(
+        f"Together does not take {dataset.path} ({file.get('id')}): {reason}",
+        problems=[problem],
+        fix=problem.fix,
+    )

@@ -1,0 +1,426 @@
+"""The backend `together`; see `orchestrate.providers.base` for the contract.
+
+- Reads go through the SDK's own methods. The create request does not: the SDK's `fine_tuning.create` sends
+  three requests and takes no options, so the same body is sent by the SDK's client as one POST.
+- A job carries its ref in `suffix`, behind the user's own (`<suffix>-<ref>`, at most 40 characters), which
+  comes back in `suffix` and in `model_output_name`.
+- `live_price` asks for the host's estimate and refuses what is above the spec's `max_cost_usd` or above the
+  account's limit; call it between `upload` and `create`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.errors import (
+    InvalidRequest,
+    MissingKey,
+    NotFound,
+    OverBudget,
+    QuotaExceeded,
+    TranslationRefused,
+    UsageError,
+)
+from orchestrate.providers import archives, chat, offline, transfer
+from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.together import limits as model_limits
+from orchestrate.providers.together import reading
+from orchestrate.providers.together.files import Files
+from orchestrate.providers.together.serving import Serving
+from orchestrate.providers.together.translation import NO_RFT, tag, translate
+from orchestrate.providers.values import money, number, plain, ref_in, rows, table, tagged, text
+from orchestrate.types import (
+    Artifact,
+    Checkpoint,
+    Endpoint,
+    Event,
+    Feature,
+    Job,
+    JobHandle,
+    Message,
+    MetricPoint,
+    Problem,
+    Quote,
+    QuoteLine,
+    RemoteDataset,
+    Reply,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from together import Together
+
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+INFERENCE_URL = "https://api-inference.together.ai"
+_NO_ESTIMATE = {
+    "multimodal_dataset": "Together estimates no price for data with images",
+    "train_file_not_validated": "the training file is still being validated",
+    "eval_file_not_validated": "the validation file is still being validated",
+    "train_file_invalid": "the training file is not valid",
+    "eval_file_invalid": "the validation file is not valid",
+}
+
+
+class TogetherProvider(Provider):
+    name = "together"
+    title = "Together"
+    features = frozenset(Feature) - {Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
+    missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.RFT: NO_RFT,
+        Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.PAUSE: "Together cannot pause a job",
+        Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
+    }
+    status_map = reading.STATUS_MAP
+
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+        super().__init__(config)
+        self._wire = wire or Wire(self.name)
+        self._sdk: Together | None = None
+        self._limits: dict[str, dict[str, Any]] = {}
+        self._files = Files(self._client, self._wire)
+        self._serving = Serving(self._client, self._wire, config.project, self._inference_url)
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def translate(self, spec: JobSpec) -> Translation:
+        return translate(spec)
+
+    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+        return offline.problems(self.name, spec, data, self.translate(spec), self.config)
+
+    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+        return offline.quote(self.name, spec, data, self.translate(spec))
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+        """Asks for the model's limits first, so that nothing is sent for a job that would be refused."""
+        body = self._body(spec)
+        model_limits.require(body, self._model_limits(body), data)
+        folder = transfer.work_folder(self.config)
+        train = self._files.bring(data.train, folder, progress)
+        validation = self._files.bring(data.validation, folder, progress) if data.validation else None
+        return RemoteDataset(
+            provider=self.name,
+            digest=data.digest,
+            train_id=str(train["id"]),
+            validation_id=str(validation["id"]) if validation else None,
+            details={
+                "train": table(train.get("validation_report")),
+                "validation": table((validation or {}).get("validation_report")),
+            },
+        )
+
+    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+        """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
+        body = self._filled(spec, remote)
+        asked = {
+            key: body[key]
+            for key in (
+                "training_file",
+                "validation_file",
+                "model",
+                "from_checkpoint",
+                "n_epochs",
+                "n_evals",
+                "training_type",
+                "training_method",
+            )
+            if key in body
+        }
+        answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
+        model = str(body.get("model") or body.get("from_checkpoint"))
+        total = money(answer.get("estimated_total_price"))
+        if answer.get("estimation_available") is False or total is None:
+            reason = text(answer.get("unavailable_reason")) or "Together gave no price"
+            return Quote(provider=self.name, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
+        if answer.get("allowed_to_proceed") is False:
+            limit = answer.get("user_limit")
+            raise QuotaExceeded(
+                self.name,
+                f"the job is estimated at ${total:.2f}, above what the account may spend (${limit}); "
+                "nothing was sent",
+                fix="add credit at Together, or train fewer tokens",
+            )
+        if spec.max_cost_usd is not None and total > spec.max_cost_usd:
+            raise OverBudget(self.name, total, spec.max_cost_usd)
+        return _estimate(model, total, answer)
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+        from together.types import FinetuneResponse
+
+        body = self._filled(spec, remote)
+        body["suffix"] = tag(spec.suffix, ref)
+        if spec.wandb is not None:
+            key = self.config.options.get("wandb_api_key")
+            if not key:
+                raise MissingKey("W&B", "WANDB_API_KEY")
+            body["wandb_key"] = str(key)
+        client = self._client()
+        answer = self._wire.send_once(
+            ref,
+            lambda: client.post("/v1/fine-tunes", body=body, cast_to=FinetuneResponse),
+            lambda job: text(plain(job).get("id")),
+        )
+        return JobHandle(provider=self.name, job_id=str(plain(answer)["id"]), ref=ref)
+
+    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+        return [
+            JobHandle(provider=self.name, job_id=str(raw["id"]), ref=ref)
+            for raw in self._raw_jobs()
+            if tagged(ref, raw.get("suffix"), raw.get("model_output_name"))
+        ]
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def get(self, job: JobHandle) -> Job:
+        raw = self._raw_job(job)
+        return reading.job_of(raw, job.ref or _ref(raw))
+
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        """One request: the host has no pages."""
+        jobs = [reading.job_of(raw, _ref(raw)) for raw in self._raw_jobs()]
+        for job in sorted(
+            jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
+        ):
+            if since is None or job.created_at is None or job.created_at >= since:
+                yield job
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        answer = self._wire.read(lambda: self._client().fine_tuning.list_events(job.job_id))
+        found = reading.events_of(rows(plain(answer).get("data")))
+        ids = [event.id for event in found]
+        yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        answer = self._wire.read(lambda: self._client().fine_tuning.list_metrics(job.job_id))
+        return reading.metrics_of(rows(plain(answer).get("metrics")))
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        answer = self._wire.read(lambda: self._client().fine_tuning.list_checkpoints(job.job_id))
+        return reading.checkpoints_of(rows(plain(answer).get("data")), job.job_id)
+
+    def preview(
+        self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
+    ) -> list[reading.TokenMask]:
+        """How the host tokenises the first rows, and which tokens carry loss. SFT only."""
+        from together import omit
+
+        body = self._filled(spec, remote)
+        method = table(body.get("training_method"))
+        if method.get("method") != "sft" or "model" not in body:
+            raise UsageError("Together previews SFT on a base model only")
+        inputs = method.get("train_on_inputs")
+        answer = self._wire.read(
+            lambda: self._client().fine_tuning.preview(
+                model=str(body["model"]),
+                training_file=remote.train_id,
+                top_k=rows_shown,
+                training_method="sft",
+                train_on_inputs=inputs if isinstance(inputs, bool) else omit,
+            )
+        )
+        return reading.masks_of(rows(plain(answer).get("rows")))
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        status = self.status(text(self._raw_job(job).get("status")))
+        if status.terminal or status.value == "cancelling":
+            return
+        try:
+            self._wire.read(lambda: self._client().fine_tuning.cancel(job.job_id))
+        except InvalidRequest:
+            # It ended between the two requests.
+            if not self.status(text(self._raw_job(job).get("status"))).terminal:
+                raise
+
+    def delete(self, job: JobHandle) -> None:
+        """Deletes the job and its checkpoints on the host."""
+        with suppress(NotFound):
+            self._wire.read(lambda: self._client().fine_tuning.delete(job.job_id))
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """`checkpoint`: an id from `checkpoints` (`12:adapter`), a step, or `adapter` or `merged`. Without
+        one the final adapter of a LoRA job, or the final weights of a full one."""
+        archives.require_empty(dest)
+        raw = self._raw_job(job)
+        full = table(raw.get("training_type")).get("type") == "Full"
+        query = _selection(checkpoint, full)
+        resource = self._client().fine_tuning.with_streaming_response
+
+        def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
+            stream = resource.content(ft_id=job.job_id, extra_headers=headers, **query)
+            return cast("AbstractContextManager[transfer.Stream]", stream)
+
+        # The unfinished archive lies beside the folder, so that a later call finds it.
+        words = "-".join(str(v) for v in query.values())
+        archive = dest.parent / f".{dest.name}.{job.job_id}-{words}.download"
+        transfer.fetch(self._wire, opened, archive, progress=progress)
+        try:
+            files = archives.unpack(archive, dest)
+        finally:
+            archive.unlink(missing_ok=True)
+        return Artifact(
+            kind=archives.kind_of(files, full=full),
+            folder=str(dest),
+            files=files,
+            base_model=text(raw.get("model")),
+            provider=self.name,
+            job_id=job.job_id,
+        )
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
+        return self._serving.deploy(job.job_id, self._raw_job(job), options)
+
+    def undeploy(self, job: JobHandle) -> None:
+        self._serving.remove(job.job_id)
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        return self._serving.find(job.job_id)
+
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> list[Reply]:
+        if base:
+            model = str(self._raw_job(job).get("model"))
+        else:
+            endpoint = self.endpoint(job)
+            if endpoint is None:
+                raise UsageError(
+                    f"{job.job_id} is not deployed; Together serves tuned models on dedicated endpoints only",
+                    fix="orchestrate deploy RUN   (it shows the hourly price first)",
+                )
+            model = endpoint.model
+        client = self._client().with_options(base_url=self._inference_url)
+        create = client.chat.completions.create
+        return chat.replies(
+            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
+        )
+
+    def close(self) -> None:
+        if self._sdk is not None:
+            self._sdk.close()
+            self._sdk = None
+
+    # -- own -----------------------------------------------------------------------------------------------
+
+    def _client(self) -> Together:
+        if self._sdk is None:
+            from together import Together
+
+            self._sdk = Together(
+                api_key=self.config.require_key().reveal(),
+                base_url=self.config.base_url or DEFAULT_URLS[self.name],
+                project_id=self.config.project,
+                timeout=self.config.timeout_s,
+                max_retries=0,
+            )
+        return self._sdk
+
+    @property
+    def _inference_url(self) -> str:
+        """The real host answers chats under another name; any other server under its own."""
+        base = self.config.base_url or DEFAULT_URLS[self.name]
+        return INFERENCE_URL if base == DEFAULT_URLS[self.name] else base
+
+    def _body(self, spec: JobSpec) -> dict[str, Any]:
+        translation = self.translate(spec)
+        if translation.refused:
+            raise TranslationRefused(self.name, translation.refused)
+        return copy.deepcopy(translation.body)
+
+    def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
+        """The body with the files, and with the rank that the host wants beside any other LoRA setting."""
+        body = self._body(spec) | {"training_file": remote.train_id}
+        if remote.validation_id is not None:
+            body["validation_file"] = remote.validation_id
+        lora = table(body.get("training_type"))
+        if lora.get("type") == "Lora" and not {"lora_r", "lora_alpha"} <= lora.keys():
+            rank = lora.setdefault("lora_r", model_limits.default_rank(self._model_limits(body)))
+            lora.setdefault("lora_alpha", 2 * rank)
+        return body
+
+    def _model_limits(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        model = str(body.get("model") or str(body["from_checkpoint"]).split(":", 1)[0])
+        if model not in self._limits:
+            self._limits[model] = plain(
+                self._wire.read(lambda: self._client().fine_tuning.model_limits(model_name=model))
+            )
+        return self._limits[model]
+
+    def _raw_job(self, job: JobHandle) -> dict[str, Any]:
+        return plain(self._wire.read(lambda: self._client().fine_tuning.retrieve(job.job_id)))
+
+    def _raw_jobs(self) -> list[dict[str, Any]]:
+        listed = plain(self._wire.read(lambda: self._client().fine_tuning.list()))
+        return [raw for raw in rows(listed.get("data")) if text(raw.get("id"))]
+
+
+def _ref(raw: Mapping[str, Any]) -> str | None:
+    return ref_in(raw.get("suffix"), raw.get("model_output_name"))
+
+
+def _estimate(model: str, total: Decimal, answer: Mapping[str, Any]) -> Quote:
+    train = number(answer.get("estimated_train_token_count")) or 0
+    evaluated = number(answer.get("estimated_eval_token_count")) or 0
+    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens"
+    return Quote(
+        provider="together",
+        model=model,
+        lines=(
+            QuoteLine(
+                component="training",
+                quantity=Decimal(1),
+                unit="usd_per_job",
+                usd_per_unit=total,
+                usd_low=total,
+                usd=total,
+                usd_high=total,
+                note=note,
+                source="Together's own estimate (estimate-price)",
+            ),
+        ),
+        assumptions=(f"Together counted {note}", "packing and max_seq_length are not part of its estimate"),
+        low_usd=total,
+        expected_usd=total,
+        high_usd=total,
+        billed_tokens=int(train + evaluated),
+    )
+
+
+def _selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
+    """`checkpoint` and `checkpoint_step` of the download request."""
+    if checkpoint is None:
+        return {"checkpoint": "model_output_path" if full else "adapter"}
+    step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
+    words = {"": "adapter", "adapter": "adapter", "model": "merged", "merged": "merged"}
+    if kind not in words or (step and not step.isdigit()):
+        raise UsageError(
+            f"{checkpoint!r} is no checkpoint of a Together job",
+            fix="orchestrate checkpoints RUN  lists them; `adapter` and `merged` are the final ones",
+        )
+    chosen = {"checkpoint": "model_output_path" if full else words[kind]}
+    return chosen | ({"checkpoint_step": int(step)} if step else {})

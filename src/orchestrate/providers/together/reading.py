@@ -1,0 +1,200 @@
+"""Together's answers as our records.
+
+Sources: the SDK's `FinetuneResponse` (both of them: `types/` and `lib/types/`), `FinetuneEvent`, and the
+metrics' names as the API returns them (`train/loss`, `eval/loss`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from orchestrate.providers.payloads import payload
+from orchestrate.providers.values import nanos, number, rows, table, text, when, whole
+from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Record
+
+STATUS_MAP: Mapping[str, JobStatus] = {
+    "pending": JobStatus.QUEUED,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "compressing": JobStatus.FINALIZING,
+    "uploading": JobStatus.FINALIZING,
+    "cancel_requested": JobStatus.CANCELLING,
+    "cancelled": JobStatus.CANCELLED,
+    "error": JobStatus.FAILED,
+    "user_error": JobStatus.FAILED,
+    "completed": JobStatus.SUCCEEDED,
+}
+METRIC_NAMES = {
+    "train/loss": "train_loss",
+    "eval/loss": "valid_loss",
+    "train/accuracy": "train_accuracy",
+    "eval/accuracy": "valid_accuracy",
+    "train/learning_rate": "learning_rate",
+    "train/grad_norm": "grad_norm",
+    "train/num_tokens": "tokens",
+    "train/tokens_per_second": "tokens_per_second",
+}
+_LEVELS = {"warning": "warning", "iwarning": "warning", "error": "error", "ierror": "error"}
+_ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
+
+
+def job_of(raw: Mapping[str, Any], ref: str | None) -> Job:
+    """One job. `events` are left out of the payload: they are read by themselves."""
+    status = text(raw.get("status")) or ""
+    known = STATUS_MAP.get(status, JobStatus.UNKNOWN)
+    updated = when(raw.get("updated_at"))
+    step, total = whole(raw.get("steps_completed")), whole(raw.get("total_steps"))
+    price = nanos(raw.get("total_price"))
+    return Job(
+        handle=JobHandle(provider="together", job_id=str(raw.get("id") or ""), ref=ref),
+        status=known,
+        raw_status=status,
+        model=text(raw.get("model")),
+        created_at=when(raw.get("created_at")),
+        started_at=when(raw.get("started_at")),
+        finished_at=updated if known.terminal else None,
+        estimated_finish=_estimate(raw, updated) if known is JobStatus.RUNNING else None,
+        tuned_model=text(raw.get("model_output_name")) if known is JobStatus.SUCCEEDED else None,
+        trained_tokens=whole(raw.get("token_count")) or None,
+        step=step,
+        total_steps=total,
+        epoch=number(raw.get("epochs_completed")),
+        percent=round(100 * step / total, 1) if step is not None and total else None,
+        early_stopped=raw.get("early_stopped") is True,
+        error=_error(raw, status) if known is JobStatus.FAILED else None,
+        cost_usd=price or None,
+        cost_origin="total_price" if price else None,
+        payload=payload({k: v for k, v in raw.items() if k != "events"}),
+    )
+
+
+def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | None:
+    progress = table(raw.get("progress"))
+    seconds = number(progress.get("seconds_remaining"))
+    if progress.get("estimate_available") is not True or seconds is None:
+        return None
+    return (updated or datetime.now(UTC)) + timedelta(seconds=seconds)
+
+
+def _error(raw: Mapping[str, Any], status: str) -> JobError:
+    told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
+    fallback = {
+        "user_error": "the data or the W&B settings were refused; the events say more",
+        "error": "the platform failed; Together restarts such jobs under a new id and refunds this one",
+    }
+    return JobError(
+        message=text(told[-1].get("message")) or status if told else fallback[status], code=status
+    )
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """Oldest first. The host gives its events no id (older ones have a hash): ours is made of what they say,
+    and a repeated one is numbered, so that it stays the same at every reading."""
+    seen: Counter[str] = Counter()
+    events: list[Event] = []
+    for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
+        kind = str(entry.get("type") or "message").lower()
+        base = text(entry.get("hash")) or _fingerprint(entry, kind)
+        seen[base] += 1
+        events.append(
+            Event(
+                id=base if seen[base] == 1 else f"{base}-{seen[base]}",
+                at=when(entry.get("created_at")) or datetime.fromtimestamp(0, UTC),
+                level=_LEVELS.get(str(entry.get("level") or "info").lower().removeprefix("legacy_"), "info"),
+                message=text(entry.get("message")) or kind.replace("_", " "),
+                type=kind,
+                step=whole(entry.get("step")) or None,
+                data=payload(
+                    {
+                        k: v
+                        for k, v in entry.items()
+                        if k not in ("object", "created_at", "level", "message", "type", "hash", "step")
+                        and v not in (None, "", 0)
+                    }
+                ),
+            )
+        )
+    return events
+
+
+def _fingerprint(entry: Mapping[str, Any], kind: str) -> str:
+    words = [str(entry.get(k)) for k in ("created_at", "message", "step", "checkpoint_path")]
+    return "ev-" + hashlib.sha256("\n".join([kind, *words]).encode()).hexdigest()[:20]
+
+
+# -- metrics and checkpoints -------------------------------------------------------------------------------
+
+
+def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
+    """One point for each step. An evaluation's row without a step belongs to the training row before it."""
+    values: dict[int, dict[str, float]] = {}
+    times: dict[int, datetime] = {}
+    epochs: dict[int, float] = {}
+    step = 0
+    for row in raw:
+        told = next((whole(v) for k, v in row.items() if k.endswith("global_step")), None)
+        step = step if told is None else told
+        point = values.setdefault(step, {})
+        for key, value in row.items():
+            found = number(value)
+            if found is None or key.endswith("global_step"):
+                continue
+            if key == "timestamp":
+                if at := when(found):
+                    times.setdefault(step, at)
+            elif key.endswith("/epoch"):
+                epochs.setdefault(step, found)
+            else:
+                point[METRIC_NAMES.get(key, key)] = found
+    return [
+        MetricPoint(step=s, values=values[s], at=times.get(s), epoch=epochs.get(s))
+        for s in sorted(values)
+        if values[s]
+    ]
+
+
+def checkpoints_of(raw: Iterable[Mapping[str, Any]], job_id: str) -> list[Checkpoint]:
+    """Ids are `STEP:KIND` (`12:adapter`, `12:model`), for `download`; `model` is for `continue_from`."""
+    found: list[Checkpoint] = []
+    for entry in raw:
+        step = whole(entry.get("step"))
+        kind = text(entry.get("checkpoint")) or _kind(text(entry.get("checkpoint_type")) or "")
+        found.append(
+            Checkpoint(
+                id=f"{step}:{kind}" if step is not None else kind,
+                step=step,
+                created_at=when(entry.get("created_at")),
+                model=f"{job_id}:{step}" if step is not None else job_id,
+            )
+        )
+    return sorted(found, key=lambda c: (c.step or 0, c.id))
+
+
+def _kind(label: str) -> str:
+    return "adapter" if "adapter" in label.lower() else "model"
+
+
+class TokenMask(Record, frozen=True, kw_only=True):
+    """One row as the host tokenises it."""
+
+    tokens: tuple[str, ...]
+    trained: tuple[bool, ...]
+    """Which tokens carry loss."""
+    truncated: bool = False
+
+
+def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
+    masks: list[TokenMask] = []
+    for row in raw:
+        tokens = tuple(str(t) for t in row.get("tokens") or ())
+        spans = [(int(a), int(b)) for a, b in row.get("trained_spans") or ()]
+        trained = tuple(any(a <= n < b for a, b in spans) for n in range(len(tokens)))
+        masks.append(TokenMask(tokens=tokens, trained=trained, truncated=row.get("truncated") is True))
+    return masks

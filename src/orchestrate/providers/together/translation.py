@@ -1,0 +1,240 @@
+"""A spec in Together's words.
+
+The body is the one that the SDK's `fine_tuning.create` sends (`FinetuneRequest` in
+`together.lib.types.fine_tuning`), field by field; defaults are the SDK's. What the user did not ask for is
+left out, so that the host's default applies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrate import catalog
+from orchestrate.catalog import ModelOnHost
+from orchestrate.errors import UsageError
+from orchestrate.providers.rows import Rows
+from orchestrate.spec import DPO, JobSpec
+from orchestrate.types import Translation
+
+NAME = "together"
+SUFFIX_LIMIT = 40
+REF_LENGTH = 16
+"""Of the tags that Orchestrate makes. A user's suffix stands before it and is cut where it does not fit."""
+BASE_LEARNING_RATE = 1e-5
+"""The SDK's default; Together publishes no rate of its own for each model."""
+DEFAULT_RANK = "the model's default rank"
+RESERVED = (
+    "training_file",
+    "validation_file",
+    "model",
+    "from_checkpoint",
+    "suffix",
+    "wandb_key",
+    "wandb_api_key",
+    "hf_api_token",
+)
+"""Fields that Orchestrate fills, and keys, which do not belong into a spec."""
+NO_RFT = (
+    "Together has no reinforcement jobs (only training sessions that a program of yours drives); "
+    "OpenAI and Fireworks have them"
+)
+
+
+def translate(spec: JobSpec) -> Translation:
+    rows = Rows(NAME, spec)
+    try:
+        model = catalog.resolve(spec.model_for(NAME), NAME)
+    except UsageError as error:
+        rows.refuse("model", error.message)
+        return rows.build(spec.model_for(NAME), reserved=RESERVED)
+    _files(rows, model)
+    _method(rows, spec)
+    _adapter(rows, spec, model)
+    _optimiser(rows)
+    _length(rows, spec, model)
+    _evaluation(rows, spec)
+    _names(rows)
+    return rows.build(model.id, reserved=RESERVED)
+
+
+def tag(suffix: str | None, ref: str) -> str:
+    """The `suffix` of the request: the ref, behind as much of the user's suffix as fits."""
+    room = SUFFIX_LIMIT - len(ref) - 1
+    front = (suffix or "")[: max(room, 0)].rstrip("-_.")
+    return f"{front}-{ref}" if front else ref[:SUFFIX_LIMIT]
+
+
+# -- what is trained on what -------------------------------------------------------------------------------
+
+
+def _files(rows: Rows, model: ModelOnHost) -> None:
+    rows.keep("train", None, rule="uploaded; training_file is its id")
+    if rows.given("validation"):
+        rows.keep("validation", None, rule="uploaded; validation_file is its id")
+    if rows.given("continue_from"):
+        # The host takes exactly one of the two.
+        rows.keep(
+            "continue_from", "from_checkpoint", rule="JOB_ID or output name, with :STEP for one checkpoint"
+        )
+    else:
+        rows.send("model", model.id)
+
+
+def _method(rows: Rows, spec: JobSpec) -> None:
+    kind = spec.method.type
+    if kind == "rft":
+        rows.refuse("method", NO_RFT)
+        rows.refuse("method.type", NO_RFT)
+        return
+    rows.keep("method.type", "training_method.method", kind)
+    if kind == "sft":
+        if rows.given("method.train_on_inputs") is not None:
+            rows.keep("method.train_on_inputs", "training_method.train_on_inputs")
+        else:
+            rule = "inputs are masked in chat and prompt/completion rows, never in text rows"
+            rows.default("method.train_on_inputs", "training_method.train_on_inputs", "auto", rule, send=True)
+        return
+    rows.offer("method.beta", "training_method.dpo_beta", 0.1)
+    rows.offer("method.rpo_alpha", "training_method.rpo_alpha", None, "no NLL term")
+    if isinstance(spec.method, DPO) and spec.method.simpo_gamma:
+        rows.keep("method.simpo_gamma", "training_method.simpo_gamma", rule="SimPO: no reference model")
+        rows.send("training_method.dpo_reference_free", True)
+        if rows.given("method.normalize_by_length") is False:
+            rows.refuse("method.normalize_by_length", "SimPO normalises by length")
+        else:
+            rule = "SimPO normalises by length"
+            rows.default(
+                "method.normalize_by_length",
+                "training_method.dpo_normalize_logratios_by_length",
+                True,
+                rule,
+                send=True,
+            )
+        return
+    rows.offer("method.simpo_gamma", "training_method.simpo_gamma", None, "not SimPO")
+    rows.offer("method.normalize_by_length", "training_method.dpo_normalize_logratios_by_length", False)
+
+
+def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
+    adapter = spec.adapter
+    offered = model.host.adapters if model.host else ()
+    if adapter.type == "full":
+        if offered and "full" not in offered:
+            rows.refuse("adapter.type", f"Together trains {model.name} with LoRA only")
+        else:
+            rows.keep("adapter.type", "training_type.type", "Full")
+        return
+    asked = [name for name in rows.asked if name.startswith("adapter.")]
+    # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
+    if adapter.type == "qlora":
+        rule = "trained as LoRA: Together does not tell in which precision it holds the base"
+        rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
+    elif asked:
+        rows.keep("adapter.type", "training_type.type", "Lora")
+    else:
+        rows.default("adapter.type", "training_type.type", "Lora")
+    most = model.host.max_rank if model.host else None
+    if adapter.r is not None and most is not None and adapter.r > most:
+        rows.refuse("adapter.r", f"at most {most} for {model.name}")
+    else:
+        rows.offer("adapter.r", "training_type.lora_r", DEFAULT_RANK)
+    if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
+        rows.refuse("adapter.alpha", "a whole number here")
+    elif adapter.alpha is not None:
+        rows.keep("adapter.alpha", "training_type.lora_alpha", int(adapter.alpha))
+    elif adapter.r is not None:
+        rows.default("adapter.alpha", "training_type.lora_alpha", 2 * adapter.r, "2 x r", send=True)
+    else:
+        rows.default("adapter.alpha", "training_type.lora_alpha", "2 x r")
+    rows.offer("adapter.dropout", "training_type.lora_dropout", 0.0)
+    if isinstance(adapter.targets, tuple):
+        rows.keep("adapter.targets", "training_type.lora_trainable_modules", ",".join(adapter.targets))
+    else:
+        rows.offer("adapter.targets", "training_type.lora_trainable_modules", "all-linear")
+    for name, on in (("dora", adapter.dora), ("rslora", adapter.rslora)):
+        if on:
+            rows.refuse(f"adapter.{name}", "Together trains plain LoRA")
+        elif rows.given(f"adapter.{name}") is not None:
+            rows.keep(f"adapter.{name}", None, rule="off, as always here")
+
+
+# -- how ---------------------------------------------------------------------------------------------------
+
+
+def _optimiser(rows: Rows) -> None:
+    rows.offer("epochs", "n_epochs", 1)
+    multiplier = rows.given("learning_rate_multiplier")
+    if multiplier is not None:
+        rule = f"multiplier x {BASE_LEARNING_RATE:g}, Together's default; it publishes none by model"
+        rate = multiplier * BASE_LEARNING_RATE
+        rows.map("learning_rate_multiplier", "learning_rate", rate, rule, exact=False)
+    else:
+        rows.offer("learning_rate", "learning_rate", BASE_LEARNING_RATE)
+    rows.offer("batch_size", "batch_size", "max", "as many rows as fit; packing changes how many that are")
+    rows.offer("gradient_accumulation", "gradient_accumulation_steps", None, "the model's own number")
+    rows.offer("warmup_ratio", "warmup_ratio", 0.0)
+    rows.offer("weight_decay", "weight_decay", 0.0)
+    rows.offer("max_grad_norm", "max_grad_norm", 1.0)
+    rows.offer("packing", "packing", True)
+    rows.offer("seed", "random_seed", 42)
+    rows.refuse_if_asked({"batch_tokens": "Together counts a batch in rows: give batch_size"})
+    schedule = rows.given("schedule")
+    if schedule is None:
+        rows.default("schedule", "lr_scheduler", "cosine", "one half cycle, down to 0")
+    elif schedule == "constant":
+        flat = {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 1.0}}
+        rows.map(
+            "schedule", "lr_scheduler", flat, "a linear schedule that ends at 1.0 x the peak rate stays flat"
+        )
+    else:
+        args: dict[str, Any] = {"min_lr_ratio": 0.0}
+        if schedule == "cosine":
+            args["num_cycles"] = 0.5
+        rows.keep("schedule", "lr_scheduler", {"lr_scheduler_type": schedule, "lr_scheduler_args": args})
+
+
+def _length(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
+    most = model.context(spec.method.type) if model.host and model.host.context else None
+    if spec.max_seq_length is not None and most is not None and spec.max_seq_length > most:
+        rows.refuse("max_seq_length", f"at most {most:,} tokens for {model.name} with {spec.method.type}")
+    else:
+        rows.offer("max_seq_length", "max_seq_length", most, "the model's most")
+
+
+def _evaluation(rows: Rows, spec: JobSpec) -> None:
+    stop = spec.early_stopping
+    needed = stop.patience + 2 if stop else 0
+    evals = spec.evals
+    if evals and spec.validation is None:
+        rows.refuse("evals", "evaluations need validation data")
+    elif evals is not None:
+        rows.keep("evals", "n_evals")
+    elif spec.validation is None:
+        rows.default("evals", "n_evals", 0)
+    else:
+        rule = "one for each epoch, because there is validation data (the host's own default is none); billed"
+        evals = max(spec.epochs or 1, needed)
+        rows.default("evals", "n_evals", evals, rule, send=True)
+    rows.offer("checkpoints", "n_checkpoints", 1)
+    if stop is None:
+        return
+    if (evals or 0) < needed:
+        rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
+        return
+    rows.keep("early_stopping", "early_stopping_enabled", True)
+    rows.keep("early_stopping.patience", "early_stopping_patience", stop.patience)
+    rows.keep("early_stopping.min_delta", "early_stopping_min_delta", stop.min_delta)
+
+
+def _names(rows: Rows) -> None:
+    suffix = rows.given("suffix")
+    room = SUFFIX_LIMIT - REF_LENGTH - 1
+    if suffix is not None:
+        cut = f"; cut to {room} characters, so that the ref fits" if len(suffix) > room else ""
+        rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
+        rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
+    for name in ("project", "name", "entity"):
+        if rows.given(f"wandb.{name}") is not None:
+            wire = "wandb_project_name" if name == "project" else f"wandb_{name}"
+            rows.keep(f"wandb.{name}", wire)
+    rows.refuse_if_asked({"wandb.tags": "Together passes no tags on to W&B"})
