@@ -36,7 +36,7 @@ class Progress(Record, frozen=True, kw_only=True):
     """Evaluations since the best one."""
     loss_mean: float | None = None
     max_tokens: int | None = None
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """Latest evaluation."""
     kept: bool = True
     """False for one that only serves to go on from."""
@@ -48,6 +48,11 @@ class Whole:
 
     path: Path
     progress: Progress
+
+    @property
+    def weights(self) -> Path:
+        """The folder that can be used as a model on its own; kept checkpoints have it."""
+        return self.path / ("full" if (self.path / "full").is_dir() else "adapter")
 
 
 def name(step: int) -> str:

@@ -61,7 +61,7 @@ class Generator:
         if self._worker is not None:
             return
         require_packages("answering on this machine")
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the worker
         self._worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "orchestrate.local.answering"],
             stdin=subprocess.PIPE,

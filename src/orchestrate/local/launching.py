@@ -47,6 +47,13 @@ def resume(run: RunDir) -> bool:
         run.ask(None)
     if state.status not in ("paused", "interrupted", "queued") or run.alive():
         return False
+    if state.status == "interrupted":
+        run.add_event(
+            f"the worker died at step {state.step}; a new one goes on from the newest checkpoint",
+            level="warning",
+            type="interrupted",
+            step=state.step,
+        )
     start_worker(run)
     return True
 

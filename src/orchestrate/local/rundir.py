@@ -101,7 +101,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     """`cpu` or `cuda`; `None` takes a GPU when there is one."""
     continue_from: str | None = None
     """Folder of an adapter to go on from."""
-    spec: dict[str, Any] = {}
+    spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     created_at: datetime
 
 

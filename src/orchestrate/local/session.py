@@ -50,7 +50,6 @@ class Session:
             write_weights=lambda folder: export.write_weights(self.loaded, self.tokenizer, job, folder),
             asked=asked,
         )
-        self.loop.restore()
         trainable = sum(p.numel() for p in self.loop.parameters.values())
         total = sum(p.numel() for p in self.loaded.model.parameters())
         self.facts: dict[str, Any] = {

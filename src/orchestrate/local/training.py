@@ -28,7 +28,7 @@ DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass, padding included."""
 
 
-class Stopped(Exception):  # noqa: N818  not an error: someone asked
+class Stopped(Exception):
     """The run was asked to pause or to cancel."""
 
     def __init__(self, word: str) -> None:

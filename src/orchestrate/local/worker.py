@@ -71,9 +71,9 @@ def _work(run: RunDir) -> int:
         _train(run, run.job(), asked)
     except Exception as error:  # noqa: BLE001  the run directory must say how it ended
         traceback.print_exc()
-        code = {OrchestrateError: None}.get(type(error), type(error).__name__)
-        fix = getattr(error, "fix", None)
-        message = f"{error}" + (f"\n{fix}" if fix else "")
+        fix = error.fix if isinstance(error, OrchestrateError) else f"see {run.log}"
+        message = f"{error}" + (f" ({fix})" if fix else "")
+        code = type(error).__name__
         try:
             _end(run, "failed", error=JobError(message=message, code=code))
             run.add_event(message, level="error", type="failed")
@@ -100,6 +100,7 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
         **session.facts,
     )
     try:
+        session.loop.restore()
         session.loop.report(force=True)
         session.loop.run()
     except Stopped as stopped:

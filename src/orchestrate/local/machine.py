@@ -1,0 +1,72 @@
+"""What this machine has, asked without torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from orchestrate.types import Record
+
+
+class Gpu(Record, frozen=True, kw_only=True):
+    name: str
+    memory_bytes: int
+
+
+class Load(Record, frozen=True, kw_only=True):
+    """Of the GPU in use, for the metrics."""
+
+    gpu_temperature_c: float
+    gpu_use_percent: float
+    gpu_memory_bytes: float
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs as the driver's own tool lists them; empty when there is none."""
+    rows = _ask("name,memory.total")
+    return tuple(Gpu(name=name, memory_bytes=int(float(mib)) << 20) for name, mib in rows)
+
+
+def gpu_load(index: int = 0) -> Load | None:
+    rows = _ask("temperature.gpu,utilization.gpu,memory.used")
+    try:
+        temperature, use, mib = (float(v) for v in rows[index])
+    except (IndexError, ValueError):
+        return None
+    return Load(gpu_temperature_c=temperature, gpu_use_percent=use, gpu_memory_bytes=mib * (1 << 20))
+
+
+def _ask(fields: str) -> list[list[str]]:
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in out.splitlines() if line.strip()]
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Main memory, or what the container may use of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        limit = "max"
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -1,0 +1,438 @@
+"""`LocalProvider`: run directories below `home/local/runs`, one worker process for each job that trains."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from orchestrate import catalog, costing
+from orchestrate.errors import (
+    ArtifactRefused,
+    Conflict,
+    MissingExtra,
+    NotFound,
+    ProviderError,
+    TranslationRefused,
+)
+from orchestrate.local import checkpoints, launching, machine, throughput
+from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, State, now, runs
+from orchestrate.providers import offline
+from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.local.translation import translate
+from orchestrate.types import (
+    Artifact,
+    ArtifactFile,
+    Checkpoint,
+    Event,
+    Feature,
+    Job,
+    JobError,
+    JobHandle,
+    JobStatus,
+    Message,
+    MetricPoint,
+    Problem,
+    Quote,
+    RemoteDataset,
+    Reply,
+    Severity,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
+    from orchestrate.data import TrainingData
+    from orchestrate.local.generation import Generator
+    from orchestrate.spec import JobSpec
+
+STARTUP_SECONDS = 10.0
+"""Libraries, model and encoding, before the first step."""
+MOST_RESTARTS = 5
+"""Automatic ones; a worker that dies this often would die again."""
+
+
+class LocalProvider(Provider):
+    """This machine. `config.options`: home (folder), threads, device (cpu, cuda)."""
+
+    name: ClassVar[str] = "local"
+    title: ClassVar[str] = "This machine"
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
+        Feature.RFT,
+        Feature.VISION,
+        Feature.WANDB,
+        Feature.DEPLOY,
+        Feature.LIVE_PRICE,
+    }
+    missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.RFT: "this machine trains by sft and dpo; it has no reinforcement fine-tuning",
+        Feature.VISION: "the local engine trains on text only",
+        Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
+        Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
+        Feature.LIVE_PRICE: "nobody else has a say in what your own machine costs",
+    }
+    status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
+
+    def __init__(self, config: HostConfig) -> None:
+        super().__init__(config)
+        self._generators: dict[str, Generator] = {}
+
+    @property
+    def host(self) -> str:
+        return str(self.home)
+
+    @property
+    def home(self) -> Path:
+        """Everything of this backend lives below."""
+        given = self.config.options.get("home")
+        if given is None:
+            import platformdirs
+
+            given = platformdirs.user_data_dir("orchestrate")
+        return Path(str(given)).expanduser().resolve() / "local"
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def translate(self, spec: JobSpec) -> Translation:
+        return translate(spec, self.config.options)
+
+    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+        found = offline.problems(self.name, spec, data, self.translate(spec), self.config)
+        try:
+            launching.require_packages()
+        except MissingExtra as error:
+            found.append(
+                Problem(
+                    code="packages-missing",
+                    message=error.message,
+                    severity=Severity.ERROR,
+                    providers=(self.name,),
+                    fix=error.fix,
+                )
+            )
+        return found
+
+    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+        translation = self.translate(spec)
+        for setting in translation.refused:
+            if setting.name in offline.NO_QUOTE:
+                return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
+        resolved = catalog.resolve(spec.model_for(self.name), self.name)
+        body = translation.body
+        size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
+        speed = throughput.estimate(
+            self.home,
+            parameters=size,
+            full=body["adapter"]["type"] == "full",
+            threads=body.get("threads"),
+            device=body.get("device"),
+        )
+        gpus = machine.gpus() if body.get("device") != "cpu" else ()
+        return costing.quote_hours_job(
+            provider=self.name,
+            spec=spec,
+            data=data,
+            translation=translation,
+            resolved=resolved,
+            tokens_per_second=speed.tokens_per_second,
+            throughput_source=speed.source,
+            throughput_band=speed.band,
+            hourly=costing.local_rate(gpus[0].name if gpus else "cpu", 1),
+            startup_seconds=STARTUP_SECONDS,
+        )
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+        folder = self.home / "data"
+        train = data.train.write("local", folder)
+        validation = data.validation.write("local", folder) if data.validation else None
+        if progress is not None:
+            size = train.stat().st_size + (validation.stat().st_size if validation else 0)
+            progress(size, size)
+        return RemoteDataset(
+            provider=self.name,
+            digest=data.digest,
+            train_id=str(train),
+            validation_id=str(validation) if validation else None,
+        )
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+        """The run directory named `ref` is made in one step; a second call with the ref finds it and starts nothing."""
+        translation = self.translate(spec)
+        if translation.refused:
+            raise TranslationRefused(self.name, translation.refused)
+        body = translation.body
+        job = LocalJob(
+            ref=ref,
+            model=translation.model,
+            model_name=spec.model_for(self.name),
+            train=remote.train_id,
+            validation=remote.validation_id,
+            dataset_digest=remote.digest,
+            method=body["method"],
+            adapter=body["adapter"],
+            hyper=Hyper.from_dict(body.get("hyper", {})),
+            seed=body.get("seed", 0),
+            threads=body.get("threads"),
+            device=body.get("device"),
+            continue_from=body.get("continue_from"),
+            spec=spec.model_dump(mode="json"),
+            created_at=now(),
+        )
+        try:
+            run = launching.launch(job, self._runs)
+        except OSError as error:
+            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
+        there = run.job()
+        if (there.spec, there.dataset_digest) != (job.spec, job.dataset_digest):
+            raise Conflict(
+                self.name, f"{run.path} belongs to another job", fix="submit again: a new run gets a new ref"
+            )
+        return self._handle(run)
+
+    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+        run = RunDir(self._runs / ref)
+        return [self._handle(run)] if run.exists() else []
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def get(self, job: JobHandle) -> Job:
+        return self._job(self._run(job))
+
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        for run in runs(self._runs):
+            job = self._job(run)
+            if since is not None and job.created_at is not None and job.created_at < since:
+                return
+            yield job
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        yield from self._run(job).events(after)
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        return self._run(job).metrics()
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        return [
+            Checkpoint(
+                id=whole.path.name,
+                step=whole.progress.step,
+                created_at=datetime.fromtimestamp(whole.path.stat().st_mtime, UTC),
+                model=str(whole.weights),
+                metrics=whole.progress.metrics,
+            )
+            for whole in checkpoints.listed(self._run(job).checkpoints)
+        ]
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        run = self._run(job)
+        run.ask("cancel")
+        self._settle(run, "cancelled")
+
+    def pause(self, job: JobHandle) -> None:
+        run = self._run(job)
+        run.ask("pause")
+        self._settle(run, "paused")
+
+    def resume(self, job: JobHandle) -> None:
+        launching.resume(self._run(job))
+
+    def recover(self, job: JobHandle) -> bool:
+        """Restarts a worker that died without an end (killed, power cut); True when one was started.
+
+        A job that someone paused stays paused. After `MOST_RESTARTS` deaths the job is failed instead.
+        """
+        run = self._run(job)
+        state = run.state()
+        if state.status != "interrupted":
+            return False
+        if state.attempt >= MOST_RESTARTS:
+            error = JobError(
+                code="worker_died", message=f"the worker died {state.attempt} times; see {run.log}"
+            )
+            self._settle(run, "failed", error=error)
+            return False
+        return launching.resume(run)
+
+    def delete(self, job: JobHandle) -> None:
+        """Cancels first; the folder goes once its worker has ended."""
+        run = RunDir(self._runs / job.job_id)
+        if not run.exists():
+            return
+        self._close(job.job_id)
+        self.cancel(job)
+        deadline = time.monotonic() + 60
+        while run.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if run.alive():
+            raise ProviderError(
+                self.name, f"the worker of {run.ref} does not end", fix="try again in a minute"
+            )
+        shutil.rmtree(run.path, ignore_errors=True)
+
+    def _settle(self, run: RunDir, status: str, **changes: Any) -> None:
+        """Writes the status itself when there is no worker to do it."""
+        with run.lock() as held:
+            state = run.written_state()
+            if not held or state.terminal or state.status == status:
+                return
+            end = {"finished_at": now()} if STATUSES[status].terminal else {}
+            run.write_state(
+                msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
+            )
+            run.add_event(f"{status}; no worker was running", type=status, step=state.step)
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        run = self._run(job)
+        source = self._weights(run, checkpoint)
+        files = checkpoints.manifest(source)
+        if not any(f.path.endswith(".safetensors") for f in files):
+            raise ArtifactRefused(f"{source} holds no safetensors weights")
+        total, done = sum(f.bytes for f in files), 0
+        for file in files:
+            _copy(source / file.path, dest / file.path, file)
+            done += file.bytes
+            if progress is not None:
+                progress(done, total)
+        return Artifact(
+            kind=source.name,
+            folder=str(dest),
+            files=tuple(files),
+            base_model=run.job().model,
+            provider=self.name,
+            job_id=job.job_id,
+        )
+
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> list[Reply]:
+        return self._generator(job).generate(
+            prompts, base=base, max_tokens=max_tokens, temperature=temperature
+        )
+
+    def close(self) -> None:
+        for id in list(self._generators):
+            self._close(id)
+
+    def _generator(self, job: JobHandle) -> Generator:
+        """One process for each model that was asked for, until `close`."""
+        from orchestrate.local.generation import Generator
+
+        if job.job_id not in self._generators:
+            run = self._run(job)
+            local = run.job()
+            self._generators[job.job_id] = Generator(
+                local.model, self._weights(run, None), threads=local.threads, device=local.device
+            )
+        return self._generators[job.job_id]
+
+    def _close(self, id: str) -> None:
+        if generator := self._generators.pop(id, None):
+            generator.close()
+
+    # -- shared --------------------------------------------------------------------------------------------
+
+    @property
+    def _runs(self) -> Path:
+        return self.home / "runs"
+
+    def _run(self, job: JobHandle) -> RunDir:
+        run = RunDir(self._runs / job.job_id)
+        if not run.exists():
+            raise NotFound(self.name, f"there is no run directory {run.path}")
+        return run
+
+    def _handle(self, run: RunDir) -> JobHandle:
+        return JobHandle(provider=self.name, job_id=run.ref, ref=run.ref)
+
+    def _weights(self, run: RunDir, checkpoint: str | None) -> Path:
+        if checkpoint is not None:
+            for whole in checkpoints.listed(run.checkpoints):
+                if checkpoint in (whole.path.name, str(whole.progress.step)):
+                    return whole.weights
+            raise NotFound(
+                self.name,
+                f"{run.ref} has no checkpoint {checkpoint}",
+                fix=f"orchestrate checkpoints {run.ref}",
+            )
+        state = run.state()
+        if state.result is None:
+            raise NotFound(
+                self.name,
+                f"{run.ref} has no tuned model: it is {state.status}",
+                fix=f"orchestrate checkpoints {run.ref}",
+            )
+        return run.path / state.result
+
+    def _job(self, run: RunDir) -> Job:
+        state = run.state()
+        job = run.job()
+        error = state.error
+        if state.status == "interrupted":
+            error = JobError(
+                code="interrupted",
+                message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
+                "it goes on from its newest checkpoint",
+            )
+        return Job(
+            handle=self._handle(run),
+            status=self.status(state.status),
+            raw_status=state.status,
+            model=job.model_name,
+            created_at=job.created_at,
+            started_at=state.started_at,
+            finished_at=state.finished_at,
+            estimated_finish=_finish(state),
+            tuned_model=str(run.path / state.result) if state.result else None,
+            trained_tokens=state.trained_tokens or None,
+            step=state.step,
+            total_steps=state.total_steps,
+            epoch=state.epoch,
+            percent=100 * state.step / state.total_steps if state.total_steps else None,
+            early_stopped=state.early_stopped,
+            error=error,
+            payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
+        )
+
+
+def _finish(state: State) -> datetime | None:
+    if state.status != "running" or state.eta_seconds is None:
+        return None
+    return datetime.fromtimestamp(state.updated_at.timestamp() + state.eta_seconds, UTC)
+
+
+def _parameters_on_disk(model: str) -> float | None:
+    """From the size of 16-bit weights, for a folder that the catalog does not know."""
+    size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
+    return size / 2 or None
+
+
+def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
+    """Copies one file unless it is there already, whole; checks what arrived."""
+    if target.is_file() and target.stat().st_size == file.bytes and checkpoints.sha256(target) == file.sha256:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, draft)
+    if checkpoints.sha256(draft) != file.sha256:
+        draft.unlink()
+        raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")
+    draft.replace(target)

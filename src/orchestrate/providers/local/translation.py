@@ -1,0 +1,213 @@
+"""A spec in the engine's words. The engine takes nearly everything as asked; what it does not have is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import catalog
+from orchestrate.errors import UsageError
+from orchestrate.providers.rows import Rows
+from orchestrate.types import Outcome, Setting, Translation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrate.spec import JobSpec
+
+LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5}
+FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6}
+OPTIONS: Mapping[str, type | tuple[type, ...]] = {
+    "threads": int,
+    "device": str,
+    "hyper.micro_batch": int,
+    "hyper.optimizer": str,
+    "hyper.gradient_checkpointing": bool,
+    "hyper.neftune_alpha": (int, float),
+    "hyper.nan_policy": str,
+    "hyper.spike_factor": (int, float),
+    "hyper.recovery_seconds": (int, float),
+}
+"""`provider_options.local`; those of `hyper` are written without that word."""
+ALLOWED = {
+    "optimizer": ("adamw", "paged_adamw_8bit"),
+    "nan_policy": ("stop", "skip"),
+    "device": ("cpu", "cuda"),
+}
+
+
+def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
+    """`options`: the machine's own settings (threads, device) from the configuration."""
+    rows = Rows("local", _without_options(spec))
+    model = _model(rows, spec)
+    _method(rows, spec)
+    _adapter(rows, spec)
+    _schedule(rows, spec)
+    _data(rows, spec)
+    for name in ("threads", "device"):
+        if options.get(name) is not None:
+            rows.send(name, options[name])
+    built = rows.build(model)
+    own, body = _own_options(spec, built.body)
+    return msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
+
+
+def _without_options(spec: JobSpec) -> JobSpec:
+    """`provider_options.local` is answered here, with types; the rows would merge it as it is."""
+    others = {k: v for k, v in spec.provider_options.items() if k != "local"}
+    given = {name: getattr(spec, name) for name in spec.model_fields_set}
+    return spec.model_construct(**{**given, "provider_options": others})
+
+
+def _model(rows: Rows, spec: JobSpec) -> str:
+    name = spec.model_for("local")
+    try:
+        found = catalog.resolve(name, "local")
+    except UsageError as error:
+        rows.refuse("model", error.message)
+        return name
+    path = Path(found.id).expanduser()
+    return str(path.resolve()) if path.is_dir() else found.id
+
+
+def _method(rows: Rows, spec: JobSpec) -> None:
+    method = spec.method
+    if method.type == "rft":
+        rows.refuse("method.type", "this machine trains by sft and dpo; it has no reinforcement fine-tuning")
+        return
+    rows.keep("method.type", "method.type", method.type)
+    if method.type == "sft":
+        rows.offer(
+            "method.train_on_inputs", "method.train_on_inputs", False, "loss on the assistant's tokens only"
+        )
+        return
+    rows.offer("method.beta", "method.beta", 0.1)
+    rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
+    rows.offer("method.rpo_alpha", "method.rpo_alpha")
+    rows.offer("method.simpo_gamma", "method.simpo_gamma")
+    if spec.adapter.type == "full" and method.simpo_gamma is None:
+        rows.refuse(
+            "adapter.type", "dpo over all weights needs a second copy of the model; use lora or qlora"
+        )
+
+
+def _adapter(rows: Rows, spec: JobSpec) -> None:
+    adapter = spec.adapter
+    if rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set:
+        rows.default("adapter.type", "adapter.type", "qlora", "the base is held in 4 bits (NF4)", send=True)
+    else:
+        rows.keep("adapter.type", "adapter.type", adapter.type)
+    if adapter.type == "full":
+        return
+    r = adapter.r or 16
+    if adapter.r is None:
+        rows.default("adapter.r", "adapter.r", r, send=True)
+    else:
+        rows.keep("adapter.r", "adapter.r")
+    if adapter.alpha is None:
+        rows.default("adapter.alpha", "adapter.alpha", float(2 * r), "twice the rank", send=True)
+    else:
+        rows.keep("adapter.alpha", "adapter.alpha")
+    rows.offer("adapter.dropout", "adapter.dropout", 0.0)
+    rows.offer("adapter.targets", "adapter.targets", "all-linear")
+    for flag in ("dora", "rslora"):
+        if rows.given(f"adapter.{flag}") is not None:
+            rows.keep(f"adapter.{flag}", f"adapter.{flag}")
+
+
+def _schedule(rows: Rows, spec: JobSpec) -> None:
+    rates = FULL_LEARNING_RATES if spec.adapter.type == "full" else LEARNING_RATES
+    base = rates.get(spec.method.type, 2e-4)
+    rows.offer("epochs", "hyper.epochs", 3)
+    if spec.learning_rate_multiplier is not None:
+        rows.map(
+            "learning_rate_multiplier",
+            "hyper.learning_rate",
+            base * spec.learning_rate_multiplier,
+            f"times this machine's base rate {base:g}",
+        )
+    elif spec.learning_rate is not None:
+        rows.keep("learning_rate", "hyper.learning_rate")
+    else:
+        rows.default("learning_rate", "hyper.learning_rate", base, send=True)
+    if spec.batch_size == "max":
+        rows.refuse("batch_size", "this machine has no largest batch of its own: give a number of examples")
+    else:
+        rows.offer("batch_size", "hyper.batch_size", 16)
+    if spec.gradient_accumulation is not None:
+        batch = spec.batch_size if isinstance(spec.batch_size, int) else 16
+        rows.map(
+            "gradient_accumulation",
+            "hyper.micro_batch",
+            max(1, -(-batch // spec.gradient_accumulation)),
+            "examples of one forward pass: batch_size / gradient_accumulation; the step keeps batch_size examples",
+        )
+    rows.offer("warmup_ratio", "hyper.warmup_ratio", 0.03)
+    rows.offer("schedule", "hyper.schedule", "cosine")
+    rows.offer("weight_decay", "hyper.weight_decay", 0.0)
+    rows.offer("max_grad_norm", "hyper.max_grad_norm", 1.0)
+    rows.offer("seed", "seed", 0)
+    if spec.early_stopping is not None:
+        stop = spec.early_stopping
+        rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
+        rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
+
+
+def _data(rows: Rows, spec: JobSpec) -> None:
+    rows.keep("train", None, rule="read from disk in the canonical format")
+    if spec.validation is not None:
+        rows.keep("validation", None, rule="read from disk in the canonical format")
+        epochs = spec.epochs or 3
+        if spec.evals is not None:
+            rows.keep("evals", "hyper.evals")
+        else:
+            rows.default("evals", None, epochs, "one per epoch")
+    elif spec.evals:
+        rows.refuse("evals", "there is no validation data to evaluate on")
+    rows.offer("checkpoints", "hyper.checkpoints", spec.epochs or 3, "one per epoch")
+    rows.offer("max_seq_length", "hyper.max_seq_length", None, "the model's context")
+    rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
+    if spec.suffix is not None:
+        rows.keep("suffix", None, rule="kept with the run; the result is a folder")
+    if spec.batch_tokens is not None:
+        rows.refuse("batch_tokens", "batches are counted in examples here: use batch_size")
+    if spec.wandb is not None:
+        rows.refuse("wandb", "metrics are kept in the run directory; nothing is sent anywhere")
+    if spec.continue_from is not None:
+        folder = Path(spec.continue_from).expanduser()
+        if (folder / "adapter_config.json").is_file():
+            rows.keep("continue_from", "continue_from", str(folder.resolve()))
+        else:
+            rows.refuse(
+                "continue_from", "on this machine it is the folder of an adapter (adapter_config.json)"
+            )
+
+
+def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], dict[str, Any]]:
+    rows: list[Setting] = []
+    hyper: dict[str, Any] = dict(body.get("hyper", {}))
+    body = {**body, "hyper": hyper}
+    for key, value in spec.provider_options.get("local", {}).items():
+        name = f"provider_options.{key}"
+        wire = key if key in OPTIONS else f"hyper.{key}"
+        if problem := _option_problem(key, wire, value):
+            rows.append(Setting(name=name, asked=value, outcome=Outcome.REFUSED, rule=problem))
+            continue
+        rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
+        (hyper if wire.startswith("hyper.") else body)[key] = value
+    return rows, body
+
+
+def _option_problem(key: str, wire: str, value: Any) -> str | None:
+    if wire not in OPTIONS:
+        known = ", ".join(sorted(k.removeprefix("hyper.") for k in OPTIONS))
+        return f"the local engine has no such option; it has {known}"
+    wanted = OPTIONS[wire]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        names = "/".join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        return f"must be {names}, got {value!r}"
+    if key in ALLOWED and value not in ALLOWED[key]:
+        return f"must be one of {', '.join(ALLOWED[key])}"
+    return None
