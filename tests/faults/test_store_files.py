@@ -1,0 +1,283 @@
+"""What is refused as a store, with the way out, and what survives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.errors import OrchestrateError, StoreError
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store, schema, transitions
+from orchestrate.types import Event
+
+SPEC = JobSpec(model="m", train="rows.jsonl")
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def make(store: Store) -> Any:
+    return store.create_run(SPEC, "paper", dataset_digest="d" * 64, host="here")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "runs.sqlite3"
+
+
+def refused(path: Path) -> str:
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(StoreError) as caught:
+        Store.open(url(path))
+    after = path.read_bytes() if path.exists() else None
+    assert after == before, "a refused file is left as it was"
+    assert caught.value.fix, "a refusal names the way out"
+    return f"{caught.value.message} // {caught.value.fix}"
+
+
+def test_the_folder_and_the_files_are_the_users_alone(path: Path) -> None:
+    with Store.open(url(path)) as store:
+        make(store)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        modes = {f.name: stat.S_IMODE(f.stat().st_mode) for f in path.parent.iterdir()}
+        assert modes == {name: 0o600 for name in ("runs.sqlite3", "runs.sqlite3-wal", "runs.sqlite3-shm")}
+
+
+def test_writes_are_durable_and_readers_do_not_block(path: Path) -> None:
+    with Store.open(url(path)) as store, store.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        make(store)  # while the reading transaction is open
+
+
+def test_an_empty_file_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    assert "orchestrate recover" in refused(path)
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("my notes, sixteen bytes and more\n")
+    assert "not a SQLite database" in refused(path)
+
+
+def test_another_programs_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as foreign:
+        foreign.execute("CREATE TABLE runs (id)")
+    foreign.close()
+    assert "another program" in refused(path)
+
+
+def test_a_newer_store_is_refused(path: Path) -> None:
+    Store.open(url(path)).close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE orchestrate_meta SET value = '999'")
+    raw.close()
+    assert "pip install -U" in refused(path)
+
+
+def test_a_store_without_its_tables_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as raw:
+        raw.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        raw.execute("CREATE TABLE t (x)")
+    raw.close()
+    assert "none of its tables" in refused(path)
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut"])
+def test_a_damaged_store_is_refused(path: Path, damage: str) -> None:
+    with Store.open(url(path)) as store:
+        runs = [make(store) for _ in range(30)]
+        store.add_events(
+            runs[0].id,
+            [Event(id=str(n), at=datetime.now(UTC), level="info", message="x" * 300) for n in range(200)],
+        )
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if damage == "cut":
+            file.truncate(size // 2)
+        else:
+            file.seek(4096 * 3)
+            file.write(os.urandom(4096 * 12))
+    assert "damaged" in refused(path)
+
+
+def test_a_store_whose_log_was_left_behind_is_refused(path: Path) -> None:
+    store = Store.open(url(path))
+    make(store)
+    path.unlink()
+    with pytest.raises(StoreError, match="is gone but its log"):
+        Store.open(url(path))
+    assert not path.exists()
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError) as caught:
+        Store.open(url(tmp_path / "file" / "runs.sqlite3"))
+    assert "--store" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("given", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "not a url"])
+def test_a_url_that_cannot_keep_runs_is_refused(given: str) -> None:
+    with pytest.raises(StoreError):
+        Store.open(given)
+
+
+MAKERS = """
+import sys
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store
+url, count = sys.argv[1], int(sys.argv[2])
+sys.stdin.read()
+with Store.open(url) as store:
+    for _ in range(count):
+        store.create_run(JobSpec(model="m", train="rows.jsonl"), "paper", dataset_digest="d", host="here")
+"""
+
+
+def test_eight_processes_make_one_store_and_lose_no_run(store_url: str) -> None:
+    makers = [
+        subprocess.Popen([sys.executable, "-c", MAKERS, store_url, "10"], stdin=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.close()
+    assert [maker.wait(120) for maker in makers] == [0] * 8
+    with Store.open(store_url) as store:
+        assert len(store.runs()) == 80
+        assert store.verify() == []
+    if store_url.startswith("sqlite"):
+        left = sorted(f.name for f in Path(store_url.removeprefix("sqlite:///")).parent.iterdir())
+        assert left == ["runs.sqlite3"]
+
+
+def test_threads_share_a_store(store_url: str) -> None:
+    with Store.open(store_url) as store:
+        run = make(store)
+        failures: list[BaseException] = []
+
+        def work(name: int) -> None:
+            try:
+                for n in range(10):
+                    event = Event(id=f"{name}-{n}", at=datetime.now(UTC), level="info", message="m")
+                    store.add_events(run.id, [event])
+            except OrchestrateError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert len(store.events(run.id)) == 60
+
+
+def test_no_room_leaves_the_store_as_it_was(path: Path) -> None:
+    with Store.open(url(path)) as store:
+        run = make(store)
+        log = path.with_name(path.name + "-wal")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, hard))
+        try:
+            with pytest.raises(StoreError):
+                make(store)
+            with pytest.raises(StoreError):
+                store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+            assert store.run(run.id) == run
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+        assert len(store.runs()) == 1
+        assert store.verify() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> None:
+    with Store.open(url(small_disk / "runs.sqlite3")) as store:
+        make(store)
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+                file.flush()
+        with pytest.raises(StoreError, match="no room") as caught:
+            for _ in range(20):
+                make(store)
+        assert "free some disk space" in str(caught.value.fix)
+        kept = len(store.runs())
+        ballast.unlink()
+        make(store)
+        assert len(store.runs()) == kept + 1
+        assert store.verify() == []
+
+
+def test_postgres_with_tables_of_another_program_is_refused(postgres: Any) -> None:
+    import psycopg
+
+    database = postgres.database()
+    with psycopg.connect(database) as raw:
+        raw.execute("CREATE TABLE runs (id int)")
+    with pytest.raises(StoreError, match="another program") as caught:
+        Store.open(database)
+    assert caught.value.fix
+
+
+def test_a_newer_postgres_store_is_refused(postgres: Any) -> None:
+    import psycopg
+
+    database = postgres.database()
+    Store.open(database).close()
+    with psycopg.connect(database) as raw:
+        raw.execute("UPDATE orchestrate_meta SET value = '999'")
+    with pytest.raises(StoreError, match="newer version"):
+        Store.open(database)
+
+
+def test_the_password_of_a_postgres_url_is_never_shown() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open("postgresql://me:sEcReT-word@127.0.0.1:9/none")
+    assert "sEcReT-word" not in f"{caught.value}{caught.value.fix}{caught.value.__cause__}"
+    assert caught.value.retryable
+
+
+def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None:
+    with Store.open(postgres.database()) as store:
+        run = make(store)
+        postgres.stop("immediate")
+        with pytest.raises(StoreError) as caught:
+            store.runs()
+        assert caught.value.retryable
+        postgres.start()
+        assert store.run(run.id) == run
+        make(store)
+        assert len(store.runs()) == 2
