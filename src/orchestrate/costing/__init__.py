@@ -28,9 +28,15 @@ For the service and the commands:
     tokenizer_for(resolved) -> str                         the counter that quotes use, for `Dataset.tokens`
     check_budget(quote, max_cost_usd=, budget_usd=, runs=) raises `OverBudget`
     spending(runs) -> Spending; over_cap(run, bill) -> bool
-    reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
-    rates() -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag("together:sft_lora=0.3", today) ->
-    Rate with using(rates().over([...])): ...                   all quotes inside take these rates
+    own(quote, resolved=, traffic=Traffic.parse("20k req/day, 900 in, 150 out"), months=6, hours_per_day=24,
+    base=None,
+        hourly=None) -> Ownership                          training, hosting and serving; break-even against
+        `base`
+    base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
+    serving_terms(provider, model) -> str | None; cheapest(totals); age_days(quote, today);
+    worst_confidence(quote) reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy] rates()
+    -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag("together:sft_lora=0.3", today) -> Rate with
+    using(rates().over([...])): ...                   all quotes inside take these rates
 """
 
 from orchestrate.costing.bills import (
@@ -46,10 +52,30 @@ from orchestrate.costing.book import Rate, RateBook, built_in, load, parse_flag,
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import quote_tokens_job, training_rate
+from orchestrate.costing.ownership import (
+    BasePrice,
+    Ownership,
+    Traffic,
+    age_days,
+    base_price,
+    cheapest,
+    own,
+    serving_terms,
+    worst_confidence,
+)
 from orchestrate.costing.size import tokenizer_for
 
 __all__ = [
     "Accuracy",
+    "BasePrice",
+    "Ownership",
+    "Traffic",
+    "age_days",
+    "base_price",
+    "cheapest",
+    "own",
+    "serving_terms",
+    "worst_confidence",
     "Difference",
     "HourlyRate",
     "Rate",

@@ -1,0 +1,316 @@
+"""Runs side by side, and whether they may be compared at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.errors import UsageError
+from orchestrate.reports import text
+from orchestrate.types import EvaluationResult, JobStatus, MetricPoint, Outcome, Record, Run, Translation
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMATS = ("table", "md", "html", "csv", "json")
+_POINTS = 300
+"""Points of a curve that a report keeps; a longer one is averaged in groups."""
+_NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
+
+
+class Point(Record, frozen=True, kw_only=True):
+    tokens: float
+    """Trained so far; steps where `Compared.tokens_known` is false for all runs."""
+    value: float
+
+
+class Reason(Record, frozen=True, kw_only=True):
+    """Why one aspect of the runs must not be compared."""
+
+    aspect: str
+    """data, loss, scores, cost or all."""
+    text: str
+
+
+class Compared(Record, frozen=True, kw_only=True):
+    """One run of a comparison with what was derived from its rows."""
+
+    run: Run
+    label: str
+    """Short and unique within the comparison."""
+    seconds: float | None
+    tokens: int | None
+    tokens_per_second: float | None
+    train_loss: float | None
+    """The last one."""
+    valid_loss: float | None
+    """The last one."""
+    train_curve: tuple[Point, ...] = ()
+    valid_curve: tuple[Point, ...] = ()
+    tokens_known: bool = True
+    """False when the token axis is the run's steps spread over its tokens."""
+    settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    reconciliation: costing.Reconciliation | None = None
+    evaluations: tuple[EvaluationResult, ...] = ()
+    serving: str | None = None
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """What `compare` found. `reasons` is empty when the runs may be compared in every respect."""
+
+    runs: tuple[Compared, ...]
+    reasons: tuple[Reason, ...] = ()
+    findings: tuple[str, ...] = ()
+    """What the numbers say, in sentences."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> bool:
+        return not self.reasons
+
+    @property
+    def sandbox(self) -> bool:
+        """Whether any run was trained by a sandbox."""
+        return any(c.run.sandbox for c in self.runs)
+
+    @property
+    def setting_names(self) -> list[str]:
+        return sorted({name for c in self.runs for name in c.settings})
+
+    def table(self) -> RenderableType:
+        """For a terminal."""
+        from orchestrate.reports.terminal import comparison_table
+
+        return comparison_table(self)
+
+    def render(self, format: str) -> str:
+        """As text. Raises `UsageError` for a format that is not one of table, md, html, csv, json."""
+        from orchestrate.reports import documents
+
+        if format == "html":
+            from orchestrate.reports.html import page
+
+            return page(self)
+        if format == "md":
+            return documents.markdown(self)
+        if format == "csv":
+            return documents.csv_text(self)
+        if format == "json":
+            return documents.json_text(self)
+        if format == "table":
+            from orchestrate.reports.terminal import plain_text
+
+            return plain_text(self.table())
+        raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
+        `UsageError`."""
+        target = Path(path)
+        endings = {
+            ".html": "html",
+            ".htm": "html",
+            ".md": "md",
+            ".csv": "csv",
+            ".json": "json",
+            ".txt": "table",
+        }
+        format = endings.get(target.suffix.lower())
+        if format is None:
+            raise UsageError(
+                f"{target.name} ends in none of {', '.join(endings)}: the ending decides the format"
+            )
+        target.write_text(self.render(format), encoding="utf-8", newline="")
+        return target
+
+
+def compare(
+    runs: Sequence[Run],
+    metrics: Mapping[str, Sequence[MetricPoint]] | None = None,
+    evaluations: Mapping[str, Sequence[EvaluationResult]] | None = None,
+    translations: Mapping[str, Translation] | None = None,
+) -> Comparison:
+    """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
+
+    With `translations` the settings shown are those that each backend was sent, not only those asked for.
+    Raises `UsageError` when there is no run.
+    """
+    if not runs:
+        raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")
+    unique = list({run.id: run for run in runs}.values())
+    labels = _labels(unique)
+    compared = tuple(
+        _compared(
+            run,
+            labels[run.id],
+            (metrics or {}).get(run.id, ()),
+            (evaluations or {}).get(run.id, ()),
+            (translations or {}).get(run.id),
+        )
+        for run in unique
+    )
+    from orchestrate.reports.judgement import findings, notes, reasons
+
+    return Comparison(
+        runs=compared,
+        reasons=tuple(reasons(compared)),
+        findings=tuple(findings(compared)),
+        notes=tuple(notes(compared)),
+    )
+
+
+def _labels(runs: Sequence[Run]) -> dict[str, str]:
+    """The backend where that is enough to tell the runs apart, else with model and the run's id. A run in a
+    sandbox says so in its label, and with it in every table, chart and sentence."""
+    labels = _distinct(runs)
+    return {run.id: f"{labels[run.id]} [SANDBOX]" if run.sandbox else labels[run.id] for run in runs}
+
+
+def _distinct(runs: Sequence[Run]) -> dict[str, str]:
+    plain = [run.provider for run in runs]
+    if len(set(plain)) == len(runs):
+        return {run.id: run.provider for run in runs}
+    with_model = [f"{run.provider} {_short(run.model)}" for run in runs]
+    if len(set(with_model)) == len(runs):
+        return {run.id: label for run, label in zip(runs, with_model, strict=True)}
+    return {run.id: f"{run.provider} {run.id}" for run in runs}
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _compared(
+    run: Run,
+    label: str,
+    points: Sequence[MetricPoint],
+    results: Sequence[EvaluationResult],
+    translation: Translation | None,
+) -> Compared:
+    ordered = sorted(points, key=lambda p: p.step)
+    seconds = (
+        (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
+    )
+    tokens = run.trained_tokens or _last_tokens(ordered) or (run.quote.billed_tokens if run.quote else None)
+    known = any("tokens" in p.values for p in ordered)
+    axis = _axis(ordered, tokens, run.total_steps)
+    speeds = [p.values["tokens_per_second"] for p in ordered if "tokens_per_second" in p.values]
+    speed = (
+        fmean(speeds) if speeds else (tokens / seconds if tokens and seconds and run.trained_tokens else None)
+    )
+    train, valid = _curve(ordered, "train_loss", axis), _curve(ordered, "valid_loss", axis)
+    return Compared(
+        run=run,
+        label=label,
+        seconds=seconds,
+        tokens=tokens,
+        tokens_per_second=speed,
+        train_loss=train[-1].value if train else None,
+        valid_loss=valid[-1].value if valid else None,
+        train_curve=_thinned(train),
+        valid_curve=_thinned(valid),
+        tokens_known=known,
+        settings=_settings(run, translation),
+        reconciliation=costing.reconcile(run),
+        evaluations=_latest(results),
+        serving=costing.serving_terms(run.provider, run.model),
+    )
+
+
+def _last_tokens(points: Sequence[MetricPoint]) -> int | None:
+    seen = [p.values["tokens"] for p in points if "tokens" in p.values]
+    return int(max(seen)) if seen else None
+
+
+def _axis(points: Sequence[MetricPoint], tokens: int | None, steps: int | None) -> dict[int, float]:
+    """Step -> tokens trained so far: as told, else the run's tokens spread evenly over its steps, else the
+    steps."""
+    told = {p.step: p.values["tokens"] for p in points if "tokens" in p.values}
+    last = max([p.step for p in points], default=0)
+    total = max(steps or 0, last)
+    per_step = tokens / total if tokens and total else 1.0
+    return {p.step: told.get(p.step, p.step * per_step) for p in points}
+
+
+def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> list[Point]:
+    return [
+        Point(tokens=axis[p.step], value=p.values[name])
+        for p in points
+        if name in p.values and abs(p.values[name]) != float("inf") and p.values[name] == p.values[name]
+    ]
+
+
+def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:
+    size = -(-len(points) // _POINTS)
+    if size <= 1:
+        return tuple(points)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return tuple(
+        Point(tokens=fmean(p.tokens for p in group), value=fmean(p.value for p in group)) for group in groups
+    )
+
+
+def _settings(run: Run, translation: Translation | None) -> dict[str, str]:
+    if translation is not None:
+        return {
+            row.name: f"{_value(row.sent if row.sent is not None else row.asked)}{_mark(row.outcome)}"
+            for row in translation.settings
+            if row.name not in _NOT_SETTINGS
+        }
+    return dict(
+        _flat({k: v for k, v in run.spec.items() if k not in _NOT_SETTINGS and v not in (None, {}, [])})
+    )
+
+
+def _mark(outcome: Outcome) -> str:
+    return "" if outcome is Outcome.KEPT else f" ({outcome.value})"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            inner = cast("Mapping[str, Any]", value)
+            if set(inner) == {"type"}:
+                yield f"{prefix}{name}", str(inner["type"])
+            else:
+                yield from _flat(inner, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", _value(value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # JSON values
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _latest(results: Sequence[EvaluationResult]) -> tuple[EvaluationResult, ...]:
+    """The newest result for each metric and dataset."""
+    newest: dict[tuple[str, str], EvaluationResult] = {}
+    for result in sorted(results, key=lambda r: r.created_at):
+        newest[(result.metric, result.dataset_digest)] = result
+    return tuple(newest.values())
+
+
+def quoted(compared: Compared) -> Decimal | None:
+    quote = compared.run.quote
+    return None if quote is None or quote.unavailable else quote.expected_usd
+
+
+def billed(compared: Compared) -> Decimal | None:
+    return compared.run.bill.usd if compared.run.bill else None
+
+
+def bill_error(compared: Compared) -> str:
+    found = compared.reconciliation
+    return text.signed(found.total.relative) if found else text.NOTHING
+
+
+def ended(compared: Compared) -> bool:
+    return compared.run.status is JobStatus.SUCCEEDED

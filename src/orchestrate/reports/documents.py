@@ -1,0 +1,90 @@
+"""A comparison as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+from orchestrate.reports import rows
+from orchestrate.reports.compare import Compared, Comparison, billed, quoted
+from orchestrate.reports.quotes import markdown_table
+
+
+def markdown(comparison: Comparison) -> str:
+    """A heading, the sandbox banner and the reasons before any number, then the tables."""
+    parts = ["# Comparison of runs"]
+    if comparison.sandbox:
+        parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
+    if comparison.reasons:
+        parts.append(f"**{rows.NOT_COMPARABLE}:**\n")
+        parts[-1] += "\n".join(f"- {reason.aspect}: {reason.text}" for reason in comparison.reasons)
+    if comparison.findings:
+        parts.append("\n".join(f"- {finding}" for finding in comparison.findings))
+    labels = [c.label for c in comparison.runs]
+    parts.append(markdown_table(["", *labels], [[name, *values] for name, values in rows.facts(comparison)]))
+    if settings := rows.settings(comparison):
+        parts.append("## Settings")
+        marked = [[f"**{name}**" if differ else name, *values] for name, values, differ in settings]
+        parts.append(markdown_table(["", *labels], marked))
+        if any(differ for _, _, differ in settings):
+            parts.append("Settings in bold differ.")
+    if comparison.notes:
+        parts.append("\n".join(f"- {note}" for note in comparison.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(comparison: Comparison) -> str:
+    """One row for each run; numbers bare, money in US dollars, times in seconds. Setting columns begin with
+    `setting.`, scores with the metric's name."""
+    records = [_flat(c, comparison) for c in comparison.runs]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _safe(value) for name, value in record.items()} for record in records)
+    return out.getvalue()
+
+
+def _flat(c: Compared, comparison: Comparison) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "run": c.run.id,
+        "label": c.label,
+        "provider": c.run.provider,
+        "sandbox": str(c.run.sandbox).lower(),
+        "model": c.run.model,
+        "status": c.run.status.value,
+        "dataset_digest": c.run.dataset_digest,
+        "comparable": str(comparison.comparable).lower(),
+        "quoted_usd": quoted(c),
+        "billed_usd": billed(c),
+        "bill_origin": c.run.bill.origin if c.run.bill else None,
+        "quote_error": c.reconciliation.total.relative if c.reconciliation else None,
+        "seconds": c.seconds,
+        "tokens": c.tokens,
+        "tokens_per_second": c.tokens_per_second,
+        "train_loss": c.train_loss,
+        "valid_loss": c.valid_loss,
+    }
+    for e in c.evaluations:
+        for side, score in (("base", e.base), ("tuned", e.tuned), ("difference", e.difference)):
+            if score is not None:
+                name = f"{e.metric}.{side}"
+                record |= {name: score.value, f"{name}.low": score.low, f"{name}.high": score.high}
+        record |= {f"{e.metric}.n": e.tuned.n, f"{e.metric}.gained": e.gained, f"{e.metric}.lost": e.lost}
+    record |= {f"setting.{name}": value for name, value in sorted(c.settings.items())}
+    return record
+
+
+def _safe(value: Any) -> Any:
+    """A spreadsheet takes a text that begins with one of these for a formula; an apostrophe keeps it a
+    text."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
+
+
+def json_text(comparison: Comparison) -> str:
+    value = comparison.to_dict() | {"comparable": comparison.comparable, "sandbox": comparison.sandbox}
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

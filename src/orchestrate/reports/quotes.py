@@ -1,0 +1,230 @@
+"""Quotes and whole costs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
+from orchestrate.reports import text
+from orchestrate.types import Confidence, Quote
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
+_OWN_COLUMNS = (
+    "backend",
+    "model",
+    "training",
+    "per month",
+    "total",
+    "low to high",
+    "pays off",
+    "from",
+    "serving",
+)
+
+
+def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
+    return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd, q.provider))
+
+
+def _row(quote: Quote, today: date) -> tuple[str, ...]:
+    if quote.unavailable:
+        return (
+            quote.provider,
+            quote.model,
+            "no price",
+            text.NOTHING,
+            text.NOTHING,
+            text.NOTHING,
+            text.NOTHING,
+            quote.unavailable,
+        )
+    return (
+        quote.provider,
+        quote.model,
+        text.money(quote.expected_usd),
+        text.span(quote.low_usd, quote.high_usd),
+        text.count(quote.billed_tokens),
+        text.duration(quote.train_seconds),
+        _price_age(quote, today),
+        "; ".join(_remarks(quote)),
+    )
+
+
+def _price_age(quote: Quote, today: date) -> str:
+    age = age_days(quote, today)
+    known = worst_confidence(quote)
+    word = "" if known is Confidence.QUOTED else f", {known.value}"
+    return f"{age} days old{word}" if age is not None else known.value
+
+
+def _remarks(quote: Quote) -> list[str]:
+    topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
+    return [*(f"minimum applied: {text.money(e.usd)} on top" for e in topped), *quote.warnings]
+
+
+def verdict(quotes: Sequence[Quote]) -> str:
+    """One sentence: the cheapest to train and why it wins, or why none can be named."""
+    priced = [q for q in _sorted(quotes) if q.unavailable is None]
+    if not priced:
+        return "No backend has a known price for this; the reasons are in the table."
+    first = priced[0]
+    if len(priced) == 1:
+        return (
+            f"{first.provider} is the only backend with a known price: "
+            f"{text.money(first.expected_usd)} expected."
+        )
+    second = priced[1]
+    gap = f"{text.money(first.expected_usd)} against {text.money(second.expected_usd)} on {second.provider}"
+    if first.high_usd > second.low_usd and first.expected_usd != second.expected_usd:
+        caveat = ", though their ranges overlap"
+    elif first.expected_usd == second.expected_usd:
+        return (
+            f"{first.provider} and {second.provider} cost the same to train, "
+            f"{text.money(first.expected_usd)}."
+        )
+    else:
+        caveat = ""
+    return f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, second)}."
+
+
+def _why(first: Quote, second: Quote) -> str:
+    topped = next((e for e in second.lines if e.component == "minimum" and e.usd > 0), None)
+    if topped is not None and second.expected_usd - topped.usd <= first.expected_usd:
+        return (
+            f"{second.provider}'s own rate would be lower, but its minimum per job adds "
+            f"{text.money(topped.usd)}"
+        )
+    unit = next((e for e in first.lines if e.component == "training"), None)
+    other = next((e for e in second.lines if e.component == "training"), None)
+    if unit and other and unit.unit == other.unit == "usd_per_mtok":
+        return f"${unit.usd_per_unit} per million tokens against ${other.usd_per_unit}"
+    if first.lines and first.lines[0].component in ("electricity", "owned", "rental"):
+        return f"it is paid by the hour ({first.lines[0].note or first.lines[0].component})"
+    return "its rate is lower for this many tokens"
+
+
+def quote_table(quotes: Sequence[Quote], today: date | None = None) -> RenderableType:
+    """For a terminal: one row for each backend, cheapest first, then the verdict and the assumptions."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    on = today or date.today()
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in _QUOTE_COLUMNS:
+        table.add_column(
+            name, justify="right" if name in ("expected", "tokens billed") else "left", overflow="fold"
+        )
+    for quote in _sorted(quotes):
+        style = "dim" if quote.unavailable else None
+        table.add_row(*(Text(cell) for cell in _row(quote, on)), style=style)
+    parts: list[RenderableType] = [table, Text(), Text(verdict(quotes), style="bold")]
+    for quote in _sorted(quotes):
+        parts += (
+            [Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim")]
+            if quote.assumptions
+            else []
+        )
+    return Group(*parts)
+
+
+def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
+    """The same as a Markdown table and a sentence."""
+    rows = [_row(quote, today or date.today()) for quote in _sorted(quotes)]
+    return f"{markdown_table(_QUOTE_COLUMNS, rows)}\n\n{verdict(quotes)}\n"
+
+
+# -- over months -------------------------------------------------------------------------------------------
+
+
+def _owned(total: Ownership) -> tuple[str, ...]:
+    if total.unavailable:
+        return (total.provider, total.model, "no price", *[text.NOTHING] * 5, total.unavailable)
+    pays = f"month {total.break_even_months:.1f}" if total.break_even_months is not None else "never"
+    since = total.break_even_requests_per_day
+    end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
+    compared = total.base is not None
+    return (
+        total.provider,
+        total.model,
+        text.money(total.training.expected_usd),
+        text.money(total.monthly_usd),
+        text.money(total.expected_usd),
+        text.span(total.low_usd, total.high_usd),
+        pays if compared else text.NOTHING,
+        (f"{since:,} req/day" if since is not None else "no traffic") if compared else text.NOTHING,
+        total.serving + end,
+    )
+
+
+def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
+    return sorted(
+        totals, key=lambda t: (t.unavailable is not None, t.serves_until is not None, t.expected_usd)
+    )
+
+
+def ownership_verdict(totals: Sequence[Ownership]) -> str:
+    """The cheapest that serves the whole period, and what the base model would cost instead."""
+    best = cheapest(totals)
+    if best is None:
+        return "No backend with a known price serves the tuned model for the whole period."
+    months = f"{best.months} month{'s' if best.months != 1 else ''}"
+    words = f"Over {months} {best.provider} is the cheapest, {text.money(best.expected_usd)}: {best.serving}."
+    if best.base is None or best.base_monthly_usd is None:
+        return words
+    base_total = best.base_monthly_usd * best.months
+    words += f" Prompting {best.base.model} would cost {text.money(base_total)}"
+    if best.expected_usd < base_total:
+        return f"{words}, {text.money(base_total - best.expected_usd)} more."
+    since = best.break_even_requests_per_day
+    turn = f"; tuning pays from {since:,} requests a day on" if since is not None else ""
+    return (
+        f"{words}, {text.money(best.expected_usd - base_total)} less: at this traffic tuning does "
+        f"not save money{turn}."
+    )
+
+
+def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
+    """For a terminal: training, month, total and break-even of each backend, then the verdict and
+    assumptions."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    right = ("training", "per month", "total")
+    for name in _OWN_COLUMNS:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for total in _by_total(totals):
+        table.add_row(*(Text(cell) for cell in _owned(total)), style="dim" if total.unavailable else None)
+    parts: list[RenderableType] = [table, Text(), Text(ownership_verdict(totals), style="bold")]
+    for total in _by_total(totals):
+        if total.assumptions:
+            parts.append(Text(f"  {total.provider}: {'; '.join(total.assumptions)}", style="dim"))
+    return Group(*parts)
+
+
+def ownership_markdown(totals: Sequence[Ownership]) -> str:
+    rows = [_owned(total) for total in _by_total(totals)]
+    return f"{markdown_table(_OWN_COLUMNS, rows)}\n\n{ownership_verdict(totals)}\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table; pipes and line breaks in cells are escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in lines)
+
+
+def _cell(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def total_usd(quotes: Sequence[Quote]) -> Decimal:
+    """Sum of the expected prices of those that have one."""
+    return sum((q.expected_usd for q in quotes if q.unavailable is None), Decimal(0))
