@@ -1,0 +1,77 @@
+"""Three local servers that speak the fine-tuning APIs of OpenAI, Together and Fireworks, and really train.
+
+For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service: every
+answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that begin with
+`sandbox-` are taken.
+
+    with running() as sandbox:
+        subprocess.run(["my-tests"], env={**os.environ, **sandbox.env})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.jobs import Durations
+    from orchestrate.sandbox.server import Sandbox
+
+__all__ = ["running"]
+
+
+def running(
+    *,
+    home: str | Path | None = None,
+    speed: float = 1.0,
+    model: str | None = None,
+    train: bool = True,
+    slots: int = 1,
+    threads: int = 1,
+    ports: Sequence[int] = (0, 0, 0),
+    waits: Durations | None = None,
+    result_encoding: str = "base64",
+) -> AbstractContextManager[Sandbox]:
+    """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
+
+    home             where state, uploads and runs are kept; a temporary folder when absent. A sandbox on the home
+                     of an earlier one goes on with its jobs.
+    speed            how many times shorter all waits are (states that are not training, file checks ...).
+    model            folder of the model that stands in for every base model; the tiny one when absent.
+    train            False: jobs walk through their states by the clock and are not trained, and say so.
+    slots, threads   trainings at once, and threads of each; further jobs stay queued.
+    ports            of OpenAI, Together, Fireworks; 0 takes any free one.
+    waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
+    result_encoding  `base64`, as OpenAI sends result files, or `plain`.
+
+    Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
+    """
+    for module, package in (
+        ("starlette", "starlette"),
+        ("uvicorn", "uvicorn"),
+        ("python_multipart", "python-multipart"),
+    ):
+        if find_spec(module) is None:
+            raise MissingExtra("sandbox", "the sandbox", package)
+    if train:
+        from orchestrate.local.launching import require_packages
+
+        require_packages("training in the sandbox")
+    from orchestrate.sandbox.server import serve
+
+    return serve(
+        home=home,
+        speed=speed,
+        model=model,
+        train=train,
+        slots=slots,
+        threads=threads,
+        ports=ports,
+        waits=waits,
+        result_encoding=result_encoding,
+    )

@@ -1,0 +1,41 @@
+"""The tuned weights as files: Together's archives."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from orchestrate.sandbox.host import HostError
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.host import Host
+    from orchestrate.sandbox.jobs import Job
+
+_SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+
+
+def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
+    """Files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
+    try:
+        folder = host.trainer.adapter(job, step)
+    except FileNotFoundError as error:
+        raise HostError(404, f"job {job.id} has no such weights", code="not_found") from error
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _SHIPPED)
+
+
+def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
+    """A .tar.zst of the adapter, or of the merged model; made once."""
+    target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
+    if target.exists():
+        return target
+    files = host.trainer.merged(job, step) if merged else weights(host, job, step)
+    draft = target.with_suffix(".part")
+    with draft.open("wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as out:
+        with tarfile.open(fileobj=out, mode="w|") as tar:
+            for file in files:
+                tar.add(file, arcname=file.name)
+    draft.replace(target)
+    return target

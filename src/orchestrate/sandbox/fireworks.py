@@ -1,0 +1,428 @@
+"""The Fireworks host: accounts, datasets, three kinds of fine-tuning jobs, models, deployments."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox import answers
+from orchestrate.sandbox.billing import base_model, context_of, money, tokenizer_of, training_usd
+from orchestrate.sandbox.files import Files, StoredFile
+from orchestrate.sandbox.fireworks_bodies import DpoJob, ReinforcementJob, SupervisedJob
+from orchestrate.sandbox.fireworks_datasets import Datasets
+from orchestrate.sandbox.fireworks_models import Models
+from orchestrate.sandbox.fireworks_names import ACCOUNT, GRPC, aip_filter, paged, short
+from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.types import MetricPoint
+
+MIN_EXAMPLES = 3
+MAX_EXAMPLES = 3_000_000
+SIGNED_LIFE_S = 3600
+WORDS = {
+    Phase.QUEUED: "JOB_STATE_PENDING",
+    Phase.RUNNING: "JOB_STATE_RUNNING",
+    Phase.PAUSED: "JOB_STATE_PAUSED",
+    Phase.FINALIZING: "JOB_STATE_WRITING_RESULTS",
+    Phase.CANCELLING: "JOB_STATE_CANCELLING",
+    Phase.CANCELLED: "JOB_STATE_CANCELLED",
+    Phase.FAILED: "JOB_STATE_FAILED",
+    Phase.SUCCEEDED: "JOB_STATE_COMPLETED",
+}
+
+Asked = SupervisedJob | DpoJob | ReinforcementJob
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One collection of jobs."""
+
+    method: str
+    collection: str
+    id_field: str
+    body: type[SupervisedJob] | type[DpoJob] | type[ReinforcementJob]
+    batch: int
+
+
+KINDS = {
+    "supervisedFineTuningJobs": Kind(
+        "sft", "supervisedFineTuningJobs", "supervisedFineTuningJobId", SupervisedJob, 32
+    ),
+    "dpoJobs": Kind("dpo", "dpoJobs", "dpoJobId", DpoJob, 4),
+    "reinforcementFineTuningJobs": Kind(
+        "rft", "reinforcementFineTuningJobs", "reinforcementFineTuningJobId", ReinforcementJob, 32
+    ),
+}
+_BY_METHOD = {kind.method: kind for kind in KINDS.values()}
+
+
+class FireworksHost(Host):
+    name = "fireworks"
+    title = "Fireworks"
+    status_field = "state"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.files = Files(self)
+        self.datasets = Datasets(self.files)
+        self.tuned = Models(self)
+
+    def env(self, key: str) -> dict[str, str]:
+        return {
+            "FIREWORKS_BASE_URL": self.base_url,
+            "FIREWORKS_API_KEY": key,
+            "FIREWORKS_ACCOUNT_ID": ACCOUNT,
+        }
+
+    def error(self, error: HostError) -> Response:
+        """The gateway's form: a gRPC code, its message, no details."""
+        body = {"code": GRPC.get(error.status, 2), "message": error.message, "details": []}
+        return json_answer(body, error.status, error.headers)
+
+    def routes(self) -> list[BaseRoute]:
+        account = "/v1/accounts/{account}"
+        return [
+            route("/v1/accounts", "GET", self.accounts),
+            *self.datasets.routes(),
+            *self.tuned.routes(),
+            *(
+                found
+                for collection in KINDS
+                for found in self._job_routes(f"{account}/{collection}", KINDS[collection])
+            ),
+            route(account, "GET", self.account),
+            route("/_signed/metrics/{id}", "GET", self.metrics_file),
+            route("/v1/chat/completions", "POST", self.chat),
+            route("/inference/v1/chat/completions", "POST", self.chat),
+        ]
+
+    def _job_routes(self, root: str, kind: Kind) -> list[BaseRoute]:
+        async def create(request: Request) -> Response:
+            body = await json_body(request)
+            id = request.query_params.get(kind.id_field)
+            ids = await run_in_threadpool(
+                self.create_many, [{**body, "collection": kind.collection, "id": id}]
+            )
+            return json_answer(await run_in_threadpool(self._render_id, ids[0]))
+
+        async def estimate(request: Request) -> Response:
+            body = await json_body(request)
+            job = await run_in_threadpool(self._new, kind, f"estimate-{uuid.uuid4().hex[:8]}", body)
+            if job.price_usd is None:
+                raise HostError(400, f"there is no price for {job.base}")
+            return json_answer({"estimatedCost": money(Decimal(job.price_usd)), "sandbox": True})
+
+        def list_jobs(request: Request) -> Response:
+            jobs = aip_filter(self.jobs(kind=kind.method), request, self._filterable)
+            return paged(request, kind.collection, jobs, self.render, key=lambda job: job.id)
+
+        def get(request: Request) -> Response:
+            return json_answer(self.render(self._found(request, kind)))
+
+        def delete(request: Request) -> Response:
+            job = self._found(request, kind)
+            self.change(job.id, lambda j, now: j.cancel(now, 0.0))
+            self.state.delete(self.name, "job", job.id)
+            return json_answer({})
+
+        def cancel(request: Request) -> Response:
+            job = self._found(request, kind)
+            takes = self.wait("cancelling")
+            job, done = self.change(job.id, lambda j, now: j.cancel(now, takes))
+            if not done:
+                raise HostError(400, f"job {job.id} is in state {self.word(job)} and cannot be cancelled")
+            return json_answer({})
+
+        def resume(request: Request) -> Response:
+            job = self._found(request, kind)
+            takes = self.wait("validating")
+            job, done = self.change(job.id, lambda j, now: _restart(j, now, takes))
+            if not done:
+                raise HostError(400, f"job {job.id} is in state {self.word(job)} and cannot be resumed")
+            self._restarted(job)
+            return json_answer(self.render(job))
+
+        def metrics_url(request: Request) -> Response:
+            job = self._found(request, kind)
+            if job.started_at is None or self.clock.now() < job.started_at:
+                raise HostError(404, "the metrics file has not been written yet")
+            return json_answer({"signedUrl": self._metrics_url(job)})
+
+        one = f"{root}/{{id}}"
+        return [
+            route(f"{root}:estimateCost", "POST", estimate),
+            route(root, "POST", create),
+            route(root, "GET", list_jobs),
+            route(f"{one}:cancel", "POST", cancel),
+            route(f"{one}:resume", "POST", resume),
+            route(f"{one}:getMetricsFileEndpoint", "GET", metrics_url),
+            route(one, "GET", get),
+            route(one, "DELETE", delete),
+        ]
+
+    # -- accounts ------------------------------------------------------------------------------------------
+
+    def _account(self) -> dict[str, Any]:
+        return {
+            "name": f"accounts/{ACCOUNT}",
+            "displayName": "Sandbox",
+            "email": "sandbox@localhost",
+            "state": "READY",
+            "accountType": "ACCOUNT_TYPE_UNSPECIFIED",
+            "createTime": iso(0),
+            "suspendState": "UNSUSPENDED",
+            "sandbox": True,
+        }
+
+    def accounts(self, request: Request) -> Response:
+        return json_answer({"accounts": [self._account()], "nextPageToken": "", "totalSize": 1})
+
+    def account(self, request: Request) -> Response:
+        if request.path_params["account"] != ACCOUNT:
+            raise HostError(404, f"account {request.path_params['account']} was not found")
+        return json_answer(self._account())
+
+    # -- creating ------------------------------------------------------------------------------------------
+
+    def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
+        """Each body has its `collection` (supervised when absent) and, if the caller chose one, its `id` beside
+        the fields of the request."""
+        made: list[Job] = []
+        with self.state.transaction():
+            for given in bodies:
+                body = dict(given)
+                kind = KINDS[body.pop("collection", "supervisedFineTuningJobs")]
+                id = body.pop("id", None) or uuid.uuid4().hex[:12]
+                if self.job(id) is not None:
+                    raise HostError(409, f"{kind.collection} {id} already exists")
+                job = self._new(kind, id, body)
+                self.start(job)
+                made.append(job)
+        return [job.id for job in made]
+
+    def _new(self, kind: Kind, id: str, body: dict[str, Any]) -> Job:
+        asked = parse(kind.body, body)
+        training = asked.training()
+        train = self._dataset(asked.dataset)
+        valid = self._dataset(asked.evaluationDataset) if asked.evaluationDataset else None
+        base, earlier = self._start_from(training.baseModel, training.warmStartFrom)
+        context = context_of(base, self.name, kind.method)
+        if training.maxContextLength and context and training.maxContextLength > context:
+            raise HostError(400, f"max_context_length must be at most {context} for {base}")
+        examples = train.report.examples if train.report else 0
+        self._check_rows(kind, train, examples, training.epochs)
+        tokenizer = tokenizer_of(base, self.name)
+        tokens = self.files.tokens(train, tokenizer)
+        validation_tokens = self.files.tokens(valid, tokenizer) if valid else 0
+        now = self.clock.now()  # counting may have taken longer than some states do
+        job = Job(
+            id=id,
+            host=self.name,
+            kind=kind.method,
+            model=training.baseModel or training.warmStartFrom or base,
+            base=base,
+            body=_without_key(body),
+            training_file=train.id,
+            validation_file=valid.id if valid else None,
+            trained=self.settings.train and kind.method != "rft",
+            epochs=training.epochs,
+            batch_size=training.batchSizeSamples or kind.batch,
+            learning_rate=training.learningRate or 1e-4,
+            lora_rank=training.loraRank,
+            evals=1 if valid else 0,
+            examples=examples,
+            tokens=tokens,
+            validation_tokens=validation_tokens,
+            output=f"accounts/{ACCOUNT}/models/{short(training.outputModel or id)}",
+            continues=earlier.id if earlier else None,
+            created_at=now,
+            validated_at=now + self.wait("validating"),
+        )
+        every = training.samplerCheckpointSaveIntervalSteps
+        job.checkpoints = max(1, job.total_steps // every) if every else 1
+        usd = training_usd(self.name, job)
+        job.price_usd = str(usd) if usd is not None else None
+        return job
+
+    def _dataset(self, name: str) -> StoredFile:
+        file = self.datasets.file_of(short(name))
+        if file is None:
+            raise HostError(404, f"dataset {name} was not found")
+        if not self.datasets.is_ready(short(name)):
+            raise HostError(400, f"dataset {name} is not READY")
+        return file
+
+    def _check_rows(self, kind: Kind, file: StoredFile, examples: int, epochs: int) -> None:
+        report = file.report
+        if report is None or report.error:
+            raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
+        if examples < MIN_EXAMPLES:
+            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are needed")
+        if examples * epochs > MAX_EXAMPLES:
+            raise HostError(400, f"examples x epochs must be at most {MAX_EXAMPLES}")
+        if (report.format == "preference") != (kind.method == "dpo"):
+            wanted = "preference pairs" if kind.method == "dpo" else "chat or completion rows"
+            raise HostError(400, f"{kind.collection} need a dataset of {wanted}")
+
+    def _start_from(self, base: str | None, warm: str | None) -> tuple[str, Job | None]:
+        if warm is not None:
+            job = self.tuned.job_of(warm)
+            if job is None:
+                raise HostError(404, f"model {warm} was not found or is not a PEFT addon")
+            return job.base, job
+        found = base_model(base or "", self.name)
+        if found is None:
+            if self.tuned.job_of(base or "") is not None:
+                raise HostError(400, "HF_PEFT_ADDON is not a base model; use warmStartFrom")
+            raise HostError(404, f"model {base} was not found")
+        if found.tunable == "no":
+            raise HostError(400, f"model {base} is not tunable")
+        return found.id, None
+
+    def _restarted(self, job: Job) -> None:
+        if job.trained:
+            self.trainer.take(job)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _found(self, request: Request, kind: Kind) -> Job:
+        id = request.path_params["id"]
+        job = self.job(id)
+        if job is None or job.kind != kind.method:
+            raise HostError(404, f"{kind.collection} {id} was not found")
+        return job
+
+    def _render_id(self, id: str) -> dict[str, Any]:
+        job = self.job(id)
+        assert job is not None  # noqa: S101  made a moment ago
+        return self.render(job)
+
+    def word(self, job: Job) -> str:
+        """CREATING, then VALIDATING, share the first stretch."""
+        now = self.clock.now()
+        phase = job.phase(now)
+        if phase is Phase.SUCCEEDED and job.early_stopped:
+            return "JOB_STATE_EARLY_STOPPED"
+        if phase is not Phase.VALIDATING:
+            return WORDS[phase]
+        early = now < job.created_at + 0.2 * (job.validated_at - job.created_at)
+        return "JOB_STATE_CREATING" if early else "JOB_STATE_VALIDATING"
+
+    def render(self, job: Job) -> dict[str, Any]:
+        now = self.clock.now()
+        kind = _BY_METHOD[job.kind]
+        trouble = self.trouble(job, now)
+        started = job.started_at is not None and now >= job.started_at
+        training = {
+            "baseModel": None if job.body.get("warmStartFrom") else job.model,
+            "outputModel": job.output,
+            "epochs": job.epochs,
+            "learningRate": job.learning_rate,
+            "loraRank": job.lora_rank,
+            "batchSizeSamples": job.batch_size,
+        }
+        body = dict(job.body)
+        if kind.method == "sft":
+            body |= training
+        else:
+            body["trainingConfig"] = {**body.get("trainingConfig", {}), **training}
+        answer = {
+            **body,
+            "name": f"accounts/{ACCOUNT}/{kind.collection}/{job.id}",
+            "dataset": self.datasets.name_of(job.training_file),
+            "state": self.word(job),
+            "status": {
+                "code": "INTERNAL" if trouble else "OK",
+                "message": trouble.message if trouble else "",
+            },
+            "createTime": iso(job.created_at),
+            "updateTime": iso(min(now, job.ended_at(now) or now)),
+            "completedTime": iso(ended) if (ended := job.ended_at(now)) is not None else None,
+            "createdBy": "sandbox@localhost",
+            **self.sandbox_fields(job),
+        }
+        if kind.method != "dpo":
+            answer["outputModel"] = job.output
+            answer["jobProgress"] = {
+                "percent": int(100 * job.fraction(now)),
+                "epoch": min(job.epochs - 1, int(job.fraction(now) * job.epochs)),
+                "inputTokens": int(job.tokens * job.epochs * job.fraction(now)),
+                "outputTokens": 0,
+            }
+        if kind.method == "sft":
+            answer["estimatedCost"] = money(Decimal(job.price_usd)) if job.price_usd else None
+            answer["metricsFileSignedUrl"] = self._metrics_url(job) if started else ""
+        if kind.method == "rft":
+            seconds = max(0.0, min(now, job.trained_at or now) - (job.started_at or now)) if started else 0.0
+            answer["acceleratorSeconds"] = {"NVIDIA_H100_80GB": str(int(seconds))}
+        return {name: value for name, value in answer.items() if value is not None}
+
+    def _filterable(self, job: Job) -> dict[str, str]:
+        return {
+            "state": self.word(job),
+            "display_name": str(job.body.get("displayName") or ""),
+            "name": job.id,
+        }
+
+    def _metrics_url(self, job: Job) -> str:
+        return f"{self.base_url}/_signed/metrics/{job.id}?signature=sandbox"
+
+    def metrics_file(self, request: Request) -> Response:
+        """JSON lines, one for each step."""
+        job = self.job(request.path_params["id"])
+        if job is None:
+            raise HostError(404, "the signed URL is not valid")
+        points = self.trainer.metrics(job, self.clock.now())
+        if not points:
+            raise HostError(404, "the metrics file has not been written yet")
+        import json
+
+        lines = "".join(json.dumps(_row(point)) + "\n" for point in points)
+        return Response(lines, media_type="application/jsonl")
+
+    # -- chat ----------------------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        asked = answers.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, asked)
+
+    def _chat(self, asked: answers.ChatRequest) -> Response:
+        return answers.complete(self, asked, self.tuned.serving(asked.model))
+
+
+def _restart(job: Job, now: float, takes_s: float) -> bool:
+    """A failed or cancelled job, or a paused one, goes back into the queue."""
+    if job.paused_at is not None:
+        return job.resume(now)
+    if job.phase(now) not in (Phase.FAILED, Phase.CANCELLED):
+        return False
+    job.cancel_at = job.cancelled_at = job.failed_at = job.trouble = None
+    job.validated_at = now + takes_s
+    if job.trained:
+        job.started_at = job.trained_at = job.finished_at = None
+    else:
+        length = (job.trained_at or now) - (job.started_at or now)
+        tail = (job.finished_at or now) - (job.trained_at or now)
+        job.started_at = job.validated_at
+        job.trained_at = job.started_at + length
+        job.finished_at = job.trained_at + tail
+    return True
+
+
+def _row(point: MetricPoint) -> dict[str, Any]:
+    names = {"train_loss": "train/loss", "valid_loss": "eval/loss", "learning_rate": "train/learning_rate"}
+    values = {names.get(name, name): value for name, value in point.values.items()}
+    return {"step": point.step, "epoch": point.epoch, **values}
+
+
+def _without_key(body: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(body.get("wandbConfig"), dict):
+        return {**body, "wandbConfig": {k: v for k, v in body["wandbConfig"].items() if k != "apiKey"}}
+    return body

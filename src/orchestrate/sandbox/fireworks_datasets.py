@@ -1,0 +1,230 @@
+"""Datasets of the Fireworks host: create, upload to signed URLs or directly, validate."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox.files import Files, StoredFile, store_stream
+from orchestrate.sandbox.fireworks_bodies import CreateDataset, UploadEndpoint
+from orchestrate.sandbox.fireworks_names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.state import token
+
+MAX_DIRECT = 150 * 1024 * 1024
+URL_LIFE_S = 3600
+FORMATS = {"chat": "CHAT", "completion": "COMPLETION", "preference": "CHAT"}
+TOKENIZER = "o200k"
+"""Of the dataset's own token estimate, which is made before a model is known."""
+
+
+class Datasets:
+    """Routes over the datasets; a dataset's bytes are one file."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.host = files.host
+
+    def routes(self) -> list[BaseRoute]:
+        root = "/v1/accounts/{account}/datasets"
+        one = f"{root}/{{id}}"
+        return [
+            route(root, "POST", self.create),
+            route(root, "GET", self.list_datasets),
+            route(f"{one}:getUploadEndpoint", "POST", self.upload_endpoint),
+            route(f"{one}:validateUpload", "POST", self.validate),
+            route(f"{one}:upload", "POST", self.upload),
+            route(f"{one}:getDownloadEndpoint", "GET", self.download_endpoint),
+            route(one, "GET", self.get),
+            route(one, "DELETE", self.delete),
+            route("/_signed/dataset/{ticket}", "PUT", self.receive),
+            route("/_signed/dataset/{id}", "GET", self.content),
+        ]
+
+    # -- for the jobs --------------------------------------------------------------------------------------
+
+    def file_of(self, id: str) -> StoredFile | None:
+        dataset = self._stored(id)
+        return self.files.get(dataset["file"]) if dataset and dataset.get("file") else None
+
+    def name_of(self, file: str) -> str:
+        return f"accounts/{ACCOUNT}/datasets/{file.partition('.')[0].removeprefix('dataset-')}"
+
+    def is_ready(self, id: str) -> bool:
+        dataset = self._stored(id)
+        return dataset is not None and self._state(dataset) == "READY"
+
+    # -- routes --------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        asked = parse(CreateDataset, await json_body(request))
+        id = asked.datasetId
+        if self._stored(id) is not None:
+            raise HostError(409, f"dataset {id} already exists")
+        dataset: dict[str, Any] = {
+            "id": id,
+            "displayName": asked.dataset.displayName or "",
+            "exampleCount": str(asked.dataset.exampleCount or 0),
+            "created_at": self.host.clock.now(),
+            "urls": {},
+            "file": None,
+        }
+        self._save(dataset)
+        return json_answer(self.render(dataset))
+
+    def _stored(self, id: str) -> dict[str, Any] | None:
+        return self.host.state.get("fireworks", "dataset", short(id))
+
+    def _save(self, dataset: dict[str, Any]) -> None:
+        self.host.state.put("fireworks", "dataset", dataset["id"], dataset)
+
+    def _found(self, request: Request) -> dict[str, Any]:
+        dataset = self._stored(request.path_params["id"])
+        if dataset is None:
+            raise HostError(404, f"dataset {request.path_params['id']} was not found")
+        return dataset
+
+    def _state(self, dataset: dict[str, Any]) -> str:
+        file = self.files.get(dataset["file"]) if dataset["file"] else None
+        return "READY" if file is not None and self.files.ready(file) else "UPLOADING"
+
+    def render(self, dataset: dict[str, Any]) -> dict[str, Any]:
+        file = self.files.get(dataset["file"]) if dataset["file"] else None
+        report = file.report if file else None
+        ready = self._state(dataset) == "READY"
+        wrong = report.error if report and ready else None
+        body: dict[str, Any] = {
+            "name": f"accounts/{ACCOUNT}/datasets/{dataset['id']}",
+            "displayName": dataset["displayName"],
+            "createTime": iso(dataset["created_at"]),
+            "updateTime": iso(dataset["created_at"]),
+            "createdBy": "sandbox@localhost",
+            "state": self._state(dataset),
+            "status": {"code": "INVALID_ARGUMENT" if wrong else "OK", "message": wrong or ""},
+            "exampleCount": str(report.examples) if report and ready else dataset["exampleCount"],
+            "userUploaded": {},
+            "format": FORMATS.get(report.format or "", "FORMAT_UNSPECIFIED")
+            if report
+            else "FORMAT_UNSPECIFIED",
+            "sandbox": True,
+        }
+        if report and ready and not wrong and file is not None:
+            body["estimatedTokenCount"] = str(self.files.tokens(file, TOKENIZER))
+            body["averageTurnCount"] = report.turns / max(1, report.examples)
+        return body
+
+    def list_datasets(self, request: Request) -> Response:
+        found = self.host.state.all("fireworks", "dataset")
+        chosen = aip_filter(
+            found, request, lambda d: {"state": self._state(d), "display_name": d["displayName"]}
+        )
+        return paged(request, "datasets", chosen, self.render, key=lambda d: d["id"])
+
+    def get(self, request: Request) -> Response:
+        return json_answer(self.render(self._found(request)))
+
+    def delete(self, request: Request) -> Response:
+        dataset = self._found(request)
+        if dataset["file"]:
+            self.files.remove(dataset["file"])
+        self.host.state.delete("fireworks", "dataset", dataset["id"])
+        return json_answer({})
+
+    async def upload_endpoint(self, request: Request) -> Response:
+        """Signed URLs for all files at once; each call replaces those of the one before."""
+        dataset = self._found(request)
+        if dataset["file"]:
+            raise HostError(400, f"dataset {dataset['id']} is already uploaded")
+        asked = parse(UploadEndpoint, await json_body(request))
+        expires = self.host.clock.now() + URL_LIFE_S
+        dataset["urls"] = {
+            token(): {"name": name, "size": int(size), "expires": expires, "done": False}
+            for name, size in asked.filenameToSize.items()
+        }
+        self._save(dataset)
+        for ticket in dataset["urls"]:
+            self.host.state.put("fireworks", "ticket", ticket, {"dataset": dataset["id"]})
+        urls = {
+            u["name"]: f"{self.host.base_url}/_signed/dataset/{t}?signature=1"
+            for t, u in dataset["urls"].items()
+        }
+        return json_answer({"filenameToSignedUrls": urls})
+
+    async def receive(self, request: Request) -> Response:
+        ticket = request.path_params["ticket"]
+        known = self.host.state.get("fireworks", "ticket", ticket)
+        dataset = self._stored(known["dataset"]) if known else None
+        slot = dataset["urls"].get(ticket) if dataset else None
+        if dataset is None or slot is None or self.host.clock.now() > slot["expires"]:
+            raise HostError(403, "this signed URL is not valid, or no longer")
+        size = slot["size"]
+        if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
+            raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")
+        if request.headers.get("content-type") != "application/octet-stream":
+            raise HostError(403, "the content type is not the signed application/octet-stream")
+        path = self.files.path(f"dataset-{dataset['id']}.{ticket}")
+        got = await store_stream(path, request.stream(), size)
+        if got != size:
+            path.unlink()
+            raise HostError(400, f"{got} bytes came, {size} were signed")
+        slot["done"] = True
+        self._save(dataset)
+        return Response(status_code=200)
+
+    def validate(self, request: Request) -> Response:
+        dataset = self._found(request)
+        if dataset["file"]:
+            return json_answer({})
+        if not dataset["urls"] or not all(slot["done"] for slot in dataset["urls"].values()):
+            raise HostError(400, "not all files of the dataset have been uploaded")
+        id = f"dataset-{dataset['id']}"
+        with self.files.path(id).open("wb") as out:
+            for ticket in dataset["urls"]:
+                part = self.files.path(f"{id}.{ticket}")
+                with part.open("rb") as data:
+                    shutil.copyfileobj(data, out)
+                part.unlink()
+        self._finish(dataset, next(iter(dataset["urls"].values()))["name"])
+        return json_answer({})
+
+    def _finish(self, dataset: dict[str, Any], name: str) -> None:
+        id = f"dataset-{dataset['id']}"
+        self.files.add(id, name, "fine-tune", self.files.path(id).stat().st_size)
+        dataset |= {"file": id, "urls": {}}
+        self._save(dataset)
+
+    async def upload(self, request: Request) -> Response:
+        """Small datasets in one request."""
+        dataset = self._found(request)
+        if dataset["file"]:
+            raise HostError(400, f"dataset {dataset['id']} is already uploaded")
+        async with request.form(max_part_size=MAX_DIRECT) as form:
+            upload = form.get("file")
+            if not isinstance(upload, UploadFile):
+                raise HostError(400, "file is required")
+            if (upload.size or 0) > MAX_DIRECT:
+                raise HostError(413, f"direct uploads are at most {MAX_DIRECT} bytes; use getUploadEndpoint")
+            with self.files.path(f"dataset-{dataset['id']}").open("wb") as out:
+                shutil.copyfileobj(upload.file, out)
+            name = upload.filename or "data.jsonl"
+        self._finish(dataset, name)
+        return json_answer({"filename": name, "bytes": upload.size, "object": "file", "purpose": "fine-tune"})
+
+    def download_endpoint(self, request: Request) -> Response:
+        dataset = self._found(request)
+        file = self.files.get(dataset["file"]) if dataset["file"] else None
+        if file is None:
+            raise HostError(400, f"dataset {dataset['id']} has no files")
+        url = f"{self.host.base_url}/_signed/dataset/{dataset['id']}?signature=1"
+        return json_answer({"filenameToSignedUrls": {file.name: url}})
+
+    def content(self, request: Request) -> Response:
+        dataset = self._found(request)
+        if not dataset["file"]:
+            raise HostError(404, "there is no such file")
+        return FileResponse(self.files.path(dataset["file"]), media_type="application/octet-stream")

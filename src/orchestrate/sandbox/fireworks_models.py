@@ -1,0 +1,353 @@
+"""Models, deployments and loaded addons of the Fireworks host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox.archives import weights
+from orchestrate.sandbox.billing import base_model, context_of
+from orchestrate.sandbox.fireworks_names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, route
+from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.state import token
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.fireworks import FireworksHost
+
+_ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+
+class Models:
+    """Routes over the tuned and base models, and over what serves them."""
+
+    def __init__(self, host: FireworksHost) -> None:
+        self.host = host
+
+    def routes(self) -> list[BaseRoute]:
+        account = "/v1/accounts/{account}"
+        return [
+            route(f"{account}/models", "GET", self.list_models),
+            route(f"{account}/models/{{id}}:getDownloadEndpoint", "GET", self.download_endpoint),
+            route(f"{account}/models/{{id}}", "GET", self.get),
+            route(f"{account}/models/{{id}}", "DELETE", self.delete),
+            route(f"{account}/deployments", "POST", self.deploy),
+            route(f"{account}/deployments", "GET", self.deployments),
+            route(f"{account}/deployments/{{id}}:scale", "PATCH", self.scale),
+            route(f"{account}/deployments/{{id}}", "GET", self.deployment),
+            route(f"{account}/deployments/{{id}}", "PATCH", self.update),
+            route(f"{account}/deployments/{{id}}", "DELETE", self.undeploy),
+            route(f"{account}/deploymentShapes", "GET", self.shapes),
+            route(f"{account}/deployedModels", "POST", self.load),
+            route(f"{account}/deployedModels", "GET", self.loaded),
+            route(f"{account}/deployedModels/{{id}}", "GET", self.one_loaded),
+            route(f"{account}/deployedModels/{{id}}", "DELETE", self.unload),
+            route("/_signed/weights/{job}/{file}", "GET", self.file),
+        ]
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def _finished(self) -> Iterator[Job]:
+        now = self.host.clock.now()
+        for job in self.host.jobs():
+            if job.phase(now) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
+                yield job
+
+    def job_of(self, name: str) -> Job | None:
+        """The job that made a tuned model, by its full or short name."""
+        return next((job for job in self._finished() if name in (job.output, short(job.output))), None)
+
+    def _tuned(self, job: Job) -> dict[str, Any]:
+        return {
+            "name": job.output,
+            "displayName": short(job.output),
+            "kind": "HF_PEFT_ADDON",
+            "state": "READY",
+            "status": {"code": "OK", "message": ""},
+            "createTime": iso(job.finished_at or job.created_at),
+            "updateTime": iso(job.finished_at or job.created_at),
+            "fineTuningJob": job.id,
+            "public": False,
+            "peftDetails": {"baseModel": job.base, "r": job.lora_rank, "targetModules": []},
+            "sandbox": True,
+        }
+
+    def _base(self, id: str, tunable: bool, params_b: float | None) -> dict[str, Any]:
+        return {
+            "name": id,
+            "displayName": short(id),
+            "kind": "HF_BASE_MODEL",
+            "state": "READY",
+            "public": True,
+            "tunable": tunable,
+            "rlTunable": tunable,
+            "supportsLora": True,
+            "trainingContextLength": context_of(id, "fireworks", "sft"),
+            "baseModelDetails": {
+                "tunable": tunable,
+                "parameterCount": str(int(params_b * 1e9)) if params_b else None,
+            },
+            "sandbox": True,
+        }
+
+    def list_models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        if request.path_params["account"] == "fireworks":
+            found = [
+                self._base(m.hosts["fireworks"].id, m.hosts["fireworks"].tunable != "no", m.params_b)
+                for m in search(provider="fireworks")
+            ]
+        else:
+            found = [self._tuned(job) for job in self._finished()]
+        fields = ("state", "kind", "name", "displayName")
+        chosen = aip_filter(iter(found), request, lambda m: {_snake(f): str(m[f]) for f in fields})
+        return paged(request, "models", chosen, dict, key=lambda m: m["name"])
+
+    def get(self, request: Request) -> Response:
+        account, id = request.path_params["account"], request.path_params["id"]
+        if account == ACCOUNT and (job := self.job_of(id)) is not None:
+            return json_answer(self._tuned(job))
+        name = f"accounts/{account}/models/{id}"
+        if (base := base_model(name, "fireworks")) is not None:
+            from orchestrate.catalog import resolve
+
+            return json_answer(self._base(name, base.tunable != "no", resolve(name, "fireworks").params_b))
+        raise HostError(404, f"model {name} was not found")
+
+    def delete(self, request: Request) -> Response:
+        job = self.job_of(request.path_params["id"])
+        if job is None:
+            raise HostError(404, f"model {request.path_params['id']} was not found")
+
+        def mark(job: Job, now: float) -> bool:
+            job.body["sandbox_model_deleted"] = True
+            return True
+
+        self.host.change(job.id, mark)
+        return json_answer({})
+
+    def download_endpoint(self, request: Request) -> Response:
+        job = self.job_of(request.path_params["id"])
+        if job is None:
+            raise HostError(404, f"model {request.path_params['id']} was not found")
+        root = f"{self.host.base_url}/_signed/weights/{job.id}"
+        urls = {file.name: f"{root}/{file.name}?signature=1" for file in weights(self.host, job)}
+        return json_answer({"filenameToSignedUrls": urls})
+
+    def file(self, request: Request) -> Response:
+        job = self.host.job(request.path_params["job"])
+        for file in weights(self.host, job) if job else ():
+            if file.name == request.path_params["file"]:
+                return FileResponse(file, media_type="application/octet-stream")
+        raise HostError(404, "the signed URL is not valid")
+
+    # -- deployments ---------------------------------------------------------------------------------------
+
+    async def deploy(self, request: Request) -> Response:
+        body = await json_body(request)
+        base = str(body.get("baseModel") or "")
+        job = self.job_of(base)
+        if job is None and base_model(base, "fireworks") is None:
+            raise HostError(404, f"model {base} was not found")
+        if not body.get("deploymentShape") and not body.get("acceleratorType"):
+            raise HostError(400, "accelerator_type must be specified when no deployment_shape is")
+        id = request.query_params.get("deploymentId") or f"sandbox-{token(8).lower()}"
+        if not _ID.match(id):
+            raise HostError(400, f"deployment id {id!r} must be lower-case letters, digits and hyphens")
+        if self.host.state.get("fireworks", "deployment", id) is not None:
+            raise HostError(409, f"deployment {id} already exists")
+        now = self.host.clock.now()
+        deployment = {
+            **body,
+            "id": id,
+            "name": f"accounts/{ACCOUNT}/deployments/{id}",
+            "createTime": iso(now),
+            "updateTime": iso(now),
+            "acceleratorType": body.get("acceleratorType") or "NVIDIA_H100_80GB",
+            "acceleratorCount": body.get("acceleratorCount") or 1,
+            "sandbox": True,
+            "sandbox_job": job.id if job else None,
+            "sandbox_ready_at": now + self.host.wait("deploying"),
+        }
+        if request.query_params.get("validateOnly") != "true":
+            self.host.state.put("fireworks", "deployment", id, deployment)
+        return json_answer(self._render(deployment))
+
+    def _render(self, deployment: dict[str, Any]) -> dict[str, Any]:
+        ready = self.host.clock.now() >= deployment["sandbox_ready_at"]
+        wanted = deployment.get("minReplicaCount", 0)
+        return {
+            **deployment,
+            "state": "READY" if ready else "CREATING",
+            "status": {"code": "OK", "message": ""},
+            "replicaCount": 1 if ready else 0,
+            "desiredReplicaCount": max(1, wanted),
+        }
+
+    def _found(self, request: Request) -> dict[str, Any]:
+        deployment = self.host.state.get("fireworks", "deployment", request.path_params["id"])
+        if deployment is None:
+            raise HostError(404, f"deployment {request.path_params['id']} was not found")
+        return deployment
+
+    def deployments(self, request: Request) -> Response:
+        found = self.host.state.all("fireworks", "deployment")
+        chosen = aip_filter(
+            found,
+            request,
+            lambda d: {"base_model": d["baseModel"], "state": self._render(d)["state"], "name": d["name"]},
+        )
+        return paged(request, "deployments", chosen, self._render, key=lambda d: d["id"])
+
+    def deployment(self, request: Request) -> Response:
+        return json_answer(self._render(self._found(request)))
+
+    async def update(self, request: Request) -> Response:
+        deployment = self._found(request)
+        deployment |= await json_body(request)
+        self.host.state.put("fireworks", "deployment", deployment["id"], deployment)
+        return json_answer(self._render(deployment))
+
+    async def scale(self, request: Request) -> Response:
+        deployment = self._found(request)
+        deployment["minReplicaCount"] = int((await json_body(request)).get("replicaCount") or 0)
+        self.host.state.put("fireworks", "deployment", deployment["id"], deployment)
+        return json_answer({})
+
+    def undeploy(self, request: Request) -> Response:
+        deployment = self._found(request)
+        self.host.state.delete("fireworks", "deployment", deployment["id"])
+        for addon in list(self.host.state.all("fireworks", "addon", tag=deployment["id"])):
+            self.host.state.delete("fireworks", "addon", addon["id"])
+        return json_answer({})
+
+    def shapes(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        found = [
+            {
+                "name": f"accounts/fireworks/deploymentShapes/{short(m.hosts['fireworks'].id)}-{preset.lower()}",
+                "baseModel": m.hosts["fireworks"].id,
+                "acceleratorType": "NVIDIA_H100_80GB",
+                "acceleratorCount": 1,
+                "enableAddons": preset == "FULL_PRECISION",
+                "precision": "BF16" if preset == "FULL_PRECISION" else "FP8",
+                "presetType": preset,
+                "sandbox": True,
+            }
+            for m in search(provider="fireworks")
+            for preset in ("MINIMAL", "FULL_PRECISION")
+        ]
+        chosen = aip_filter(
+            iter(found), request, lambda s: {"base_model": s["baseModel"], "preset_type": s["presetType"]}
+        )
+        return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
+
+    # -- addons --------------------------------------------------------------------------------------------
+
+    async def load(self, request: Request) -> Response:
+        body = await json_body(request)
+        job = self.job_of(str(body.get("model") or ""))
+        if job is None:
+            raise HostError(404, f"model {body.get('model')} was not found")
+        deployment = self.host.state.get("fireworks", "deployment", short(str(body.get("deployment") or "")))
+        if deployment is None:
+            raise HostError(400, "LoRA addons need a dedicated deployment")
+        if not deployment.get("enableAddons"):
+            raise HostError(400, f"deployment {deployment['id']} does not have addons enabled")
+        if deployment["baseModel"] != job.base:
+            raise HostError(400, f"deployment {deployment['id']} serves another base model")
+        id = f"{short(job.output)}-{token(6).lower()}"
+        now = self.host.clock.now()
+        addon = {
+            "id": id,
+            "name": f"accounts/{ACCOUNT}/deployedModels/{id}",
+            "model": job.output,
+            "deployment": deployment["name"],
+            "createTime": iso(now),
+            "updateTime": iso(now),
+            "sandbox": True,
+            "sandbox_job": job.id,
+            "sandbox_ready_at": max(now, deployment["sandbox_ready_at"]) + self.host.wait("deploying") / 2,
+        }
+        self.host.state.put("fireworks", "addon", id, addon, tag=deployment["id"])
+        return json_answer(self._addon(addon))
+
+    def _addon(self, addon: dict[str, Any]) -> dict[str, Any]:
+        ready = self.host.clock.now() >= addon["sandbox_ready_at"]
+        return {
+            **addon,
+            "state": "DEPLOYED" if ready else "DEPLOYING",
+            "status": {"code": "OK", "message": ""},
+        }
+
+    def loaded(self, request: Request) -> Response:
+        found = self.host.state.all("fireworks", "addon")
+        chosen = aip_filter(
+            found,
+            request,
+            lambda a: {"model": a["model"], "deployment": a["deployment"], "state": self._addon(a)["state"]},
+        )
+        return paged(request, "deployedModels", chosen, self._addon, key=lambda a: a["id"])
+
+    def _one(self, request: Request) -> dict[str, Any]:
+        addon = self.host.state.get("fireworks", "addon", request.path_params["id"])
+        if addon is None:
+            raise HostError(404, f"deployed model {request.path_params['id']} was not found")
+        return addon
+
+    def one_loaded(self, request: Request) -> Response:
+        return json_answer(self._addon(self._one(request)))
+
+    def unload(self, request: Request) -> Response:
+        self.host.state.delete("fireworks", "addon", self._one(request)["id"])
+        return json_answer({})
+
+    # -- what answers --------------------------------------------------------------------------------------
+
+    def serving(self, name: str) -> Job | None:
+        """The job whose weights answer to `model#deployment`; `None` for a base model.
+
+        Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts.
+        """
+        model, _, deployment = name.partition("#")
+        job = self.job_of(model)
+        if job is None:
+            if base_model(model, "fireworks") is None:
+                raise HostError(404, f"Model not found, inaccessible, and/or not deployed: {model}")
+            if deployment:
+                self._require_ready(short(deployment))
+            return None
+        places = (
+            [short(deployment)]
+            if deployment
+            else [d["id"] for d in self.host.state.all("fireworks", "deployment")]
+        )
+        for place in places:
+            stored = self.host.state.get("fireworks", "deployment", place)
+            addons = [
+                a for a in self.host.state.all("fireworks", "addon", tag=place) if a["sandbox_job"] == job.id
+            ]
+            if stored is not None and (stored["sandbox_job"] == job.id or addons):
+                self._require_ready(place)
+                if addons and self._addon(addons[0])["state"] != "DEPLOYED":
+                    raise HostError(503, "DEPLOYMENT_SCALING_UP", code="DEPLOYMENT_SCALING_UP")
+                return job
+        raise HostError(404, f"Model not found, inaccessible, and/or not deployed: {name}")
+
+    def _require_ready(self, id: str) -> None:
+        stored = self.host.state.get("fireworks", "deployment", id)
+        if stored is None:
+            raise HostError(404, f"deployment {id} was not found")
+        if self._render(stored)["state"] != "READY":
+            raise HostError(503, "DEPLOYMENT_SCALING_UP", code="DEPLOYMENT_SCALING_UP")
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])([A-Z])", lambda m: f"_{m[1].lower()}", name)

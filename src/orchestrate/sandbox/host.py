@@ -1,0 +1,223 @@
+"""What the three hosts share: errors, answers, the job table, and the front that every request passes."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from orchestrate.sandbox.jobs import Durations, Job, Phase, Trouble
+from orchestrate.sandbox.state import Clock, State
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.training import Trainer
+
+T = TypeVar("T", bound=BaseModel)
+
+LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
+"""How old a job must be for the lists of the request at hand to have it."""
+
+NOTE = "sandbox: nothing here is the real service; models are stand-ins trained on this machine"
+
+
+class HostError(Exception):
+    """A refusal, said by each host in its own form."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.type = type
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+class Body(BaseModel):
+    """A request body: unknown fields and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, populate_by_name=True)
+
+
+def parse(kind: type[T], values: Any) -> T:
+    """Raises `HostError` 400 that names the first field that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            message = f"Unrecognized request argument supplied: {path}"
+        elif first["type"] == "missing":
+            message = f"you must provide a {path} parameter"
+        else:
+            reason = first["msg"].removeprefix("Value error, ")
+            message = f"Invalid value for '{path}': {reason}" if path else reason
+        raise HostError(400, message, param=path or None) from error
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """Raises `HostError` 400 when the body is not a JSON object."""
+    import json
+
+    try:
+        values = json.loads(await request.body() or b"{}")
+    except ValueError as error:
+        raise HostError(400, f"We could not parse the JSON body of your request: {error}") from error
+    if not isinstance(values, dict):
+        raise HostError(400, "the JSON body of the request must be an object")
+    return values  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
+
+
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class Settings:
+    """How a sandbox behaves; see `orchestrate.sandbox.running`."""
+
+    train: bool = True
+    waits: Durations = field(default_factory=Durations)
+    result_encoding: str = "base64"
+
+
+class Host(ABC):
+    """One host: its routes, over the shared state, clock and trainer."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    status_field: ClassVar[str] = "status"
+
+    def __init__(self, state: State, clock: Clock, trainer: Trainer, settings: Settings) -> None:
+        self.state = state
+        self.clock = clock
+        self.trainer = trainer
+        self.settings = settings
+        self.base_url = ""
+        self._creating = threading.Lock()
+
+    @abstractmethod
+    def routes(self) -> list[BaseRoute]: ...
+
+    @abstractmethod
+    def error(self, error: HostError) -> Response:
+        """The refusal in the host's own form."""
+
+    @abstractmethod
+    def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
+        """Makes jobs from create bodies in one go and returns their ids."""
+
+    @abstractmethod
+    def env(self, key: str) -> dict[str, str]:
+        """What a client needs in its environment."""
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def wait(self, name: str) -> float:
+        return self.clock.wait(getattr(self.settings.waits, name))
+
+    def save(self, job: Job) -> None:
+        self.state.put(self.name, "job", job.id, job.to_dict(), tag=job.kind)
+
+    def job(self, id: str) -> Job | None:
+        values = self.state.get(self.name, "job", id)
+        return Job.from_dict(values) if values else None
+
+    def jobs(
+        self, *, kind: str | None = None, after: str | None = None, where: tuple[str, str] | None = None
+    ) -> Iterator[Job]:
+        """Newest first; those younger than the list lag are left out."""
+        lag = LIST_LAG_S.get()
+        newest = self.clock.now() - lag
+        for values in self.state.all(self.name, "job", tag=kind, after=after, where=where):
+            job = Job.from_dict(values)
+            if lag <= 0 or job.created_at <= newest:
+                yield job
+
+    def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]:
+        """Applies `act` to the stored job in one transaction. Raises `KeyError` when there is none."""
+        with self.state.transaction():
+            job = self.job(id)
+            if job is None:
+                raise KeyError(id)
+            done = act(job, self.clock.now())
+            if done:
+                self.save(job)
+        if done:
+            self.trainer.wake()
+        return job, done
+
+    def start(self, job: Job) -> None:
+        """Stores a new job; trained ones are left to the trainer, others get their times."""
+        if job.trouble is not None:
+            job.failed_at = job.validated_at
+        elif not job.trained:
+            job.plan(self.settings.waits, self.clock.speed)
+        self.save(job)
+        if job.trained and job.trouble is None:
+            self.trainer.take(job)
+
+    def sandbox_fields(self, job: Job) -> dict[str, Any]:
+        """Extra fields of every job object: that this is a sandbox, and what was trained."""
+        return {
+            "sandbox": True,
+            "sandbox_trained": job.trained,
+            "sandbox_note": f"{NOTE}; {self.trainer.describe(job)}",
+        }
+
+    def trouble(self, job: Job, now: float) -> Trouble | None:
+        return job.trouble if job.phase(now) is Phase.FAILED else None
+
+
+def page_of(items: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
+    """The first `limit` items, and whether there are more."""
+    taken: list[Any] = []
+    for item in items:
+        if len(taken) == limit:
+            return taken, True
+        taken.append(item)
+    return taken, False
+
+
+def number(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A query parameter. Raises `HostError` 400 outside its range."""
+    raw = request.query_params.get(name)
+    if raw is None or raw == "":
+        return default
+    try:
+        value = int(raw)
+    except ValueError as error:
+        raise HostError(400, f"Invalid value for '{name}': {raw!r} is not an integer", param=name) from error
+    if not low <= value <= high:
+        raise HostError(400, f"Invalid value for '{name}': must be from {low} to {high}", param=name)
+    return value
+
+
+def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body, status_code=status, headers=dict(headers) if headers else None)
+
+
+Endpoint = Callable[[Request], Any]
+
+
+def route(path: str, method: str, endpoint: Endpoint) -> Route:
+    return Route(path, endpoint, methods=[method])

@@ -1,0 +1,195 @@
+"""One fine-tuning job as the sandbox holds it, and where it stands at a given time.
+
+A job is a list of times. A job that the local engine trains gets them one by one, as they come; one that is
+not trained has them all from the start. In both cases its phase is a pure function of the job and the clock,
+so ten thousand jobs cost nothing until somebody looks at them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Phase(StrEnum):
+    """Where a job stands, before a host's own word for it."""
+
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+
+class Durations(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds at speed 1. The hosts take minutes to hours; a sandbox is for trying things."""
+
+    file: float = 0.5
+    """From the upload until a file is validated."""
+    validating: float = 1.0
+    queued: float = 1.0
+    training: float = 6.0
+    """Of a job that is not trained; a trained one takes the time that it takes."""
+    finalizing: float = 1.0
+    cancelling: float = 1.0
+    deploying: float = 1.5
+
+
+class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why a job failed, in the host's words."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """Times are seconds since 1970 on the sandbox's clock; `None` is not yet."""
+
+    id: str
+    host: str
+    kind: str
+    """sft, dpo or rft."""
+    model: str
+    base: str
+    """The base model, when `model` is itself a tuned one."""
+    body: dict[str, Any]
+    """The create request as it was accepted, keys removed."""
+    training_file: str
+    validation_file: str | None = None
+    trained: bool
+    """Whether the local engine trains it; otherwise it only walks through its states."""
+    seed: int = 0
+    epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 1e-5
+    """As the host counts it: absolute, or a multiplier."""
+    lora_rank: int = 8
+    checkpoints: int = 1
+    evals: int = 0
+    examples: int = 0
+    tokens: int = 0
+    """Of the training file, once."""
+    validation_tokens: int = 0
+    price_usd: str | None = None
+    output: str
+    """The tuned model's name on the host."""
+    continues: str | None = None
+    """The job whose adapter this one starts from."""
+    continues_step: int | None = None
+    created_at: float
+    validated_at: float
+    started_at: float | None = None
+    trained_at: float | None = None
+    finished_at: float | None = None
+    cancel_at: float | None = None
+    cancelled_at: float | None = None
+    paused_at: float | None = None
+    failed_at: float | None = None
+    trouble: Trouble | None = None
+    early_stopped: bool = False
+    engine_steps: int | None = None
+    """Steps in all as the engine counts them, once known."""
+    engine_step: int | None = None
+    engine_epoch: float | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.engine_steps is not None:
+            return self.engine_steps
+        return max(1, -(-self.examples // max(1, self.batch_size)) * self.epochs)
+
+    def phase(self, now: float) -> Phase:
+        if self.cancel_at is not None:
+            return Phase.CANCELLED if now >= (self.cancelled_at or 0) else Phase.CANCELLING
+        if self.failed_at is not None and now >= self.failed_at:
+            return Phase.FAILED
+        if now < self.validated_at:
+            return Phase.VALIDATING
+        if self.paused_at is not None:
+            return Phase.PAUSED
+        if self.started_at is None or now < self.started_at:
+            return Phase.QUEUED
+        if self.trained_at is None or now < self.trained_at:
+            return Phase.RUNNING
+        if self.finished_at is None or now < self.finished_at:
+            return Phase.FINALIZING
+        return Phase.SUCCEEDED
+
+    def fraction(self, now: float) -> float:
+        """How much of the training is done, 0 to 1."""
+        if self.started_at is None or now < self.started_at:
+            return 0.0
+        if self.trained_at is not None and now >= self.trained_at:
+            return 1.0
+        if self.trained:
+            return min(1.0, (self.engine_step or 0) / self.total_steps)
+        until = self.cancel_at or self.paused_at or now
+        whole = max(1e-9, (self.trained_at or now) - self.started_at)
+        return max(0.0, min(1.0, (until - self.started_at) / whole))
+
+    def step(self, now: float) -> int:
+        return int(self.fraction(now) * self.total_steps)
+
+    def ended_at(self, now: float) -> float | None:
+        """When it reached its last state, if it has."""
+        phase = self.phase(now)
+        if not phase.ended:
+            return None
+        return {
+            Phase.CANCELLED: self.cancelled_at,
+            Phase.FAILED: self.failed_at,
+            Phase.SUCCEEDED: self.finished_at,
+        }[phase]
+
+    def plan(self, waits: Durations, speed: float) -> None:
+        """Gives a job that is not trained all its times."""
+        self.started_at = self.validated_at + waits.queued / speed
+        self.trained_at = self.started_at + waits.training / speed
+        self.finished_at = self.trained_at + waits.finalizing / speed
+
+    def cancel(self, now: float, takes_s: float) -> bool:
+        """False when it has already ended."""
+        if self.phase(now).ended:
+            return False
+        if self.cancel_at is None:
+            self.cancel_at, self.cancelled_at = now, now + takes_s
+        return True
+
+    def pause(self, now: float) -> bool:
+        """False when it is not in a state that can be paused."""
+        if self.phase(now) not in (Phase.QUEUED, Phase.RUNNING):
+            return False
+        self.paused_at = now
+        return True
+
+    def resume(self, now: float) -> bool:
+        """False when it was not paused. What was planned is moved by the length of the pause."""
+        if self.paused_at is None:
+            return False
+        shift, self.paused_at = now - self.paused_at, None
+        if not self.trained:
+            self.started_at = (self.started_at or now) + (
+                shift if (self.started_at or now) > now - shift else 0
+            )
+            self.trained_at = (self.trained_at or now) + shift
+            self.finished_at = (self.finished_at or now) + shift
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Job:
+        return msgspec.convert(values, cls)

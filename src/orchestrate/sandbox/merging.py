@@ -1,0 +1,81 @@
+"""A LoRA adapter added into its base model, with numpy alone: small models only, all tensors in memory at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+
+_PREFIX = "base_model.model."
+
+
+def merge(base: Path, adapter: Path, target: Path) -> Path:
+    """Writes the merged model, in 32 bits, with the base's configuration and tokenizer, to the folder `target`.
+
+    `W + alpha / r * B @ A` for each adapted weight. Raises `KeyError` when the adapter does not fit the base.
+    """
+    weights = read_tensors(base / "model.safetensors")
+    delta = read_tensors(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, a in delta.items():
+        if ".lora_A." not in name:
+            continue
+        key = name.removeprefix(_PREFIX).partition(".lora_A.")[0] + ".weight"
+        b = delta[name.replace(".lora_A.", ".lora_B.")]
+        scale = config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
+        weights[key] = weights[key] + scale * (b @ a)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in base.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copy(file, target)
+    shape = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    shape.pop("torch_dtype", None)
+    (target / "config.json").write_text(json.dumps({**shape, "dtype": "float32"}, indent=1), encoding="utf-8")
+    write_tensors(target / "model.safetensors", weights, {"format": "pt"})
+    return target
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """All tensors as 32-bit floats; F32, F16 and BF16 are read."""
+    import numpy as np
+
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    found: dict[str, Array] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        raw = data[8 + length + start : 8 + length + end]
+        if entry["dtype"] == "BF16":  # the upper half of a 32-bit float
+            values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
+        found[name] = values.astype(np.float32).reshape(entry["shape"])
+    return found
+
+
+def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+    """A safetensors file of 32-bit floats, written in one step."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, values in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
+        at += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    draft = path.with_suffix(".part")
+    with draft.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for values in tensors.values():
+            out.write(values.tobytes())
+    draft.replace(path)

@@ -1,0 +1,465 @@
+"""The OpenAI host: files, uploads, fine-tuning jobs, models."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.costing.rules import openai_auto_epochs
+from orchestrate.sandbox import answers
+from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
+from orchestrate.sandbox.files import Files, StoredFile
+from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
+from orchestrate.sandbox.jobs import Job, Phase, Trouble
+from orchestrate.sandbox.openai_bodies import CreateJob, Dpo, Reinforcement
+from orchestrate.sandbox.openai_events import events_of, rendered_points
+from orchestrate.sandbox.openai_files import OpenAIFiles
+from orchestrate.sandbox.state import token
+
+ORG = "org-sandbox"
+MIN_EXAMPLES = 10
+WORDS = {
+    Phase.VALIDATING: "validating_files",
+    Phase.QUEUED: "queued",
+    Phase.RUNNING: "running",
+    Phase.PAUSED: "paused",
+    Phase.FINALIZING: "running",
+    Phase.CANCELLING: "cancelled",
+    Phase.SUCCEEDED: "succeeded",
+    Phase.FAILED: "failed",
+    Phase.CANCELLED: "cancelled",
+}
+
+
+class OpenAIHost(Host):
+    name = "openai"
+    title = "OpenAI"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.files = Files(self)
+
+    def env(self, key: str) -> dict[str, str]:
+        return {"OPENAI_BASE_URL": f"{self.base_url}/v1", "OPENAI_API_KEY": key}
+
+    def error(self, error: HostError) -> Response:
+        body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        headers = {"x-request-id": f"req_{token()}", **error.headers}
+        return json_answer({"error": body}, error.status, headers)
+
+    def routes(self) -> list[BaseRoute]:
+        jobs = "/v1/fine_tuning/jobs"
+        return [
+            *OpenAIFiles(self.files).routes(),
+            route(jobs, "POST", self.create),
+            route(jobs, "GET", self.list_jobs),
+            route(f"{jobs}/{{id}}", "GET", self.retrieve),
+            route(f"{jobs}/{{id}}/cancel", "POST", self.cancel),
+            route(f"{jobs}/{{id}}/pause", "POST", self.pause),
+            route(f"{jobs}/{{id}}/resume", "POST", self.resume),
+            route(f"{jobs}/{{id}}/events", "GET", self.events),
+            route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
+            route("/v1/models", "GET", self.models),
+            route("/v1/models/{id:path}", "GET", self.model),
+            route("/v1/models/{id:path}", "DELETE", self.delete_model),
+            route("/v1/chat/completions", "POST", self.chat),
+        ]
+
+    # -- creating ------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        body = await json_body(request)
+        ids = await run_in_threadpool(self.create_many, [body])
+        return await run_in_threadpool(self._answer, self._found(ids[0]))
+
+    def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
+        jobs = [self._new(body) for body in bodies]
+        with self.state.transaction():
+            for job in jobs:
+                self.start(job)
+        return [job.id for job in jobs]
+
+    def _new(self, body: dict[str, Any]) -> Job:
+        asked = parse(CreateJob, body)
+        train = self._file(asked.training_file, "training_file")
+        valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
+        continued, step = self._tuned(asked.model) if asked.model.startswith("ft:") else (None, None)
+        base = continued.base if continued else self._base(asked.model)
+        id = f"ftjob-{token()}"
+        tokenizer = tokenizer_of(base, self.name)
+        tokens = self.files.tokens(train, tokenizer)
+        validation_tokens = self.files.tokens(valid, tokenizer) if valid else 0
+        now = self.clock.now()  # counting may have taken longer than some states do
+        kind = asked.kind()
+        if kind == "rft" and valid is None:
+            raise HostError(
+                400, "Reinforcement fine-tuning requires a validation file", param="validation_file"
+            )
+        examples = train.report.examples if train.report else 0
+        job = Job(
+            id=id,
+            host=self.name,
+            kind=kind,
+            model=asked.model,
+            base=base,
+            body=body,
+            training_file=train.id,
+            validation_file=valid.id if valid else None,
+            trained=self.settings.train and kind != "rft",
+            seed=asked.seed
+            if asked.seed is not None
+            else int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) >> 1,
+            examples=examples,
+            tokens=tokens,
+            validation_tokens=validation_tokens,
+            output=f"ft:{base}:sandbox:{asked.suffix or ''}:{id[-8:]}",
+            continues=continued.id if continued else None,
+            continues_step=step,
+            created_at=now,
+            validated_at=now + self.wait("validating"),
+        )
+        self._settle(job, asked)
+        job.trouble = self._objection(job, train, valid)
+        return job
+
+    def _settle(self, job: Job, asked: CreateJob) -> None:
+        """Turns `auto` into numbers, by the rules that OpenAI has published for it."""
+        hyper = asked.hyper()
+        n = max(1, job.examples)
+        auto_epochs = openai_auto_epochs(n)
+        auto_batch = max(1, min(256, round(n * 0.002))) if job.kind == "sft" else 8
+        job.epochs = auto_epochs if hyper.n_epochs == "auto" else hyper.n_epochs
+        job.batch_size = auto_batch if hyper.batch_size == "auto" else hyper.batch_size
+        rate = hyper.learning_rate_multiplier
+        job.learning_rate = (1.8 if "mini" in job.base else 2.0) if rate == "auto" else rate
+        job.checkpoints = min(3, job.epochs)
+        usd = training_usd(self.name, job)
+        job.price_usd = str(usd) if usd is not None else None
+
+    def _objection(self, job: Job, train: StoredFile, valid: StoredFile | None) -> Trouble | None:
+        """Why the job will fail while its files are validated."""
+        for param, file in (("training_file", train), ("validation_file", valid)):
+            if file is None or file.report is None:
+                continue
+            code = f"invalid_{param}"
+            if file.report.error:
+                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. {file.report.error}"
+                return Trouble(message=reason, code=code, param=param)
+            wanted = "preference" if job.kind == "dpo" else "chat"
+            if file.report.format != wanted:
+                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. The rows are not in {wanted} format"
+                return Trouble(message=reason, code=code, param=param)
+        if job.examples < MIN_EXAMPLES:
+            return Trouble(
+                message=f"Training file has {job.examples} example(s), but must have at least {MIN_EXAMPLES} examples",
+                code="invalid_n_examples",
+                param="training_file",
+            )
+        return None
+
+    def _file(self, id: str, param: str) -> StoredFile:
+        file = self.files.get(id)
+        if file is None:
+            raise HostError(400, f"invalid {param}: {id}", param=param, code="invalid_file_id")
+        if file.purpose != "fine-tune":
+            raise HostError(400, f"File {id} has purpose {file.purpose!r}, not 'fine-tune'", param=param)
+        if not self.files.ready(file):
+            raise HostError(
+                400,
+                f"File '{id}' is still being processed and is not ready to be used for fine-tuning. "
+                "Please try again later.",
+                param=param,
+            )
+        return file
+
+    def _base(self, model: str) -> str:
+        found = base_model(model, self.name)
+        if found is None:
+            raise HostError(
+                404,
+                f"The model `{model}` does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        if found.tunable == "no":
+            raise HostError(
+                400,
+                f"Model {model} is not available for fine-tuning.",
+                code="model_not_available",
+                param="model",
+            )
+        return found.id
+
+    def _tuned(self, name: str) -> tuple[Job, int | None]:
+        """The job that made a tuned model, and the step when it is a checkpoint's. Raises `HostError` 404."""
+        output, _, step = name.partition(":ckpt-step-")
+        for job in self.jobs(where=("$.output", output)):
+            if job.phase(self.clock.now()) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
+                return job, int(step) if step.isdigit() else None
+        raise HostError(
+            404, f"The model `{name}` does not exist or you do not have access to it.", code="model_not_found"
+        )
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _found(self, id: str) -> Job:
+        job = self.job(id)
+        if job is None:
+            raise HostError(
+                404, f"Could not find fine tune: {id}", code="fine_tune_not_found", param="fine_tune_id"
+            )
+        return job
+
+    def _answer(self, job: Job) -> JSONResponse:
+        return json_answer(self.render(job))
+
+    def render(self, job: Job) -> dict[str, Any]:
+        now = self.clock.now()
+        phase = job.phase(now)
+        trouble = self.trouble(job, now)
+        succeeded = phase is Phase.SUCCEEDED
+        ended = job.ended_at(now)
+        finish = job.finished_at if not phase.ended and phase is Phase.RUNNING and not job.trained else None
+        return {
+            "object": "fine_tuning.job",
+            "id": job.id,
+            "model": job.model,
+            "created_at": int(job.created_at),
+            "finished_at": int(ended) if ended is not None else None,
+            "estimated_finish": int(finish) if finish else None,
+            "status": WORDS[phase],
+            "error": {"code": trouble.code, "message": trouble.message, "param": trouble.param}
+            if trouble
+            else {},
+            "fine_tuned_model": job.output if succeeded else None,
+            "organization_id": ORG,
+            "training_file": job.training_file,
+            "validation_file": job.validation_file,
+            "result_files": [_result_id(job)] if succeeded else [],
+            "trained_tokens": job.tokens * job.epochs if succeeded else None,
+            "hyperparameters": self._hyper(job),
+            "method": self._method(job),
+            "seed": job.seed,
+            "integrations": job.body.get("integrations") or [],
+            "metadata": job.body.get("metadata"),
+            "user_provided_suffix": job.body.get("suffix"),
+            **self.sandbox_fields(job),
+        }
+
+    def _hyper(self, job: Job) -> dict[str, Any]:
+        return {
+            "n_epochs": job.epochs,
+            "batch_size": job.batch_size,
+            "learning_rate_multiplier": job.learning_rate,
+        }
+
+    def _method(self, job: Job) -> dict[str, Any]:
+        asked = parse(CreateJob, job.body)
+        kind = asked.method.type if asked.method else "supervised"
+        hyper = asked.hyper()
+        values = self._hyper(job)
+        if isinstance(hyper, Dpo):
+            values["beta"] = 0.1 if hyper.beta == "auto" else hyper.beta
+        inner: dict[str, Any] = {"hyperparameters": values}
+        if isinstance(hyper, Reinforcement) and asked.method and asked.method.reinforcement:
+            values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})
+            values["reasoning_effort"] = hyper.reasoning_effort
+            inner["grader"] = asked.method.reinforcement.grader
+        return {"type": kind, kind: inner}
+
+    def list_jobs(self, request: Request) -> Response:
+        limit = number(request, "limit", 20, 1, 100)
+        where = None
+        for name, value in request.query_params.items():
+            if name.startswith("metadata[") and name.endswith("]"):
+                where = (f'$.body.metadata."{name[9:-1]}"', value)
+        jobs, more = page_of(self.jobs(after=request.query_params.get("after"), where=where), limit)
+        return json_answer({"object": "list", "data": [self.render(job) for job in jobs], "has_more": more})
+
+    def retrieve(self, request: Request) -> Response:
+        return self._answer(self._found(request.path_params["id"]))
+
+    def events(self, request: Request) -> Response:
+        job = self._found(request.path_params["id"])
+        found = events_of(job, self.clock.now(), self.trainer)
+        return _page(request, list(reversed(found)), default=20)
+
+    def checkpoints(self, request: Request) -> Response:
+        job = self._found(request.path_params["id"])
+        return _page(request, list(reversed(list(self._checkpoints(job)))), default=10)
+
+    def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
+        """Oldest first; listed once the job has succeeded."""
+        now = self.clock.now()
+        if job.phase(now) is not Phase.SUCCEEDED:
+            return
+        points = {p["step"]: p for p in rendered_points(self.trainer.metrics(job, now))}
+        found = self.trainer.checkpoints(job, now)
+        for place, checkpoint in enumerate(found):
+            last = place == len(found) - 1
+            metrics = points.get(checkpoint.step, {"step": checkpoint.step})
+            yield {
+                "object": "fine_tuning.job.checkpoint",
+                "id": f"ftckpt_{_short_hash(job.id, str(checkpoint.step))}",
+                "created_at": int(checkpoint.at),
+                "fine_tuned_model_checkpoint": job.output
+                if last
+                else f"{job.output}:ckpt-step-{checkpoint.step}",
+                "step_number": checkpoint.step,
+                "fine_tuning_job_id": job.id,
+                "metrics": metrics,
+                "sandbox": True,
+            }
+
+    def result_file(self, id: str) -> tuple[str, bytes] | None:
+        """Name and content of a job's metrics file; `None` when `id` is no such file."""
+        if not id.startswith("file-result"):
+            return None
+        for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):
+            if job.phase(self.clock.now()) is not Phase.SUCCEEDED:
+                return None
+            text = _csv(rendered_points(self.trainer.metrics(job, self.clock.now())))
+            plain = self.settings.result_encoding == "plain"
+            return "step_metrics.csv", text if plain else base64.b64encode(text)
+        return None
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, request: Request) -> Response:
+        return self._act(request, lambda job, now: job.cancel(now, 0.0), "cancelled")
+
+    def pause(self, request: Request) -> Response:
+        return self._act(request, lambda job, now: job.pause(now), "paused")
+
+    def resume(self, request: Request) -> Response:
+        return self._act(request, lambda job, now: job.resume(now), "resumed")
+
+    def _act(self, request: Request, act: Any, word: str) -> Response:
+        job = self._found(request.path_params["id"])
+        job, done = self.change(job.id, act)
+        if not done:
+            status = WORDS[job.phase(self.clock.now())]
+            raise HostError(400, f"Job has status {status} and cannot be {word}", code="invalid_job_status")
+        return self._answer(job)
+
+    # -- models and chat -----------------------------------------------------------------------------------
+
+    def models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        bases = [
+            _base_model(m.hosts["openai"].id, m.hosts["openai"].shutdown) for m in search(provider="openai")
+        ]
+        now = self.clock.now()
+        tuned = [
+            _tuned_model(j)
+            for j in self.jobs()
+            if j.phase(now) is Phase.SUCCEEDED and not j.body.get("sandbox_model_deleted")
+        ]
+        return json_answer({"object": "list", "data": bases + tuned})
+
+    def model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if id.startswith("ft:"):
+            return json_answer({**_tuned_model(self._tuned(id)[0]), "id": id})
+        found = base_model(id, self.name)
+        if found is None:
+            raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
+        return json_answer(_base_model(found.id, found.shutdown))
+
+    def delete_model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if not id.startswith("ft:"):
+            raise HostError(403, "You have insufficient permissions for this operation.")
+        job, _ = self._tuned(id)
+
+        def mark(job: Job, now: float) -> bool:
+            job.body["sandbox_model_deleted"] = True
+            return True
+
+        self.change(job.id, mark)
+        return json_answer({"id": id, "object": "model", "deleted": True})
+
+    async def chat(self, request: Request) -> Response:
+        asked = answers.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, asked)
+
+    def _chat(self, asked: answers.ChatRequest) -> Response:
+        if asked.model.startswith("ft:"):
+            job, step = self._tuned(asked.model)
+            return answers.complete(self, asked, job, step)
+        if base_model(asked.model, self.name) is None:
+            raise HostError(
+                404,
+                f"The model `{asked.model}` does not exist or you do not have access to it.",
+                code="model_not_found",
+            )
+        return answers.complete(self, asked, None)
+
+
+def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int) -> Response:
+    limit = number(request, "limit", default, 1, 100)
+    after = request.query_params.get("after")
+    if after:
+        places = [n for n, item in enumerate(newest_first) if item["id"] == after]
+        newest_first = newest_first[places[0] + 1 :] if places else []
+    data = newest_first[:limit]
+    return json_answer(
+        {
+            "object": "list",
+            "data": data,
+            "has_more": len(newest_first) > limit,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
+        }
+    )
+
+
+def _csv(points: list[dict[str, Any]]) -> bytes:
+    names = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for point in points:
+        row = {**point, "train_accuracy": point.get("train_mean_token_accuracy")}
+        writer.writerow(["" if row.get(name) is None else row[name] for name in names])
+    return out.getvalue().encode()
+
+
+def _result_id(job: Job) -> str:
+    return f"file-result{job.id.removeprefix('ftjob-')}"
+
+
+def _short_hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _base_model(id: str, shutdown: Any) -> dict[str, Any]:
+    return {
+        "id": id,
+        "object": "model",
+        "created": int(datetime(2024, 7, 18, tzinfo=UTC).timestamp()),
+        "owned_by": "sandbox",
+        "shutdown_date": shutdown.isoformat() if shutdown else None,
+    }
+
+
+def _tuned_model(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.output,
+        "object": "model",
+        "created": int(job.finished_at or job.created_at),
+        "owned_by": ORG,
+        "shutdown_date": None,
+        "sandbox": True,
+    }

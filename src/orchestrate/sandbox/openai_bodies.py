@@ -1,0 +1,116 @@
+"""Create bodies of OpenAI's fine-tuning API, with the ranges that its documentation gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from orchestrate.sandbox.host import Body
+
+Auto = Literal["auto"]
+
+
+class Supervised(Body):
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = "auto"
+
+
+class Dpo(Supervised):
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+
+
+class Reinforcement(Supervised):
+    compute_multiplier: Auto | Annotated[float, Field(gt=1e-5, le=10)] = "auto"
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+
+
+class SupervisedMethod(Body):
+    hyperparameters: Supervised = Supervised()
+
+
+class DpoMethod(Body):
+    hyperparameters: Dpo = Dpo()
+
+
+class ReinforcementMethod(Body):
+    grader: dict[str, Any]
+    hyperparameters: Reinforcement = Reinforcement()
+    response_format: dict[str, Any] | None = None
+
+
+class Method(Body):
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: SupervisedMethod | None = None
+    dpo: DpoMethod | None = None
+    reinforcement: ReinforcementMethod | None = None
+
+
+class WandB(Body):
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(Body):
+    type: Literal["wandb"]
+    wandb: WandB
+
+
+class CreateJob(Body):
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    method: Method | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Field(max_length=64)],
+                Annotated[str, Field(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    hyperparameters: Supervised | None = None
+
+    def kind(self) -> str:
+        return {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}[
+            self.method.type if self.method else "supervised"
+        ]
+
+    def hyper(self) -> Supervised:
+        """The hyperparameters of whichever method was chosen."""
+        if self.method is None:
+            return self.hyperparameters or Supervised()
+        match self.method.type:
+            case "dpo":
+                return (self.method.dpo or DpoMethod()).hyperparameters
+            case "reinforcement":
+                return (
+                    self.method.reinforcement.hyperparameters
+                    if self.method.reinforcement
+                    else Reinforcement()
+                )
+            case _:
+                return (self.method.supervised or SupervisedMethod()).hyperparameters
+
+
+class CreateUpload(Body):
+    bytes: Annotated[int, Field(ge=1, le=8589934592)]
+    filename: str
+    mime_type: str
+    purpose: Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+    expires_after: dict[str, Any] | None = None
+
+
+class CompleteUpload(Body):
+    part_ids: Annotated[list[str], Field(min_length=1)]
+    md5: str | None = None

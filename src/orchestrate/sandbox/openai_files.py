@@ -1,0 +1,231 @@
+"""OpenAI's files and multi-part uploads."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox.files import Files, StoredFile
+from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
+from orchestrate.sandbox.openai_bodies import CompleteUpload, CreateUpload
+from orchestrate.sandbox.state import token
+
+MAX_FILE = 536_870_912
+MAX_PART = 67_108_864
+UPLOAD_LIFE_S = 3600
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+
+
+class OpenAIFiles:
+    """Routes over the files of the OpenAI host."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.host = files.host
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            route("/v1/files", "POST", self.create),
+            route("/v1/files", "GET", self.list_files),
+            route("/v1/files/{id}", "GET", self.retrieve),
+            route("/v1/files/{id}", "DELETE", self.delete),
+            route("/v1/files/{id}/content", "GET", self.content),
+            route("/v1/uploads", "POST", self.create_upload),
+            route("/v1/uploads/{id}/parts", "POST", self.add_part),
+            route("/v1/uploads/{id}/complete", "POST", self.complete),
+            route("/v1/uploads/{id}/cancel", "POST", self.cancel),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        async with request.form(max_part_size=MAX_FILE) as form:
+            upload, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(upload, UploadFile):
+                raise HostError(400, "'file' is a required property", param="file")
+            if purpose not in PURPOSES:
+                raise HostError(
+                    400, f"'{purpose}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose"
+                )
+            if (upload.size or 0) > MAX_FILE:
+                raise HostError(413, f"The file is larger than {MAX_FILE} bytes; use the Uploads API")
+            id = f"file-{token()}"
+            with self.files.path(id).open("wb") as out:
+                shutil.copyfileobj(upload.file, out)
+            size = self.files.path(id).stat().st_size
+            file = self._add(id, upload.filename or "file", str(purpose), size)
+        return json_answer(self.render(file))
+
+    def _add(self, id: str, name: str, purpose: str, size: int) -> StoredFile:
+        if size == 0:
+            self.files.path(id).unlink()
+            raise HostError(400, "The file is empty", param="file", code="file_empty")
+        if purpose == "fine-tune" and not name.endswith(".jsonl"):
+            self.files.path(id).unlink()
+            raise HostError(400, f"Invalid extension of {name!r}. Supported formats: ['jsonl']", param="file")
+        return self.files.add(id, name, purpose, size)
+
+    def render(self, file: StoredFile) -> dict[str, Any]:
+        return {
+            "object": "file",
+            "id": file.id,
+            "purpose": file.purpose,
+            "filename": file.name,
+            "bytes": file.bytes,
+            "created_at": int(file.created_at),
+            "expires_at": None,
+            "status": "processed" if self.files.ready(file) else "uploaded",
+            "status_details": None,
+            "sandbox": True,
+        }
+
+    def _found(self, id: str) -> StoredFile:
+        file = self.files.get(id)
+        if file is None:
+            raise HostError(404, f"No such File object: {id}", param="id")
+        return file
+
+    def list_files(self, request: Request) -> Response:
+        limit = number(request, "limit", 10000, 1, 10000)
+        purpose = request.query_params.get("purpose")
+        found = (
+            f for f in self.files.all(after=request.query_params.get("after")) if purpose in (None, f.purpose)
+        )
+        files, more = page_of(iter(found), limit)
+        data = [self.render(file) for file in files]
+        return json_answer(
+            {
+                "object": "list",
+                "data": data,
+                "has_more": more,
+                "first_id": data[0]["id"] if data else None,
+                "last_id": data[-1]["id"] if data else None,
+            }
+        )
+
+    def retrieve(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if result := self._result(id):
+            name, content = result
+            return json_answer(
+                {
+                    "object": "file",
+                    "id": id,
+                    "purpose": "fine-tune-results",
+                    "filename": name,
+                    "bytes": len(content),
+                    "created_at": int(self.host.clock.now()),
+                    "status": "processed",
+                    "sandbox": True,
+                }
+            )
+        return json_answer(self.render(self._found(id)))
+
+    def content(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if result := self._result(id):
+            return Response(result[1], media_type="application/octet-stream")
+        file = self._found(id)
+        return FileResponse(
+            self.files.path(file.id), media_type="application/octet-stream", filename=file.name
+        )
+
+    def _result(self, id: str) -> tuple[str, bytes] | None:
+        from orchestrate.sandbox.openai import OpenAIHost
+
+        return self.host.result_file(id) if isinstance(self.host, OpenAIHost) else None
+
+    def delete(self, request: Request) -> Response:
+        file = self._found(request.path_params["id"])
+        self.files.remove(file.id)
+        return json_answer({"object": "file", "id": file.id, "deleted": True})
+
+    # -- uploads in parts ----------------------------------------------------------------------------------
+
+    async def create_upload(self, request: Request) -> Response:
+        asked = parse(CreateUpload, await json_body(request))
+        now = self.host.clock.now()
+        upload = {
+            "id": f"upload_{token()}",
+            "object": "upload",
+            "bytes": asked.bytes,
+            "created_at": int(now),
+            "filename": asked.filename,
+            "purpose": asked.purpose,
+            "status": "pending",
+            "expires_at": int(now) + UPLOAD_LIFE_S,
+            "file": None,
+            "sandbox": True,
+        }
+        self._save(upload)
+        return json_answer(upload)
+
+    def _save(self, upload: dict[str, Any]) -> None:
+        self.host.state.put(self.host.name, "upload", upload["id"], upload)
+
+    def _upload(self, id: str) -> dict[str, Any]:
+        upload = self.host.state.get(self.host.name, "upload", id)
+        if upload is None:
+            raise HostError(404, f"No such Upload object: {id}", param="upload_id")
+        if upload["status"] == "pending" and self.host.clock.now() > upload["expires_at"]:
+            upload["status"] = "expired"
+        if upload["status"] != "pending":
+            raise HostError(400, f"Upload {id} has status {upload['status']!r}, not 'pending'")
+        return upload
+
+    async def add_part(self, request: Request) -> Response:
+        upload = self._upload(request.path_params["id"])
+        async with request.form(max_part_size=MAX_PART) as form:
+            data = form.get("data")
+            if not isinstance(data, UploadFile):
+                raise HostError(400, "'data' is a required property", param="data")
+            if (data.size or 0) > MAX_PART:
+                raise HostError(413, f"A part must be at most {MAX_PART} bytes", param="data")
+            id = f"part_{token()}"
+            with self.files.path(id).open("wb") as out:
+                shutil.copyfileobj(data.file, out)
+        part = {
+            "id": id,
+            "object": "upload.part",
+            "created_at": int(self.host.clock.now()),
+            "upload_id": upload["id"],
+        }
+        self.host.state.put(self.host.name, "part", id, part, tag=upload["id"])
+        return json_answer(part)
+
+    async def complete(self, request: Request) -> Response:
+        upload = self._upload(request.path_params["id"])
+        asked = parse(CompleteUpload, await json_body(request))
+        known = {part["id"] for part in self.host.state.all(self.host.name, "part", tag=upload["id"])}
+        if unknown := [id for id in asked.part_ids if id not in known]:
+            raise HostError(400, f"No such part of this upload: {unknown[0]}", param="part_ids")
+        id = f"file-{token()}"
+        digest = hashlib.md5(usedforsecurity=False)
+        with self.files.path(id).open("wb") as out:
+            for part in asked.part_ids:
+                data = self.files.path(part).read_bytes()
+                digest.update(data)
+                out.write(data)
+        size = self.files.path(id).stat().st_size
+        if size != upload["bytes"]:
+            self.files.path(id).unlink()
+            raise HostError(400, f"The parts have {size} bytes, the upload was made for {upload['bytes']}")
+        if asked.md5 is not None and asked.md5 != digest.hexdigest():
+            self.files.path(id).unlink()
+            raise HostError(400, "The md5 of the parts is another one", param="md5")
+        file = self._add(id, upload["filename"], upload["purpose"], size)
+        for part in known:
+            self.files.path(part).unlink(missing_ok=True)
+        upload |= {"status": "completed", "file": self.render(file)}
+        self._save(upload)
+        return json_answer(upload)
+
+    def cancel(self, request: Request) -> Response:
+        upload = self._upload(request.path_params["id"])
+        upload["status"] = "cancelled"
+        self._save(upload)
+        return json_answer(upload)

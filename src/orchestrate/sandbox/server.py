@@ -1,0 +1,220 @@
+"""Starts the three hosts of a sandbox on loopback addresses, in one thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from orchestrate.config import SANDBOX_KEY_PREFIX
+from orchestrate.sandbox.control import control_app
+from orchestrate.sandbox.faults import Fault
+from orchestrate.sandbox.fireworks import FireworksHost
+from orchestrate.sandbox.front import Front
+from orchestrate.sandbox.host import Host, HostError, Settings
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.openai import OpenAIHost
+from orchestrate.sandbox.state import Clock, State
+from orchestrate.sandbox.together import TogetherHost
+from orchestrate.sandbox.training import Trainer
+
+HOSTS: tuple[type[Host], ...] = (OpenAIHost, TogetherHost, FireworksHost)
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that lets a request reach its connection, so that a fault can close it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A running sandbox. The control functions do what the endpoints under `/_sandbox` do."""
+
+    env: dict[str, str]
+    """What clients need: base URLs, keys, account ids."""
+    urls: dict[str, str]
+    """Root of each host, by name."""
+    home: Path
+    clock: Clock
+    fronts: Mapping[str, Front]
+
+    def fault(self, host: str, kind: str, **fields: Any) -> None:
+        """Asks for a fault on one host; fields as in `orchestrate.sandbox.faults`."""
+        self.fronts[host].faults.add([msgspec.convert({"kind": kind, **fields}, Fault)])
+
+    def clear_faults(self) -> None:
+        for front in self.fronts.values():
+            front.faults.clear()
+
+    def requests(
+        self, host: str | None = None, *, method: str | None = None, path: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The last requests (2,000 per host), oldest first: at, method, path, query, body without secrets.
+
+        Only those of `method`, and with `path` in their path.
+        """
+        fronts = [self.fronts[host]] if host else list(self.fronts.values())
+        found = [entry for front in fronts for entry in front.log.report(method, path)["recent"]]
+        return sorted(found, key=lambda entry: entry["at"])
+
+    def count(self, host: str | None = None, *, method: str | None = None, path: str | None = None) -> int:
+        """How many requests came since the start or `clear_requests`."""
+        fronts = [self.fronts[host]] if host else list(self.fronts.values())
+        return sum(front.log.report(method, path)["total"] for front in fronts)
+
+    def clear_requests(self) -> None:
+        for front in self.fronts.values():
+            front.log.clear()
+
+    def create_jobs(self, host: str, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Makes jobs from create bodies without HTTP; thousands a second when they are not trained."""
+        return self.fronts[host].host.create_many([dict(body) for body in bodies])
+
+    def skip(self, seconds: float) -> None:
+        """Puts the sandbox's clock forward."""
+        self.clock.skip(seconds)
+
+
+@contextmanager
+def serve(
+    *,
+    home: str | Path | None = None,
+    speed: float = 1.0,
+    model: str | None = None,
+    train: bool = True,
+    slots: int = 1,
+    threads: int = 1,
+    ports: Sequence[int] = (0, 0, 0),
+    waits: Durations | None = None,
+    result_encoding: str = "base64",
+) -> Iterator[Sandbox]:
+    """See `orchestrate.sandbox.running`."""
+    with _home(home) as folder:
+        state = State(folder)
+        clock = Clock(state, speed)
+        settings = Settings(train=train, waits=waits or Durations(), result_encoding=result_encoding)
+        trainer = Trainer(
+            state, clock, settings, model=model or default_model(), slots=slots, threads=threads
+        )
+        sockets = [_listen(port) for port in ports]
+        hosts = {kind.name: kind(state, clock, trainer, settings) for kind in HOSTS}
+        fronts: dict[str, Front] = {}
+        urls: dict[str, str] = {}
+        key = _key(state)
+        for host, sock in zip(hosts.values(), sockets, strict=True):
+            host.base_url = urls[host.name] = f"http://127.0.0.1:{sock.getsockname()[1]}"
+            front = Front(host, _app(host))
+            front.control = control_app(host, front, clock)
+            fronts[host.name] = front
+        env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
+        trainer.start(hosts)
+        try:
+            with _running(list(fronts.values()), sockets):
+                yield Sandbox(env=env, urls=urls, home=folder, clock=clock, fronts=fronts)
+        finally:
+            trainer.stop()
+            state.close()
+
+
+def default_model() -> str:
+    """Folder of the tiny model that stands in for every base model."""
+    from orchestrate.catalog import find
+
+    return find("tiny-chat").ids["local"]
+
+
+def _app(host: Host) -> Starlette:
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HostError)  # noqa: S101  registered for this class only
+        return host.error(error)
+
+    def missing(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        text = f"{request.method} {request.url.path} is not served by this sandbox"
+        return host.error(HostError(status, text, code="not_found"))
+
+    def broken(request: Request, error: Exception) -> Response:
+        return host.error(
+            HostError(500, f"the sandbox failed: {type(error).__name__}: {error}", type="server_error")
+        )
+
+    return Starlette(
+        routes=host.routes(),
+        exception_handlers={HostError: refused, 404: missing, 405: missing, 500: broken},
+    )
+
+
+def _listen(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+def _key(state: State) -> str:
+    """One key for a home, so that a client's environment outlives a restart."""
+    key = state.setting("key", "") or SANDBOX_KEY_PREFIX + secrets.token_hex(12)
+    state.set("key", key)
+    return key
+
+
+@contextmanager
+def _home(home: str | Path | None) -> Iterator[Path]:
+    if home is not None:
+        folder = Path(home).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="orchestrate-sandbox-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@contextmanager
+def _running(apps: Sequence[Front], sockets: Sequence[socket.socket]) -> Iterator[None]:
+    servers = [
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        for app in apps
+    ]
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(s.serve(sockets=[k]) for s, k in zip(servers, sockets, strict=True)))
+
+    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()), daemon=True, name="sandbox-hosts")
+    thread.start()
+    try:
+        while not all(server.started for server in servers):
+            if not thread.is_alive():
+                raise RuntimeError("the sandbox's servers did not start")
+            thread.join(0.01)
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,191 @@
+"""What a sandbox remembers: one SQLite file of JSON objects, and a folder of uploaded bytes.
+
+Everything that a host answers is derived from here and from the clock, so a sandbox that was killed and
+started again on the same home goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import string
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS objects (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  host TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, tag TEXT, body TEXT NOT NULL,
+  UNIQUE (host, kind, id)
+);
+CREATE INDEX IF NOT EXISTS by_kind ON objects (host, kind, seq);
+CREATE INDEX IF NOT EXISTS by_tag ON objects (host, kind, tag, seq);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+_ALPHABET = string.ascii_letters + string.digits
+
+
+def token(length: int = 24) -> str:
+    """A fresh random id of letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+class State:
+    """Objects by host, kind and id, in the order in which they were made. Safe to use from many threads."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.files = home / "files"
+        self.runs = home / "runs"
+        self.files.mkdir(parents=True, exist_ok=True)
+        self.runs.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(
+            home / "sandbox.sqlite3", check_same_thread=False, isolation_level=None, timeout=30
+        )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Holds the only writer's lock; nests. All or nothing of what happens inside is kept."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
+        """Makes or replaces one object; a replaced one keeps its place in the order."""
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO objects (host, kind, id, tag, body) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (host, kind, id) DO UPDATE SET body = excluded.body,"
+                " tag = coalesce(excluded.tag, objects.tag)",
+                (host, kind, id, tag, json.dumps(body)),
+            )
+
+    def get(self, host: str, kind: str, id: str) -> dict[str, Any] | None:
+        with self._lock:
+            row = self._db.execute(
+                "SELECT body FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
+            ).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def delete(self, host: str, kind: str, id: str) -> bool:
+        with self._lock:
+            done = self._db.execute(
+                "DELETE FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
+            )
+            return done.rowcount > 0
+
+    def count(self, host: str, kind: str) -> int:
+        with self._lock:
+            return self._db.execute(
+                "SELECT count(*) FROM objects WHERE host = ? AND kind = ?", (host, kind)
+            ).fetchone()[0]
+
+    def all(
+        self,
+        host: str,
+        kind: str,
+        *,
+        tag: str | None = None,
+        newest_first: bool = True,
+        after: str | None = None,
+        where: tuple[str, str] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """All objects of a kind, page by page; those that follow the id `after`.
+
+        `where` is a JSON path (`$.metadata.ref`) and the text that must stand there.
+        """
+        order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
+        seq = self._seq(host, kind, after) if after is not None else None
+        while True:
+            clauses, values = ["host = ?", "kind = ?"], [host, kind]
+            if tag is not None:
+                clauses.append("tag = ?")
+                values.append(tag)
+            if seq is not None:
+                clauses.append(f"seq {sign} {seq}")
+            if where is not None:
+                clauses.append("CAST(json_extract(body, ?) AS TEXT) = ?")
+                values.extend(where)
+            with self._lock:
+                rows = self._db.execute(
+                    f"SELECT seq, body FROM objects WHERE {' AND '.join(clauses)}"  # noqa: S608  fixed texts
+                    f" ORDER BY seq {order} LIMIT 500",
+                    values,
+                ).fetchall()
+            for seq, body in rows:
+                yield json.loads(body)
+            if len(rows) < 500:
+                return
+
+    def _seq(self, host: str, kind: str, id: str) -> int:
+        with self._lock:
+            row = self._db.execute(
+                "SELECT seq FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
+            ).fetchone()
+        return row[0] if row else -1
+
+    def setting(self, name: str, default: str) -> str:
+        with self._lock:
+            row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else default
+
+    def set(self, name: str, value: str) -> None:
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (name, value),
+            )
+
+    def save_bytes(self, name: str, chunks: Iterable[bytes]) -> int:
+        """Writes an uploaded file in one step and returns its size."""
+        draft = self.files / f"{name}.part"
+        size = 0
+        with draft.open("wb") as out:
+            for chunk in chunks:
+                out.write(chunk)
+                size += len(chunk)
+        draft.replace(self.files / name)
+        return size
+
+
+class Clock:
+    """The sandbox's time: the wall clock plus what was skipped, and the factor by which waits are shorter."""
+
+    def __init__(self, state: State, speed: float) -> None:
+        self._state = state
+        self.speed = speed
+        self._skipped = float(state.setting("skipped_s", "0"))
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+        self._state.set("skipped_s", str(self._skipped))
+
+    def wait(self, seconds: float) -> float:
+        """How long a wait of `seconds` takes at this speed."""
+        return seconds / self.speed

@@ -1,0 +1,491 @@
+"""The Together host: files, fine-tuning jobs, downloads, dedicated endpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox import answers, archives
+from orchestrate.sandbox.billing import base_model, nano_usd, tokenizer_of, training_usd
+from orchestrate.sandbox.files import Files, StoredFile
+from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.together_bodies import CreateJob, EstimatePrice, FullType, LoraType
+from orchestrate.sandbox.together_endpoints import Endpoints
+from orchestrate.sandbox.together_files import Known, TogetherFiles
+from orchestrate.sandbox.together_limits import limits_of
+from orchestrate.sandbox.together_events import events_of, metrics_of
+
+USER = "sandbox-user"
+PROJECT = "proj-sandbox"
+CREDIT_USD = 1000.0
+"""The account's limit; a job above it is not allowed to proceed."""
+
+
+class TogetherHost(Host):
+    name = "together"
+    title = "Together"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.files = Files(self)
+        self.endpoints = Endpoints(self)
+
+    def env(self, key: str) -> dict[str, str]:
+        return {
+            "TOGETHER_BASE_URL": self.base_url,
+            "TOGETHER_API_KEY": key,
+            "TOGETHER_PROJECT_ID": PROJECT,
+        }
+
+    def error(self, error: HostError) -> Response:
+        body: dict[str, Any] = {
+            "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        }
+        if isinstance(error, Known):
+            body["file_id"] = error.file_id
+        return json_answer(body, error.status, error.headers)
+
+    def routes(self) -> list[BaseRoute]:
+        jobs = "/v1/fine-tunes"
+        return [
+            *TogetherFiles(self.files).routes(),
+            *self.endpoints.routes(),
+            route(f"{jobs}/estimate-price", "POST", self.estimate),
+            route(f"{jobs}/models/limits", "GET", self.limits),
+            route(f"{jobs}/models/supported", "GET", self.supported),
+            route(jobs, "POST", self.create),
+            route(jobs, "GET", self.list_jobs),
+            route(f"{jobs}/{{id}}", "GET", self.retrieve),
+            route(f"{jobs}/{{id}}", "DELETE", self.delete),
+            route(f"{jobs}/{{id}}/cancel", "POST", self.cancel),
+            route(f"{jobs}/{{id}}/events", "GET", self.events),
+            route(f"{jobs}/{{id}}/metrics", "GET", self.metrics),
+            route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
+            route("/v1/finetune/download", "GET", self.download),
+            route("/v1/models", "GET", self.models),
+            route("/v1/chat/completions", "POST", self.chat),
+        ]
+
+    # -- creating ------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        body = await json_body(request)
+        ids = await run_in_threadpool(self.create_many, [body])
+        return json_answer(await run_in_threadpool(self._render_id, ids[0]))
+
+    def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
+        jobs = [self._new(body) for body in bodies]
+        with self.state.transaction():
+            for job in jobs:
+                self.start(job)
+        return [job.id for job in jobs]
+
+    def _new(self, body: dict[str, Any]) -> Job:
+        asked = parse(CreateJob, body)
+        train = self._file(asked.training_file, "training_file")
+        valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
+        base, earlier, step = self._start_from(asked)
+        kind = asked.training_method.method
+        self._check_ranges(asked, base, kind)
+        self._check_rows(kind, train, valid)
+        id = f"ft-{uuid.uuid4()}"
+        tokens = self._tokens(train, base)
+        validation_tokens = self._tokens(valid, base) if valid else 0
+        now = self.clock.now()  # counting may have taken longer than some states do
+        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
+        limits = limits_of(base)
+        job = Job(
+            id=id,
+            host=self.name,
+            kind=kind,
+            model=asked.model or base,
+            base=base,
+            body={k: v for k, v in body.items() if k not in ("wandb_key", "wandb_api_key", "hf_api_token")},
+            training_file=train.id,
+            validation_file=valid.id if valid else None,
+            trained=self.settings.train,
+            seed=asked.random_seed if asked.random_seed is not None else 42,
+            epochs=asked.n_epochs,
+            batch_size=8 if asked.batch_size == "max" else asked.batch_size,
+            learning_rate=asked.learning_rate,
+            lora_rank=lora.lora_r if lora else limits["lora_training"]["default_rank"],
+            checkpoints=asked.n_checkpoints,
+            evals=asked.n_evals,
+            examples=train.report.examples if train.report else 0,
+            tokens=tokens,
+            validation_tokens=validation_tokens,
+            output=f"sandbox/{base.rsplit('/', 1)[-1]}-{asked.suffix + '-' if asked.suffix else ''}{id[3:11]}",
+            continues=earlier.id if earlier else None,
+            continues_step=step,
+            created_at=now,
+            validated_at=now + self.wait("validating"),
+        )
+        usd = training_usd(
+            self.name, job, full=isinstance(asked.training_type, FullType), packed=asked.packing
+        )
+        job.price_usd = str(usd) if usd is not None else None
+        return job
+
+    def _tokens(self, file: StoredFile, base: str) -> int:
+        return self.files.tokens(file, tokenizer_of(base, self.name))
+
+    def _file(self, id: str, param: str) -> StoredFile:
+        file = self.files.get(id)
+        if file is None:
+            raise HostError(400, f"file {id} was not found", param=param, code="invalid_file")
+        if file.purpose not in ("fine-tune", "eval"):
+            raise HostError(400, f"file {id} has purpose {file.purpose}, not fine-tune", param=param)
+        if not self.files.ready(file):
+            raise HostError(
+                400,
+                f"file {id} has not been validated yet (processing_status PENDING)",
+                param=param,
+                code="file_not_ready",
+            )
+        if file.report is not None and file.report.error:
+            raise HostError(
+                400, f"file {id} is not valid: {file.report.error}", param=param, code="invalid_file"
+            )
+        return file
+
+    def _start_from(self, asked: CreateJob) -> tuple[str, Job | None, int | None]:
+        """The base model, and the job and step to go on from, if any."""
+        if asked.from_checkpoint is None:
+            return self._base(asked.model or ""), None, None
+        name, _, step = asked.from_checkpoint.partition(":")
+        job = self._by_name(name)
+        if job is None or job.phase(self.clock.now()) is not Phase.SUCCEEDED:
+            raise HostError(400, f"checkpoint {asked.from_checkpoint} was not found", param="from_checkpoint")
+        return job.base, job, int(step) if step.isdigit() else None
+
+    def _by_name(self, name: str) -> Job | None:
+        """A job by its id or by its output's name."""
+        if name.startswith("ft-"):
+            return self.job(name)
+        return next(self.jobs(where=("$.output", name)), None)
+
+    def _base(self, model: str) -> str:
+        found = base_model(model, self.name)
+        if found is None or found.tunable == "no":
+            raise HostError(
+                400,
+                f"model {model} is not supported for fine-tuning",
+                param="model",
+                code="model_not_supported",
+            )
+        return found.id
+
+    def _check_ranges(self, asked: CreateJob, base: str, kind: str) -> None:
+        """The limits that `models/limits` tells."""
+        limits = limits_of(base)
+        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
+        if isinstance(asked.training_type, FullType) and not limits["supports_full_training"]:
+            raise HostError(400, f"full training is not supported for {base}", param="training_type")
+        sizes = (
+            limits["lora_training"]
+            if not isinstance(asked.training_type, FullType)
+            else limits["full_training"]
+        )
+        most = sizes["max_batch_size_dpo" if kind == "dpo" else "max_batch_size"]
+        context = limits["max_seq_length_dpo" if kind == "dpo" else "max_seq_length_sft"]
+        for name, value, low, high in (
+            ("n_epochs", asked.n_epochs, 1, limits["max_num_epochs"]),
+            ("n_evals", asked.n_evals, 0, limits["max_num_evals"]),
+            ("n_checkpoints", asked.n_checkpoints, 1, limits["max_num_checkpoints"]),
+            ("learning_rate", asked.learning_rate, limits["min_learning_rate"], limits["max_learning_rate"]),
+            ("lora_r", lora.lora_r if lora else 1, 1, limits["lora_training"]["max_rank"]),
+            (
+                "batch_size",
+                most if asked.batch_size == "max" else asked.batch_size,
+                sizes["min_batch_size"],
+                most,
+            ),
+            ("max_seq_length", asked.max_seq_length or context, limits["min_max_seq_length"], context),
+        ):
+            if not low <= value <= high:
+                raise HostError(
+                    400, f"{name} must be from {low} to {high} for {base}, got {value}", param=name
+                )
+
+    def _check_rows(self, kind: str, *files: StoredFile | None) -> None:
+        for file in files:
+            if file is None or file.report is None:
+                continue
+            preference = file.report.format == "preference"
+            if preference != (kind == "dpo"):
+                wanted = "preference" if kind == "dpo" else "conversation, instruction or text"
+                raise HostError(
+                    400, f"file {file.id} must have {wanted} rows for {kind}", param="training_file"
+                )
+
+    def limits(self, request: Request) -> Response:
+        name = request.query_params.get("model_name", "")
+        job = self._by_name(name.split(":")[0]) if base_model(name, self.name) is None else None
+        return json_answer(limits_of(job.base if job else self._base(name)))
+
+    def supported(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        return json_answer({"models": [m.hosts["together"].id for m in search(provider="together")]})
+
+    async def estimate(self, request: Request) -> Response:
+        asked = parse(EstimatePrice, await json_body(request))
+        return await run_in_threadpool(self._estimate, asked)
+
+    def _estimate(self, asked: EstimatePrice) -> Response:
+        for name, id in (("train", asked.training_file), ("eval", asked.validation_file)):
+            file = self.files.get(id) if id else None
+            if id and file is None:
+                raise HostError(400, f"file {id} was not found", code="invalid_file")
+            if file is not None and (reason := self._no_estimate(name, file)):
+                return json_answer({"estimation_available": False, "unavailable_reason": reason})
+        values = asked.model_dump(exclude_none=True)
+        values["validation_file"] = asked.validation_file or None
+        values["model"] = asked.model or None
+        if not asked.validation_file:
+            values["n_evals"] = 0
+        job = self._new(values)
+        usd = float(job.price_usd or 0)
+        return json_answer(
+            {
+                "estimation_available": True,
+                "estimated_total_price": usd,
+                "allowed_to_proceed": usd <= CREDIT_USD,
+                "user_limit": CREDIT_USD,
+                "estimated_train_token_count": job.tokens * job.epochs,
+                "estimated_eval_token_count": job.validation_tokens * job.evals,
+                "sandbox": True,
+            }
+        )
+
+    def _no_estimate(self, name: str, file: StoredFile) -> str | None:
+        if not self.files.ready(file):
+            return f"{name}_file_not_validated"
+        if file.report is None or file.report.error:
+            return f"{name}_file_invalid"
+        return "multimodal_dataset" if file.report.images else None
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _found(self, request: Request) -> Job:
+        id = request.path_params["id"]
+        job = self.job(id)
+        if job is None:
+            raise HostError(404, f"fine-tune job {id} was not found", code="not_found")
+        return job
+
+    def _render_id(self, id: str) -> dict[str, Any]:
+        job = self.job(id)
+        assert job is not None  # noqa: S101  made a moment ago
+        return self.render(job)
+
+    def word(self, job: Job) -> str:
+        """Together's word for where the job stands; the last stretch is compressing, then uploading."""
+        now = self.clock.now()
+        phase = job.phase(now)
+        if phase is Phase.FINALIZING:
+            middle = ((job.trained_at or now) + (job.finished_at or now)) / 2
+            return "compressing" if now < middle else "uploading"
+        return {
+            Phase.VALIDATING: "pending",
+            Phase.QUEUED: "queued",
+            Phase.RUNNING: "running",
+            Phase.PAUSED: "running",
+            Phase.CANCELLING: "cancel_requested",
+            Phase.CANCELLED: "cancelled",
+            Phase.FAILED: "error",
+            Phase.SUCCEEDED: "completed",
+        }[phase]
+
+    def render(self, job: Job, *, whole: bool = True) -> dict[str, Any]:
+        """The job as `retrieve` gives it, or without its events as lists give it."""
+        now = self.clock.now()
+        phase = job.phase(now)
+        body = job.body
+        share = Decimal(job.step(now)) / job.total_steps if phase is Phase.CANCELLED else Decimal(1)
+        usd = Decimal(job.price_usd or 0) * (Decimal(0) if phase is Phase.FAILED else share)
+        started = job.started_at is not None and now >= job.started_at
+        registry = registry_of(job) if phase is Phase.SUCCEEDED else {}
+        left = (job.trained_at - now) if job.trained_at and phase is Phase.RUNNING else 0
+        shown = ("lr_scheduler", "max_grad_norm", "max_seq_length", "packing", "suffix", "training_method")
+        shown += (
+            "training_type",
+            "warmup_ratio",
+            "weight_decay",
+            "from_checkpoint",
+            "n_evals",
+            "n_checkpoints",
+        )
+        shown += ("wandb_project_name", "wandb_name", "wandb_entity", "from_hf_model", "multimodal_params")
+        return {
+            **{name: body.get(name) for name in shown},
+            "object": "fine-tune",
+            "id": job.id,
+            "job_id": job.id,
+            "user_id": USER,
+            "owner_address": USER,
+            "status": self.word(job),
+            "created_at": iso(job.created_at),
+            "updated_at": iso(self._updated(job, now)),
+            "started_at": iso(job.started_at or now) if started else None,
+            "model": job.base,
+            "model_output_name": job.output,
+            "model_output_path": f"sandbox://{job.output}" if phase is Phase.SUCCEEDED else None,
+            "adapter_output_name": f"{job.output}-adapter",
+            "training_file": job.training_file,
+            "validation_file": job.validation_file or "",
+            "batch_size": body.get("batch_size", "max"),
+            "learning_rate": job.learning_rate,
+            "n_epochs": job.epochs,
+            "random_seed": job.seed,
+            "token_count": job.tokens * job.epochs,
+            "total_price": nano_usd(usd),
+            "epochs_completed": int(job.fraction(now) * job.epochs),
+            "steps_completed": job.step(now),
+            "total_steps": job.total_steps,
+            "queue_depth": 0,
+            "progress": {"estimate_available": left > 0, "seconds_remaining": int(left)},
+            "trainingfile_numlines": job.examples,
+            "early_stopped": job.early_stopped,
+            **registry,
+            **({"events": events_of(job, now, self.trainer)} if whole else {}),
+            **self.sandbox_fields(job),
+        }
+
+    def _updated(self, job: Job, now: float) -> float:
+        moments = (
+            job.created_at,
+            job.validated_at,
+            job.started_at,
+            job.trained_at,
+            job.finished_at,
+            job.cancel_at,
+        )
+        return max(at for at in (*moments, job.cancelled_at, job.failed_at) if at is not None and at <= now)
+
+    def list_jobs(self, request: Request) -> Response:
+        return json_answer({"data": [self.render(job, whole=False) for job in self.jobs()]})
+
+    def retrieve(self, request: Request) -> Response:
+        return json_answer(self.render(self._found(request)))
+
+    def events(self, request: Request) -> Response:
+        return json_answer({"data": events_of(self._found(request), self.clock.now(), self.trainer)})
+
+    def metrics(self, request: Request) -> Response:
+        job = self._found(request)
+        return json_answer({"metrics": metrics_of(job, self.clock.now(), self.trainer, request.query_params)})
+
+    def checkpoints(self, request: Request) -> Response:
+        return json_answer({"data": list(self._checkpoints(self._found(request)))})
+
+    def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
+        now = self.clock.now()
+        if job.started_at is None or now < job.started_at:
+            return
+        found = self.trainer.checkpoints(job, now)
+        for place, checkpoint in enumerate(found):
+            final = place == len(found) - 1 and job.phase(now) is Phase.SUCCEEDED
+            label = "Final" if final else "Intermediate"
+            for kind in ("model", "adapter"):
+                name = job.output if kind == "model" else f"{job.output}-adapter"
+                yield {
+                    "checkpoint": kind,
+                    "checkpoint_type": f"{label} {kind} (step {checkpoint.step})",
+                    "created_at": iso(checkpoint.at),
+                    "path": f"sandbox://{name}/{checkpoint.step}",
+                    "step": checkpoint.step,
+                    "object_id": _id("ml", name),
+                    "object_name": name,
+                    "object_revision_id": _id("rv", name, str(checkpoint.step)),
+                    "sandbox": True,
+                }
+
+    def download(self, request: Request) -> Response:
+        query = request.query_params
+        job = self.job(query.get("ft_id", ""))
+        if job is None:
+            raise HostError(404, f"fine-tune job {query.get('ft_id')} was not found", code="not_found")
+        kind, step = query.get("checkpoint"), int(query.get("checkpoint_step") or 0)
+        if kind is None and not step:
+            raise HostError(400, "checkpoint is required when checkpoint_step is not set", param="checkpoint")
+        if job.phase(self.clock.now()) is not Phase.SUCCEEDED and not step:
+            raise HostError(400, f"job {job.id} has no model yet", code="model_not_ready")
+        path = archives.pack(self, job, merged=kind in ("merged", "model_output_path"), step=step or None)
+        name = f"{job.output.rsplit('/', 1)[-1]}.tar.zst"
+        return FileResponse(path, media_type="application/zstd", filename=name)
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, request: Request) -> Response:
+        job = self._found(request)
+        takes = self.wait("cancelling")
+        job, done = self.change(job.id, lambda j, now: j.cancel(now, takes))
+        if not done:
+            raise HostError(
+                400, f"job {job.id} is {self.word(job)} and cannot be cancelled", code="invalid_state"
+            )
+        return json_answer(self.render(job, whole=False))
+
+    def delete(self, request: Request) -> Response:
+        job = self._found(request)
+        if not job.phase(self.clock.now()).ended and request.query_params.get("force") != "true":
+            raise HostError(400, f"job {job.id} is {self.word(job)}; cancel it first", code="invalid_state")
+        self.state.delete(self.name, "job", job.id)
+        return json_answer({"message": f"Fine-tune job {job.id} deleted", "sandbox": True})
+
+    # -- models and chat -----------------------------------------------------------------------------------
+
+    def models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        bases = [
+            {
+                "id": model.hosts["together"].id,
+                "object": "model",
+                "created": 0,
+                "type": "chat",
+                "display_name": model.title or model.name,
+                "organization": "sandbox",
+                "context_length": model.context,
+                "pricing": {"hourly": 0, "input": 0, "output": 0, "base": 0, "finetune": 0},
+                "sandbox": True,
+            }
+            for model in search(provider=self.name)
+        ]
+        return json_answer(bases)
+
+    async def chat(self, request: Request) -> Response:
+        asked = answers.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, asked)
+
+    def _chat(self, asked: answers.ChatRequest) -> Response:
+        if base_model(asked.model, self.name) is not None:
+            return answers.complete(self, asked, None)
+        return answers.complete(self, asked, self.endpoints.serving(asked.model))
+
+
+def registry_of(job: Job) -> dict[str, Any]:
+    """Where the finished weights are in Together's model registry."""
+    adapter = f"{job.output}-adapter"
+    return {
+        "model_object_id": _id("ml", job.output),
+        "model_object_name": job.output,
+        "model_object_revision_id": _id("rv", job.output),
+        "adapter_object_id": _id("ml", adapter),
+        "adapter_object_name": adapter,
+        "adapter_object_revision_id": _id("rv", adapter),
+    }
+
+
+def _id(prefix: str, *parts: str) -> str:
+    return f"{prefix}_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"

@@ -1,0 +1,233 @@
+"""What a host does with an uploaded training file: reads its rows as it would, or says why it will not.
+
+The rules are the hosts' own and are written here once more on purpose: a sandbox that refused by the same code
+with which the client checks could not show that the client checks rightly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+)
+
+ROLES = {
+    "openai": {"system", "user", "assistant", "tool", "function", "developer"},
+    "together": {"system", "user", "assistant", "tool"},
+    "fireworks": {"system", "user", "assistant", "tool"},
+}
+_MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight", "refusal"}
+_EXTRA_MESSAGE_FIELDS = {
+    "openai": {"function_call", "audio"},
+    "together": {"reasoning", "reasoning_content"},
+    "fireworks": {"reasoning_content"},
+}
+
+
+class RowError(Exception):
+    """The first row that the host does not take; `line` is 1-based."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"Line {line}: {reason}")
+        self.line = line
+        self.reason = reason
+
+
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What the host found in a file."""
+
+    format: str | None = None
+    """chat, preference, completion, text; as the rows are."""
+    examples: int = 0
+    error: str | None = None
+    tools: bool = False
+    parallel_tools: bool = False
+    reasoning: bool = False
+    message_weights: bool = False
+    row_weights: bool = False
+    images: bool = False
+    turns: int = 0
+    """User messages in all rows."""
+    tokens: dict[str, int] = {}
+    """By tokenizer, counted when first asked for."""
+
+
+def examine(path: Path, host: str) -> Report:
+    """Reads a JSONL file whole; the first wrong row ends it, with `error` set."""
+    report = Report()
+    try:
+        for example, row in read(path, host):
+            _note(report, example, row)
+    except RowError as error:
+        report.error = str(error)
+    else:
+        if report.examples == 0:
+            report.error = "The file has no rows"
+    return report
+
+
+def read(path: Path, host: str) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """Each row as a canonical example, and as it was. Raises `RowError` at the first that the host refuses."""
+    seen: str | None = None
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if not raw.strip():
+                raise RowError(line, "is empty")
+            try:
+                row = json.loads(raw.decode("utf-8"))
+            except (UnicodeDecodeError, ValueError) as error:
+                raise RowError(line, f"is not JSON in UTF-8: {error}") from error
+            if not isinstance(row, dict):
+                raise RowError(line, "is not a JSON object")
+            example = _example(line, cast("dict[str, Any]", row), host)
+            shape = type(example).__name__
+            if seen is not None and shape != seen:
+                raise RowError(line, "has another format than the rows before it")
+            seen = shape
+            yield example, cast("dict[str, Any]", row)
+
+
+def write_canonical(path: Path, host: str, target: Path, *, rl: bool = False) -> int:
+    """The rows as the local engine reads them, one canonical example per line; returns how many."""
+    count = 0
+    with target.open("wb") as out:
+        for example, row in read(path, host):
+            if rl and isinstance(example, ChatExample):
+                fields = {k: v for k, v in row.items() if k not in ("messages", "tools")}
+                example = RLExample(messages=example.messages, tools=example.tools, fields=fields)
+            out.write(msgspec.json.encode(example) + b"\n")
+            count += 1
+    return count
+
+
+def tokens(path: Path, host: str, tokenizer: str) -> int:
+    """Tokens of all rows, template included, as the named counter counts them."""
+    from orchestrate.data.tokens import counter
+
+    examples = [example for example, _ in read(path, host)]
+    return sum(counter(tokenizer).count(examples).tokens)
+
+
+def _example(line: int, row: dict[str, Any], host: str) -> Example:
+    shapes = [
+        name
+        for name, keys in (
+            ("chat", {"messages"}),
+            ("preference", {"input", "preferred_output", "non_preferred_output"}),
+            ("completion", {"prompt", "completion"}),
+            ("text", {"text"}),
+        )
+        if keys <= row.keys()
+    ]
+    if not shapes:
+        raise RowError(line, f"fields {', '.join(sorted(row)) or '(none)'} are no known training format")
+    if len(shapes) > 1 and host == "together":
+        raise RowError(line, f"matches two formats: {' and '.join(shapes)}")
+    match shapes[0]:
+        case "chat":
+            messages = _messages(line, row["messages"], host, "messages")
+            return ChatExample(messages=messages, tools=row.get("tools"), weight=_weight(line, row))
+        case "preference":
+            return _preference(line, row, host)
+        case "completion":
+            if not isinstance(row["prompt"], str) or not isinstance(row["completion"], str):
+                raise RowError(line, "prompt and completion must be strings")
+            return CompletionExample(prompt=row["prompt"], completion=row["completion"])
+        case _:
+            if host != "together" or not isinstance(row["text"], str):
+                raise RowError(line, "text rows are not taken here")
+            return TextExample(text=row["text"])
+
+
+def _preference(line: int, row: dict[str, Any], host: str) -> PreferenceExample:
+    given = row["input"]
+    if not isinstance(given, dict) or "messages" not in given:
+        raise RowError(line, "input must be an object with messages")
+    given = cast("dict[str, Any]", given)
+    answers: list[list[ChatMessage]] = []
+    for name in ("preferred_output", "non_preferred_output"):
+        answer = _messages(line, row[name], host, name)
+        if len(answer) != 1 or answer[0].role != "assistant":
+            raise RowError(line, f"{name} must be one assistant message")
+        answers.append(answer)
+    prompt = _messages(line, given["messages"], host, "input.messages")
+    return PreferenceExample(
+        prompt=prompt, preferred=answers[0], rejected=answers[1], tools=given.get("tools")
+    )
+
+
+def _messages(line: int, values: Any, host: str, where: str) -> list[ChatMessage]:
+    if not isinstance(values, list) or not values:
+        raise RowError(line, f"{where} must be a non-empty list")
+    found: list[ChatMessage] = []
+    for number, value in enumerate(cast("list[Any]", values), 1):
+        place = f"{where}, message {number}"
+        if not isinstance(value, dict):
+            raise RowError(line, f"{place} is not an object")
+        message = cast("dict[str, Any]", value)
+        if message.get("role") not in ROLES[host]:
+            raise RowError(line, f"{place}: role {message.get('role')!r} is not one of {sorted(ROLES[host])}")
+        if unknown := sorted(message.keys() - _MESSAGE_FIELDS - _EXTRA_MESSAGE_FIELDS[host]):
+            raise RowError(line, f"{place}: unexpected key {unknown[0]!r}")
+        if message.get("content") is None and not (message.get("tool_calls") or message.get("function_call")):
+            raise RowError(line, f"{place} has no content")
+        if message.get("weight") not in (None, 0, 1) or (
+            "weight" in message and message["role"] != "assistant"
+        ):
+            raise RowError(line, f"{place}: weight must be 0 or 1, on assistant messages only")
+        fields = {k: v for k, v in message.items() if k in ChatMessage.__struct_fields__}
+        if "reasoning_content" in message:
+            fields["reasoning"] = message["reasoning_content"]
+        try:
+            found.append(msgspec.convert(fields, ChatMessage))
+        except msgspec.ValidationError as error:
+            raise RowError(line, f"{place}: {error}") from error
+    if host == "together" and where.endswith("messages") and found[0].role not in ("system", "user"):
+        raise RowError(line, f"the first of {where} must be of system or user, not {found[0].role}")
+    return found
+
+
+def _weight(line: int, row: dict[str, Any]) -> float | None:
+    weight = row.get("weight")
+    if weight is None:
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        raise RowError(line, "weight must be a number of at least 0")
+    return float(weight)
+
+
+def _note(report: Report, example: Example, row: dict[str, Any]) -> None:
+    report.examples += 1
+    messages: list[ChatMessage] = []
+    match example:
+        case ChatExample():
+            report.format, messages = "chat", example.messages
+            report.tools |= bool(example.tools)
+            report.row_weights |= example.weight is not None
+        case PreferenceExample():
+            report.format, messages = "preference", example.prompt
+            report.tools |= bool(example.tools)
+        case CompletionExample():
+            report.format = "completion"
+        case _:
+            report.format = "text"
+    for message in messages:
+        report.turns += message.role == "user"
+        report.message_weights |= message.weight is not None
+        report.reasoning |= message.reasoning is not None
+        report.tools |= bool(message.tool_calls)
+        report.parallel_tools |= len(message.tool_calls or ()) > 1
+        if isinstance(message.content, list):
+            report.images |= any(part.type == "image_url" for part in message.content)
