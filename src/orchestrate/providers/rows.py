@@ -106,6 +106,7 @@ class Rows:
             outcome = Outcome.KEPT if kept else Outcome.MAPPED
             rule = None if kept else f"{self.provider}'s own id of it"
             self._put("model", outcome, model, None, rule, asked=self.spec.model)
+            self._rows = {"model": self._rows.pop("model"), **self._rows}
         for name in self.asked:
             if not self._answered(name):
                 self.refuse(name, f"{self.provider} has no such setting")
