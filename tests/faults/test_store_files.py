@@ -226,10 +226,9 @@ def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> No
     with Store.open(url(small_disk / "runs.sqlite3")) as store:
         make(store)
         ballast = small_disk / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
-                file.flush()
         with pytest.raises(StoreError, match="no room") as caught:
             for _ in range(20):
                 make(store)

@@ -47,7 +47,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.engine = engine
         self.clock = clock or Clock()
-        self.place = engine.url.render_as_string(hide_password=True)
+        is_file = engine.dialect.name == "sqlite"
+        self.place = str(engine.url.database) if is_file else engine.url.render_as_string(hide_password=True)
         self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
         self._writer = engine.execution_options(writes=True)
 
@@ -152,12 +153,13 @@ class Database:
             .with_for_update()
         ).one_or_none()
         if row is None or row.fence != lease.fence or row.owner != lease.owner:
-            raise LeaseLost(f"{lease.name}: another process has taken this over", fix="orchestrate sync")
+            raise _lost(lease)
 
-    def check(self, lease: Lease) -> None:
-        """Raises `LeaseLost` when another process has taken the work over."""
-        with self.writing() as connection:
-            self.require(connection, lease)
+    def check(self, lease: Lease, ttl_s: float) -> None:
+        """Raises `LeaseLost` when another process has taken the work over. It renews the lease, and so also
+        shows that the store can still be written."""
+        if not self.renew(lease, ttl_s):
+            raise _lost(lease)
 
     @contextmanager
     def lease(self, name: str, ttl_s: float = 30.0) -> Generator[Lease]:
@@ -187,3 +189,7 @@ class Database:
             keeper.join()
             with suppress(OrchestrateError):
                 self.release(lease)  # else it expires; an error that is under way must not be hidden
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"{lease.name}: another process has taken this over", fix="orchestrate sync")

@@ -115,7 +115,7 @@ def _sqlite_engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None  # transactions are begun below, never by the driver
-        # The journal mode is a property of the file: set once, when it is made, and never on what may be foreign.
+        # The journal mode belongs to the file: set when it is made, and never on what may be foreign.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 

@@ -164,7 +164,7 @@ class Submitter:
             self._apply(run, transitions.submitting, lease, new_attempt=True)
             self.reached("after-submitting")
             # The fence: another process that took this run over has raised it.
-            self.store.check(lease)
+            self.store.check(lease, self.timing.lease_s)
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
