@@ -67,7 +67,7 @@ def _list(sentences: Sequence[str]) -> str:
 
 def _table(comparison: Comparison, cells: Sequence[tuple[str, Sequence[str], bool]]) -> str:
     heads = "".join(
-        f'<th scope="col">{escape(c.label)}{" " + _TAG if c.run.sandbox else ""}</th>'
+        f'<th scope="col"{" class=tag" if c.run.sandbox else ""}>{escape(c.label)}</th>'
         for c in comparison.runs
     )
     body = "".join(
