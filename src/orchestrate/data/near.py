@@ -1,0 +1,136 @@
+"""Near duplicates: MinHash over shingles of five words, banded so that candidates meet by sorting.
+
+rensa makes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
+are rows with an equal band, confirmed by their sketches. At a similarity of 0.8 a pair is found with
+probability 0.95, at 0.9 with 0.9999.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from orchestrate.data.compare import numpy
+from orchestrate.data.pool import ordered
+from orchestrate.data.rows import visible
+from orchestrate.data.scan import Task, ranges, read_rows
+from orchestrate.errors import MissingExtra
+
+PERMUTATIONS = 128
+BANDS = 16
+WORDS = 5
+SEED = 42
+
+
+@dataclass
+class Signatures:
+    """`bands` holds 16 64-bit keys a row, `sketches` 128 bytes a row."""
+
+    numbers: array[int] = field(default_factory=lambda: array("I"))
+    bands: bytearray = field(default_factory=bytearray)
+    sketches: bytearray = field(default_factory=bytearray)
+    lines: int = 0
+
+    def add(self, other: Signatures) -> None:
+        self.numbers.extend(number + self.lines for number in other.numbers)
+        self.bands += other.bands
+        self.sketches += other.sketches
+        self.lines += other.lines
+
+
+def signatures(task: Task, size: int, workers: int | None = None) -> Signatures:
+    """Of all good rows of a file. Raises `MissingExtra` without rensa."""
+    _rensa()
+    tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
+    whole = Signatures()
+    for part in ordered(sign, tasks, workers):
+        whole.add(part)
+    return whole
+
+
+def sign(task: Task) -> Signatures:
+    """Signatures of one range; pure."""
+    np = numpy()
+    part = Signatures()
+    hashes: list[Any] = []
+    offsets = [0]
+    for number, row in read_rows(task):
+        part.lines = number
+        if row.example is None:
+            continue
+        shingles = _shingles(visible(row.example))
+        hashes.append(shingles)
+        offsets.append(offsets[-1] + len(shingles))
+        part.numbers.append(number)
+    if not hashes:
+        return part
+    matrix = _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(hashes), np.array(offsets, dtype=np.uint64), PERMUTATIONS, SEED
+    )
+    digests = np.array(matrix.to_rows(), dtype=np.uint64)
+    bands = digests.reshape(len(hashes) * BANDS, PERMUTATIONS // BANDS)
+    factors = np.array(
+        [pow(0x9E3779B97F4A7C15, i + 1, 1 << 64) for i in range(bands.shape[1])], dtype=np.uint64
+    )
+    keys = (bands * factors).sum(axis=1, dtype=np.uint64).reshape(len(hashes), BANDS)
+    part.bands += keys.tobytes()
+    part.sketches += (digests & np.uint64(0xFF)).astype(np.uint8).tobytes()
+    return part
+
+
+def _shingles(text: str) -> Any:
+    """Hashes of every five words in a row; of characters where a script has no spaces between words."""
+    np = numpy()
+    words: list[str] = text.casefold().split()
+    if len(words) * 20 < len(text):
+        words = [c for c in text.casefold() if not c.isspace()]
+    hashes = np.array([xxh3_64_intdigest(word.encode()) for word in words] or [0], dtype=np.uint64)
+    if len(hashes) < WORDS:
+        return hashes.sum(keepdims=True, dtype=np.uint64)
+    shingles = np.zeros(len(hashes) - WORDS + 1, dtype=np.uint64)
+    for i in range(WORDS):
+        shingles = shingles * np.uint64(0x100000001B3) + hashes[i : i + len(shingles)]
+    return shingles
+
+
+def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
+    """For each signed row the smallest index of a row in its cluster (its own when it is alone)."""
+    np = numpy()
+    rows = len(signed.numbers)
+    leader = list(range(rows))
+    bands = np.frombuffer(bytes(signed.bands), dtype=np.uint64).reshape(rows, BANDS)
+    sketches = np.frombuffer(bytes(signed.sketches), dtype=np.uint8).reshape(rows, PERMUTATIONS)
+    for band in range(BANDS):
+        keys = bands[:, band]
+        order = np.argsort(keys, kind="stable")
+        same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+        for start in range(0, len(same), 1 << 16):
+            block = same[start : start + (1 << 16)]
+            a, b = order[block], order[block + 1]
+            alike = (sketches[a] == sketches[b]).mean(axis=1) >= threshold
+            for x, y in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
+                _join(leader, x, y)
+    return [_root(leader, i) for i in range(rows)]
+
+
+def _root(leader: list[int], i: int) -> int:
+    while leader[i] != i:
+        leader[i] = leader[leader[i]]
+        i = leader[i]
+    return i
+
+
+def _join(leader: list[int], x: int, y: int) -> None:
+    a, b = _root(leader, x), _root(leader, y)
+    leader[max(a, b)] = min(a, b)
+
+
+def _rensa() -> Any:
+    try:
+        import rensa  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", "finding near duplicates", "rensa") from error
+    return rensa
