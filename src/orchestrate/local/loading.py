@@ -123,9 +123,23 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
         fuse(model)
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.hyper.neftune_alpha:
+        add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, Head.of(inner), device)
     loaded.whole_forward = not _head_is_understood(loaded)
     return loaded
+
+
+def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023): uniform noise on the input embeddings while training, of size alpha / sqrt(L d)."""
+
+    def noisy(module: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return out
+        size = alpha / (out.shape[1] * out.shape[2]) ** 0.5
+        return out + torch.empty_like(out).uniform_(-size, size)
+
+    embeddings.register_forward_hook(noisy)
 
 
 def _adapted(inner: Any, job: LocalJob) -> Any:

@@ -39,7 +39,9 @@ class Session:
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
         self.loaded = load(job, self.folder, self.device)
-        objective = Objective(self.loaded, self.tokenizer.pad_token_id or 0, _preference(job))
+        objective = Objective(
+            self.loaded, self.tokenizer.pad_token_id or 0, _preference(job), packing=job.hyper.packing
+        )
         self.loop = Loop(
             run,
             job,

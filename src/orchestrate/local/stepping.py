@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from orchestrate.local.loading import Loaded
 from orchestrate.local.losses import Preference, token_losses, weighted_loss
 from orchestrate.local.rows import Rows, micro_batches
 
+MOST_ROWS = 1 << 20
+PACKED_LINE = 256
+"""Tokens of a line of packed rows, at least."""
 SHORT_ROW = 512
 """On a CPU, rows up to this long are attended by plain matrix products: the flash kernel's backward pass is several
 times slower there."""
@@ -23,40 +27,74 @@ times slower there."""
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right. Under a causal mask no real token sees the padding, so no attention mask is needed."""
+    """Rows side by side, padded on the right, or several to a line when packed.
+
+    Unpacked, no attention mask is needed: under a causal mask no real token sees the padding behind it. Packed,
+    positions begin at 0 with each row, and transformers builds its masks from them: no row sees another.
+    """
 
     ids: Tensor
-    """[rows, tokens]"""
+    """[lines, tokens]"""
     places: Tensor
     """[trained] flat places whose next token is trained."""
     targets: Tensor
     weights: Tensor
     row: Tensor
-    """[trained] row of each trained token."""
+    """[trained] number, within this batch, of the row that the token belongs to."""
     tokens: int
     """Without padding."""
+    rows: int
     inputs: dict[str, Tensor]
-    """Position ids and attention mask, for packed rows only."""
+    """Position ids, for packed rows only."""
 
 
-def collate(rows: Rows, numbers: Sequence[int], pad: int, device: torch.device) -> Batch:
+def collate(
+    rows: Rows, numbers: Sequence[int], pad: int, device: torch.device, *, packing: bool = False
+) -> Batch:
+    """The rows of these numbers as one input of the model."""
     parts = [rows.row(i) for i in numbers]
-    longest = max(len(ids) for ids, _ in parts)
-    ids = np.full((len(parts), longest), pad, dtype=np.int64)
-    weights = np.zeros((len(parts), longest), dtype=np.float32)
-    for r, (row_ids, row_weights) in enumerate(parts):
-        ids[r, : len(row_ids)] = row_ids
-        weights[r, : len(row_ids) - 1] = row_weights[1:]
+    lengths = [len(ids) for ids, _ in parts]
+    seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
+    width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))
+    shape = (1 + max(line for line, _ in seats), width)
+    ids = np.full(shape, pad, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    owner = np.zeros(shape, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    for r, ((line, start), (row_ids, row_weights)) in enumerate(zip(seats, parts, strict=True)):
+        end = start + len(row_ids)
+        ids[line, start:end] = row_ids
+        weights[line, start : end - 1] = row_weights[1:]
+        owner[line, start:end] = r
+        positions[line, start:end] = np.arange(end - start)
     places = np.flatnonzero(weights)
+
+    def tensor(values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
     return Batch(
-        ids=torch.from_numpy(ids).to(device, non_blocking=True),
-        places=torch.from_numpy(places).to(device, non_blocking=True),
-        targets=torch.from_numpy(ids.reshape(-1)[places + 1]).to(device, non_blocking=True),
-        weights=torch.from_numpy(weights.reshape(-1)[places]).to(device, non_blocking=True),
-        row=torch.from_numpy(places // longest).to(device, non_blocking=True),
-        tokens=sum(len(row_ids) for row_ids, _ in parts),
-        inputs={},
+        ids=tensor(ids),
+        places=tensor(places),
+        targets=tensor(ids.reshape(-1)[np.minimum(places + 1, ids.size - 1)]),
+        weights=tensor(weights.reshape(-1)[places]),
+        row=tensor(owner.reshape(-1)[places]),
+        tokens=sum(lengths),
+        rows=len(parts),
+        inputs={"position_ids": tensor(positions)} if packing else {},
     )
+
+
+def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """(line, first token) of each row, longest first into the first line with room for it."""
+    free: list[int] = []
+    seats: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+    for r in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+        line = next((i for i, room in enumerate(free) if room >= lengths[r]), len(free))
+        if line == len(free):
+            free.append(width)
+        seats[r] = (line, width - free[line])
+        free[line] -= lengths[r]
+    return seats
 
 
 @dataclass
@@ -74,10 +112,13 @@ class Sums:
 class Objective:
     """SFT, or with `preference` a loss over pairs."""
 
-    def __init__(self, loaded: Loaded, pad: int, preference: Preference | None) -> None:
+    def __init__(
+        self, loaded: Loaded, pad: int, preference: Preference | None = None, *, packing: bool = False
+    ) -> None:
         self.loaded = loaded
         self.pad = pad
         self.preference = preference
+        self.packing = packing
 
     def attention(self, length: int) -> AbstractContextManager[Any]:
         if self.loaded.device.type != "cpu" or length > SHORT_ROW:
@@ -104,7 +145,8 @@ class Objective:
 
     def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
         """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the parameters'."""
-        batch = collate(rows, rows.rows_of(examples), self.pad, self.loaded.device)
+        numbers = rows.rows_of(examples)
+        batch = collate(rows, numbers, self.pad, self.loaded.device, packing=self.packing)
         with torch.set_grad_enabled(backward), self.attention(batch.ids.shape[1]), self.precision():
             if self.preference is None:
                 loss, correct = weighted_loss(
@@ -125,7 +167,7 @@ class Objective:
         )
 
     def _pairs(self, batch: Batch, preference: Preference) -> tuple[Tensor, Tensor, dict[str, float]]:
-        count = batch.ids.shape[0]
+        count = batch.rows
         lengths = torch.zeros(count, device=batch.ids.device).index_add_(0, batch.row, batch.weights)
         reference = None
         if preference.needs_reference:
@@ -149,7 +191,7 @@ class Objective:
         self.loaded.model.eval()
         sums = Sums()
         try:
-            for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, 1 << 20):
+            for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
         finally:
             self.loaded.model.train(training)
