@@ -148,7 +148,7 @@ def test_create_that_succeeds_is_sent_once(host: ScriptedHost, create: Callable[
     assert len(host.sent) == 1
 
 
-# -- reads ---------------------------------------------------------------------------------------------------
+# -- reads ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_text_where_an_object_was_expected(host: ScriptedHost, read: Callable[[]
     assert len(host.sent) == 2
 
 
-# -- secrets -------------------------------------------------------------------------------------------------
+# -- secrets --------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_removed_and_the_rest_stays() -> None:

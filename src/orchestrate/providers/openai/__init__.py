@@ -27,9 +27,9 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.hosted import data_folder
+from orchestrate.providers.hosted import Wire, data_folder
 from orchestrate.providers.openai import checking, reading, translation
-from orchestrate.providers.openai.connection import connect, is_azure, wire
+from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.sunset import closed
 from orchestrate.types import (
@@ -97,9 +97,9 @@ class OpenAIProvider(Provider):
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
 
-    def __init__(self, config: HostConfig) -> None:
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         super().__init__(config)
-        self._wire = wire(config)
+        self._wire = wire or wire_of(config)
         options = config.options
         self._files = Files(
             lambda: self.client,

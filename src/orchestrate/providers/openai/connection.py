@@ -57,5 +57,5 @@ def is_azure(config: HostConfig) -> bool:
     return "api_version" in config.options or ".azure.com" in (config.base_url or "")
 
 
-def wire(config: HostConfig) -> Wire:
+def wire_of(config: HostConfig) -> Wire:
     return Wire(config.name, retry=Retry(budget_s=float(config.options.get("retry_budget_s", 60.0))))
