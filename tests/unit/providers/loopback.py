@@ -89,7 +89,7 @@ class Host:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Serve)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
 
     def on(self, method: str, path: str, *answers: Any) -> None:

@@ -170,7 +170,12 @@ class TogetherProvider(Provider):
         client = self._client()
         answer = self._wire.send_once(
             ref,
-            lambda: client.post("/v1/fine-tunes", body=body, cast_to=FinetuneResponse),
+            lambda: client.post(
+                "/v1/fine-tunes",
+                body=body,
+                cast_to=FinetuneResponse,
+                options={"follow_redirects": False},  # a redirected POST is a second POST
+            ),
             lambda job: text(plain(job).get("id")),
         )
         return JobHandle(provider=self.name, job_id=str(plain(answer)["id"]), ref=ref)
