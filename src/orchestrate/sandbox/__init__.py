@@ -1,8 +1,8 @@
 """Three local servers that speak the fine-tuning APIs of OpenAI, Together and Fireworks, and really train.
 
-For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service: every
-answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that begin with
-`sandbox-` are taken.
+For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service:
+every answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that begin
+with `sandbox-` are taken.
 
     with running() as sandbox:
         subprocess.run(["my-tests"], env={**os.environ, **sandbox.env})
@@ -39,8 +39,8 @@ def running(
 ) -> AbstractContextManager[Sandbox]:
     """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
 
-    home             where state, uploads and runs are kept; a temporary folder when absent. A sandbox on the home
-                     of an earlier one goes on with its jobs.
+    home             where state, uploads and runs are kept; a temporary folder when absent. A sandbox on the
+                     home of an earlier one goes on with its jobs.
     speed            how many times shorter all waits are (states that are not training, file checks ...).
     model            folder of the model that stands in for every base model; the tiny one when absent.
     train            False: jobs walk through their states by the clock and are not trained, and say so.

@@ -33,9 +33,12 @@ def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
         return target
     files = host.trainer.merged(job, step) if merged else weights(host, job, step)
     draft = target.with_suffix(".part")
-    with draft.open("wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as out:
-        with tarfile.open(fileobj=out, mode="w|") as tar:
-            for file in files:
-                tar.add(file, arcname=file.name)
+    with (
+        draft.open("wb") as raw,
+        zstandard.ZstdCompressor(level=3).stream_writer(raw) as out,
+        tarfile.open(fileobj=out, mode="w|") as tar,
+    ):
+        for file in files:
+            tar.add(file, arcname=file.name)
     draft.replace(target)
     return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from orchestrate import costing
@@ -16,7 +16,7 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str) -> HostModel | None:
-    """A host's own id of a base model, as the catalog has it; `None` for names that the host does not know."""
+    """A host's own id of a base model, from the catalog; `None` for names that the host does not know."""
     for model in search(provider=host):
         if (found := model.hosts.get(host)) is not None and name in (found.id, *model.aliases):
             return found
@@ -59,7 +59,7 @@ def training_usd(host: str, job: Job, *, full: bool = False, packed: bool = True
     train, evaluation = billed_tokens(job, packed=packed, context=resolved.context(job.kind))
     usd = rate.usd_per_mtok * (train + evaluation) / MTOK
     minimum = book.find(host, "minimum", params_b=resolved.params_b, on=today)
-    if minimum is not None and minimum.usd is not None:
+    if minimum is not None:
         usd += rules.minimum_top_up(usd, minimum.usd)
     return usd
 

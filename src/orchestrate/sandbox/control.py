@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host
     from orchestrate.sandbox.state import Clock
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} sandbox</title></head><body>
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title} sandbox</title></head><body>
 <h1>This is a sandbox, not {title}</h1>
-<p>It speaks the fine-tuning API of {title} on this machine, so that programs can be tried without a key, a bill
-or data leaving the machine. {note}.</p>
-<p>It accepts only keys that begin with <code>sandbox-</code>. Jobs here: {jobs}; trained on this machine: {train}.</p>
+<p>It speaks the fine-tuning API of {title} on this machine, so that programs can be tried without a key,
+a bill or data leaving the machine. {note}.</p>
+<p>It accepts only keys that begin with <code>sandbox-</code>. Jobs here: {jobs}; trained on this machine:
+{train}.</p>
 <ul>
-<li><code>POST /_sandbox/faults</code> one fault or a list, <code>GET</code> those waiting, <code>DELETE</code> all</li>
-<li><code>GET /_sandbox/requests</code> counters and the last requests (<code>?method=POST&amp;path=...</code>),
-<code>DELETE</code> to start again</li>
-<li><code>GET /_sandbox/clock</code>, <code>POST {{"skip_s": 3600}}</code> or <code>{{"speed": 10}}</code></li>
+<li><code>POST /_sandbox/faults</code> one fault or a list, <code>GET</code> those waiting,
+<code>DELETE</code> all</li>
+<li><code>GET /_sandbox/requests</code> counters and the last requests
+(<code>?method=POST&amp;path=...</code>), <code>DELETE</code> to start again</li>
+<li><code>GET /_sandbox/clock</code>, <code>POST {{"skip_s": 3600}}</code> or
+<code>{{"speed": 10}}</code></li>
 <li><code>POST /_sandbox/jobs</code> a list of create bodies, made at once</li>
 </ul></body></html>"""
 

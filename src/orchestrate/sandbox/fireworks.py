@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -13,19 +12,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import answers
-from orchestrate.sandbox.billing import base_model, context_of, money, tokenizer_of, training_usd
-from orchestrate.sandbox.files import Files, StoredFile
-from orchestrate.sandbox.fireworks_bodies import DpoJob, ReinforcementJob, SupervisedJob
+from orchestrate.sandbox.billing import money
+from orchestrate.sandbox.files import Files
 from orchestrate.sandbox.fireworks_datasets import Datasets
+from orchestrate.sandbox.fireworks_jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks_models import Models
-from orchestrate.sandbox.fireworks_names import ACCOUNT, GRPC, aip_filter, paged, short
-from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.fireworks_names import ACCOUNT, GRPC, aip_filter, paged
+from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.types import MetricPoint
 
-MIN_EXAMPLES = 3
-MAX_EXAMPLES = 3_000_000
-SIGNED_LIFE_S = 3600
 WORDS = {
     Phase.QUEUED: "JOB_STATE_PENDING",
     Phase.RUNNING: "JOB_STATE_RUNNING",
@@ -36,31 +32,6 @@ WORDS = {
     Phase.FAILED: "JOB_STATE_FAILED",
     Phase.SUCCEEDED: "JOB_STATE_COMPLETED",
 }
-
-Asked = SupervisedJob | DpoJob | ReinforcementJob
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One collection of jobs."""
-
-    method: str
-    collection: str
-    id_field: str
-    body: type[SupervisedJob] | type[DpoJob] | type[ReinforcementJob]
-    batch: int
-
-
-KINDS = {
-    "supervisedFineTuningJobs": Kind(
-        "sft", "supervisedFineTuningJobs", "supervisedFineTuningJobId", SupervisedJob, 32
-    ),
-    "dpoJobs": Kind("dpo", "dpoJobs", "dpoJobId", DpoJob, 4),
-    "reinforcementFineTuningJobs": Kind(
-        "rft", "reinforcementFineTuningJobs", "reinforcementFineTuningJobId", ReinforcementJob, 32
-    ),
-}
-_BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 
 
 class FireworksHost(Host):
@@ -73,6 +44,7 @@ class FireworksHost(Host):
         self.files = Files(self)
         self.datasets = Datasets(self.files)
         self.tuned = Models(self)
+        self.maker = JobMaker(self)
 
     def env(self, key: str) -> dict[str, str]:
         return {
@@ -83,7 +55,7 @@ class FireworksHost(Host):
 
     def error(self, error: HostError) -> Response:
         """The gateway's form: a gRPC code, its message, no details."""
-        body = {"code": GRPC.get(error.status, 2), "message": error.message, "details": []}
+        body: dict[str, Any] = {"code": GRPC.get(error.status, 2), "message": error.message, "details": []}
         return json_answer(body, error.status, error.headers)
 
     def routes(self) -> list[BaseRoute]:
@@ -114,7 +86,7 @@ class FireworksHost(Host):
 
         async def estimate(request: Request) -> Response:
             body = await json_body(request)
-            job = await run_in_threadpool(self._new, kind, f"estimate-{uuid.uuid4().hex[:8]}", body)
+            job = await run_in_threadpool(self.maker.make, kind, f"estimate-{uuid.uuid4().hex[:8]}", body)
             if job.price_usd is None:
                 raise HostError(400, f"there is no price for {job.base}")
             return json_answer({"estimatedCost": money(Decimal(job.price_usd)), "sandbox": True})
@@ -192,7 +164,7 @@ class FireworksHost(Host):
     # -- creating ------------------------------------------------------------------------------------------
 
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Each body has its `collection` (supervised when absent) and, if the caller chose one, its `id` beside
+        """Each body has its `collection` (default: supervised) and, if the caller chose one, its `id`, beside
         the fields of the request."""
         made: list[Job] = []
         with self.state.transaction():
@@ -202,89 +174,10 @@ class FireworksHost(Host):
                 id = body.pop("id", None) or uuid.uuid4().hex[:12]
                 if self.job(id) is not None:
                     raise HostError(409, f"{kind.collection} {id} already exists")
-                job = self._new(kind, id, body)
+                job = self.maker.make(kind, id, body)
                 self.start(job)
                 made.append(job)
         return [job.id for job in made]
-
-    def _new(self, kind: Kind, id: str, body: dict[str, Any]) -> Job:
-        asked = parse(kind.body, body)
-        training = asked.training()
-        train = self._dataset(asked.dataset)
-        valid = self._dataset(asked.evaluationDataset) if asked.evaluationDataset else None
-        base, earlier = self._start_from(training.baseModel, training.warmStartFrom)
-        context = context_of(base, self.name, kind.method)
-        if training.maxContextLength and context and training.maxContextLength > context:
-            raise HostError(400, f"max_context_length must be at most {context} for {base}")
-        examples = train.report.examples if train.report else 0
-        self._check_rows(kind, train, examples, training.epochs)
-        tokenizer = tokenizer_of(base, self.name)
-        tokens = self.files.tokens(train, tokenizer)
-        validation_tokens = self.files.tokens(valid, tokenizer) if valid else 0
-        now = self.clock.now()  # counting may have taken longer than some states do
-        job = Job(
-            id=id,
-            host=self.name,
-            kind=kind.method,
-            model=training.baseModel or training.warmStartFrom or base,
-            base=base,
-            body=_without_key(body),
-            training_file=train.id,
-            validation_file=valid.id if valid else None,
-            trained=self.settings.train and kind.method != "rft",
-            epochs=training.epochs,
-            batch_size=training.batchSizeSamples or kind.batch,
-            learning_rate=training.learningRate or 1e-4,
-            lora_rank=training.loraRank,
-            evals=1 if valid else 0,
-            examples=examples,
-            tokens=tokens,
-            validation_tokens=validation_tokens,
-            output=f"accounts/{ACCOUNT}/models/{short(training.outputModel or id)}",
-            continues=earlier.id if earlier else None,
-            created_at=now,
-            validated_at=now + self.wait("validating"),
-        )
-        every = training.samplerCheckpointSaveIntervalSteps
-        job.checkpoints = max(1, job.total_steps // every) if every else 1
-        usd = training_usd(self.name, job)
-        job.price_usd = str(usd) if usd is not None else None
-        return job
-
-    def _dataset(self, name: str) -> StoredFile:
-        file = self.datasets.file_of(short(name))
-        if file is None:
-            raise HostError(404, f"dataset {name} was not found")
-        if not self.datasets.is_ready(short(name)):
-            raise HostError(400, f"dataset {name} is not READY")
-        return file
-
-    def _check_rows(self, kind: Kind, file: StoredFile, examples: int, epochs: int) -> None:
-        report = file.report
-        if report is None or report.error:
-            raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
-        if examples < MIN_EXAMPLES:
-            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are needed")
-        if examples * epochs > MAX_EXAMPLES:
-            raise HostError(400, f"examples x epochs must be at most {MAX_EXAMPLES}")
-        if (report.format == "preference") != (kind.method == "dpo"):
-            wanted = "preference pairs" if kind.method == "dpo" else "chat or completion rows"
-            raise HostError(400, f"{kind.collection} need a dataset of {wanted}")
-
-    def _start_from(self, base: str | None, warm: str | None) -> tuple[str, Job | None]:
-        if warm is not None:
-            job = self.tuned.job_of(warm)
-            if job is None:
-                raise HostError(404, f"model {warm} was not found or is not a PEFT addon")
-            return job.base, job
-        found = base_model(base or "", self.name)
-        if found is None:
-            if self.tuned.job_of(base or "") is not None:
-                raise HostError(400, "HF_PEFT_ADDON is not a base model; use warmStartFrom")
-            raise HostError(404, f"model {base} was not found")
-        if found.tunable == "no":
-            raise HostError(400, f"model {base} is not tunable")
-        return found.id, None
 
     def _restarted(self, job: Job) -> None:
         if job.trained:
@@ -317,7 +210,7 @@ class FireworksHost(Host):
 
     def render(self, job: Job) -> dict[str, Any]:
         now = self.clock.now()
-        kind = _BY_METHOD[job.kind]
+        kind = BY_METHOD[job.kind]
         trouble = self.trouble(job, now)
         started = job.started_at is not None and now >= job.started_at
         training = {
@@ -420,9 +313,3 @@ def _row(point: MetricPoint) -> dict[str, Any]:
     names = {"train_loss": "train/loss", "valid_loss": "eval/loss", "learning_rate": "train/learning_rate"}
     values = {names.get(name, name): value for name, value in point.values.items()}
     return {"step": point.step, "epoch": point.epoch, **values}
-
-
-def _without_key(body: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(body.get("wandbConfig"), dict):
-        return {**body, "wandbConfig": {k: v for k, v in body["wandbConfig"].items() if k != "apiKey"}}
-    return body

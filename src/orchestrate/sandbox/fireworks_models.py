@@ -230,10 +230,10 @@ class Models:
     def shapes(self, request: Request) -> Response:
         from orchestrate.catalog import search
 
-        found = [
+        found: list[dict[str, Any]] = [
             {
-                "name": f"accounts/fireworks/deploymentShapes/{short(m.hosts['fireworks'].id)}-{preset.lower()}",
-                "baseModel": m.hosts["fireworks"].id,
+                "name": f"accounts/fireworks/deploymentShapes/{short(base)}-{preset.lower()}",
+                "baseModel": base,
                 "acceleratorType": "NVIDIA_H100_80GB",
                 "acceleratorCount": 1,
                 "enableAddons": preset == "FULL_PRECISION",
@@ -241,7 +241,7 @@ class Models:
                 "presetType": preset,
                 "sandbox": True,
             }
-            for m in search(provider="fireworks")
+            for base in (model.hosts["fireworks"].id for model in search(provider="fireworks"))
             for preset in ("MINIMAL", "FULL_PRECISION")
         ]
         chosen = aip_filter(

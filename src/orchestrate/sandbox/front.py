@@ -1,4 +1,4 @@
-"""The front of a host: every request passes here and is counted, checked for a sandbox key, and may be hit by a
+"""The front of a host: every request passes here, is counted, must bring a sandbox key, and may be hit by a
 fault."""
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Front:
         )
 
     async def _logged(self, request: Request, receive: Receive) -> tuple[Receive, bytes | None]:
-        """Counts the request. A JSON body is read, logged without its secrets, and played back to the host."""
+        """Counts the request. A JSON body is read, logged without secrets, and played back to the host."""
         body: bytes | None = None
         parsed: Any = None
         if request.headers.get("content-type", "").startswith("application/json"):

@@ -14,7 +14,7 @@ MOST_PROCESSES = 2
 
 
 class Generators:
-    """A few answering processes, one for each adapter asked for lately; the one used longest ago makes room."""
+    """A few answering processes, one for each adapter asked for lately; the oldest one makes room."""
 
     def __init__(self, model: str, threads: int) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""A LoRA adapter added into its base model, with numpy alone: small models only, all tensors in memory at once."""
+"""A LoRA adapter added into its base model, with numpy alone: for small models, all tensors in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIX = "base_model.model."
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Path:
-    """Writes the merged model, in 32 bits, with the base's configuration and tokenizer, to the folder `target`.
+    """Writes the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
 
     `W + alpha / r * B @ A` for each adapted weight. Raises `KeyError` when the adapter does not fit the base.
     """

@@ -6,8 +6,7 @@ import base64
 import csv
 import hashlib
 import io
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.costing.rules import openai_auto_epochs
-from orchestrate.sandbox import answers
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
@@ -24,9 +22,9 @@ from orchestrate.sandbox.jobs import Job, Phase, Trouble
 from orchestrate.sandbox.openai_bodies import CreateJob, Dpo, Reinforcement
 from orchestrate.sandbox.openai_events import events_of, rendered_points
 from orchestrate.sandbox.openai_files import OpenAIFiles
+from orchestrate.sandbox.openai_models import ORG, OpenAIModels
 from orchestrate.sandbox.state import token
 
-ORG = "org-sandbox"
 MIN_EXAMPLES = 10
 WORDS = {
     Phase.VALIDATING: "validating_files",
@@ -69,10 +67,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/resume", "POST", self.resume),
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
-            route("/v1/models", "GET", self.models),
-            route("/v1/models/{id:path}", "GET", self.model),
-            route("/v1/models/{id:path}", "DELETE", self.delete_model),
-            route("/v1/chat/completions", "POST", self.chat),
+            *OpenAIModels(self).routes(),
         ]
 
     # -- creating ------------------------------------------------------------------------------------------
@@ -93,7 +88,7 @@ class OpenAIHost(Host):
         asked = parse(CreateJob, body)
         train = self._file(asked.training_file, "training_file")
         valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
-        continued, step = self._tuned(asked.model) if asked.model.startswith("ft:") else (None, None)
+        continued, step = self.tuned(asked.model) if asked.model.startswith("ft:") else (None, None)
         base = continued.base if continued else self._base(asked.model)
         id = f"ftjob-{token()}"
         tokenizer = tokenizer_of(base, self.name)
@@ -157,11 +152,12 @@ class OpenAIHost(Host):
                 return Trouble(message=reason, code=code, param=param)
             wanted = "preference" if job.kind == "dpo" else "chat"
             if file.report.format != wanted:
-                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. The rows are not in {wanted} format"
+                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. Rows are not in {wanted} format"
                 return Trouble(message=reason, code=code, param=param)
         if job.examples < MIN_EXAMPLES:
             return Trouble(
-                message=f"Training file has {job.examples} example(s), but must have at least {MIN_EXAMPLES} examples",
+                message=f"Training file has {job.examples} example(s), "
+                f"but must have at least {MIN_EXAMPLES} examples",
                 code="invalid_n_examples",
                 param="training_file",
             )
@@ -200,7 +196,7 @@ class OpenAIHost(Host):
             )
         return found.id
 
-    def _tuned(self, name: str) -> tuple[Job, int | None]:
+    def tuned(self, name: str) -> tuple[Job, int | None]:
         """The job that made a tuned model, and the step when it is a checkpoint's. Raises `HostError` 404."""
         output, _, step = name.partition(":ckpt-step-")
         for job in self.jobs(where=("$.output", output)):
@@ -339,72 +335,18 @@ class OpenAIHost(Host):
         return self._act(request, lambda job, now: job.cancel(now, 0.0), "cancelled")
 
     def pause(self, request: Request) -> Response:
-        return self._act(request, lambda job, now: job.pause(now), "paused")
+        return self._act(request, Job.pause, "paused")
 
     def resume(self, request: Request) -> Response:
-        return self._act(request, lambda job, now: job.resume(now), "resumed")
+        return self._act(request, Job.resume, "resumed")
 
-    def _act(self, request: Request, act: Any, word: str) -> Response:
+    def _act(self, request: Request, act: Callable[[Job, float], bool], word: str) -> Response:
         job = self._found(request.path_params["id"])
         job, done = self.change(job.id, act)
         if not done:
             status = WORDS[job.phase(self.clock.now())]
             raise HostError(400, f"Job has status {status} and cannot be {word}", code="invalid_job_status")
         return self._answer(job)
-
-    # -- models and chat -----------------------------------------------------------------------------------
-
-    def models(self, request: Request) -> Response:
-        from orchestrate.catalog import search
-
-        bases = [
-            _base_model(m.hosts["openai"].id, m.hosts["openai"].shutdown) for m in search(provider="openai")
-        ]
-        now = self.clock.now()
-        tuned = [
-            _tuned_model(j)
-            for j in self.jobs()
-            if j.phase(now) is Phase.SUCCEEDED and not j.body.get("sandbox_model_deleted")
-        ]
-        return json_answer({"object": "list", "data": bases + tuned})
-
-    def model(self, request: Request) -> Response:
-        id = request.path_params["id"]
-        if id.startswith("ft:"):
-            return json_answer({**_tuned_model(self._tuned(id)[0]), "id": id})
-        found = base_model(id, self.name)
-        if found is None:
-            raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
-        return json_answer(_base_model(found.id, found.shutdown))
-
-    def delete_model(self, request: Request) -> Response:
-        id = request.path_params["id"]
-        if not id.startswith("ft:"):
-            raise HostError(403, "You have insufficient permissions for this operation.")
-        job, _ = self._tuned(id)
-
-        def mark(job: Job, now: float) -> bool:
-            job.body["sandbox_model_deleted"] = True
-            return True
-
-        self.change(job.id, mark)
-        return json_answer({"id": id, "object": "model", "deleted": True})
-
-    async def chat(self, request: Request) -> Response:
-        asked = answers.parse_chat(await json_body(request))
-        return await run_in_threadpool(self._chat, asked)
-
-    def _chat(self, asked: answers.ChatRequest) -> Response:
-        if asked.model.startswith("ft:"):
-            job, step = self._tuned(asked.model)
-            return answers.complete(self, asked, job, step)
-        if base_model(asked.model, self.name) is None:
-            raise HostError(
-                404,
-                f"The model `{asked.model}` does not exist or you do not have access to it.",
-                code="model_not_found",
-            )
-        return answers.complete(self, asked, None)
 
 
 def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int) -> Response:
@@ -442,24 +384,3 @@ def _result_id(job: Job) -> str:
 
 def _short_hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def _base_model(id: str, shutdown: Any) -> dict[str, Any]:
-    return {
-        "id": id,
-        "object": "model",
-        "created": int(datetime(2024, 7, 18, tzinfo=UTC).timestamp()),
-        "owned_by": "sandbox",
-        "shutdown_date": shutdown.isoformat() if shutdown else None,
-    }
-
-
-def _tuned_model(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.output,
-        "object": "model",
-        "created": int(job.finished_at or job.created_at),
-        "owned_by": ORG,
-        "shutdown_date": None,
-        "sandbox": True,
-    }

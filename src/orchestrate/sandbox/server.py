@@ -7,7 +7,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def serve(
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
     result_encoding: str = "base64",
-) -> Iterator[Sandbox]:
+) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
     with _home(home) as folder:
         state = State(folder)
@@ -176,7 +176,7 @@ def _key(state: State) -> str:
 
 
 @contextmanager
-def _home(home: str | Path | None) -> Iterator[Path]:
+def _home(home: str | Path | None) -> Generator[Path]:
     if home is not None:
         folder = Path(home).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _home(home: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _running(apps: Sequence[Front], sockets: Sequence[socket.socket]) -> Iterator[None]:
+def _running(apps: Sequence[Front], sockets: Sequence[socket.socket]) -> Generator[None]:
     servers = [
         uvicorn.Server(
             uvicorn.Config(

@@ -12,7 +12,7 @@ import sqlite3
 import string
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class State:
             self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """Holds the only writer's lock; nests. All or nothing of what happens inside is kept."""
         with self._lock:
             if self._db.in_transaction:
@@ -134,10 +134,10 @@ class State:
                     f" ORDER BY seq {order} LIMIT 500",
                     values,
                 ).fetchall()
-            for seq, body in rows:
-                yield json.loads(body)
+            yield from (json.loads(body) for _, body in rows)
             if len(rows) < 500:
                 return
+            seq = rows[-1][0]
 
     def _seq(self, host: str, kind: str, id: str) -> int:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Together's dedicated endpoints (v2): an endpoint, deployments under it, and the traffic split between them."""
+"""Together's dedicated endpoints (v2): an endpoint, its deployments, and the traffic split between them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, HostError, iso, json_answer, json_body, parse, route
-from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
+from orchestrate.sandbox.together_registry import Registry
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.together import TogetherHost
-
-_DAY = 1_780_000_000.0
-_HARDWARE = (
-    ("h100-1x", "H100", 1, 80, 549),
-    ("h100-2x", "H100", 2, 160, 1098),
-    ("h200-1x", "H200", 1, 141, 629),
-)
 
 
 class CreateEndpoint(Body):
@@ -69,16 +63,13 @@ class Endpoints:
 
     def __init__(self, host: TogetherHost) -> None:
         self.host = host
+        self.registry = Registry(host)
 
     def routes(self) -> list[BaseRoute]:
         root = "/v2/projects/{project}/endpoints"
         below = f"{root}/{{endpoint}}/deployments"
         return [
-            route("/v2/public/inference-instance-types", "GET", self.hardware),
-            route("/v2/supported-models", "GET", self.supported_models),
-            route("/v2/projects/{project}/models", "GET", self.models),
-            route("/v2/projects/{project}/models/{id}", "GET", self.model),
-            route("/v2/projects/{project}/configs", "GET", self.configs),
+            *self.registry.routes(),
             route(root, "POST", self.create),
             route(root, "GET", self.list_endpoints),
             route(f"{root}/{{endpoint}}", "GET", self.retrieve),
@@ -91,86 +82,6 @@ class Endpoints:
             route(f"{below}/{{id}}", "DELETE", self.undeploy),
         ]
 
-    # -- what may be deployed, on what ---------------------------------------------------------------------
-
-    def hardware(self, request: Request) -> Response:
-        data = [
-            {
-                "id": id,
-                "name": id,
-                "description": f"{count}x NVIDIA {gpu} (sandbox)",
-                "gpuType": gpu,
-                "gpuCount": count,
-                "gpuMemoryGib": memory,
-                "priceCentsPerHour": cents,
-                "regions": [],
-            }
-            for id, gpu, count, memory, cents in _HARDWARE
-        ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
-
-    def supported_models(self, request: Request) -> Response:
-        from orchestrate.catalog import search
-
-        wanted = request.query_params.get("product") or request.query_params.get("products")
-        data = [
-            _supported(model.hosts["together"].id, model.title or model.name, model.context)
-            for model in search(provider="together")
-            if wanted in (None, "PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED")
-        ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
-
-    def _registered(self) -> dict[str, tuple[str, Job]]:
-        """Registry id -> (name, job) of all finished weights."""
-        from orchestrate.sandbox.together import registry_of
-
-        found: dict[str, tuple[str, Job]] = {}
-        for job in self.host.jobs():
-            if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
-                ids = registry_of(job)
-                found[ids["model_object_id"]] = (ids["model_object_name"], job)
-                found[ids["adapter_object_id"]] = (ids["adapter_object_name"], job)
-        return found
-
-    def models(self, request: Request) -> Response:
-        data = [self._model(request, id, name, job) for id, (name, job) in self._registered().items()]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
-
-    def model(self, request: Request) -> Response:
-        id = request.path_params["id"]
-        for known, (name, job) in self._registered().items():
-            if id in (known, name, name.rsplit("/", 1)[-1]):
-                return json_answer(self._model(request, known, name, job))
-        raise HostError(404, f"model {id} was not found", code="not_found")
-
-    def _model(self, request: Request, id: str, name: str, job: Job) -> dict[str, Any]:
-        return {
-            "id": id,
-            "name": name,
-            "projectId": request.path_params["project"],
-            "baseModel": job.base,
-            "createdAt": iso(job.finished_at or job.created_at),
-            "updatedAt": iso(job.finished_at or job.created_at),
-            "sandbox": True,
-        }
-
-    def configs(self, request: Request) -> Response:
-        model = (
-            request.query_params.get("reference_model") or request.query_params.get("referenceModel") or ""
-        )
-        data = [
-            {
-                "id": f"cr_{id.replace('-', '')}",
-                "projectId": request.path_params["project"],
-                "referenceModel": model,
-                "referenceModelId": model,
-                "certifications": [],
-                "selectors": [{"key": "gpuType", "value": gpu}, {"key": "gpuCount", "value": str(count)}],
-            }
-            for id, gpu, count, _, _ in _HARDWARE
-        ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
-
     # -- endpoints -----------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
@@ -178,7 +89,7 @@ class Endpoints:
         if any(e["name"] == _full(asked.name) for e in self._all()):
             raise HostError(409, f"endpoint {asked.name} exists already", code="already_exists")
         now = iso(self.host.clock.now())
-        endpoint = {
+        endpoint: dict[str, Any] = {
             "id": f"ep_{token(16)}",
             "name": _full(asked.name),
             "projectId": request.path_params["project"],
@@ -265,7 +176,7 @@ class Endpoints:
         asked = parse(CreateDeployment, await json_body(request))
         name, job = self._deployable(asked)
         now = self.host.clock.now()
-        model_id = next((id for id, (known, _) in self._registered().items() if known == name), name)
+        model_id = next((id for id, (known, _) in self.registry.weights().items() if known == name), name)
         deployment = {
             "id": f"dep_{token(16)}",
             "name": f"{endpoint['name']}/{asked.name}",
@@ -299,7 +210,7 @@ class Endpoints:
         key = (
             wanted.split("/models/")[-1].split("/revisions/")[0] if wanted.startswith("projects/") else wanted
         )
-        for id, (name, job) in self._registered().items():
+        for id, (name, job) in self.registry.weights().items():
             if key in (id, name, name.rsplit("/", 1)[-1], job.id):
                 return name, job
         if base_model(key, "together") is not None:
@@ -381,26 +292,3 @@ class Endpoints:
 
 def _full(name: str) -> str:
     return name if "/" in name else f"sandbox/{name}"
-
-
-def _supported(id: str, title: str, context: int | None) -> dict[str, Any]:
-    at = iso(_DAY)
-    return {
-        "id": id,
-        "name": id,
-        "displayName": title,
-        "displayType": "chat",
-        "baseModel": id,
-        "baseModelId": id,
-        "capabilities": ["CAPABILITY_CHAT"],
-        "contextLength": str(context) if context else None,
-        "createdAt": at,
-        "updatedAt": at,
-        "deploymentProfiles": [],
-        "inputModalities": ["MODALITY_TEXT"],
-        "outputModalities": ["MODALITY_TEXT"],
-        "products": ["PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED"],
-        "publisher": "sandbox",
-        "status": "SUPPORTED_MODEL_STATUS_SUPPORTED",
-        "sandbox": True,
-    }

@@ -182,7 +182,7 @@ class TogetherFiles:
         self._refuse_known(asked.checksum)
         id = f"file-{uuid.uuid4()}"
         self._expect(id, asked.model_dump(), parts=asked.num_parts)
-        parts = [
+        parts: list[dict[str, Any]] = [
             {
                 "PartNumber": n,
                 "URL": f"{self.host.base_url}/_signed/part/{id}/{n}?signature={token()}",

@@ -1,8 +1,8 @@
 """Training behind the hosts: jobs wait for a free slot and are trained by the local engine, one process each.
 
-What a host is asked for about a job's training (metrics, checkpoints, the adapter, answers of the tuned model)
-comes from here: from the engine's run directory when the job is trained, from a formula with a label on it when
-the sandbox runs without training.
+What a host is asked for about a job's training (metrics, checkpoints, the adapter, answers of the tuned
+model) comes from here: from the engine's run directory when the job is trained, from a formula with a label on
+it when the sandbox runs without training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import msgspec
 
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.checkpoints import Progress
-from orchestrate.sandbox.jobs import Job, Phase, Trouble
 from orchestrate.sandbox.generators import Generators
+from orchestrate.sandbox.jobs import Job, Phase, Trouble
 from orchestrate.sandbox.merging import merge
 from orchestrate.sandbox.untrained import ANSWER, made_up_metrics, placeholder_adapter
 from orchestrate.sandbox.uploads import write_canonical

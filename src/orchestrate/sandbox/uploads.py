@@ -1,7 +1,7 @@
 """What a host does with an uploaded training file: reads its rows as it would, or says why it will not.
 
-The rules are the hosts' own and are written here once more on purpose: a sandbox that refused by the same code
-with which the client checks could not show that the client checks rightly.
+The rules are the hosts' own and are written here once more on purpose: a sandbox that refused by the same
+code with which the client checks could not show that the client checks rightly.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def examine(path: Path, host: str) -> Report:
 
 
 def read(path: Path, host: str) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """Each row as a canonical example, and as it was. Raises `RowError` at the first that the host refuses."""
+    """Each row as a canonical example, and as it was. Raises `RowError` at the first one refused."""
     seen: str | None = None
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):

@@ -1,0 +1,134 @@
+"""Making jobs on the Fireworks host: the three collections, and what is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
+from orchestrate.sandbox.files import StoredFile
+from orchestrate.sandbox.fireworks_bodies import DpoJob, ReinforcementJob, SupervisedJob
+from orchestrate.sandbox.fireworks_names import ACCOUNT, short
+from orchestrate.sandbox.host import HostError, parse
+from orchestrate.sandbox.jobs import Job
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.fireworks import FireworksHost
+
+MIN_EXAMPLES = 3
+MAX_EXAMPLES = 3_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One collection of jobs."""
+
+    method: str
+    collection: str
+    id_field: str
+    body: type[SupervisedJob] | type[DpoJob] | type[ReinforcementJob]
+    batch: int
+
+
+KINDS = {
+    "supervisedFineTuningJobs": Kind(
+        "sft", "supervisedFineTuningJobs", "supervisedFineTuningJobId", SupervisedJob, 32
+    ),
+    "dpoJobs": Kind("dpo", "dpoJobs", "dpoJobId", DpoJob, 4),
+    "reinforcementFineTuningJobs": Kind(
+        "rft", "reinforcementFineTuningJobs", "reinforcementFineTuningJobId", ReinforcementJob, 32
+    ),
+}
+BY_METHOD = {kind.method: kind for kind in KINDS.values()}
+
+
+class JobMaker:
+    """Turns create bodies into jobs, or refuses them as the host does."""
+
+    def __init__(self, host: FireworksHost) -> None:
+        self.host = host
+
+    def make(self, kind: Kind, id: str, body: dict[str, Any]) -> Job:
+        asked = parse(kind.body, body)
+        training = asked.training()
+        train = self._dataset(asked.dataset)
+        valid = self._dataset(asked.evaluationDataset) if asked.evaluationDataset else None
+        base, earlier = self._start_from(training.baseModel, training.warmStartFrom)
+        context = context_of(base, self.host.name, kind.method)
+        if training.maxContextLength and context and training.maxContextLength > context:
+            raise HostError(400, f"max_context_length must be at most {context} for {base}")
+        examples = train.report.examples if train.report else 0
+        self._check_rows(kind, train, examples, training.epochs)
+        tokenizer = tokenizer_of(base, self.host.name)
+        tokens = self.host.files.tokens(train, tokenizer)
+        validation_tokens = self.host.files.tokens(valid, tokenizer) if valid else 0
+        now = self.host.clock.now()  # counting may have taken longer than some states do
+        job = Job(
+            id=id,
+            host=self.host.name,
+            kind=kind.method,
+            model=training.baseModel or training.warmStartFrom or base,
+            base=base,
+            body=_without_key(body),
+            training_file=train.id,
+            validation_file=valid.id if valid else None,
+            trained=self.host.settings.train and kind.method != "rft",
+            epochs=training.epochs,
+            batch_size=training.batchSizeSamples or kind.batch,
+            learning_rate=training.learningRate or 1e-4,
+            lora_rank=training.loraRank,
+            evals=1 if valid else 0,
+            examples=examples,
+            tokens=tokens,
+            validation_tokens=validation_tokens,
+            output=f"accounts/{ACCOUNT}/models/{short(training.outputModel or id)}",
+            continues=earlier.id if earlier else None,
+            created_at=now,
+            validated_at=now + self.host.wait("validating"),
+        )
+        every = training.samplerCheckpointSaveIntervalSteps
+        job.checkpoints = max(1, job.total_steps // every) if every else 1
+        usd = training_usd(self.host.name, job)
+        job.price_usd = str(usd) if usd is not None else None
+        return job
+
+    def _dataset(self, name: str) -> StoredFile:
+        file = self.host.datasets.file_of(short(name))
+        if file is None:
+            raise HostError(404, f"dataset {name} was not found")
+        if not self.host.datasets.is_ready(short(name)):
+            raise HostError(400, f"dataset {name} is not READY")
+        return file
+
+    def _check_rows(self, kind: Kind, file: StoredFile, examples: int, epochs: int) -> None:
+        report = file.report
+        if report is None or report.error:
+            raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
+        if examples < MIN_EXAMPLES:
+            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are needed")
+        if examples * epochs > MAX_EXAMPLES:
+            raise HostError(400, f"examples x epochs must be at most {MAX_EXAMPLES}")
+        if (report.format == "preference") != (kind.method == "dpo"):
+            wanted = "preference pairs" if kind.method == "dpo" else "chat or completion rows"
+            raise HostError(400, f"{kind.collection} need a dataset of {wanted}")
+
+    def _start_from(self, base: str | None, warm: str | None) -> tuple[str, Job | None]:
+        if warm is not None:
+            job = self.host.tuned.job_of(warm)
+            if job is None:
+                raise HostError(404, f"model {warm} was not found or is not a PEFT addon")
+            return job.base, job
+        found = base_model(base or "", self.host.name)
+        if found is None:
+            if self.host.tuned.job_of(base or "") is not None:
+                raise HostError(400, "HF_PEFT_ADDON is not a base model; use warmStartFrom")
+            raise HostError(404, f"model {base} was not found")
+        if found.tunable == "no":
+            raise HostError(400, f"model {base} is not tunable")
+        return found.id, None
+
+
+def _without_key(body: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(body.get("wandbConfig"), dict):
+        return {**body, "wandbConfig": {k: v for k, v in body["wandbConfig"].items() if k != "apiKey"}}
+    return body

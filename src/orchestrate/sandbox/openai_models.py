@@ -1,0 +1,109 @@
+"""OpenAI's models, base and tuned, and their answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox import answers
+from orchestrate.sandbox.billing import base_model
+from orchestrate.sandbox.host import HostError, json_answer, json_body, route
+from orchestrate.sandbox.jobs import Job, Phase
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.openai import OpenAIHost
+
+ORG = "org-sandbox"
+
+
+class OpenAIModels:
+    """Routes over the models of the OpenAI host."""
+
+    def __init__(self, host: OpenAIHost) -> None:
+        self.host = host
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            route("/v1/models", "GET", self.models),
+            route("/v1/models/{id:path}", "GET", self.model),
+            route("/v1/models/{id:path}", "DELETE", self.delete_model),
+            route("/v1/chat/completions", "POST", self.chat),
+        ]
+
+    def models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        bases = [
+            _base_model(m.hosts["openai"].id, m.hosts["openai"].shutdown) for m in search(provider="openai")
+        ]
+        now = self.host.clock.now()
+        tuned = [
+            _tuned_model(j)
+            for j in self.host.jobs()
+            if j.phase(now) is Phase.SUCCEEDED and not j.body.get("sandbox_model_deleted")
+        ]
+        return json_answer({"object": "list", "data": bases + tuned})
+
+    def model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if id.startswith("ft:"):
+            return json_answer({**_tuned_model(self.host.tuned(id)[0]), "id": id})
+        found = base_model(id, "openai")
+        if found is None:
+            raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
+        return json_answer(_base_model(found.id, found.shutdown))
+
+    def delete_model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if not id.startswith("ft:"):
+            raise HostError(403, "You have insufficient permissions for this operation.")
+        job, _ = self.host.tuned(id)
+
+        def mark(job: Job, now: float) -> bool:
+            job.body["sandbox_model_deleted"] = True
+            return True
+
+        self.host.change(job.id, mark)
+        return json_answer({"id": id, "object": "model", "deleted": True})
+
+    async def chat(self, request: Request) -> Response:
+        asked = answers.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, asked)
+
+    def _chat(self, asked: answers.ChatRequest) -> Response:
+        if asked.model.startswith("ft:"):
+            job, step = self.host.tuned(asked.model)
+            return answers.complete(self.host, asked, job, step)
+        if base_model(asked.model, "openai") is None:
+            raise HostError(
+                404,
+                f"The model `{asked.model}` does not exist or you do not have access to it.",
+                code="model_not_found",
+            )
+        return answers.complete(self.host, asked, None)
+
+
+def _base_model(id: str, shutdown: Any) -> dict[str, Any]:
+    return {
+        "id": id,
+        "object": "model",
+        "created": int(datetime(2024, 7, 18, tzinfo=UTC).timestamp()),
+        "owned_by": "sandbox",
+        "shutdown_date": shutdown.isoformat() if shutdown else None,
+    }
+
+
+def _tuned_model(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.output,
+        "object": "model",
+        "created": int(job.finished_at or job.created_at),
+        "owned_by": ORG,
+        "shutdown_date": None,
+        "sandbox": True,
+    }

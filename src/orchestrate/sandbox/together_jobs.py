@@ -1,0 +1,161 @@
+"""Making jobs on the Together host: what is checked, what a job costs, where it starts from."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
+from orchestrate.sandbox.files import StoredFile
+from orchestrate.sandbox.host import HostError, parse
+from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.together_bodies import CreateJob, FullType, LoraType
+from orchestrate.sandbox.together_limits import limits_of
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.together import TogetherHost
+
+
+class JobMaker:
+    """Turns create bodies into jobs, or refuses them as the host does."""
+
+    def __init__(self, host: TogetherHost) -> None:
+        self.host = host
+
+    def make(self, body: dict[str, Any]) -> Job:
+        asked = parse(CreateJob, body)
+        train = self._file(asked.training_file, "training_file")
+        valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
+        base, earlier, step = self._start_from(asked)
+        kind = asked.training_method.method
+        self._check_ranges(asked, base, kind)
+        self._check_rows(kind, train, valid)
+        id = f"ft-{uuid.uuid4()}"
+        tokens = self._tokens(train, base)
+        validation_tokens = self._tokens(valid, base) if valid else 0
+        now = self.host.clock.now()  # counting may have taken longer than some states do
+        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
+        limits = limits_of(base)
+        job = Job(
+            id=id,
+            host=self.host.name,
+            kind=kind,
+            model=asked.model or base,
+            base=base,
+            body={k: v for k, v in body.items() if k not in ("wandb_key", "wandb_api_key", "hf_api_token")},
+            training_file=train.id,
+            validation_file=valid.id if valid else None,
+            trained=self.host.settings.train,
+            seed=asked.random_seed if asked.random_seed is not None else 42,
+            epochs=asked.n_epochs,
+            batch_size=8 if asked.batch_size == "max" else asked.batch_size,
+            learning_rate=asked.learning_rate,
+            lora_rank=lora.lora_r if lora else limits["lora_training"]["default_rank"],
+            checkpoints=asked.n_checkpoints,
+            evals=asked.n_evals,
+            examples=train.report.examples if train.report else 0,
+            tokens=tokens,
+            validation_tokens=validation_tokens,
+            output="sandbox/" + "-".join(p for p in (base.rsplit("/", 1)[-1], asked.suffix, id[3:11]) if p),
+            continues=earlier.id if earlier else None,
+            continues_step=step,
+            created_at=now,
+            validated_at=now + self.host.wait("validating"),
+        )
+        usd = training_usd(
+            self.host.name, job, full=isinstance(asked.training_type, FullType), packed=asked.packing
+        )
+        job.price_usd = str(usd) if usd is not None else None
+        return job
+
+    def _tokens(self, file: StoredFile, base: str) -> int:
+        return self.host.files.tokens(file, tokenizer_of(base, self.host.name))
+
+    def _file(self, id: str, param: str) -> StoredFile:
+        file = self.host.files.get(id)
+        if file is None:
+            raise HostError(400, f"file {id} was not found", param=param, code="invalid_file")
+        if file.purpose not in ("fine-tune", "eval"):
+            raise HostError(400, f"file {id} has purpose {file.purpose}, not fine-tune", param=param)
+        if not self.host.files.ready(file):
+            raise HostError(
+                400,
+                f"file {id} has not been validated yet (processing_status PENDING)",
+                param=param,
+                code="file_not_ready",
+            )
+        if file.report is not None and file.report.error:
+            raise HostError(
+                400, f"file {id} is not valid: {file.report.error}", param=param, code="invalid_file"
+            )
+        return file
+
+    def _start_from(self, asked: CreateJob) -> tuple[str, Job | None, int | None]:
+        """The base model, and the job and step to go on from, if any."""
+        if asked.from_checkpoint is None:
+            return self.base(asked.model or ""), None, None
+        name, _, step = asked.from_checkpoint.partition(":")
+        job = self.by_name(name)
+        if job is None or job.phase(self.host.clock.now()) is not Phase.SUCCEEDED:
+            raise HostError(400, f"checkpoint {asked.from_checkpoint} was not found", param="from_checkpoint")
+        return job.base, job, int(step) if step.isdigit() else None
+
+    def by_name(self, name: str) -> Job | None:
+        """A job by its id or by its output's name."""
+        if name.startswith("ft-"):
+            return self.host.job(name)
+        return next(self.host.jobs(where=("$.output", name)), None)
+
+    def base(self, model: str) -> str:
+        found = base_model(model, self.host.name)
+        if found is None or found.tunable == "no":
+            raise HostError(
+                400,
+                f"model {model} is not supported for fine-tuning",
+                param="model",
+                code="model_not_supported",
+            )
+        return found.id
+
+    def _check_ranges(self, asked: CreateJob, base: str, kind: str) -> None:
+        """The limits that `models/limits` tells."""
+        limits = limits_of(base)
+        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
+        if isinstance(asked.training_type, FullType) and not limits["supports_full_training"]:
+            raise HostError(400, f"full training is not supported for {base}", param="training_type")
+        sizes = (
+            limits["lora_training"]
+            if not isinstance(asked.training_type, FullType)
+            else limits["full_training"]
+        )
+        most = sizes["max_batch_size_dpo" if kind == "dpo" else "max_batch_size"]
+        context = limits["max_seq_length_dpo" if kind == "dpo" else "max_seq_length_sft"]
+        for name, value, low, high in (
+            ("n_epochs", asked.n_epochs, 1, limits["max_num_epochs"]),
+            ("n_evals", asked.n_evals, 0, limits["max_num_evals"]),
+            ("n_checkpoints", asked.n_checkpoints, 1, limits["max_num_checkpoints"]),
+            ("learning_rate", asked.learning_rate, limits["min_learning_rate"], limits["max_learning_rate"]),
+            ("lora_r", lora.lora_r if lora else 1, 1, limits["lora_training"]["max_rank"]),
+            (
+                "batch_size",
+                most if asked.batch_size == "max" else asked.batch_size,
+                sizes["min_batch_size"],
+                most,
+            ),
+            ("max_seq_length", asked.max_seq_length or context, limits["min_max_seq_length"], context),
+        ):
+            if not low <= value <= high:
+                raise HostError(
+                    400, f"{name} must be from {low} to {high} for {base}, got {value}", param=name
+                )
+
+    def _check_rows(self, kind: str, *files: StoredFile | None) -> None:
+        for file in files:
+            if file is None or file.report is None:
+                continue
+            preference = file.report.format == "preference"
+            if preference != (kind == "dpo"):
+                wanted = "preference" if kind == "dpo" else "conversation, instruction or text"
+                raise HostError(
+                    400, f"file {file.id} must have {wanted} rows for {kind}", param="training_file"
+                )

@@ -1,0 +1,155 @@
+"""What Together's project holds and offers: tuned weights, base models, hardware and its prices."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from orchestrate.sandbox.host import HostError, iso, json_answer, route
+from orchestrate.sandbox.jobs import Job, Phase
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.together import TogetherHost
+
+_DAY = 1_780_000_000.0
+_HARDWARE = (
+    ("h100-1x", "H100", 1, 80, 549),
+    ("h100-2x", "H100", 2, 160, 1098),
+    ("h200-1x", "H200", 1, 141, 629),
+)
+
+
+class Registry:
+    """Routes over models, configurations and hardware of the Together host."""
+
+    def __init__(self, host: TogetherHost) -> None:
+        self.host = host
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            route("/v2/public/inference-instance-types", "GET", self.hardware),
+            route("/v2/supported-models", "GET", self.supported_models),
+            route("/v2/projects/{project}/models", "GET", self.models),
+            route("/v2/projects/{project}/models/{id}", "GET", self.model),
+            route("/v2/projects/{project}/configs", "GET", self.configs),
+        ]
+
+    def hardware(self, request: Request) -> Response:
+        data: list[dict[str, Any]] = [
+            {
+                "id": id,
+                "name": id,
+                "description": f"{count}x NVIDIA {gpu} (sandbox)",
+                "gpuType": gpu,
+                "gpuCount": count,
+                "gpuMemoryGib": memory,
+                "priceCentsPerHour": cents,
+                "regions": [],
+            }
+            for id, gpu, count, memory, cents in _HARDWARE
+        ]
+        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+
+    def supported_models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        wanted = request.query_params.get("product") or request.query_params.get("products")
+        data = [
+            _supported(model.hosts["together"].id, model.title or model.name, model.context)
+            for model in search(provider="together")
+            if wanted in (None, "PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED")
+        ]
+        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+
+    def weights(self) -> dict[str, tuple[str, Job]]:
+        """Registry id -> (name, job) of all finished weights."""
+        found: dict[str, tuple[str, Job]] = {}
+        for job in self.host.jobs():
+            if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
+                ids = registry_of(job)
+                found[ids["model_object_id"]] = (ids["model_object_name"], job)
+                found[ids["adapter_object_id"]] = (ids["adapter_object_name"], job)
+        return found
+
+    def models(self, request: Request) -> Response:
+        data = [self._model(request, id, name, job) for id, (name, job) in self.weights().items()]
+        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+
+    def model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        for known, (name, job) in self.weights().items():
+            if id in (known, name, name.rsplit("/", 1)[-1]):
+                return json_answer(self._model(request, known, name, job))
+        raise HostError(404, f"model {id} was not found", code="not_found")
+
+    def _model(self, request: Request, id: str, name: str, job: Job) -> dict[str, Any]:
+        return {
+            "id": id,
+            "name": name,
+            "projectId": request.path_params["project"],
+            "baseModel": job.base,
+            "createdAt": iso(job.finished_at or job.created_at),
+            "updatedAt": iso(job.finished_at or job.created_at),
+            "sandbox": True,
+        }
+
+    def configs(self, request: Request) -> Response:
+        model = (
+            request.query_params.get("reference_model") or request.query_params.get("referenceModel") or ""
+        )
+        data = [
+            {
+                "id": f"cr_{id.replace('-', '')}",
+                "projectId": request.path_params["project"],
+                "referenceModel": model,
+                "referenceModelId": model,
+                "certifications": [],
+                "selectors": [{"key": "gpuType", "value": gpu}, {"key": "gpuCount", "value": str(count)}],
+            }
+            for id, gpu, count, _, _ in _HARDWARE
+        ]
+        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+
+
+def registry_of(job: Job) -> dict[str, Any]:
+    """Where the finished weights are in Together's model registry."""
+    adapter = f"{job.output}-adapter"
+    return {
+        "model_object_id": object_id("ml", job.output),
+        "model_object_name": job.output,
+        "model_object_revision_id": object_id("rv", job.output),
+        "adapter_object_id": object_id("ml", adapter),
+        "adapter_object_name": adapter,
+        "adapter_object_revision_id": object_id("rv", adapter),
+    }
+
+
+def object_id(prefix: str, *parts: str) -> str:
+    return f"{prefix}_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
+
+
+def _supported(id: str, title: str, context: int | None) -> dict[str, Any]:
+    at = iso(_DAY)
+    return {
+        "id": id,
+        "name": id,
+        "displayName": title,
+        "displayType": "chat",
+        "baseModel": id,
+        "baseModelId": id,
+        "capabilities": ["CAPABILITY_CHAT"],
+        "contextLength": str(context) if context else None,
+        "createdAt": at,
+        "updatedAt": at,
+        "deploymentProfiles": [],
+        "inputModalities": ["MODALITY_TEXT"],
+        "outputModalities": ["MODALITY_TEXT"],
+        "products": ["PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED"],
+        "publisher": "sandbox",
+        "status": "SUPPORTED_MODEL_STATUS_SUPPORTED",
+        "sandbox": True,
+    }
