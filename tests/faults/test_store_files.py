@@ -280,3 +280,53 @@ def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None
         assert store.run(run.id) == run
         make(store)
         assert len(store.runs()) == 2
+
+
+SCHEMAS = sorted((Path(__file__).parent / "schemas").glob("schema-*.sql"))
+
+
+@pytest.mark.parametrize("old", SCHEMAS, ids=lambda p: p.stem)
+def test_a_store_of_each_released_schema_is_backed_up_and_migrated(path: Path, old: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as raw:
+        raw.executescript(old.read_text())
+    raw.close()
+    with Store.open(url(path)) as store:
+        runs = store.runs()
+        assert [run.spec["suffix"] for run in runs] == ["s2", "s1", "s0"]
+        assert [run.status.value for run in runs] == ["succeeded", "succeeded", "running"]
+        assert len(store.events(runs[0].id)) == len(store.metrics(runs[0].id)) == 1
+        assert store.take_delivery("new in schema 2")
+        store.claim_due("paper", runs[0].host, limit=5)
+        assert store.verify() == []
+    [backup] = path.parent.glob("*.backup")
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    with sqlite3.connect(backup) as raw:
+        version = raw.execute("SELECT value FROM orchestrate_meta WHERE key = 'schema'").fetchone()
+        count = raw.execute("SELECT count(*) FROM runs").fetchone()
+    raw.close()
+    assert (version, count) == ((old.stem.removeprefix("schema-"),), (3,))
+    Store.open(url(path)).close()
+    assert len(list(path.parent.glob("*.backup"))) == 1
+
+
+def test_every_released_schema_but_the_present_one_has_a_fixture() -> None:
+    assert [p.stem for p in SCHEMAS] == [f"schema-{n}" for n in range(1, schema.VERSION)]
+
+
+def test_many_processes_that_migrate_at_once_do_it_once(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as raw:
+        raw.executescript(SCHEMAS[0].read_text())
+        raw.execute("PRAGMA journal_mode = WAL")
+    raw.close()
+    makers = [
+        subprocess.Popen([sys.executable, "-c", MAKERS, url(path), "1"], stdin=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.close()
+    assert [maker.wait(120) for maker in makers] == [0] * 4
+    with Store.open(url(path)) as store:
+        assert len(store.runs()) == 7

@@ -7,9 +7,11 @@ the whole `Run`, the other columns are what is searched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text
 
-VERSION = 1
+VERSION = 2
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -144,11 +146,31 @@ notifications = Table(
 )
 
 
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(255), primary_key=True),
+    Column("at", String(40), nullable=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("account", String(255), primary_key=True),
+    Column("until", String(40), nullable=False),
+)
+
+
+def _to_2(connection: Connection) -> None:
+    """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
+    metadata.create_all(connection, tables=[deliveries, pauses])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2}
+"""From the schema in the key to the next one."""
+
+
 def migrate(connection: Connection, version: int) -> None:
     """Brings a store of an older schema up to `VERSION`, inside the caller's transaction."""
     for step in range(version, VERSION):
         STEPS[step](connection)
-
-
-STEPS = {}
-"""From the schema in the key to the next one."""

@@ -17,9 +17,10 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.tracking import opening, schema
+from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock, stamp
 from orchestrate.tracking.database import Lease
-from orchestrate.tracking.finding import Finding, total_spending
+from orchestrate.tracking.finding import total_spending
 from orchestrate.tracking.ids import new_run_id, ref_of
 from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _BUDGET_LOCK = schema.APPLICATION_ID + 1
 
 
-class Store(Finding):
+class Store(Agenda):
     """Open with `Store.open`; a context manager that closes it."""
 
     @classmethod

@@ -1,0 +1,165 @@
+"""What watchers share through the store: who asks when, which notifications are sent, which hints came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from orchestrate.tracking import schema
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.finding import Finding
+from orchestrate.types import JobStatus, Run, SubmitPhase
+
+_ENDED = [s.value for s in JobStatus if s.terminal]
+_SOONEST = timedelta(seconds=10)
+_LATEST = timedelta(minutes=5)
+_SHARE = 10
+"""A run that has been quiet for some time is asked again after a tenth of it."""
+
+
+class Agenda(Finding):
+    """The watching half of the store."""
+
+    # -- details of active runs ----------------------------------------------------------------------------
+
+    def claim_due(self, provider: str, host: str, *, limit: int) -> list[Run]:
+        """Takes up to `limit` active runs whose events and metrics are due, longest due first, and sets
+        when they are due again. Processes that claim at once get different runs: on Postgres each skips the
+        rows that another has locked, on SQLite they take turns."""
+        table, now = schema.runs, self.clock.now()
+        query = (
+            select(table.c.record)
+            .where(table.c.provider == provider, table.c.host == host, ~table.c.closed)
+            .where(table.c.phase == SubmitPhase.SUBMITTED.value, table.c.due_at <= stamp(now))
+            .order_by(table.c.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with self.writing() as connection:
+            runs = [Run.from_json(row) for row in connection.execute(query).scalars()]
+            for run in runs:
+                quiet = max(now - run.updated_at, timedelta(0))
+                due = now + min(max(quiet / _SHARE, _SOONEST), _LATEST)
+                connection.execute(table.update().where(table.c.id == run.id).values(due_at=stamp(due)))
+        return runs
+
+    def make_due(self, provider: str, job_id: str) -> Run | None:
+        """The run of a job, made due now; `None` when no run has this job."""
+        table = schema.runs
+        query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
+        with self.writing() as connection:
+            record = connection.execute(query).scalar()
+            if record is None:
+                return None
+            run = Run.from_json(record)
+            due = stamp(self.clock.now())
+            connection.execute(table.update().where(table.c.id == run.id).values(due_at=due))
+        return run
+
+    # -- pauses that a host asked for ----------------------------------------------------------------------
+
+    def pause(self, account: str, seconds: float) -> None:
+        """No process asks this account before then; a pause is never made shorter."""
+        table, until = schema.pauses, stamp(self.clock.now() + timedelta(seconds=seconds))
+        insert = self.insert(table).values(account=account, until=until)
+        with self.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["account"], set_={"until": until}, where=table.c.until < until
+                )
+            )
+
+    def paused_s(self, account: str) -> float:
+        """Seconds for which this account wants to be left alone."""
+        with self.reading() as connection:
+            until = connection.execute(
+                select(schema.pauses.c.until).where(schema.pauses.c.account == account)
+            ).scalar()
+        if until is None:
+            return 0.0
+        return max((datetime.fromisoformat(until) - self.clock.now()).total_seconds(), 0.0)
+
+    # -- hints from the hosts ------------------------------------------------------------------------------
+
+    def take_delivery(self, delivery_id: str) -> bool:
+        """Whether a webhook of this id comes for the first time."""
+        with self.writing() as connection:
+            done = connection.execute(
+                self.insert(schema.deliveries)
+                .values(id=delivery_id, at=stamp(self.clock.now()))
+                .on_conflict_do_nothing()
+                .returning(schema.deliveries.c.id)
+            )
+            return done.scalar() is not None
+
+    # -- notifications -------------------------------------------------------------------------------------
+
+    def notified_since(self, channel: str) -> datetime:
+        """When this channel was first used: runs that ended before are not told."""
+        key, now = f"channel:{channel}"[:64], stamp(self.clock.now())
+        query = select(schema.meta.c.value).where(schema.meta.c.key == key)
+        with self.writing() as connection:
+            connection.execute(self.insert(schema.meta).values(key=key, value=now).on_conflict_do_nothing())
+            value = connection.execute(query).scalar_one()
+        return datetime.fromisoformat(value)
+
+    def untold(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
+        """Ended runs about which the channel has not been told, oldest end first."""
+        table, told = schema.runs, schema.notifications
+        known = select(told.c.run_id).where(told.c.channel == channel)
+        query = (
+            select(table.c.record)
+            .where(table.c.status.in_(_ENDED), table.c.updated_at >= stamp(since), table.c.id.not_in(known))
+            .order_by(table.c.updated_at)
+            .limit(limit)
+        )
+        with self.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
+
+    def claim_notification(self, run_id: str, channel: str) -> bool:
+        """The right to tell a channel about a run; one process gets it, once."""
+        table = schema.notifications
+        with self.writing() as connection:
+            done = connection.execute(
+                self.insert(table)
+                .values(
+                    run_id=run_id,
+                    channel=channel,
+                    state="sending",
+                    owner=self.actor,
+                    at=stamp(self.clock.now()),
+                )
+                .on_conflict_do_nothing()
+                .returning(table.c.run_id)
+            )
+            return done.scalar() is not None
+
+    def finish_notification(self, run_id: str, channel: str, *, sent: bool) -> None:
+        """Marks it as sent, or gives the claim back because it certainly was not."""
+        table = schema.notifications
+        mine = (table.c.run_id == run_id) & (table.c.channel == channel)
+        with self.writing() as connection:
+            done = table.update().where(mine).values(state="sent") if sent else table.delete().where(mine)
+            connection.execute(done)
+
+    def unfinished_notifications(self, channel: str, *, older_than_s: float) -> list[str]:
+        """Runs whose teller died between claiming and finishing: it may or may not have been sent."""
+        table = schema.notifications
+        before = stamp(self.clock.now() - timedelta(seconds=older_than_s))
+        query = select(table.c.run_id).where(
+            table.c.channel == channel, table.c.state == "sending", table.c.at < before
+        )
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def close_notifications(self, run_ids: Iterable[str], channel: str) -> None:
+        """Leaves these as they are: telling twice would be worse than not at all."""
+        table = schema.notifications
+        with self.writing() as connection:
+            connection.execute(
+                table.update()
+                .where(table.c.channel == channel, table.c.run_id.in_(list(run_ids)))
+                .values(state="uncertain")
+            )
