@@ -19,10 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-
-import platformdirs
+from typing import Any, Protocol, TypeVar, cast
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -41,9 +38,6 @@ from orchestrate.errors import (
 )
 from orchestrate.providers.payloads import payload as payload
 from orchestrate.providers.payloads import redact_text
-
-if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
 
 T = TypeVar("T")
 
@@ -370,9 +364,3 @@ def _kind(answer: object) -> str:
     if isinstance(answer, str):
         return f"text ({_short(_strip_tags(answer), 80)!r})"
     return f"an object without an id ({type(answer).__name__})"
-
-
-def data_folder(config: HostConfig) -> Path:
-    """Where data files in a host's format are written before the upload, and kept to go on from."""
-    home = config.options.get("home")
-    return (Path(str(home)) if home else Path(platformdirs.user_cache_dir("orchestrate"))) / "data"

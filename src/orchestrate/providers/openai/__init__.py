@@ -27,11 +27,12 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.hosted import Wire, data_folder
+from orchestrate.providers.hosted import Wire
 from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.sunset import closed
+from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Checkpoint,
     Endpoint,
@@ -137,7 +138,8 @@ class OpenAIProvider(Provider):
         return translation.translate(self.name, spec, self.resolve(spec), aliases)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return checking.check(self.name, spec, data, self.resolve(spec), sandbox=self.sandbox)
+        model, refused = self.resolve(spec), self.translate(spec).refused
+        return checking.check(self.name, spec, data, model, refused, sandbox=self.sandbox)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
         return costing.quote_tokens_job(
@@ -152,7 +154,7 @@ class OpenAIProvider(Provider):
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
-        folder = data_folder(self.config)
+        folder = work_folder(self.config)
         train = self._files.bring(data.train, folder, progress)
         validation = self._files.bring(data.validation, folder, progress) if data.validation else None
         return RemoteDataset(

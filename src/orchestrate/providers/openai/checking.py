@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.data import rules
 from orchestrate.providers.openai.sunset import way_out
 from orchestrate.spec import RFT, JobSpec
-from orchestrate.types import Problem, Severity
+from orchestrate.types import Problem, Setting, Severity
 
 if TYPE_CHECKING:
     from orchestrate.data import Dataset, TrainingData
@@ -22,11 +22,21 @@ RFT_VALIDATION_ROWS = 1_000
 
 
 def check(
-    provider: str, spec: JobSpec, data: TrainingData, model: ModelOnHost, *, sandbox: bool
+    provider: str,
+    spec: JobSpec,
+    data: TrainingData,
+    model: ModelOnHost,
+    refused: Sequence[Setting],
+    *,
+    sandbox: bool,
 ) -> list[Problem]:
     """`model` is what the spec's model is on this host; without a catalog entry (a compatible host) only the
-    rules of the wire are checked."""
-    found = [*_model(provider, spec, model, sandbox), *_images(provider, data, model)]
+    rules of the wire are checked. `refused` are the settings that its translation refuses."""
+    found = [
+        _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", None, field=s.name)
+        for s in refused
+    ]
+    found += [*_model(provider, spec, model, sandbox), *_images(provider, data, model)]
     for dataset, validation in ((data.train, False), (data.validation, True)):
         if dataset is not None:
             found += _rows(provider, spec, dataset, model, validation)
