@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrate.data.examples import Example, Kind
-from orchestrate.errors import DataError, UsageError
-from orchestrate.types import Problem, Severity
+from orchestrate.errors import UsageError
+from orchestrate.types import Problem
 
 
 @dataclass(frozen=True)
@@ -114,28 +113,15 @@ class Dataset:
         `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
         `allow_loss`.
         """
-        from orchestrate.data import rules
-        from orchestrate.data.writers import DIALECTS, writer
+        from orchestrate.data.converting import write_rows
+        from orchestrate.data.writers import DIALECTS
 
         if target not in DIALECTS:
             raise UsageError(f"no data format for {target!r}; known: {', '.join(DIALECTS)}")
-        losses = [p for p in rules.losses(self, target) if p.severity is Severity.ERROR]
-        if losses and (not allow_loss or any(p.code == "kind-refused" for p in losses)):
-            raise DataError(
-                f"{target} cannot take {self.path} as it is: {losses[0].message}",
-                problems=losses,
-                fix=losses[0].fix,
-            )
-        path = folder / f"{self.digest[:16]}.{target}.jsonl"
-        if path.is_file():
-            return path
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{path.name}.{os.getpid()}"
-        line = writer(target)
-        with partial.open("wb") as file:
-            for example in self.examples():
-                file.write(line(example) + b"\n")
-        partial.replace(path)
+        path = folder / f"{self.digest[:16]}.{target}{'.lossy' if allow_loss else ''}.jsonl"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_rows(self, target, path, allow_loss=allow_loss)
         return path
 
 

@@ -112,19 +112,21 @@ def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
             a, b = order[block], order[block + 1]
             alike = (sketches[a] == sketches[b]).mean(axis=1) >= threshold
             for x, y in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
-                _join(leader, x, y)
-    return [_root(leader, i) for i in range(rows)]
+                join(leader, x, y)
+    return [root(leader, i) for i in range(rows)]
 
 
-def _root(leader: list[int], i: int) -> int:
+def root(leader: list[int], i: int) -> int:
+    """The smallest member of i's set; shortens the way there."""
     while leader[i] != i:
         leader[i] = leader[leader[i]]
         i = leader[i]
     return i
 
 
-def _join(leader: list[int], x: int, y: int) -> None:
-    a, b = _root(leader, x), _root(leader, y)
+def join(leader: list[int], x: int, y: int) -> None:
+    """Makes one set of the sets of x and y."""
+    a, b = root(leader, x), root(leader, y)
     leader[max(a, b)] = min(a, b)
 
 

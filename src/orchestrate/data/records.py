@@ -153,7 +153,7 @@ def arrow_lines(file: Path) -> Iterator[bytes]:
 def _batch_lines(batch: Any) -> Iterator[bytes]:
     for start in range(0, batch.num_rows, 256):
         for record in batch.slice(start, 256).to_pylist():
-            yield _encode(_filled(record))
+            yield _encode({key: _cell(key, value) for key, value in _filled(record).items()})
 
 
 def _filled(value: Any) -> Any:

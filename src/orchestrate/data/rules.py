@@ -19,13 +19,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """How a host takes rows with one trait. An error means that such rows are refused or would lose
-    meaning."""
+    """How a host takes rows with one trait. An error means that such rows are refused or, when `lossy`, that
+    they are taken without that part of their meaning."""
 
     code: str
     severity: Severity
     message: str
     fix: str
+    lossy: bool = False
 
 
 def _no(code: str, message: str, fix: str) -> Rule:
@@ -51,10 +52,12 @@ _NO_NAMES = Rule(
 _NO_PARALLEL = Rule(
     "parallel-dropped", Severity.INFO, "parallel_tool_calls is left out", "set it when the model is called"
 )
-_NO_ROW_WEIGHT = _no(
+_NO_ROW_WEIGHT = Rule(
     "row-weight-lost",
+    Severity.ERROR,
     "weights of rows are not taken",
     "repeat heavy rows, drop light ones, or convert with --allow-loss",
+    lossy=True,
 )
 
 
@@ -75,12 +78,13 @@ class HostRules:
             return self.preference_traits[trait]
         return self.traits.get(trait)
 
-    def refused(self, kind: Kind) -> int:
-        """The bits that get a row of this kind refused."""
+    def refused(self, kind: Kind, *, allow_loss: bool = False) -> int:
+        """The bits that get a row of this kind refused; with `allow_loss` without those that are only
+        lost."""
         mask = 0
         for trait in Trait:
             rule = self.rule(trait, kind)
-            if rule is not None and rule.severity is Severity.ERROR:
+            if rule is not None and rule.severity is Severity.ERROR and not (rule.lossy and allow_loss):
                 mask |= trait
         return mask
 
@@ -97,8 +101,12 @@ HOSTS: dict[str, HostRules] = {
         },
         traits={
             Trait.ROW_WEIGHT: _NO_ROW_WEIGHT,
-            Trait.REASONING: _no(
-                "reasoning-lost", "thinking is not taken", "remove it, or convert with --allow-loss"
+            Trait.REASONING: Rule(
+                "reasoning-lost",
+                Severity.ERROR,
+                "thinking is not taken",
+                "remove it, or convert with --allow-loss",
+                lossy=True,
             ),
             Trait.IMAGES: Rule(
                 "vision-model-only",
@@ -230,9 +238,9 @@ def accepted(data: Dataset, host: str) -> int:
     return sum(n for mask, n in data.masks.items() if not mask & refused)
 
 
-def losses(data: Dataset, host: str) -> list[Problem]:
+def losses(data: Dataset, host: str, rules: HostRules | None = None) -> list[Problem]:
     """What the host's format cannot hold of these rows, and rows that it refuses."""
-    rules = host_rules(host)
+    rules = rules or host_rules(host)
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, rules)]
     return found + _kinds(data, host, rules, None)
 

@@ -69,6 +69,10 @@ class Part:
     """64-bit hash of what comes before the answer, for each good row."""
     labels: Counter[str] = field(default_factory=Counter[str])
     """Short answers; more than `MOST_LABELS` of them are no labels."""
+    turns: Counter[int] = field(default_factory=Counter[int])
+    """Rows by their number of user messages."""
+    tools: Counter[str] = field(default_factory=Counter[str])
+    """Calls of each tool."""
     formats: Counter[str] = field(default_factory=Counter[str])
     """Rows that have another format than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
@@ -205,8 +209,12 @@ def _note(part: Part, example: Example, traits: int, number: int, compare: bool)
     part.digests += hashlib.sha256(whole).digest()
     part.numbers.append(number)
     part.notice(traits, number)
-    part.roles.update([m.role for m in messages_of(example)])
+    roles = [m.role for m in messages_of(example)]
+    part.roles.update(roles)
     if compare:
+        part.turns[roles.count("user")] += 1
+        if traits & Trait.TOOLS:
+            part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
         part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
         answer = last_answer(example)
         if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
@@ -225,6 +233,8 @@ class Total:
     numbers: array[int] = field(default_factory=lambda: array("I"))
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     labels: Counter[str] = field(default_factory=Counter[str])
+    turns: Counter[int] = field(default_factory=Counter[int])
+    tools: Counter[str] = field(default_factory=Counter[str])
     formats: Counter[str] = field(default_factory=Counter[str])
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
     masks: Counter[int] = field(default_factory=Counter[int])
@@ -253,6 +263,8 @@ class Total:
             self.prompts.extend(part.prompts)
         if len(self.labels) <= MOST_LABELS:
             self.labels.update(part.labels)
+        self.turns.update(part.turns)
+        self.tools.update(part.tools)
         self.formats.update(part.formats)
         self.masks.update(part.masks)
         self.roles.update(part.roles)

@@ -66,7 +66,7 @@ _FOLLOWERS = {
 
 
 def examine(example: Example) -> tuple[int, list[Problem]]:
-    """The row's `Trait` bits, and its problems (without row numbers)."""
+    """The row's `Trait` bits, and its problems (without row numbers). Whole weights are made integers."""
     match example:
         case ChatExample():
             return _chat(example)
@@ -87,6 +87,7 @@ def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
     traits, found = _messages(messages, example.tools, "messages")
     if example.weight is not None:
         traits |= Trait.ROW_WEIGHT
+        example.weight = _whole(example.weight)
         if example.weight < 0:
             found.append(problem("bad-weight", "the row's weight is negative", field="weight"))
     if example.parallel_tool_calls is not None:
@@ -210,6 +211,7 @@ class _Unusual:
     def extras(self, i: int, m: ChatMessage) -> None:
         if m.weight is not None:
             self.traits |= Trait.MESSAGE_WEIGHTS
+            m.weight = _whole(m.weight)
             _weight(m, self.found, f"{self._place}[{i}].weight")
         if m.reasoning is not None:
             self.traits |= Trait.REASONING
@@ -226,6 +228,11 @@ class _Unusual:
             if i != last:
                 message = f"no answer to call {call!r}"
                 self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
+
+
+def _whole(weight: int | float) -> int | float:
+    """1.0 and 1 are one weight, and have to give one digest."""
+    return int(weight) if isinstance(weight, float) and weight.is_integer() else weight
 
 
 def _misplaced(before: str | None, role: str) -> int:

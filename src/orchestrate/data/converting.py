@@ -1,0 +1,136 @@
+"""`orchestrate data convert`: rows in the format of a host or of another tool, with what is lost on the
+way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.data import rules
+from orchestrate.data.dataset import Dataset
+from orchestrate.data.examples import ChatExample, CompletionExample, Example
+from orchestrate.data.formats import FORMATS, encoder, write_parquet
+from orchestrate.data.opening import open_dataset, rows_of
+from orchestrate.data.rules import HostRules
+from orchestrate.data.shapes import message
+from orchestrate.data.traits import Trait
+from orchestrate.data.writers import DIALECTS, writer
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Problem, Record, Severity
+
+TARGETS = (*DIALECTS, *FORMATS)
+
+
+class ConvertReport(Record, frozen=True, kw_only=True):
+    """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
+    out."""
+
+    path: str
+    output: str
+    source_format: str
+    target: str
+    rows: int
+    written: int
+    left_out: int
+    losses: tuple[Problem, ...]
+
+
+def convert(
+    path: str,
+    target: str,
+    output: Path,
+    *,
+    allow_loss: bool = False,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConvertReport:
+    """Writes the good rows of `path` to `output`.
+
+    Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
+    this kind of row at all; the error lists why.
+    """
+    data = open_dataset(path, columns=columns, workers=workers, progress=progress).dataset
+    written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True)
+    return ConvertReport(
+        path=path,
+        output=str(output),
+        source_format=data.format,
+        target=target,
+        rows=data.rows,
+        written=written,
+        left_out=data.rows - written,
+        losses=tuple(losses),
+    )
+
+
+def target_rules(target: str) -> HostRules:
+    """Raises `UsageError` for an unknown target."""
+    if target not in TARGETS:
+        raise UsageError(f"no format {target!r}; known: {', '.join(TARGETS)}")
+    return FORMATS.get(target) or rules.host_rules(target)
+
+
+def write_rows(
+    data: Dataset, target: str, path: Path, *, allow_loss: bool = False, as_chat: bool = False
+) -> tuple[int, list[Problem]]:
+    """Writes to `path`, which appears only when it is whole. Returns the rows written and what is lost.
+
+    `as_chat` turns prompt/completion rows into conversations for OpenAI. Raises as `convert` does.
+    """
+    known = target_rules(target)
+    chat = as_chat and target == "openai" and data.kind == "completion"
+    losses = [] if chat else rules.losses(data, target, known)
+    refused = known.refused(data.kind, allow_loss=allow_loss)
+    errors = [p for p in losses if p.severity is Severity.ERROR]
+    if errors and (not allow_loss or any(p.code == "kind-refused" for p in errors)):
+        shown = "; ".join(p.message for p in errors[:3])
+        raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
+    rows = _kept(data, refused, chat)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    counter = _Counted(rows)
+    if target == "parquet":
+        plain = not any(mask & (Trait.TOOLS | Trait.IMAGES) for mask in data.masks) and data.kind == "chat"
+        write_parquet(counter, partial, data.kind, plain=plain)
+    else:
+        line = _line(target)
+        with partial.open("wb") as file:
+            for example in counter:
+                file.write(line(example) + b"\n")
+    partial.replace(path)
+    return counter.count, losses
+
+
+class _Counted:
+    """Counts what passes through."""
+
+    def __init__(self, rows: Iterator[Example]) -> None:
+        self._rows = rows
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Example]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _line(target: str) -> Callable[[Example], bytes]:
+    if target in DIALECTS:
+        return writer(target)
+    encode, dump = encoder(target), msgspec.json.Encoder().encode
+    return lambda example: dump(encode(example))
+
+
+def _kept(data: Dataset, refused: int, chat: bool) -> Iterator[Example]:
+    for _, row in rows_of(data):
+        example = row.example
+        if example is None or row.traits & refused:
+            continue
+        if chat and isinstance(example, CompletionExample):
+            example = ChatExample(
+                messages=[message("user", example.prompt), message("assistant", example.completion)]
+            )
+        yield example

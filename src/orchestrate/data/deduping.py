@@ -1,0 +1,87 @@
+"""`orchestrate data dedupe`: keeps the first of each set of equal, and on request nearly equal, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrate.data import compare, near
+from orchestrate.data.opening import open_dataset
+from orchestrate.data.scan import Task
+from orchestrate.data.writers import writer
+from orchestrate.types import Record
+
+
+class Removed(Record, frozen=True, kw_only=True):
+    row: int
+    because_of: int
+    """The earlier row that stays."""
+    near: bool
+
+
+class DedupeReport(Record, frozen=True, kw_only=True):
+    """The answer of `data dedupe`. `removed` lists the first of the removed rows; `log` is the file of
+    all."""
+
+    path: str
+    output: str | None
+    log: str | None
+    rows: int
+    kept: int
+    exact: int
+    near: int
+    removed: tuple[Removed, ...]
+
+
+def dedupe(
+    path: str,
+    output: Path | None,
+    *,
+    near_duplicates: bool = False,
+    threshold: float = 0.8,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DedupeReport:
+    """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
+    tells. Raises `DataError`, or `MissingExtra` without numpy or, for near duplicates, rensa."""
+    opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
+    data, total = opened.dataset, opened.total
+    again, first = compare.repeats(total.hashes)
+    leaders = list(range(len(total.numbers)))
+    for i, j in zip(again, first, strict=True):
+        leaders[int(i)] = int(j)
+    exact = {i for i, leader in enumerate(leaders) if leader != i}
+    if near_duplicates:
+        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
+        groups = near.clusters(near.signatures(task, opened.source.line_bytes, workers), threshold)
+        for i, leader in enumerate(groups):
+            near.join(leaders, i, leader)
+        leaders = [near.root(leaders, i) for i in range(len(leaders))]
+    removed = [
+        Removed(row=total.numbers[i], because_of=total.numbers[leader], near=i not in exact)
+        for i, leader in enumerate(leaders)
+        if leader != i
+    ]
+    log = None
+    if output is not None:
+        gone = {r.row for r in removed}
+        line = writer("local")
+        partial = output.with_name(f".{output.name}.partial")
+        with partial.open("wb") as file:
+            for number, example in data.numbered():
+                if number not in gone:
+                    file.write(line(example) + b"\n")
+        partial.replace(output)
+        log = output.with_name(f"{output.stem}.removed.jsonl")
+        log.write_bytes(b"".join(r.to_json() + b"\n" for r in removed))
+    return DedupeReport(
+        path=path,
+        output=str(output) if output else None,
+        log=str(log) if log else None,
+        rows=data.rows,
+        kept=data.rows - len(removed),
+        exact=len(exact),
+        near=len(removed) - len(exact),
+        removed=tuple(removed[:100]),
+    )

@@ -1,0 +1,226 @@
+"""Formats to convert to, beside those of the hosts: ShareGPT, Alpaca, TRL and Parquet.
+
+Each says which kinds and traits it can hold, in the same words as the hosts' rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    Kind,
+    PreferenceExample,
+)
+from orchestrate.data.rules import HostRules, Rule
+from orchestrate.data.traits import Trait
+from orchestrate.data.writers import DIALECTS, fields
+from orchestrate.errors import MissingExtra
+from orchestrate.types import Severity
+
+Encode = Callable[[Example], dict[str, Any]]
+
+
+def _lost(what: str) -> Rule:
+    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "convert with --allow-loss", lossy=True)
+
+
+def _refused(what: str) -> Rule:
+    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "pick another format for these rows")
+
+
+_AS_SYSTEM = Rule(
+    "developer-as-system", Severity.ERROR, "developer becomes system", "--allow-loss", lossy=True
+)
+_WEIGHTS = {
+    Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
+    Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+}
+_CHAT_ONLY = "only conversations can be held"
+
+FORMATS: dict[str, HostRules] = {
+    "sharegpt": HostRules(
+        kinds={
+            "chat": None,
+            "preference": _CHAT_ONLY,
+            "completion": _CHAT_ONLY,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits={
+            Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+            Trait.REASONING: _lost("thinking"),
+            Trait.NAMES: _lost("names of messages"),
+            Trait.IMAGES: _refused("images"),
+            Trait.DEVELOPER: _AS_SYSTEM,
+            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.TOOLS: Rule(
+                "call-ids-renumbered", Severity.INFO, "ids of tool calls are numbered anew", "nothing to do"
+            ),
+        },
+    ),
+    "alpaca": HostRules(
+        kinds={
+            "chat": None,
+            "preference": _CHAT_ONLY,
+            "completion": None,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits={
+            **_WEIGHTS,
+            Trait.REASONING: _lost("thinking"),
+            Trait.NAMES: _lost("names of messages"),
+            Trait.IMAGES: _refused("images"),
+            Trait.TOOLS: _refused("tool calls"),
+            Trait.DEVELOPER: _AS_SYSTEM,
+            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.SYSTEM_LATER: _refused("system messages after the first message"),
+            Trait.STARTS_WRONG: _refused("conversations that the assistant begins"),
+            Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
+        },
+    ),
+    "trl": HostRules(
+        kinds={"chat": None, "preference": None, "completion": None, "text": None, "rl": None},
+        traits=_WEIGHTS,
+    ),
+    "parquet": HostRules(
+        kinds={
+            "chat": None,
+            "preference": None,
+            "completion": None,
+            "text": None,
+            "rl": "grader fields have no common columnar type",
+        },
+        traits={},
+    ),
+}
+
+
+def encoder(name: str) -> Encode:
+    """A function from an example to the row of a format in `FORMATS`."""
+    return {"sharegpt": _sharegpt, "alpaca": _alpaca, "trl": _trl, "parquet": _canonical}[name]
+
+
+def _canonical(example: Example) -> dict[str, Any]:
+    return fields(example, DIALECTS["local"])
+
+
+def _sharegpt(example: Example) -> dict[str, Any]:
+    assert isinstance(example, ChatExample)  # noqa: S101  the kinds above
+    names = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
+    turns: list[dict[str, Any]] = []
+    for m in example.messages:
+        if m.role == "tool":
+            turns.append({"from": "observation", "value": m.text})
+            continue
+        if m.text or not m.tool_calls:
+            turn: dict[str, Any] = {"from": names[m.role], "value": m.text}
+            if m.weight is not None:
+                turn["weight"] = m.weight
+            turns.append(turn)
+        if m.tool_calls:
+            turns.append({"from": "function_call", "value": _calls(m)})
+    row: dict[str, Any] = {"conversations": turns}
+    if example.tools:
+        row["tools"] = msgspec.json.encode(example.tools).decode()
+    if example.weight is not None:
+        row["weight"] = example.weight
+    return row
+
+
+def _calls(m: ChatMessage) -> str:
+    calls = [
+        {"name": c.function.name, "arguments": msgspec.json.decode(c.function.arguments or "{}")}
+        for c in m.tool_calls or ()
+    ]
+    return msgspec.json.encode(calls[0] if len(calls) == 1 else calls).decode()
+
+
+def _alpaca(example: Example) -> dict[str, Any]:
+    if isinstance(example, CompletionExample):
+        return {"instruction": example.prompt, "input": "", "output": example.completion}
+    assert isinstance(example, ChatExample)  # noqa: S101  the kinds above
+    row: dict[str, Any] = {}
+    messages = list(example.messages)
+    if messages[0].role in ("system", "developer"):
+        row["system"] = messages.pop(0).text
+    pairs = [[messages[i].text, messages[i + 1].text] for i in range(0, len(messages) - 1, 2)]
+    question, answer = pairs.pop()
+    row |= {"instruction": question, "input": "", "output": answer}
+    if pairs:
+        row["history"] = pairs
+    return row
+
+
+def _trl(example: Example) -> dict[str, Any]:
+    if isinstance(example, PreferenceExample):
+        row = _canonical(example)
+        given: dict[str, Any] = row["input"]
+        shaped = {
+            "prompt": given["messages"],
+            "chosen": row["preferred_output"],
+            "rejected": row["non_preferred_output"],
+        }
+        return shaped | ({"tools": example.tools} if example.tools else {})
+    row = _canonical(example)
+    row.pop("weight", None)
+    row.pop("parallel_tool_calls", None)
+    for m in row.get("messages", ()):
+        m.pop("weight", None)
+    return row
+
+
+def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> None:
+    """Writes in batches. Without `plain`, lists are written as JSON text: tool schemas and contents of parts
+    have no common columnar type. The reader takes both. Raises `MissingExtra` without pyarrow."""
+    try:
+        import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", "writing Parquet", "pyarrow") from error
+    library: Any = arrow
+    schema = library.schema(_columns(library, kind, plain))
+    with cast("Any", parquet).ParquetWriter(str(path), schema) as out:
+        for batch in _batches(map(_canonical, examples), 1000):
+            rows = batch if plain else [_as_text(row) for row in batch]
+            out.write_table(library.Table.from_pylist(rows, schema=schema))
+
+
+def _columns(library: Any, kind: Kind, plain: bool) -> list[tuple[str, Any]]:
+    text, number, flag = library.string(), library.float64(), library.bool_()
+    if kind == "chat":
+        message = library.struct(
+            [("role", text), ("content", text), ("name", text), ("weight", number), ("reasoning", text)]
+        )
+        messages = library.list_(message) if plain else text
+        return [("messages", messages), ("tools", text), ("weight", number), ("parallel_tool_calls", flag)]
+    if kind == "preference":
+        return [("input", text), ("preferred_output", text), ("non_preferred_output", text)]
+    return [("prompt", text), ("completion", text)] if kind == "completion" else [("text", text)]
+
+
+def _as_text(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+        for name, value in row.items()
+    }
+
+
+def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterable[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

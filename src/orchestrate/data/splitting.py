@@ -1,0 +1,190 @@
+"""`orchestrate data split`: the same rows fall on the same side, today and after rows were added.
+
+A group of rows goes where the hash of its key says. Rows of one conversation (the same first user message and
+system text) are one group, and near duplicates join groups, so that neither straddles a split. A group's
+key is that of its first row; only a new near duplicate that joins two groups can move a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrate.data import near
+from orchestrate.data.examples import ChatMessage, CompletionExample, Example
+from orchestrate.data.opening import open_dataset
+from orchestrate.data.rows import last_answer, messages_of, visible
+from orchestrate.data.scan import Task
+from orchestrate.data.writers import writer
+from orchestrate.errors import UsageError
+from orchestrate.types import Record
+
+NAMES = ("train", "validation", "test")
+
+
+class SplitFile(Record, frozen=True, kw_only=True):
+    split: str
+    path: str
+    rows: int
+    share: float
+
+
+class SplitReport(Record, frozen=True, kw_only=True):
+    """The answer of `data split`. `groups` counts what was kept together."""
+
+    path: str
+    files: tuple[SplitFile, ...]
+    rows: int
+    groups: int
+    left_out: int
+    """Rows with errors; they are in no file."""
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`."""
+    try:
+        parts = [float(part) for part in re.split(r"[/:,]", text)]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 3 or min(parts) <= 0:
+        raise UsageError(f"{text!r} is no split; write train/validation or train/validation/test: 80/10/10")
+    return tuple(part / sum(parts) for part in parts)
+
+
+def group_key(example: Example) -> bytes:
+    """Equal for rows of one conversation."""
+    if isinstance(example, CompletionExample):
+        return example.prompt.encode()
+    opening: list[ChatMessage] = []
+    for m in messages_of(example):
+        opening.append(m)
+        if m.role == "user":
+            break
+    if not opening:
+        return visible(example).encode()
+    return b"\n".join(f"{m.role}:{m.text}".encode() for m in opening)
+
+
+def place(key: bytes, shares: Sequence[float], seed: int) -> int:
+    """The split that a key belongs to: a uniform hash against the cumulative shares."""
+    at = _uniform(key, seed)
+    for i, share in enumerate(shares):
+        at -= share
+        if at < 0:
+            return i
+    return len(shares) - 1
+
+
+def _uniform(key: bytes, seed: int) -> float:
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + key).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@dataclass(frozen=True)
+class _Row:
+    key: bytes
+    stratum: str
+
+
+def split(
+    path: str,
+    shares: Sequence[float],
+    folder: Path,
+    *,
+    seed: int = 0,
+    near_duplicates: bool = True,
+    stratify: bool = False,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SplitReport:
+    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`.
+
+    `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
+    boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
+    `near_duplicates`.
+    """
+    opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
+    data = opened.dataset
+    rows = [
+        _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if stratify else "") for e in data.examples()
+    ]
+    groups = _conversations(rows)
+    if near_duplicates:
+        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
+        leaders = near.clusters(near.signatures(task, opened.source.line_bytes, workers))
+        for i, leader in enumerate(leaders):
+            near.join(groups, i, leader)
+        groups = [near.root(groups, i) for i in range(len(groups))]
+    placed = _stratified(rows, groups, shares, seed) if stratify else _hashed(rows, groups, shares, seed)
+    names = NAMES[: len(shares)]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.jsonl" for name in names]
+    counts = _write(data.examples(), [placed[group] for group in groups], paths)
+    return SplitReport(
+        path=path,
+        files=tuple(
+            SplitFile(split=name, path=str(file), rows=counts[i], share=counts[i] / max(1, data.rows))
+            for i, (name, file) in enumerate(zip(names, paths, strict=True))
+        ),
+        rows=data.rows,
+        groups=len(set(groups)),
+        left_out=opened.total.lines - data.rows - opened.total.counts["blank-line"],
+    )
+
+
+def _conversations(rows: Sequence[_Row]) -> list[int]:
+    """For each row the first row with its key."""
+    first: dict[bytes, int] = {}
+    return [first.setdefault(row.key, i) for i, row in enumerate(rows)]
+
+
+def _hashed(
+    rows: Sequence[_Row], groups: Sequence[int], shares: Sequence[float], seed: int
+) -> dict[int, int]:
+    return {group: place(rows[group].key, shares, seed) for group in set(groups)}
+
+
+def _stratified(
+    rows: Sequence[_Row], groups: Sequence[int], shares: Sequence[float], seed: int
+) -> dict[int, int]:
+    """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
+    sizes = Counter(groups)
+    strata: dict[str, list[int]] = defaultdict(list)
+    for group in sizes:
+        strata[rows[group].stratum].append(group)
+    placed: dict[int, int] = {}
+    for members in strata.values():
+        members.sort(key=lambda group: _uniform(rows[group].key, seed))
+        total, done, into = sum(sizes[group] for group in members), 0, 0
+        for group in members:
+            while into < len(shares) - 1 and done + sizes[group] / 2 > total * sum(shares[: into + 1]):
+                into += 1
+            placed[group] = into
+            done += sizes[group]
+    return placed
+
+
+def _stratum(example: Example) -> str:
+    """A short answer is a label; longer ones are told apart by length, in powers of two."""
+    answer = last_answer(example)
+    return answer if len(answer) <= 60 else f"length {len(answer).bit_length()}"
+
+
+def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Path]) -> Counter[int]:
+    line = writer("local")
+    counts: Counter[int] = Counter()
+    partial = [path.with_name(f".{path.name}.partial") for path in paths]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in partial]
+        for example, target in zip(examples, into, strict=True):
+            files[target].write(line(example) + b"\n")
+            counts[target] += 1
+    for path, final in zip(partial, paths, strict=True):
+        path.replace(final)
+    return counts
