@@ -245,6 +245,13 @@ def read_keys(path: Path) -> dict[str, str]:
     return values
 
 
+def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
+    """A secret that is no backend's key, from the same places: environment, key file, keyring."""
+    env = os.environ if env is None else env
+    value = env.get(variable) or read_keys(key_file(env)).get(name) or _from_keyring(name)
+    return Secret(value) if value else None
+
+
 def write_key(path: Path, name: str, value: str | None) -> None:
     """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
     keys = read_keys(path)

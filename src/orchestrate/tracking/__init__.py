@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from orchestrate.tracking.protocol import cancel as cancel
     from orchestrate.tracking.protocol import settle as settle
     from orchestrate.tracking.protocol import submit as submit
+    from orchestrate.tracking.recovering import recover as recover
     from orchestrate.tracking.store import Store as Store
     from orchestrate.tracking.sweep import SyncReport as SyncReport
     from orchestrate.tracking.sweep import refresh as refresh
     from orchestrate.tracking.sweep import sync as sync
     from orchestrate.tracking.timing import Timing as Timing
+    from orchestrate.tracking.watching import Watcher as Watcher
 
 _PUBLIC = {
     "Pace": "pace",
@@ -27,7 +29,9 @@ _PUBLIC = {
     "Submitter": "protocol",
     "SyncReport": "sweep",
     "Timing": "timing",
+    "Watcher": "watching",
     "cancel": "protocol",
+    "recover": "recovering",
     "refresh": "sweep",
     "settle": "protocol",
     "submit": "protocol",

@@ -62,24 +62,26 @@ class Agenda(Finding):
 
     def pause(self, account: str, seconds: float) -> None:
         """No process asks this account before then; a pause is never made shorter."""
-        table, until = schema.pauses, stamp(self.clock.now() + timedelta(seconds=seconds))
-        insert = self.insert(table).values(account=account, until=until)
+        table, now = schema.pauses, self.clock.now()
+        values = {"since": stamp(now), "until": stamp(now + timedelta(seconds=seconds))}
+        insert = self.insert(table).values(account=account, **values)
         with self.writing() as connection:
             connection.execute(
                 insert.on_conflict_do_update(
-                    index_elements=["account"], set_={"until": until}, where=table.c.until < until
+                    index_elements=["account"], set_=values, where=table.c.until < values["until"]
                 )
             )
 
     def paused_s(self, account: str) -> float:
         """Seconds for which this account wants to be left alone."""
+        table, now = schema.pauses, self.clock.now()
         with self.reading() as connection:
-            until = connection.execute(
-                select(schema.pauses.c.until).where(schema.pauses.c.account == account)
-            ).scalar()
-        if until is None:
+            row = connection.execute(select(table).where(table.c.account == account)).one_or_none()
+        if (
+            row is None or stamp(now) < row.since
+        ):  # else a clock that was set back would prolong it by as much
             return 0.0
-        return max((datetime.fromisoformat(until) - self.clock.now()).total_seconds(), 0.0)
+        return max((datetime.fromisoformat(row.until) - now).total_seconds(), 0.0)
 
     # -- hints from the hosts ------------------------------------------------------------------------------
 

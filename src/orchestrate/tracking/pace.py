@@ -23,10 +23,16 @@ class Pace:
     asks. A failure that can pass is waited out without end, since the run goes on meanwhile."""
 
     def __init__(
-        self, poll_s: float | None = None, *, near: bool = False, sleep: Callable[[float], None] = time.sleep
+        self,
+        poll_s: float | None = None,
+        *,
+        most_s: float | None = None,
+        near: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        first, self._most = (poll_s, poll_s) if poll_s is not None else _NEAR if near else _FAR
+        first, most = (poll_s, most_s or poll_s) if poll_s is not None else _NEAR if near else _FAR
         self._first = self._next = first
+        self._most = most
         self._asked_for = 0.0
         self._sleep = sleep
 

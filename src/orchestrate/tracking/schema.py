@@ -157,6 +157,7 @@ pauses = Table(
     "pauses",
     metadata,
     Column("account", String(255), primary_key=True),
+    Column("since", String(40), nullable=False),
     Column("until", String(40), nullable=False),
 )
 

@@ -95,6 +95,15 @@ class Store(Agenda):
             self._append(connection, run, attempt=0, note="intent")
         return run
 
+    def restore_run(self, run: Run) -> None:
+        """Writes a run as it is, to rebuild a store. Raises `UsageError` when it is there already."""
+        try:
+            with self.writing() as connection:
+                self.insert_run(connection, run)
+                self._append(connection, run, attempt=0, note="recovered from the host")
+        except _SameId:
+            raise UsageError(f"run {run.id} is in this store already") from None
+
     def insert_run(self, connection: Connection, run: Run) -> None:
         try:
             connection.execute(schema.runs.insert().values(id=run.id, **_columns(run, self.clock)))
