@@ -28,13 +28,11 @@ class Answerer:
 
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
-        import transformers
 
         from orchestrate.local import models
         from orchestrate.local.encoding import Template
         from orchestrate.local.loading import load_tokenizer, pick_device
 
-        transformers.logging.set_verbosity_error()
         if request.get("threads"):
             torch.set_num_threads(request["threads"])
         self.torch = torch

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.errors import RunFailed, UsageError
@@ -65,6 +66,8 @@ def load_base(
     folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Any:
     """The base model; NF4 with double quantisation and bf16 products when `four_bit`."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     quantization = None
     if four_bit:
         quantization = BitsAndBytesConfig(

@@ -21,6 +21,7 @@ class Head:
     layer: Any
     multiplier: float = 1.0
     softcap: float | None = None
+    block_elements: int = BLOCK_ELEMENTS
 
     @classmethod
     def of(cls, model: Any) -> Head:
@@ -46,7 +47,7 @@ class Head:
 
     @property
     def block(self) -> int:
-        return max(16, BLOCK_ELEMENTS // int(self.layer.weight.shape[0]))
+        return max(16, self.block_elements // int(self.layer.weight.shape[0]))
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

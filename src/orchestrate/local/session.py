@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import export, models
@@ -29,7 +28,6 @@ class Session:
         self.run, self.job = run, job
         if job.threads is not None:
             torch.set_num_threads(job.threads)
-        transformers.logging.set_verbosity_error()
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)

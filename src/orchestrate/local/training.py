@@ -83,6 +83,7 @@ class Loop:
             shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
         checkpoints.prune(self.dir.checkpoints)
         if whole is None:
+            torch.manual_seed(self.job.seed)
             self.dir.repair(0)
             return
         if whole.progress.total_steps != self.progress.total_steps:

@@ -1,0 +1,85 @@
+"""Losses against plain torch, the fused layer against peft's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from orchestrate.local.losses import Head, Preference, token_losses, weighted_loss
+from orchestrate.local.stepping import learning_rate
+
+
+@pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 5.0), (2.0, 3.0)])
+@pytest.mark.parametrize("block_elements", [1 << 25, 16 * 50])
+def test_loss_and_gradient_equal_those_of_whole_logits(
+    multiplier: float, softcap: float | None, block_elements: int
+) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
+    head = Head(layer, multiplier, softcap, block_elements)
+    targets, weights = torch.randint(50, (70,)), torch.rand(70)
+    gradients: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    start = torch.randn(70, 8) * 3
+    for whole in (True, False):
+        hidden = start.clone().requires_grad_()
+        if whole:
+            logits = hidden @ layer.weight.t() * multiplier
+            if softcap:
+                logits = torch.tanh(logits / softcap) * softcap
+            loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+            right = (logits.argmax(1) == targets).sum()
+        else:
+            loss, right = weighted_loss(hidden, targets, weights, head)
+        (loss * 0.5).backward()
+        assert hidden.grad is not None
+        gradients.append(hidden.grad)
+        values += [loss.detach(), right.float()]
+    torch.testing.assert_close(values[0], values[2])
+    assert values[1] == values[3]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_trained_gets_its_gradient() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 50, bias=True)
+    hidden, targets = torch.randn(40, 8, requires_grad=True), torch.randint(50, (40,))
+    losses, _ = token_losses(hidden, targets, Head(layer, block_elements=16 * 50))
+    losses.sum().backward()
+    ours = layer.weight.grad
+    layer.weight.grad = None
+    F.cross_entropy(layer(hidden), targets, reduction="sum").backward()
+    assert ours is not None and layer.weight.grad is not None
+    torch.testing.assert_close(ours, layer.weight.grad)
+
+
+def test_dpo_is_the_papers_formula() -> None:
+    torch.manual_seed(0)
+    policy, reference = torch.randn(8, dtype=torch.float64) * 5, torch.randn(8, dtype=torch.float64) * 5
+    loss, shown = Preference(beta=0.3).loss(policy, reference, torch.ones(8))
+    for i in range(4):
+        margin = 0.3 * ((policy[i] - reference[i]) - (policy[i + 4] - reference[i + 4]))
+        assert loss[i].item() == pytest.approx(-torch.log(1 / (1 + torch.exp(-margin))).item())
+        assert shown["reward_margin"][i].item() == pytest.approx(margin.item())
+
+
+def test_the_neighbours_of_dpo_are_their_papers_formulas() -> None:
+    policy, reference = torch.tensor([-6.0, -9.0]), torch.tensor([-7.0, -8.0])
+    lengths = torch.tensor([3.0, 2.0])
+    simpo, _ = Preference(beta=2.0, simpo_gamma=0.5).loss(policy, None, lengths)
+    assert simpo.item() == pytest.approx(-F.logsigmoid(torch.tensor(2.0 * (-2.0 + 4.5) - 0.5)).item())
+    plain, _ = Preference(beta=0.1).loss(policy, reference, lengths)
+    rpo, _ = Preference(beta=0.1, rpo_alpha=0.7).loss(policy, reference, lengths)
+    assert rpo.item() == pytest.approx(plain.item() + 0.7 * 6.0 / 3)
+    normal, _ = Preference(beta=1.0, normalize_by_length=True).loss(policy, reference, lengths)
+    assert normal.item() == pytest.approx(-F.logsigmoid(torch.tensor((-6 + 7) / 3 - (-9 + 8) / 2)).item())
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    cosine = [learning_rate(s, 100, 1.0, 0.1, "cosine") for s in range(100)]
+    assert cosine[:10] == sorted(cosine[:10]) and cosine[0] > 0
+    assert max(cosine) == cosine[10] == 1.0
+    assert cosine[10:] == sorted(cosine[10:], reverse=True) and 0 < cosine[99] < 0.01
+    assert learning_rate(55, 100, 1.0, 0.1, "linear") == pytest.approx(0.5)
+    assert learning_rate(99, 100, 1.0, 0.1, "constant") == 1.0
