@@ -1,8 +1,8 @@
 """Three local servers that speak the fine-tuning APIs of OpenAI, Together and Fireworks, and really train.
 
 For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service:
-every answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that begin
-with `sandbox-` are taken.
+every answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that
+begin with `sandbox-` are taken.
 
     with running() as sandbox:
         subprocess.run(["my-tests"], env={**os.environ, **sandbox.env})

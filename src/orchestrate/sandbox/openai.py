@@ -152,7 +152,7 @@ class OpenAIHost(Host):
                 return Trouble(message=reason, code=code, param=param)
             wanted = "preference" if job.kind == "dpo" else "chat"
             if file.report.format != wanted:
-                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. Rows are not in {wanted} format"
+                reason = f"The job failed due to an invalid {param.replace('_', ' ')}. Not in {wanted} format"
                 return Trouble(message=reason, code=code, param=param)
         if job.examples < MIN_EXAMPLES:
             return Trouble(

@@ -21,6 +21,8 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.config import SANDBOX_KEY_PREFIX
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.local import process
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.fireworks import FireworksHost
@@ -106,13 +108,13 @@ def serve(
     result_encoding: str = "base64",
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
-    with _home(home) as folder:
+    with _home(home) as folder, process.file_lock(folder / "lock") as held:
+        if not held:
+            raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations(), result_encoding=result_encoding)
-        trainer = Trainer(
-            state, clock, settings, model=model or default_model(), slots=slots, threads=threads
-        )
+        trainer = Trainer(state, clock, settings, model=_model(model, train), slots=slots, threads=threads)
         sockets = [_listen(port) for port in ports]
         hosts = {kind.name: kind(state, clock, trainer, settings) for kind in HOSTS}
         fronts: dict[str, Front] = {}
@@ -133,11 +135,16 @@ def serve(
             state.close()
 
 
-def default_model() -> str:
-    """Folder of the tiny model that stands in for every base model."""
-    from orchestrate.catalog import find
+def _model(given: str | None, train: bool) -> str:
+    """Folder of the model that stands in for every base model. Raises `UsageError` when it is not there."""
+    from orchestrate.catalog import find, resolve
 
-    return find("tiny-chat").ids["local"]
+    if given is not None:
+        folder = Path(given).expanduser().resolve()
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{given} is not the folder of a model: it has no config.json")
+        return str(folder)
+    return resolve("tiny-chat", "local").id if train else find("tiny-chat").ids["local"]
 
 
 def _app(host: Host) -> Starlette:

@@ -1,8 +1,8 @@
 """Training behind the hosts: jobs wait for a free slot and are trained by the local engine, one process each.
 
 What a host is asked for about a job's training (metrics, checkpoints, the adapter, answers of the tuned
-model) comes from here: from the engine's run directory when the job is trained, from a formula with a label on
-it when the sandbox runs without training.
+model) comes from here: from the engine's run directory when the job is trained, from a formula with a label
+on it when the sandbox runs without training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What jobs that are not trained show: values from a formula, and an adapter that changes nothing.
 
-All of it says that it is made up: the job's events and fields do, the metrics carry `sandbox_not_trained`, and
-so does the metadata of the weights.
+All of it says that it is made up: the job's events and fields do, the metrics carry `sandbox_not_trained`,
+and so does the metadata of the weights.
 """
 
 from __future__ import annotations

@@ -1,0 +1,149 @@
+"""sandbox: local stand-ins of the three hosts, for trying things and for tests."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import Json, note, print_json
+from orchestrate.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.server import Sandbox
+
+FIRST_PORT = 8751
+"""Of OpenAI's stand-in; Together's and Fireworks' follow."""
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    no_args_is_help=False,
+    help="Local stand-ins of the three hosts that really train. No key, no cost.",
+)
+
+HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Where jobs and files are kept.")]
+SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="How many times shorter waits are.")]
+TrainOpt = Annotated[
+    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only walk through the states.")
+]
+ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
+SlotsOpt = Annotated[int, typer.Option("--slots", min=1, help="Trainings at once.")]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
+PortOpt = Annotated[int, typer.Option("--port", help="The first of three ports; 0 takes free ones.")]
+
+
+@app.callback()
+def sandbox(
+    context: typer.Context,
+    home: HomeOpt = None,
+    speed: SpeedOpt = 1.0,
+    train: TrainOpt = True,
+    model: ModelOpt = None,
+    slots: SlotsOpt = 1,
+    threads: ThreadsOpt = 1,
+    port: PortOpt = FIRST_PORT,
+    json: Json = False,
+) -> None:
+    """Starts the three hosts, prints the environment that clients need, and serves until interrupted.
+
+    Jobs outlive a restart: they are kept under the home folder, and one that was being trained goes on.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    kept = home or _default_home(context)
+    hosts = _start(home=kept, speed=speed, train=train, model=model, slots=slots, threads=threads, port=port)
+    with hosts as running:
+        if json:
+            print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
+        else:
+            for name, value in running.env.items():
+                typer.echo(f"export {name}={shlex.quote(value)}")
+        sys.stdout.flush()
+        note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
+        note("copy the lines above into another shell; Ctrl-C stops the hosts")
+        _wait_for_end()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="What to run.")],
+    home: HomeOpt = None,
+    speed: SpeedOpt = 1.0,
+    train: TrainOpt = True,
+    model: ModelOpt = None,
+    slots: SlotsOpt = 1,
+    threads: ThreadsOpt = 1,
+    port: PortOpt = 0,
+) -> None:
+    """Runs a command with the sandbox's environment and stops the hosts when it ends; its exit code is kept.
+
+    Without --sandbox-home everything is thrown away at the end.
+    """
+    words = [*command, *context.args]
+    hosts = _start(home=home, speed=speed, train=train, model=model, slots=slots, threads=threads, port=port)
+    with hosts as running:
+        try:
+            child = subprocess.Popen(words, env={**os.environ, **running.env})
+        except OSError as error:
+            raise UsageError(f"{words[0]} cannot be run: {error}") from error
+        raise typer.Exit(_code_of(child))
+
+
+@contextmanager
+def _start(*, port: int, **options: Any) -> Generator[Sandbox]:
+    from orchestrate.sandbox import running
+
+    ports = (port, port + 1, port + 2) if port else (0, 0, 0)
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(running(ports=ports, **options))
+        except OSError as error:
+            raise SetupError(
+                f"the sandbox cannot start on ports {ports[0]} to {ports[2]}: {error}",
+                fix="orchestrate sandbox --port 0   (any free ports), or another first port",
+            ) from error
+        yield hosts
+
+
+def _default_home(context: typer.Context) -> Path:
+    from orchestrate import config
+
+    given: dict[str, Any] = context.find_root().obj or {}
+    return config.load(config_file=given.get("config"), home=given.get("home")).home / "sandbox"
+
+
+def _wait_for_end() -> None:
+    """Until Ctrl-C or a polite kill; both are the ordinary end here."""
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        while not ended.wait(0.5):
+            pass
+    except KeyboardInterrupt:
+        return
+
+
+def _code_of(child: subprocess.Popen[bytes]) -> int:
+    """Ctrl-C reaches the child as well; it decides how to end, as it would without us."""
+    while True:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            continue
+        return code if code >= 0 else 128 - code
