@@ -53,7 +53,7 @@ def worker(
 
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
+        signal.signal(name, lambda _signal, _frame: stop.set())
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
         watcher = Watcher(
             ft.store,
