@@ -141,10 +141,17 @@ def main() -> None:
 
         report_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         # The reader of the pipe has gone, as with `| head`; the rest of the output is not wanted.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001  the last net, which reports it
+        from orchestrate.commands.console import report_defect
+
+        report_defect(error, verbose="-v" in sys.argv or "--verbose" in sys.argv)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ class Orchestrator:
         [name] = self.backends(provider)
         if max_cost_usd is not None:
             spec = spec.model_copy(update={"max_cost_usd": Decimal(str(max_cost_usd))})
-        spec = self._continued(spec, name)
+        spec = self._continued(spec.on(name), name)
         quote, data = self.preflight(spec, name, strict=strict)
         run = submit(
             self.store,
@@ -178,6 +178,7 @@ class Orchestrator:
         """All that `submit` checks before it sends anything. Raises as `submit` does."""
         from orchestrate.costing import check_budget
 
+        spec = spec.on(provider)
         self.provider(provider).require(Feature(spec.method.type))
         data = self.data(spec)
         translation = self._translation(spec, provider)
@@ -252,14 +253,14 @@ class Orchestrator:
 
     def _translation(self, spec: JobSpec, name: str) -> Translation:
         try:
-            return self.provider(name).translate(spec)
+            return self.provider(name).translate(spec.on(name))
         except SpecError as error:
             row = Setting(name="model", asked=spec.model, outcome=Outcome.REFUSED, rule=error.message)
             return Translation(provider=name, model="", settings=(row,), body={})
 
     def _check(self, spec: JobSpec, name: str, data: TrainingData) -> list[Problem]:
         try:
-            return self.provider(name).check(spec, data)
+            return self.provider(name).check(spec.on(name), data)
         except SpecError as error:
             return [
                 Problem(
@@ -273,7 +274,7 @@ class Orchestrator:
 
     def _quote(self, spec: JobSpec, name: str, data: TrainingData) -> Quote:
         try:
-            return self.provider(name).quote(spec, data)
+            return self.provider(name).quote(spec.on(name), data)
         except SpecError as error:
             return Quote(provider=name, model="", unavailable=error.message)
 

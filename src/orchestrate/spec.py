@@ -155,6 +155,9 @@ class JobSpec(_Part):
     )
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Fields of this spec that differ on one backend, by backend name"
+    )
     provider_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Fields for one backend's create request, by backend name"
     )
@@ -169,6 +172,15 @@ class JobSpec(_Part):
             raise ValueError("batch_size must be at least 1")
         if self.early_stopping is not None and self.validation is None:
             raise ValueError("early_stopping needs validation data")
+        for provider, fields in self.overrides.items():
+            if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test"}):
+                raise ValueError(
+                    f"overrides.{provider} cannot change {wrong[0]}: runs of one spec share their data"
+                )
+            known = list(JobSpec.model_fields)
+            if unknown := sorted(set(fields) - set(known)):
+                hint = _suggest(unknown[0], known)
+                raise ValueError(f"overrides.{provider}.{unknown[0]}: unknown field{hint}")
         if self.method.type == "rft" and not self.method.grader:
             raise ValueError("method rft needs a grader")
         return self
@@ -186,6 +198,15 @@ class JobSpec(_Part):
             f"the spec names no model for {provider}; it has one for {', '.join(sorted(self.model))}",
             fix=f"add  {provider}: <model>  under  model:  (orchestrate models --provider {provider})",
         )
+
+    def on(self, provider: str) -> JobSpec:
+        """The spec as one backend gets it: its own model, and its `overrides` over the rest.
+
+        Raises `SpecError` when there is no model for it or an override is wrong.
+        """
+        values = self.model_dump(mode="json", exclude_unset=True, exclude={"overrides"})
+        values["model"] = self.model_for(provider)
+        return JobSpec.parse(values | self.overrides.get(provider, {}))
 
     def asked(self) -> dict[str, Any]:
         """The settings that the user gave, JSON-ready; defaults that were not asked for are left out."""

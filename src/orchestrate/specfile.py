@@ -3,6 +3,7 @@ schema."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -129,12 +130,12 @@ def _as_table(value: Any) -> dict[str, Any]:
 
 
 def _from_folder(value: str, folder: Path) -> str:
-    return value if "://" in value or Path(value).is_absolute() else str(folder / value)
+    return value if "://" in value or Path(value).is_absolute() else os.path.normpath(folder / value)
 
 
 def _local_model(value: Any, folder: Path) -> Any:
     if isinstance(value, str) and value and (folder / value).is_dir():
-        return str(folder / value)
+        return os.path.normpath(folder / value)
     return value
 
 
@@ -169,6 +170,8 @@ epochs: 3                  # what is left out is the backend's own default, and 
 # max_cost_usd: 25         # refused when the quote's high end is above
 # tags: {team: support}
 # wandb: {project: my-project}
+# overrides:               # fields of this spec that differ on one backend
+#   local: {learning_rate: 1.0e-4}
 # provider_options:        # fields of one backend's own create request
 #   together: {train_vision: false}
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
-out = Console(highlight=False)
+_WIDTH = shutil.get_terminal_size((120, 24)).columns
+out = Console(highlight=False, width=_WIDTH)
 """Data; what a pipe gets."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, width=_WIDTH)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
@@ -78,12 +80,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(*columns: str, title: str | None = None, right: Iterable[str] = ()) -> Table:
-    made = Table(
-        title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> Table:
+    """A plain table. Only the columns of `fold` (by default all) are wrapped when the width is short; the
+    others are cut."""
+    made = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        wraps = fold is None or column in fold
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold" if wraps else "ellipsis",
+            no_wrap=not wraps,
+            max_width=None if wraps else 44,
+        )
     return made
 
 
@@ -121,6 +130,24 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""), markup=False)
     if error.fix:
         err.print(f"  {error.fix}", style="cyan", markup=False, soft_wrap=True)
+
+
+def report_defect(error: Exception, *, verbose: bool) -> None:
+    """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
+    import tempfile
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    err.print("defect:", style="bold red", end=" ")
+    err.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    if verbose:
+        sys.stderr.write(trace)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="orchestrate-", suffix=".txt", delete=False) as kept:
+        kept.write(trace)
+    err.print(
+        f"  this is a defect of Orchestrate, not of your input; please report {kept.name}", markup=False
+    )
 
 
 def confirm(question: str, *, yes: bool) -> bool:

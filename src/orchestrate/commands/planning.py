@@ -162,15 +162,16 @@ def show_problems(problems: Sequence[Problem]) -> None:
 
 
 def _show_translation(translation: Translation) -> None:
-    rows = table("setting", "asked", "outcome", "sent", "rule")
+    rows = table("setting", "asked", "outcome", "sent", "as", "rule", fold=("rule", "as", "sent"))
     for s in translation.settings:
         style = _OUTCOME_STYLE[s.outcome]
-        mark = "" if s.exact or s.outcome is Outcome.REFUSED else " (not exactly)"
+        mark = "" if s.exact or s.outcome is Outcome.REFUSED else ", not exactly"
         rows.add_row(
             s.name,
             _value(s.asked),
             f"[{style}]{s.outcome.value}{mark}[/]",
-            _value(s.sent) + (f" [dim]as {s.wire}[/]" if s.wire and s.wire != s.name else ""),
+            _value(s.sent) if s.sent != s.asked or s.wire else "",
+            f"[dim]{_plain(s.wire or '')}[/]",
             _plain(s.rule or ""),
         )
     out.print(f"[bold]{translation.provider}[/]  {_plain(translation.model)}")
