@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
+from orchestrate.types import Quote, QuoteLine
+
 NANO = Decimal(1_000_000_000)
 _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
 """As `orchestrate.tracking.ids` makes them."""
@@ -35,6 +37,11 @@ def plain(answer: object) -> dict[str, Any]:
     if hasattr(answer, "to_dict"):
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
     return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
+
+
+def items(page: Any) -> list[dict[str, Any]]:
+    """The entries of one page of an SDK's list, whatever the host calls them."""
+    return [plain(entry) for entry in page._get_page_items()]  # the SDKs have no public name for it
 
 
 def table(value: Any) -> dict[str, Any]:
@@ -84,6 +91,39 @@ def nanos(value: Any) -> Decimal | None:
     """US dollars from billionths of a dollar."""
     found = money(value)
     return found / NANO if found is not None else None
+
+
+def estimate_quote(
+    provider: str,
+    model: str,
+    total: Decimal,
+    source: str,
+    *,
+    note: str | None = None,
+    tokens: int | None = None,
+) -> Quote:
+    """A host's own price for a whole job."""
+    line = QuoteLine(
+        component="training",
+        quantity=Decimal(1),
+        unit="usd_per_job",
+        usd_per_unit=total,
+        usd_low=total,
+        usd=total,
+        usd_high=total,
+        note=note,
+        source=source,
+    )
+    return Quote(
+        provider=provider,
+        model=model,
+        lines=(line,),
+        assumptions=(source,),
+        low_usd=total,
+        expected_usd=total,
+        high_usd=total,
+        billed_tokens=tokens,
+    )
 
 
 def when(value: Any) -> datetime | None:

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -36,7 +35,17 @@ from orchestrate.providers.together import reading
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.serving import Serving
 from orchestrate.providers.together.translation import NO_RFT, tag, translate
-from orchestrate.providers.values import money, number, plain, ref_in, rows, table, tagged, text
+from orchestrate.providers.values import (
+    estimate_quote,
+    money,
+    number,
+    plain,
+    ref_in,
+    rows,
+    table,
+    tagged,
+    text,
+)
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -49,7 +58,6 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Quote,
-    QuoteLine,
     RemoteDataset,
     Reply,
     Translation,
@@ -155,7 +163,13 @@ class TogetherProvider(Provider):
             )
         if spec.max_cost_usd is not None and total > spec.max_cost_usd:
             raise OverBudget(self.name, total, spec.max_cost_usd)
-        return _estimate(model, total, answer)
+        train = number(answer.get("estimated_train_token_count")) or 0
+        evaluated = number(answer.get("estimated_eval_token_count")) or 0
+        note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"
+        source = "Together's own estimate (estimate-price)"
+        return estimate_quote(
+            self.name, model, total, source, note=note, tokens=int(train + evaluated) or None
+        )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
         from together.types import FinetuneResponse
@@ -386,34 +400,6 @@ class TogetherProvider(Provider):
 
 def _ref(raw: Mapping[str, Any]) -> str | None:
     return ref_in(raw.get("suffix"), raw.get("model_output_name"))
-
-
-def _estimate(model: str, total: Decimal, answer: Mapping[str, Any]) -> Quote:
-    train = number(answer.get("estimated_train_token_count")) or 0
-    evaluated = number(answer.get("estimated_eval_token_count")) or 0
-    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens"
-    return Quote(
-        provider="together",
-        model=model,
-        lines=(
-            QuoteLine(
-                component="training",
-                quantity=Decimal(1),
-                unit="usd_per_job",
-                usd_per_unit=total,
-                usd_low=total,
-                usd=total,
-                usd_high=total,
-                note=note,
-                source="Together's own estimate (estimate-price)",
-            ),
-        ),
-        assumptions=(f"Together counted {note}", "packing and max_seq_length are not part of its estimate"),
-        low_usd=total,
-        expected_usd=total,
-        high_usd=total,
-        billed_tokens=int(train + evaluated),
-    )
 
 
 def _selection(checkpoint: str | None, full: bool) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""Bringing training data to Fireworks: create, ask for a signed URL, PUT, validate, wait until READY."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from orchestrate.config import is_loopback
+from orchestrate.data import Dataset
+from orchestrate.errors import (
+    Conflict,
+    DataError,
+    HostUnavailable,
+    InvalidRequest,
+    NotFound,
+    UnexpectedAnswer,
+)
+from orchestrate.providers.base import Progress
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.values import plain, table, text, whole
+from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:
+    import httpx
+    from fireworks import Fireworks
+
+READY = "READY"
+WAIT_S = 1800.0
+_CHUNK = 1 << 20
+
+
+class Datasets:
+    def __init__(
+        self,
+        client: Callable[[], Fireworks],
+        http: Callable[[], httpx.Client],
+        account: Callable[[], str],
+        wire: Wire,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._http = http
+        self._account = account
+        self._wire = wire
+        self._sleep = sleep
+
+    def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
+        """The host's record of the dataset, once it is READY; one that is there already is used again.
+
+        Raises `DataError` with the host's own words when it does not take the rows.
+        """
+        path = dataset.write("fireworks", folder)
+        dataset_id = f"orc-{dataset.digest[:24]}"
+        known = self.get(dataset_id)
+        if known is None:
+            self._create(dataset_id, path)
+        if known is None or known.get("state") != READY:
+            self._send(dataset_id, path, dataset, progress)
+        return self._ready(dataset_id, dataset)
+
+    def get(self, dataset_id: str) -> dict[str, Any] | None:
+        api = self._client().datasets
+        try:
+            return plain(self._wire.read(lambda: api.get(dataset_id, account_id=self._account())))
+        except NotFound:
+            return None
+
+    def examples(self, name: str) -> int | None:
+        """Rows of a dataset, by its resource name or id."""
+        return whole((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
+
+    def _create(self, dataset_id: str, path: Path) -> None:
+        with path.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        api = self._client().datasets
+        with suppress(Conflict):  # made by an earlier try, or by another process with the same data
+            self._wire.read(
+                lambda: api.create(
+                    account_id=self._account(),
+                    dataset_id=dataset_id,
+                    dataset={"user_uploaded": {}, "example_count": str(count)},
+                )
+            )
+
+    def _send(self, dataset_id: str, path: Path, dataset: Dataset, progress: Progress | None) -> None:
+        # Every request for URLs replaces the dataset's list of files, so all files are named in one.
+        size = str(path.stat().st_size)
+        api, account = self._client().datasets, self._account()
+        answer = plain(
+            self._wire.read(
+                lambda: api.get_upload_endpoint(
+                    dataset_id, account_id=account, filename_to_size={path.name: size}
+                )
+            )
+        )
+        url = require_safe(table(answer.get("filenameToSignedUrls")).get(path.name))
+        self._wire.read(lambda: self._put(url, path, size, progress))
+        try:
+            self._wire.read(lambda: api.validate_upload(dataset_id, account_id=account, body={}))
+        except InvalidRequest as error:
+            raise _refused(dataset, error.message, error.code) from error
+
+    def _put(self, url: str, path: Path, size: str, progress: Progress | None) -> httpx.Response:
+        # The signature covers these headers. No key of ours goes to the store.
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "X-Goog-Content-Length-Range": f"{size},{size}",
+            "Content-Length": size,
+        }
+        answer = self._http().put(url, content=_chunks(path, progress), headers=headers)
+        answer.raise_for_status()
+        return answer
+
+    def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
+        waited, pause = 0.0, 0.5
+        while True:
+            found = self.get(dataset_id)
+            if found is None:
+                raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} is gone after its upload")
+            status = table(found.get("status"))
+            if text(status.get("code")) not in (None, "OK"):
+                raise _refused(dataset, str(status.get("message")), text(status.get("code")))
+            if found.get("state") == READY:
+                return found
+            if waited >= WAIT_S:
+                raise HostUnavailable(
+                    "fireworks",
+                    f"dataset {dataset_id} is still {found.get('state')} after {WAIT_S / 60:.0f} minutes",
+                    fix="submit again later; what was uploaded is used as it is",
+                )
+            self._sleep(pause)
+            waited, pause = waited + pause, min(10.0, pause * 1.5)
+
+
+def require_safe(url: Any) -> str:
+    """A signed URL that training data or weights may travel over. Raises `UnexpectedAnswer`."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return str(url)
+    raise UnexpectedAnswer("fireworks", "the host gave no https URL for a file")
+
+
+def _chunks(path: Path, progress: Progress | None) -> Iterator[bytes]:
+    total, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+
+
+def _refused(dataset: Dataset, reason: str, code: str | None) -> DataError:
+    problem = Problem(
+        code=(code or "invalid_dataset").lower(),
+        message=reason,
+        severity=Severity.ERROR,
+        providers=("fireworks",),
+        fix="orchestrate check --provider fireworks",
+        source=dataset.path,
+    )
+    return DataError(f"Fireworks does not take {dataset.path}: {reason}", problems=[problem], fix=problem.fix)

@@ -1,0 +1,451 @@
+"""The backend `fireworks`; see `orchestrate.providers.base` for the contract.
+
+- A job's id is chosen by the caller: it is the ref. A create request that is sent twice is refused by the
+  host (409), and the job is found by its name.
+- `JobHandle.kind` says which of the host's three collections the job is in: supervised, dpo or reinforcement.
+- The host keeps no events and lists no checkpoints of managed jobs.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.errors import (
+    Conflict,
+    InvalidRequest,
+    MissingKey,
+    NotFound,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    TranslationRefused,
+    UsageError,
+)
+from orchestrate.providers import archives, chat, offline, transfer
+from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.fireworks import reading, translation
+from orchestrate.providers.fireworks.datasets import Datasets, require_safe
+from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
+from orchestrate.providers.fireworks.serving import Serving
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.values import estimate_quote, items, plain, table, text
+from orchestrate.types import (
+    Artifact,
+    Endpoint,
+    Event,
+    Feature,
+    Job,
+    JobHandle,
+    JobStatus,
+    Message,
+    MetricPoint,
+    Problem,
+    Quote,
+    RemoteDataset,
+    Reply,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    import httpx
+    from fireworks import Fireworks
+
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+_KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
+_PAGE = 200
+
+
+class FireworksProvider(Provider):
+    name = "fireworks"
+    title = "Fireworks"
+    features = frozenset(Feature) - {Feature.QLORA, Feature.FULL, Feature.PAUSE, Feature.CHECKPOINTS}
+    missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.QLORA: "Fireworks does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
+        Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",
+        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; their final model can be had",
+    }
+    status_map = reading.STATUS_MAP
+
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+        super().__init__(config)
+        self._wire = wire or Wire(self.name)
+        self._sdk: Fireworks | None = None
+        self._plain_http: httpx.Client | None = None
+        self._found_account: str | None = config.account_id
+        self._datasets = Datasets(self._client, self._http, self._account, self._wire)
+        self._serving = Serving(self._client, self._account, self._wire, self._inference_url)
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def translate(self, spec: JobSpec) -> Translation:
+        return translation.translate(spec)
+
+    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+        return offline.problems(self.name, spec, data, self.translate(spec), self.config)
+
+    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+        return offline.quote(self.name, spec, data, self.translate(spec))
+
+    def status(self, raw: str | None) -> JobStatus:
+        return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+        self._body(spec)  # a spec that cannot be sent is refused before its data are
+        folder = transfer.work_folder(self.config)
+        train = self._datasets.bring(data.train, folder, progress)
+        validation = (
+            self._datasets.bring(data.validation, folder, progress)
+            if data.validation is not None and spec.method.type != "dpo"
+            else None
+        )
+        return RemoteDataset(
+            provider=self.name,
+            digest=data.digest,
+            train_id=str(train["name"]),
+            validation_id=str(validation["name"]) if validation else None,
+            details={"examples": train.get("exampleCount"), "tokens": train.get("estimatedTokenCount")},
+        )
+
+    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+        """The host's estimate, of SFT jobs only. Raises `OverBudget` above the spec's limit."""
+        model = self.translate(spec).model
+        if spec.method.type != "sft":
+            reason = "Fireworks estimates the price of SFT jobs only"
+            return Quote(provider=self.name, model=model, unavailable=reason)
+        body = self._filled(spec, remote)
+        path = f"/v1/accounts/{self._account()}/supervisedFineTuningJobs:estimateCost"
+        client = self._client()
+        answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
+        total = reading.usd_of(answer.get("estimatedCost"))
+        if total is None:
+            return Quote(provider=self.name, model=model, unavailable="Fireworks gave no price")
+        if spec.max_cost_usd is not None and total > spec.max_cost_usd:
+            raise OverBudget(self.name, total, spec.max_cost_usd)
+        return estimate_quote(self.name, model, total, "Fireworks' own estimate (estimateCost)")
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+        kind = _KIND_OF[spec.method.type]
+        body = self._filled(spec, remote)
+        if spec.suffix is not None:
+            place = body if kind == "supervised" else body.setdefault("trainingConfig", {})
+            place["outputModel"] = translation.output_model(spec.suffix, ref)
+        if spec.wandb is not None:
+            key = self.config.options.get("wandb_api_key")
+            if not key:
+                raise MissingKey("W&B", "WANDB_API_KEY")
+            body["wandbConfig"]["apiKey"] = str(key)
+        job_id = translation.job_id(ref)
+        path, client = f"/v1/accounts/{self._account()}/{KINDS[kind]}", self._client()
+        try:
+            self._wire.send_once(
+                ref,
+                lambda: client.post(
+                    path,
+                    body=body,
+                    cast_to=object,
+                    # A redirected POST is a second POST.
+                    options={"params": {ID_PARAMETER[kind]: job_id}, "follow_redirects": False},
+                ),
+                lambda job: job_id if text(table(job).get("name")) else None,
+            )
+        except Conflict as error:
+            raise OutcomeUnknown(self.name, ref, "the host already has a job of this id") from error
+        return JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind)
+
+    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+        """By name: one request for each of the three collections."""
+        job_id = translation.job_id(ref)
+        found: list[JobHandle] = []
+        for kind in KINDS:
+            with suppress(NotFound):
+                self._raw(kind, job_id)
+                found.append(JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind))
+        return found
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def get(self, job: JobHandle) -> Job:
+        raw, kind = self._find_raw(job)
+        return reading.job_of(raw, kind, job.ref)
+
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        def age(job: Job) -> float:
+            return -job.created_at.timestamp() if job.created_at else 0.0
+
+        yield from heapq.merge(*(self._list(kind, since) for kind in KINDS), key=age)
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        """Made of the job's state and progress: the host keeps none."""
+        raw, _ = self._find_raw(job)
+        found = reading.events_of(raw)
+        ids = [event.id for event in found]
+        yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        """Of the host's metrics file; none until it is written."""
+        raw, kind = self._find_raw(job)
+        url = text(raw.get("metricsFileSignedUrl"))
+        try:
+            if kind != "supervised":
+                path = f"{self._path(kind, job.job_id)}:getMetricsFileEndpoint"
+                client = self._client()
+                answer = self._wire.read(lambda: client.get(path, cast_to=object), expect=dict)
+                url = text(table(answer).get("signedUrl"))
+            if url is None:
+                return []
+            safe = require_safe(url)
+            lines = self._wire.read(lambda: self._get_file(safe))
+        except NotFound:
+            return []
+        return reading.metrics_of(lines)
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        raw, kind = self._find_raw(job)
+        status = self.status(state_of(raw.get("state")))
+        if status.terminal or status is JobStatus.CANCELLING:
+            return
+        try:
+            self._act(kind, job.job_id, "cancel")
+        except (InvalidRequest, Conflict):
+            # It ended between the two requests.
+            if not self.status(state_of(self._raw(kind, job.job_id).get("state"))).terminal:
+                raise
+
+    def resume(self, job: JobHandle) -> None:
+        """Goes on with a job that was stopped or failed, from its last state at the host."""
+        raw, kind = self._find_raw(job)
+        if self.status(state_of(raw.get("state"))) in (JobStatus.RUNNING, JobStatus.QUEUED):
+            return
+        self._act(kind, job.job_id, "resume")
+
+    def delete(self, job: JobHandle) -> None:
+        with suppress(NotFound):
+            _, kind = self._find_raw(job)
+            path, client = self._path(kind, job.job_id), self._client()
+            self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """The final model, file by file over signed URLs; a file that came whole is not fetched again."""
+        if checkpoint is not None:
+            raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
+        archives.require_empty(dest)
+        raw, _ = self._find_raw(job)
+        model = self._tuned(job, raw)
+        waiting = dest.parent / f".{dest.name}.{job.job_id}.download"
+        self._fetch(model, waiting, progress)
+        with archives.staged(dest) as folder:
+            for path in sorted(waiting.iterdir()):
+                path.rename(folder / path.name)
+            waiting.rmdir()
+            files = archives.inspect(folder)
+        return Artifact(
+            kind=archives.kind_of(files),
+            folder=str(dest),
+            files=files,
+            base_model=text(reading.settings_of(raw).get("baseModel")),
+            provider=self.name,
+            job_id=job.job_id,
+        )
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
+        raw, _ = self._find_raw(job)
+        base = text(reading.settings_of(raw).get("baseModel")) or ""
+        return self._serving.deploy(job.job_id, self._tuned(job, raw), base, options)
+
+    def undeploy(self, job: JobHandle) -> None:
+        raw, _ = self._find_raw(job)
+        self._serving.remove(job.job_id, reading.tuned_model(raw))
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        raw, _ = self._find_raw(job)
+        return self._serving.find(job.job_id, reading.tuned_model(raw))
+
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> list[Reply]:
+        """`base` asks the base model under its own name, which the host serves to all for some models."""
+        raw, _ = self._find_raw(job)
+        if base:
+            model = str(reading.settings_of(raw).get("baseModel"))
+        else:
+            endpoint = self._serving.find(job.job_id, reading.tuned_model(raw))
+            if endpoint is None:
+                raise UsageError(
+                    f"{job.job_id} is not deployed; Fireworks serves tuned models on deployments only",
+                    fix="orchestrate deploy RUN   (it shows the hourly price first)",
+                )
+            model = endpoint.model
+        create = self._client().with_options(base_url=self._inference_url).chat.completions.create
+        return chat.replies(
+            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
+        )
+
+    def close(self) -> None:
+        if self._sdk is not None:
+            self._sdk.close()
+            self._sdk = None
+        if self._plain_http is not None:
+            self._plain_http.close()
+            self._plain_http = None
+
+    # -- own -----------------------------------------------------------------------------------------------
+
+    def _client(self) -> Fireworks:
+        if self._sdk is None:
+            from fireworks import Fireworks
+
+            self._sdk = Fireworks(
+                api_key=self.config.require_key().reveal(),
+                base_url=self.config.base_url or DEFAULT_URLS[self.name],
+                timeout=self.config.timeout_s,
+                max_retries=0,
+            )
+        return self._sdk
+
+    def _http(self) -> httpx.Client:
+        """For signed URLs: it never carries the key."""
+        if self._plain_http is None:
+            import httpx
+
+            self._plain_http = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
+        return self._plain_http
+
+    @property
+    def _inference_url(self) -> str:
+        base = self.config.base_url or DEFAULT_URLS[self.name]
+        return f"{base}/inference" if base == DEFAULT_URLS[self.name] else base
+
+    def _account(self) -> str:
+        """The configured account, else the only one of the key. Raises `UsageError` when there are more."""
+        if self._found_account is None:
+            client = self._client()
+            names = [
+                reading.id_of(entry.get("name"))
+                for page in self._wire.pages(lambda: client.accounts.list(page_size=_PAGE))
+                for entry in items(page)
+            ]
+            if len(names) != 1:
+                known = ", ".join(sorted(names)) or "none"
+                raise UsageError(
+                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
+                    fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
+                )
+            self._found_account = names[0]
+        return self._found_account
+
+    def _body(self, spec: JobSpec) -> dict[str, Any]:
+        translated = self.translate(spec)
+        if translated.refused:
+            raise TranslationRefused(self.name, translated.refused)
+        return copy.deepcopy(translated.body)
+
+    def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
+        """The body with the datasets and with what is counted in steps."""
+        body = self._body(spec) | {"dataset": remote.train_id}
+        if remote.validation_id is not None and spec.method.type != "dpo":
+            body["evaluationDataset"] = remote.validation_id
+        place = cast("dict[str, Any]", reading.settings_of(body))
+        warm = text(place.get("warmStartFrom"))
+        if warm is not None and not warm.startswith("accounts/"):
+            place["warmStartFrom"] = f"accounts/{self._account()}/models/{warm}"
+        if translation.needs_steps(spec):
+            told = remote.details.get("examples") or self._datasets.examples(remote.train_id)
+            translation.fill_steps(body, spec, int(told or 1))
+        return body
+
+    def _path(self, kind: str, job_id: str) -> str:
+        return f"/v1/accounts/{self._account()}/{KINDS[kind]}/{job_id}"
+
+    def _raw(self, kind: str, job_id: str) -> dict[str, Any]:
+        path, client = self._path(kind, job_id), self._client()
+        return table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
+
+    def _find_raw(self, job: JobHandle) -> tuple[dict[str, Any], str]:
+        """The job and its kind; one whose kind was not kept is looked for in every collection."""
+        if job.kind is not None:
+            return self._raw(job.kind, job.job_id), job.kind
+        for kind in KINDS:
+            with suppress(NotFound):
+                return self._raw(kind, job.job_id), kind
+        raise NotFound(self.name, f"there is no job {job.job_id}", status=404)
+
+    def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
+        """Pages of one collection, newest first; ends with the first page that is all older than `since`."""
+        client = self._client()
+        first: Callable[[], Any] = {
+            "supervised": client.supervised_fine_tuning_jobs.list,
+            "dpo": client.dpo_jobs.list,
+            "reinforcement": client.reinforcement_fine_tuning_jobs.list,
+        }[kind]
+        account = self._account()
+        for page in self._wire.pages(
+            lambda: first(account_id=account, page_size=_PAGE, order_by="create_time desc")
+        ):
+            jobs = [reading.job_of(raw, kind) for raw in items(page)]
+            new = [j for j in jobs if since is None or j.created_at is None or j.created_at >= since]
+            yield from new
+            if jobs and not new:
+                return
+
+    def _act(self, kind: str, job_id: str, verb: str) -> None:
+        path, client = f"{self._path(kind, job_id)}:{verb}", self._client()
+        self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
+
+    def _get_file(self, url: str) -> list[str]:
+        answer = self._http().get(url)
+        answer.raise_for_status()
+        return answer.text.splitlines()
+
+    def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
+        if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
+            raise UsageError(
+                f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it has succeeded"
+            )
+        return reading.tuned_model(raw)
+
+    def _fetch(self, model: str, folder: Path, progress: Progress | None) -> None:
+        urls = self._file_urls(model)
+        names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if archives.wanted(name)}
+        folder.mkdir(parents=True, exist_ok=True)
+        for short, name in names.items():
+            file = folder / short
+            if file.exists():
+                continue
+            try:
+                transfer.fetch(self._wire, transfer.signed(self._http(), urls[name]), file, progress=progress)
+            except (PermissionRefused, InvalidRequest):
+                # Signed URLs live for an hour; a large model takes longer.
+                urls = self._file_urls(model)
+                transfer.fetch(self._wire, transfer.signed(self._http(), urls[name]), file, progress=progress)
+
+    def _file_urls(self, model: str) -> dict[str, str]:
+        account, model_id = model.split("/")[1], reading.id_of(model)
+        api = self._client().models
+        answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
+        found = table(answer.get("filenameToSignedUrls"))
+        return {name: require_safe(url) for name, url in found.items()}

@@ -1,0 +1,234 @@
+"""Fireworks' answers as our records.
+
+Sources: the SDK's `SupervisedFineTuningJob`, `DpoJob` and `ReinforcementFineTuningJob`. The host has no list
+of events: what can be told from a job's state and progress is told, under ids that stay. Rows of the metrics
+file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `data`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from orchestrate.providers.payloads import payload
+from orchestrate.providers.values import NANO, money, number, ref_in, table, text, when, whole
+from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint
+
+KINDS: Mapping[str, str] = {
+    "supervised": "supervisedFineTuningJobs",
+    "dpo": "dpoJobs",
+    "reinforcement": "reinforcementFineTuningJobs",
+}
+"""`JobHandle.kind` -> the host's collection."""
+ID_PARAMETER: Mapping[str, str] = {
+    "supervised": "supervisedFineTuningJobId",
+    "dpo": "dpoJobId",
+    "reinforcement": "reinforcementFineTuningJobId",
+}
+STATUS_MAP: Mapping[str, JobStatus] = {
+    "JOB_STATE_UNSPECIFIED": JobStatus.UNKNOWN,
+    "JOB_STATE_CREATING": JobStatus.QUEUED,
+    "JOB_STATE_PENDING": JobStatus.QUEUED,
+    "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
+    "JOB_STATE_VALIDATING": JobStatus.VALIDATING,
+    "JOB_STATE_CREATING_INPUT_DATASET": JobStatus.VALIDATING,
+    "JOB_STATE_RUNNING": JobStatus.RUNNING,
+    "JOB_STATE_IDLE": JobStatus.RUNNING,
+    "JOB_STATE_WRITING_RESULTS": JobStatus.FINALIZING,
+    "JOB_STATE_PAUSED": JobStatus.PAUSED,
+    "JOB_STATE_CANCELLING": JobStatus.CANCELLING,
+    "JOB_STATE_COMPLETED": JobStatus.SUCCEEDED,
+    "JOB_STATE_EARLY_STOPPED": JobStatus.SUCCEEDED,
+    "JOB_STATE_FAILED": JobStatus.FAILED,
+    "JOB_STATE_EXPIRED": JobStatus.FAILED,
+    "JOB_STATE_CANCELLED": JobStatus.CANCELLED,
+    "JOB_STATE_DELETING": JobStatus.CANCELLED,
+    "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
+    "JOB_STATE_DELETED": JobStatus.CANCELLED,
+}
+_PREFIX = "JOB_STATE_"
+_NUMBERED = (
+    "UNSPECIFIED",
+    "CREATING",
+    "RUNNING",
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "DELETING",
+    "WRITING_RESULTS",
+    "VALIDATING",
+)
+"""The first numbers of the host's enum; of later ones it is not known which they are."""
+METRIC_NAMES = {
+    "train/loss": "train_loss",
+    "loss": "train_loss",
+    "train_loss": "train_loss",
+    "eval/loss": "valid_loss",
+    "eval_loss": "valid_loss",
+    "validation/loss": "valid_loss",
+    "train/accuracy": "train_accuracy",
+    "eval/accuracy": "valid_accuracy",
+    "train/learning_rate": "learning_rate",
+    "train/lr": "learning_rate",
+    "learning_rate": "learning_rate",
+    "lr": "learning_rate",
+    "train/grad_norm": "grad_norm",
+    "grad_norm": "grad_norm",
+    "train/token": "tokens",
+    "train/tokens_per_second": "tokens_per_second",
+}
+_EPOCHS = ("train/epoch", "epoch")
+
+
+def state_of(value: Any) -> str:
+    """The host's word in one form; it comes as `JOB_STATE_RUNNING`, `RUNNING`, `JobState.RUNNING` or 2."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _PREFIX + _NUMBERED[value] if 0 <= value < len(_NUMBERED) else str(value)
+    word = str(value or "").rsplit(".", 1)[-1]
+    if word.isdigit():
+        return state_of(int(word))
+    named = word if word.startswith(_PREFIX) else _PREFIX + word.upper()
+    return named if named in STATUS_MAP else word
+
+
+def id_of(name: Any) -> str:
+    """`accounts/a/dpoJobs/x` -> `x`."""
+    return str(name or "").rsplit("/", 1)[-1]
+
+
+def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None) -> Job:
+    state = state_of(raw.get("state"))
+    status = STATUS_MAP.get(state, JobStatus.UNKNOWN)
+    progress = table(raw.get("jobProgress"))
+    config = settings_of(raw)
+    cost = usd_of(raw.get("estimatedCost"))
+    job_id = id_of(raw.get("name"))
+    ended = when(raw.get("completedTime")) or when(raw.get("updateTime"))
+    return Job(
+        handle=JobHandle(provider="fireworks", job_id=job_id, ref=ref or ref_in(job_id), kind=kind),
+        status=status,
+        raw_status=state,
+        model=text(config.get("baseModel")) or text(config.get("warmStartFrom")),
+        created_at=when(raw.get("createTime")),
+        finished_at=ended if status.terminal else None,
+        tuned_model=tuned_model(raw) if status is JobStatus.SUCCEEDED else None,
+        trained_tokens=whole(progress.get("inputTokens")) or None,
+        epoch=number(progress.get("epoch")),
+        percent=number(progress.get("percent")),
+        early_stopped=state == "JOB_STATE_EARLY_STOPPED",
+        error=_error(raw, state) if status is JobStatus.FAILED else None,
+        cost_usd=cost or None,
+        cost_origin="estimatedCost" if cost else None,
+        payload=payload(dict(raw)),
+    )
+
+
+def settings_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where the job's hyperparameters are: in itself (SFT) or in its `trainingConfig`."""
+    return table(raw.get("trainingConfig")) or raw
+
+
+def tuned_model(raw: Mapping[str, Any]) -> str:
+    """The full name; a job that names no output model gives it its own id."""
+    account = "/".join(str(raw.get("name")).split("/")[:2])
+    given = text(settings_of(raw).get("outputModel")) or id_of(raw.get("name"))
+    return given if given.startswith("accounts/") else f"{account}/models/{given}"
+
+
+def usd_of(value: Any) -> Decimal | None:
+    """US dollars of a `Money`: whole units as a string, billionths as a number."""
+    amount = table(value)
+    if not amount or amount.get("currencyCode", "USD") != "USD":
+        return None
+    return (money(amount.get("units")) or Decimal(0)) + (money(amount.get("nanos")) or Decimal(0)) / NANO
+
+
+def _error(raw: Mapping[str, Any], state: str) -> JobError:
+    told = table(raw.get("status"))
+    word = state.removeprefix(_PREFIX).lower()
+    return JobError(message=text(told.get("message")) or word, code=text(told.get("code")) or word)
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def events_of(raw: Mapping[str, Any]) -> list[Event]:
+    """What a job's record tells: that it was made, how far it is, and its state. Oldest first."""
+    job = job_of(raw, "")
+    made = job.created_at or when(raw.get("updateTime"))
+    now = when(raw.get("updateTime")) or made
+    if made is None or now is None:
+        return []
+    events = [Event(id="created", at=made, level="info", message="job created", type="created")]
+    progress = _progress(job, now)
+    state = _state(job, job.finished_at or now)
+    events += [state, *progress] if not job.status.terminal else [*progress, state]
+    return events
+
+
+def _state(job: Job, at: datetime) -> Event:
+    word = job.raw_status.removeprefix(_PREFIX).lower().replace("_", " ")
+    failed = job.error is not None
+    return Event(
+        id=f"state-{job.raw_status}",
+        at=at,
+        level="error" if failed else "info",
+        message=f"{word}: {job.error.message}" if job.error is not None else f"job is {word}",
+        type="state",
+        data={"state": job.raw_status},
+    )
+
+
+def _progress(job: Job, at: datetime) -> list[Event]:
+    if job.percent is None or (job.percent == 0 and not job.epoch):
+        return []
+    epoch = f"epoch {job.epoch:g}, " if job.epoch is not None else ""
+    return [
+        Event(
+            id=f"progress-{job.epoch or 0:g}-{job.percent:g}",
+            at=at,
+            level="info",
+            message=f"{epoch}{job.percent:g} %",
+            type="progress",
+            data={"percent": job.percent, "epoch": job.epoch},
+        )
+    ]
+
+
+# -- metrics -----------------------------------------------------------------------------------------------
+
+
+def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
+    """One point for each step; rows of one step are joined, lines that are not JSON objects are left out."""
+    points: dict[int, MetricPoint] = {}
+    for line_number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if not row:
+            continue
+        data = table(row.get("data")) or row
+        step = whole(row.get("step"))
+        step = line_number if step is None else step
+        before = points.get(step)
+        values = {
+            METRIC_NAMES.get(key, key): found
+            for key, value in data.items()
+            if key not in ("step", "timestamp", *_EPOCHS) and (found := number(value)) is not None
+        }
+        epoch = next((e for key in _EPOCHS if (e := number(data.get(key))) is not None), None)
+        points[step] = MetricPoint(
+            step=step,
+            values={**(before.values if before else {}), **values},
+            at=when(row.get("timestamp")) or (before.at if before else None),
+            epoch=epoch if epoch is not None else (before.epoch if before else None),
+        )
+    return [points[step] for step in sorted(points) if points[step].values]
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        return table(json.loads(line))
+    except ValueError:
+        return {}

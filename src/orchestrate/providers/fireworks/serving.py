@@ -1,0 +1,221 @@
+"""Deployments: the only way in which Fireworks serves a tuned model. They bill by the GPU-second while up.
+
+The deployment has the job's id, so that it is found again and never made twice. Two ways (`mode`):
+
+- `merge`: one deployment of the tuned model, the adapter merged into its base.
+- `addons`: a deployment of the base that takes adapters, with the tuned one loaded.
+
+Both are called as `<model>#<deployment>`, scale to zero when idle, and cost the rate of their GPUs (the host
+tells no price: the rates are those of the price page).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.errors import Conflict, NotFound, OverBudget, UsageError
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.payloads import payload
+from orchestrate.providers.values import items, plain, rows, table, text, whole
+from orchestrate.types import Endpoint, Record
+
+if TYPE_CHECKING:
+    from fireworks import Fireworks
+
+GONE = ("DELETING", "DELETED")
+
+
+class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `deploy` takes."""
+
+    dry_run: bool = False
+    """Only tell what it would be and cost; nothing is made."""
+    mode: Literal["merge", "addons"] = "merge"
+    shape: str | None = None
+    """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice); without
+    one the cheapest validated shape that fits is taken."""
+    min_replicas: int = 0
+    max_replicas: int = 1
+    idle_minutes: int = 60
+    """Scales to zero after so many minutes without a request (at least 5)."""
+    max_usd_per_hour: Decimal | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
+        try:
+            return msgspec.convert(dict(options or {}), cls, strict=False)
+        except msgspec.ValidationError as error:
+            known = ", ".join(cls.__struct_fields__)
+            raise UsageError(f"deploy options for fireworks: {error}; known: {known}") from error
+
+
+class Serving:
+    def __init__(
+        self, client: Callable[[], Fireworks], account: Callable[[], str], wire: Wire, inference_url: str
+    ) -> None:
+        self._client = client
+        self._account = account
+        self._wire = wire
+        self._inference_url = inference_url
+
+    def deploy(
+        self, deployment_id: str, tuned: str, base: str, options: Mapping[str, Any] | None
+    ) -> Endpoint:
+        wanted = DeployOptions.of(options)
+        there = self._get(deployment_id)
+        if there is None:
+            served, addons = (base, True) if wanted.mode == "addons" else (tuned, False)
+            shape, per_hour = self._shape(served, addons, wanted)
+            if wanted.dry_run:
+                return Endpoint(
+                    provider="fireworks",
+                    id=self._name(deployment_id),
+                    model=tuned,
+                    state="planned",
+                    usd_per_hour=per_hour,
+                    payload=payload(shape),
+                )
+            limit = wanted.max_usd_per_hour
+            if limit is not None and (per_hour is None or per_hour > limit):
+                raise OverBudget("fireworks", per_hour or Decimal(0), limit, what="max_usd_per_hour")
+            there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
+        elif wanted.dry_run:
+            return self._endpoint(there, tuned)
+        if there.get("enableAddons") is True:
+            self._load(tuned, there)
+        return self._endpoint(there, tuned)
+
+    def find(self, deployment_id: str, tuned: str) -> Endpoint | None:
+        there = self._get(deployment_id)
+        return self._endpoint(there, tuned) if there is not None else None
+
+    def remove(self, deployment_id: str, tuned: str) -> None:
+        """Unloads the adapter and deletes the deployment, also when it was used a moment ago. Repeating does
+        nothing."""
+        there = self._get(deployment_id)
+        if there is None:
+            return
+        api, account = self._client(), self._account()
+        if there.get("enableAddons") is True:
+            for loaded in self._loaded(tuned, there):
+                with suppress(NotFound):
+                    loaded_id = str(loaded.get("name")).rsplit("/", 1)[-1]
+                    self._wire.read(lambda i=loaded_id: api.lora.unload(i, account_id=account), expect=object)
+        with suppress(NotFound):
+            self._wire.read(
+                lambda: api.deployments.delete(deployment_id, account_id=account, ignore_checks=True),
+                expect=object,
+            )
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def _get(self, deployment_id: str) -> dict[str, Any] | None:
+        api = self._client().deployments
+        try:
+            found = plain(self._wire.read(lambda: api.get(deployment_id, account_id=self._account())))
+        except NotFound:
+            return None
+        return None if found.get("state") in GONE else found
+
+    def _create(
+        self, deployment_id: str, served: str, addons: bool, shape: str, wanted: DeployOptions
+    ) -> dict[str, Any]:
+        from fireworks import omit
+
+        api = self._client().deployments
+        try:
+            return plain(
+                self._wire.once(
+                    lambda: api.create(
+                        account_id=self._account(),
+                        base_model=served,
+                        deployment_id=deployment_id,
+                        deployment_shape=shape,
+                        enable_addons=True if addons else omit,
+                        min_replica_count=wanted.min_replicas,
+                        max_replica_count=wanted.max_replicas,
+                        autoscaling_policy={"scale_to_zero_window": f"{wanted.idle_minutes * 60}s"},
+                    )
+                )
+            )
+        except Conflict:
+            there = self._get(deployment_id)
+            if there is None:
+                raise
+            return there
+
+    def _load(self, tuned: str, deployment: Mapping[str, Any]) -> None:
+        if self._loaded(tuned, deployment):
+            return
+        api, account, name = self._client().lora, self._account(), str(deployment["name"])
+        with suppress(Conflict):
+            self._wire.read(lambda: api.load(account_id=account, model=tuned, deployment=name))
+
+    def _loaded(self, tuned: str, deployment: Mapping[str, Any]) -> list[dict[str, Any]]:
+        api, account = self._client().lora, self._account()
+        entries = [
+            entry
+            for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200))
+            for entry in items(page)
+        ]
+        return [
+            e for e in entries if e.get("model") == tuned and e.get("deployment") == deployment.get("name")
+        ]
+
+    def _shape(
+        self, served: str, addons: bool, wanted: DeployOptions
+    ) -> tuple[dict[str, Any], Decimal | None]:
+        """The shape to use and what it costs per hour with all replicas up."""
+        if wanted.shape == "default":
+            return {"name": "default"}, None
+        api = self._client().deployment_shape_versions
+        answer = plain(
+            self._wire.read(
+                lambda: api.match_for_model(served, account_id=self._account(), enable_addons=addons)
+            )
+        )
+        shapes = [table(v.get("snapshot")) for v in rows(answer.get("deploymentShapeVersions"))]
+        found = [(_hourly(s), s) for s in shapes if text(s.get("name"))]
+        if wanted.shape is not None:
+            found = [f for f in found if str(f[1]["name"]).startswith(wanted.shape)]
+        if not found:
+            known = ", ".join(str(s.get("name")) for s in shapes) or "none"
+            raise UsageError(
+                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; there are: {known}",
+                fix="--set shape=default lets the host choose",
+            )
+        price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))
+        return shape, price * wanted.max_replicas if price is not None else None
+
+    def _endpoint(self, raw: Mapping[str, Any], tuned: str) -> Endpoint:
+        name = str(raw.get("name"))
+        price, replicas = _hourly(raw), whole(raw.get("maxReplicaCount"))
+        return Endpoint(
+            provider="fireworks",
+            id=name,
+            model=f"{tuned}#{name}",
+            state=str(raw.get("state") or "unknown").lower(),
+            base_url=self._inference_url,
+            usd_per_hour=price * (1 if replicas is None else replicas) if price is not None else None,
+            payload=payload(dict(raw)),
+        )
+
+    def _name(self, deployment_id: str) -> str:
+        return f"accounts/{self._account()}/deployments/{deployment_id}"
+
+
+def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
+    """US dollars per hour of one replica, by the rates of its GPUs; `None` where they are not known."""
+    kind, count = text(raw.get("acceleratorType")), whole(raw.get("acceleratorCount"))
+    if kind is None or not count:
+        return None
+    gpu = kind.removeprefix("NVIDIA_").removeprefix("AMD_").split("_", 1)[0]
+    rate = costing.rates().find("fireworks", "deployment", gpu=gpu, on=date.today())
+    return rate.usd * count if rate is not None else None

@@ -1,0 +1,272 @@
+"""A spec in Fireworks' words.
+
+An SFT job holds its hyperparameters itself, DPO and RFT jobs under `trainingConfig`. Fields are those of the
+SDK's create parameters, and of the gateway's description where the SDK lacks them (LoRA's alpha, dropout and
+modules, the schedule). The trainer ("Training V2") refuses `batchSize`, `gradientAccumulationSteps` and
+`earlyStop`.
+"""
+
+from __future__ import annotations
+
+import re
+from math import ceil
+from typing import Any
+
+from orchestrate import catalog
+from orchestrate.catalog import ModelOnHost
+from orchestrate.errors import UsageError
+from orchestrate.providers.rows import Rows
+from orchestrate.providers.values import table, text
+from orchestrate.spec import JobSpec
+from orchestrate.types import Translation
+
+NAME = "fireworks"
+ID_LIMIT = 63
+MOST_RANK = 32
+DEFAULT_RANK = 8
+DEFAULT_BATCH = {"sft": 32, "dpo": 4, "rft": None}
+MOST_BETA = 0.5
+RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
+_BY_STEPS = "counted from the rows when they are uploaded"
+
+
+def translate(spec: JobSpec) -> Translation:
+    rows = Rows(NAME, spec)
+    try:
+        model = catalog.resolve(spec.model_for(NAME), NAME)
+    except UsageError as error:
+        rows.refuse("model", error.message)
+        return rows.build(spec.model_for(NAME), reserved=RESERVED)
+    inside = "" if spec.method.type == "sft" else "trainingConfig."
+    _files(rows, spec, model, inside)
+    _method(rows, spec)
+    _adapter(rows, spec, model, inside)
+    _optimiser(rows, spec, inside)
+    _steps(rows, spec)
+    _length(rows, spec, model, inside)
+    _names(rows, inside)
+    rows.refuse_if_asked(
+        {
+            "max_grad_norm": "Fireworks sets the clipping itself",
+            "packing": "Fireworks packs rows as it sees fit",
+            "early_stopping": "Fireworks' trainer refuses early stopping",
+            "seed": "Fireworks takes no seed",
+            "batch_tokens": "Fireworks' trainer counts a batch in rows: give batch_size",
+        }
+    )
+    return rows.build(model.id, reserved=RESERVED)
+
+
+def job_id(ref: str) -> str:
+    """A ref as a resource id: lower-case letters, digits and hyphens, beginning with a letter, at most 63."""
+    return slug(ref)[:ID_LIMIT].strip("-")
+
+
+def slug(words: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return words if words[:1].isalpha() else f"m-{words}"
+
+
+def output_model(suffix: str, ref: str) -> str:
+    """The tuned model's id: as much of the user's suffix as fits, then the ref."""
+    tail = job_id(ref)
+    return f"{slug(suffix)[: ID_LIMIT - len(tail) - 1].strip('-')}-{tail}"
+
+
+def fill_steps(body: dict[str, Any], spec: JobSpec, examples: int) -> None:
+    """Puts what is counted in steps into the body: warm-up, and the distance between checkpoints."""
+    batch = spec.batch_size if isinstance(spec.batch_size, int) else DEFAULT_BATCH[spec.method.type]
+    total = ceil(examples / (batch or 1)) * (spec.epochs or 1)
+    place = body if spec.method.type == "sft" else body.setdefault("trainingConfig", {})
+    if spec.warmup_ratio:
+        place["learningRateWarmupSteps"] = round(spec.warmup_ratio * total)
+    if spec.checkpoints is not None and spec.checkpoints > 1:
+        place["samplerCheckpointSaveIntervalSteps"] = max(1, ceil(total / spec.checkpoints))
+
+
+def needs_steps(spec: JobSpec) -> bool:
+    return bool(spec.warmup_ratio) or (spec.checkpoints or 1) > 1
+
+
+# -- what is trained on what -------------------------------------------------------------------------------
+
+
+def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
+    rows.keep("train", None, rule="uploaded; dataset is its name")
+    if rows.given("validation"):
+        if spec.method.type == "dpo":
+            rows.refuse("validation", "Fireworks' DPO jobs take no evaluation data")
+        else:
+            rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
+    if rows.given("continue_from"):
+        # The host takes exactly one of the two.
+        rule = "an adapter that Fireworks trained: accounts/.../models/..., or its id"
+        rows.keep("continue_from", f"{inside}warmStartFrom", rule=rule)
+    else:
+        rows.send(f"{inside}baseModel", model.id)
+
+
+def _method(rows: Rows, spec: JobSpec) -> None:
+    kind = spec.method.type
+    rows.keep("method.type", None, kind, rule=f"a job of the collection for {kind}")
+    if kind == "sft":
+        if rows.given("method.train_on_inputs"):
+            rows.refuse(
+                "method.train_on_inputs", "the loss falls on assistant messages only; use their weights"
+            )
+        elif rows.given("method.train_on_inputs") is False:
+            rows.keep("method.train_on_inputs", None, rule="the loss falls on assistant messages only")
+    elif kind == "dpo":
+        rows.send("lossConfig.method", "DPO")  # without it the host may take another loss
+        beta = rows.given("method.beta")
+        if beta is not None and beta >= MOST_BETA:
+            rows.refuse("method.beta", f"must be below {MOST_BETA} here")
+        else:
+            rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's own")
+        reason = "Fireworks has plain DPO (and ORPO, by provider_options)"
+        rows.refuse_if_asked(
+            {f"method.{n}": reason for n in ("normalize_by_length", "rpo_alpha", "simpo_gamma")}
+        )
+    else:
+        _reinforcement(rows)
+
+
+def _reinforcement(rows: Rows) -> None:
+    grader = table(rows.given("method.grader"))
+    evaluator = text(grader.get("evaluator"))
+    if evaluator is None or len(grader) > 1:
+        form = 'grader: {evaluator: "accounts/<account>/evaluators/<evaluator>"}'
+        rows.refuse("method.grader", f"Fireworks grades with an evaluator of the account: {form}")
+    else:
+        rows.keep("method.grader", "evaluator", evaluator)
+    rows.offer(
+        "method.samples_per_prompt", "inferenceParameters.responseCandidatesCount", None, "the host's own"
+    )
+    rows.refuse_if_asked(
+        {
+            "method.reasoning_effort": "Fireworks has no such knob for training",
+            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such knob",
+        }
+    )
+
+
+def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
+    adapter = spec.adapter
+    if adapter.type == "full":
+        rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters")
+        return
+    if adapter.type == "qlora":
+        rule = "trained as LoRA: Fireworks does not tell in which precision it holds the base"
+        rows.map("adapter.type", None, "lora", rule, exact=False)
+    else:
+        rows.keep("adapter.type", None, "lora", rule="all managed jobs train LoRA adapters")
+    most = min(MOST_RANK, (model.host.max_rank if model.host else None) or MOST_RANK)
+    if adapter.r is not None and (adapter.r > most or adapter.r & (adapter.r - 1)):
+        rows.refuse("adapter.r", f"a power of two up to {most}")
+    else:
+        rows.offer("adapter.r", f"{inside}loraRank", DEFAULT_RANK)
+    if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
+        rows.refuse("adapter.alpha", "a whole number here")
+    elif adapter.alpha is not None:
+        rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
+    else:
+        rows.default("adapter.alpha", f"{inside}loraAlpha", None, "the trainer's own")
+    rows.offer("adapter.dropout", f"{inside}loraDropout", 0.0)
+    if isinstance(adapter.targets, tuple):
+        rows.keep("adapter.targets", f"{inside}loraTargetModules", list(adapter.targets))
+    elif adapter.targets is None:
+        rows.default("adapter.targets", f"{inside}loraTargetModules", None, "the trainer's own")
+    elif adapter.targets == "all-linear":
+        rule = "left out: the trainer's own choice of modules applies, which is not published"
+        rows.map("adapter.targets", None, None, rule, exact=False)
+    else:
+        rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
+    for name, on in (("dora", adapter.dora), ("rslora", adapter.rslora)):
+        if on:
+            rows.refuse(f"adapter.{name}", "Fireworks trains plain LoRA")
+        elif rows.given(f"adapter.{name}") is not None:
+            rows.keep(f"adapter.{name}", None, rule="off, as always here")
+
+
+# -- how ---------------------------------------------------------------------------------------------------
+
+
+def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
+    rows.offer("epochs", f"{inside}epochs", 1)
+    rows.offer("learning_rate", f"{inside}learningRate", None, "the model's own")
+    rows.refuse_if_asked(
+        {"learning_rate_multiplier": "Fireworks publishes no base rate to multiply: give learning_rate"}
+    )
+    if spec.batch_size == "max":
+        rows.refuse("batch_size", "Fireworks wants a number of rows")
+    else:
+        rows.offer("batch_size", f"{inside}batchSizeSamples", DEFAULT_BATCH[spec.method.type])
+    if spec.gradient_accumulation == 1:
+        rows.keep("gradient_accumulation", None, rule="none, as always here")
+    elif spec.gradient_accumulation is not None:
+        rows.refuse("gradient_accumulation", "Fireworks' trainer refuses it: raise batch_size instead")
+    rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
+    if spec.schedule is None:
+        rows.default("schedule", "lrScheduler", "constant")
+    elif spec.method.type == "sft":
+        rows.keep("schedule", "lrScheduler", {spec.schedule: {}})
+    elif spec.schedule == "constant":
+        rows.keep("schedule", None, rule="the rate is constant in these jobs")
+    else:
+        rows.refuse("schedule", "only Fireworks' SFT jobs take a schedule")
+
+
+def _steps(rows: Rows, spec: JobSpec) -> None:
+    """Ratios and numbers per run that Fireworks counts in steps."""
+    inside = "" if spec.method.type == "sft" else "trainingConfig."
+    if spec.warmup_ratio:
+        rule = f"ratio x optimiser steps of the run, {_BY_STEPS}"
+        rows.map("warmup_ratio", f"{inside}learningRateWarmupSteps", None, rule)
+    elif spec.warmup_ratio is not None:
+        rows.keep("warmup_ratio", f"{inside}learningRateWarmupSteps", 0)
+    else:
+        rows.default("warmup_ratio", f"{inside}learningRateWarmupSteps", 0.0)
+    wire = f"{inside}samplerCheckpointSaveIntervalSteps"
+    if spec.checkpoints is None or spec.checkpoints == 1:
+        name = "checkpoints"
+        if spec.checkpoints is None:
+            rows.default(name, wire, 1, "the final model only")
+        else:
+            rows.keep(name, None, rule="the final model")
+    elif spec.method.type == "rft":
+        rows.refuse("checkpoints", "Fireworks' RFT jobs set this themselves")
+    else:
+        rule = (
+            f"optimiser steps of the run / checkpoints, {_BY_STEPS}; Fireworks lists them in its console only"
+        )
+        rows.map("checkpoints", wire, None, rule, exact=False)
+    if spec.evals == 0 and spec.validation is None:
+        rows.keep("evals", None, rule="no evaluation data")
+    elif spec.evals is not None:
+        rows.refuse("evals", "Fireworks decides when to evaluate")
+
+
+def _length(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
+    most = model.context(spec.method.type)
+    if spec.max_seq_length is not None and most is not None and spec.max_seq_length > most:
+        rows.refuse("max_seq_length", f"at most {most:,} tokens for {model.name}")
+    else:
+        rows.offer("max_seq_length", f"{inside}maxContextLength", None, "the model's own")
+
+
+def _names(rows: Rows, inside: str) -> None:
+    suffix = rows.given("suffix")
+    if suffix is not None:
+        kept = slug(suffix)
+        rule = f"the model is called {kept}-<ref>; ids hold lower-case letters, digits and hyphens"
+        rows.map("suffix", f"{inside}outputModel", None, rule, exact=kept == suffix)
+    if rows.given("wandb.project") is None:
+        return
+    rows.keep("wandb.project", "wandbConfig.project")
+    rows.send("wandbConfig.enabled", True)
+    if rows.given("wandb.entity") is not None:
+        rows.keep("wandb.entity", "wandbConfig.entity")
+    if rows.given("wandb.name") is not None:
+        rule = "Fireworks takes a run id in place of a run's name"
+        rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
+    rows.refuse_if_asked({"wandb.tags": "Fireworks passes no tags on to W&B"})
