@@ -60,8 +60,8 @@ def name(step: int) -> str:
 
 
 def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
-    """Writes `folder/step-N`; `fill` puts the weights and the state into the draft. Raises `OSError` (a full disk)
-    with nothing left behind."""
+    """Writes `folder/step-N`; `fill` puts the weights and the state into the draft. When that fails (a full
+    disk) nothing is left behind."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
     draft = folder / f".{final.name}.{os.getpid()}"
@@ -77,7 +77,7 @@ def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path
             shutil.rmtree(final)
         draft.rename(final)
         _sync(folder)
-    except OSError:
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,23 @@ def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path) -
             for k, v in loaded.inner.state_dict().items()
         }
         loaded.inner.save_pretrained(folder, state_dict=state)
-        config = msgspec.json.decode((folder / "config.json").read_bytes())
-        write_whole(
-            folder / "config.json", msgspec.json.format(msgspec.json.encode({**config, "dtype": "bfloat16"}))
-        )
+        _rewrite(folder / "config.json", lambda config: {**config, "dtype": "bfloat16"})
     else:
         loaded.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        # peft keeps the targets in a set: the same run must write the same bytes.
+        _rewrite(folder / "adapter_config.json", _sorted_targets)
     tokenizer.save_pretrained(folder)
+
+
+def _sorted_targets(config: dict[str, Any]) -> dict[str, Any]:
+    targets = config.get("target_modules")
+    return {**config, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    config = msgspec.json.decode(path.read_bytes())
+    write_whole(path, msgspec.json.format(msgspec.json.encode(change(config)), indent=2))
 
 
 def passport(
@@ -95,7 +105,7 @@ def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> P
         write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport_of)))
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-    except OSError:
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return final

@@ -75,8 +75,8 @@ def _work(run: RunDir) -> int:
         message = f"{error}" + (f" ({fix})" if fix else "")
         code = type(error).__name__
         try:
-            _end(run, "failed", error=JobError(message=message, code=code))
             run.add_event(message, level="error", type="failed")
+            _end(run, "failed", error=JobError(message=message, code=code))
         except OSError:
             return 1
     return 0
@@ -84,8 +84,8 @@ def _work(run: RunDir) -> int:
 
 def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
     if asked() == "cancel":
-        _end(run, "cancelled")
         run.add_event("cancelled before it began", type="cancelled")
+        _end(run, "cancelled")
         return
     state = run.written_state()
     _set(run, "preparing", stage="loading", started_at=state.started_at or now(), attempt=state.attempt + 1)
@@ -104,20 +104,18 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
         session.loop.report(force=True)
         session.loop.run()
     except Stopped as stopped:
+        step = session.loop.progress.step
         if stopped.word == "pause":
+            run.add_event(f"paused at step {step}", type="paused", step=step)
             _set(run, "paused", stage=None)
-            run.add_event(
-                f"paused at step {session.loop.progress.step}", type="paused", step=session.loop.progress.step
-            )
         else:
-            _set(run, "cancelling")
+            run.add_event(f"cancelled at step {step}", type="cancelled", step=step)
             _end(run, "cancelled")
-            run.add_event(f"cancelled at step {session.loop.progress.step}", type="cancelled")
         return
     _set(run, "saving", stage="saving")
     result = session.publish()
-    _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
+    _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
 
 
 def _set(run: RunDir, status: str, **changes: Any) -> None:
