@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
+from typer.main import get_command, get_group
 
 _WORK = "Train"
 _RUNS = "Follow runs"
@@ -75,11 +75,12 @@ class LazyCommand(TyperCommand):
     def load(self) -> Any:
         module, _, attribute = self.target.partition(":")
         found = getattr(import_module(f"orchestrate.commands.{module}"), attribute)
-        if not isinstance(found, typer.Typer):
+        if isinstance(found, typer.Typer):
+            command: Any = get_group(found)
+        else:
             single = typer.Typer(add_completion=False, rich_markup_mode="rich")
             single.command(name=self.name)(found)
-            found = single
-        command = get_command(found)
+            command = get_command(single)
         command.name = self.name
         return command
 

@@ -125,12 +125,9 @@ class Orchestrator:
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
-        from orchestrate.data import leakage
-
         data = self.data(spec)
         found = [problem for name in self.backends(provider) for problem in self._check(spec, name, data)]
-        found += leakage(spec.train, spec.validation, spec.test)
-        return _merged(found)
+        return _merged([*_check_files(spec), *found])
 
     def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
         """One quote for each backend, cheapest first, those without a price last. Offline."""
@@ -185,10 +182,11 @@ class Orchestrator:
         refused = translation.inexact if strict else translation.refused
         if refused:
             raise TranslationRefused(provider, refused)
-        problems = [p for p in self._check(spec, provider, data) if p.severity is Severity.ERROR]
+        found = [*_check_files(spec), *self._check(spec, provider, data)]
+        problems = [p for p in _merged(found) if p.severity is Severity.ERROR]
         if problems:
             raise DataError(
-                f"{provider} would refuse this data: {len(problems)} error(s)",
+                f"the data is not fit for {provider}: {len(problems)} error(s)",
                 problems=problems,
                 fix=f"orchestrate check --provider {provider}",
             )
@@ -291,6 +289,16 @@ class Orchestrator:
         if earlier.status is not JobStatus.SUCCEEDED:
             raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
+
+
+def _check_files(spec: JobSpec) -> list[Problem]:
+    """What is wrong with the files wherever they are sent: duplicates, and rows shared between the splits."""
+    from orchestrate.data import checking
+
+    named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+    paths = {split: path for split, path in named.items() if path is not None}
+    report = checking.check(paths, checking.Options(hosts=(), method=spec.method.type))
+    return list(report.problems)
 
 
 def _merged(problems: Iterable[Problem]) -> list[Problem]:
