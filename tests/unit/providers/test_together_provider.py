@@ -31,7 +31,6 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers.hosted import Wire
 from orchestrate.providers.together import TogetherProvider
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
@@ -105,7 +104,7 @@ def together(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Togethe
         timeout_s=10,
         options={"home": str(tmp_path / "home"), "wandb_api_key": "wandb-secret-key-123"},
     )
-    provider = TogetherProvider(config, wire=Wire("together", sleep=slept.append))
+    provider = TogetherProvider(config, sleep=slept.append)
     yield provider
     provider.close()
 
@@ -351,7 +350,6 @@ def test_upload_sends_the_file_and_waits_for_validation(
     host: Host, together: TogetherProvider, data: TrainingData
 ) -> None:
     serve_upload(host, "PENDING", "RUNNING", "COMPLETED", report={"valid": True, "nlines": 4})
-    together._files._sleep = lambda _: None
     told: list[tuple[int, int]] = []
     remote = together.upload(spec(), data, progress=lambda done, total: told.append((done, total)))
     assert (remote.train_id, remote.validation_id, remote.digest) == ("file-9", None, data.digest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -25,6 +26,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     OverBudget,
     PermissionRefused,
+    QuotaExceeded,
     TranslationRefused,
     UsageError,
 )
@@ -76,13 +78,13 @@ class FireworksProvider(Provider):
     }
     status_map = reading.STATUS_MAP
 
-    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+    def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = wire or Wire(self.name)
+        self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
         self._sdk: Fireworks | None = None
         self._plain_http: httpx.Client | None = None
         self._found_account: str | None = config.account_id
-        self._datasets = Datasets(self._client, self._http, self._account, self._wire)
+        self._datasets = Datasets(self._client, self._http, self._account, self._wire, sleep=sleep)
         self._serving = Serving(self._client, self._account, self._wire, self._inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------

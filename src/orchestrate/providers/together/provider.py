@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -91,12 +92,12 @@ class TogetherProvider(Provider):
     }
     status_map = reading.STATUS_MAP
 
-    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+    def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = wire or Wire(self.name)
+        self._wire = Wire(self.name, sleep=sleep)
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
-        self._files = Files(self._client, self._wire)
+        self._files = Files(self._client, self._wire, sleep=sleep)
         self._serving = Serving(self._client, self._wire, config.project, self._inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def job_of(raw: Mapping[str, Any], ref: str | None) -> Job:
         error=_error(raw, status) if known is JobStatus.FAILED else None,
         cost_usd=price or None,
         cost_origin="total_price" if price else None,
-        payload=payload({k: v for k, v in raw.items() if k != "events"}),
+        payload=payload({k: v for k, v in raw.items() if k not in ("events", "wandb_key")}),
     )
 
 
