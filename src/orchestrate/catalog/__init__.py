@@ -14,9 +14,12 @@ alternatives(model, provider=None) -> list[Model]
     Open models to move to, nearest first.
 closed_for_new_jobs(provider, today) -> str | None
     The sentence, once the backend takes no new jobs at all.
-all_models() -> tuple[Model, ...]
+differences(provider, seen: Iterable[HostModel]) -> list[Change]
+    What a host says now (its `base_models()`) against the catalog.
+all_models() -> tuple[Model, ...]; known_hosts() -> frozenset[str]
 """
 
+from orchestrate.catalog.differences import Change, differences
 from orchestrate.catalog.models import (
     HostModel,
     Model,
@@ -24,12 +27,16 @@ from orchestrate.catalog.models import (
     alternatives,
     closed_for_new_jobs,
     find,
+    known_hosts,
     search,
     shutdown_warning,
 )
 from orchestrate.catalog.resolve import ModelOnHost, resolve
 
 __all__ = [
+    "Change",
+    "differences",
+    "known_hosts",
     "HostModel",
     "Model",
     "ModelOnHost",

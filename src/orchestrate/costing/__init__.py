@@ -1,42 +1,39 @@
-"""Quotes, bills and what a tuned model costs to run: pure arithmetic over rates that are data. Money is
-`Decimal`.
+"""Quotes, bills and what a tuned model costs to run: arithmetic over rates that are data. Money is `Decimal`.
 
 For a hosted backend (its `translate` gives the settings in effect, `catalog.resolve` the model):
 
-    quote_tokens_job(provider=, spec=, data=, translation=, resolved=, prices=None, gpu_hours=None,
-    today=None,
-                     book=None) -> Quote
-    bill(provider=, spec=, job=, resolved=, quote=None, hourly=None, prices=None, today=None, book=None)
+    quote_tokens_job(*, provider, spec, data, translation, resolved, prices=None, gpu_hours=None,
+                     sandbox=False, today=None, book=None) -> Quote
+    bill(*, provider, spec, job, resolved, quote=None, hourly=None, prices=None, today=None, book=None)
                      -> Bill | None
 
 `prices` names the rates and the billing rule when they are not the backend's own name (a second host of
 OpenAI's type). A quote without a known price has `unavailable` set. Settings are read from the translation's
-rows named `epochs`, `evals`, `packing` and `max_seq_length`; a non-number in `epochs` ("auto") means the host
-decides.
+rows named `epochs`, `evals`, `packing` and `max_seq_length`; "auto" epochs mean that the host decides.
 
 For a machine that is paid by the hour:
 
-    local_rate(device="cpu", count=1) -> HourlyRate        electricity, or what the user set for `local`
+    local_rate(device="cpu", count=1) -> HourlyRate     electricity, or what the user set for `local`
     rental_rate("runpod", "H100 SXM", count=1, tier=None) -> HourlyRate
-    quote_hours_job(provider=, spec=, data=, translation=, resolved=, tokens_per_second=, throughput_source=,
-                    throughput_band=0.5, hourly=, startup_seconds=30) -> Quote
-    bill(..., hourly=...)                                  measured hours x rate
+    quote_hours_job(*, provider, spec, data, translation, resolved, tokens_per_second, throughput_source,
+                    throughput_band=0.5, hourly, startup_seconds=30) -> Quote
+    bill(..., hourly=...)                               measured hours x rate
 
 For the service and the commands:
 
-    bill_run(run, job, prices=None) -> Bill | None         `bill` for a tracked run, its own quote at hand
-    tokenizer_for(resolved) -> str                         the counter that quotes use, for `Dataset.tokens`
-    check_budget(quote, max_cost_usd=, budget_usd=, runs=) raises `OverBudget`
+    bill_run(run, job, prices=None) -> Bill | None      `bill` for a tracked run, from its own quote
+    tokenizer_for(resolved) -> str                      the counter that quotes use, for `Dataset.tokens`
+    check_budget(quote, max_cost_usd=, budget_usd=, runs=)    raises `OverBudget`
     spending(runs) -> Spending; over_cap(run, bill) -> bool
-    own(quote, resolved=, traffic=Traffic.parse("20k req/day, 900 in, 150 out"), months=6, hours_per_day=24,
-    base=None,
-        hourly=None) -> Ownership                          training, hosting and serving; break-even against
-        `base`
-    base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
-    serving_terms(provider, model) -> str | None; cheapest(totals); age_days(quote, today);
-    worst_confidence(quote) reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy] rates()
-    -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag("together:sft_lora=0.3", today) -> Rate with
-    using(rates().over([...])): ...                   all quotes inside take these rates
+    reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
+    own(quote, *, resolved, traffic, months=6, hours_per_day=24, base=None, hourly=None) -> Ownership
+    Traffic.parse("20k req/day, 900 in, 150 out"); base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
+    serving_terms(provider, model) -> str | None; cheapest(totals) -> Ownership | None
+    age_days(quote, today) -> int | None; worst_confidence(quote) -> Confidence
+
+    user_book([settings.home, ...], ["local:owned=0.4"]) -> RateBook    under rates.yaml files, then --rate
+    with using(book): ...                               quotes and bills inside take the rates of this book
+    rates() -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag(text, today) -> Rate
 """
 
 from orchestrate.costing.bills import (
@@ -48,7 +45,16 @@ from orchestrate.costing.bills import (
     bill_run,
     reconcile,
 )
-from orchestrate.costing.book import Rate, RateBook, built_in, load, parse_flag, rates, using
+from orchestrate.costing.book import (
+    Rate,
+    RateBook,
+    built_in,
+    load,
+    parse_flag,
+    rates,
+    user_book,
+    using,
+)
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import quote_tokens_job, training_rate
@@ -100,6 +106,7 @@ __all__ = [
     "spending",
     "tokenizer_for",
     "training_rate",
+    "user_book",
     "using",
     "watts",
 ]

@@ -124,6 +124,11 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         spread = SPREAD[self.confidence]
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
+    def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
+        """Whether it may be the price of a model with these names and this size."""
+        size = None if params_b is None else Decimal(str(params_b))
+        return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
+
     def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
         """How closely it fits what is asked: 3 the model or GPU itself, 2 its band, 1 everything, 0 not at
         all."""
@@ -303,6 +308,23 @@ def parse_flag(text: str, today: date) -> Rate:
         },
         Rate,
     )
+
+
+USER_FILE = "rates.yaml"
+"""Of the user: in the home folder of the configuration, or beside `orchestrate.toml` for a whole project."""
+
+
+def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
+    """The built-in rates under the `rates.yaml` of each folder that has one, under `--rate` flags; later
+    wins.
+
+    Raises `ConfigError` for a bad file and `UsageError` for a bad flag.
+    """
+    book = built_in()
+    for folder in dict.fromkeys(folders):
+        if (path := folder / USER_FILE).is_file():
+            book = book.over(load(path))
+    return book.over(parse_flag(flag, today or date.today()) for flag in flags)
 
 
 # -- which book is in use ----------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def quote_tokens_job(
     resolved: ModelOnHost,
     prices: str | None = None,
     gpu_hours: Decimal | None = None,
+    sandbox: bool = False,
     today: date | None = None,
     book: RateBook | None = None,
 ) -> Quote:
@@ -80,7 +81,7 @@ def quote_tokens_job(
 
     `prices` names the rates and billing rule to use when they are not the backend's own name (a second
     OpenAI-type host). A model that is gone or without a published price gives a quote with `unavailable`,
-    never a guess.
+    never a guess; a `sandbox` goes on taking jobs after its host has closed.
     """
     on = today or date.today()
     book = book or rates()
@@ -89,7 +90,7 @@ def quote_tokens_job(
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := _gone(resolved, kind, on):
+    if reason := None if sandbox else _gone(resolved, kind, on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, kind, resolved, gpu_hours, book, on)

@@ -42,7 +42,12 @@ def make_run(provider: str, *, id: str | None = None, minutes: int = 20, **chang
         "ref": f"orch-{provider}",
         "provider": provider,
         "model": "qwen3.5-9b",
-        "spec": {"model": "qwen3.5-9b", "train": "t.jsonl", "epochs": 3, "adapter": {"type": "lora", "r": 16}},
+        "spec": {
+            "model": "qwen3.5-9b",
+            "train": "t.jsonl",
+            "epochs": 3,
+            "adapter": {"type": "lora", "r": 16},
+        },
         "spec_hash": "0" * 64,
         "dataset_digest": "a1b2c3d4e5f6" + "0" * 52,
         "host": f"https://{provider}.example",

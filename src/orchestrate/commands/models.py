@@ -1,0 +1,147 @@
+"""models: base models, their names on each backend, their limits and their end dates."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from orchestrate import catalog
+from orchestrate.catalog import HostModel, Model
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.errors import OrchestrateError, UsageError
+
+
+class SearchByDefault(TyperGroup):
+    """`orchestrate models qwen` searches; so does `orchestrate models` with nothing but options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = next((a for a in args if not a.startswith("-")), None)
+        if first not in self.commands and "--help" not in args:
+            args = ["search", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=SearchByDefault, help="Base models and their names on each backend.")
+
+ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only those it can tune.")]
+
+
+@app.command()
+def search(
+    query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
+    provider: ProviderFilter = None,
+    json: Json = False,
+) -> None:
+    """Models whose names hold all the words; all of them without words."""
+    found = catalog.search(" ".join(query or []), provider)
+    if json:
+        print_json([_with_ids(m) for m in found])
+        return
+    if not found:
+        where = f" on {provider}" if provider else ""
+        raise UsageError(
+            f"no model fits {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
+        )
+    today = date.today()
+    shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))
+    for m in found:
+        shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
+    out.print(shown)
+    note("? not confirmed as tunable there; orchestrate models show NAME has ids, limits and sources")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
+    json: Json = False,
+) -> None:
+    """One model: its ids, methods, limits, end dates and where each is known from."""
+    model = catalog.find(name)
+    if json:
+        print_json(_with_ids(model))
+        return
+    out.print(f"[bold]{model.name}[/]  {_size(model)}" + (f"  hub: {model.hub}" if model.hub else ""))
+    today = date.today()
+    shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
+    for provider in [*model.hosts, *(["local"] if model.open else [])]:
+        host = model.on(provider)
+        if host is not None:
+            shown.add_row(
+                provider, host.id, *_limits(host), "; ".join([host.note] if host.note else host.sources)
+            )
+    out.print(shown)
+    for provider in model.hosts:
+        if warning := catalog.shutdown_warning(model, provider, today):
+            out.print(f"[yellow]{warning}[/]")
+
+
+@app.command()
+def refresh(
+    context: typer.Context,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")
+    ] = "all",
+    json: Json = False,
+) -> None:
+    """Ask the hosts which models they tune, with limits and end dates, and show what differs from the
+    catalog. Changes nothing."""
+    changes: list[catalog.Change] = []
+    skipped: dict[str, str] = {}
+    with orchestrator(context) as ft:
+        for name in ft.backends(provider):
+            if name not in catalog.known_hosts():
+                continue
+            try:
+                changes += catalog.differences(name, ft.provider(name).base_models())
+            except OrchestrateError as error:
+                skipped[name] = error.message
+    if json:
+        print_json({"changes": changes, "skipped": skipped})
+    else:
+        shown = table("backend", "model", "field", "catalog", "host")
+        for change in changes:
+            shown.add_row(
+                change.provider, change.model, change.field, change.ours or "-", change.theirs or "-"
+            )
+        if changes:
+            out.print(shown)
+        else:
+            note("the catalog agrees with every host that was asked")
+        for name, reason in skipped.items():
+            note(f"{name} was not asked: {reason}")
+    if skipped and not changes:
+        raise typer.Exit(4)
+
+
+def _with_ids(model: Model) -> dict[str, Any]:
+    return model.to_dict() | {"ids": model.ids}
+
+
+def _size(model: Model) -> str:
+    if model.params_b is None:
+        return "-"
+    active = f" ({model.active_params_b:g}B active)" if model.active_params_b else ""
+    return f"{model.params_b:g}B{active}"
+
+
+def _places(model: Model) -> str:
+    marks = {"yes": "", "unconfirmed": "?", "no": " (closed)"}
+    places = [f"{name}{marks[host.tunable]}" for name, host in model.hosts.items()]
+    return ", ".join([*places, *(["local"] if model.open else [])])
+
+
+def _ends(model: Model, today: date) -> str:
+    dates = [host.shutdown for host in model.hosts.values() if host.shutdown]
+    if not dates:
+        return ""
+    end = min(dates)
+    return f"[red]ended {end}[/]" if end < today else f"[yellow]{end}[/]"
+
+
+def _limits(host: HostModel) -> tuple[str, ...]:
+    context = "/".join(f"{n:,}" for n in dict.fromkeys(host.context)) if host.context else "-"
+    rank = str(host.max_rank) if host.max_rank else "-"
+    return ", ".join(host.methods), ", ".join(host.adapters), context, rank, host.tunable

@@ -1,0 +1,219 @@
+"""prices: what is known of each price, from where, and how old it is."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.costing import Accuracy, Rate, RateBook, built_in, load, user_book
+from orchestrate.errors import OrchestrateError, UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Prices, their sources and their age.")
+
+ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
+RateOpt = Annotated[
+    list[str] | None,
+    typer.Option("--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="A price of yours; goes first."),
+]
+
+
+def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
+    """The rates of this command line: built in, then `rates.yaml` of the home and of the project, then
+    `--rate`."""
+    with orchestrator(context) as ft:
+        folders = [ft.settings.home]
+        if ft.settings.config_file is not None:
+            folders.append(ft.settings.config_file.parent)
+    return user_book(folders, flags or ())
+
+
+@app.command("list")
+def list_prices(
+    context: typer.Context,
+    provider: ProviderFilter = None,
+    method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Ended and superseded prices too.")] = False,
+    rate: RateOpt = None,
+    json: Json = False,
+) -> None:
+    """Prices in force today, by provider and method."""
+    book = book_of(context, rate)
+    found = [
+        r
+        for r in (book if all else current(book, date.today()))
+        if (provider is None or r.provider == provider) and (method is None or method in r.methods)
+    ]
+    if not found:
+        raise UsageError(
+            "no price fits", fix="orchestrate prices list  without options shows providers and methods"
+        )
+    _print(found, json=json)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model, as in orchestrate models.")],
+    rate: RateOpt = None,
+    json: Json = False,
+) -> None:
+    """Every price that concerns one model, on each backend that tunes it."""
+    from orchestrate import catalog
+    from orchestrate.costing.jobs import names
+
+    found: list[Rate] = []
+    entry = catalog.find(model)
+    for r in current(book_of(context, rate), date.today()):
+        host = entry.on(r.provider)
+        if host is None or r.provider not in entry.hosts:
+            continue
+        resolved = catalog.ModelOnHost(provider=r.provider, id=host.id, model=entry, host=host)
+        if r.gpu is not None or r.concerns(names(resolved), entry.params_b):
+            found.append(r)
+    if not found:
+        raise UsageError(
+            f"no price of {entry.name} is known", fix="orchestrate models  tells where it can be tuned"
+        )
+    _print(found, json=json)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
+    provider: ProviderFilter = None,
+    json: Json = False,
+) -> None:
+    """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
+    today = date.today()
+    stale = [
+        r
+        for r in current(book_of(context), today)
+        if (today - r.last_checked).days > older_than and (provider is None or r.provider == provider)
+    ]
+    stale.sort(key=lambda r: r.last_checked)
+    if json or stale:
+        _print(stale, json=json)
+    if stale:
+        note(f"{len(stale)} prices were last checked more than {older_than} days ago")
+        raise typer.Exit(1)
+    note(f"every price in force was checked within {older_than} days")
+
+
+@app.command()
+def validate(
+    file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
+) -> None:
+    """For contributors: is each rate file well-formed, sourced, with one unit a rate, and appended to, not
+    edited?"""
+    problems: list[str] = []
+    for path in file or []:
+        try:
+            problems += [f"{path}: {text}" for text in clashes(load(path))]
+        except OrchestrateError as error:
+            problems.append(str(error))
+    if not file:
+        problems += clashes(list(built_in()))
+    for text in problems:
+        out.print(text, markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    note("no mistakes found")
+
+
+@app.command()
+def accuracy(context: typer.Context, json: Json = False) -> None:
+    """How far quotes were from bills, over all runs of this store that succeeded."""
+    from orchestrate.costing import accuracy as measured
+
+    with orchestrator(context) as ft:
+        found = measured(ft.runs(limit=100_000))
+    if json:
+        print_json(found)
+        return
+    if not found:
+        note("no run has both a quote and a final bill yet")
+        return
+    _print_accuracy(found)
+
+
+def current(book: RateBook, on: date) -> list[Rate]:
+    """The rates that `RateBook.find` can return on a day: begun, not ended, not superseded; overrides
+    first."""
+    chosen: dict[tuple[Any, ...], Rate] = {}
+    for r in book:  # later layers come later and replace
+        if not r.offered(on) or r.start > on:
+            continue
+        for method in r.methods:
+            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier)
+            other = chosen.get(key)
+            if other is None or r.source == "--rate" or r.start >= other.start:
+                chosen[key] = r
+    return list(dict.fromkeys(chosen.values()))
+
+
+def clashes(rates: list[Rate]) -> list[str]:
+    """Two prices of one thing that begin on one day: an edit where an addition was due, or a copy."""
+    seen: dict[tuple[Any, ...], Rate] = {}
+    found: list[str] = []
+    for r in rates:
+        for method in r.methods:
+            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier, r.start)
+            other = seen.setdefault(key, r)
+            if other is not r:
+                found.append(
+                    f"{r.provider} {method} {r.applies_to}: two prices begin on {r.start}, "
+                    f"${other.usd} and ${r.usd}"
+                )
+    return found
+
+
+def _print(rates: list[Rate], *, json: bool) -> None:
+    if json:
+        print_json(rates)
+        return
+    today = date.today()
+    shown = table(
+        "provider", "method", "for", "USD", "unit", "since", "age", "known", "source", right=("USD", "age")
+    )
+    for r in sorted(rates, key=lambda r: (r.provider, r.methods, r.applies_to, r.start)):
+        price = f"{r.usd:f} to {r.usd_max:f}" if r.usd_max is not None else f"{r.usd:f}"
+        shown.add_row(
+            r.provider,
+            ", ".join(r.methods),
+            r.applies_to,
+            price,
+            r.unit.removeprefix("usd_"),
+            r.start.isoformat(),
+            f"{(today - r.last_checked).days} d",
+            r.confidence.value,
+            r.source,
+        )
+    out.print(shown)
+
+
+def _print_accuracy(found: list[Accuracy]) -> None:
+    shown = table(
+        "backend", "runs", "median error", "worst", "bias", "within band", "quoted", "billed",
+        right=("runs", "median error", "worst", "bias", "within band", "quoted", "billed"),
+    )  # fmt: skip
+    for a in found:
+        shown.add_row(
+            a.provider + (" [reverse] SANDBOX [/]" if a.sandbox else ""),
+            str(a.runs),
+            _percent(a.median_relative),
+            _percent(a.worst_relative),
+            "-" if a.bias is None else f"{a.bias:+.1%}",
+            f"{a.within_band} of {a.runs}",
+            f"${a.quoted_usd:.4f}",
+            f"${a.billed_usd:.4f}",
+        )
+    out.print(shown)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

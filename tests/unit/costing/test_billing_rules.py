@@ -1,0 +1,131 @@
+"""Every billing rule against an example worked by hand, or the host's own where it publishes one."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrate.costing import rules
+
+counts = st.integers(min_value=0, max_value=10**9)
+epochs = st.integers(min_value=1, max_value=50)
+
+
+def test_openai_published_example() -> None:
+    # Fine-tuning guide, "Estimate costs": 100,000 tokens, 3 epochs, $3.00 a million: $0.90.
+    tokens = rules.openai_tokens(100_000, 3)
+    assert tokens == 300_000
+    assert tokens * Decimal("3.00") / 1_000_000 == Decimal("0.90")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (10, 10),  # 3 x 10 < 100: 100 // 10
+        (3, 25),  # 100 // 3 = 33, at most 25
+        (33, 3),  # 99 < 100: 100 // 33
+        (34, 3),
+        (1000, 3),
+        (8333, 3),  # 24,999
+        (8334, 2),  # 25,002 > 25,000: 25,000 // 8,334
+        (100_000, 1),
+    ],
+)
+def test_openai_auto_epochs(rows: int, expected: int) -> None:
+    assert rules.openai_auto_epochs(rows) == expected
+
+
+def test_together_trains_and_evaluates() -> None:
+    # 3 epochs of 500,000 tokens and 2 evaluations of 50,000: 1.5M + 0.1M.
+    assert rules.together_tokens(500_000, 3, 50_000, 2) == (1_500_000, 100_000)
+
+
+def test_together_without_packing_pads_every_row() -> None:
+    assert rules.together_unpacked_tokens(1_000, 8_192) == 8_192_000
+
+
+def test_together_minimum() -> None:
+    # 1.6M tokens at $0.34 are $0.544; the minimum of $4 adds $3.456.
+    assert rules.minimum_top_up(Decimal("0.544"), Decimal(4)) == Decimal("3.456")
+    assert rules.minimum_top_up(Decimal(4), Decimal(4)) == 0
+    assert rules.minimum_top_up(Decimal("4.01"), Decimal(4)) == 0
+
+
+def test_together_dpo_is_two_and_a_half_times_sft() -> None:
+    # Published pairs of 2026-09-11: gpt-oss-120b $2.50 and $6.25, gpt-oss-20b $0.40 and $1.00.
+    assert Decimal("2.50") * rules.DPO_FACTOR["together"] == Decimal("6.25")
+    assert Decimal("0.40") * rules.DPO_FACTOR["together"] == Decimal("1.00")
+
+
+@pytest.mark.parametrize(
+    ("done", "steps", "failed", "share"),
+    [
+        (50, 200, False, "0.25"),
+        (200, 200, False, "1"),
+        (250, 200, False, "1"),
+        (50, 200, True, "0"),
+        (0, 0, False, "0"),
+    ],
+)
+def test_together_cancelled_early_stopped_failed(done: int, steps: int, failed: bool, share: str) -> None:
+    assert rules.together_share_billed(done, steps, failed=failed) == Decimal(share)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "turns", "tokens"),
+    [
+        (False, 6.0, 3_000_000),  # plain rows: tokens x epochs
+        (True, 6.0, 9_000_000),  # unrolled by turn: x 6 / 2
+        (True, 1.0, 3_000_000),  # a single turn is not halved
+        (True, 3.0, 4_500_000),
+    ],
+)
+def test_fireworks(reasoning: bool, turns: float, tokens: int) -> None:
+    assert rules.fireworks_tokens(1_000_000, 3, reasoning=reasoning, average_turns=turns) == tokens
+
+
+def test_fireworks_dpo_is_twice_sft() -> None:
+    # Price page: to 16B $0.50 and $1.00; 16.1B-80B $3 and $6; 80B-300B $6 and $12; above $10 and $20.
+    for sft, dpo in (("0.5", "1"), ("3", "6"), ("6", "12"), ("10", "20")):
+        assert Decimal(sft) * rules.DPO_FACTOR["fireworks"] == Decimal(dpo)
+
+
+def test_hours() -> None:
+    assert rules.gpu_hours(5400, 2) == 3  # an hour and a half on two GPUs
+    assert rules.together_gpu_hours(61, 1) == Decimal(2) / 60  # two started minutes
+    assert rules.openai_rft_hours(900) == Decimal("0.25")
+    # OpenAI's RFT at $100 per hour of the core loop: 4 h 30 min are $450.
+    assert rules.openai_rft_hours(4.5 * 3600) * 100 == 450
+    assert rules.electricity_kwh(7200, 600) == Decimal("1.2")
+
+
+@given(tokens=counts, more=counts, n=epochs, extra=st.integers(0, 10))
+def test_monotone_in_tokens_and_epochs(tokens: int, more: int, n: int, extra: int) -> None:
+    for rule in (
+        rules.openai_tokens,
+        lambda t, e: sum(rules.together_tokens(t, e)),
+        lambda t, e: rules.fireworks_tokens(t, e, reasoning=True, average_turns=3.0),
+    ):
+        assert rule(tokens, n) <= rule(tokens + more, n)
+        assert rule(tokens, n) <= rule(tokens, n + extra)
+
+
+@given(a=counts, b=counts, n=epochs)
+def test_additive_in_tokens(a: int, b: int, n: int) -> None:
+    assert rules.openai_tokens(a + b, n) == rules.openai_tokens(a, n) + rules.openai_tokens(b, n)
+    whole, parts = rules.together_tokens(a + b, n, a, 2), rules.together_tokens(a, n, a, 2)
+    assert whole[0] - parts[0] == b * n and whole[1] == parts[1]
+
+
+@given(usd=st.decimals("0", "1000", places=4), minimum=st.decimals("0", "100", places=2))
+def test_never_below_the_minimum(usd: Decimal, minimum: Decimal) -> None:
+    total = usd + rules.minimum_top_up(usd, minimum)
+    assert total == max(usd, minimum)
+
+
+@given(rows=st.integers(1, 10**7))
+def test_auto_epochs_stay_in_their_range(rows: int) -> None:
+    assert 1 <= rules.openai_auto_epochs(rows) <= 25

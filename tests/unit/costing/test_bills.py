@@ -1,0 +1,249 @@
+"""Bills, their reconciliation with quotes, and budgets."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from orchestrate import catalog, costing
+from orchestrate.costing import (
+    UnknownPrice,
+    accuracy,
+    bill,
+    bill_run,
+    check_budget,
+    over_cap,
+    reconcile,
+    spending,
+)
+from orchestrate.errors import OverBudget
+from orchestrate.spec import JobSpec
+from orchestrate.types import Bill, Job, JobHandle, JobStatus, Quote, QuoteLine, Run, SubmitPhase
+
+NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
+
+
+def a_job(**changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "handle": JobHandle(provider="openai", job_id="ftjob-1"),
+        "status": JobStatus.SUCCEEDED,
+        "raw_status": "succeeded",
+        "created_at": NOW,
+    }
+    return Job(**(values | changes))
+
+
+def a_quote(low: str = "0.9", usd: str = "1", high: str = "1.2", **changes: Any) -> Quote:
+    line = QuoteLine(
+        component="training",
+        quantity=Decimal(1),
+        unit="usd_per_mtok",
+        usd_per_unit=Decimal(usd),
+        usd_low=Decimal(low),
+        usd=Decimal(usd),
+        usd_high=Decimal(high),
+    )
+    values: dict[str, Any] = {
+        "provider": "together",
+        "model": "qwen3.5-9b",
+        "lines": (line,),
+        "low_usd": Decimal(low),
+        "expected_usd": Decimal(usd),
+        "high_usd": Decimal(high),
+    }
+    return Quote(**(values | changes))
+
+
+def a_run(id: str = "r1", **changes: Any) -> Run:
+    values: dict[str, Any] = {
+        "id": id,
+        "ref": id,
+        "provider": "together",
+        "model": "qwen3.5-9b",
+        "spec": {"model": "qwen3.5-9b", "train": "t.jsonl"},
+        "spec_hash": "h",
+        "dataset_digest": "d",
+        "host": "https://example",
+        "phase": SubmitPhase.SUBMITTED,
+        "status": JobStatus.SUCCEEDED,
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Run(**(values | changes))
+
+
+def made(provider: str, model: str, job: Job, **more: Any) -> Bill | None:
+    spec = JobSpec.parse({"model": model, "train": "t"})
+    resolved = catalog.resolve(model, provider, NOW.date())
+    return bill(provider=provider, spec=spec, job=job, resolved=resolved, today=NOW.date(), **more)
+
+
+def test_the_hosts_own_figure_goes_first() -> None:
+    found = made(
+        "together", "qwen3.5-9b", a_job(cost_usd=Decimal("4.2"), cost_origin="total_price", trained_tokens=1)
+    )
+    assert found == Bill(usd=Decimal("4.2"), origin="total_price")
+
+
+def test_trained_tokens_times_rate() -> None:
+    found = made("openai", "gpt-4o-mini", a_job(trained_tokens=300_000))
+    assert found is not None
+    assert (found.usd, found.origin) == (
+        Decimal("0.9"),
+        "trained_tokens x rate",
+    )  # the host's published example
+
+
+def test_the_rate_is_that_of_the_day_of_the_job() -> None:
+    old = a_job(trained_tokens=1_000_000, created_at=datetime(2026, 6, 1, tzinfo=UTC))
+    new = a_job(trained_tokens=1_000_000)
+    was, now = made("together", "qwen3.5-4b", old), made("together", "qwen3.5-4b", new)
+    assert was is not None and now is not None
+    assert (was.usd, now.usd) == (Decimal("0.48"), Decimal("0.34"))
+
+
+def test_a_running_jobs_bill_is_not_final() -> None:
+    found = made("openai", "gpt-4o-mini", a_job(trained_tokens=10, status=JobStatus.RUNNING))
+    assert found is not None and not found.final
+    assert made("openai", "gpt-4o-mini", a_job(status=JobStatus.RUNNING)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "usd"),
+    [
+        ({"status": JobStatus.CANCELLED, "step": 50, "total_steps": 200}, "0.25"),
+        ({"status": JobStatus.SUCCEEDED, "early_stopped": True, "step": 150, "total_steps": 200}, "0.75"),
+        ({"status": JobStatus.FAILED, "raw_status": "error"}, "0"),
+    ],
+)
+def test_together_jobs_that_ended_early(changes: dict[str, Any], usd: str) -> None:
+    found = made("together", "qwen3.5-9b", a_job(**changes), quote=a_quote())
+    assert found is not None and found.usd == Decimal(usd)
+
+
+def test_what_is_not_known_is_no_bill() -> None:
+    assert (
+        made(
+            "together", "qwen3.5-9b", a_job(status=JobStatus.FAILED, raw_status="user_error"), quote=a_quote()
+        )
+        is None
+    )
+    assert (
+        made(
+            "fireworks",
+            "qwen3.5-9b",
+            a_job(status=JobStatus.CANCELLED, step=1, total_steps=2),
+            quote=a_quote(),
+        )
+        is None
+    )
+
+
+def test_a_tracked_run_is_billed_from_its_own_quote() -> None:
+    hour = msgspec.structs.replace(
+        a_quote().lines[0], component="electricity", unit="usd_per_hour", usd_per_unit=Decimal("0.10")
+    )
+    run = a_run(
+        provider="local",
+        model="qwen3-8b",
+        spec={"model": "qwen3-8b", "train": "t"},
+        quote=a_quote(lines=(hour,)),
+    )
+    job = a_job(started_at=NOW, finished_at=datetime(2026, 11, 20, 11, tzinfo=UTC))
+    found = bill_run(run, job)
+    assert found is not None and found.usd == Decimal("0.2")
+    hosted = bill_run(a_run(quote=a_quote()), a_job(trained_tokens=1_000_000))
+    assert hosted is not None and hosted.usd == Decimal("0.34")
+
+
+def test_reconcile() -> None:
+    line = msgspec.structs.replace(a_quote().lines[0], usd=Decimal("1.1"))
+    run = a_run(quote=a_quote(), bill=Bill(usd=Decimal("1.25"), origin="x", lines=(line,)))
+    found = reconcile(run)
+    assert found is not None
+    assert found.total.error_usd == Decimal("-0.25")
+    assert found.total.relative == pytest.approx(-0.2)
+    assert not found.total.within_band
+    [part] = found.components
+    assert (part.component, part.error_usd, part.within_band) == ("training", Decimal("-0.1"), True)
+    assert reconcile(a_run(quote=a_quote())) is None
+    assert reconcile(a_run(quote=a_quote(), bill=Bill(usd=Decimal(1), origin="x", final=False))) is None
+
+
+def test_accuracy_by_backend_with_sandboxes_apart() -> None:
+    def run(id: str, usd: str, **changes: Any) -> Run:
+        return a_run(id, quote=a_quote(), bill=Bill(usd=Decimal(usd), origin="x"), **changes)
+
+    found = accuracy(
+        [
+            run("a", "1.0"),
+            run("b", "0.8"),
+            run("c", "1.25"),
+            run("d", "1.0", sandbox=True),
+            run("e", "9.0", status=JobStatus.CANCELLED),
+            run("f", "9.0", early_stopped=True),
+        ]
+    )
+    real, sandbox = found
+    assert (real.provider, real.runs, real.within_band) == ("together", 3, 1)
+    assert real.median_relative == pytest.approx(0.2)  # |0|, |0.25|, |-0.2|
+    assert real.worst_relative == pytest.approx(0.25)
+    assert real.bias == pytest.approx((0 + 0.25 - 0.2) / 3)
+    assert (sandbox.sandbox, sandbox.runs) == (True, 1)
+
+
+def test_spending_counts_bills_and_commitments() -> None:
+    found = spending(
+        [
+            a_run("billed", bill=Bill(usd=Decimal(3), origin="x")),
+            a_run("running", status=JobStatus.RUNNING, quote=a_quote()),
+            a_run(
+                "partly",
+                status=JobStatus.RUNNING,
+                quote=a_quote(),
+                bill=Bill(usd=Decimal(2), origin="x", final=False),
+            ),
+            a_run("failed", status=JobStatus.FAILED, quote=a_quote()),
+            a_run("refused", status=JobStatus.FAILED, phase=SubmitPhase.REFUSED, quote=a_quote()),
+            a_run("sandbox", sandbox=True, bill=Bill(usd=Decimal(99), origin="x")),
+            a_run("dark", status=JobStatus.RUNNING),
+        ]
+    )
+    assert (found.spent_usd, found.committed_usd, found.unknown) == (Decimal(3), Decimal("3.2"), ("dark",))
+    assert found.total_usd == Decimal("6.2")
+
+
+def test_budgets_are_kept_from_the_high_end() -> None:
+    check_budget(a_quote(), max_cost_usd=Decimal("1.2"))
+    with pytest.raises(OverBudget, match=r"\$1\.20, is above --max-cost \$1\.19"):
+        check_budget(a_quote(), max_cost_usd=Decimal("1.19"))
+    spent = [a_run(bill=Bill(usd=Decimal(9), origin="x"))]
+    check_budget(a_quote(), budget_usd=Decimal("10.2"), runs=spent)
+    with pytest.raises(OverBudget, match="what is left of the budget"):
+        check_budget(a_quote(), budget_usd=Decimal("10.1"), runs=spent)
+
+
+def test_a_limit_needs_a_price() -> None:
+    unknown = Quote(provider="together", model="m", unavailable="no price was found")
+    check_budget(unknown)
+    with pytest.raises(UnknownPrice, match="no price was found") as caught:
+        check_budget(unknown, max_cost_usd=Decimal(5))
+    assert caught.value.exit_code == 6
+
+
+def test_cap() -> None:
+    run = a_run(max_cost_usd=Decimal(2))
+    assert not over_cap(run, None)
+    assert not over_cap(run, Bill(usd=Decimal(2), origin="x"))
+    assert over_cap(run, Bill(usd=Decimal("2.01"), origin="x"))
+    assert not over_cap(a_run(), Bill(usd=Decimal(99), origin="x"))
+
+
+def test_ages_and_confidence() -> None:
+    line = msgspec.structs.replace(a_quote().lines[0], as_of="2026-10-07")
+    assert costing.age_days(a_quote(lines=(line,)), date(2026, 10, 17)) == 10
+    assert costing.age_days(a_quote(), date(2026, 10, 17)) is None

@@ -1,0 +1,114 @@
+"""Machines that are paid by the hour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from orchestrate import catalog, costing
+from orchestrate.costing import built_in, local_rate, parse_flag, quote_hours_job, rental_rate, watts
+from orchestrate.data import TrainingData
+from orchestrate.errors import UsageError
+from orchestrate.spec import JobSpec
+from orchestrate.types import Job, JobHandle, JobStatus, Quote, Translation
+
+TODAY = date(2026, 11, 25)
+
+
+def test_electricity_of_a_gpu() -> None:
+    # RTX 4090: 450 W and 150 W for the rest of the machine; 0.6 kWh x $0.17 are 10.2 cents an hour.
+    assert watts("NVIDIA GeForce RTX 4090") == 600
+    rate = local_rate("NVIDIA GeForce RTX 4090", today=TODAY)
+    assert (rate.component, rate.usd_per_hour) == ("electricity", Decimal("0.102"))
+    assert rate.low_usd_per_hour < rate.usd_per_hour < rate.high_usd_per_hour
+    assert "taken as paid for" in rate.label
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "expected"),
+    [
+        ("cpu", 1, 150),
+        ("NVIDIA H100 80GB HBM3", 8, 5750),
+        ("NVIDIA H100 PCIe", 1, 500),
+        ("Some New GPU", 1, 600),
+    ],
+)
+def test_watts(device: str, count: int, expected: int) -> None:
+    assert watts(device, count) == expected
+
+
+def test_the_users_own_rate_goes_first() -> None:
+    owned = built_in().over([parse_flag("local:owned=0.45", TODAY)])
+    assert local_rate("NVIDIA A100", 4, book=owned, today=TODAY).usd_per_hour == Decimal("0.45")
+    rented = built_in().over([parse_flag("local:gpu_rental=1.25", TODAY)])
+    found = local_rate("NVIDIA A100", 4, book=rented, today=TODAY)
+    assert (found.component, found.usd_per_hour) == ("rental", Decimal(5))
+
+
+def test_rental() -> None:
+    assert rental_rate("runpod", "H100 SXM", 2, tier="secure", today=TODAY).usd_per_hour == Decimal("7.98")
+    with pytest.raises(UsageError, match=r"no rental price of RTX 4090 at runpod; it has A100 80GB"):
+        rental_rate("runpod", "RTX 4090", today=TODAY)
+
+
+@pytest.fixture
+def timed(data: TrainingData, translated: Callable[..., Translation]) -> Callable[..., Quote]:
+    def make(speed: float, **changes: object) -> Quote:
+        resolved = catalog.resolve("qwen3-8b", "local", TODAY)
+        values: dict[str, object] = {
+            "provider": "local",
+            "spec": JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
+            "data": data,
+            "translation": translated("local", resolved.id, epochs=2, evals=3),
+            "resolved": resolved,
+            "tokens_per_second": speed,
+            "throughput_source": "measured",
+            "hourly": rental_rate("runpod", "H100 SXM", tier="secure", today=TODAY),
+            "startup_seconds": 0.0,
+        }
+        return quote_hours_job(**(values | changes))  # pyright: ignore[reportArgumentType]
+
+    return make
+
+
+def test_hours_times_rate(timed: Callable[..., Quote], data: TrainingData) -> None:
+    train = data.train.tokens("qwen3~o200k").tokens
+    validation = data.validation.tokens("qwen3~o200k").tokens if data.validation else 0
+    seconds = (train * 2 + validation * 3 / 3) / 10  # an evaluated token takes a third of a trained one
+    found = timed(10.0)
+    assert found.train_seconds == pytest.approx(seconds)
+    assert float(found.expected_usd) == pytest.approx(seconds / 3600 * 3.99, rel=1e-4)
+    assert found.low_usd < found.expected_usd < found.high_usd
+    assert any("10 tokens per second (measured" in text for text in found.assumptions)
+
+
+def test_faster_is_cheaper_and_surer_is_narrower(timed: Callable[..., Quote]) -> None:
+    slow, fast = timed(10.0), timed(20.0)
+    assert fast.expected_usd < slow.expected_usd
+    sure = timed(10.0, throughput_band=0.1)
+    assert sure.high_usd - sure.low_usd < slow.high_usd - slow.low_usd
+    with pytest.raises(ValueError, match="must be positive"):
+        timed(0.0)
+
+
+def test_bill_by_measured_hours() -> None:
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    job = Job(
+        handle=JobHandle(provider="local", job_id="j"),
+        status=JobStatus.SUCCEEDED,
+        raw_status="succeeded",
+        started_at=start,
+        finished_at=start + timedelta(minutes=90),
+    )
+    found = costing.bill(
+        provider="local",
+        spec=JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
+        job=job,
+        resolved=catalog.resolve("qwen3-8b", "local", TODAY),
+        hourly=rental_rate("lambda", "H100 SXM", tier="1x", today=TODAY),
+    )
+    assert found is not None
+    assert (found.usd, found.origin) == (Decimal("6.435"), "measured hours x rate")  # 1.5 x $4.29

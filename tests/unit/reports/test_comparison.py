@@ -1,0 +1,206 @@
+"""What may be compared, what is said of it, and every text format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from orchestrate.errors import UsageError
+from orchestrate.reports import Comparison, compare
+from orchestrate.types import (
+    Bill,
+    EvaluationResult,
+    JobStatus,
+    MetricPoint,
+    Outcome,
+    Run,
+    Setting,
+    Translation,
+)
+
+Make = Callable[..., Run]
+Points = Callable[..., list[MetricPoint]]
+Result = Callable[..., EvaluationResult]
+
+
+def aspects(comparison: Comparison) -> list[str]:
+    return [reason.aspect for reason in comparison.reasons]
+
+
+def test_equal_runs_are_comparable(run: Make, points: Points, result: Result) -> None:
+    a, b = run("together"), run("fireworks")
+    found = compare(
+        [a, b], {a.id: points(), b.id: points()}, {a.id: [result(a, 0.9)], b.id: [result(b, 0.5)]}
+    )
+    assert found.comparable
+    assert [c.label for c in found.runs] == ["together", "fireworks"]
+    assert any("together scores best on exact_match" in text for text in found.findings)
+
+
+def test_no_runs_is_an_error() -> None:
+    with pytest.raises(UsageError, match="name the runs"):
+        compare([])
+
+
+def test_one_run_twice_is_one(run: Make) -> None:
+    assert len(compare([run("together"), run("together")]).runs) == 1
+
+
+def test_different_data(run: Make) -> None:
+    found = compare([run("together"), run("fireworks", dataset_digest="9" * 64)])
+    assert aspects(found) == ["data"]
+    assert "999999999999" in found.reasons[0].text
+    assert not any("cheapest" in text for text in found.findings)
+
+
+def test_a_sandbox_is_not_the_real_host(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks", sandbox=True)
+    found = compare([a, b], {}, {a.id: [result(a, 0.9)], b.id: [result(b, 0.5)]})
+    assert "all" in aspects(found)
+    assert found.sandbox
+    assert found.runs[1].label == "fireworks [SANDBOX]"
+    assert not any("scores best" in text or "cheapest" in text for text in found.findings)
+
+
+def test_sandboxes_may_be_compared_with_each_other_and_are_marked(run: Make) -> None:
+    found = compare([run("together", sandbox=True), run("fireworks", sandbox=True)])
+    assert found.comparable
+    for format in ("table", "md", "html", "csv", "json"):
+        assert "SANDBOX" in found.render(format), format
+
+
+def test_different_models_have_different_losses(run: Make) -> None:
+    found = compare([run("together"), run("fireworks", model="llama-3.3-70b")])
+    assert aspects(found) == ["loss"]
+    same = compare([run("together", model="Qwen/Qwen3.5-9B"), run("fireworks", model="qwen3.5-9b")])
+    assert same.comparable  # two hosts' names of one model
+
+
+def test_different_methods(run: Make) -> None:
+    found = compare(
+        [run("together"), run("fireworks", spec={"model": "m", "method": {"type": "dpo", "beta": 0.1}})]
+    )
+    assert any("methods differ" in reason.text for reason in found.reasons)
+
+
+def test_scores_on_different_rows(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks")
+    scores = {a.id: [result(a, 0.9)], b.id: [result(b, 0.5, dataset_digest="e" * 64)]}
+    found = compare([a, b], {}, scores)
+    assert any("different held-out rows" in reason.text for reason in found.reasons)
+    assert not any("scores best" in text for text in found.findings)
+
+
+def test_a_run_without_scores_or_an_end(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks", status=JobStatus.RUNNING, finished_at=None, bill=None)
+    found = compare([a, b], {}, {a.id: [result(a, 0.9)]})
+    assert {"scores", "all"} == set(aspects(found))
+    assert any("fireworks is still running" in reason.text for reason in found.reasons)
+
+
+def test_overlapping_intervals_show_no_difference(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks")
+    found = compare([a, b], {}, {a.id: [result(a, 0.90)], b.id: [result(b, 0.91)]})
+    assert any("no difference is shown" in text for text in found.findings)
+
+
+def test_the_cheapest_by_its_bill(run: Make) -> None:
+    found = compare(
+        [run("together"), run("local", bill=Bill(usd=Decimal("0.19"), origin="measured hours x rate"))]
+    )
+    assert (
+        "local is the cheapest to train: $0.19 (billed); together costs $0.76, 4.0 times as much."
+        in found.findings
+    )
+
+
+def test_the_newest_score_counts(run: Make, result: Result) -> None:
+    from datetime import timedelta
+
+    a = run("together")
+    old = result(a, 0.5)
+    new = result(a, 0.8, created_at=old.created_at + timedelta(days=1))
+    found = compare([a], {}, {a.id: [new, old]})
+    assert [e.tuned.value for e in found.runs[0].evaluations] == [0.8]
+
+
+def test_one_token_axis(run: Make, points: Points) -> None:
+    a, b = run("together"), run("fireworks")
+    found = compare([a, b], {a.id: points(), b.id: points(tokens=False)})
+    told, spread = found.runs
+    assert told.train_curve[-1].tokens == 200 * 7500
+    assert spread.train_curve[-1].tokens == pytest.approx(1_500_000)  # trained tokens over all steps
+    assert told.tokens_known and not spread.tokens_known
+    assert any("spread evenly" in text and "fireworks" in text for text in found.notes)
+
+
+def test_long_curves_are_thinned_and_bad_values_left_out(run: Make, points: Points) -> None:
+    a = run("together", total_steps=5000)
+    rows = [*points(steps=5000), MetricPoint(step=5001, values={"train_loss": float("nan")})]
+    curve = compare([a], {a.id: rows}).runs[0].train_curve
+    assert 200 <= len(curve) <= 300
+    assert all(p.value == p.value for p in curve)
+
+
+def test_settings_as_sent(run: Make) -> None:
+    a = run("together")
+    told = Translation(
+        provider="together",
+        model="m",
+        body={},
+        settings=(
+            Setting(name="epochs", asked=3, outcome=Outcome.KEPT, sent=3),
+            Setting(name="batch_size", outcome=Outcome.DEFAULTED, sent="max"),
+        ),
+    )
+    assert compare([a], translations={a.id: told}).runs[0].settings == {
+        "epochs": "3",
+        "batch_size": "max (defaulted)",
+    }
+    assert compare([a]).runs[0].settings == {"epochs": "3", "adapter.type": "lora", "adapter.r": "16"}
+
+
+def test_csv_is_data(run: Make, result: Result) -> None:
+    a = run("together", model="=HYPERLINK(1)")
+    [row] = csv.DictReader(io.StringIO(compare([a], {}, {a.id: [result(a, 0.9)]}).render("csv")))
+    assert row["billed_usd"] == "0.76"
+    assert row["seconds"] == "1200.0"
+    assert float(row["exact_match.tuned"]) == 0.9
+    assert float(row["quote_error"]) == pytest.approx((0.75 - 0.76) / 0.76)
+    assert row["model"] == "'=HYPERLINK(1)"  # a spreadsheet must not run it
+
+
+def test_json_round_trip(run: Make, points: Points, result: Result) -> None:
+    a = run("together")
+    found = compare([a], {a.id: points()}, {a.id: [result(a, 0.9)]})
+    value = json.loads(found.render("json"))
+    assert value["comparable"] is True and value["runs"][0]["run"]["bill"]["usd"] == "0.76"
+    del value["comparable"], value["sandbox"]
+    assert Comparison.from_dict(value) == found
+
+
+def test_markdown_puts_the_warning_before_the_numbers(run: Make) -> None:
+    text = compare([run("together"), run("fireworks", model="a|b", dataset_digest="9" * 64)]).render("md")
+    assert text.index("not comparable") < text.index("| run |")
+    assert "a\\|b" in text
+
+
+def test_saving_by_ending(run: Make, tmp_path: Path) -> None:
+    found = compare([run("together")])
+    for ending, start in (
+        (".html", "<!doctype html>"),
+        (".md", "# Comparison"),
+        (".csv", "run,"),
+        (".json", "{"),
+    ):
+        assert found.save(tmp_path / f"report{ending}").read_text().startswith(start)
+    with pytest.raises(UsageError, match=r"\.html, \.htm, \.md"):
+        found.save(tmp_path / "report.pdf")
+    with pytest.raises(UsageError, match="reports are written as"):
+        found.render("pdf")
