@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrate.data import compare, near, rules
 from orchestrate.data.dataset import TokenCount
@@ -56,13 +56,13 @@ class CheckReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Options:
-    """`tokenizer` counts tokens, with `context` the model's longest row; `near` also looks for near
-    duplicates, which takes about as long again."""
+    """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
+    near duplicates, which takes about as long again."""
 
-    hosts: tuple[str, ...] = tuple(rules.HOSTS)
+    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
     method: str | None = None
     tokenizer: str | None = None
-    context: int | None = None
+    contexts: Mapping[str, int] = field(default_factory=dict[str, int])
     epochs: int | None = None
     near: bool = False
     columns: Mapping[str, str] | None = None
@@ -155,7 +155,7 @@ def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Prob
         host,
         method=options.method,
         tokens=_tokens(one, options.tokenizer),
-        context=options.context,
+        context=options.contexts.get(host),
         epochs=options.epochs,
         validation=split != "train",
     )

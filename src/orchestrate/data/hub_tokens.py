@@ -20,20 +20,40 @@ from orchestrate.data.tokens import Lengths, has_tokenizer
 from orchestrate.errors import MissingExtra, SetupError
 
 
+def load(folder: Path) -> Any:
+    """The transformers tokenizer of a folder. Raises `SetupError` when it holds none, `MissingExtra` without
+    transformers."""
+    if not has_tokenizer(folder):
+        raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra("local", "reading a hub tokenizer", "transformers") from error
+    return cast("Any", AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+
+
+CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""For tokenizers that bring no chat template, as the local engine trains them."""
+
+
 class HubCounter:
-    """Raises `SetupError` when the folder holds no tokenizer, `MissingExtra` without transformers."""
+    """Raises as `load` does."""
 
     error_band = 0.0
 
     def __init__(self, folder: Path) -> None:
-        if not has_tokenizer(folder):
-            raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise MissingExtra("local", "counting with a hub tokenizer", "transformers") from error
         self.name = f"hf:{folder}"
-        self._tokenizer: Any = cast("Any", AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+        self._tokenizer = load(folder)
+        template: Any = self._tokenizer.chat_template
+        if isinstance(template, dict):  # several named templates
+            named = cast("dict[str, str]", template)
+            template = named.get("default") or next(iter(named.values()))
+        self._tokenizer.chat_template = template or CHATML
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()
@@ -71,7 +91,7 @@ class HubCounter:
         """Trained tokens come from the template's own marks where it has them, else from the difference that
         each answer makes to the rendered conversation. Weight 0 takes an answer out."""
         masked = any(m.weight == 0 for m in messages)
-        if "{% generation" in (self._tokenizer.chat_template or "") and not masked:
+        if "{% generation" in self._tokenizer.chat_template and not masked:
             encoded = self._tokenizer.apply_chat_template(
                 plain(messages),
                 tools=tools,

@@ -72,14 +72,18 @@ class Reading:
             return Row(None, 0, [wrong])
         if not isinstance(value, dict):
             return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
-        row = renamed(cast("dict[str, Any]", value), self.columns)
-        example, found, other = shapes.read(row, self.shape)
-        if example is None:
-            return Row(None, 0, found, other)
-        traits, more = examine(example)
-        if any(p.code == "extra-fields" for p in found):
-            traits |= Trait.EXTRA_FIELDS
-        return _row(example, traits, found + more)
+        return row_of(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+
+
+def row_of(value: dict[str, Any], shape: shapes.Shape) -> Row:
+    """The row of an object that was read from anywhere."""
+    example, found, other = shapes.read(value, shape)
+    if example is None:
+        return Row(None, 0, found, other)
+    traits, more = examine(example)
+    if any(p.code == "extra-fields" for p in found):
+        traits |= Trait.EXTRA_FIELDS
+    return _row(example, traits, found + more)
 
 
 def _row(example: Example, traits: int, found: list[Problem]) -> Row:

@@ -186,10 +186,12 @@ HOSTS: dict[str, HostRules] = {
         },
         traits={
             Trait.IMAGES: _no("no-vision", "the local engine trains on text only", "remove the images"),
-            Trait.ROW_WEIGHT: _NO_ROW_WEIGHT,
         },
     ),
 }
+HOSTS["ray"] = HOSTS["local"]
+"""A cluster runs the local engine."""
+DEFAULT_HOSTS = ("openai", "together", "fireworks", "local")
 METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
     "sft": ("chat", "completion", "text"),
     "dpo": ("preference",),

@@ -42,6 +42,7 @@ DIALECTS = {
     "together": Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
     "fireworks": Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
     "local": Dialect(reasoning="reasoning"),
+    "ray": Dialect(reasoning="reasoning"),
 }
 
 

@@ -1,0 +1,327 @@
+"""data: inspect, check, convert, split, dedupe and preview training data. All offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.console import Json, err, note, out, print_json, table
+from orchestrate.commands.data_views import show_check, show_inspect, show_preview
+from orchestrate.errors import OrchestrateError, UsageError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
+
+FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, or a URL.")]
+MapOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
+    ),
+]
+WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")]
+ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
+TokenizerOpt = Annotated[
+    str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
+]
+OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+
+Progress = Callable[[int, int], None]
+
+
+@app.command()
+def inspect(
+    file: FileArg,
+    model: ModelOpt = None,
+    tokenizer: TokenizerOpt = None,
+    columns: MapOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
+    from orchestrate.data import inspecting
+
+    name = tokenizer or _tokenizer(model, ("local",))
+    with _progress("reading") as progress:
+        report = inspecting.inspect(
+            file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
+        )
+    if json:
+        print_json(report)
+    else:
+        show_inspect(report)
+
+
+@app.command()
+def check(
+    file: FileArg,
+    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None,
+    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None,
+    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all",
+    model: ModelOpt = None,
+    tokenizer: TokenizerOpt = None,
+    method: Annotated[str | None, typer.Option(help="sft, dpo or rft.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    near: Annotated[
+        bool, typer.Option("--near", help="Look for near duplicates and near leakage too.")
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
+    ] = False,
+    output: OutputOpt = None,
+    columns: MapOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """All problems in one pass, for every backend. Exit code 1 when there are errors."""
+    from orchestrate.data import checking
+
+    wanted = _hosts(hosts)
+    if method not in (None, "sft", "dpo", "rft"):
+        raise UsageError(f"no method {method!r}; known: sft, dpo, rft")
+    paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
+    options = checking.Options(
+        hosts=wanted,
+        method=method,
+        tokenizer=tokenizer or _tokenizer(model, wanted),
+        contexts=_contexts(model, wanted, method or "sft"),
+        epochs=epochs,
+        near=near,
+        columns=_columns(columns),
+        workers=workers,
+    )
+    with _progress("checking") as progress:
+        report = checking.check(paths, options, progress=progress)
+    fixed = _fix(file, output, wanted, options) if fix else None
+    if json:
+        print_json({"report": report, "fix": fixed})
+    else:
+        show_check(report, fixed)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    file: FileArg,
+    to: Annotated[
+        str, typer.Option(help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet.")
+    ],
+    output: OutputOpt = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
+    ] = False,
+    columns: MapOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """Rows in another format: without loss, or not at all unless --allow-loss."""
+    from orchestrate.data import converting
+
+    ending = "parquet" if to == "parquet" else "jsonl"
+    target = output or _beside(file, f"{to}.{ending}")
+    with _progress("converting") as progress:
+        report = converting.convert(
+            file,
+            to,
+            target,
+            allow_loss=allow_loss,
+            columns=_columns(columns),
+            workers=workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    for loss in report.losses:
+        note(f"{loss.severity}: {loss.message}")
+    out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out", markup=False)
+
+
+@app.command()
+def split(
+    file: FileArg,
+    shares: Annotated[str, typer.Argument(metavar="[SHARES]", help="train/validation[/test]")] = "80/10/10",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="The same mix of answers in each split.")
+    ] = False,
+    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True,
+    columns: MapOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """By content: the same row falls on the same side, also after rows were added. Conversations stay
+    whole."""
+    from orchestrate.data import splitting
+
+    with _progress("splitting") as progress:
+        report = splitting.split(
+            file,
+            splitting.parse_shares(shares),
+            output or _beside(file, "split"),
+            seed=seed,
+            stratify=stratify,
+            near_duplicates=near,
+            columns=_columns(columns),
+            workers=workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    shown = table("split", "rows", "share", "file", right=("rows", "share"))
+    for part in report.files:
+        shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
+    out.print(shown)
+    note(f"{report.groups:,} groups kept whole; {report.left_out:,} rows with errors left out")
+
+
+@app.command()
+def dedupe(
+    file: FileArg,
+    output: OutputOpt = None,
+    near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
+    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
+    columns: MapOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """Keep the first of each set of equal rows, and log the others."""
+    from orchestrate.data import deduping
+
+    with _progress("comparing") as progress:
+        report = deduping.dedupe(
+            file,
+            None if dry_run else output or _beside(file, "deduped.jsonl"),
+            near_duplicates=near,
+            threshold=threshold,
+            columns=_columns(columns),
+            workers=workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
+    out.print(f"{report.rows:,} rows, {report.kept:,} kept: {counts}")
+    if report.output:
+        note(f"written: {report.output}; each removed row: {report.log}")
+
+
+@app.command()
+def preview(
+    file: FileArg,
+    model: Annotated[
+        str, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
+    ],
+    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None,
+    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
+    columns: MapOpt = None,
+    json: Json = False,
+) -> None:
+    """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
+    from orchestrate.commands.data_preview import read_preview
+    from orchestrate.data.preview import html as page
+
+    report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns))
+    if html is not None:
+        html.write_text(page(report), encoding="utf-8")
+        note(f"written: {html}")
+    if json:
+        print_json(report)
+    elif html is None:
+        show_preview(report)
+
+
+def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object) -> object:
+    from orchestrate.data import checking, fixing
+
+    assert isinstance(options, checking.Options)  # noqa: S101
+    return fixing.fix(file, output or _beside(file, "fixed.jsonl"), hosts=hosts, columns=options.columns)
+
+
+def _beside(file: str, suffix: str) -> Path:
+    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL is written here."""
+    given = Path(file.rsplit("/", 1)[-1]) if "://" in file else Path(file)
+    return given.with_name(f"{given.name.split('.')[0] or 'data'}.{suffix}")
+
+
+def _columns(given: Sequence[str] | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
+    if any(not (wanted and column) for wanted, _, column in pairs):
+        raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
+    return {wanted.strip(): column.strip() for wanted, _, column in pairs}
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    from orchestrate.data import rules
+
+    if text == "all":
+        return rules.DEFAULT_HOSTS
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        rules.host_rules(name)
+    return names
+
+
+def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
+    """The counter of a model, by the first backend that has it; o200k when no model is named."""
+    from orchestrate import catalog
+    from orchestrate.data import tokens
+
+    if model is None:
+        return "o200k"
+    failed: OrchestrateError | None = None
+    for host in (*hosts, "local"):
+        try:
+            found = catalog.resolve(model, host)
+        except OrchestrateError as error:
+            failed = failed or error
+            continue
+        return tokens.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
+    assert failed is not None  # noqa: S101  the loop ran at least once
+    raise failed
+
+
+def _contexts(model: str | None, hosts: Sequence[str], method: str) -> dict[str, int]:
+    from orchestrate import catalog
+
+    found: dict[str, int] = {}
+    for host in hosts if model else ():
+        try:
+            context = catalog.resolve(model or "", host).context(method)
+        except OrchestrateError:
+            note(f"{host} does not offer {model}: its length limit is not checked")
+            continue
+        if context is not None:
+            found[host] = context
+    return found
+
+
+@contextmanager
+def _progress(what: str) -> Generator[Progress]:
+    """A bar with rate and time left, on a terminal only."""
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,84 @@
+"""data preview: rows through the local engine's own encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrate.data.dataset import Dataset
+from orchestrate.data.examples import Example, PreferenceExample
+from orchestrate.data.hub_tokens import load
+from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
+from orchestrate.errors import DataError, SetupError
+
+
+def read_preview(
+    file: str,
+    model: str,
+    first: int,
+    count: int,
+    max_length: int | None,
+    train_on_inputs: bool,
+    columns: Mapping[str, str],
+) -> PreviewReport:
+    """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
+    from orchestrate.local.encoding import Encoded, Template, encode, encode_pair
+
+    tokenizer = load(_folder(model))
+    template = Template.of(tokenizer)
+    data = Dataset.open(file, columns=columns)
+    rows: list[RowTokens] = []
+
+    def add(number: int, encoded: Encoded, side: str | None = None) -> None:
+        shown = texts(encoded.ids, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        # The first token is never predicted, so its weight counts for nothing.
+        weights = [0.0, *encoded.weights[1:]]
+        tokens = tuple(
+            Token(id=i, text=t, weight=w) for i, t, w in zip(encoded.ids, shown, weights, strict=True)
+        )
+        rows.append(
+            RowTokens(
+                row=number,
+                tokens=tokens,
+                trained=encoded.trained,
+                truncated=encoded.truncated,
+                side=side,
+                notes=encoded.notes,
+            )
+        )
+
+    for number, example in _from(data, first, count):
+        if isinstance(example, PreferenceExample):
+            pair = encode_pair(example, template, max_length=max_length)
+            add(number, pair.preferred, "preferred")
+            add(number, pair.rejected, "rejected")
+        else:
+            add(number, encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs))
+    return PreviewReport(path=file, model=model, rows=tuple(rows))
+
+
+def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
+    found: list[tuple[int, Example]] = []
+    for number, example in data.numbered():
+        if number >= first:
+            found.append((number, example))
+        if len(found) == count:
+            break
+    if not found:
+        raise DataError(f"{data.path} has no good row from row {first} on", fix="orchestrate data check FILE")
+    return found
+
+
+def _folder(model: str) -> Path:
+    from orchestrate import catalog
+    from orchestrate.data import tokens
+
+    found: Any = catalog.resolve(model, "local")
+    name = tokens.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
+    if not name.startswith("hf:"):
+        raise SetupError(
+            f"the tokenizer of {model} is not on this machine",
+            fix="give the folder of a model with its tokenizer: --model FOLDER",
+        )
+    return Path(name[3:])

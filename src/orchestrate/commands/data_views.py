@@ -1,0 +1,134 @@
+"""How the answers of the data commands look in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from orchestrate.commands.console import note, out, table
+from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.data.checking import CheckReport
+    from orchestrate.data.inspecting import InspectReport
+    from orchestrate.data.preview import PreviewReport
+
+SHOWN_PER_CODE = 3
+SHOWN = 60
+_BAR = 40
+_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+_ORDER = [Severity.ERROR, Severity.WARNING, Severity.INFO]
+
+
+def show_inspect(report: InspectReport) -> None:
+    facts = table("", "")
+    facts.show_header = False
+    exact = "" if report.tokens_exact else " (not exact)"
+    share = report.trained_tokens / report.tokens if report.tokens else 0.0
+    lengths = report.length_percentiles
+    rows = f"{report.rows:,} good, {report.rows_with_errors:,} with errors, {report.duplicates:,} repeated"
+    percentiles = f"median {lengths['50']:,}, 90% {lengths['90']:,}, 99% {lengths['99']:,}"
+    for name, value in (
+        ("file", f"{report.path}  {report.container}, {report.bytes:,} bytes"),
+        ("format", f"{report.format} ({report.kind})"),
+        ("rows", rows),
+        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them trained"),
+        ("length", f"{percentiles}, longest {lengths['100']:,}"),
+        ("epochs", ", ".join(f"{n}: {tokens:,} tokens" for n, tokens in report.epoch_tokens.items())),
+        ("roles", _counted(report.roles)),
+        ("user turns", _counted(report.turns)),
+        ("tools", _counted(report.tools)),
+        ("languages", _counted(report.languages)),
+        ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
+        ("problems", _counted(report.problems)),
+        ("digest", report.digest),
+    ):
+        if value:
+            facts.add_row(Text(name, style="dim"), Text(value))
+    out.print(facts)
+    if report.histogram:
+        out.print()
+        tallest = max(b.count for b in report.histogram)
+        for b in report.histogram:
+            bar = "█" * max(round(b.count / tallest * _BAR), 1 if b.count else 0)
+            out.print(f"{b.low:>8,} - {b.high:<8,} {bar} {b.count:,}", markup=False)
+    note(report.guidance)
+
+
+def _counted(counts: dict[str, int], most: int = 8) -> str:
+    shown = sorted(counts.items(), key=lambda item: -item[1])
+    more = f", {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(f"{name} {count:,}" for name, count in shown[:most]) + more
+
+
+def show_check(report: CheckReport, fixed: object) -> None:
+    from orchestrate.data.fixing import FixReport
+
+    for file in report.files:
+        counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
+        note(f"{file.split}: {file.path}  {file.format}, {file.rows:,} of {file.lines:,} rows good{counted}")
+    _problems(report)
+    shown = table(
+        "backend", "rows accepted", "errors", "warnings", "", right=("rows accepted", "errors", "warnings")
+    )
+    for host in report.hosts:
+        whole = host.accepted == host.rows and not host.errors
+        word = "[green]ready[/]" if whole else "[red]refused[/]" if host.errors else "[yellow]in part[/]"
+        shown.add_row(
+            host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", word
+        )
+    out.print(shown)
+    if isinstance(fixed, FixReport):
+        out.print(
+            f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
+            f"left out: {_counted(fixed.left_out) or 'nothing'}",
+            markup=False,
+        )
+        note(f"each change: {fixed.log}")
+
+
+def _problems(report: CheckReport) -> None:
+    """Some of each code, errors first; `--json` has more."""
+    if not report.problems:
+        return
+    seen: Counter[tuple[str, tuple[str, ...], str | None]] = Counter()
+    shown = table("", "code", "where", "what", "fix", fold=("what", "fix"))
+    hidden = lines = 0
+    for p in sorted(report.problems, key=lambda p: (_ORDER.index(p.severity), p.code, p.row or 0)):
+        key = (p.code, p.providers, p.source)
+        seen[key] += 1
+        if seen[key] > SHOWN_PER_CODE or lines >= SHOWN:
+            hidden += 1
+            continue
+        lines += 1
+        where = f"row {p.row}" if p.row else ""
+        where += f" {p.field}" if p.field else ""
+        hosts = f"[{','.join(p.providers)}] " if p.providers else ""
+        shown.add_row(
+            Text(p.severity.value, style=_STYLE[p.severity]),
+            Text(p.code),
+            Text(where),
+            Text(hosts + p.message),
+            Text(p.fix or "", style="dim"),
+        )
+    out.print(shown)
+    if hidden:
+        note(f"{hidden:,} more lines like these: --json")
+
+
+def show_preview(report: PreviewReport) -> None:
+    from orchestrate.data.preview import heading
+
+    for row in report.rows:
+        out.print(heading(row), style="bold", markup=False)
+        text = Text()
+        for i, token in enumerate(row.tokens):
+            shade = "underline" if i % 2 else ""
+            style = f"black on green {shade}" if token.weight else f"dim {shade}"
+            text.append(token.text.replace("\n", "⏎\n"), style=style.strip())
+        out.print(text)
+        for line in row.notes:
+            note(line)
+    note("green: trained; dim: context")

@@ -1,0 +1,269 @@
+"""`orchestrate data check --fix`: a repaired copy, and a log with one line for each change.
+
+A repair is made only where one reading is plain: aliases of roles, numbers as content, weights on inputs,
+what follows the last answer, broken bytes, NUL characters, text decoded with a wrong encoding. A row that
+still has an error, or repeats another, is left out of the copy and in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data import shapes
+from orchestrate.data.chat import alias
+from orchestrate.data.examples import ChatExample, ChatMessage, Example
+from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.rows import Row, canonical, parse, renamed, row_of
+from orchestrate.data.scan import block, ranges
+from orchestrate.data.sources import source
+from orchestrate.data.traits import Trait, examine
+from orchestrate.data.writers import writer
+from orchestrate.types import Record, Severity
+
+_MESSAGE_LISTS = (
+    "messages",
+    "preferred_output",
+    "non_preferred_output",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+)
+_DAMAGED = ("\u00c3", "\u00e2\u20ac")
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """`action` is repaired or left out; `code` is that of the problem."""
+
+    row: int
+    code: str
+    action: str
+    detail: str
+
+
+class FixReport(Record, frozen=True, kw_only=True):
+    """The answer of `data check --fix`. `log` is the file with every change."""
+
+    path: str
+    output: str
+    log: str
+    lines: int
+    written: int
+    repaired: dict[str, int]
+    """Repairs by the code of their problem."""
+    left_out: dict[str, int]
+
+
+def fix(
+    path: str,
+    output: Path,
+    *,
+    hosts: tuple[str, ...] = (),
+    columns: Mapping[str, str] | None = None,
+) -> FixReport:
+    """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
+
+    With `together` among `hosts` neighbouring messages of one role are joined, as Together wants turns to
+    alternate. Raises `DataError` when the file cannot be read as any known format.
+    """
+    lines = source(path)
+    renaming = tuple(sorted((columns or {}).items()))
+    shape = sniff(path, first_lines(lines.lines), renaming)
+    join = "together" in hosts
+    line_of = writer("local")
+    log = output.with_name(f"{output.stem}.changes.jsonl")
+    repaired: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    seen: dict[bytes, int] = {}
+    number = written = 0
+    partial = output.with_name(f".{output.name}.partial")
+    with partial.open("wb") as copy, log.open("wb") as record:
+        for start, end in ranges(lines.lines, lines.line_bytes):
+            for line in block(lines.lines, start, end).lines:
+                number += 1
+                mend = _Mend(number)
+                example = mend.row(line, shape, renaming, join)
+                if example is not None:
+                    digest = hashlib.sha256(canonical(example)).digest()[:16]
+                    if seen.setdefault(digest, number) != number:
+                        mend.leave("duplicate", f"equal to row {seen[digest]}")
+                        example = None
+                if example is not None:
+                    copy.write(line_of(example) + b"\n")
+                    written += 1
+                for change in mend.changes:
+                    record.write(change.to_json() + b"\n")
+                    (repaired if change.action == "repaired" else left_out)[change.code] += 1
+    partial.replace(output)
+    return FixReport(
+        path=path,
+        output=str(output),
+        log=str(log),
+        lines=number,
+        written=written,
+        repaired=dict(repaired),
+        left_out=dict(left_out),
+    )
+
+
+class _Mend:
+    """The repairs of one line."""
+
+    def __init__(self, number: int) -> None:
+        self.changes: list[Change] = []
+        self._number = number
+
+    def did(self, code: str, detail: str) -> None:
+        self.changes.append(Change(row=self._number, code=code, action="repaired", detail=detail))
+
+    def leave(self, code: str, detail: str) -> None:
+        self.changes.append(Change(row=self._number, code=code, action="left out", detail=detail))
+
+    def row(
+        self, line: bytes, shape: shapes.Shape, columns: tuple[tuple[str, str], ...], join: bool
+    ) -> Example | None:
+        if not line.strip():
+            self.leave("blank-line", "the line is blank")
+            return None
+        value = self._parsed(line)
+        if not isinstance(value, dict):
+            if not self.changes or self.changes[-1].action == "repaired":
+                self.leave("not-an-object", "the row is not a JSON object")
+            return None
+        row = self._clean(renamed(cast("dict[str, Any]", value), columns))
+        other = None if shape.fits(row) else shapes.recognise(row)
+        if other is not None and other.kind == shape.kind:
+            self.did("mixed-format", f"read as {other.name}")
+            shape = other
+        self._messages(row)
+        read = row_of(row, shape)
+        if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
+            read = self._joined(read.example)
+        if read.example is None:
+            wrong = next(p for p in read.problems if p.severity is Severity.ERROR)
+            self.leave(wrong.code, f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message)
+        return read.example
+
+    def _parsed(self, line: bytes) -> Any:
+        value, wrong = parse(line)
+        if wrong is not None and wrong.code == "encoding":
+            self.did("encoding", f"{wrong.message}; broken bytes became U+FFFD")
+            value, wrong = parse(line.decode("utf-8", "replace").encode())
+        if wrong is not None and wrong.code == "lone-surrogate":
+            self.did("lone-surrogate", "lone surrogates became U+FFFD")
+            value, wrong = _without_surrogates(json.loads(line)), None
+        if wrong is not None:
+            self.leave(wrong.code, wrong.message)
+        return value
+
+    def _clean(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with NUL characters removed and wrongly decoded text put right."""
+        text = msgspec.json.encode(row).decode()
+        if "\\u0000" not in text and not any(mark in text for mark in _DAMAGED):
+            return row
+        done: set[str] = set()
+        cleaned = _mapped(row, lambda s: _repaired_text(s, done))
+        for code in sorted(done):
+            self.did(code, "NUL removed" if code == "control-character" else "text decoded anew")
+        return cleaned
+
+    def _messages(self, row: dict[str, Any]) -> None:
+        given: Any = row.get("input")
+        holders = [row, cast("dict[str, Any]", given)] if isinstance(given, dict) else [row]
+        for holder in holders:
+            for name in _MESSAGE_LISTS:
+                items: Any = holder.get(name)
+                if isinstance(items, list):
+                    for i, item in enumerate(cast("list[Any]", items)):
+                        if isinstance(item, dict):
+                            self._message(cast("dict[str, Any]", item), f"{name}[{i}]")
+        messages: Any = row.get("messages")
+        if isinstance(messages, list) and "preferred_output" not in row:
+            self._cut(cast("list[Any]", messages), row)
+
+    def _message(self, item: dict[str, Any], place: str) -> None:
+        role = item.get("role")
+        known = alias(role)
+        if known is not None and known != role:
+            item["role"] = known
+            self.did("bad-role", f"{place}: {role} became {known}")
+        content = item.get("content")
+        if isinstance(content, bool | int | float):
+            item["content"] = msgspec.json.encode(content).decode()
+            self.did("bad-content", f"{place}: {content!r} became text")
+        weight = item.get("weight")
+        if weight is not None and item.get("role") != "assistant":
+            del item["weight"]
+            self.did("weight-on-input", f"{place}: weight removed")
+        elif isinstance(weight, bool):
+            item["weight"] = int(weight)
+            self.did("bad-weight", f"{place}: {weight} became {int(weight)}")
+
+    def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
+        """What follows the last answer teaches nothing; RFT prompts are left alone."""
+        if shapes.BY_NAME["rft"].fits(row):
+            return
+        roles = [cast("dict[str, Any]", m).get("role") if isinstance(m, dict) else None for m in messages]
+        if "assistant" not in roles or roles[-1] == "assistant":
+            return
+        last = len(roles) - 1 - roles[::-1].index("assistant")
+        self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer cut")
+        del messages[last + 1 :]
+
+    def _joined(self, example: Example) -> Row:
+        if not isinstance(example, ChatExample):
+            return Row(example, *examine(example))
+        joined: list[ChatMessage] = []
+        for m in example.messages:
+            before = joined[-1] if joined else None
+            if before is not None and _alike(before, m):
+                before.content = f"{before.content}\n\n{m.content}"
+                self.did("not-alternating", f"neighbouring {m.role} messages joined")
+            else:
+                joined.append(m)
+        example.messages = joined
+        return Row(example, *examine(example))
+
+
+def _alike(a: ChatMessage, b: ChatMessage) -> bool:
+    """Plain text of the same role, trained alike."""
+    plain = isinstance(a.content, str) and isinstance(b.content, str) and not (a.tool_calls or b.tool_calls)
+    return (
+        plain and a.role == b.role and a.role in ("user", "assistant") and (a.weight == 0) == (b.weight == 0)
+    )
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(item, change) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {change(key): _mapped(item, change) for key, item in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _repaired_text(text: str, done: set[str]) -> str:
+    if "\x00" in text:
+        text = text.replace("\x00", "")
+        done.add("control-character")
+    if any(mark in text for mark in _DAMAGED):
+        try:
+            better = text.encode("cp1252").decode()
+        except (UnicodeEncodeError, UnicodeDecodeError):
+            return text
+        done.add("mojibake")
+        return better
+    return text
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Pairs that were escaped one by one become their character; halves become U+FFFD."""
+    return _mapped(value, lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
