@@ -18,7 +18,9 @@ MTOK = Decimal(1_000_000)
 def base_model(name: str, host: str) -> HostModel | None:
     """A host's own id of a base model, from the catalog; `None` for names that the host does not know."""
     for model in search(provider=host):
-        if (found := model.hosts.get(host)) is not None and name in (found.id, *model.aliases):
+        # OpenAI takes the names without a date, too, and resolves them.
+        known = (model.name, *model.aliases) if host == "openai" else model.aliases
+        if (found := model.hosts.get(host)) is not None and name in (found.id, *known):
             return found
     return None
 

@@ -105,7 +105,7 @@ class OpenAIHost(Host):
             id=id,
             host=self.name,
             kind=kind,
-            model=asked.model,
+            model=asked.model if continued else base,
             base=base,
             body=body,
             training_file=train.id,
@@ -260,7 +260,7 @@ class OpenAIHost(Host):
         }
 
     def _method(self, job: Job) -> dict[str, Any]:
-        asked = parse(CreateJob, job.body)
+        asked = parse(CreateJob, {k: v for k, v in job.body.items() if not k.startswith("sandbox_")})
         kind = asked.method.type if asked.method else "supervised"
         hyper = asked.hyper()
         values = self._hyper(job)

@@ -1,0 +1,141 @@
+"""Sandboxes and official clients for the tests: instant jobs unless a test asks for training."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fireworks import Fireworks
+from openai import OpenAI
+from together import Together
+
+from orchestrate.sandbox import running
+from orchestrate.sandbox.server import Sandbox
+
+Until = Callable[[Callable[[], Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=30) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "sandbox" in request.fixturenames:
+        request.getfixturevalue("sandbox").clear_faults()
+
+
+@pytest.fixture
+def slow_clock(sandbox: Sandbox) -> Iterator[Sandbox]:
+    """Waits take hours, so that a state can be looked at; `sandbox.skip` goes past them."""
+    before, sandbox.clock.speed = sandbox.clock.speed, 0.0001
+    yield sandbox
+    sandbox.clock.speed = before
+
+
+def openai_client(env: dict[str, str]) -> OpenAI:
+    return OpenAI(base_url=env["OPENAI_BASE_URL"], api_key=env["OPENAI_API_KEY"], max_retries=0)
+
+
+def together_client(env: dict[str, str]) -> Together:
+    return Together(
+        base_url=env["TOGETHER_BASE_URL"],
+        api_key=env["TOGETHER_API_KEY"],
+        project_id=env["TOGETHER_PROJECT_ID"],
+        max_retries=0,
+    )
+
+
+def fireworks_client(env: dict[str, str]) -> Fireworks:
+    return Fireworks(
+        base_url=env["FIREWORKS_BASE_URL"],
+        api_key=env["FIREWORKS_API_KEY"],
+        account_id=env["FIREWORKS_ACCOUNT_ID"],
+        max_retries=0,
+    )
+
+
+@pytest.fixture
+def clients() -> dict[str, Callable[[dict[str, str]], Any]]:
+    """Makers of the official clients, for sandboxes that a test starts itself."""
+    return {"openai": openai_client, "together": together_client, "fireworks": fireworks_client}
+
+
+@pytest.fixture
+def openai(sandbox: Sandbox) -> Iterator[OpenAI]:
+    with openai_client(sandbox.env) as client:
+        yield client
+
+
+@pytest.fixture
+def together(sandbox: Sandbox) -> Iterator[Together]:
+    with together_client(sandbox.env) as client:
+        yield client
+
+
+@pytest.fixture
+def fireworks(sandbox: Sandbox) -> Iterator[Fireworks]:
+    with fireworks_client(sandbox.env) as client:
+        yield client
+
+
+@pytest.fixture
+def until() -> Until:
+    """Asks again until the answer is true, and returns it; a minute at most."""
+
+    def wait(ask: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + 60
+        while not (found := ask()):
+            assert time.monotonic() < deadline, "waited a minute in vain"
+            time.sleep(0.02)
+        return found
+
+    return wait
+
+
+def chat_rows(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is item {n}?"},
+                {"role": "assistant", "content": f"Item {n} is a chair."},
+            ]
+        }
+        for n in range(start, start + count)
+    ]
+
+
+def preference_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Name item {n}"}]},
+            "preferred_output": [{"role": "assistant", "content": f"chair {n}"}],
+            "non_preferred_output": [{"role": "assistant", "content": "no"}],
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows to a JSONL file; plain numbers ask for that many chat rows."""
+
+    def to_file(rows: int | list[Any], name: str = "train.jsonl") -> Path:
+        found = chat_rows(rows) if isinstance(rows, int) else rows
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+        return path
+
+    return to_file
+
+
+@pytest.fixture
+def preferences() -> Callable[[int], list[dict[str, Any]]]:
+    return preference_rows
