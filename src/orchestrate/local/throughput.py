@@ -7,12 +7,17 @@ over from the measured model to others of like size.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
 import msgspec
 
+from orchestrate.errors import RunFailed
 from orchestrate.local import machine
+from orchestrate.local.launching import require_packages, worker_environment
 from orchestrate.local.rundir import write_whole
 from orchestrate.types import Record
 
@@ -67,6 +72,39 @@ def remember(home: Path, bench: Bench) -> None:
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
     home.mkdir(parents=True, exist_ok=True)
     write_whole(bench_file(home), msgspec.json.format(msgspec.json.encode([*kept, bench])))
+
+
+def measure(
+    home: Path,
+    *,
+    model: Path | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    seconds: float = 20.0,
+) -> Bench:
+    """Trains for about `seconds` in a process of its own and remembers the result for later quotes.
+
+    Raises `MissingExtra`, or `RunFailed` with what the process said.
+    """
+    require_packages("measuring this machine")
+    request = {
+        "model": str(model) if model else None,
+        "threads": threads,
+        "device": device,
+        "seconds": seconds,
+    }
+    out = subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrate.local.bench", json.dumps(request)],
+        capture_output=True,
+        text=True,
+        env=worker_environment(threads),
+        check=False,
+    )
+    if out.returncode != 0:
+        raise RunFailed(f"the measurement failed:\n{out.stderr[-2000:].strip()}", fix="orchestrate doctor")
+    bench = msgspec.json.decode(out.stdout.splitlines()[-1], type=Bench)
+    remember(home, bench)
+    return bench
 
 
 def estimate(
