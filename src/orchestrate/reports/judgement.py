@@ -46,8 +46,8 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     if len(models) > 1:
         yield Reason(
             aspect="loss",
-            text=f"their base models differ ({', '.join(models)}): a loss per token of one tokenizer is not on "
-            "the scale of another's",
+            text=f"their base models differ ({', '.join(models)}): a loss per token of one tokenizer is not "
+            "on the scale of another's",
         )
     inputs = _grouped((c.settings.get("method.train_on_inputs", ""), c.label) for c in runs)
     if len(inputs) > 1:

@@ -10,7 +10,7 @@ from html import escape
 import msgspec
 
 WIDTH = 760
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 205, 14, 44
 _DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 SERIES = 6
 """Styles; a seventh series repeats the first."""
@@ -92,7 +92,7 @@ def lines(series: Sequence[Series], *, title: str, x_name: str, y_name: str, hei
         parts.append(
             f'<line class="leader" x1="{end_x + 6:.1f}" y1="{end_y:.1f}" x2="{right + 10}" y2="{place:.1f}"/>'
         )
-        parts.append(_text(right + 14, place + 4, _clip(s.label, 20), "start", f"name s{s.style % SERIES}"))
+        parts.append(_text(right + 14, place + 4, _clip(s.label, 24), "start", f"name s{s.style % SERIES}"))
     return _figure(title, height, parts)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
-import subprocess
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from orchestrate.reports import Comparison, compare
 from orchestrate.reports.svg import ticks
@@ -122,72 +122,91 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 # -- in a browser ------------------------------------------------------------------------------------------
 
 
-def browse(arguments: list[str], profile: Path) -> str:
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-        f"--user-data-dir={profile}", *arguments,
-    ]  # fmt: skip
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
-def pixels(png: bytes) -> tuple[int, int, set[bytes]]:
-    """Width, height and the colours of an 8-bit RGB or RGBA screenshot."""
-    width, height, depth, kind = struct.unpack(">IIBB", png[16:26])
-    assert depth == 8
-    size = {2: 3, 6: 4}[kind]
-    data, place = b"", 8
-    while place < len(png):
-        length = int.from_bytes(png[place : place + 4])
-        if png[place + 4 : place + 8] == b"IDAT":
-            data += png[place + 8 : place + 8 + length]
-        place += length + 12
-    raw, stride, previous = zlib.decompress(data), width * size, bytearray(width * size)
-    colours: set[bytes] = set()
-    for y in range(height):
-        line = bytearray(raw[y * (stride + 1) + 1 : (y + 1) * (stride + 1)])
-        _unfilter(raw[y * (stride + 1)], line, previous, size)
-        colours.update(bytes(line[i : i + 3]) for i in range(0, stride, size * 7))
-        previous = line
-    return width, height, colours
+@pytest.fixture
+def page(browser: Browser, comparison: Comparison, tmp_path: Path) -> Iterator[Page]:
+    """The report, opened; asking for more than the file, or an error on its console, fails the test."""
+    file = comparison.save(tmp_path / "report.html")
+    asked: list[str] = []
+    errors: list[str] = []
+    opened = browser.new_page(viewport={"width": 900, "height": 900})
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.goto(file.as_uri())
+    yield opened
+    opened.close()
+    assert asked == [file.as_uri()]
+    assert errors == []
 
 
-def _unfilter(kind: int, line: bytearray, above: bytearray, size: int) -> None:
-    for i in range(len(line)):
-        left = line[i - size] if i >= size else 0
-        up, corner = above[i], above[i - size] if i >= size else 0
-        if kind == 1:
-            line[i] = (line[i] + left) & 255
-        elif kind == 2:
-            line[i] = (line[i] + up) & 255
-        elif kind == 3:
-            line[i] = (line[i] + (left + up) // 2) & 255
-        elif kind == 4:
-            p = left + up - corner
-            near = min((abs(p - left), 0, left), (abs(p - up), 1, up), (abs(p - corner), 2, corner))[2]
-            line[i] = (line[i] + near) & 255
+def colour(page: Page, selector: str, property: str) -> str:
+    return page.eval_on_selector(selector, "(node, name) => getComputedStyle(node)[name]", property)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, e.g. apt-get install chromium")
-@pytest.mark.parametrize(("scheme", "background"), [("light", (255, 255, 255)), ("dark", (0x14, 0x16, 0x1A))])
-def test_chromium_draws_it(
-    comparison: Comparison, tmp_path: Path, scheme: str, background: tuple[int, int, int]
-) -> None:
-    page = comparison.save(tmp_path / "report.html")
-    shot = tmp_path / f"{scheme}.png"
-    prefers = f"--blink-settings=preferredColorScheme={'0' if scheme == 'dark' else '1'}"
-    browse([prefers, "--window-size=600,900", f"--screenshot={shot}", page.as_uri()], tmp_path / "profile")
-    width, height, colours = pixels(shot.read_bytes())
-    assert (width, height) == (600, 900)
-    assert bytes(background) in colours
-    assert len(colours) > 20  # text, banner and rules, not an empty page
+def luminance(rgb: str) -> float:
+    """WCAG relative luminance of `rgb(r, g, b)`."""
+    parts = [int(n) / 255 for n in re.findall(r"\d+", rgb)[:3]]
+    r, g, b = (n / 12.92 if n <= 0.04045 else ((n + 0.055) / 1.055) ** 2.4 for n in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one, e.g. apt-get install chromium")
-def test_chromium_reads_and_prints_it(comparison: Comparison, tmp_path: Path) -> None:
-    page = comparison.save(tmp_path / "report.html")
-    dom = browse(["--dump-dom", page.as_uri()], tmp_path / "profile")
-    assert dom.count("<svg") == 3
-    assert dom.count('class="differs"') == 0 or "differs" in dom
-    paper = tmp_path / "report.pdf"
-    browse([f"--print-to-pdf={paper}", "--no-pdf-header-footer", page.as_uri()], tmp_path / "profile")
-    assert paper.read_bytes().startswith(b"%PDF-")
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "background"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 22, 26)")]
+)
+def test_light_and_dark_are_legible(page: Page, scheme: Literal["light", "dark"], background: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    assert colour(page, "body", "backgroundColor") == background
+    assert contrast(colour(page, "body", "color"), background) >= 7
+    assert contrast(colour(page, ".when", "color"), background) >= 4.5
+    assert contrast(colour(page, ".sandbox", "color"), colour(page, ".sandbox", "backgroundColor")) >= 4.5
+    for style in range(4):
+        assert contrast(colour(page, f"svg .line.s{style}", "stroke"), background) >= 3
+    assert len(page.screenshot(full_page=True)) > 50_000
+
+
+def test_everything_is_on_the_page(page: Page) -> None:
+    assert page.locator("svg").count() == 3
+    assert page.locator("th.tag").first.inner_text() == "openai [SANDBOX]"
+    for width in (900, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    boxes = page.evaluate(
+        """() => [...document.querySelectorAll("svg")].flatMap(svg => {
+            const outer = svg.getBoundingClientRect();
+            return [...svg.querySelectorAll("text")].map(text => {
+                const box = text.getBoundingClientRect();
+                return box.left >= outer.left - 1 && box.right <= outer.right + 1;
+            });
+        })"""
+    )
+    assert len(boxes) > 30 and all(boxes)  # no label is cut off at the edge of its chart
+
+
+def test_labels_of_a_chart_do_not_overlap(page: Page) -> None:
+    places = page.evaluate(
+        "() => [...document.querySelectorAll('svg text.name')].map(node => node.getBoundingClientRect().top)"
+    )
+    assert len(places) == 4
+    gaps = [b - a for a, b in pairwise(sorted(places))]
+    assert min(gaps) >= 10
+
+
+def test_printing(page: Page) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    assert colour(page, "body", "color") == "rgb(0, 0, 0)"
+    assert colour(page, "body", "backgroundColor") == "rgb(255, 255, 255)"
+    assert page.pdf(format="A4").startswith(b"%PDF-")
