@@ -262,7 +262,7 @@ class FireworksProvider(Provider):
             kind=archives.kind_of(files),
             folder=str(dest),
             files=files,
-            base_model=text(reading.settings_of(raw).get("baseModel")),
+            base_model=archives.base_of(dest) or text(reading.settings_of(raw).get("baseModel")),
             provider=self.name,
             job_id=job.job_id,
         )

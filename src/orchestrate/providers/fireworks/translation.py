@@ -95,7 +95,8 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
     rows.keep("train", None, rule="uploaded; dataset is its name")
     if rows.given("validation"):
         if spec.method.type == "dpo":
-            rows.refuse("validation", "Fireworks' DPO jobs take no evaluation data")
+            rule = "kept here for evaluation after the run: Fireworks' DPO jobs take no evaluation data"
+            rows.map("validation", None, None, rule, exact=False)
         else:
             rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
     if rows.given("continue_from"):
