@@ -37,6 +37,7 @@ DEFAULT_URLS = {
     "fireworks": "https://api.fireworks.ai",
 }
 ACCOUNT_VARIABLES = {"fireworks": "FIREWORKS_ACCOUNT_ID"}
+PROJECT_VARIABLES = {"openai": "OPENAI_PROJECT_ID", "together": "TOGETHER_PROJECT_ID"}
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
 _HOST_FIELDS = {
     "type",
@@ -195,7 +196,7 @@ def _host(
         key_variable=variable,
         account_id=env.get(ACCOUNT_VARIABLES.get(name, "")) or table.get("account_id"),
         organization=table.get("organization") or (env.get("OPENAI_ORG_ID") if name == "openai" else None),
-        project=table.get("project") or (env.get("OPENAI_PROJECT_ID") if name == "openai" else None),
+        project=table.get("project") or env.get(PROJECT_VARIABLES.get(name, "")),
         timeout_s=float(table.get("timeout_s", 60.0)),
         options=_table(table.get("options", {}), path, f"hosts.{name}.options"),
     )
