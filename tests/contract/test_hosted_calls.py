@@ -280,26 +280,27 @@ def test_secrets_are_removed_and_the_rest_stays() -> None:
         "trained_tokens": 5,
         "prompt_tokens": 7,
         "key": "not one",
-        "note": "used sk-proj-abcdefghijklmnop to call",
+        "word": "sandbox_model_deleted",
+        "note": "used sk-proj-abc4defghijklmnop to call",
         "url": "https://bucket.example/x?X-Amz-Signature=deadbeef&X-Amz-Date=1",
         "plain": "https://host.example/x?page=2",
         "max_tokens": None,
     }
     clean = redact(raw)
     text = str(clean)
-    for secret in ("w-1", "'abc'", "hf_x", "sk-proj-abcdefghijklmnop", "deadbeef"):
+    for secret in ("w-1", "'abc'", "hf_x", "sk-proj-abc4defghijklmnop", "deadbeef"):
         assert secret not in text
     assert clean["wandb_api_key"] == MASK
     assert clean["url"].startswith("https://bucket.example/x?")
     assert (clean["trained_tokens"], clean["prompt_tokens"], clean["id"]) == (5, 7, "ftjob-1")
     assert clean["plain"] == raw["plain"]
-    assert clean["key"] == "not one"
+    assert (clean["key"], clean["word"]) == ("not one", "sandbox_model_deleted")
     assert payload(raw) == clean
 
 
 def test_errors_carry_no_secrets(host: ScriptedHost, read: Callable[[], Any]) -> None:
-    message = "Incorrect API key provided: sk-proj-abcdefghijklmnop"
+    message = "Incorrect API key provided: sk-proj-abc4defghijklmnop"
     host.on("GET", f"{JOBS}/ftjob-1", Answer({"error": {"message": message}}, 401))
     with pytest.raises(AuthenticationFailed) as caught:
         Wire("host").read(read)
-    assert "abcdefghijklmnop" not in str(caught.value)
+    assert "defghijklmnop" not in str(caught.value)

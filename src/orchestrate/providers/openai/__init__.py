@@ -252,7 +252,7 @@ class OpenAIProvider(Provider):
         self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
 
     def resume(self, job: JobHandle) -> None:
-        going = (JobStatus.QUEUED, JobStatus.RUNNING)
+        going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
         self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
 
     def _act(

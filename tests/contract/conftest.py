@@ -1,0 +1,67 @@
+"""The backends and their hosts, for every file of the suite.
+
+`test_published_specs.py` needs the API descriptions that the hosts publish, in `../shared/specs` beside the
+checkout; without that folder it is not collected, and the header of the run says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from backends import BACKENDS, HOSTED, Backend, data_files
+
+from orchestrate import sandbox as sandboxes
+from orchestrate.providers.base import Provider
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
+
+SPECS = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
+collect_ignore = [] if SPECS.is_dir() else ["test_published_specs.py"]
+
+
+def pytest_report_header() -> str:
+    if SPECS.is_dir():
+        return f"published API descriptions: {SPECS}"
+    return f"published API descriptions: none in {SPECS}; test_published_specs.py is not collected"
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with sandboxes.running(train=False, speed=50, waits=Durations(training=60)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return data_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def no_faults_left(sandbox: Sandbox) -> Iterator[None]:
+    yield
+    sandbox.clear_faults()
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda b: b.name)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+@pytest.fixture(params=HOSTED, ids=lambda b: b.name)
+def hosted(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+@pytest.fixture
+def make(sandbox: Sandbox, no_faults_left: None, tmp_path: Path) -> Iterator[Callable[[Backend], Provider]]:
+    made: list[Provider] = []
+
+    def maker(backend: Backend) -> Provider:
+        made.append(backend.make(sandbox.env if backend.hosted else {}, tmp_path))
+        return made[-1]
+
+    yield maker
+    for provider in made:
+        provider.close()

@@ -1,0 +1,76 @@
+"""A backend in a package of its own, installed into a venv, appears in every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrate
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+class Installed:
+    """A venv with the plug-in; Orchestrate and its packages come from the environment of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder / "venv", with_pip=False)
+        self.python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+        scheme = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
+        site = Path(sysconfig.get_path("purelib", "venv", scheme))
+        here = [Path(orchestrate.__file__).parents[1], Path(sysconfig.get_path("purelib"))]
+        (site / "tests.pth").write_text("".join(f"{path}\n" for path in here))
+        self._run(
+            "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", str(PLUGIN)
+        )
+
+    def _run(self, *args: str, code: int = 0) -> str:
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "ORCHESTRATE_HOME": str(self.folder / "home"),
+            "ORCHESTRATE_KEYS": str(self.folder / "keys.toml"),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+        done = subprocess.run(
+            [self.python, *args], cwd=self.folder, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout or done.stderr
+
+    def orchestrate(self, *args: str, code: int = 0) -> Any:
+        return json.loads(self.run(*args, "--json", code=code))
+
+    def run(self, *args: str, code: int = 0) -> str:
+        return self._run("-c", "from orchestrate.cli import main; main()", *args, code=code)
+
+
+@pytest.mark.slow
+def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
+    installed = Installed(tmp_path)
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    (tmp_path / "finetune.yaml").write_text("model: {default: any-model}\ntrain: train.jsonl\nepochs: 2\n")
+    shelf = ("--provider", "shelf")
+
+    backends = json.dumps(installed.orchestrate("providers"))
+    assert '"shelf"' in backends
+    assert "a shelf only keeps things" in backends
+    assert '"shelf"' in json.dumps(installed.orchestrate("plan", *shelf))
+    assert "a shelf costs nothing" in json.dumps(installed.orchestrate("quote", *shelf))
+    installed.orchestrate("check", *shelf)
+    installed.orchestrate("submit", *shelf, "--yes")
+    assert "shelf" in json.dumps(installed.orchestrate("runs"))
+    installed.orchestrate("sync")
+    assert "succeeded" in json.dumps(installed.orchestrate("show", "last"))
+    assert "shelved" in json.dumps(installed.orchestrate("events", "last"))
+    # What it lacks is refused with its own reason.
+    assert "a shelf only keeps things" in installed.run("download", "last", code=2)
