@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
@@ -37,6 +38,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
@@ -83,6 +85,15 @@ class Orchestrator:
 
             self._opened = Store.open(self.settings.store_url)
         return self._opened
+
+    @cached_property
+    def rates(self) -> RateBook:
+        """The prices that quotes and bills take: built in, under the `rates.yaml` of the home folder and of
+        the project. Assign to lay others over them. Raises `ConfigError`."""
+        from orchestrate.costing import user_book
+
+        project = [self.settings.config_file.parent] if self.settings.config_file else []
+        return user_book([self.settings.home, *project])
 
     # -- backends -------------------------------------------------------------------------------------------
 
@@ -226,7 +237,7 @@ class Orchestrator:
         from orchestrate import costing
 
         kind = self.settings.host(run.provider).type
-        return costing.bill_run(run, job, prices=kind)
+        return costing.bill_run(run, job, prices=kind, book=self.rates)
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
@@ -271,8 +282,11 @@ class Orchestrator:
             ]
 
     def _quote(self, spec: JobSpec, name: str, data: TrainingData) -> Quote:
+        from orchestrate import costing
+
         try:
-            return self.provider(name).quote(spec.on(name), data)
+            with costing.using(self.rates):
+                return self.provider(name).quote(spec.on(name), data)
         except SpecError as error:
             return Quote(provider=name, model="", unavailable=error.message)
 

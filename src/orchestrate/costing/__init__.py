@@ -28,11 +28,12 @@ For the service and the commands:
     reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
     own(quote, *, resolved, traffic, months=6, hours_per_day=24, base=None, hourly=None) -> Ownership
     Traffic.parse("20k req/day, 900 in, 150 out"); base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
-    serving_terms(provider, model) -> str | None; cheapest(totals) -> Ownership | None
+    serving_terms(provider, model) -> str | None; cheapest(totals) -> Ownership | None; quoted_hour(quote)
     age_days(quote, today) -> int | None; worst_confidence(quote) -> Confidence
 
     user_book([settings.home, ...], ["local:owned=0.4"]) -> RateBook    under rates.yaml files, then --rate
     with using(book): ...                               quotes and bills inside take the rates of this book
+    with assuming(gpu_hours=Decimal(3)): ...            RFT quotes inside take these GPU-hours
     rates() -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag(text, today) -> Rate
 """
 
@@ -43,6 +44,7 @@ from orchestrate.costing.bills import (
     accuracy,
     bill,
     bill_run,
+    quoted_hour,
     reconcile,
 )
 from orchestrate.costing.book import (
@@ -57,7 +59,7 @@ from orchestrate.costing.book import (
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
-from orchestrate.costing.jobs import quote_tokens_job, training_rate
+from orchestrate.costing.jobs import assuming, quote_tokens_job, training_rate
 from orchestrate.costing.ownership import (
     BasePrice,
     Ownership,
@@ -90,6 +92,7 @@ __all__ = [
     "Spending",
     "UnknownPrice",
     "accuracy",
+    "assuming",
     "bill",
     "bill_run",
     "built_in",
@@ -99,6 +102,7 @@ __all__ = [
     "over_cap",
     "parse_flag",
     "quote_hours_job",
+    "quoted_hour",
     "quote_tokens_job",
     "rates",
     "reconcile",

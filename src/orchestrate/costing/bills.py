@@ -69,13 +69,14 @@ def bill_run(run: Run, job: Job, *, prices: str | None = None, book: RateBook | 
         job=job,
         resolved=resolved,
         quote=run.quote,
-        hourly=_quoted_hour(run.quote),
+        hourly=quoted_hour(run.quote),
         prices=prices,
         book=book,
     )
 
 
-def _quoted_hour(quote: Quote | None) -> HourlyRate | None:
+def quoted_hour(quote: Quote | None) -> HourlyRate | None:
+    """What an hour costs on the machine of a quote; `None` for a quote that is not by the hour."""
     for entry in quote.lines if quote else ():
         if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
             return HourlyRate(

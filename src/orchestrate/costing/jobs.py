@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
 
 STALE_DAYS = 60
 """A rate checked longer ago is warned about."""
+
+
+_gpu_hours: ContextVar[Decimal | None] = ContextVar("gpu_hours", default=None)
+
+
+@contextmanager
+def assuming(*, gpu_hours: Decimal | None) -> Generator[None]:
+    """Within the block an RFT job is taken to need so many GPU-hours, which no host tells beforehand."""
+    token = _gpu_hours.set(gpu_hours)
+    try:
+        yield
+    finally:
+        _gpu_hours.reset(token)
 
 
 def training_rate(
@@ -93,7 +108,8 @@ def quote_tokens_job(
     if reason := None if sandbox else _gone(resolved, kind, on):
         return none(reason)
     if spec.method.type == "rft":
-        return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
+        hours = gpu_hours if gpu_hours is not None else _gpu_hours.get()
+        return _quote_rft(provider, kind, resolved, hours, book, on)
     rate = training_rate(resolved, spec, prices=kind, book=book, on=on)
     if rate is None or rate.usd_per_mtok is None:
         return none(_no_price(resolved, spec, kind, book))

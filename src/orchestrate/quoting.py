@@ -1,0 +1,98 @@
+"""What quotes need beyond one backend's offline price: the hosts' live prices, and months of serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate import catalog, costing
+from orchestrate.costing import Ownership, Traffic
+from orchestrate.errors import OrchestrateError, SpecError
+from orchestrate.types import Feature, Quote, Record
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.spec import JobSpec
+
+
+class LivePrice(Record, frozen=True, kw_only=True):
+    """A host's own estimate beside the offline quote."""
+
+    provider: str
+    offline_usd: Decimal | None
+    live_usd: Decimal | None
+    relative: float | None = None
+    """(offline - live) / live."""
+    within_band: bool | None = None
+    """Whether the host's figure lies between the quote's low and high end."""
+    reason: str | None = None
+    """Why there is no live price."""
+
+
+def live_prices(ft: Orchestrator, spec: JobSpec, quotes: Iterable[Quote]) -> list[LivePrice]:
+    """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
+    created."""
+    return [_live(ft, spec, quote) for quote in quotes]
+
+
+def _live(ft: Orchestrator, spec: JobSpec, quote: Quote) -> LivePrice:
+    offline = None if quote.unavailable else quote.expected_usd
+    name = quote.provider
+    provider = ft.provider(name)
+    if Feature.LIVE_PRICE not in provider.features:
+        reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
+        return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
+    try:
+        own = spec.on(name)
+        live = provider.live_price(own, provider.upload(own, ft.data(own)))
+    except OrchestrateError as error:
+        return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
+    if live.unavailable or offline is None:
+        told = None if live.unavailable else live.expected_usd
+        return LivePrice(provider=name, offline_usd=offline, live_usd=told, reason=live.unavailable)
+    return LivePrice(
+        provider=name,
+        offline_usd=offline,
+        live_usd=live.expected_usd,
+        relative=float((offline - live.expected_usd) / live.expected_usd) if live.expected_usd else None,
+        within_band=quote.low_usd <= live.expected_usd <= quote.high_usd,
+    )
+
+
+def ownership(
+    ft: Orchestrator,
+    spec: JobSpec,
+    quotes: Sequence[Quote],
+    *,
+    traffic: Traffic,
+    months: int = 6,
+    hours_per_day: float = 24.0,
+    compare_with: str | None = None,
+    saved_tokens: int = 0,
+) -> list[Ownership]:
+    """Training, hosting and serving of each quoted backend over `months`, against prompting `compare_with`
+    with `saved_tokens` more in each prompt. Offline. Raises `UsageError` for a base model without a known
+    price."""
+    base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
+    totals: list[Ownership] = []
+    for quote in quotes:
+        kind = ft.settings.host(quote.provider).type or quote.provider
+        try:
+            resolved = catalog.resolve(spec.model_for(quote.provider), kind)
+        except SpecError as error:
+            resolved = catalog.ModelOnHost(provider=quote.provider, id=quote.model, warnings=(error.message,))
+        totals.append(
+            costing.own(
+                quote,
+                resolved=resolved,
+                traffic=traffic,
+                months=months,
+                hours_per_day=hours_per_day,
+                base=base,
+                hourly=costing.quoted_hour(quote),
+                prices=kind,
+                book=ft.rates,
+            )
+        )
+    return totals
