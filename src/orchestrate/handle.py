@@ -140,10 +140,25 @@ class RunHandle:
         checkpoint: str | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
-        """The tuned model's files, by default into the home folder under `models/<run id>`."""
+        """The tuned model's files, by default into `models/<run id>` of the home folder.
+
+        There they are fetched once: a second call checks their hashes and returns them.
+        """
         self.provider.require(Feature.DOWNLOAD)
-        folder = Path(dest) if dest else self._ft.settings.home / "models" / self.id
-        return self.provider.download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
+        models = self._ft.settings.home / "models"
+        if dest is not None or checkpoint is not None:
+            folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
+            return self.provider.download(
+                self.record.handle, folder, checkpoint=checkpoint, progress=progress
+            )
+        from orchestrate.providers import kept
+
+        folder = models / self.id
+        found = kept.read(folder)
+        if found is None:
+            found = self.provider.download(self.record.handle, folder, progress=progress)
+            kept.write(folder, found)
+        return found
 
     def deployment_price(self, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
@@ -199,9 +214,8 @@ class RunHandle:
         self.check()
         dataset = Dataset.open(path)
         folder = self._ft.settings.home / "evaluations"
-        adapter = self._ft.settings.home / "models" / self.id
         with serving.answers(
-            self.provider, self.record, on=on, adapter=adapter, max_tokens=max_tokens
+            self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens
         ) as served:
             result = evaluate(
                 dataset,

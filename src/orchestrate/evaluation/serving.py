@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.evaluate import Generate
 from orchestrate.providers.base import Provider
-from orchestrate.types import Feature, Message, Reply, Run
+from orchestrate.types import Artifact, Feature, Message, Reply, Run
 
 PLACES = ("auto", "host", "here")
 
@@ -25,10 +25,15 @@ class Answers:
 
 @contextmanager
 def answers(
-    provider: Provider, run: Run, *, on: str = "auto", adapter: Path, max_tokens: int = 512
+    provider: Provider,
+    run: Run,
+    *,
+    fetch: Callable[[], Artifact],
+    on: str = "auto",
+    max_tokens: int = 512,
 ) -> Generator[Answers]:
-    """Base and tuned model of a run, answering greedily. `adapter` is where its files are, or are downloaded
-    to.
+    """Base and tuned model of a run, answering greedily. `fetch` brings its files here, when they
+    are needed.
 
     Starts nothing that bills: `host` needs an endpoint that is up. Raises `UsageError` when `on` is
     impossible.
@@ -47,7 +52,7 @@ def answers(
     provider.require(Feature.DOWNLOAD)
     from orchestrate.local import Generator as LocalGenerator
 
-    artifact = provider.download(run.handle, adapter)
+    artifact = fetch()
     if artifact.base_model is None:
         raise UsageError(f"the downloaded model in {artifact.folder} does not say which base it belongs to")
     with LocalGenerator(artifact.base_model, adapter=Path(artifact.folder)) as model:

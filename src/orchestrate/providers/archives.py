@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -129,6 +130,16 @@ def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
+
+
+def base_of(folder: Path) -> str | None:
+    """The base model that the adapter itself names; `None` for whole models and unreadable configurations."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return base if isinstance(base, str) and base else None
 
 
 # -- reading the archive -----------------------------------------------------------------------------------

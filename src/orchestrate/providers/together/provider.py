@@ -300,7 +300,7 @@ class TogetherProvider(Provider):
             kind=archives.kind_of(files, full=full),
             folder=str(dest),
             files=files,
-            base_model=text(raw.get("model")),
+            base_model=archives.base_of(dest) or text(raw.get("model")),
             provider=self.name,
             job_id=job.job_id,
         )

@@ -1,0 +1,47 @@
+"""Downloaded models that are kept beside their description, so that they are fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.types import Artifact
+
+
+def read(folder: Path) -> Artifact | None:
+    """The model in `folder`, when all its files are there with the hashes that they came with.
+
+    A folder that is damaged or was never finished is cleared away, so that it can be fetched again.
+    """
+    try:
+        artifact = Artifact.from_json(_description(folder).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if all(_sha256(folder / file.path) == file.sha256 for file in artifact.files):
+        return artifact
+    _description(folder).unlink()
+    shutil.rmtree(folder)
+    return None
+
+
+def write(folder: Path, artifact: Artifact) -> None:
+    """Written last: a description means that the folder is whole."""
+    draft = _description(folder).with_suffix(".tmp")
+    draft.write_bytes(artifact.to_json())
+    draft.replace(_description(folder))
+
+
+def _description(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
