@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +25,12 @@ from orchestrate.commands.console import (
     read_spec,
     table,
 )
+from orchestrate.commands.rates import RateOpt, with_flags
+from orchestrate.errors import UsageError
 from orchestrate.types import Outcome, Problem, Severity, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.quoting import LivePrice
 
 _OUTCOME_STYLE = {
     Outcome.KEPT: "green",
@@ -116,10 +122,35 @@ def quote(
     method: MethodOpt = None,
     epochs: EpochsOpt = None,
     settings: SetOpt = None,
+    traffic: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
+    ] = None,
+    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6,
+    hours_per_day: Annotated[
+        float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
+    ] = 24.0,
+    compare_with: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
+    ] = None,
+    saved_tokens: Annotated[
+        int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
+    ] = 0,
+    rate: RateOpt = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host tells it.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
+    format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
     json: Json = False,
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
-    Offline."""
+    Offline, unless --live."""
+    from orchestrate import costing, quoting, reports
+
+    if format not in ("table", "md"):
+        raise UsageError(f"--format takes table or md; got {format!r}")
+    if compare_with and not traffic:
+        raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     asked = read_spec(
         spec,
         model=model,
@@ -129,14 +160,55 @@ def quote(
         epochs=epochs,
         settings=settings,
     )
-    with orchestrator(context) as ft:
+    load = costing.Traffic.parse(traffic) if traffic else None
+    hours = None if gpu_hours is None else Decimal(str(gpu_hours))
+    with orchestrator(context) as ft, costing.assuming(gpu_hours=hours):
+        ft.rates = with_flags(ft.rates, rate)
         quotes = ft.quote(asked, provider)
+        told = quoting.live_prices(ft, asked, quotes) if live else []
+        totals = (
+            quoting.ownership(
+                ft,
+                asked,
+                quotes,
+                traffic=load,
+                months=months,
+                hours_per_day=hours_per_day,
+                compare_with=compare_with,
+                saved_tokens=saved_tokens,
+            )
+            if load
+            else []
+        )
     if json:
-        print_json(quotes)
-        return
-    from orchestrate.reports import quote_table
+        print_json({"quotes": quotes, "ownership": totals, "live": told} if totals or told else quotes)
+    elif format == "md":
+        typer.echo(reports.quote_markdown(quotes), nl=False)
+        if totals:
+            typer.echo("\n" + reports.ownership_markdown(totals), nl=False)
+    else:
+        out.print(reports.quote_table(quotes))
+        if totals:
+            out.print()
+            out.print(reports.ownership_table(totals))
+        if told:
+            _show_live(told)
 
-    out.print(quote_table(quotes))
+
+def _show_live(prices: Sequence[LivePrice]) -> None:
+    shown = table(
+        "backend", "quoted", "host says", "difference", "", right=("quoted", "host says", "difference")
+    )
+    for p in prices:
+        remark = p.reason or ("within the quote's range" if p.within_band else "outside the quote's range")
+        difference = "-" if p.relative is None else f"{p.relative:+.1%}"
+        shown.add_row(p.provider, _usd(p.offline_usd), _usd(p.live_usd), difference, remark)
+    out.print()
+    out.print(shown)
+
+
+def _usd(amount: Decimal | None) -> str:
+    return "-" if amount is None else f"${amount:.4f}"
 
 
 def show_problems(problems: Sequence[Problem]) -> None:

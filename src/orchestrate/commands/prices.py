@@ -9,26 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
-from orchestrate.costing import Accuracy, Rate, RateBook, built_in, load, user_book
+from orchestrate.commands.rates import RateOpt, with_flags
+from orchestrate.costing import Accuracy, Rate, RateBook, built_in, load
 from orchestrate.errors import OrchestrateError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Prices, their sources and their age.")
 
 ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
-RateOpt = Annotated[
-    list[str] | None,
-    typer.Option("--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="A price of yours; goes first."),
-]
 
 
 def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
     """The rates of this command line: built in, then `rates.yaml` of the home and of the project, then
     `--rate`."""
     with orchestrator(context) as ft:
-        folders = [ft.settings.home]
-        if ft.settings.config_file is not None:
-            folders.append(ft.settings.config_file.parent)
-    return user_book(folders, flags or ())
+        return with_flags(ft.rates, flags)
 
 
 @app.command("list")

@@ -30,6 +30,8 @@ DECODE_TOKENS_PER_SECOND_B = 20_000
 8B."""
 PREFILL_SPEEDUP = 8
 """An input token takes an eighth of the time of an output token."""
+FORWARD_SPEEDUP = 3
+"""A training step is a forward pass and a backward one of twice its length."""
 PEAK = 3
 """Busiest hour over the mean."""
 
@@ -171,7 +173,7 @@ def own(
     if training.unavailable:
         return none(training.unavailable)
     serving = _serving(
-        prices or training.provider, resolved, traffic, hours_per_day, hourly, book or rates(), on
+        training, prices or training.provider, resolved, traffic, hours_per_day, hourly, book, on
     )
     if isinstance(serving, str):
         return none(serving)
@@ -188,16 +190,18 @@ class _Serving(Record, frozen=True, kw_only=True):
 
 
 def _serving(
+    training: Quote,
     kind: str,
     resolved: ModelOnHost,
     traffic: Traffic,
     hours_per_day: float,
     hourly: HourlyRate | None,
-    book: RateBook,
+    book: RateBook | None,
     on: date,
 ) -> _Serving | str:
+    book = book or rates()
     if hourly is not None:
-        return _own_machine(hourly, hours_per_day)
+        return _own_machine(hourly, hours_per_day, traffic, training)
     ids = names(resolved)
     tokens_in = book.find(kind, "inference_tuned_input", ids=ids, params_b=resolved.params_b, on=on)
     tokens_out = book.find(kind, "inference_tuned_output", ids=ids, params_b=resolved.params_b, on=on)
@@ -260,7 +264,22 @@ def _dedicated(
     )
 
 
-def _own_machine(hourly: HourlyRate, hours_per_day: float) -> _Serving:
+def _own_machine(
+    hourly: HourlyRate, hours_per_day: float, traffic: Traffic, training: Quote
+) -> _Serving | str:
+    """Refused where the machine that trains so fast cannot carry the traffic: a forward pass is taken to be
+    three times as fast as a training step."""
+    sized = "the speed of this machine is not known; measure it before relying on that"
+    if training.billed_tokens and training.train_seconds:
+        speed = FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
+        tokens = traffic.output_tokens + traffic.input_tokens / PREFILL_SPEEDUP
+        needed = float(traffic.requests_per_day) / 86_400 * PEAK * tokens
+        if needed > speed:
+            return (
+                f"this machine would answer about {speed:,.0f} tokens a second (from its training speed), "
+                f"and the traffic needs {needed:,.0f} at its peak"
+            )
+        sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
     hours = Decimal(str(hours_per_day)) * DAYS_PER_MONTH
     entry = QuoteLine(
         component="hosting",
@@ -278,7 +297,7 @@ def _own_machine(hourly: HourlyRate, hours_per_day: float) -> _Serving:
     return _Serving(
         lines=(entry,),
         words=f"this machine, {hours_per_day:g} h a day: {hourly.label}",
-        assumptions=("one machine carries the traffic; measure it before relying on that",),
+        assumptions=(sized,),
         fixed_usd=entry.usd,
     )
 

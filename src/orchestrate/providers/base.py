@@ -38,6 +38,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from orchestrate.catalog import HostModel
     from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
@@ -120,6 +121,12 @@ class Provider(ABC):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
+
+    def base_models(self) -> Sequence[HostModel]:
+        """What the host says now of the models that it tunes, limits and end dates where it tells them; a field
+        that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares it with
+        the catalog."""
+        raise Unsupported(self.name, "list of models", "its API does not say which models it tunes")
 
     # -- acting (idempotent) -------------------------------------------------------------------------------
 

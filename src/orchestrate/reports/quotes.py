@@ -104,9 +104,19 @@ def _why(first: Quote, second: Quote) -> str:
     other = next((e for e in second.lines if e.component == "training"), None)
     if unit and other and unit.unit == other.unit == "usd_per_mtok":
         return f"${unit.usd_per_unit} per million tokens against ${other.usd_per_unit}"
-    if first.lines and first.lines[0].component in ("electricity", "owned", "rental"):
-        return f"it is paid by the hour ({first.lines[0].note or first.lines[0].component})"
-    return "its rate is lower for this many tokens"
+    return f"{_basis(first)} against {_basis(second)}"
+
+
+def _basis(quote: Quote) -> str:
+    """What the price is made of: tokens at a rate, or hours at a rate."""
+    main = max(quote.lines, key=lambda e: e.usd, default=None)
+    if main is None:
+        return "nothing"
+    if main.unit == "usd_per_mtok":
+        return f"{main.quantity:.3f} million tokens at ${main.usd_per_unit}"
+    if main.unit == "usd_per_hour":
+        return f"{main.quantity:.1f} hours at {text.money(main.usd_per_unit)}"
+    return f"{text.money(main.usd)} of {main.component}"
 
 
 def quote_table(quotes: Sequence[Quote], today: date | None = None) -> RenderableType:
@@ -146,7 +156,11 @@ def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
 def _owned(total: Ownership) -> tuple[str, ...]:
     if total.unavailable:
         return (total.provider, total.model, "no price", *[text.NOTHING] * 5, total.unavailable)
-    pays = f"month {total.break_even_months:.1f}" if total.break_even_months is not None else "never"
+    pays = "never"
+    if total.break_even_months is not None:
+        pays = (
+            "at once" if total.break_even_months < Decimal("0.1") else f"month {total.break_even_months:.1f}"
+        )
     since = total.break_even_requests_per_day
     end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
     compared = total.base is not None
@@ -158,9 +172,15 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         text.money(total.expected_usd),
         text.span(total.low_usd, total.high_usd),
         pays if compared else text.NOTHING,
-        (f"{since:,} req/day" if since is not None else "no traffic") if compared else text.NOTHING,
+        _traffic(since) if compared else text.NOTHING,
         total.serving + end,
     )
+
+
+def _traffic(since: Decimal | None) -> str:
+    if since is None:
+        return "no traffic"
+    return f"{since:,} req/day" if since > 0 else "any traffic"
 
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:

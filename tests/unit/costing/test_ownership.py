@@ -166,6 +166,19 @@ def test_own_machine() -> None:
     assert found.serving.startswith("this machine, 12 h a day")
 
 
+def test_own_machine_must_carry_the_traffic() -> None:
+    # 1M tokens in 1,000 s: 3,000 tokens a second forward. 20,000 requests a day at three times the mean need
+    # 0.694 x (150 + 900 / 8) = 182 tokens a second; twenty times as many do not fit.
+    training = Quote(provider="local", model="m", billed_tokens=1_000_000, train_seconds=1000.0)
+    hourly = rental_rate("lambda", "A100 40GB", today=TODAY)
+    fits = total("local", "qwen3-8b", hourly=hourly, training=training)
+    assert fits.unavailable is None
+    assert "3,000 tokens a second (from its training speed) for 182 at the peak" in fits.assumptions[0]
+    busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)
+    over = total("local", "qwen3-8b", hourly=hourly, training=training, traffic=busy)
+    assert "the traffic needs 3,646 at its peak" in (over.unavailable or "")
+
+
 def test_reasons_for_no_total() -> None:
     unknown = Quote(provider="fireworks", model="m", unavailable="no price")
     assert total("fireworks", "qwen3-8b", training=unknown).unavailable == "no price"

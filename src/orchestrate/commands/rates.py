@@ -1,0 +1,23 @@
+"""The option `--rate`, shared by the commands that show prices."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+
+RateOpt = Annotated[
+    list[str] | None,
+    typer.Option("--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="A price of yours; goes first."),
+]
+
+
+def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
+    """`book` under the given `--rate` flags. Raises `UsageError`."""
+    from orchestrate.costing import parse_flag
+
+    return book.over(parse_flag(flag, date.today()) for flag in flags or ())

@@ -1,0 +1,138 @@
+"""Quotes and whole costs side by side, and the sentences under them."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from orchestrate import catalog
+from orchestrate.costing import BasePrice, Ownership, Traffic, own
+from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
+from orchestrate.reports.quotes import ownership_table, ownership_verdict
+from orchestrate.reports.terminal import plain_text
+from orchestrate.types import Confidence, Quote, QuoteLine
+
+TODAY = date(2026, 11, 25)
+
+
+def line(
+    usd: str, *, component: str = "training", unit: str = "usd_per_mtok", rate: str = "0.5", **more: Any
+) -> QuoteLine:
+    values: dict[str, Any] = {
+        "component": component,
+        "quantity": Decimal(1),
+        "unit": unit,
+        "usd_per_unit": Decimal(rate),
+        "usd_low": Decimal(usd),
+        "usd": Decimal(usd),
+        "usd_high": Decimal(usd),
+        "as_of": "2026-10-06",
+    }
+    return QuoteLine(**(values | more))
+
+
+def quote(provider: str, *lines: QuoteLine, **changes: Any) -> Quote:
+    total = sum((entry.usd for entry in lines), Decimal(0))
+    values: dict[str, Any] = {
+        "provider": provider,
+        "model": "m",
+        "lines": lines,
+        "low_usd": total,
+        "expected_usd": total,
+        "high_usd": total,
+        "billed_tokens": 1_000_000,
+    }
+    return Quote(**(values | changes))
+
+
+def test_cheapest_first_and_unpriced_last() -> None:
+    quotes = [quote("b", line("2")), quote("c", unavailable="no price was found"), quote("a", line("1"))]
+    rows = quote_markdown(quotes, TODAY).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:5]] == ["| a", "| b", "| c"]
+    assert "no price was found" in rows[4]
+    assert "50 days old" in rows[2]
+
+
+def test_verdict_by_rate() -> None:
+    found = verdict([quote("b", line("2", rate="2")), quote("a", line("1", rate="1"))])
+    assert found == "a is the cheapest to train, $1.00 against $2.00 on b: $1 per million tokens against $2."
+
+
+def test_verdict_by_minimum() -> None:
+    small = quote("together", line("0.02"), line("3.98", component="minimum", unit="usd_per_job"))
+    found = verdict([small, quote("fireworks", line("0.05"))])
+    assert "its minimum per job adds $3.98" in found
+
+
+def test_verdict_of_hours_against_tokens() -> None:
+    hours = line("0.2", component="electricity", unit="usd_per_hour", rate="0.1", quantity=Decimal(2))
+    found = verdict([quote("local", hours), quote("fireworks", line("0.5"))])
+    assert "2.0 hours at $0.1 against 1.000 million tokens at $0.5" in found
+
+
+def test_verdicts_that_cannot_be_given() -> None:
+    assert "No backend" in verdict([quote("a", unavailable="x")])
+    assert "only backend" in verdict([quote("a", line("1")), quote("b", unavailable="x")])
+    assert "cost the same" in verdict([quote("a", line("1")), quote("b", line("1"))])
+    wide = quote("a", line("1"), high_usd=Decimal(3))
+    assert "their ranges overlap" in verdict([wide, quote("b", line("2"))])
+
+
+def test_minimum_and_confidence_are_shown() -> None:
+    topped = quote(
+        "together", line("1", confidence=Confidence.OLD), line("3", component="minimum", unit="usd_per_job")
+    )
+    text = plain_text(quote_table([topped], TODAY))
+    assert "minimum applied: $3.00 on top" in text
+    assert "old" in text
+
+
+def test_markup_in_names_is_text() -> None:
+    assert "[red]x[/]" in plain_text(quote_table([quote("[red]x[/]", line("1"))], TODAY))
+
+
+def totals(base_usd: str = "0.002") -> list[Ownership]:
+    traffic = Traffic(requests_per_day=Decimal(20_000), input_tokens=900, output_tokens=150)
+    base = BasePrice(
+        model="gpt 4.1", provider="openai", usd_per_request=Decimal(base_usd), input_tokens=900, source="t"
+    )
+    return [
+        own(
+            quote(provider, line("1")),
+            resolved=catalog.resolve(model, provider, TODAY),
+            traffic=traffic,
+            months=6,
+            base=base,
+            today=TODAY,
+        )
+        for provider, model in (
+            ("together", "qwen3.5-9b"),
+            ("fireworks", "qwen3.5-9b"),
+            ("openai", "gpt-4o-mini"),
+        )
+    ]
+
+
+def test_ownership_rows_and_verdict() -> None:
+    found = totals()
+    text = ownership_markdown(found)
+    rows = text.splitlines()[2:5]
+    assert [row.split(" | ")[0] for row in rows] == ["| together", "| fireworks", "| openai"]
+    assert "stops answering on 2027-01-14" in rows[2]
+    verdict = ownership_verdict(found)
+    assert verdict.startswith("Over 6 months together is the cheapest, $24,047.20")
+    assert "at this traffic tuning does not save money; tuning pays from" in verdict
+    assert "never" in rows[0] and "at once" in rows[2]
+    assert "dedicated H100" in plain_text(ownership_table(found))
+
+
+def test_ownership_that_saves() -> None:
+    assert "Prompting gpt 4.1 would cost" in ownership_verdict(totals("0.02"))
+    assert ownership_verdict(totals("0.02")).endswith("more.")
+
+
+def test_no_total_no_verdict() -> None:
+    nothing = Ownership(provider="a", model="m", months=6, training=quote("a"), unavailable="no price")
+    assert "No backend" in ownership_verdict([nothing])
+    assert "no price" in ownership_markdown([nothing])
