@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = ("validating", "queued", "running", "finalizing", "succeeded")
 _KEPT_EVENTS = 4
+_STEPWISE = frozenset({"metrics", "progress"})
+"""Events that come with every few steps: a log that is not redrawn would hold little else."""
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
@@ -148,7 +150,7 @@ class LiveView:
             self._live.update(Group(*self._blocks.values()))
             return
         status, shown = self._seen.get(run.id, ("", 0))
-        for event in events[shown:]:
+        for event in (e for e in events[shown:] if e.type not in _STEPWISE):
             err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", markup=False, soft_wrap=True)
         if run.status.value != status:
             mark = " (sandbox)" if run.sandbox else ""
