@@ -202,6 +202,10 @@ def test_life_of_a_job(backend: Backend, finished: tuple[Provider, JobHandle], t
         assert len({c.id for c in checkpoints}) == len(checkpoints)
     provider.cancel(handle)  # of an ended job: nothing happens
     assert provider.get(handle).status is JobStatus.SUCCEEDED
+    if Feature.CHAT in provider.features and Feature.DEPLOY not in provider.features:
+        asked = [[Message(role="user", content=f"What is {n}?")] for n in range(2)]
+        assert len(provider.generate(handle, asked, max_tokens=4)) == 2
+        assert len(provider.generate(handle, asked[:1], base=True, max_tokens=4)) == 1
     if Feature.DOWNLOAD in provider.features:
         _download(provider, handle, tmp_path / "model")
     if Feature.DELETE in provider.features:

@@ -595,3 +595,22 @@ def test_download_gives_its_reason(provider: OpenAIProvider, tmp_path: Path) -> 
     with pytest.raises(Unsupported) as caught:
         provider.download(HANDLE, tmp_path)
     assert caught.value.reason == OpenAIProvider.missing[Feature.DOWNLOAD]
+
+
+def test_models_of_the_host(host: ScriptedHost, provider: OpenAIProvider) -> None:
+    from orchestrate.catalog import differences
+
+    def model(id: str, ends: str | None) -> dict[str, Any]:
+        return {"id": id, "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": ends}
+
+    seen = [
+        model("gpt-4o-mini-2024-07-18", "2027-03-01"),
+        model("gpt-9", None),
+        model("ft:gpt-4o-mini-2024-07-18:o::1", None),
+    ]
+    host.on("GET", "/v1/models", {"object": "list", "data": seen})
+    told = provider.base_models()
+    assert [m.id for m in told] == ["gpt-4o-mini-2024-07-18", "gpt-9"]
+    changed = {(c.model, c.field, c.theirs) for c in differences("openai", told)}
+    assert ("gpt-4o-mini-2024-07-18", "shutdown", "2027-03-01") in changed
+    assert not [c for c in changed if c[0] == "gpt-9"]

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate import catalog, costing
-from orchestrate.catalog import ModelOnHost
+from orchestrate.catalog import HostModel, ModelOnHost
 from orchestrate.errors import (
     Conflict,
     InvalidRequest,
@@ -242,6 +242,16 @@ class OpenAIProvider(Provider):
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=100))
         found = [reading.checkpoint_of(c) for page in pages for c in page.data]
         return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+    def base_models(self) -> Sequence[HostModel]:
+        """The end dates are OpenAI's word. Whether it tunes a model it does not tell: that is the catalog's
+        word, and for a model that the catalog does not have `unconfirmed`."""
+        known = {
+            model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
+        }
+        pages = self._wire.pages(lambda: self.client.models.list())
+        found = [reading.model_of(m, known) for page in pages for m in page.data]
+        return [model for model in found if not model.id.startswith("ft:")]
 
     # -- acting --------------------------------------------------------------------------------------------
 

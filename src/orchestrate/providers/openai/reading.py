@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrate.catalog import HostModel
 from orchestrate.providers.hosted import payload
 from orchestrate.providers.openai.translation import REF_KEY
 from orchestrate.providers.values import number, plain, table, text, when, whole
@@ -88,6 +89,16 @@ def checkpoint_of(answer: object) -> Checkpoint:
         created_at=when(values.get("created_at")),
         model=text(values.get("fine_tuned_model_checkpoint")),
         metrics=_numbers(table(values.get("metrics"))),
+    )
+
+
+def model_of(answer: object, known: Mapping[str | None, HostModel | None]) -> HostModel:
+    values = plain(answer)
+    id = str(values.get("id"))
+    ours = known.get(id)
+    ends = when(values.get("shutdown_date"))
+    return HostModel(
+        id=id, tunable=ours.tunable if ours else "unconfirmed", shutdown=ends.date() if ends else None
     )
 
 
