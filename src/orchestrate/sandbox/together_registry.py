@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _DAY = 1_780_000_000.0
 _HARDWARE = (
-    ("h100-1x", "H100", 1, 80, 549),
-    ("h100-2x", "H100", 2, 160, 1098),
-    ("h200-1x", "H200", 1, 141, 629),
+    ("1xnvidia-h100-80gb", "H100", 1, 80, 549),
+    ("2xnvidia-h100-80gb", "H100", 2, 80, 1098),
+    ("1xnvidia-h200-141gb", "H200", 1, 141, 629),
 )
 
 
@@ -108,9 +108,13 @@ class Registry:
                 "referenceModel": model,
                 "referenceModelId": model,
                 "certifications": [],
-                "selectors": [{"key": "gpuType", "value": gpu}, {"key": "gpuCount", "value": str(count)}],
+                # The SDK's command line joins the two to the name of the hardware.
+                "selectors": [
+                    {"key": "accelerator_type", "value": id.partition("x")[2]},
+                    {"key": "accelerator_count", "value": str(count)},
+                ],
             }
-            for id, gpu, count, _, _ in _HARDWARE
+            for id, _, count, _, _ in _HARDWARE
         ]
         return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
