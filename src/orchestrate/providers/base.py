@@ -123,9 +123,9 @@ class Provider(ABC):
         raise self._unsupported(Feature.CHECKPOINTS)
 
     def base_models(self) -> Sequence[HostModel]:
-        """What the host says now of the models that it tunes, limits and end dates where it tells them; a field
-        that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares it with
-        the catalog."""
+        """What the host says now of the models that it tunes, limits and end dates where it tells them; a
+        field that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
+        it with the catalog."""
         raise Unsupported(self.name, "list of models", "its API does not say which models it tunes")
 
     # -- acting (idempotent) -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import archives, chat, offline, transfer
+from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     import httpx
     from fireworks import Fireworks
 
+    from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -194,6 +195,11 @@ class FireworksProvider(Provider):
         found = reading.events_of(raw)
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def base_models(self) -> Sequence[HostModel]:
+        client = self._client()
+        pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=_PAGE))
+        return listing.fireworks_models(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         """Of the host's metrics file; none until it is written."""

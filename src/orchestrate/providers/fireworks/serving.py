@@ -176,11 +176,15 @@ class Serving:
         if wanted.shape == "default":
             return {"name": "default"}, None
         api = self._client().deployment_shape_versions
-        answer = plain(
-            self._wire.read(
-                lambda: api.match_for_model(served, account_id=self._account(), enable_addons=addons)
+        try:
+            answer = plain(
+                self._wire.read(
+                    lambda: api.match_for_model(served, account_id=self._account(), enable_addons=addons)
+                )
             )
-        )
+        except NotFound:
+            # The call is newer than the gateway's description; without it the host chooses, unpriced.
+            return {"name": wanted.shape or "default"}, None
         shapes = [table(v.get("snapshot")) for v in rows(answer.get("deploymentShapeVersions"))]
         found = [(_hourly(s), s) for s in shapes if text(s.get("name"))]
         if wanted.shape is not None:

@@ -28,7 +28,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import archives, chat, offline, transfer
+from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.together import limits as model_limits
@@ -38,6 +38,7 @@ from orchestrate.providers.together.serving import Serving
 from orchestrate.providers.together.translation import NO_RFT, tag, translate
 from orchestrate.providers.values import (
     estimate_quote,
+    items,
     money,
     number,
     plain,
@@ -67,6 +68,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from together import Together
 
+    from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -222,6 +224,11 @@ class TogetherProvider(Provider):
         found = reading.events_of(rows(plain(answer).get("data")))
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def base_models(self) -> Sequence[HostModel]:
+        client = self._client()
+        pages = self._wire.pages(lambda: client.models.list_supported(product="PRODUCT_FINE_TUNING"))
+        return listing.together_models(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         answer = self._wire.read(lambda: self._client().fine_tuning.list_metrics(job.job_id))

@@ -35,7 +35,7 @@ METRIC_NAMES = {
     "eval/accuracy": "valid_accuracy",
     "train/learning_rate": "learning_rate",
     "train/grad_norm": "grad_norm",
-    "train/num_tokens": "tokens",
+    "train/tokens": "tokens",
     "train/tokens_per_second": "tokens_per_second",
 }
 _LEVELS = {"warning": "warning", "iwarning": "warning", "error": "error", "ierror": "error"}
