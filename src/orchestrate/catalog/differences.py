@@ -33,7 +33,7 @@ def differences(provider: str, seen: Iterable[HostModel]) -> list[Change]:
             continue
         for field in _COMPARED:
             known, said = getattr(ours[id], field), getattr(host, field)
-            if said is not None and said != known:
+            if said is not None and said != "unconfirmed" and said != known:
                 found.append(
                     Change(provider=provider, model=id, field=field, ours=_text(known), theirs=_text(said))
                 )
