@@ -21,7 +21,7 @@ from orchestrate.types import Problem
 def _luhn(digits: bytes) -> bool:
     """The check digit of payment cards, and the length and first digits that they have."""
     numbers = [d - 48 for d in digits if 48 <= d <= 57]
-    if not 13 <= len(numbers) <= 19 or len(set(numbers)) < 3 or numbers[0] not in (3, 4, 5, 6):
+    if not 13 <= len(numbers) <= 19 or len(set(numbers)) < 2 or numbers[0] not in (3, 4, 5, 6):
         return False
     doubled = sum(sum(divmod(2 * n, 10)) for n in numbers[-2::-2])
     return (doubled + sum(numbers[-1::-2])) % 10 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,8 @@ from orchestrate.data.examples import (
 )
 from orchestrate.data.tokens import Lengths, has_tokenizer
 from orchestrate.errors import MissingExtra, SetupError
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def load(folder: Path) -> Any:
@@ -54,6 +57,10 @@ class HubCounter:
             named = cast("dict[str, str]", template)
             template = named.get("default") or next(iter(named.values()))
         self._tokenizer.chat_template = template or CHATML
+        added: dict[int, Any] = self._tokenizer.added_tokens_decoder
+        self._special = frozenset(cast("list[int]", self._tokenizer.all_special_ids)) | frozenset(
+            int(i) for i, token in added.items() if token.special
+        )
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()
@@ -91,7 +98,7 @@ class HubCounter:
         """Trained tokens come from the template's own marks where it has them, else from the difference that
         each answer makes to the rendered conversation. Weight 0 takes an answer out."""
         masked = any(m.weight == 0 for m in messages)
-        if "{% generation" in self._tokenizer.chat_template and not masked:
+        if _MARKED.search(self._tokenizer.chat_template) and not masked:
             encoded = self._tokenizer.apply_chat_template(
                 plain(messages),
                 tools=tools,
@@ -101,13 +108,23 @@ class HubCounter:
             )
             _append(lengths, len(encoded["input_ids"]), sum(encoded["assistant_masks"]))
             return
-        total = len(self._ids(messages, tools))
         trained = sum(
-            len(self._ids(messages[: i + 1], tools)) - len(self._ids(messages[:i], tools, prompt=True))
+            self._answer(messages[:i], messages[: i + 1], tools)
             for i, m in enumerate(messages)
             if m.role == "assistant" and m.weight != 0
         )
-        _append(lengths, total, max(0, trained))
+        _append(lengths, len(self._ids(messages, tools)), trained)
+
+    def _answer(
+        self,
+        before: Sequence[ChatMessage],
+        after: Sequence[ChatMessage],
+        tools: list[dict[str, Any]] | None,
+    ) -> int:
+        """Tokens that an answer adds after the generation prompt, up to the mark that ends the turn."""
+        ids = self._ids(after, tools)[len(self._ids(before, tools, prompt=True)) :]
+        ends = [i for i, token in enumerate(ids) if token in self._special]
+        return ends[-1] + 1 if ends else len(ids)
 
     def _pair(
         self,
@@ -116,8 +133,8 @@ class HubCounter:
         answers: Sequence[ChatMessage],
         tools: list[dict[str, Any]] | None,
     ) -> None:
-        total = len(self._ids([*prompt, *answers], tools))
-        _append(lengths, total, max(0, total - len(self._ids(prompt, tools, prompt=True))))
+        whole = [*prompt, *answers]
+        _append(lengths, len(self._ids(whole, tools)), self._answer(prompt, whole, tools))
 
 
 def _append(lengths: Lengths, tokens: int, trained: int) -> None:

@@ -102,7 +102,7 @@ CODES: dict[str, Code] = {
     "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
     "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
     "few-rows": Code(
-        _W, "few rows", "300-500 teach a format, 1,000-5,000 a domain, 5,000 or more a capability"
+        _I, "few rows", "300-500 teach a format, 1,000-5,000 a domain, 5,000 or more a capability"
     ),
     "rl-ends-with-answer": Code(
         _E, "the prompt ends with an assistant message", "end with the user's message"

@@ -1,0 +1,212 @@
+"""Conversions there and back lose nothing, or say what they lose; writers send what each host takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrate.data import Dataset
+from orchestrate.data.converting import convert
+from orchestrate.errors import DataError, UsageError
+
+GOOD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"
+
+text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60).filter(lambda s: s.strip())
+
+
+def chats(*, tools: bool = True, weights: bool = True) -> st.SearchStrategy[dict[str, Any]]:
+    """Valid conversations: system or not, turns, weights on answers, tool calls with answers."""
+
+    @st.composite
+    def make(draw: st.DrawFn) -> dict[str, Any]:
+        messages: list[dict[str, Any]] = []
+        if draw(st.booleans()):
+            messages.append({"role": "system", "content": draw(text)})
+        called = False
+        for turn in range(draw(st.integers(1, 3))):
+            messages.append({"role": "user", "content": draw(text)})
+            if tools and draw(st.booleans()):
+                called = True
+                arguments = json.dumps({"q": draw(text)})
+                function = {"name": "find", "arguments": arguments}
+                messages.append(
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": f"call_{turn}", "type": "function", "function": function}],
+                    }
+                )
+                messages.append({"role": "tool", "tool_call_id": f"call_{turn}", "content": draw(text)})
+            answer: dict[str, Any] = {"role": "assistant", "content": draw(text)}
+            if weights and draw(st.booleans()):
+                answer["weight"] = 1
+            messages.append(answer)
+        row: dict[str, Any] = {"messages": messages}
+        if called:
+            row["tools"] = [
+                {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+            ]
+        return row
+
+    return make()
+
+
+def written(rows: list[dict[str, Any]], folder: Path) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return file
+
+
+_settings = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@_settings
+@given(rows=st.lists(chats(), min_size=1, max_size=5))
+@pytest.mark.parametrize("target", ["openai", "together", "fireworks", "local", "parquet"])
+def test_chat_rows_survive_the_way_there_and_back(
+    target: str, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = written(rows, tmp_path)
+    report = convert(str(file), target, tmp_path / f"out.{target}")
+    back = Dataset.open(report.output)
+    assert (report.written, report.left_out) == (len(rows), 0)
+    assert back.digest == Dataset.open(file).digest
+
+
+@_settings
+@given(rows=st.lists(chats(), min_size=1, max_size=4))
+def test_sharegpt_there_and_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = written(rows, tmp_path)
+    report = convert(str(file), "sharegpt", tmp_path / "out.jsonl")
+    # The format has no ids of calls: they are numbered anew, and the numbering is told.
+    had_tools = any("tools" in row for row in rows)
+    assert [p.code for p in report.losses] == (["call-ids-renumbered"] if had_tools else [])
+    mine = [_without_ids(e) for e in Dataset.open(file).examples()]
+    assert [_without_ids(e) for e in Dataset.open(report.output).examples()] == mine
+
+
+def _without_ids(example: object) -> Any:
+    row = msgspec.to_builtins(example)
+    for m in row["messages"]:
+        m.pop("tool_call_id", None)
+        for call in m.get("tool_calls") or ():
+            call.pop("id")
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return row
+
+
+@_settings
+@given(rows=st.lists(chats(tools=False, weights=False), min_size=1, max_size=4))
+@pytest.mark.parametrize("target", ["alpaca", "trl"])
+def test_plain_chats_survive_alpaca_and_trl(target: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = written(rows, tmp_path)
+    report = convert(str(file), target, tmp_path / "out.jsonl")
+    assert Dataset.open(report.output).digest == Dataset.open(file).digest
+
+
+@pytest.mark.parametrize("name", ["openai_preference.jsonl", "prompt_completion.jsonl", "text.jsonl"])
+@pytest.mark.parametrize("target", ["local", "trl", "parquet"])
+def test_other_kinds_survive(name: str, target: str, tmp_path: Path) -> None:
+    report = convert(str(GOOD / name), target, tmp_path / f"out.{target}")
+    assert Dataset.open(report.output).digest == Dataset.open(GOOD / name).digest
+
+
+def test_pictures_survive_parquet(tmp_path: Path) -> None:
+    report = convert(str(GOOD / "openai_images.jsonl"), "parquet", tmp_path / "out.parquet")
+    assert Dataset.open(report.output).digest == Dataset.open(GOOD / "openai_images.jsonl").digest
+
+
+# -- loss ----------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_refused_then_reported(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match="thinking") as refused:
+        convert(str(GOOD / "reasoning.jsonl"), "openai", out)
+    assert [p.code for p in refused.value.problems] == ["reasoning-lost"] and not out.exists()
+    report = convert(str(GOOD / "reasoning.jsonl"), "openai", out, allow_loss=True)
+    assert [p.code for p in report.losses] == ["reasoning-lost"] and report.written == 3
+    assert "think" not in out.read_text()
+
+
+def test_rows_that_cannot_be_held_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    twice = [{"role": "user", "content": "a"}, *plain]
+    file.write_text(json.dumps({"messages": plain}) + "\n" + json.dumps({"messages": twice}) + "\n")
+    with pytest.raises(DataError, match="alternate"):
+        convert(str(file), "together", tmp_path / "out.jsonl")
+    report = convert(str(file), "together", tmp_path / "out.jsonl", allow_loss=True)
+    assert (report.written, report.left_out) == (1, 1)
+
+
+def test_a_kind_that_cannot_be_held_is_refused_even_with_loss(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="conversations only"):
+        convert(str(GOOD / "text.jsonl"), "openai", tmp_path / "out.jsonl", allow_loss=True)
+
+
+def test_completions_become_chats_for_openai(tmp_path: Path) -> None:
+    report = convert(str(GOOD / "prompt_completion.jsonl"), "openai", tmp_path / "out.jsonl")
+    assert Dataset.open(report.output).digest == Dataset.open(GOOD / "question_answer.jsonl").digest
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(UsageError, match="openai, together"):
+        convert(str(GOOD / "text.jsonl"), "nowhere", Path("out"))
+
+
+# -- what each host is sent ------------------------------------------------------------------------------------
+
+
+def _sent(name: str, target: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    path = Dataset.open(GOOD / name).write(target, folder, **options)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_reasoning_has_the_hosts_own_name(tmp_path: Path) -> None:
+    assert _sent("reasoning.jsonl", "together", tmp_path)[0]["messages"][1]["reasoning"] == "Let me think."
+    fireworks = _sent("reasoning.jsonl", "fireworks", tmp_path)[0]["messages"][1]
+    assert fireworks["reasoning_content"] == "Let me think." and "reasoning" not in fireworks
+
+
+def test_developer_messages_are_system_where_the_role_is_unknown(tmp_path: Path) -> None:
+    roles = {
+        host: _sent("openai_developer.jsonl", host, tmp_path)[0]["messages"][0]["role"]
+        for host in ("openai", "together", "fireworks", "local")
+    }
+    assert roles == {"openai": "developer", "together": "system", "fireworks": "system", "local": "developer"}
+
+
+def test_weights_are_integers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text((GOOD / "openai_weights.jsonl").read_text().replace('"weight": 0', '"weight": 0.0'))
+    data = Dataset.open(file)
+    assert data.digest == Dataset.open(GOOD / "openai_weights.jsonl").digest
+    sent = json.loads(data.write("openai", tmp_path / "out").read_text().splitlines()[0])
+    weights = [m["weight"] for m in sent["messages"] if "weight" in m]
+    assert weights == [0, 1] and all(type(w) is int for w in weights)
+
+
+def test_parallel_flag_goes_where_it_is_known(tmp_path: Path) -> None:
+    assert _sent("openai_tools.jsonl", "openai", tmp_path)[0]["parallel_tool_calls"] is False
+    assert "parallel_tool_calls" not in _sent("openai_tools.jsonl", "together", tmp_path)[0]
+
+
+def test_grader_fields_stay_at_the_top(tmp_path: Path) -> None:
+    assert _sent("rft.jsonl", "openai", tmp_path)[0]["reference"] == "Oslo."
+
+
+def test_written_file_is_named_by_content_and_used_again(tmp_path: Path) -> None:
+    data = Dataset.open(GOOD / "openai_chat.jsonl")
+    first = data.write("openai", tmp_path)
+    before = first.stat().st_mtime_ns
+    assert data.digest[:16] in first.name
+    assert Dataset.open(GOOD / "sharegpt.jsonl").write("openai", tmp_path) == first
+    assert first.stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 1

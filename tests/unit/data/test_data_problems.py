@@ -1,0 +1,152 @@
+"""Bad rows are found, named by a stable code, and kept out of the examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.data.checking import Options, check
+from orchestrate.data.problems import CODES
+from orchestrate.types import Severity
+
+BAD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "bad"
+ACROSS = {
+    # need more than one file, or many rows; tested below
+    "leakage",
+    "prompt-leakage",
+    "near-leakage",
+    "near-duplicate",
+    "label-imbalance",
+    "few-rows",
+}
+
+
+def _row(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+def test_each_code_has_a_fixture() -> None:
+    assert {p.stem for p in BAD.iterdir()} == set(CODES) - ACROSS
+
+
+@pytest.mark.parametrize("file", sorted(BAD.iterdir()), ids=lambda p: p.stem)
+def test_bad_row_is_found(file: Path) -> None:
+    code = file.stem
+    report = check({"train": str(file)}, Options(hosts=()))
+    found = [p for p in report.problems if p.code == code and p.row is not None]
+    last = report.files[0].lines
+    assert {p.row for p in found} == {last}, report.problems
+    assert found[0].severity is CODES[code].severity
+    assert found[0].fix and found[0].source == str(file)
+    # Rows with an error are in no output; others are.
+    data = Dataset.open(file)
+    kept = [number for number, _ in data.numbered()]
+    broken = CODES[code].severity is Severity.ERROR or code == "blank-line"
+    assert (last not in kept) == broken
+
+
+def test_all_problems_of_a_row_are_told_at_once(tmp_path: Path) -> None:
+    row = {
+        "messages": [
+            {"role": "bot", "content": "x"},
+            {"role": "user", "content": 5},
+            {"role": "user", "content": "y"},
+        ]
+    }
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", "Hello") + json.dumps(row) + "\n")
+    problems = Dataset.open(file).problems
+    assert {(p.code, p.field) for p in problems} == {
+        ("bad-role", "messages[0].role"),
+        ("bad-content", "messages[1].content"),
+        ("no-assistant", "messages[0].role"),
+    }
+
+
+def test_problems_stay_bounded_but_counted(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", "Hello") + "{]\n" * 5000)
+    data = Dataset.open(file)
+    shown = [p for p in data.problems if p.row is not None]
+    rest = [p for p in data.problems if p.row is None]
+    assert len(shown) == 100 and [p.message for p in rest] == ["4,900 more like this"]
+
+
+def test_mixed_formats_are_counted(tmp_path: Path) -> None:
+    other = '{"prompt": "a", "completion": "b"}\n'
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", "Hello") * 5 + other * 2)
+    report = check({"train": str(file)}, Options(hosts=()))
+    whole = [p.message for p in report.problems if p.code == "mixed-format" and p.row is None]
+    assert whole == ["the file mixes formats: openai-chat 5, prompt-completion 2 rows"]
+
+
+def test_leakage_between_splits(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text(_row("a", "1") + _row("b", "2") + _row("c", "3"))
+    test.write_text(_row("z", "9") + _row("b", "2") + _row("c", "other"))
+    report = check({"train": str(train), "test": str(test)}, Options(hosts=()))
+    leaks = {(p.code, p.row, p.source) for p in report.problems if "leakage" in p.code}
+    assert leaks == {("leakage", 2, str(test)), ("prompt-leakage", 3, str(test))}
+    assert not report.ok
+
+
+def test_near_duplicates_within_and_between(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(120)]
+    long, other = " ".join(words), " ".join(reversed(words))
+    near = long.replace("word60", "changed")
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text(_row("a", long) + _row("b", other) + _row("a", near))
+    test.write_text(_row("b", other.replace("word7 ", "changed ")) + _row("q", "short and different"))
+    report = check({"train": str(train), "test": str(test)}, Options(hosts=(), near=True))
+    found = {(p.code, p.row) for p in report.problems if p.code.startswith("near")}
+    assert found == {("near-duplicate", 3), ("near-leakage", 1)}
+
+
+def test_uneven_labels(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(_row(f"text {i}", "yes" if i % 20 else "no") for i in range(400)))
+    report = check({"train": str(file)}, Options(hosts=()))
+    (found,) = [p for p in report.problems if p.code == "label-imbalance"]
+    assert "'yes' 380 times, 'no' 20 times" in found.message
+    even = tmp_path / "b.jsonl"
+    even.write_text("".join(_row(f"text {i}", "yes" if i % 2 else "no") for i in range(400)))
+    assert "label-imbalance" not in {p.code for p in check({"train": str(even)}, Options(hosts=())).problems}
+
+
+def test_few_rows_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(_row(f"q {i}", f"answer {i}") for i in range(20)))
+    report = check({"train": str(file)})
+    assert "few-rows" in {p.code for p in report.problems} and report.ok
+
+
+def test_secrets_are_not_repeated_in_messages() -> None:
+    report = check({"train": str(BAD / "secret.jsonl")}, Options(hosts=()))
+    assert "abcdefghij" not in report.to_json().decode()
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "order 1234 5678 9012 3456 7",  # no Luhn check digit
+        "mail someone@example.com",
+        "the year 2024-12-31 and 10.000.000",
+        "a mask-sk-learn word",
+    ],
+)
+def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", harmless))
+    codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    assert codes == {"few-rows"}
+
+
+def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", "line\nghp_" + "a1B2" * 9))
+    assert "secret" in {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}

@@ -1,0 +1,285 @@
+"""Every format and container is recognised and becomes the same canonical rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from orchestrate.data import Dataset
+from orchestrate.data.examples import (
+    ChatExample,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+)
+from orchestrate.errors import DataError
+
+GOOD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"
+
+FORMATS = {
+    "openai_chat.jsonl": "openai-chat",
+    "openai_tools.jsonl": "openai-chat",
+    "openai_weights.jsonl": "openai-chat",
+    "openai_images.jsonl": "openai-chat",
+    "openai_developer.jsonl": "openai-chat",
+    "openai_functions.jsonl": "openai-chat",
+    "reasoning.jsonl": "openai-chat",
+    "sharegpt.jsonl": "sharegpt",
+    "sharegpt_tools.jsonl": "sharegpt",
+    "alpaca.jsonl": "alpaca",
+    "prompt_completion.jsonl": "prompt-completion",
+    "prompt_completion_chat.jsonl": "prompt-completion-chat",
+    "question_answer.jsonl": "question-answer",
+    "text.jsonl": "text",
+    "openai_preference.jsonl": "openai-preference",
+    "trl_preference.jsonl": "trl-preference",
+    "trl_preference_chat.jsonl": "trl-preference",
+    "trl_implicit.jsonl": "trl-preference-implicit",
+    "anthropic_hh.jsonl": "anthropic-hh",
+    "rft.jsonl": "rft",
+    "openai_chat.json": "openai-chat",
+    "prompt_completion.csv": "prompt-completion",
+    "prompt_completion.tsv": "prompt-completion",
+}
+
+
+def rows(path: Path | str, **columns: str) -> list[Example]:
+    return list(Dataset.open(path, columns=columns).examples())
+
+
+def test_each_fixture_is_listed() -> None:
+    assert {p.name for p in GOOD.iterdir()} == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_is_recognised_without_errors(name: str) -> None:
+    data = Dataset.open(GOOD / name)
+    assert data.format == FORMATS[name]
+    assert [p for p in data.problems if p.code != "legacy-functions"] == []
+    assert data.rows == len(list(data.examples())) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "same_as"),
+    [
+        ("sharegpt.jsonl", "openai_chat.jsonl"),
+        ("openai_chat.json", "openai_chat.jsonl"),
+        ("prompt_completion.csv", "prompt_completion.jsonl"),
+        ("prompt_completion.tsv", "prompt_completion.jsonl"),
+        ("trl_preference.jsonl", "openai_preference.jsonl"),
+        ("trl_preference_chat.jsonl", "openai_preference.jsonl"),
+        ("trl_implicit.jsonl", "openai_preference.jsonl"),
+        ("anthropic_hh.jsonl", "openai_preference.jsonl"),
+    ],
+)
+def test_equal_content_has_one_digest_in_every_format(name: str, same_as: str) -> None:
+    assert Dataset.open(GOOD / name).digest == Dataset.open(GOOD / same_as).digest
+
+
+def test_other_content_has_another_digest(tmp_path: Path) -> None:
+    text = (GOOD / "openai_chat.jsonl").read_text()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(text.replace("Oslo.", "Bergen."))
+    assert Dataset.open(changed).digest != Dataset.open(GOOD / "openai_chat.jsonl").digest
+
+
+def test_sharegpt_tool_turns_become_calls_and_answers() -> None:
+    example = rows(GOOD / "sharegpt_tools.jsonl")[0]
+    assert isinstance(example, ChatExample)
+    assert [m.role for m in example.messages] == ["user", "assistant", "tool", "assistant"]
+    call = (example.messages[1].tool_calls or [])[0]
+    assert call.function.name == "weather" and json.loads(call.function.arguments) == {"city": "Oslo"}
+    assert example.messages[2].tool_call_id == call.id
+    assert example.tools and example.tools[0]["function"]["name"] == "weather"
+
+
+def test_retired_function_calls_become_tool_calls() -> None:
+    example = rows(GOOD / "openai_functions.jsonl")[0]
+    assert isinstance(example, ChatExample)
+    assert (example.messages[-1].tool_calls or [])[0].function.name == "weather"
+    assert example.tools and example.tools[0]["type"] == "function"
+
+
+def test_alpaca_joins_input_and_unrolls_history() -> None:
+    first, _, third = rows(GOOD / "alpaca.jsonl")
+    assert isinstance(first, ChatExample) and isinstance(third, ChatExample)
+    assert first.messages[0].content == "Translate into German.\n\ngood day"
+    assert [m.role for m in third.messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_answers_inside_a_prompt_carry_no_loss() -> None:
+    example = rows(GOOD / "prompt_completion_chat.jsonl")[0]
+    assert isinstance(example, ChatExample)
+    assert [m.weight for m in example.messages if m.role == "assistant"] == [0, None]
+
+
+def test_reasoning_is_kept_under_its_other_names() -> None:
+    example = rows(GOOD / "reasoning.jsonl")[0]
+    assert isinstance(example, ChatExample) and example.messages[-1].reasoning == "Let me think."
+
+
+def test_other_kinds() -> None:
+    assert isinstance(rows(GOOD / "prompt_completion.jsonl")[0], CompletionExample)
+    assert isinstance(rows(GOOD / "text.jsonl")[0], TextExample)
+    pair = rows(GOOD / "trl_preference.jsonl")[0]
+    assert isinstance(pair, PreferenceExample) and pair.preferred[0].content == "Oslo."
+    task = rows(GOOD / "rft.jsonl")[0]
+    assert isinstance(task, RLExample) and task.fields == {"reference": "Oslo."}
+
+
+def test_unpaired_preferences_are_not_taken_for_completions(tmp_path: Path) -> None:
+    file = tmp_path / "kto.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b", "label": false}\n')
+    with pytest.raises(DataError, match="label"):
+        Dataset.open(file)
+
+
+def test_columns_are_mapped() -> None:
+    data = Dataset.open(
+        GOOD / "question_answer.jsonl", columns={"prompt": "question", "completion": "answer"}
+    )
+    assert data.kind == "completion" and data.rows == 3
+    assert [p for p in data.problems if p.code == "extra-fields"] == []
+
+
+# -- containers ----------------------------------------------------------------------------------------------
+
+PLAIN = GOOD / "openai_chat.jsonl"
+
+
+def _gz(folder: Path) -> Path:
+    file = folder / "rows.jsonl.gz"
+    file.write_bytes(gzip.compress(PLAIN.read_bytes()))
+    return file
+
+
+def _zst(folder: Path) -> Path:
+    file = folder / "rows.jsonl.zst"
+    file.write_bytes(zstandard.compress(PLAIN.read_bytes()))
+    return file
+
+
+def _bom_crlf(folder: Path) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + PLAIN.read_bytes().replace(b"\n", b"\r\n"))
+    return file
+
+
+def _utf16(folder: Path) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text(PLAIN.read_text(), encoding="utf-16")
+    return file
+
+
+def _pretty_objects(folder: Path) -> Path:
+    file = folder / "rows.json"
+    file.write_text(
+        "\n".join(json.dumps(json.loads(line), indent=1) for line in PLAIN.read_text().splitlines())
+    )
+    return file
+
+
+def _parquet(folder: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in PLAIN.read_text().splitlines()]), file)
+    return file
+
+
+def _arrow_stream_folder(folder: Path) -> Path:
+    """What `datasets.Dataset.save_to_disk` leaves."""
+    import pyarrow as pa
+
+    saved = folder / "saved"
+    saved.mkdir()
+    table = pa.Table.from_pylist([json.loads(line) for line in PLAIN.read_text().splitlines()])
+    with (
+        pa.OSFile(str(saved / "data-00000-of-00001.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as out,
+    ):
+        out.write_table(table)
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    (saved / "dataset_info.json").write_text("{}")
+    return saved
+
+
+def _shards(folder: Path) -> Path:
+    lines = PLAIN.read_text().splitlines(keepends=True)
+    shards = folder / "shards"
+    shards.mkdir()
+    (shards / "train-00000-of-00002.jsonl").write_text(lines[0])
+    (shards / "train-00001-of-00002.jsonl.gz").write_bytes(gzip.compress("".join(lines[1:]).encode()))
+    return shards
+
+
+def _json_in_csv(folder: Path) -> Path:
+    import csv
+
+    file = folder / "rows.csv"
+    with file.open("w", newline="") as opened:
+        out = csv.writer(opened)
+        out.writerow(["messages"])
+        out.writerows([json.dumps(json.loads(line)["messages"])] for line in PLAIN.read_text().splitlines())
+    return file
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _gz,
+        _zst,
+        _bom_crlf,
+        _utf16,
+        _pretty_objects,
+        _parquet,
+        _arrow_stream_folder,
+        _shards,
+        _json_in_csv,
+    ],
+)
+def test_container_holds_the_same_rows(make: object, tmp_path: Path) -> None:
+    assert callable(make)
+    file = make(tmp_path)
+    assert Dataset.open(file).digest == Dataset.open(PLAIN).digest
+
+
+def test_url(tmp_path: Path) -> None:
+    assert Dataset.open(f"file://{PLAIN}").digest == Dataset.open(PLAIN).digest
+
+
+def test_txt_is_a_text_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one\n\ntwo\n")
+    assert rows(file) == [TextExample(text="one"), TextExample(text="two")]
+
+
+def test_json_array_larger_than_a_block(tmp_path: Path) -> None:
+    file = tmp_path / "big.json"
+    items = [{"prompt": f"{i}", "completion": "x" * 5000} for i in range(700)]
+    file.write_text(json.dumps(items, indent=1))
+    read = rows(file)
+    assert len(read) == 700 and read[699] == CompletionExample(prompt="699", completion="x" * 5000)
+
+
+def test_changed_file_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    assert Dataset.open(file).rows == 1
+    file.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
+    assert Dataset.open(file).rows == 2
+
+
+def test_folder_with_several_splits_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}-00000-of-00001.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="several splits") as error:
+        Dataset.open(tmp_path)
+    assert error.value.fix and "one file" in error.value.fix
