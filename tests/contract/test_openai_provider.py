@@ -253,9 +253,12 @@ def test_events_after_one_read_no_further_than_needed(host: ScriptedHost, provid
 def test_metrics_of_the_result_file(host: ScriptedHost, provider: OpenAIProvider, content: bytes) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "succeeded", "result_files": ["file-9"]})
     host.on("GET", "/v1/files/file-9/content", Answer(content, type="application/octet-stream"))
+    told = event(1, type="metrics", data={"step": 1, "train_loss": 1.49, "learning_rate": 0.1})
+    host.on("GET", f"{JOBS}/ftjob-1/events", page([told], False))
     points = provider.metrics(HANDLE)
+    assert [p.at is None for p in points] == [False, True]
     assert [(p.step, p.values) for p in points] == [
-        (1, {"train_loss": 1.5, "train_accuracy": 0.5}),
+        (1, {"train_loss": 1.5, "train_accuracy": 0.5, "learning_rate": 0.1}),
         (2, {"train_loss": 0.75, "train_accuracy": 0.8, "valid_loss": 0.9, "valid_accuracy": 0.7}),
     ]
 

@@ -11,7 +11,9 @@ _SECRET_NAME = re.compile(
     r"(api|access|auth|secret|private|encryption|signing)_?(key|token)|password|passwd|credential|authorization"
     r"|bearer|^(secret|token|cookie)$|_secret$"
 )
-_SECRET_TEXT = re.compile(r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_](?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,}")
+_SECRET_TEXT = re.compile(
+    r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_](?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,}"
+)
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 MASK = "[removed]"

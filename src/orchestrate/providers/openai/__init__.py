@@ -227,12 +227,13 @@ class OpenAIProvider(Provider):
         return reversed(newest_first)
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """From the result file once there is one, before from the metric events."""
+        """From the metric events, which have times, and from the result file once there is one, which has all
+        steps."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
-        if not files:
-            return reading.points_of_events(self.events(job))
-        points = [point for file in files for point in reading.points_of_file(self._content(str(file)))]
-        return sorted(points, key=lambda point: point.step)
+        found = reading.points_of_events(self.events(job))
+        for file in files:
+            found += reading.points_of_file(self._content(str(file)))
+        return reading.merged(found)
 
     def _content(self, file_id: str) -> bytes:
         return self._wire.read(lambda: self.client.files.content(file_id)).content

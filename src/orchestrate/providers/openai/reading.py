@@ -114,12 +114,22 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
 def points_of_file(content: bytes) -> list[MetricPoint]:
     """The result file: CSV, or base64 text of it, as the host has sent it in both forms."""
     table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
-    points = {
-        step: MetricPoint(step=step, values=values)
+    return [
+        MetricPoint(step=step, values=values)
         for row in csv.DictReader(io.StringIO(table_text))
         if (step := whole(row.get("step"))) is not None and (values := _numbers(row))
-    }
-    return [points[step] for step in sorted(points)]
+    ]
+
+
+def merged(points: Iterable[MetricPoint]) -> list[MetricPoint]:
+    """One point for each step, in order; of two values under one name the later one counts."""
+    found: dict[int, MetricPoint] = {}
+    for point in points:
+        earlier = found.get(point.step, point)
+        found[point.step] = MetricPoint(
+            step=point.step, at=point.at or earlier.at, values={**earlier.values, **point.values}
+        )
+    return [found[step] for step in sorted(found)]
 
 
 def _from_base64(content: bytes) -> bytes | None:
