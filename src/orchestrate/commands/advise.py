@@ -1,0 +1,122 @@
+"""advise: prompt, few-shot, retrieval or tuning, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Ownership
+    from orchestrate.reports.advice import Advice
+    from orchestrate.service import Orchestrator
+    from orchestrate.types import Score
+
+
+def advise(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
+    traffic: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='"20k req/day, 900 in, 150 out": weighs the money too.')
+    ] = None,
+    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6,
+    model: Annotated[
+        str, typer.Option(help="The open model that would be tuned; with --traffic.")
+    ] = "qwen3.5-9b",
+    compare_with: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model that would be prompted instead; with --traffic.")
+    ] = "gpt-4.1",
+    saved_tokens: Annotated[int, typer.Option(min=0, help="Prompt tokens that a tuned model can drop.")] = 0,
+    private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False,
+    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None,
+    changing: Annotated[
+        bool, typer.Option("--changing", help="What is true in the answers changes often.")
+    ] = False,
+    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False,
+    evaluated: Annotated[
+        str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
+    Offline."""
+    from orchestrate.data import Dataset
+    from orchestrate.reports import advice, facts
+
+    dataset = Dataset.open(file)
+    with orchestrator(context) as ft:
+        needs = advice.Needs(
+            private=private,
+            latency_ms=latency_ms,
+            changing=changing,
+            own_gpu=own_gpu,
+            base_score=_base_score(ft, evaluated) if evaluated else None,
+        )
+        totals = (
+            _totals(ft, file, model, traffic, months, compare_with, saved_tokens)
+            if traffic and not private
+            else []
+        )
+    found = advice.advise(facts.measure(dataset), needs, totals)
+    if json:
+        print_json(found)
+    else:
+        _show(found, Path(file).name)
+
+
+def _base_score(ft: Orchestrator, run: str) -> Score:
+    record = ft.run(run).record
+    scored = [(e.created_at, e.base) for e in ft.store.evaluations(record.id) if e.base is not None]
+    if not scored:
+        raise UsageError(
+            f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"
+        )
+    return max(scored, key=lambda pair: pair[0])[1]
+
+
+def _totals(
+    ft: Orchestrator, file: str, model: str, traffic: str, months: int, compare_with: str, saved_tokens: int
+) -> list[Ownership]:
+    from orchestrate import quoting
+    from orchestrate.costing import Traffic
+    from orchestrate.spec import JobSpec
+
+    spec = JobSpec.parse({"model": model, "train": file, "epochs": 3})
+    return quoting.ownership(
+        ft,
+        spec,
+        ft.quote(spec),
+        traffic=Traffic.parse(traffic),
+        months=months,
+        compare_with=compare_with,
+        saved_tokens=saved_tokens,
+    )
+
+
+def _show(found: Advice, name: str) -> None:
+    f = found.facts
+    out.print(
+        f"{name}: {f.rows:,} {f.kind} rows, on average {f.prompt_tokens:,.0f} tokens of prompt and "
+        f"{f.answer_tokens:,.0f} of answer; {f.distinct_answers:,} distinct answers; {f.copied_share:.0%} of "
+        f"their words are in the prompts; {f.json_share:.0%} are JSON; "
+        f"{f.duplicate_share:.0%} of the rows repeat",
+        markup=False,
+    )
+    for text in found.warnings:
+        warn(text)
+    close = ", but it is close" if found.close else ""
+    out.print(f"\n[bold]{found.best.way}[/]{close}")
+    for choice in found.choices:
+        mark = f"out: {choice.excluded}" if choice.excluded else f"{choice.points:+d}"
+        out.print(f"  {choice.way.value}  {mark}", markup=False)
+        for reason in choice.reasons:
+            out.print(f"      {reason}", markup=False, style="dim")
+    if found.would_change:
+        out.print("\nWhat would change this: " + "; ".join(found.would_change), markup=False)
+    note(
+        "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
+    )

@@ -1,0 +1,298 @@
+"""Whether to tune at all: prompt, few-shot, retrieval, tune on a host, tune on own hardware.
+
+Each rule looks at one fact against one threshold and gives points to some ways; ways that a need excludes are
+out. All points are shown with their reasons, so that a reader who weighs one differently sees what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from enum import StrEnum
+
+from orchestrate.costing import Ownership, cheapest
+from orchestrate.reports import text
+from orchestrate.reports.facts import Facts
+from orchestrate.types import Record, Score
+
+MIN_ROWS = 10
+"""OpenAI refuses fewer (fine-tuning guide); Fireworks refuses fewer than 3."""
+GAIN_ROWS = 50
+"""OpenAI's fine-tuning guide: clear improvements from 50 to 100 examples on."""
+MANY_ROWS = 500
+GOOD_SCORE = 0.95
+"""Of the base model on held-out rows: above it there is little to win."""
+POOR_SCORE = 0.8
+CONSISTENT = 0.95
+LABELS = 50
+"""At most so many distinct answers make a task a classification."""
+KNOWLEDGE_COPIED = 0.3
+"""Fewer words of the answers than this in the prompts, and answers that hardly repeat: they carry
+knowledge."""
+KNOWLEDGE_TOKENS = 20
+LONG_INSTRUCTIONS = 300
+FAST_MS = 500
+DUPLICATES = 0.1
+
+
+class Way(StrEnum):
+    PROMPT = "prompt"
+    FEW_SHOT = "few-shot"
+    RETRIEVAL = "retrieval"
+    TUNE_HOSTED = "tune on a host"
+    TUNE_OWN = "tune on own hardware"
+
+
+_TUNING = (Way.TUNE_HOSTED, Way.TUNE_OWN)
+
+
+class Needs(Record, frozen=True, kw_only=True):
+    """What the data does not tell."""
+
+    private: bool = False
+    """The data may not leave the user's machines."""
+    latency_ms: int | None = None
+    changing: bool = False
+    """What is true in the answers changes often."""
+    own_gpu: bool = False
+    base_score: Score | None = None
+    """Of the base model with the user's prompt, on held-out rows."""
+
+
+class Vote(Record, frozen=True, kw_only=True):
+    ways: tuple[Way, ...]
+    points: int
+    reason: str
+    turns: str
+    """What would change it."""
+
+
+class Choice(Record, frozen=True, kw_only=True):
+    way: Way
+    points: int
+    reasons: tuple[str, ...]
+    excluded: str | None = None
+
+
+class Advice(Record, frozen=True, kw_only=True):
+    choices: tuple[Choice, ...]
+    """Best first; excluded ones last."""
+    warnings: tuple[str, ...]
+    would_change: tuple[str, ...]
+    facts: Facts
+
+    @property
+    def best(self) -> Choice:
+        return self.choices[0]
+
+    @property
+    def close(self) -> bool:
+        """Whether the second is within a point: then it is no clear call."""
+        rest = [c for c in self.choices[1:] if c.excluded is None]
+        return bool(rest) and self.best.points - rest[0].points <= 1
+
+
+def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+    """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known."""
+    votes = [
+        *_by_rows(facts),
+        *_by_score(needs),
+        *_by_answers(facts),
+        *_by_prompt(facts),
+        *_by_needs(needs),
+        *_by_money(totals),
+    ]
+    out = _excluded(facts, needs)
+    choices = [
+        Choice(
+            way=way,
+            points=sum(v.points for v in votes if way in v.ways),
+            reasons=tuple(f"{v.points:+d} {v.reason}" for v in votes if way in v.ways),
+            excluded=out.get(way),
+        )
+        for way in Way
+    ]
+    ranked = sorted(choices, key=lambda c: (c.excluded is not None, -c.points))
+    if all(c.excluded for c in ranked):
+        ranked = sorted(choices, key=lambda c: (c.way is not Way.TUNE_OWN, -c.points))
+    return Advice(
+        choices=tuple(ranked),
+        warnings=tuple(_warnings(facts)),
+        would_change=tuple(dict.fromkeys(v.turns for v in votes if ranked[0].way in v.ways and v.points > 0)),
+        facts=facts,
+    )
+
+
+def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
+    out: dict[Way, str] = {}
+    if facts.rows < MIN_ROWS:
+        out |= dict.fromkeys(
+            _TUNING, f"{facts.rows} rows: a host takes {MIN_ROWS} at least, and fewer teach nothing"
+        )
+    if needs.private:
+        out[Way.TUNE_HOSTED] = "the data may not leave your machines"
+    return out
+
+
+def _by_rows(facts: Facts) -> Iterable[Vote]:
+    if facts.rows < GAIN_ROWS:
+        yield Vote(
+            ways=(Way.FEW_SHOT,),
+            points=2,
+            reason=f"{facts.rows} rows, fewer than {GAIN_ROWS}: show the best in the prompt",
+            turns=f"{GAIN_ROWS} rows or more",
+        )
+        yield Vote(ways=_TUNING, points=-2, reason=f"{facts.rows} rows, fewer than {GAIN_ROWS}", turns="")
+        return
+    many = facts.rows >= MANY_ROWS
+    mark = MANY_ROWS if many else GAIN_ROWS
+    yield Vote(
+        ways=_TUNING,
+        points=2 if many else 1,
+        reason=f"{facts.rows:,} rows, {mark} or more",
+        turns=f"fewer than {mark} good rows",
+    )
+
+
+def _by_score(needs: Needs) -> Iterable[Vote]:
+    score = needs.base_score
+    if score is None:
+        return
+    at = f"the base model scores {score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+    if score.low >= GOOD_SCORE:
+        yield Vote(
+            ways=(Way.PROMPT,),
+            points=4,
+            reason=f"{at}, {GOOD_SCORE} or more: little is left to win",
+            turns=f"a harder test on which the base model is below {GOOD_SCORE}",
+        )
+        yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
+    elif score.high < POOR_SCORE:
+        yield Vote(
+            ways=_TUNING,
+            points=2,
+            reason=f"{at}, below {POOR_SCORE}",
+            turns=f"a prompt or model that reaches {POOR_SCORE}",
+        )
+        yield Vote(ways=(Way.PROMPT,), points=-2, reason=f"{at}, below {POOR_SCORE}", turns="")
+    else:
+        yield Vote(
+            ways=(Way.FEW_SHOT, *_TUNING),
+            points=1,
+            reason=f"{at}: examples may close the gap",
+            turns="a score of few-shot prompting",
+        )
+
+
+def _by_answers(facts: Facts) -> Iterable[Vote]:
+    if facts.json_share >= CONSISTENT and facts.same_keys_share >= CONSISTENT:
+        yield Vote(
+            ways=_TUNING,
+            points=1,
+            reason=f"{facts.json_share:.0%} of the answers are JSON with the same keys",
+            turns="answers without one format",
+        )
+        yield Vote(
+            ways=(Way.PROMPT,),
+            points=1,
+            reason="structured outputs can enforce that format without tuning",
+            turns="a format that a JSON schema cannot say",
+        )
+    if facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
+        yield Vote(
+            ways=_TUNING,
+            points=2,
+            reason=f"{facts.distinct_answers} distinct answers, {LABELS} or fewer: a classification",
+            turns="free answers",
+        )
+    knowing = (
+        facts.copied_share < KNOWLEDGE_COPIED
+        and facts.distinct_share > 0.8
+        and facts.answer_tokens > KNOWLEDGE_TOKENS
+    )
+    if knowing:
+        reason = (
+            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they hardly repeat: "
+            "they carry knowledge, which tuning teaches badly"
+        )
+        yield Vote(
+            ways=(Way.RETRIEVAL,), points=3, reason=reason, turns="prompts that hold what the answers say"
+        )
+        yield Vote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
+
+
+def _by_prompt(facts: Facts) -> Iterable[Vote]:
+    if facts.shared_tokens >= LONG_INSTRUCTIONS:
+        yield Vote(
+            ways=_TUNING,
+            points=1,
+            reason=f"about {facts.shared_tokens:,.0f} tokens of the same instructions in every prompt, "
+            f"{LONG_INSTRUCTIONS} or more",
+            turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
+        )
+        yield Vote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are long already", turns="")
+
+
+def _by_needs(needs: Needs) -> Iterable[Vote]:
+    if needs.private:
+        yield Vote(
+            ways=(Way.TUNE_OWN,),
+            points=3,
+            reason="the data may not leave your machines",
+            turns="a contract under which a host may hold it",
+        )
+    if needs.changing:
+        yield Vote(
+            ways=(Way.RETRIEVAL,),
+            points=3,
+            reason="what is true changes often: look it up instead of training it in",
+            turns="facts that stay",
+        )
+        yield Vote(ways=_TUNING, points=-1, reason="what is true changes often", turns="")
+    if needs.latency_ms is not None and needs.latency_ms <= FAST_MS:
+        yield Vote(
+            ways=_TUNING,
+            points=1,
+            reason=f"{needs.latency_ms} ms, {FAST_MS} or less: small models with short prompts are fast",
+            turns=f"more than {FAST_MS} ms allowed",
+        )
+        yield Vote(
+            ways=(Way.FEW_SHOT, Way.RETRIEVAL), points=-1, reason="longer prompts take longer", turns=""
+        )
+    own = 1 if needs.own_gpu else 0 if needs.private else -1
+    if own:
+        reason = "a GPU of yours is there" if needs.own_gpu else "no GPU of yours was named"
+        yield Vote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
+
+
+def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
+    best = cheapest(totals)
+    if best is None or best.base is None or best.base_monthly_usd is None:
+        return
+    base_total = best.base_monthly_usd * best.months
+    way = Way.TUNE_OWN if best.monthly and best.monthly[0].unit == "usd_per_hour" else Way.TUNE_HOSTED
+    words = (
+        f"{text.money(best.expected_usd)} over {best.months} months on {best.provider}, "
+        f"{text.money(base_total)} by prompting {best.base.model}"
+    )
+    since = best.break_even_requests_per_day
+    if best.high_usd < base_total:
+        turns = f"fewer than {since:,} requests a day" if since else "a cheaper base model"
+        yield Vote(ways=(way,), points=2, reason=words, turns=turns)
+    elif best.low_usd > base_total:
+        turns = (
+            f"more than {since:,} requests a day" if since and since > Decimal(0) else "a dearer base model"
+        )
+        yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=words, turns=turns)
+
+
+def _warnings(facts: Facts) -> Iterable[str]:
+    if facts.duplicate_share > DUPLICATES:
+        yield (
+            f"{facts.duplicate_share:.0%} of the rows repeat an earlier one: "
+            "orchestrate data dedupe FILE  before anything else"
+        )
+    if 0.3 < facts.json_share < CONSISTENT:
+        yield f"only {facts.json_share:.0%} of the answers are JSON: a model learns that inconsistency too"
+    if facts.json_share >= CONSISTENT > facts.same_keys_share:
+        yield f"only {facts.same_keys_share:.0%} of the JSON answers have the same keys"

@@ -1,0 +1,172 @@
+"""Facts of datasets that were made to have them, and what follows."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.costing import BasePrice, Ownership
+from orchestrate.data import Dataset
+from orchestrate.reports.advice import Advice, Needs, Way, advise
+from orchestrate.reports.facts import Facts, measure
+from orchestrate.types import Quote, QuoteLine, Score
+
+
+def dataset(path: Path, rows: list[tuple[str, str, str]]) -> Dataset:
+    with path.open("w") as out:
+        for system, user, answer in rows:
+            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+            if system:
+                messages.insert(0, {"role": "system", "content": system})
+            out.write(json.dumps({"messages": messages}) + "\n")
+    return Dataset.open(path)
+
+
+def test_facts_of_an_extraction_task(tmp_path: Path) -> None:
+    system = "Extract the order. " * 100
+    rows = [(system, f"I want {i} apples", json.dumps({"item": "apples", "count": i})) for i in range(80)]
+    found = measure(dataset(tmp_path / "t.jsonl", [*rows, rows[0], rows[1]]))
+    assert found.rows == 82
+    assert found.json_share == found.same_keys_share == 1
+    assert found.distinct_answers == 80
+    assert found.duplicate_share == pytest.approx(2 / 82)
+    assert found.shared_tokens == pytest.approx(len(system) / 4)
+    assert found.prompt_tokens > 300 > found.answer_tokens > 5
+
+
+def test_facts_of_knowledge(tmp_path: Path) -> None:
+    rows = [
+        ("", f"Who is number {i}?", f"Person{i} lived in Town{i * 3} and built House{i * 7}")
+        for i in range(60)
+    ]
+    found = measure(dataset(tmp_path / "t.jsonl", rows))
+    assert found.copied_share < 0.3
+    assert found.distinct_share == 1
+    assert found.json_share == found.shared_tokens == 0
+
+
+def facts(**changes: Any) -> Facts:
+    values: dict[str, Any] = {
+        "rows": 1000,
+        "kind": "chat",
+        "prompt_tokens": 100.0,
+        "answer_tokens": 30.0,
+        "shared_tokens": 0.0,
+        "json_share": 0.0,
+        "same_keys_share": 0.0,
+        "distinct_answers": 900,
+        "distinct_share": 0.9,
+        "copied_share": 0.6,
+        "duplicate_share": 0.0,
+    }
+    return Facts(**(values | changes))
+
+
+def points(found: Advice, way: Way) -> int:
+    return next(c.points for c in found.choices if c.way is way)
+
+
+def test_few_rows_are_for_the_prompt() -> None:
+    found = advise(facts(rows=30), Needs())
+    assert found.best.way is Way.FEW_SHOT
+    assert found.would_change == ("50 rows or more",)
+
+
+def test_too_few_rows_exclude_tuning() -> None:
+    found = advise(facts(rows=9), Needs(own_gpu=True))
+    assert {c.way for c in found.choices if c.excluded} == {Way.TUNE_HOSTED, Way.TUNE_OWN}
+    assert "10 at least" in (found.choices[-1].excluded or "")
+
+
+def test_many_consistent_rows_are_for_tuning() -> None:
+    assert advise(facts(json_share=1.0, same_keys_share=1.0), Needs()).best.way is Way.TUNE_HOSTED
+
+
+def test_a_good_base_model_needs_no_tuning() -> None:
+    good = Needs(base_score=Score(value=0.97, low=0.96, high=0.99, n=500))
+    assert advise(facts(), good).best.way is Way.PROMPT
+    unsure = Needs(base_score=Score(value=0.97, low=0.90, high=0.99, n=20))
+    assert advise(facts(), unsure).best.way is Way.TUNE_HOSTED
+
+
+def test_a_poor_base_model_speaks_for_tuning() -> None:
+    poor = Needs(base_score=Score(value=0.3, low=0.25, high=0.35, n=500))
+    assert points(advise(facts(), poor), Way.TUNE_HOSTED) > points(advise(facts(), Needs()), Way.TUNE_HOSTED)
+
+
+def test_knowledge_is_looked_up() -> None:
+    found = advise(facts(copied_share=0.1, distinct_share=1.0, answer_tokens=80.0), Needs(changing=True))
+    assert found.best.way is Way.RETRIEVAL
+
+
+def test_private_data_stay() -> None:
+    found = advise(facts(), Needs(private=True))
+    assert found.best.way is Way.TUNE_OWN
+    assert next(c for c in found.choices if c.way is Way.TUNE_HOSTED).excluded
+
+
+def test_a_few_labels_are_a_classification() -> None:
+    found = advise(facts(distinct_answers=4, distinct_share=0.004), Needs())
+    assert any("4 distinct answers" in reason for reason in found.best.reasons)
+
+
+def total(tuned: str, base: str, unit: str = "usd_per_gpu_hour") -> Ownership:
+    line = QuoteLine(
+        component="hosting",
+        quantity=Decimal(1),
+        unit=unit,
+        usd_per_unit=Decimal(1),
+        usd_low=Decimal(tuned),
+        usd=Decimal(tuned),
+        usd_high=Decimal(tuned),
+    )
+    return Ownership(
+        provider="together",
+        model="m",
+        months=1,
+        training=Quote(provider="together", model="m"),
+        monthly=(line,),
+        low_usd=Decimal(tuned),
+        expected_usd=Decimal(tuned),
+        high_usd=Decimal(tuned),
+        base=BasePrice(model="b", provider="p", usd_per_request=Decimal(1), input_tokens=1, source="s"),
+        base_monthly_usd=Decimal(base),
+        break_even_requests_per_day=Decimal(500),
+    )
+
+
+def test_money_speaks_for_the_cheaper_side() -> None:
+    plain = advise(facts(), Needs())
+    saving = advise(facts(), Needs(), [total("10", "100")])
+    assert points(saving, Way.TUNE_HOSTED) == points(plain, Way.TUNE_HOSTED) + 2
+    assert "fewer than 500 requests a day" in saving.would_change
+    own = advise(facts(), Needs(), [total("10", "100", unit="usd_per_hour")])
+    assert points(own, Way.TUNE_OWN) == points(plain, Way.TUNE_OWN) + 2
+    losing = advise(facts(), Needs(), [total("100", "10")])
+    assert points(losing, Way.PROMPT) == points(plain, Way.PROMPT) + 2
+
+
+def test_latency_and_long_instructions() -> None:
+    plain, fast = advise(facts(), Needs()), advise(facts(), Needs(latency_ms=300))
+    assert points(fast, Way.FEW_SHOT) == points(plain, Way.FEW_SHOT) - 1
+    assert points(advise(facts(), Needs(latency_ms=501)), Way.FEW_SHOT) == points(plain, Way.FEW_SHOT)
+    long = advise(facts(shared_tokens=300.0), Needs())
+    assert points(long, Way.TUNE_HOSTED) == points(plain, Way.TUNE_HOSTED) + 1
+
+
+def test_bad_data_are_said_first() -> None:
+    assert any("dedupe" in text for text in advise(facts(duplicate_share=0.3), Needs()).warnings)
+    assert any("inconsistency" in text for text in advise(facts(json_share=0.6), Needs()).warnings)
+    assert any(
+        "same keys" in text for text in advise(facts(json_share=1.0, same_keys_share=0.5), Needs()).warnings
+    )
+    assert advise(facts(), Needs()).warnings == ()
+
+
+def test_close_calls_are_called_close() -> None:
+    assert advise(facts(), Needs(own_gpu=True)).close  # one point between host and own hardware
+    assert not advise(facts(), Needs(private=True)).close
