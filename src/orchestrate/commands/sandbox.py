@@ -64,6 +64,7 @@ def sandbox(
     kept = home or _default_home(context)
     hosts = _start(home=kept, speed=speed, train=train, model=model, slots=slots, threads=threads, port=port)
     with hosts as running:
+        ended = _end_on_signal()
         if json:
             print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
         else:
@@ -72,7 +73,8 @@ def sandbox(
         sys.stdout.flush()
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")
-        _wait_for_end()
+        while not ended.wait(0.5):
+            pass
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -124,19 +126,16 @@ def _default_home(context: typer.Context) -> Path:
     return config.load(config_file=given.get("config"), home=given.get("home")).home / "sandbox"
 
 
-def _wait_for_end() -> None:
-    """Until Ctrl-C or a polite kill; both are the ordinary end here."""
+def _end_on_signal() -> threading.Event:
+    """Set by Ctrl-C and by a polite kill; both are the ordinary end here."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
         ended.set()
 
+    signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
-    try:
-        while not ended.wait(0.5):
-            pass
-    except KeyboardInterrupt:
-        return
+    return ended
 
 
 def _code_of(child: subprocess.Popen[bytes]) -> int:

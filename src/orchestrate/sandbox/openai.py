@@ -114,6 +114,7 @@ class OpenAIHost(Host):
             seed=asked.seed
             if asked.seed is not None
             else int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) >> 1,
+            lora_rank=16,  # OpenAI does not tell its own
             examples=examples,
             tokens=tokens,
             validation_tokens=validation_tokens,
@@ -128,15 +129,16 @@ class OpenAIHost(Host):
         return job
 
     def _settle(self, job: Job, asked: CreateJob) -> None:
-        """Turns `auto` into numbers, by the rules that OpenAI has published for it."""
+        """Turns `auto` into numbers: epochs by OpenAI's rule, the batch never so small that the tiny model takes
+        long."""
         hyper = asked.hyper()
         n = max(1, job.examples)
         auto_epochs = openai_auto_epochs(n)
-        auto_batch = max(1, min(256, round(n * 0.002))) if job.kind == "sft" else 8
+        auto_batch = max(8, min(256, round(n * 0.002)))
         job.epochs = auto_epochs if hyper.n_epochs == "auto" else hyper.n_epochs
         job.batch_size = auto_batch if hyper.batch_size == "auto" else hyper.batch_size
         rate = hyper.learning_rate_multiplier
-        job.learning_rate = (1.8 if "mini" in job.base else 2.0) if rate == "auto" else rate
+        job.learning_rate = 2.0 if rate == "auto" else rate
         job.checkpoints = min(3, job.epochs)
         usd = training_usd(self.name, job)
         job.price_usd = str(usd) if usd is not None else None
