@@ -20,6 +20,8 @@ from orchestrate.providers.base import Provider
 from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
 from orchestrate.types import Feature, Job, JobHandle
 
+SPECS = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
+"""The API descriptions that the hosts publish, where they lie beside the checkout."""
 PLUGIN = Path(__file__).parent / "plugin" / "src"
 
 

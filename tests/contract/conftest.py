@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from backends import BACKENDS, HOSTED, Backend, data_files
+from backends import BACKENDS, HOSTED, SPECS, Backend, data_files
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 
-SPECS = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
 collect_ignore = [] if SPECS.is_dir() else ["test_published_specs.py"]
 
 
