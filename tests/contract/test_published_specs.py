@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from backends import Backend, methods
+from backends import SPECS, Backend, methods
 from jsonschema import Draft202012Validator
 from sent import bodies
 
-from conftest import SPECS
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.server import Sandbox
 
