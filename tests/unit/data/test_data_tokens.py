@@ -136,8 +136,8 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
 
 
 def test_hub_counts_equal_what_the_local_engine_trains() -> None:
-    from orchestrate.local.encoding import Template, encode, encode_pair
     from orchestrate.data.hub_tokens import load
+    from orchestrate.local.encoding import Template, encode, encode_pair
 
     template = Template.of(load(TINY))
     rows = list(Dataset.open(ORDERS).examples())[:50]

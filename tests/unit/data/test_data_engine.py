@@ -1,0 +1,112 @@
+"""Many processes and many ranges give what one pass gives."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.data.checking import Options, check
+from orchestrate.data.pool import WorkerDied, ordered
+from orchestrate.data.scan import Task, Total, ranges, scan
+
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of many lengths, some bad, some repeated, some with tools."""
+    path = tmp_path_factory.mktemp("engine") / "rows.jsonl"
+    with path.open("w") as out:
+        for i in range(ROWS):
+            messages = [
+                {"role": "user", "content": f"question {i % 2900} " + "x" * (i % 97)},
+                {"role": "assistant", "content": f"answer {i % 2900} " + "y " * (i % 53)},
+            ]
+            if i % 211 == 0:
+                out.write("{broken\n")
+            elif i % 307 == 0:
+                out.write("\n")
+            else:
+                out.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def _total(path: Path, step: int) -> Total:
+    total = Total()
+    task = Task(str(path), 0, 0, "openai-chat", (), ("o200k",), True, True)
+    for start, end in ranges(str(path), path.stat().st_size, step):
+        total.add(scan(replace(task, start=start, end=end)))
+    return total
+
+
+@pytest.mark.parametrize("step", [1, 100, 5_000, 77_777])
+def test_ranges_of_any_size_tell_the_same(file: Path, step: int) -> None:
+    whole, parts = _total(file, 1 << 30), _total(file, step)
+    assert parts.sha256.hexdigest() == whole.sha256.hexdigest()
+    assert (parts.rows, parts.lines) == (whole.rows, ROWS)
+    assert parts.numbers == whole.numbers and parts.prompts == whole.prompts
+    assert parts.lengths["o200k"].tokens == whole.lengths["o200k"].tokens
+    assert [(p.code, p.row) for p in parts.problems] == [(p.code, p.row) for p in whole.problems]
+    assert (parts.masks, parts.counts, parts.roles) == (whole.masks, whole.counts, whole.roles)
+    assert parts.first_rows == whole.first_rows
+
+
+def test_two_processes_tell_what_one_tells(file: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.jsonl"
+    big.write_bytes(file.read_bytes() * 40)
+    one, two = (check({"train": str(big)}, Options(tokenizer="o200k", workers=n)) for n in (1, 2))
+    assert big.stat().st_size > 16 << 20
+    assert one == two and one.files[0].lines == 40 * ROWS
+
+
+def test_examples_and_row_numbers(file: Path) -> None:
+    data = Dataset.open(file)
+    numbered = list(data.numbered())
+    assert len(numbered) == data.rows
+    bad = {p.row for p in data.problems}
+    assert {n for n, _ in numbered} == set(range(1, ROWS + 1)) - bad
+
+
+# -- the pool --------------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_order() -> None:
+    assert list(ordered(abs, [-3, 2, -1, 0, 5], workers=2)) == [3, 2, 1, 0, 5]
+
+
+def test_an_error_in_a_worker_is_raised_here() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(ordered(int, ["1", "2", "x", "4"], workers=2))
+
+
+def test_a_worker_that_dies_is_told() -> None:
+    with pytest.raises(WorkerDied, match="exit code"):
+        list(ordered(os._exit, [3, 3], workers=2))
+
+
+def test_leaving_early_ends_the_workers() -> None:
+    results = ordered(abs, list(range(1000)), workers=2)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_the_callers_script_is_not_run_again(tmp_path: Path) -> None:
+    """A script without a main guard, as most are, opens a large file: what it does besides happens once."""
+    import subprocess
+    import sys
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "%s"}\n' % ("word " * 200) * 30_000)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from orchestrate.data import Dataset\n"
+        f"open({str(tmp_path / 'log')!r}, 'a').write('ran\\n')\n"
+        f"print(Dataset.open({str(data)!r}).rows)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "30000\n" and (tmp_path / "log").read_text() == "ran\n"

@@ -1,0 +1,193 @@
+"""Hostile input ends in a clear error or in problems with rows, never in a trace of something else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrate.data import Dataset
+from orchestrate.data.checking import Options, check
+from orchestrate.data.rows import reading
+from orchestrate.data.shapes import BY_NAME
+from orchestrate.errors import DataError
+
+ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+def _codes(file: Path) -> dict[str, int]:
+    return check({"train": str(file)}, Options(hosts=(), tokenizer="o200k")).files[0].counts
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b'{"messages": ' + DEEP + b"}", "too-deep"),
+        (b'{"messages": [{"role": "user", "content": ' + DEEP + b"}]}", "too-deep"),
+        (b"\x00" * 50, "invalid-json"),
+        (b'{"messages": "\x00"}', "invalid-json"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "lone-surrogate"),
+        (b'{"messages": "\xff\xfe"}', "encoding"),
+        (b'{"messages": [{"role": "user", "content": "\xc3("}]}', "encoding"),
+        (b'{"a": ' + b"1" * 10_000 + b"}", "invalid-json"),
+        (b'{"a": NaN, "messages": []}', "invalid-json"),
+        (b'"just text"', "not-an-object"),
+        (b"null", "not-an-object"),
+        (b'{"messages": {}}', "bad-message"),
+        (b'{"messages": [[]]}', "bad-message"),
+        (b'{"messages": [{"role": {}, "content": []}]}', "bad-role"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', "bad-content"),
+        (b'{"messages": [{"role": "user", "content": "a", "tool_calls": 5}]}', "bad-tool-call"),
+        (b'{"messages": [{"role": "user", "content": "a", "weight": "x"}]}', "bad-message"),
+        (b'{"messages": [], "tools": 5}', "bad-tools"),
+        (b'{"messages": [], "tools": "[["}', "bad-tools"),
+    ],
+)
+def test_one_bad_line_is_one_problem_of_its_row(line: bytes, code: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROW + line + b"\n" + ROW)
+    data = Dataset.open(file)
+    assert data.rows == 2
+    assert {(p.code, p.row) for p in data.problems} >= {(code, 2)}
+
+
+def test_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("wb") as out:
+        out.write(ROW)
+        out.write(ROW.replace(b'"b"', b'"' + b"word " * 20_000_000 + b'"'))
+        out.write(ROW)
+    data = Dataset.open(file)
+    assert data.rows == 3 and data.bytes > 100_000_000 and data.problems == ()
+
+
+def test_a_million_problems(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROW + b"{}\n" * 1_000_000)
+    data = Dataset.open(file)
+    assert data.rows == 1 and len(data.problems) == 101
+    assert data.problems[-1].message == "999,900 more like this"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "empty"),
+        ("a.jsonl", b"\n\n \n", "empty"),
+        ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", "no row can be read"),
+        ("a.jsonl", b'{"foo": 1}\n', "foo"),
+        ("a.jsonl.gz", gzip.compress(ROW * 100_000)[:200], "ended before"),
+        ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "cannot read"),
+        ("a.jsonl.zst", zstandard.compress(random.Random(1).randbytes(100_000))[:5000], "cannot read|no row"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd" + b"x" * 50, "cannot read"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"', "record 1"),
+        ("a.json", b'[{"text": "a"} oops]', "record 1"),
+        ("a.json", b'[{"text": ' + DEEP + b"}]", "too deeply"),
+        ("a.csv", b"text\ncaf\xe9\n", "UTF-8"),
+        ("a.csv", b"a,b\n1,2\n", "a, b"),
+        ("a.parquet", b"PAR1" + b"x" * 100, "Parquet"),
+        ("a.arrow", b"ARROW1" + b"x" * 100, "Arrow"),
+        ("a.jsonl", b"\xff\xfea\x00b", "cannot read|UTF-8|no row"),
+    ],
+)
+def test_unreadable_file_says_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Dataset.open(file)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere/at/all.jsonl", "a\x00b", "nowhere://x/y.jsonl", "file:///nowhere.jsonl"]
+)
+def test_no_such_file(path: str) -> None:
+    with pytest.raises(DataError):
+        Dataset.open(path)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data files"):
+        Dataset.open(tmp_path)
+
+
+def test_missing_line_end_and_blank_lines(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROW + b"\r\n  \n" + ROW.rstrip())
+    data = Dataset.open(file)
+    assert [n for n, _ in data.numbered()] == [1, 4]
+    assert [(p.code, p.row) for p in data.problems] == [("blank-line", 2), ("blank-line", 3)]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "messages",
+                    "role",
+                    "content",
+                    "from",
+                    "value",
+                    "conversations",
+                    "tools",
+                    "type",
+                    "text",
+                    "function",
+                ]
+                + [
+                    "name",
+                    "arguments",
+                    "id",
+                    "tool_calls",
+                    "weight",
+                    "chosen",
+                    "rejected",
+                    "prompt",
+                    "completion",
+                ]
+                + [
+                    "input",
+                    "preferred_output",
+                    "non_preferred_output",
+                    "instruction",
+                    "output",
+                    "history",
+                    "image_url",
+                ]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(fields=st.data())
+def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
+    """Rows with the right names and any values: they are read, or have a problem."""
+    shape = BY_NAME[format]
+    names = shape.fields or frozenset({"messages", "prompt", "answer"})
+    row = {name: fields.draw(json_values) for name in sorted(names) if fields.draw(st.booleans())}
+    line = json.dumps(row).encode()
+    read = reading(format).read(line)
+    assert read.example is not None or read.problems
+
+
+@settings(max_examples=300, deadline=None)
+@given(line=st.binary(max_size=200))
+def test_no_bytes_break_a_reader(line: bytes) -> None:
+    read = reading("openai-chat").read(line)
+    assert read.example is None and read.problems

@@ -1,0 +1,309 @@
+"""split, dedupe, fix, inspect: sets of rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.data.deduping import dedupe
+from orchestrate.data.fixing import fix
+from orchestrate.data.inspecting import inspect
+from orchestrate.data.splitting import parse_shares, split
+from orchestrate.errors import UsageError
+
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "datasets"
+BAD = FIXTURES / "formats" / "bad"
+ORDERS = FIXTURES / "orders" / "train.jsonl"
+SHARES = (0.8, 0.1, 0.1)
+
+
+def chat(*texts: str, system: str | None = None) -> str:
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "assistant" if i % 2 else "user", "content": t} for i, t in enumerate(texts)]
+    return json.dumps({"messages": messages})
+
+
+def write(lines: list[str], file: Path) -> str:
+    file.write_text("".join(line + "\n" for line in lines))
+    return str(file)
+
+
+def sides(folder: Path) -> dict[str, str]:
+    """Each row's text -> the split that it fell into."""
+    return {
+        line: name
+        for name in ("train", "validation", "test")
+        for line in (folder / f"{name}.jsonl").read_text().splitlines()
+    }
+
+
+# -- split ---------------------------------------------------------------------------------------------------
+
+
+def test_split_holds_every_row_once_and_about_the_shares(tmp_path: Path) -> None:
+    lines = [chat(f"question {i}", f"answer {i}") for i in range(2000)]
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    assert sum(part.rows for part in report.files) == 2000 == len(sides(tmp_path / "out"))
+    for part, share in zip(report.files, SHARES, strict=True):
+        assert part.share == pytest.approx(share, abs=0.03)
+
+
+def test_split_is_stable_when_rows_are_added_and_shuffled(tmp_path: Path) -> None:
+    lines = [chat(f"question {i}", f"answer {i}") for i in range(500)]
+    more = lines + [chat(f"new {i}", f"answer {i}") for i in range(300)]
+    random.Random(1).shuffle(more)
+    split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "a", near_duplicates=False)
+    split(write(more, tmp_path / "b.jsonl"), SHARES, tmp_path / "b", near_duplicates=False)
+    before, after = sides(tmp_path / "a"), sides(tmp_path / "b")
+    assert {row: after[row] for row in before} == before
+
+
+def test_seed_changes_the_split(tmp_path: Path) -> None:
+    file = write([chat(f"question {i}", "a") for i in range(300)], tmp_path / "a.jsonl")
+    for seed in (0, 1):
+        split(file, SHARES, tmp_path / str(seed), seed=seed, near_duplicates=False)
+    assert sides(tmp_path / "0") != sides(tmp_path / "1")
+
+
+def test_a_conversation_stays_on_one_side(tmp_path: Path) -> None:
+    """Rows unrolled turn by turn begin alike."""
+    lines = [
+        chat(*(f"talk {talk} turn {t}" for t in range(2 * turns)), system=f"system {talk}")
+        for talk in range(150)
+        for turns in (1, 2, 3)
+    ]
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    where: dict[str, set[str]] = {}
+    for row, side in sides(tmp_path / "out").items():
+        where.setdefault(json.loads(row)["messages"][0]["content"], set()).add(side)
+    assert report.groups == 150 == len(where)
+    assert all(len(found) == 1 for found in where.values())
+    assert set.union(*where.values()) == {"train", "validation", "test"}
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    r = random.Random(2)
+    lines: list[str] = []
+    for topic in range(60):
+        words = [f"{topic}w{r.randrange(1000)}" for _ in range(150)]
+        for copy in range(4):
+            words[copy * 7] = f"changed{copy}"
+            lines.append(chat(f"topic {topic} copy {copy} " + " ".join(words), "done"))
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out")
+    where: dict[str, set[str]] = {}
+    for row, side in sides(tmp_path / "out").items():
+        topic = json.loads(row)["messages"][0]["content"].split()[1]
+        where.setdefault(topic, set()).add(side)
+    assert report.groups == 60 and all(len(found) == 1 for found in where.values())
+
+
+def test_stratified_split_keeps_the_mix(tmp_path: Path) -> None:
+    lines = [chat(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(400)]
+    file = write(lines, tmp_path / "a.jsonl")
+    report = split(file, SHARES, tmp_path / "out", stratify=True, near_duplicates=False)
+    rare = {name: 0 for name in ("train", "validation", "test")}
+    for row, side in sides(tmp_path / "out").items():
+        rare[side] += "rare" in row
+    assert [part.rows for part in report.files] == [320, 40, 40] and rare == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("0.9/0.1", (0.9, 0.1)), ("4:1", (0.8, 0.2))]
+)
+def test_shares(text: str, shares: tuple[float, ...]) -> None:
+    assert parse_shares(text) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("text", ["", "80", "a/b", "1/2/3/4", "-1/2", "50/0"])
+def test_wrong_shares(text: str) -> None:
+    with pytest.raises(UsageError, match="80/10/10"):
+        parse_shares(text)
+
+
+# -- dedupe --------------------------------------------------------------------------------------------------
+
+
+def test_dedupe_keeps_the_first_and_logs_the_rest(tmp_path: Path) -> None:
+    lines = [chat("a", "1"), chat("b", "2"), chat("a", "1").replace('": ', '":  '), chat("a", "other")]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert (report.rows, report.kept, report.exact, report.near) == (4, 3, 1, 0)
+    assert [
+        json.loads(row)["messages"][1]["content"] for row in (tmp_path / "out.jsonl").read_text().splitlines()
+    ] == [
+        "1",
+        "2",
+        "other",
+    ]
+    assert report.log is not None
+    assert json.loads(Path(report.log).read_text()) == {"row": 3, "because_of": 1, "near": False}
+
+
+def test_dedupe_near(tmp_path: Path) -> None:
+    words = [f"w{i}" for i in range(200)]
+    near = words.copy()
+    near[100] = "changed"
+    half = words[:100] + [f"v{i}" for i in range(100)]
+    lines = [chat("q", " ".join(text)) for text in (words, near, half)]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), tmp_path / "out.jsonl", near_duplicates=True)
+    assert [(r.row, r.because_of, r.near) for r in report.removed] == [(2, 1, True)]
+    assert Dataset.open(tmp_path / "out.jsonl").rows == 2
+
+
+def test_dedupe_near_finds_what_exact_comparison_of_all_pairs_finds(tmp_path: Path) -> None:
+    """Recall against Jaccard over all pairs of five-word shingles."""
+    r = random.Random(5)
+    texts: list[list[str]] = []
+    for _ in range(120):
+        base = [f"w{r.randrange(5000)}" for _ in range(120)]
+        texts.append(base)
+        copy = base.copy()
+        for _ in range(r.choice((1, 2, 8, 40))):
+            copy[r.randrange(120)] = f"x{r.randrange(5000)}"
+        texts.append(copy)
+    shingles = [{tuple(t[i : i + 5]) for i in range(len(t) - 4)} for t in texts]
+    alike = {
+        j + 1
+        for i in range(0, len(texts), 2)
+        for j in (i + 1,)
+        if len(shingles[i] & shingles[j]) / len(shingles[i] | shingles[j]) >= 0.85
+    }
+    unlike = {
+        j + 1
+        for i in range(0, len(texts), 2)
+        for j in (i + 1,)
+        if len(shingles[i] & shingles[j]) / len(shingles[i] | shingles[j]) < 0.6
+    }
+    file = write([json.dumps({"text": " ".join(t)}) for t in texts], tmp_path / "a.jsonl")
+    found = {r.row for r in dedupe(file, None, near_duplicates=True).removed}
+    assert len(alike) > 30 and len(unlike) > 20
+    assert len(alike & found) >= 0.95 * len(alike)
+    assert not unlike & found
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    file = write([chat("a", "1")] * 2, tmp_path / "a.jsonl")
+    report = dedupe(file, None)
+    assert report.exact == 1 and report.output is None and len(list(tmp_path.iterdir())) == 1
+
+
+# -- fix -----------------------------------------------------------------------------------------------------
+
+REPAIRED = {
+    "bad-role",
+    "bad-content",
+    "last-not-assistant",
+    "weight-on-input",
+    "lone-surrogate",
+    "encoding",
+    "mojibake",
+    "control-character",
+    "mixed-format",
+}
+LEFT_OUT = {
+    "invalid-json": "invalid-json",
+    "not-an-object": "not-an-object",
+    "too-deep": "too-deep",
+    "blank-line": "blank-line",
+    "unknown-format": "unknown-format",
+    "no-messages": "no-messages",
+    "no-assistant": "no-assistant",
+    "empty-content": "empty-content",
+    "bad-weight": "bad-weight",
+    "nothing-trained": "nothing-trained",
+    "bad-tool-call": "bad-tool-call",
+    "bad-arguments": "bad-arguments",
+    "unanswered-call": "unanswered-call",
+    "orphan-answer": "orphan-answer",
+    "bad-tools": "bad-tools",
+    "duplicate": "duplicate",
+    "same-answers": "same-answers",
+    "empty-completion": "empty-completion",
+}
+
+
+@pytest.mark.parametrize("code", sorted(REPAIRED))
+def test_row_is_repaired(code: str, tmp_path: Path) -> None:
+    report = fix(str(BAD / f"{code}.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == {code: 1}
+    assert report.left_out == {}
+    assert Dataset.open(report.output).problems == ()
+    assert report.written == report.lines
+
+
+@pytest.mark.parametrize("code", LEFT_OUT)
+def test_row_beyond_repair_is_left_out_and_logged(code: str, tmp_path: Path) -> None:
+    report = fix(str(BAD / f"{code}.jsonl"), tmp_path / "out.jsonl")
+    assert report.left_out == {LEFT_OUT[code]: 1} and report.written == report.lines - 1
+    (change,) = [json.loads(line) for line in Path(report.log).read_text().splitlines()]
+    assert (change["row"], change["code"], change["action"]) == (report.lines, LEFT_OUT[code], "left out")
+    assert Dataset.open(report.output).rows == report.written
+
+
+def test_repairs_say_the_right_thing(tmp_path: Path) -> None:
+    def last(code: str) -> list[dict[str, str]]:
+        report = fix(str(BAD / f"{code}.jsonl"), tmp_path / f"{code}.jsonl")
+        return json.loads(Path(report.output).read_text().splitlines()[-1])["messages"]
+
+    assert last("bad-role")[0]["role"] == "user"
+    assert last("bad-content")[0]["content"] == "5"
+    assert [m["role"] for m in last("last-not-assistant")] == ["user", "assistant"]
+    assert last("mojibake")[0]["content"] == "Café?"
+    assert last("control-character")[0]["content"] == "ab"
+    assert last("lone-surrogate")[0]["content"] == "\ufffd"
+
+
+def test_neighbours_are_joined_for_together_only(tmp_path: Path) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "c"},
+        ]
+    }
+    file = write([json.dumps(row)], tmp_path / "a.jsonl")
+    assert fix(file, tmp_path / "plain.jsonl").repaired == {}
+    assert fix(file, tmp_path / "together.jsonl", hosts=("together",)).repaired == {"not-alternating": 1}
+    messages = json.loads((tmp_path / "together.jsonl").read_text())["messages"]
+    assert [m["content"] for m in messages] == ["a\n\nb", "c"]
+
+
+def test_clean_file_stays_as_it_is(tmp_path: Path) -> None:
+    report = fix(str(ORDERS), tmp_path / "out.jsonl")
+    assert report.repaired == report.left_out == {}
+    assert Dataset.open(report.output).digest == Dataset.open(ORDERS).digest
+
+
+# -- inspect -------------------------------------------------------------------------------------------------
+
+
+def test_inspect(tmp_path: Path) -> None:
+    lines = [
+        chat(f"How is the weather in town number {i}?", "It is a fine day " * (i % 7 + 1)) for i in range(50)
+    ]
+    lines += [chat("a", "b", "c", "d"), lines[0], "{broken"]
+    file = write(lines, tmp_path / "a.jsonl")
+    report = inspect(file)
+    count = Dataset.open(file).tokens("o200k")
+    assert (report.rows, report.rows_with_errors, report.duplicates) == (52, 1, 1)
+    assert report.tokens == count.tokens and report.epoch_tokens["3"] == 3 * count.tokens
+    assert sum(b.count for b in report.histogram) == 52
+    assert report.histogram[0].low == min(count.lengths) and report.histogram[-1].high == count.longest
+    assert report.turns == {"1": 51, "2": 1} and report.roles == {"user": 53, "assistant": 53}
+    assert report.longest[0].tokens == count.longest
+    assert report.languages["en"] > 40
+    assert report.problems == {"invalid-json": 1} and "300" in report.guidance
+
+
+def test_inspect_of_tools_and_pairs() -> None:
+    tools = inspect(str(FIXTURES / "formats" / "good" / "openai_tools.jsonl"))
+    assert tools.tools == {"weather": 2} and not tools.tokens_exact
+    pairs = inspect(str(FIXTURES / "formats" / "good" / "trl_preference.jsonl"))
+    assert sum(b.count for b in pairs.histogram) == 6 and {r.row for r in pairs.longest} <= {1, 2, 3}
