@@ -21,6 +21,7 @@ from orchestrate.types import (
     MetricPoint,
     Reply,
     Run,
+    SubmitPhase,
 )
 
 if TYPE_CHECKING:
@@ -129,6 +130,15 @@ class RunHandle:
         return self.refresh()
 
     def resume(self) -> Run:
+        """Goes on with a paused job, or with a submit that was interrupted before its job was made."""
+        if self.record.job_id is None:
+            from orchestrate.spec import JobSpec
+            from orchestrate.tracking import Submitter
+
+            spec = JobSpec.parse(self.record.spec)
+            data = self._ft.data(spec) if self.record.phase is SubmitPhase.INTENT else None
+            self.record = Submitter(self._ft.store, self.provider).resume(self.record, data)
+            return self.record
         self.provider.require(Feature.RESUME)
         self.provider.resume(self.record.handle)
         return self.refresh()

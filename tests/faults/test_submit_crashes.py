@@ -56,11 +56,10 @@ class World:
     def child(self, name: str, point: str = "none", action: str = "kill") -> subprocess.Popen[bytes]:
         self.marks = self.home / f"marks-{time.monotonic_ns()}"
         arguments = [self.url, name, self.rows, self.marks, point, action]
-        return subprocess.Popen(
-            [sys.executable, CHILD, *map(str, arguments)],
-            env={**os.environ, **self.env},
-            stderr=(self.home / "child.log").open("ab"),
-        )
+        with (self.home / "child.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, CHILD, *map(str, arguments)], env={**os.environ, **self.env}, stderr=log
+            )
 
     def submit(self, name: str) -> Run:
         data = TrainingData.open(str(self.rows))

@@ -22,6 +22,9 @@ class History(Database):
     def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
         """The events that were new, in order."""
         added: list[Event] = []
+        events = list(events)
+        if not events:
+            return added
         with self.writing() as connection:
             for event in events:
                 done = connection.execute(
@@ -78,23 +81,29 @@ class History(Database):
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
         """Merges by step: a host may tell the training loss first and the validation loss later. Returns how
         many steps were new or changed."""
-        table, changed = schema.metrics, 0
+        table, points = schema.metrics, list(points)
+        known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
+        # Most polls bring nothing new, and a look needs no lock.
+        with self.reading() as connection:
+            known = {step: record for step, record in connection.execute(known_of)}
+        if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
+            return 0
+        changed: set[int] = set()
         with self.writing() as connection:
-            rows = connection.execute(select(table.c.step, table.c.record).where(table.c.run_id == run_id))
-            known = {step: record for step, record in rows}
+            known = {step: record for step, record in connection.execute(known_of)}
             for point in points:
                 record = _merged(known.get(point.step), point)
                 if record == known.get(point.step):
                     continue
                 known[point.step] = record
-                changed += 1
+                changed.add(point.step)
                 insert = self.insert(table).values(run_id=run_id, step=point.step, record=record)
                 connection.execute(
                     insert.on_conflict_do_update(
                         index_elements=["run_id", "step"], set_={"record": insert.excluded.record}
                     )
                 )
-        return changed
+        return len(changed)
 
     def metrics(self, run_id: str) -> list[MetricPoint]:
         """In order of steps."""
@@ -105,9 +114,12 @@ class History(Database):
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
         """Adds or replaces by id. One that the host no longer lists is kept."""
-        table = schema.checkpoints
+        table, known = schema.checkpoints, self.checkpoints(run_id)
+        new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
+        if not new:
+            return
         with self.writing() as connection:
-            for checkpoint in checkpoints:
+            for checkpoint in new:
                 insert = self.insert(table).values(
                     run_id=run_id, id=checkpoint.id, record=checkpoint.to_json().decode()
                 )

@@ -171,7 +171,7 @@ class Submitter:
             self._apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
         raise StoreError(
             f"run {run.id}: writing to the run store takes longer than {self.timing.send_limit_s:.0f} s",
-            fix=f"nothing was sent; when the machine is less busy: orchestrate submit --resume {run.id}",
+            fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
         )
 
     def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
