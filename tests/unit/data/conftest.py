@@ -8,8 +8,8 @@ import pytest
 
 
 def corpus(count: int, seed: int = 3) -> list[str]:
-    """Texts that tokenizers disagree about: scripts, digits, white space, punctuation, emoji, code, marks that
-    look like special tokens."""
+    """Texts that tokenizers disagree about: scripts, digits, white space, punctuation, emoji, code, marks
+    that look like special tokens."""
     r = random.Random(seed)
     pools = (
         "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ",

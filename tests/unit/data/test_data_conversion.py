@@ -162,7 +162,8 @@ def test_unknown_target() -> None:
         convert(str(GOOD / "text.jsonl"), "nowhere", Path("out"))
 
 
-# -- what each host is sent ------------------------------------------------------------------------------------
+# -- what each host is sent
+# ------------------------------------------------------------------------------------
 
 
 def _sent(name: str, target: str, folder: Path, **options: Any) -> list[dict[str, Any]]:

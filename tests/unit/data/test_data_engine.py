@@ -72,7 +72,8 @@ def test_examples_and_row_numbers(file: Path) -> None:
     assert {n for n, _ in numbered} == set(range(1, ROWS + 1)) - bad
 
 
-# -- the pool --------------------------------------------------------------------------------------------------
+# -- the pool
+# --------------------------------------------------------------------------------------------------
 
 
 def test_results_come_in_order() -> None:

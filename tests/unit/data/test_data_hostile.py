@@ -142,8 +142,6 @@ json_values = st.recursive(
                     "type",
                     "text",
                     "function",
-                ]
-                + [
                     "name",
                     "arguments",
                     "id",
@@ -153,8 +151,6 @@ json_values = st.recursive(
                     "rejected",
                     "prompt",
                     "completion",
-                ]
-                + [
                     "input",
                     "preferred_output",
                     "non_preferred_output",

@@ -32,8 +32,8 @@ URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 
 @pytest.fixture(scope="session", params=["o200k_base", "cl100k_base"])
 def encoding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiktoken.Encoding:
-    """tiktoken with its own pattern and merges; the merges come with the package bpe-openai, and tiktoken checks
-    that they are the published ones."""
+    """tiktoken with its own pattern and merges; the merges come with the package bpe-openai, and tiktoken
+    checks that they are the published ones."""
     name: str = request.param
     folder = tmp_path_factory.mktemp("tiktoken")
     package = find_spec("bpe_openai")
@@ -108,7 +108,8 @@ def test_plain_kinds_have_no_overhead() -> None:
     assert list(counted.tokens) == [one[0], sum(one)] and list(counted.trained) == [one[0], one[1]]
 
 
-# -- a tokenizer of the hub ------------------------------------------------------------------------------------
+# -- a tokenizer of the hub
+# ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +162,8 @@ def test_hub_counts_equal_what_the_local_engine_trains() -> None:
     assert list(in_pairs.trained) == [sum(1 for w in e.weights if w) for e in sides]
 
 
-# -- names -----------------------------------------------------------------------------------------------------
+# -- names
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_resolution_prefers_the_models_own_tokenizer() -> None:
