@@ -236,8 +236,8 @@ class Orchestrator:
         """What an ended run did cost, from the best source that there is; `None` when nothing is known."""
         from orchestrate import costing
 
-        kind = self.settings.host(run.provider).type
-        return costing.bill_run(run, job, prices=kind, book=self.rates)
+        prices = self.settings.host(run.provider).options.get("prices")
+        return costing.bill_run(run, job, prices=prices, book=self.rates)
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or

@@ -204,13 +204,19 @@ class JobSpec(_Part):
 
         Raises `SpecError` when there is no model for it or an override is wrong.
         """
-        values = self.model_dump(mode="json", exclude_unset=True, exclude={"overrides"})
-        values["model"] = self.model_for(provider)
-        return JobSpec.parse(values | self.overrides.get(provider, {}))
+        values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
+        return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """The settings that the user gave, JSON-ready; defaults that were not asked for are left out."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """The settings that the user gave, JSON-ready; defaults that were not asked for are left out. `parse`
+        makes the same spec of it again."""
+        given = self.model_dump(mode="json", exclude_unset=True)
+        for name, part in (("method", self.method), ("adapter", self.adapter)):
+            if (
+                name in given
+            ):  # LoRA(r=8) leaves its tag unset, and without it the part could not be read back
+                given[name] = {"type": part.type, **given[name]}
+        return given
 
     def hash(self) -> str:
         """sha256 of the canonical JSON of the spec: equal specs have equal hashes, whatever the YAML looked

@@ -104,6 +104,38 @@ def test_overrides_reach_into_parts(tmp_path: Path) -> None:
     assert spec.tags == {"team": "nlp"}
 
 
+def test_a_backend_gets_its_own_model_and_overrides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "model: {local: tiny, openai: gpt}\ntrain: t\nepochs: 3\nadapter: {type: lora, r: 8}\n"
+        "overrides:\n  local: {epochs: 1, adapter: qlora}\n",
+    )
+    spec = specfile.load(path)
+    assert (spec.on("openai").model, spec.on("openai").epochs) == ("gpt", 3)
+    assert spec.on("openai").adapter == LoRA(r=8)
+    local = spec.on("local")
+    assert (local.model, local.epochs, local.adapter) == ("tiny", 1, QLoRA())
+    assert "overrides" not in local.asked() and local.on("local") == local
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"train": "other"}, "overrides.local cannot change train"),
+        ({"epoch": 1}, "did you mean epochs"),
+        ({"epochs": 0}, "epochs: Input should be greater"),
+    ],
+)
+def test_a_wrong_override_is_refused(fields: dict[str, object], expected: str) -> None:
+    with pytest.raises(SpecError, match=expected):
+        JobSpec.parse({"model": "m", "train": "t", "overrides": {"local": fields}}).on("local")
+
+
+def test_what_was_asked_makes_the_same_spec() -> None:
+    spec = JobSpec(model="m", train="t", adapter=LoRA(r=8), method=DPO(beta=0.3))
+    assert JobSpec.parse(spec.asked()) == spec
+
+
 @pytest.mark.parametrize("pair", ["epochs", "=3", "epochs=[1"])
 def test_a_malformed_set_is_a_usage_error(pair: str) -> None:
     with pytest.raises(UsageError):
