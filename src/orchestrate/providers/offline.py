@@ -20,9 +20,11 @@ NO_QUOTE = ("model", "method", "method.type")
 
 
 def problems(
-    provider: str, spec: JobSpec, data: TrainingData, translation: Translation, config: HostConfig
+    kind: str, spec: JobSpec, data: TrainingData, translation: Translation, config: HostConfig
 ) -> list[Problem]:
-    """Refused settings, a missing W&B key, and what the host's data rules say about each file."""
+    """Refused settings, a missing W&B key, and what the host's data rules say about each file. `kind` is the
+    backend whose rules, models and prices hold; an instance of it may go by another name."""
+    provider = translation.provider
     found = [
         _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
         for s in translation.refused
@@ -33,16 +35,17 @@ def problems(
             _problem(provider, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=...")
         )
     try:
-        model = catalog.resolve(spec.model_for(provider), provider)
+        model = catalog.resolve(spec.model_for(provider), kind)
     except UsageError:
         return found  # the translation's row of the model says so
     for dataset in (data.train, data.validation):
         if dataset is not None:
-            found += _of_file(provider, spec, dataset, model, validation=dataset is data.validation)
+            found += _of_file(kind, spec, dataset, model, validation=dataset is data.validation)
     return found
 
 
-def quote(provider: str, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
+def quote(kind: str, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
+    provider = translation.provider
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider, model=translation.model, unavailable=setting.rule)
@@ -51,7 +54,8 @@ def quote(provider: str, spec: JobSpec, data: TrainingData, translation: Transla
         spec=spec,
         data=data,
         translation=translation,
-        resolved=catalog.resolve(spec.model_for(provider), provider),
+        resolved=catalog.resolve(spec.model_for(provider), kind),
+        prices=kind,
     )
 
 

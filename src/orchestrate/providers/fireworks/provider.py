@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.config import HostConfig
 from orchestrate.errors import (
     Conflict,
     InvalidRequest,
@@ -33,6 +33,7 @@ from orchestrate.errors import (
 from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
+from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
@@ -56,15 +57,11 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    import httpx
-    from fireworks import Fireworks
-
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
-_PAGE = 200
 
 
 class FireworksProvider(Provider):
@@ -82,22 +79,21 @@ class FireworksProvider(Provider):
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
         self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
-        self._sdk: Fireworks | None = None
-        self._plain_http: httpx.Client | None = None
-        self._found_account: str | None = config.account_id
-        self._datasets = Datasets(self._client, self._http, self._account, self._wire, sleep=sleep)
-        self._serving = Serving(self._client, self._account, self._wire, self._inference_url)
+        self._at = Connection(config, self._wire)
+        at = self._at
+        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, sleep=sleep)
+        self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translation.translate(spec)
+        return translation.translate(spec, self.name)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(self.name, spec, data, self.translate(spec), self.config)
+        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(self.name, spec, data, self.translate(spec))
+        return offline.quote(translation.NAME, spec, data, self.translate(spec))
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -128,8 +124,8 @@ class FireworksProvider(Provider):
             reason = "Fireworks estimates the price of SFT jobs only"
             return Quote(provider=self.name, model=model, unavailable=reason)
         body = self._filled(spec, remote)
-        path = f"/v1/accounts/{self._account()}/supervisedFineTuningJobs:estimateCost"
-        client = self._client()
+        path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
+        client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
         total = reading.usd_of(answer.get("estimatedCost"))
         if total is None:
@@ -150,7 +146,7 @@ class FireworksProvider(Provider):
                 raise MissingKey("W&B", "WANDB_API_KEY")
             body["wandbConfig"]["apiKey"] = str(key)
         job_id = translation.job_id(ref)
-        path, client = f"/v1/accounts/{self._account()}/{KINDS[kind]}", self._client()
+        path, client = f"/v1/accounts/{self._at.account()}/{KINDS[kind]}", self._at.client()
         try:
             self._wire.send_once(
                 ref,
@@ -173,15 +169,15 @@ class FireworksProvider(Provider):
         found: list[JobHandle] = []
         for kind in KINDS:
             with suppress(NotFound):
-                self._raw(kind, job_id)
+                self._at.job(kind, job_id)
                 found.append(JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind))
         return found
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
-        raw, kind = self._find_raw(job)
-        return reading.job_of(raw, kind, job.ref)
+        raw, kind = self._at.find(job)
+        return reading.job_of(raw, kind, job.ref, self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         def age(job: Job) -> float:
@@ -191,24 +187,24 @@ class FireworksProvider(Provider):
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Made of the job's state and progress: the host keeps none."""
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         found = reading.events_of(raw)
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
 
     def base_models(self) -> Sequence[HostModel]:
-        client = self._client()
-        pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=_PAGE))
+        client = self._at.client()
+        pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=PAGE))
         return listing.fireworks_models(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         """Of the host's metrics file; none until it is written."""
-        raw, kind = self._find_raw(job)
+        raw, kind = self._at.find(job)
         url = text(raw.get("metricsFileSignedUrl"))
         try:
             if kind != "supervised":
-                path = f"{self._path(kind, job.job_id)}:getMetricsFileEndpoint"
-                client = self._client()
+                path = f"{self._at.path(kind, job.job_id)}:getMetricsFileEndpoint"
+                client = self._at.client()
                 answer = self._wire.read(lambda: client.get(path, cast_to=object), expect=dict)
                 url = text(table(answer).get("signedUrl"))
             if url is None:
@@ -222,28 +218,28 @@ class FireworksProvider(Provider):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        raw, kind = self._find_raw(job)
+        raw, kind = self._at.find(job)
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             return
         try:
-            self._act(kind, job.job_id, "cancel")
+            self._at.act(kind, job.job_id, "cancel")
         except (InvalidRequest, Conflict):
             # It ended between the two requests.
-            if not self.status(state_of(self._raw(kind, job.job_id).get("state"))).terminal:
+            if not self.status(state_of(self._at.job(kind, job.job_id).get("state"))).terminal:
                 raise
 
     def resume(self, job: JobHandle) -> None:
         """Goes on with a job that was stopped or failed, from its last state at the host."""
-        raw, kind = self._find_raw(job)
+        raw, kind = self._at.find(job)
         if self.status(state_of(raw.get("state"))) in (JobStatus.RUNNING, JobStatus.QUEUED):
             return
-        self._act(kind, job.job_id, "resume")
+        self._at.act(kind, job.job_id, "resume")
 
     def delete(self, job: JobHandle) -> None:
         with suppress(NotFound):
-            _, kind = self._find_raw(job)
-            path, client = self._path(kind, job.job_id), self._client()
+            _, kind = self._at.find(job)
+            path, client = self._at.path(kind, job.job_id), self._at.client()
             self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
 
     # -- the tuned model -----------------------------------------------------------------------------------
@@ -255,7 +251,7 @@ class FireworksProvider(Provider):
         if checkpoint is not None:
             raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
         archives.require_empty(dest)
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
         waiting = dest.parent / f".{dest.name}.{job.job_id}.download"
         self._fetch(model, waiting, progress)
@@ -275,16 +271,16 @@ class FireworksProvider(Provider):
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         base = text(reading.settings_of(raw).get("baseModel")) or ""
         return self._serving.deploy(job.job_id, self._tuned(job, raw), base, options)
 
     def undeploy(self, job: JobHandle) -> None:
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         self._serving.remove(job.job_id, reading.tuned_model(raw))
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         return self._serving.find(job.job_id, reading.tuned_model(raw))
 
     def generate(
@@ -297,7 +293,7 @@ class FireworksProvider(Provider):
         temperature: float = 0.0,
     ) -> list[Reply]:
         """`base` asks the base model under its own name, which the host serves to all for some models."""
-        raw, _ = self._find_raw(job)
+        raw, _ = self._at.find(job)
         if base:
             model = str(reading.settings_of(raw).get("baseModel"))
         else:
@@ -308,63 +304,15 @@ class FireworksProvider(Provider):
                     fix="orchestrate deploy RUN   (it shows the hourly price first)",
                 )
             model = endpoint.model
-        create = self._client().with_options(base_url=self._inference_url).chat.completions.create
+        create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
         return chat.replies(
             self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
         )
 
     def close(self) -> None:
-        if self._sdk is not None:
-            self._sdk.close()
-            self._sdk = None
-        if self._plain_http is not None:
-            self._plain_http.close()
-            self._plain_http = None
+        self._at.close()
 
     # -- own -----------------------------------------------------------------------------------------------
-
-    def _client(self) -> Fireworks:
-        if self._sdk is None:
-            from fireworks import Fireworks
-
-            self._sdk = Fireworks(
-                api_key=self.config.require_key().reveal(),
-                base_url=self.config.base_url or DEFAULT_URLS[self.name],
-                timeout=self.config.timeout_s,
-                max_retries=0,
-            )
-        return self._sdk
-
-    def _http(self) -> httpx.Client:
-        """For signed URLs: it never carries the key."""
-        if self._plain_http is None:
-            import httpx
-
-            self._plain_http = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
-        return self._plain_http
-
-    @property
-    def _inference_url(self) -> str:
-        base = self.config.base_url or DEFAULT_URLS[self.name]
-        return f"{base}/inference" if base == DEFAULT_URLS[self.name] else base
-
-    def _account(self) -> str:
-        """The configured account, else the only one of the key. Raises `UsageError` when there are more."""
-        if self._found_account is None:
-            client = self._client()
-            names = [
-                reading.id_of(entry.get("name"))
-                for page in self._wire.pages(lambda: client.accounts.list(page_size=_PAGE))
-                for entry in items(page)
-            ]
-            if len(names) != 1:
-                known = ", ".join(sorted(names)) or "none"
-                raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
-                    fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
-                )
-            self._found_account = names[0]
-        return self._found_account
 
     def _body(self, spec: JobSpec) -> dict[str, Any]:
         translated = self.translate(spec)
@@ -380,52 +328,23 @@ class FireworksProvider(Provider):
         place = cast("dict[str, Any]", reading.settings_of(body))
         warm = text(place.get("warmStartFrom"))
         if warm is not None and not warm.startswith("accounts/"):
-            place["warmStartFrom"] = f"accounts/{self._account()}/models/{warm}"
+            place["warmStartFrom"] = f"accounts/{self._at.account()}/models/{warm}"
         if translation.needs_steps(spec):
             told = remote.details.get("examples") or self._datasets.examples(remote.train_id)
             translation.fill_steps(body, spec, int(told or 1))
         return body
 
-    def _path(self, kind: str, job_id: str) -> str:
-        return f"/v1/accounts/{self._account()}/{KINDS[kind]}/{job_id}"
-
-    def _raw(self, kind: str, job_id: str) -> dict[str, Any]:
-        path, client = self._path(kind, job_id), self._client()
-        return table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
-
-    def _find_raw(self, job: JobHandle) -> tuple[dict[str, Any], str]:
-        """The job and its kind; one whose kind was not kept is looked for in every collection."""
-        if job.kind is not None:
-            return self._raw(job.kind, job.job_id), job.kind
-        for kind in KINDS:
-            with suppress(NotFound):
-                return self._raw(kind, job.job_id), kind
-        raise NotFound(self.name, f"there is no job {job.job_id}", status=404)
-
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
-        """Pages of one collection, newest first; ends with the first page that is all older than `since`."""
-        client = self._client()
-        first: Callable[[], Any] = {
-            "supervised": client.supervised_fine_tuning_jobs.list,
-            "dpo": client.dpo_jobs.list,
-            "reinforcement": client.reinforcement_fine_tuning_jobs.list,
-        }[kind]
-        account = self._account()
-        for page in self._wire.pages(
-            lambda: first(account_id=account, page_size=_PAGE, order_by="create_time desc")
-        ):
-            jobs = [reading.job_of(raw, kind) for raw in items(page)]
+        """Ends with the first page that is all older than `since`."""
+        for page in self._at.pages(kind):
+            jobs = [reading.job_of(raw, kind, None, self.name) for raw in page]
             new = [j for j in jobs if since is None or j.created_at is None or j.created_at >= since]
             yield from new
             if jobs and not new:
                 return
 
-    def _act(self, kind: str, job_id: str, verb: str) -> None:
-        path, client = f"{self._path(kind, job_id)}:{verb}", self._client()
-        self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
-
     def _get_file(self, url: str) -> list[str]:
-        answer = self._http().get(url)
+        answer = self._at.plain().get(url)
         answer.raise_for_status()
         return answer.text.splitlines()
 
@@ -445,15 +364,19 @@ class FireworksProvider(Provider):
             if file.exists():
                 continue
             try:
-                transfer.fetch(self._wire, transfer.signed(self._http(), urls[name]), file, progress=progress)
+                transfer.fetch(
+                    self._wire, transfer.signed(self._at.plain(), urls[name]), file, progress=progress
+                )
             except (PermissionRefused, InvalidRequest):
                 # Signed URLs live for an hour; a large model takes longer.
                 urls = self._file_urls(model)
-                transfer.fetch(self._wire, transfer.signed(self._http(), urls[name]), file, progress=progress)
+                transfer.fetch(
+                    self._wire, transfer.signed(self._at.plain(), urls[name]), file, progress=progress
+                )
 
     def _file_urls(self, model: str) -> dict[str, str]:
         account, model_id = model.split("/")[1], reading.id_of(model)
-        api = self._client().models
+        api = self._at.client().models
         answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
         found = table(answer.get("filenameToSignedUrls"))
         return {name: require_safe(url) for name, url in found.items()}

@@ -99,7 +99,7 @@ def id_of(name: Any) -> str:
     return str(name or "").rsplit("/", 1)[-1]
 
 
-def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None) -> Job:
+def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: str = "fireworks") -> Job:
     state = state_of(raw.get("state"))
     status = STATUS_MAP.get(state, JobStatus.UNKNOWN)
     progress = table(raw.get("jobProgress"))
@@ -108,7 +108,7 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None) -> Job:
     job_id = id_of(raw.get("name"))
     ended = when(raw.get("completedTime")) or when(raw.get("updateTime"))
     return Job(
-        handle=JobHandle(provider="fireworks", job_id=job_id, ref=ref or ref_in(job_id), kind=kind),
+        handle=JobHandle(provider=provider, job_id=job_id, ref=ref or ref_in(job_id), kind=kind),
         status=status,
         raw_status=state,
         model=text(config.get("baseModel")) or text(config.get("warmStartFrom")),

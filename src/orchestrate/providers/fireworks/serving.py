@@ -58,8 +58,14 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Serving:
     def __init__(
-        self, client: Callable[[], Fireworks], account: Callable[[], str], wire: Wire, inference_url: str
+        self,
+        name: str,
+        client: Callable[[], Fireworks],
+        account: Callable[[], str],
+        wire: Wire,
+        inference_url: str,
     ) -> None:
+        self._provider = name
         self._client = client
         self._account = account
         self._wire = wire
@@ -75,7 +81,7 @@ class Serving:
             shape, per_hour = self._shape(served, addons, wanted)
             if wanted.dry_run:
                 return Endpoint(
-                    provider="fireworks",
+                    provider=self._provider,
                     id=self._name(deployment_id),
                     model=tuned,
                     state="planned",
@@ -84,7 +90,7 @@ class Serving:
                 )
             limit = wanted.max_usd_per_hour
             if limit is not None and (per_hour is None or per_hour > limit):
-                raise OverBudget("fireworks", per_hour or Decimal(0), limit, what="max_usd_per_hour")
+                raise OverBudget(self._provider, per_hour or Decimal(0), limit, what="max_usd_per_hour")
             there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
         elif wanted.dry_run:
             return self._endpoint(there, tuned)
@@ -202,7 +208,7 @@ class Serving:
         name = str(raw.get("name"))
         price, replicas = _hourly(raw), whole(raw.get("maxReplicaCount"))
         return Endpoint(
-            provider="fireworks",
+            provider=self._provider,
             id=name,
             model=f"{tuned}#{name}",
             state=str(raw.get("state") or "unknown").lower(),

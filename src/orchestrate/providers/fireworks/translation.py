@@ -30,13 +30,14 @@ RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseMod
 _BY_STEPS = "counted from the rows when they are uploaded"
 
 
-def translate(spec: JobSpec) -> Translation:
-    rows = Rows(NAME, spec)
+def translate(spec: JobSpec, provider: str = NAME) -> Translation:
+    """`provider` is the name of the instance, where it is not the backend's own."""
+    rows = Rows(provider, spec, aliases=(NAME,))
     try:
-        model = catalog.resolve(spec.model_for(NAME), NAME)
+        model = catalog.resolve(spec.model_for(provider), NAME)
     except UsageError as error:
         rows.refuse("model", error.message)
-        return rows.build(spec.model_for(NAME), reserved=RESERVED)
+        return rows.build(spec.model_for(provider), reserved=RESERVED)
     inside = "" if spec.method.type == "sft" else "trainingConfig."
     _files(rows, spec, model, inside)
     _method(rows, spec)

@@ -23,8 +23,6 @@ from orchestrate.errors import (
     InvalidRequest,
     MissingKey,
     NotFound,
-    OverBudget,
-    QuotaExceeded,
     TranslationRefused,
     UsageError,
 )
@@ -32,15 +30,11 @@ from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import reading
+from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.serving import Serving
-from orchestrate.providers.together.translation import NO_RFT, tag, translate
 from orchestrate.providers.values import (
-    estimate_quote,
     items,
-    money,
-    number,
     plain,
     ref_in,
     rows,
@@ -72,14 +66,8 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
+_URL = DEFAULT_URLS["together"]
 INFERENCE_URL = "https://api-inference.together.ai"
-_NO_ESTIMATE = {
-    "multimodal_dataset": "Together estimates no price for data with images",
-    "train_file_not_validated": "the training file is still being validated",
-    "eval_file_not_validated": "the validation file is still being validated",
-    "train_file_invalid": "the training file is not valid",
-    "eval_file_invalid": "the validation file is not valid",
-}
 
 
 class TogetherProvider(Provider):
@@ -87,7 +75,7 @@ class TogetherProvider(Provider):
     title = "Together"
     features = frozenset(Feature) - {Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.RFT: NO_RFT,
+        Feature.RFT: translation.NO_RFT,
         Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
         Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
@@ -100,18 +88,18 @@ class TogetherProvider(Provider):
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
         self._files = Files(self._client, self._wire, sleep=sleep)
-        self._serving = Serving(self._client, self._wire, config.project, self._inference_url)
+        self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translate(spec)
+        return translation.translate(spec, self.name)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(self.name, spec, data, self.translate(spec), self.config)
+        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(self.name, spec, data, self.translate(spec))
+        return offline.quote(translation.NAME, spec, data, self.translate(spec))
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -136,49 +124,15 @@ class TogetherProvider(Provider):
     def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
         """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
         body = self._filled(spec, remote)
-        asked = {
-            key: body[key]
-            for key in (
-                "training_file",
-                "validation_file",
-                "model",
-                "from_checkpoint",
-                "n_epochs",
-                "n_evals",
-                "training_type",
-                "training_method",
-            )
-            if key in body
-        }
+        asked = pricing.asked(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
-        model = str(body.get("model") or body.get("from_checkpoint"))
-        total = money(answer.get("estimated_total_price"))
-        if answer.get("estimation_available") is False or total is None:
-            reason = text(answer.get("unavailable_reason")) or "Together gave no price"
-            return Quote(provider=self.name, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
-        if answer.get("allowed_to_proceed") is False:
-            limit = answer.get("user_limit")
-            raise QuotaExceeded(
-                self.name,
-                f"the job is estimated at ${total:.2f}, above what the account may spend (${limit}); "
-                "nothing was sent",
-                fix="add credit at Together, or train fewer tokens",
-            )
-        if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-            raise OverBudget(self.name, total, spec.max_cost_usd)
-        train = number(answer.get("estimated_train_token_count")) or 0
-        evaluated = number(answer.get("estimated_eval_token_count")) or 0
-        note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"
-        source = "Together's own estimate (estimate-price)"
-        return estimate_quote(
-            self.name, model, total, source, note=note, tokens=int(train + evaluated) or None
-        )
+        return pricing.quote(self.name, str(asked.get("model") or asked.get("from_checkpoint")), answer, spec)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
         from together.types import FinetuneResponse
 
         body = self._filled(spec, remote)
-        body["suffix"] = tag(spec.suffix, ref)
+        body["suffix"] = translation.tag(spec.suffix, ref)
         if spec.wandb is not None:
             key = self.config.options.get("wandb_api_key")
             if not key:
@@ -208,11 +162,11 @@ class TogetherProvider(Provider):
 
     def get(self, job: JobHandle) -> Job:
         raw = self._raw_job(job)
-        return reading.job_of(raw, job.ref or _ref(raw))
+        return reading.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         """One request: the host has no pages."""
-        jobs = [reading.job_of(raw, _ref(raw)) for raw in self._raw_jobs()]
+        jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
         ):
@@ -288,7 +242,7 @@ class TogetherProvider(Provider):
         archives.require_empty(dest)
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"
-        query = _selection(checkpoint, full)
+        query = reading.selection(checkpoint, full)
         resource = self._client().fine_tuning.with_streaming_response
 
         def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
@@ -360,7 +314,7 @@ class TogetherProvider(Provider):
 
             self._sdk = Together(
                 api_key=self.config.require_key().reveal(),
-                base_url=self.config.base_url or DEFAULT_URLS[self.name],
+                base_url=self.config.base_url or _URL,
                 project_id=self.config.project,
                 timeout=self.config.timeout_s,
                 max_retries=0,
@@ -370,14 +324,14 @@ class TogetherProvider(Provider):
     @property
     def _inference_url(self) -> str:
         """The real host answers chats under another name; any other server under its own."""
-        base = self.config.base_url or DEFAULT_URLS[self.name]
-        return INFERENCE_URL if base == DEFAULT_URLS[self.name] else base
+        base = self.config.base_url or _URL
+        return INFERENCE_URL if base == _URL else base
 
     def _body(self, spec: JobSpec) -> dict[str, Any]:
-        translation = self.translate(spec)
-        if translation.refused:
-            raise TranslationRefused(self.name, translation.refused)
-        return copy.deepcopy(translation.body)
+        translated = self.translate(spec)
+        if translated.refused:
+            raise TranslationRefused(self.name, translated.refused)
+        return copy.deepcopy(translated.body)
 
     def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
         """The body with the files, and with the rank that the host wants beside any other LoRA setting."""
@@ -408,18 +362,3 @@ class TogetherProvider(Provider):
 
 def _ref(raw: Mapping[str, Any]) -> str | None:
     return ref_in(raw.get("suffix"), raw.get("model_output_name"))
-
-
-def _selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
-    """`checkpoint` and `checkpoint_step` of the download request."""
-    if checkpoint is None:
-        return {"checkpoint": "model_output_path" if full else "adapter"}
-    step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
-    words = {"": "adapter", "adapter": "adapter", "model": "merged", "merged": "merged"}
-    if kind not in words or (step and not step.isdigit()):
-        raise UsageError(
-            f"{checkpoint!r} is no checkpoint of a Together job",
-            fix="orchestrate checkpoints RUN  lists them; `adapter` and `merged` are the final ones",
-        )
-    chosen = {"checkpoint": "model_output_path" if full else words[kind]}
-    return chosen | ({"checkpoint_step": int(step)} if step else {})

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from orchestrate.errors import UsageError
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import nanos, number, rows, table, text, when, whole
 from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Record
@@ -42,7 +43,7 @@ _LEVELS = {"warning": "warning", "iwarning": "warning", "error": "error", "ierro
 _ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
 
 
-def job_of(raw: Mapping[str, Any], ref: str | None) -> Job:
+def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") -> Job:
     """One job. `events` are left out of the payload: they are read by themselves."""
     status = text(raw.get("status")) or ""
     known = STATUS_MAP.get(status, JobStatus.UNKNOWN)
@@ -50,7 +51,7 @@ def job_of(raw: Mapping[str, Any], ref: str | None) -> Job:
     step, total = whole(raw.get("steps_completed")), whole(raw.get("total_steps"))
     price = nanos(raw.get("total_price"))
     return Job(
-        handle=JobHandle(provider="together", job_id=str(raw.get("id") or ""), ref=ref),
+        handle=JobHandle(provider=provider, job_id=str(raw.get("id") or ""), ref=ref),
         status=known,
         raw_status=status,
         model=text(raw.get("model")),
@@ -198,3 +199,18 @@ def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
         trained = tuple(any(a <= n < b for a, b in spans) for n in range(len(tokens)))
         masks.append(TokenMask(tokens=tokens, trained=trained, truncated=row.get("truncated") is True))
     return masks
+
+
+def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
+    """`checkpoint` and `checkpoint_step` of the download request, from a checkpoint's id of ours."""
+    if checkpoint is None:
+        return {"checkpoint": "model_output_path" if full else "adapter"}
+    step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
+    words = {"": "adapter", "adapter": "adapter", "model": "merged", "merged": "merged"}
+    if kind not in words or (step and not step.isdigit()):
+        raise UsageError(
+            f"{checkpoint!r} is no checkpoint of a Together job",
+            fix="orchestrate checkpoints RUN  lists them; `adapter` and `merged` are the final ones",
+        )
+    chosen = {"checkpoint": "model_output_path" if full else words[kind]}
+    return chosen | ({"checkpoint_step": int(step)} if step else {})

@@ -51,8 +51,14 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Serving:
     def __init__(
-        self, client: Callable[[], Together], wire: Wire, project: str | None, inference_url: str
+        self,
+        name: str,
+        client: Callable[[], Together],
+        wire: Wire,
+        project: str | None,
+        inference_url: str,
     ) -> None:
+        self._provider = name
         self._client = client
         self._wire = wire
         self._given_project = project
@@ -69,7 +75,7 @@ class Serving:
         if wanted.dry_run:
             plan = {"config": config["id"], "hardware": hardware, "replicas": wanted.max_replicas}
             return Endpoint(
-                provider="together",
+                provider=self._provider,
                 id=_name(job_id),
                 model=str(model.get("name")),
                 state="planned",
@@ -78,7 +84,7 @@ class Serving:
             )
         if wanted.max_usd_per_hour is not None and (per_hour is None or per_hour > wanted.max_usd_per_hour):
             raise OverBudget(
-                "together", per_hour or Decimal(0), wanted.max_usd_per_hour, what="max_usd_per_hour"
+                self._provider, per_hour or Decimal(0), wanted.max_usd_per_hour, what="max_usd_per_hour"
             )
         return self._create(job_id, there, model, config, wanted)
 
@@ -231,7 +237,7 @@ class Serving:
             per_hour += (price or Decimal(0)) * (1 if replicas is None else replicas)
         state = text(deployments[0].get("state")) if deployments else None
         return Endpoint(
-            provider="together",
+            provider=self._provider,
             id=str(raw["id"]),
             model=str(raw["name"]),
             state=(state or "none").removeprefix("DEPLOYMENT_STATE_").lower(),

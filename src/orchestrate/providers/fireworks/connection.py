@@ -1,0 +1,119 @@
+"""The ways to Fireworks: the SDK's client, a plain one for signed URLs, and the account they work for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.errors import NotFound, UsageError
+from orchestrate.providers.fireworks.reading import KINDS, id_of
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.values import items, table
+from orchestrate.types import JobHandle
+
+if TYPE_CHECKING:
+    import httpx
+    from fireworks import Fireworks
+
+_URL = DEFAULT_URLS["fireworks"]
+PAGE = 200
+"""Entries of one page of a list; the most that the host gives."""
+
+
+class Connection:
+    """Nothing is sent, and no SDK imported, before the first call."""
+
+    def __init__(self, config: HostConfig, wire: Wire) -> None:
+        self._config = config
+        self._wire = wire
+        self._sdk: Fireworks | None = None
+        self._plain: httpx.Client | None = None
+        self._found_account: str | None = config.account_id
+
+    def client(self) -> Fireworks:
+        if self._sdk is None:
+            from fireworks import Fireworks
+
+            self._sdk = Fireworks(
+                api_key=self._config.require_key().reveal(),
+                base_url=self._config.base_url or _URL,
+                timeout=self._config.timeout_s,
+                max_retries=0,
+            )
+        return self._sdk
+
+    def plain(self) -> httpx.Client:
+        """For signed URLs: it never carries the key."""
+        if self._plain is None:
+            import httpx
+
+            self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
+        return self._plain
+
+    @property
+    def inference_url(self) -> str:
+        """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
+        base = self._config.base_url or _URL
+        return f"{base}/inference" if base == _URL else base
+
+    def account(self) -> str:
+        """The configured account, else the only one of the key. Raises `UsageError` when there are more."""
+        if self._found_account is None:
+            client = self.client()
+            names = [
+                id_of(entry.get("name"))
+                for page in self._wire.pages(lambda: client.accounts.list(page_size=PAGE))
+                for entry in items(page)
+            ]
+            if len(names) != 1:
+                known = ", ".join(sorted(names)) or "none"
+                raise UsageError(
+                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
+                    fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
+                )
+            self._found_account = names[0]
+        return self._found_account
+
+    def path(self, kind: str, job_id: str) -> str:
+        return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
+
+    def job(self, kind: str, job_id: str) -> dict[str, Any]:
+        """A job as the host tells it, odd values included."""
+        path, client = self.path(kind, job_id), self.client()
+        return table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
+
+    def find(self, job: JobHandle) -> tuple[dict[str, Any], str]:
+        """The job and its kind; one whose kind was not kept is looked for in every collection."""
+        if job.kind is not None:
+            return self.job(job.kind, job.job_id), job.kind
+        for kind in KINDS:
+            with suppress(NotFound):
+                return self.job(kind, job.job_id), kind
+        raise NotFound(self._wire.provider, f"there is no job {job.job_id}", status=404)
+
+    def pages(self, kind: str) -> Iterator[list[dict[str, Any]]]:
+        """Pages of one collection, newest first."""
+        client, account = self.client(), self.account()
+        first: Callable[..., Any] = {
+            "supervised": client.supervised_fine_tuning_jobs.list,
+            "dpo": client.dpo_jobs.list,
+            "reinforcement": client.reinforcement_fine_tuning_jobs.list,
+        }[kind]
+        for page in self._wire.pages(
+            lambda: first(account_id=account, page_size=PAGE, order_by="create_time desc")
+        ):
+            yield items(page)
+
+    def act(self, kind: str, job_id: str, verb: str) -> None:
+        path, client = f"{self.path(kind, job_id)}:{verb}", self.client()
+        self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
+
+    def close(self) -> None:
+        if self._sdk is not None:
+            self._sdk.close()
+            self._sdk = None
+        if self._plain is not None:
+            self._plain.close()
+            self._plain = None
