@@ -1,0 +1,138 @@
+"""prices, models, quote and advise as their users run them; offline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+ORDERS = Path(__file__).resolve().parents[2] / "fixtures" / "datasets" / "orders"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in ("train", "validation"):
+        shutil.copy(ORDERS / f"{name}.jsonl", tmp_path / f"{name}.jsonl")
+    (tmp_path / "finetune.yaml").write_text(
+        "model: {openai: gpt-4o-mini, default: qwen3.5-9b}\n"
+        "train: train.jsonl\nvalidation: validation.jsonl\nepochs: 2\n"
+    )
+    return tmp_path
+
+
+def test_prices_list(cli: Cli) -> None:
+    found = cli("prices", "list", "--provider", "fireworks", "--method", "sft_lora", "--json")
+    assert found.code == 0
+    assert [(r.get("upto_b"), r["usd_per_mtok"]) for r in found.json] == [
+        ("16", "0.5"),
+        ("80", "3"),
+        ("300", "6"),
+        (None, "10"),
+    ]
+    old = cli("prices", "list", "--provider", "fireworks", "--method", "deployment", "--all", "--json").json
+    now = cli("prices", "list", "--provider", "fireworks", "--method", "deployment", "--json").json
+    assert [r["usd_per_gpu_hour"] for r in now if r["gpu"] == "H100"] == ["8"]
+    assert {r["usd_per_gpu_hour"] for r in old if r["gpu"] == "H100"} == {"8", "7", "4"}
+    assert cli("prices", "list", "--method", "nothing").code == 2
+
+
+def test_prices_show(cli: Cli) -> None:
+    shown = cli("prices", "show", "qwen3.5-9b", "--rate", "together:sft_lora@qwen3.5-9b=0.11")
+    assert shown.code == 0
+    assert "0.11" in shown.out and "fireworks" in shown.out and "openai" not in shown.out
+    assert "did you mean" in cli("prices", "show", "qwen3.5-9c").err
+
+
+def test_prices_check_and_validate(cli: Cli, tmp_path: Path) -> None:
+    stale = cli("prices", "check", "--older-than", "0", "--json")
+    assert stale.code == 1
+    dates = [r.get("checked", r["start"]) for r in stale.json]
+    assert dates == sorted(dates) and len(dates) > 20
+    assert cli("prices", "check", "--older-than", "100000").code == 0
+    assert cli("prices", "validate").code == 0
+    bad = tmp_path / "rates.yaml"
+    line = "  - {method: sft, usd_per_mtok: %s, start: 2026-01-01, confidence: quoted, source: a page}\n"
+    bad.write_text("provider: x\nrates:\n" + line % 1 + line % 2)
+    found = cli("prices", "validate", str(bad))
+    assert found.code == 1 and "two prices begin on 2026-01-01" in found.out
+    bad.write_text("provider: x\nrates: [{}]\n")
+    assert cli("prices", "validate", str(bad)).code == 1
+
+
+def test_prices_accuracy_without_runs(cli: Cli) -> None:
+    found = cli("prices", "accuracy")
+    assert found.code == 0 and "no run has both" in found.err
+    assert cli("prices", "accuracy", "--json").json == []
+
+
+def test_models(cli: Cli) -> None:
+    assert {m["name"] for m in cli("models", "gpt-oss", "--json").json} == {"gpt-oss-20b", "gpt-oss-120b"}
+    everything = cli("models")
+    assert everything.code == 0 and "qwen3-8b" in everything.out and "ended 2026-10-23" in everything.out
+    on = cli("models", "--provider", "fireworks", "--json").json
+    assert on and all("fireworks" in m["ids"] for m in on)
+    shown = cli("models", "show", "gpt-4.1")
+    assert "2027-01-14" in shown.out and "llama-3.3-70b" in shown.out
+    assert cli("models", "show", "gtp").code == 2
+    assert cli("models", "no-such-thing").code == 2
+    assert "refresh" in cli("models", "--help").out
+
+
+def test_models_refresh_without_a_key_says_so(cli: Cli) -> None:
+    found = cli("models", "refresh", "--provider", "together")
+    assert found.code == 4
+    assert "together was not asked" in found.err and "TOGETHER_API_KEY" in found.err
+
+
+def test_quote(cli: Cli, project: Path) -> None:
+    found = cli("quote", "--provider", "openai,together,fireworks", "--json")
+    assert found.code == 0
+    quotes = {q["provider"]: q for q in found.json}
+    assert quotes["together"]["expected_usd"] == "4.000000"
+    tokens = quotes["openai"]["billed_tokens"]
+    assert float(quotes["openai"]["expected_usd"]) == pytest.approx(tokens * 3 / 1e6)
+    text = cli("quote", "--provider", "openai,together,fireworks", "--format", "md").out
+    assert text.startswith("| backend |") and "is the cheapest to train" in text
+
+
+def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
+    (project / "home").mkdir()
+    (project / "home" / "rates.yaml").write_text(
+        "provider: together\nrates:\n"
+        "  - {method: minimum, usd_per_job: 1, start: 2026-01-01, confidence: quoted, source: our contract}\n"
+    )
+    assert cli("quote", "--provider", "together", "--json").json[0]["expected_usd"] == "1.000000"
+    flag = cli("quote", "--provider", "together", "--rate", "together:minimum=2.5", "--json")
+    assert flag.json[0]["expected_usd"] == "2.500000"
+    refused = cli("submit", "--provider", "together", "--max-cost", "0.5", "--yes")
+    assert refused.code == 6 and "$1.00" in refused.err
+
+
+def test_quote_over_months(cli: Cli, project: Path) -> None:
+    asked = ("quote", "--provider", "openai,together,fireworks", "--traffic", "20k req/day, 900 in, 150 out")
+    found = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1", "--saved-tokens", "1500", "--json")
+    assert found.code == 0
+    totals = {t["provider"]: t for t in found.json["ownership"]}
+    assert float(totals["openai"]["monthly_usd"]) == pytest.approx(273.75)
+    assert float(totals["openai"]["base_monthly_usd"]) == pytest.approx(3650)  # $0.006 x 20,000 x 30.4167
+    shown = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1")
+    assert "Over 1 month openai is the cheapest" in shown.out
+    assert cli("quote", "--compare-with", "gpt-4.1").code == 2
+    assert cli("quote", "--traffic", "a lot").code == 2
+
+
+def test_advise(cli: Cli, project: Path) -> None:
+    found = cli("advise", "train.jsonl", "--own-gpu", "--json")
+    assert found.code == 0
+    assert found.json["facts"]["json_share"] == 1.0
+    assert found.json["choices"][0]["way"].startswith("tune on")
+    shown = cli("advise", "train.jsonl", "--private", "--traffic", "200k req/day, 900 in, 150 out")
+    assert "tune on own hardware" in shown.out and "What would change this" in shown.out
+    money = cli(
+        "advise", "train.jsonl", "--traffic", "200k req/day, 900 in, 150 out", "--saved-tokens", "1500"
+    )
+    assert "by prompting gpt 4.1" in money.out

@@ -1,0 +1,59 @@
+"""Jobs on the three sandboxes, through the official SDKs: each bill is within one per cent of its quote."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrate import config, costing, quoting
+from orchestrate.sandbox import running
+from orchestrate.service import Orchestrator
+from orchestrate.spec import JobSpec
+
+ORDERS = Path(__file__).resolve().parents[2] / "fixtures" / "datasets" / "orders"
+HOSTS = ("openai", "together", "fireworks")
+
+
+@pytest.mark.slow
+def test_three_hosts(tmp_path: Path) -> None:
+    for name, rows in (("train", 60), ("validation", 10)):
+        lines = (ORDERS / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:rows]))
+    spec = JobSpec.parse(
+        {
+            "model": {"openai": "gpt-4o-mini", "default": "qwen3.5-9b"},
+            "train": str(tmp_path / "train.jsonl"),
+            "validation": str(tmp_path / "validation.jsonl"),
+            "epochs": 2,
+            "overrides": {"together": {"evals": 1}},
+        }
+    )
+    with running() as box:
+        settings = config.load(env={**os.environ, **box.env}, home=tmp_path / "home")
+        with Orchestrator(settings) as ft:
+            live = {p.provider: p for p in quoting.live_prices(ft, spec, ft.quote(spec, HOSTS))}
+            runs = [ft.submit(spec, name).id for name in HOSTS]
+            deadline = time.monotonic() + 400
+            while any(ft.store.run(id).bill is None for id in runs) and time.monotonic() < deadline:
+                ft.sync()
+                time.sleep(1)
+            done = [ft.store.run(id) for id in runs]
+            report = ft.compare(runs)
+    origins = {run.provider: run.bill.origin if run.bill else None for run in done}
+    assert origins == {
+        "openai": "trained_tokens x rate",
+        "together": "total_price",
+        "fireworks": "estimatedCost",
+    }
+    for run in done:
+        found = costing.reconcile(run)
+        assert found is not None and found.total.relative is not None
+        assert abs(found.total.relative) < 0.01, (run.provider, found.total)
+    for name in ("together", "fireworks"):
+        assert live[name].within_band, live[name]
+    assert live["openai"].reason is not None
+    assert [a.sandbox for a in costing.accuracy(done)] == [True] * 3
+    assert report.sandbox and "SANDBOX" in report.render("html")
