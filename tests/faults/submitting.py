@@ -22,6 +22,7 @@ from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, submit
 
+CHILD = Path(__file__)
 BACKENDS = ("openai", "together", "fireworks", "local")
 MODELS = {
     "openai": "gpt-4.1-mini-2025-04-14",

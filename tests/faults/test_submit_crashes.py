@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from submitting import BACKENDS, backend, spec_for, write_rows
+from submitting import BACKENDS, CHILD, backend, spec_for, write_rows
 
 from orchestrate import sandbox
 from orchestrate.data import TrainingData
@@ -23,7 +23,6 @@ from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, subm
 from orchestrate.tracking.timing import POINTS
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
-CHILD = Path(__file__).parent / "submitting.py"
 HOSTED = [name for name in BACKENDS if name != "local"]
 CREATE = {"openai": "fine_tuning/jobs$", "together": "fine-tunes$", "fireworks": "FineTuningJobs$"}
 SETTLED = Timing(send_limit_s=0.2, requests=0, margin_s=0.5, lease_s=1.0, patience_s=5.0)

@@ -63,6 +63,8 @@ class Watcher:
         """Looks at every account that is due, once. Raises only `StoreError`."""
         self.problems = []
         reports: list[SyncReport] = []
+        for channel in self.channels:
+            self.store.notified_since(channel.name)  # before the sweep: the runs that it finds ended are told
         wanted = None if self.only is None else set(self.only)
         for name in self.store.open_providers():
             if wanted is None or name in wanted:
