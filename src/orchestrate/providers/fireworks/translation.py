@@ -46,11 +46,12 @@ def translate(spec: JobSpec, provider: str = NAME) -> Translation:
     _steps(rows, spec)
     _length(rows, spec, model, inside)
     _names(rows, inside)
+    if spec.early_stopping is not None:
+        rows.refuse("early_stopping", "Fireworks' trainer refuses early stopping")
     rows.refuse_if_asked(
         {
             "max_grad_norm": "Fireworks sets the clipping itself",
             "packing": "Fireworks packs rows as it sees fit",
-            "early_stopping": "Fireworks' trainer refuses early stopping",
             "seed": "Fireworks takes no seed",
             "batch_tokens": "Fireworks' trainer counts a batch in rows: give batch_size",
         }

@@ -1,0 +1,163 @@
+"""What each setting of a spec becomes at Fireworks."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from orchestrate.config import HostConfig
+from orchestrate.providers.fireworks import FireworksProvider
+from orchestrate.providers.fireworks.translation import fill_steps, job_id, output_model
+from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
+from orchestrate.types import Feature, Outcome, Setting
+
+MODEL = "accounts/fireworks/models/qwen3-8b"
+REF = "orc-0123456789ab"
+
+
+@pytest.fixture
+def fireworks() -> FireworksProvider:
+    return FireworksProvider(HostConfig(name="fireworks"))
+
+
+def spec(**changes: Any) -> JobSpec:
+    return JobSpec.parse({"model": "qwen3-8b", "train": "t.jsonl", **changes})
+
+
+def row(fireworks: FireworksProvider, name: str, **changes: Any) -> Setting:
+    return {s.name: s for s in fireworks.translate(spec(**changes)).settings}[name]
+
+
+def body(fireworks: FireworksProvider, **changes: Any) -> dict[str, Any]:
+    translation = fireworks.translate(spec(**changes))
+    assert translation.refused == ()
+    return translation.body
+
+
+def test_what_nobody_asked_for_is_not_sent(fireworks: FireworksProvider) -> None:
+    assert body(fireworks) == {"baseModel": MODEL}
+    assert body(fireworks, method=DPO()) == {
+        "trainingConfig": {"baseModel": MODEL},
+        "lossConfig": {"method": "DPO"},
+    }
+
+
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"epochs": 3}, {"epochs": 3}),
+    ({"learning_rate": 1e-4}, {"learningRate": 1e-4}),
+    ({"batch_size": 16}, {"batchSizeSamples": 16}),
+    ({"gradient_accumulation": 1}, {}),
+    ({"warmup_ratio": 0.0}, {"learningRateWarmupSteps": 0}),
+    ({"weight_decay": 0.1}, {"optimizerWeightDecay": 0.1}),
+    ({"max_seq_length": 4096}, {"maxContextLength": 4096}),
+    ({"checkpoints": 1}, {}),
+    ({"evals": 0}, {}),
+    ({"adapter": LoRA(r=16, alpha=32, dropout=0.1)}, {"loraRank": 16, "loraAlpha": 32, "loraDropout": 0.1}),
+    ({"adapter": LoRA(targets=("q_proj",))}, {"loraTargetModules": ["q_proj"]}),
+]
+
+
+@pytest.mark.parametrize(("asked", "sent"), SETTINGS)
+def test_kept_in_an_sft_job(
+    fireworks: FireworksProvider, asked: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    assert body(fireworks, **asked) == {"baseModel": MODEL, **sent}
+
+
+@pytest.mark.parametrize(("asked", "sent"), SETTINGS)
+def test_kept_under_the_training_config_of_the_others(
+    fireworks: FireworksProvider, asked: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    assert body(fireworks, method=DPO(), **asked)["trainingConfig"] == {"baseModel": MODEL, **sent}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules_of_sft_jobs(fireworks: FireworksProvider, schedule: str) -> None:
+    assert body(fireworks, schedule=schedule)["lrScheduler"] == {schedule: {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "exact"),
+    [
+        ("warmup_ratio", {"warmup_ratio": 0.1}, True),
+        ("checkpoints", {"checkpoints": 3}, False),
+        ("adapter.type", {"adapter": QLoRA(r=8)}, False),
+        ("adapter.targets", {"adapter": LoRA(targets="all-linear")}, False),
+        ("suffix", {"suffix": "my-bot"}, True),
+        ("suffix", {"suffix": "My.Bot"}, False),
+        ("wandb.name", {"wandb": {"project": "p", "name": "n"}}, False),
+        ("validation", {"method": DPO(), "validation": "v.jsonl"}, False),
+    ],
+)
+def test_mapped_with_a_rule(
+    fireworks: FireworksProvider, name: str, asked: dict[str, Any], exact: bool
+) -> None:
+    found = row(fireworks, name, **asked)
+    assert (found.outcome, found.exact) == (Outcome.MAPPED, exact) and found.rule
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("method.train_on_inputs", {"method": SFT(train_on_inputs=True)}),
+        ("method.beta", {"method": DPO(beta=0.5)}),
+        ("method.simpo_gamma", {"method": DPO(simpo_gamma=1)}),
+        ("method.grader", {"method": RFT(grader={"type": "string_check"})}),
+        ("method.reasoning_effort", {"method": RFT(grader={"evaluator": "e"}, reasoning_effort="low")}),
+        ("adapter.type", {"adapter": Full()}),
+        ("adapter.r", {"adapter": LoRA(r=12)}),
+        ("adapter.r", {"adapter": LoRA(r=64)}),
+        ("adapter.dora", {"adapter": LoRA(dora=True)}),
+        ("learning_rate_multiplier", {"learning_rate_multiplier": 2}),
+        ("batch_size", {"batch_size": "max"}),
+        ("batch_tokens", {"batch_tokens": 9}),
+        ("gradient_accumulation", {"gradient_accumulation": 2}),
+        ("max_grad_norm", {"max_grad_norm": 1}),
+        ("packing", {"packing": False}),
+        ("seed", {"seed": 1}),
+        ("evals", {"validation": "v", "evals": 3}),
+        ("early_stopping", {"validation": "v", "early_stopping": {}}),
+        ("schedule", {"method": DPO(), "schedule": "cosine"}),
+        ("checkpoints", {"method": RFT(grader={"evaluator": "e"}), "checkpoints": 2}),
+        ("wandb.tags", {"wandb": {"project": "p", "tags": ["a"]}}),
+        ("model", {"model": "gpt-4o"}),
+        ("provider_options.dataset", {"provider_options": {"fireworks": {"dataset": "x"}}}),
+        ("provider_options.epochs", {"epochs": 2, "provider_options": {"fireworks": {"epochs": 3}}}),
+    ],
+)
+def test_refused_with_a_reason(fireworks: FireworksProvider, name: str, asked: dict[str, Any]) -> None:
+    found = row(fireworks, name, **asked)
+    assert found.outcome is Outcome.REFUSED and found.rule
+
+
+def test_steps_are_counted_from_the_rows() -> None:
+    filled: dict[str, Any] = {}
+    fill_steps(filled, spec(epochs=3, batch_size=10, warmup_ratio=0.1, checkpoints=4), 95)
+    # ten steps an epoch, thirty in all
+    assert filled == {"learningRateWarmupSteps": 3, "samplerCheckpointSaveIntervalSteps": 8}
+    nested: dict[str, Any] = {}
+    fill_steps(nested, spec(method=DPO(), warmup_ratio=0.5), 8)
+    assert nested == {"trainingConfig": {"learningRateWarmupSteps": 1}}
+
+
+def test_ids_are_what_the_host_takes() -> None:
+    assert job_id(REF) == REF
+    assert job_id("Run_7!") == "run-7" and job_id("7up") == "m-7up"
+    assert output_model("My.Bot", REF) == f"my-bot-{REF}"
+    long = output_model("x" * 60, REF)
+    assert len(long) == 63 and long.endswith(f"-{REF}")
+
+
+def test_every_feature_is_there_or_has_a_reason() -> None:
+    assert set(Feature) == FireworksProvider.features | set(FireworksProvider.missing)
+    assert not FireworksProvider.features & set(FireworksProvider.missing)
+    assert all(FireworksProvider.missing.values())
+
+
+def test_every_state_of_the_sdks_jobs_is_mapped() -> None:
+    from fireworks.types import DpoJob, ReinforcementFineTuningJob, SupervisedFineTuningJob
+
+    for kind in (SupervisedFineTuningJob, DpoJob, ReinforcementFineTuningJob):
+        literal = get_args(kind.model_fields["state"].annotation)[0]
+        assert set(get_args(literal)) == set(FireworksProvider.status_map) - {"JOB_STATE_DELETED"}
