@@ -60,16 +60,15 @@ from orchestrate.costing.book import (
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import assuming, quote_tokens_job, training_rate
+from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
     Ownership,
     Traffic,
-    age_days,
     base_price,
     cheapest,
     own,
     serving_terms,
-    worst_confidence,
 )
 from orchestrate.costing.size import tokenizer_for
 

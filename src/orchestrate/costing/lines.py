@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 from decimal import Decimal
 
 from orchestrate.costing.book import Rate
-from orchestrate.types import Quote, QuoteLine
+from orchestrate.types import Confidence, Quote, QuoteLine
 
 _SIXTH = Decimal("0.000001")
 MTOK = Decimal(1_000_000)
@@ -71,3 +72,16 @@ def summed(
         train_seconds=train_seconds,
         warnings=tuple(warnings),
     )
+
+
+def age_days(quote: Quote, today: date) -> int | None:
+    """Age of the oldest price behind a quote."""
+    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and len(e.as_of) == 10]
+    return (today - min(checked)).days if checked else None
+
+
+def worst_confidence(quote: Quote) -> Confidence:
+    """The least certain of its rates that has a share in the price."""
+    order = (Confidence.OLD, Confidence.INFERRED, Confidence.QUOTED)
+    used = {e.confidence for e in quote.lines if e.usd_high > 0}
+    return next((c for c in order if c in used), Confidence.QUOTED)

@@ -16,7 +16,7 @@ from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import names
 from orchestrate.costing.lines import MTOK, line, rounded
 from orchestrate.errors import SpecError, UsageError
-from orchestrate.types import Confidence, Quote, QuoteLine, Record
+from orchestrate.types import Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
 
@@ -397,16 +397,3 @@ def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
     """The least expected total among those that serve the whole period."""
     whole = [t for t in totals if t.unavailable is None and t.serves_until is None]
     return min(whole, key=lambda t: t.expected_usd, default=None)
-
-
-def age_days(quote: Quote, today: date) -> int | None:
-    """Age of the oldest price behind a quote."""
-    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and len(e.as_of) == 10]
-    return (today - min(checked)).days if checked else None
-
-
-def worst_confidence(quote: Quote) -> Confidence:
-    """The least certain of its rates that has a share in the price."""
-    order = (Confidence.OLD, Confidence.INFERRED, Confidence.QUOTED)
-    used = {e.confidence for e in quote.lines if e.usd_high > 0}
-    return next((c for c in order if c in used), Confidence.QUOTED)
