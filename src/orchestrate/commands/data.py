@@ -144,7 +144,7 @@ def convert(
 @app.command()
 def split(
     file: FileArg,
-    shares: Annotated[str, typer.Argument(metavar="[SHARES]", help="train/validation[/test]")] = "80/10/10",
+    shares: Annotated[str, typer.Argument(metavar="[SHARES]", help="Of train, validation and, when there is a third, test.")] = "80/10/10",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
     ] = None,

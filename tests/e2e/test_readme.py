@@ -1,0 +1,97 @@
+"""Every command and every example of the README is run as it is written, against the sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrate.sandbox import running
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = {"train.jsonl": ("train", 60), "valid.jsonl": ("validation", 20), "test.jsonl": ("test", 20)}
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("sh")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder as the README supposes it, and the environment of a person who has the sandbox's keys."""
+    folder = tmp_path_factory.mktemp("project")
+    for name, (split, rows) in ROWS.items():
+        lines = (ROOT / f"fixtures/datasets/orders/{split}.jsonl").read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:rows]))
+    (folder / "my-base").symlink_to(ROOT / "fixtures/models/tiny-chat")
+    [spec] = blocks("yaml")
+    (folder / "finetune.yaml").write_text(spec)
+    kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
+    kept |= {
+        "ORCHESTRATE_HOME": str(folder / "home"),
+        "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with running(home=folder / "sandbox") as hosts:
+        yield folder, kept | hosts.env
+
+
+def test_the_commands(project: tuple[Path, dict[str, str]]) -> None:
+    folder, env = project
+    assert len(commands()) > 20
+    for line in commands():
+        # A local run is what can be asked and downloaded without a deployment that would bill.
+        if line.startswith(("orchestrate eval", "orchestrate chat")):
+            line = line.replace("last", local_run(folder, env))
+        done = subprocess.run(
+            shlex.split(line), cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    report = (folder / "report.html").read_text()
+    assert "SANDBOX" in report
+
+
+def local_run(folder: Path, env: dict[str, str]) -> str:
+    shown = subprocess.run(
+        ["orchestrate", "runs", "--provider", "local", "--json"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    import json
+
+    return json.loads(shown.stdout)[0]["id"]
+
+
+def test_the_python_example(project: tuple[Path, dict[str, str]]) -> None:
+    folder, env = project
+    [example] = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("local "), "the cheapest quote comes first"
+
+
+def test_the_make_targets_and_links_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}: " in makefile
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
