@@ -77,6 +77,7 @@ class JobMaker:
             batch_size=training.batchSizeSamples or kind.batch,
             learning_rate=training.learningRate or 1e-4,
             lora_rank=training.loraRank,
+            dpo_beta=_beta(asked),
             evals=1 if valid else 0,
             examples=examples,
             tokens=tokens,
@@ -126,6 +127,11 @@ class JobMaker:
         if found.tunable == "no":
             raise HostError(400, f"model {base} is not tunable")
         return found.id, None
+
+
+def _beta(asked: SupervisedJob | DpoJob | ReinforcementJob) -> float:
+    loss = None if isinstance(asked, SupervisedJob) else asked.lossConfig
+    return loss.dpo.beta or 0.1 if loss and loss.dpo else 0.1
 
 
 def _without_key(body: dict[str, Any]) -> dict[str, Any]:

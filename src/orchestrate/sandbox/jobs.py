@@ -75,6 +75,8 @@ class Job(msgspec.Struct, kw_only=True):
     learning_rate: float = 1e-5
     """As the host counts it: absolute, or a multiplier."""
     lora_rank: int = 8
+    dpo_beta: float = 0.1
+    train_on_inputs: bool = False
     checkpoints: int = 1
     evals: int = 0
     examples: int = 0

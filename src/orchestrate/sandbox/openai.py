@@ -129,8 +129,8 @@ class OpenAIHost(Host):
         return job
 
     def _settle(self, job: Job, asked: CreateJob) -> None:
-        """Turns `auto` into numbers: epochs by OpenAI's rule, the batch never so small that the tiny model takes
-        long."""
+        """Turns `auto` into numbers: epochs by OpenAI's rule, the batch never so small that training the tiny
+        model takes long."""
         hyper = asked.hyper()
         n = max(1, job.examples)
         auto_epochs = openai_auto_epochs(n)
@@ -139,6 +139,8 @@ class OpenAIHost(Host):
         job.batch_size = auto_batch if hyper.batch_size == "auto" else hyper.batch_size
         rate = hyper.learning_rate_multiplier
         job.learning_rate = 2.0 if rate == "auto" else rate
+        if isinstance(hyper, Dpo) and hyper.beta != "auto":
+            job.dpo_beta = hyper.beta
         job.checkpoints = min(3, job.epochs)
         usd = training_usd(self.name, job)
         job.price_usd = str(usd) if usd is not None else None
@@ -267,7 +269,7 @@ class OpenAIHost(Host):
         hyper = asked.hyper()
         values = self._hyper(job)
         if isinstance(hyper, Dpo):
-            values["beta"] = 0.1 if hyper.beta == "auto" else hyper.beta
+            values["beta"] = job.dpo_beta
         inner: dict[str, Any] = {"hyperparameters": values}
         if isinstance(hyper, Reinforcement) and asked.method and asked.method.reinforcement:
             values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})

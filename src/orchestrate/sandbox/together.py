@@ -16,12 +16,13 @@ from orchestrate.sandbox.billing import base_model, nano_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.together_bodies import EstimatePrice
+from orchestrate.sandbox.together_bodies import EstimatePrice, Preview
 from orchestrate.sandbox.together_endpoints import Endpoints
 from orchestrate.sandbox.together_events import events_of, metrics_of
 from orchestrate.sandbox.together_files import Known, TogetherFiles
 from orchestrate.sandbox.together_jobs import JobMaker
 from orchestrate.sandbox.together_limits import limits_of
+from orchestrate.sandbox.together_preview import preview
 from orchestrate.sandbox.together_registry import object_id, registry_of
 
 USER = "sandbox-user"
@@ -61,6 +62,7 @@ class TogetherHost(Host):
             *TogetherFiles(self.files).routes(),
             *self.endpoints.routes(),
             route(f"{jobs}/estimate-price", "POST", self.estimate),
+            route(f"{jobs}/preview", "POST", self.preview),
             route(f"{jobs}/models/limits", "GET", self.limits),
             route(f"{jobs}/models/supported", "GET", self.supported),
             route(jobs, "POST", self.create),
@@ -129,6 +131,14 @@ class TogetherHost(Host):
                 "sandbox": True,
             }
         )
+
+    async def preview(self, request: Request) -> Response:
+        asked = parse(Preview, await json_body(request))
+        self.maker.base(asked.model)
+        file = self.files.get(asked.training_file)
+        if file is None or file.report is None or file.report.error:
+            raise HostError(400, f"file {asked.training_file} cannot be previewed", code="invalid_file")
+        return json_answer(await run_in_threadpool(preview, self, asked, self.files.path(file.id)))
 
     def _no_estimate(self, name: str, file: StoredFile) -> str | None:
         if not self.files.ready(file):

@@ -9,7 +9,7 @@ from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.together_bodies import CreateJob, FullType, LoraType
+from orchestrate.sandbox.together_bodies import CreateJob, Dpo, FullType, LoraType, Sft
 from orchestrate.sandbox.together_limits import limits_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class JobMaker:
             batch_size=8 if asked.batch_size == "max" else asked.batch_size,
             learning_rate=asked.learning_rate,
             lora_rank=lora.lora_r if lora else limits["lora_training"]["default_rank"],
+            dpo_beta=(asked.training_method.dpo_beta or 0.1)
+            if isinstance(asked.training_method, Dpo)
+            else 0.1,
+            train_on_inputs=isinstance(asked.training_method, Sft)
+            and asked.training_method.train_on_inputs is True,
             checkpoints=asked.n_checkpoints,
             evals=asked.n_evals,
             examples=train.report.examples if train.report else 0,

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 USUAL_RATES = {"openai": 2.0, "together": 1e-5, "fireworks": 1e-4}
 """The learning rate (OpenAI: multiplier) with which most jobs run on a host."""
-TINY_RATE = 2e-3
-"""The rate that suits the tiny stand-in model; what is asked is scaled from the usual rate to this one."""
+TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
+"""Rates that suit the tiny stand-in model; what is asked is scaled from the usual rate to these."""
 
 
 @dataclass(frozen=True)
@@ -321,20 +321,20 @@ class Trainer:
 
 def tiny_rate(job: Job) -> float:
     """The stand-in's learning rate: what was asked, relative to what is usual on the host, within bounds."""
-    return min(5e-3, max(2e-4, TINY_RATE * job.learning_rate / USUAL_RATES[job.host]))
+    usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
+    return min(5e-3, max(5e-5, usual * job.learning_rate / USUAL_RATES[job.host]))
 
 
 def _method(job: Job) -> dict[str, Any]:
     if job.kind == "dpo":
-        beta = job.body.get("sandbox_dpo_beta", 0.1)
         return {
             "type": "dpo",
-            "beta": beta,
+            "beta": job.dpo_beta,
             "normalize_by_length": False,
             "rpo_alpha": None,
             "simpo_gamma": None,
         }
-    return {"type": "sft", "train_on_inputs": False}
+    return {"type": "sft", "train_on_inputs": job.train_on_inputs}
 
 
 def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:

@@ -286,3 +286,16 @@ def test_a_tuned_model_answers_only_from_a_dedicated_endpoint(
 def test_models_and_what_can_be_tuned(together: Together, sandbox: Sandbox) -> None:
     del sandbox
     assert MODEL in [m.name for m in together.models.list_supported()]
+
+
+def test_the_preview_shows_which_tokens_carry_loss(together: Together, upload: Callable[..., str]) -> None:
+    found = together.fine_tuning.preview(model=MODEL, training_file=upload(20), top_k=3)
+    assert (found.dataset_format, len(found.rows)) == ("conversation", 3)
+    for row in found.rows:
+        assert len(row.input_ids) == len(row.labels) == len(row.tokens) == row.num_tokens
+        kept = [n for n, label in enumerate(row.labels) if label != -100]
+        assert kept == [n for start, end in row.trained_spans for n in range(start, end)]
+        assert 0 < len(kept) == row.num_trained_tokens < row.num_tokens
+        assert row.tokens[kept[-1]] == "<|im_end|>"
+    whole = together.fine_tuning.preview(model=MODEL, training_file=upload(20), top_k=1, train_on_inputs=True)
+    assert whole.rows[0].num_trained_tokens == whole.rows[0].num_tokens
