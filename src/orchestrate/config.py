@@ -187,6 +187,7 @@ def _host(
     url = env.get(URL_VARIABLES.get(name, "")) or table.get("base_url") or DEFAULT_URLS.get(name)
     if url is not None:
         _require_safe_url(url, name)
+    wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
     key = None if kind == "local" else (env.get(variable) or stored.get(name) or _from_keyring(name))
     return HostConfig(
         name=name,
@@ -198,7 +199,7 @@ def _host(
         organization=table.get("organization") or (env.get("OPENAI_ORG_ID") if name == "openai" else None),
         project=table.get("project") or env.get(PROJECT_VARIABLES.get(name, "")),
         timeout_s=float(table.get("timeout_s", 60.0)),
-        options=_table(table.get("options", {}), path, f"hosts.{name}.options"),
+        options={**wandb, **_table(table.get("options", {}), path, f"hosts.{name}.options")},
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
-from orchestrate.config import HostConfig
+from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules, tokens
-from orchestrate.errors import UsageError
+from orchestrate.errors import MissingKey, UsageError
 from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 NO_QUOTE = ("model", "method", "method.type")
 """Refusals after which there is nothing to price."""
+
+
+def wandb_key(config: HostConfig) -> str:
+    """The W&B key to pass on to a host. Raises `MissingKey`."""
+    key = config.options.get("wandb_api_key")
+    if not key:
+        raise MissingKey("W&B", "WANDB_API_KEY")
+    return key.reveal() if isinstance(key, Secret) else str(key)
 
 
 def problems(
@@ -44,7 +52,9 @@ def problems(
     return found
 
 
-def quote(kind: str, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
+def quote(
+    kind: str, spec: JobSpec, data: TrainingData, translation: Translation, *, sandbox: bool = False
+) -> Quote:
     provider = translation.provider
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
@@ -56,6 +66,7 @@ def quote(kind: str, spec: JobSpec, data: TrainingData, translation: Translation
         translation=translation,
         resolved=catalog.resolve(spec.model_for(provider), kind),
         prices=kind,
+        sandbox=sandbox,
     )
 
 

@@ -78,7 +78,7 @@ def fireworks(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Firewo
         base_url=host.url,
         account_id="acme",
         timeout_s=10,
-        options={"home": str(tmp_path / "home"), "wandb_api_key": "wandb-secret-key-123"},
+        options={"home": str(tmp_path / "home"), "wandb_api_key": Secret("wandb-secret-key-123")},
     )
     provider = FireworksProvider(config, sleep=slept.append)
     yield provider

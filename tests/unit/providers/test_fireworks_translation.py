@@ -6,9 +6,11 @@ from typing import Any, get_args
 
 import pytest
 
-from orchestrate.config import HostConfig
+from orchestrate.config import HostConfig, Secret
 from orchestrate.providers.fireworks import FireworksProvider
+from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.translation import fill_steps, job_id, output_model
+from orchestrate.providers.hosted import Wire
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
 from orchestrate.types import Feature, Outcome, Setting
 
@@ -161,3 +163,18 @@ def test_every_state_of_the_sdks_jobs_is_mapped() -> None:
     for kind in (SupervisedFineTuningJob, DpoJob, ReinforcementFineTuningJob):
         literal = get_args(kind.model_fields["state"].annotation)[0]
         assert set(get_args(literal)) == set(FireworksProvider.status_map) - {"JOB_STATE_DELETED"}
+
+
+@pytest.mark.parametrize(
+    ("base", "url"),
+    [
+        ("https://api.fireworks.ai", "https://api.fireworks.ai/inference/v1/chat/completions"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1/chat/completions"),
+    ],
+)
+def test_where_chats_go(base: str, url: str) -> None:
+    config = HostConfig(name="fireworks", api_key=Secret("k"), base_url=base)
+    at = Connection(config, Wire("fireworks"))
+    client = at.client().with_options(base_url=at.inference_url)
+    assert str(client._prepare_url("/v1/chat/completions")) == url
+    at.close()

@@ -102,7 +102,7 @@ def together(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Togethe
         base_url=host.url,
         project="proj-1",
         timeout_s=10,
-        options={"home": str(tmp_path / "home"), "wandb_api_key": "wandb-secret-key-123"},
+        options={"home": str(tmp_path / "home"), "wandb_api_key": Secret("wandb-secret-key-123")},
     )
     provider = TogetherProvider(config, sleep=slept.append)
     yield provider

@@ -217,3 +217,17 @@ def test_check_says_what_the_host_would(together: TogetherProvider, tmp_path: Pa
     problems = together.check(spec(batch_tokens=5, wandb={"project": "p"}), TrainingData.open(str(path)))
     assert {"setting-refused", "wandb-key-missing"} <= {p.code for p in problems}
     assert {p.code for p in problems} & {"starts-wrong", "too-few-rows", "no-assistant", "not-alternating"}
+
+
+@pytest.mark.parametrize(
+    ("base", "url"),
+    [
+        ("https://api.together.ai", "https://api-inference.together.ai/v1/chat/completions"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1/chat/completions"),
+    ],
+)
+def test_where_chats_go(base: str, url: str) -> None:
+    provider = TogetherProvider(HostConfig(name="together", api_key=Secret("k"), base_url=base))
+    client = provider._client().with_options(base_url=provider._inference_url)
+    assert str(client._prepare_url("/v1/chat/completions")) == url
+    provider.close()

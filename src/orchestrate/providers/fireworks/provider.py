@@ -21,7 +21,6 @@ from orchestrate.config import HostConfig
 from orchestrate.errors import (
     Conflict,
     InvalidRequest,
-    MissingKey,
     NotFound,
     OutcomeUnknown,
     OverBudget,
@@ -93,7 +92,7 @@ class FireworksProvider(Provider):
         return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec))
+        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -141,10 +140,7 @@ class FireworksProvider(Provider):
             place = body if kind == "supervised" else body.setdefault("trainingConfig", {})
             place["outputModel"] = translation.output_model(spec.suffix, ref)
         if spec.wandb is not None:
-            key = self.config.options.get("wandb_api_key")
-            if not key:
-                raise MissingKey("W&B", "WANDB_API_KEY")
-            body["wandbConfig"]["apiKey"] = str(key)
+            body["wandbConfig"]["apiKey"] = offline.wandb_key(self.config)
         job_id = translation.job_id(ref)
         path, client = f"/v1/accounts/{self._at.account()}/{KINDS[kind]}", self._at.client()
         try:

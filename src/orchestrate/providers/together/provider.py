@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.config import DEFAULT_URLS, HostConfig
 from orchestrate.errors import (
+    ArtifactRefused,
     InvalidRequest,
-    MissingKey,
     NotFound,
     TranslationRefused,
     UsageError,
@@ -99,7 +99,7 @@ class TogetherProvider(Provider):
         return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec))
+        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -134,10 +134,7 @@ class TogetherProvider(Provider):
         body = self._filled(spec, remote)
         body["suffix"] = translation.tag(spec.suffix, ref)
         if spec.wandb is not None:
-            key = self.config.options.get("wandb_api_key")
-            if not key:
-                raise MissingKey("W&B", "WANDB_API_KEY")
-            body["wandb_key"] = str(key)
+            body["wandb_key"] = offline.wandb_key(self.config)
         client = self._client()
         answer = self._wire.send_once(
             ref,
@@ -255,8 +252,10 @@ class TogetherProvider(Provider):
         transfer.fetch(self._wire, opened, archive, progress=progress)
         try:
             files = archives.unpack(archive, dest)
-        finally:
-            archive.unlink(missing_ok=True)
+        except ArtifactRefused:
+            archive.unlink()  # kept only where the fault is on this side, such as a full disk
+            raise
+        archive.unlink()
         return Artifact(
             kind=archives.kind_of(files, full=full),
             folder=str(dest),
