@@ -149,6 +149,7 @@ class OpenAIProvider(Provider):
             translation=self.translate(spec),
             resolved=self.resolve(spec),
             prices=str(self.config.options.get("prices", self.name)),
+            sandbox=self.sandbox,
         )
 
     # -- submitting ----------------------------------------------------------------------------------------
