@@ -48,6 +48,9 @@ class Pattern:
     literals: tuple[bytes, ...] = ()
     """One of them is in every match, also as JSON spells it; without any the regex itself is searched for."""
     confirm: Callable[[bytes], bool] | None = None
+    before: bytes | None = None
+    """What stands before the match and belongs to it. A regex that begins with its rarest byte is searched
+    for many times faster."""
 
 
 _KEYS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
@@ -72,9 +75,10 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "personal-data",
         "an e-mail address",
-        rb"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
+        rb"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
         (b"@",),
         _real_address,
+        before=rb"[A-Za-z0-9._%+-]{1,64}$",
     ),
     Pattern("personal-data", "a payment card number", rb"\b\d(?:[ -]?\d){12,18}\b", (), _luhn),
     Pattern(
@@ -126,11 +130,23 @@ def confirmed(text: bytes, patterns: list[int]) -> list[Problem]:
     found: list[Problem] = []
     for number in patterns:
         pattern = PATTERNS[number]
-        for match in _compiled(number).finditer(text):
-            if pattern.confirm is None or pattern.confirm(match.group()):
-                found.append(problem(pattern.code, f"{pattern.what} ({shown(match.group(), pattern.code)})"))
-                break
+        match = next(_matches(text, number), None)
+        if match is not None:
+            found.append(problem(pattern.code, f"{pattern.what} ({shown(match, pattern.code)})"))
     return found
+
+
+def _matches(text: bytes, number: int) -> Iterator[bytes]:
+    pattern = PATTERNS[number]
+    for match in _compiled(number).finditer(text):
+        whole = match.group()
+        if pattern.before is not None:
+            head = re.search(pattern.before, text[max(0, match.start() - 64) : match.start()])
+            if head is None:
+                continue
+            whole = head.group() + whole
+        if pattern.confirm is None or pattern.confirm(whole):
+            yield whole
 
 
 def shown(found: bytes, code: str) -> str:

@@ -26,6 +26,7 @@ from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
 from orchestrate.types import Problem, Severity
 
+_TOOLS = Trait.TOOLS.value
 CHUNK = 8 << 20
 """Bytes of one task."""
 BATCH_BYTES = 1 << 20
@@ -213,7 +214,7 @@ def _note(part: Part, example: Example, traits: int, number: int, compare: bool)
     part.roles.update(roles)
     if compare:
         part.turns[roles.count("user")] += 1
-        if traits & Trait.TOOLS:
+        if traits & _TOOLS:
             part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
         part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
         answer = last_answer(example)
