@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from orchestrate.commands.console import STATUS_STYLE, err
@@ -69,6 +67,20 @@ def usd(amount: Decimal | None) -> str:
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
 
 
+def share_done(run: Run) -> float:
+    """0 to 1, by steps where they are known, else by the host's percentage."""
+    if run.status is JobStatus.SUCCEEDED:
+        return 1.0
+    if run.total_steps:
+        return min(1.0, (run.step or 0) / run.total_steps)
+    return min(1.0, (run.percent or 0.0) / 100)
+
+
+def bar(share: float, width: int = 60) -> Text:
+    full = round(share * width)
+    return Text.assemble(("━" * full, "green"), ("━" * (width - full), "bright_black"))
+
+
 def stage_line(run: Run) -> Text:
     """The stages of a run with the present one marked."""
     text = Text()
@@ -93,31 +105,27 @@ def panel(run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now
     speed = next(
         (p.values["tokens_per_second"] for p in reversed(metrics) if "tokens_per_second" in p.values), None
     )
-    facts = Table.grid(padding=(0, 3))
     left = seconds_left(run, now)
     since = (run.finished_at or now) - (run.started_at or run.created_at)
-    facts.add_row(
-        f"step {run.step or 0}/{run.total_steps or '?'}",
-        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses else "loss -",
+    cost = cost_so_far(run)
+    step = run.step or (metrics[-1].step if metrics else 0)
+    facts = [
+        f"step {step}/{run.total_steps}" if run.total_steps else f"step {step}",
+        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses else "",
         f"valid {valid[-1]:.4f}" if valid else "",
         f"{speed:,.0f} tok/s" if speed else "",
         duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),
-        f"cost {usd(cost_so_far(run))}" + ("" if run.bill or cost_so_far(run) is None else " est."),
-    )
-    share = (
-        (run.step or 0) / run.total_steps
-        if run.total_steps
-        else (1.0 if run.status is JobStatus.SUCCEEDED else 0)
-    )
+        f"cost {usd(cost)}{'' if run.bill else ' est.'}" if cost is not None else "",
+    ]
     lines: list[RenderableType] = [
         head,
         stage_line(run),
-        ProgressBar(total=1.0, completed=share, width=60),
-        facts,
+        bar(share_done(run)),
+        Text("   ".join(f for f in facts if f)),
     ]
+    shown = [e for e in events if e.type not in _STEPWISE][-_KEPT_EVENTS:]
     lines += [
-        Text(f"  {e.at:%H:%M:%S} {e.message}", style="dim", overflow="ellipsis", no_wrap=True)
-        for e in events[-_KEPT_EVENTS:]
+        Text(f"  {e.at:%H:%M:%S} {e.message}", style="dim", overflow="ellipsis", no_wrap=True) for e in shown
     ]
     if run.error is not None:
         lines.append(Text(f"  {run.error.message}", style="red"))

@@ -62,7 +62,8 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
     if not scored:
         return
     if without:
-        yield Reason(aspect="scores", text=f"{text.joined(without)} has not been evaluated")
+        have = "has" if len(without) == 1 else "have"
+        yield Reason(aspect="scores", text=f"{text.joined(without)} {have} not been evaluated")
     metrics = {e.metric for _, e in scored}
     for metric in sorted(metrics):
         digests = {e.dataset_digest for _, e in scored if e.metric == metric}
