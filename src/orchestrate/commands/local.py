@@ -109,7 +109,8 @@ def _show(plan: Plan, shape: Shape, exact: bool) -> None:
         out.print(f"{verdict} the {plan.available_bytes / 2**30:.1f} GiB of {plan.device}", style=style)
     if not exact:
         note(
-            f"its configuration is not on this machine: a usual shape of {shape.parameters / 1e9:.1f}B was taken"
+            "its configuration is not on this machine: "
+            f"a usual shape of {shape.parameters / 1e9:.1f}B was taken"
         )
     for line in plan.advice:
         note(f"try: {line}")

@@ -1,5 +1,8 @@
 """The process behind `Generator`: JSON lines on stdin and stdout, the first one says what to load."""
 
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import os
@@ -17,8 +20,8 @@ from orchestrate.errors import OrchestrateError
 
 MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
-"""Weights up to this size are kept in bf16 with the values that their 4 bits stand for: nothing is unpacked for each
-token."""
+"""Weights up to this size are kept in bf16 with the values that their 4 bits stand for: nothing is unpacked
+for each token."""
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -80,7 +83,8 @@ class Answerer:
         return sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES
 
     def _stops(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's, the model's, and the one that the template puts there."""
+        """The tokens that end an answer: the tokenizer's, the model's, and the one that the template puts
+        there."""
         from orchestrate.data.examples import ChatExample, ChatMessage
         from orchestrate.local.encoding import encode
 
@@ -91,10 +95,9 @@ class Answerer:
         trained = [i for i, w in zip(encoded.ids, encoded.weights, strict=True) if w]
         stops = {i for i in trained[-1:] if i in self.template.special}
         path = self.folder.path / "generation_config.json"
-        given = msgspec.json.decode(path.read_bytes()).get("eos_token_id") if path.is_file() else None
-        stops.update(given if isinstance(given, list) else [given])
-        stops.add(self.tokenizer.eos_token_id)
-        return sorted(i for i in stops if i is not None)
+        given: Any = msgspec.json.decode(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+        more: list[Any] = [*(given if isinstance(given, list) else [given]), self.tokenizer.eos_token_id]
+        return sorted(stops | {i for i in more if i is not None})
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
         if not base or self.adapter is None:

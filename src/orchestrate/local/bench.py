@@ -1,8 +1,12 @@
 """Measures training on this machine: `python -m orchestrate.local.bench REQUEST`, one JSON line on stdout.
 
-Made-up rows of a short chat's lengths, half of their tokens trained; NF4 base, LoRA r=16, batches of 16. Without a model
-folder a random model of a fixed shape is made, so that the figure depends on the machine alone.
+Made-up rows of a short chat's lengths, half of their tokens trained; NF4 base, LoRA r=16, batches of 16.
+Without a model folder a random model of a fixed shape is made, so that the figure depends on the machine
+alone.
 """
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +50,15 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(request["model"]) if request.get("model") else _random_model(Path(folder), device.type)
         job = LocalJob(
-            ref="bench", model=str(path), model_name="bench", train="", method={"type": "sft"},
-            adapter={"type": "qlora", "r": 16, "alpha": 32.0}, hyper=Hyper(), created_at=now(),
-        )  # fmt: skip
+            ref="bench",
+            model=str(path),
+            model_name="bench",
+            train="",
+            method={"type": "sft"},
+            adapter={"type": "qlora", "r": 16, "alpha": 32.0},
+            hyper=Hyper(),
+            created_at=now(),
+        )
         loaded = load(job, open_folder(path), device)
         parameters = _stored_parameters(path)
     rows = _rows(int(loaded.head.layer.weight.shape[0]))
@@ -92,7 +103,7 @@ def _random_model(folder: Path, device: str) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = SHAPES[device]
+    shape: dict[str, Any] = SHAPES[device]
     config = LlamaConfig(
         **shape,
         num_key_value_heads=shape["num_attention_heads"] // 2,
@@ -100,7 +111,8 @@ def _random_model(folder: Path, device: str) -> Path:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
@@ -129,7 +141,7 @@ def _rows(vocabulary: int) -> Any:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = chance.integers(3, vocabulary, offsets[-1]).astype(np.int32)
     weights = np.zeros(offsets[-1], dtype=np.float32)
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in pairwise(offsets):
         weights[(start + end) // 2 : end] = 1
     return Rows(ids, weights, offsets)
 

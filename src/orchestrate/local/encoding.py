@@ -1,9 +1,9 @@
 """Rows to token ids and the weight that each token has in the loss.
 
-The same code feeds training and `orchestrate data preview`. Which tokens an assistant message owns comes from the
-chat template: from its `{% generation %}` spans where it marks them, otherwise from rendering the conversation twice,
-once with the message's content replaced, and keeping what follows the generation prompt. The token that ends the
-turn is always the assistant's.
+The same code feeds training and `orchestrate data preview`. Which tokens an assistant message owns comes from
+the chat template: from its `{% generation %}` spans where it marks them, otherwise from rendering the
+conversation twice, once with the message's content replaced, and keeping what follows the generation prompt.
+The token that ends the turn is always the assistant's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -79,10 +79,11 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Template:
-        given = tokenizer.chat_template
+        given: Any = tokenizer.chat_template
         if isinstance(given, dict):  # several named templates
-            given = given.get("default") or next(iter(given.values()))
-        template = cls(tokenizer, source=given or CHATML, own=bool(given))
+            named = cast("dict[str, str]", given)
+            given = named.get("default") or next(iter(named.values()))
+        template = cls(tokenizer, source=str(given or CHATML), own=bool(given))
         template.marked = bool(_MARKED.search(template.source))
         added = tokenizer.added_tokens_decoder
         template.special = frozenset(int(i) for i, t in added.items() if t.special) | frozenset(
@@ -117,10 +118,12 @@ class Template:
         spans: bool,
     ) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
+        # Annotated as giving a str, it gives texts and spans.
+        render_jinja_template: Any = chat_template_utils.render_jinja_template  # pyright: ignore[reportUnknownMemberType]
         try:
-            texts, indices = render_jinja_template(  # type: ignore[misc]  # annotated as str, returns a pair
+            texts, indices = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,
                 chat_template=self.source,
@@ -130,7 +133,7 @@ class Template:
             )
         except (TemplateError, TypeError, KeyError) as error:
             raise DataError(f"the model's chat template refuses the conversation: {error}") from error
-        return texts[0], [tuple(span) for span in indices[0]] if spans else []
+        return texts[0], [(start, end) for start, end in indices[0]] if spans else []
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its place in the text."""
@@ -139,7 +142,8 @@ class Template:
 
 
 def template_message(message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates expect it: arguments of tool calls as an object, thinking as `reasoning_content`."""
+    """A message as chat templates expect it: arguments of tool calls as an object, thinking as
+    `reasoning_content`."""
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     out: dict[str, Any] = {"role": role, "content": message.text}
     if message.name:
@@ -170,7 +174,8 @@ def _arguments(text: str) -> Any:
 def encode(
     example: Example, template: Template, *, max_length: int | None = None, train_on_inputs: bool = False
 ) -> Encoded:
-    """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference pair."""
+    """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference
+    pair."""
     if isinstance(example, ChatExample):
         encoded = _encode_chat(example, template, train_on_inputs)
     elif isinstance(example, CompletionExample):
@@ -246,14 +251,15 @@ def _span(
     text: str,
     turn: int,
 ) -> tuple[int, int]:
-    """Where message `turn` lies in `text`: between what a rendering with other words shares with it before and after."""
+    """Where message `turn` lies in `text`: between what a rendering with other words shares with it before
+    and after."""
     bare = {"role": "assistant", "content": _SENTINEL}
     other = template.render([*messages[:turn], bare, *messages[turn + 1 :]], tools)
     start = _common_prefix(text, other)
     rest = min(len(text), len(other)) - start
     end = len(text) - _common_prefix(text[::-1][:rest], other[::-1][:rest])
     if template.prompt:
-        # A template may write fixed words, such as an empty thought, that the model must learn to write itself.
+        # A template may write fixed words, such as an empty thought; the model must learn to write them.
         found = text.rfind(template.prompt, 0, start)
         between = text[found + len(template.prompt) : start] if found >= 0 else ""
         if found >= 0 and len(between) < 200:

@@ -1,5 +1,8 @@
 """The result: safetensors, and a passport that says where they come from."""
 
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import os

@@ -1,10 +1,13 @@
 """LoRA and its frozen linear layer in one step of autograd.
 
-peft composes the same arithmetic from a dozen operations and keeps an intermediate of each. Here the backward pass
-keeps the input and the rank-r product only, the frozen weight is dequantised where it is used, and the adapter's
-weights stay in 32 bits while the products run in the input's precision. Layers with dropout, DoRA or several adapters
-keep peft's own forward.
+peft composes the same arithmetic from a dozen operations and keeps an intermediate of each. Here the backward
+pass keeps the input and the rank-r product only, the frozen weight is dequantised where it is used, and the
+adapter's weights stay in 32 bits while the products run in the input's precision. Layers with dropout, DoRA
+or several adapters keep peft's own forward.
 """
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -27,10 +27,12 @@ Prompt = Sequence[Message | Mapping[str, Any]]
 
 
 class Generator:
-    """One worker process holds the model; base and tuned answers come from the same one, the adapter off or on.
+    """One worker process holds the model; base and tuned answers come from the same one, the adapter off or
+    on.
 
-    The process starts with the first question and ends with the context, or with this process. Raises `MissingExtra`,
-    `UsageError` or `ConfigError` when the model cannot be had, `RunFailed` when the worker dies.
+    The process starts with the first question and ends with the context, or with this process. Raises
+    `MissingExtra`, `UsageError` or `ConfigError` when the model cannot be had, `RunFailed` when the worker
+    dies.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Generator:
         device: str | None = None,
         four_bit: bool | None = None,
     ) -> None:
-        """`model`: catalog name, folder or hub id. `adapter`: folder of an adapter, or of a whole tuned model.
-        `four_bit`: `None` takes the precision that the adapter was trained on, as its passport says."""
+        """`model`: catalog name, folder or hub id. `adapter`: folder of an adapter, or of a whole tuned
+        model. `four_bit`: `None` takes the precision that the adapter was trained on, as its passport
+        says."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
         self._options = {"threads": threads, "device": device, "four_bit": four_bit}

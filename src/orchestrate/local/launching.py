@@ -1,4 +1,5 @@
-"""Starts workers. They belong to no terminal and to no parent: the command that launched one may end or be killed."""
+"""Starts workers. They belong to no terminal and to no parent: the command that launched one may end or be
+killed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def require_packages(what: str = "training on this machine") -> None:
 
 
 def launch(job: LocalJob, home: Path) -> RunDir:
-    """Makes the run directory `home/job.ref` and starts its worker; a second call with the ref changes nothing.
+    """Makes the run directory `home/job.ref` and starts its worker; a second call with the ref changes
+    nothing.
 
     Raises `MissingExtra`, or `OSError` when the folder cannot be made.
     """
@@ -84,8 +86,8 @@ def start_worker(run: RunDir) -> None:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """Thread counts must be set before the numeric libraries load; the workers report to no one and need no network
-    to start."""
+    """Thread counts must be set before the numeric libraries load; the workers report to no one and need no
+    network to start."""
     env = dict(os.environ)
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))

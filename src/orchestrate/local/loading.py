@@ -1,5 +1,8 @@
 """Model, adapter and tokenizer, ready to train. Imports torch; only workers import this."""
 
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding import CHATML
 from orchestrate.local.fused import fuse
+from orchestrate.local.kernels import use_on_cpu
 from orchestrate.local.losses import Head
 from orchestrate.local.models import ModelFolder
 from orchestrate.local.rundir import LocalJob
@@ -20,14 +24,16 @@ from orchestrate.local.rundir import LocalJob
 
 @dataclass
 class Loaded:
-    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside it."""
+    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside
+    it."""
 
     model: Any
     inner: Any
     head: Head
     device: torch.device
     whole_forward: bool = False
-    """The architecture does something between its layers and its logits that we do not know: use its own forward."""
+    """The architecture does something between its layers and its logits that we do not know: use its own
+    forward."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -89,8 +95,9 @@ def load_base(
 
 
 def keep_four_bit_weights(model: Any) -> None:
-    """On a CPU with AVX512-BF16, bitsandbytes repacks a weight on its first forward in evaluation mode and never undoes
-    it: training afterwards is silently different or fails. This must run before the first forward."""
+    """On a CPU with AVX512-BF16, bitsandbytes repacks a weight on its first forward in evaluation mode and
+    never undoes it: training afterwards is silently different or fails. This must run before the first
+    forward."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -124,6 +131,8 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device)
         model = _adapted(inner, job)
         fuse(model)
+        if device.type == "cpu":
+            use_on_cpu(inner)
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
@@ -134,7 +143,8 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
-    """NEFTune (Jain et al. 2023): uniform noise on the input embeddings while training, of size alpha / sqrt(L d)."""
+    """NEFTune (Jain et al. 2023): uniform noise on the input embeddings while training, of size alpha /
+    sqrt(L d)."""
 
     def noisy(module: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
         if not module.training:

@@ -1,4 +1,8 @@
-"""Losses that never hold the logits of all tokens: the head is applied to trained tokens only, a block at a time."""
+"""Losses that never hold the logits of all tokens: the head is applied to trained tokens only, a block at a
+time."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -51,8 +55,8 @@ class Head:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Weighted sum of cross-entropies over a frozen head. The gradient is made beside the loss, while a block's logits
-    are at hand; they are neither kept nor computed twice."""
+    """Weighted sum of cross-entropies over a frozen head. The gradient is made beside the loss, while a
+    block's logits are at hand; they are neither kept nor computed twice."""
 
     @staticmethod
     def forward(
@@ -97,7 +101,8 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, 
 
 
 def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token [n], and the number predicted right. Logits are computed again for the gradient."""
+    """Cross-entropy of each token [n], and the number predicted right. Logits are computed again for the
+    gradient."""
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -109,7 +114,8 @@ def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, T
 
 
 def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Sum over tokens of weight x cross-entropy, and the number of tokens predicted right. `hidden` is [n, hidden]."""
+    """Sum over tokens of weight x cross-entropy, and the number of tokens predicted right. `hidden` is [n,
+    hidden]."""
     if head.frozen:
         return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
     losses, correct = token_losses(hidden, targets, head)
@@ -118,8 +124,8 @@ def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) 
 
 @dataclass(frozen=True)
 class Preference:
-    """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the margin;
-    Pang et al. 2024 for `rpo_alpha`)."""
+    """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
+    margin; Pang et al. 2024 for `rpo_alpha`)."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -134,8 +140,9 @@ class Preference:
     def loss(
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n rejected ones;
-        `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth showing."""
+        """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n
+        rejected ones; `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth
+        showing."""
         if self.simpo_gamma is not None or self.normalize_by_length:
             score = policy / lengths
             base = None if reference is None else reference / lengths

@@ -1,8 +1,9 @@
 """How much memory a training run needs, by part, from the model's configuration alone. Torch-free, offline.
 
-The per-token figures are counts of what this engine's backward pass keeps for each layer of a Llama-like model: two
-normed inputs, the queries, keys, values and attention output, four tensors of the feed-forward width, and the two
-32-bit copies in the norms. They were checked against the bytes that autograd saves (`tests/unit/local`).
+The per-token figures are counts of what this engine's backward pass keeps for each layer of a Llama-like
+model: two normed inputs, the queries, keys, values and attention output, four tensors of the feed-forward
+width, and the two 32-bit copies in the norms. They were checked against the bytes that autograd saves
+(`tests/unit/local`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from orchestrate.local import machine
 from orchestrate.types import Record
 
 NF4_BYTES = 0.516
-"""Per parameter with double quantisation: half a byte, an 8-bit scale per 64, and a 32-bit one per 256 of those."""
+"""Per parameter with double quantisation: half a byte, an 8-bit scale per 64, and a 32-bit one per 256 of
+those."""
 LOGIT_BLOCK_BYTES = (1 << 25) * 10
 """A block of logits in 32 bits, its 16-bit source and gradient."""
 OVERHEAD = {"cpu": 650 << 20, "cuda": 900 << 20}
@@ -99,9 +101,15 @@ class Shape(Record, frozen=True, kw_only=True):
 
 def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:
     return Shape(
-        hidden=h, layers=n, feed_forward=ff, heads=heads, kv_heads=kv, head_dim=128 if h > 900 else h // heads,
-        vocabulary=vocabulary, tied=tied,
-    )  # fmt: skip
+        hidden=h,
+        layers=n,
+        feed_forward=ff,
+        heads=heads,
+        kv_heads=kv,
+        head_dim=128 if h > 900 else h // heads,
+        vocabulary=vocabulary,
+        tied=tied,
+    )
 
 
 KNOWN = (
@@ -113,7 +121,8 @@ KNOWN = (
     _known(5120, 64, 25600, 64, 8, 151936),
     _known(8192, 80, 28672, 64, 8, 128256),
 )
-"""Published configurations: Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen3-14B and -32B, Llama-3.1-70B."""
+"""Published configurations: Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen3-14B and -32B,
+Llama-3.1-70B."""
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -138,7 +147,8 @@ def plan(
     device: str | None = None,
     available_bytes: int | None = None,
 ) -> Plan:
-    """Peak memory of training with `tokens` tokens (padding included) in one forward pass, rows of up to `longest`.
+    """Peak memory of training with `tokens` tokens (padding included) in one forward pass, rows of up to
+    `longest`.
 
     `available_bytes`: of the device; `None` looks at this machine.
     """

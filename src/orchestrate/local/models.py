@@ -13,7 +13,8 @@ import msgspec
 from orchestrate.errors import ConfigError, UsageError
 
 WHOLE_HASH_LIMIT = 4 << 30
-"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take minutes."""
+"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
+minutes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ModelFolder:
         return sorted(self.path.glob("*.safetensors"))
 
     def fingerprint(self) -> str:
-        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to read whole."""
+        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
+        read whole."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         size = sum(p.stat().st_size for p in self.weights)
         for path in self.weights:
@@ -55,7 +57,8 @@ def local_folder(model: str) -> Path | None:
 
 
 def source(name: str) -> str:
-    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of them."""
+    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of
+    them."""
     if folder := local_folder(name):
         return str(folder)
     from orchestrate import catalog
@@ -91,8 +94,10 @@ def fetch(model: str) -> ModelFolder:
             f"no model folder at {model}, and it is not a hub id (owner/name)",
             fix="orchestrate models --provider local",
         )
-    import huggingface_hub as hub
+    import huggingface_hub
     from huggingface_hub import errors
+
+    hub: Any = huggingface_hub
 
     try:
         path = hub.snapshot_download(

@@ -1,5 +1,5 @@
-"""Which process works on a job, and whether it still lives. A process id alone does not tell: ids are used again,
-so the start time is kept beside it."""
+"""Which process works on a job, and whether it still lives. A process id alone does not tell: ids are used
+again, so the start time is kept beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,8 @@ FOREIGN_HEARTBEAT_S = 120.0
 class WorkerId(Record, frozen=True, kw_only=True):
     pid: int
     started: str
-    """The kernel's start time of the process, in whatever unit the system counts; compared only for equality."""
+    """The kernel's start time of the process, in whatever unit the system counts; compared only for
+    equality."""
     machine: str
 
 
@@ -48,7 +49,8 @@ def started(pid: int) -> str | None:
 
 
 def alive(path: Path) -> bool:
-    """Whether the worker named in the file at `path` lives; a foreign machine's is judged by its heartbeat."""
+    """Whether the worker named in the file at `path` lives; a foreign machine's is judged by its
+    heartbeat."""
     try:
         worker = WorkerId.from_json(path.read_bytes())
         age = time.time() - path.stat().st_mtime
@@ -60,7 +62,7 @@ def alive(path: Path) -> bool:
 
 
 @contextmanager
-def file_lock(path: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
+def file_lock(path: Path, *, wait_s: float = 0.0) -> Generator[bool]:
     """An exclusive lock that the kernel lets go of when the process ends, however it ends."""
     import fcntl
 

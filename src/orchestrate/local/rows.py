@@ -1,4 +1,8 @@
-"""Encoded rows on disk: written once per job, memory-mapped afterwards, so that going on needs no encoding."""
+"""Encoded rows on disk: written once per job, memory-mapped afterwards, so that going on needs no
+encoding."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from orchestrate.local.encoding import Encoded, Template, decode_row, encode, en
 
 @dataclass(frozen=True)
 class Rows:
-    """`ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred and the rejected
-    answer of one example."""
+    """`ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred and the
+    rejected answer of one example."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
@@ -85,8 +89,8 @@ class Report:
         if self.truncated_rows:
             yield (
                 "warning",
-                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens and were cut; "
-                f"{self.truncated_tokens} tokens were lost",
+                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens "
+                f"and were cut; {self.truncated_tokens} tokens were lost",
             )
         if self.dropped:
             yield (
@@ -152,10 +156,11 @@ def _pack(sides: list[Encoded], pairs: bool) -> Rows:
 
 
 def epoch_batches(lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone back to.
+    """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone
+    back to.
 
-    Rows are shuffled, sorted by length within windows of 16 batches so that little is padded, and the batches are
-    shuffled again. Every row occurs once; the last batch may be smaller.
+    Rows are shuffled, sorted by length within windows of 16 batches so that little is padded, and the batches
+    are shuffled again. Every row occurs once; the last batch may be smaller.
     """
     order = list(range(len(lengths)))
     chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
@@ -172,7 +177,8 @@ def epoch_batches(lengths: npt.NDArray[np.int64], batch_size: int, seed: int, ep
 def micro_batches(
     batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int
 ) -> list[list[int]]:
-    """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or `max_rows`."""
+    """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or
+    `max_rows`."""
     parts: list[list[int]] = []
     part: list[int] = []
     for i in sorted(batch, key=lambda i: int(lengths[i])):

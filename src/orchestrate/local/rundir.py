@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -252,7 +252,7 @@ class RunDir:
             return None
 
     @contextmanager
-    def lock(self, *, wait_s: float = 0.0) -> Iterator[bool]:
+    def lock(self, *, wait_s: float = 0.0) -> Generator[bool]:
         """Holds the job against other workers; gives False when another has it."""
         with process.file_lock(self.path / "lock", wait_s=wait_s) as held:
             yield held

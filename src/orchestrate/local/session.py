@@ -1,5 +1,8 @@
 """All that one worker holds while it trains: rows, model, objective, loop."""
 
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,7 +23,8 @@ from orchestrate.local.training import Loop
 
 
 class Session:
-    """Encodes, loads, goes back to the newest checkpoint; `loop.run()` trains and `publish()` writes the result."""
+    """Encodes, loads, goes back to the newest checkpoint; `loop.run()` trains and `publish()` writes the
+    result."""
 
     def __init__(
         self, run: RunDir, job: LocalJob, asked: Callable[[], str | None], set_stage: Callable[[str], None]
@@ -61,7 +65,8 @@ class Session:
             "threads": torch.get_num_threads(),
         }
         self.summary = (
-            f"{train.examples} rows, {train.tokens} tokens per epoch, {self.loop.progress.total_steps} steps, "
+            f"{train.examples} rows, {train.tokens} tokens per epoch, "
+            f"{self.loop.progress.total_steps} steps, "
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )

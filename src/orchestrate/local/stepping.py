@@ -1,5 +1,8 @@
-"""One optimiser step and one evaluation. What is summed over micro-batches is divided once, by the whole batch's weight,
-so that the split has no influence on the result but rounding."""
+"""One optimiser step and one evaluation. What is summed over micro-batches is divided once, by the whole
+batch's weight, so that the split has no influence on the result but rounding."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -20,17 +23,15 @@ from orchestrate.local.rows import Rows, micro_batches
 MOST_ROWS = 1 << 20
 PACKED_LINE = 256
 """Tokens of a line of packed rows, at least."""
-SHORT_ROW = 512
-"""On a CPU, rows up to this long are attended by plain matrix products: the flash kernel's backward pass is several
-times slower there."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows side by side, padded on the right, or several to a line when packed.
 
-    Unpacked, no attention mask is needed: under a causal mask no real token sees the padding behind it. Packed,
-    positions begin at 0 with each row, and transformers builds its masks from them: no row sees another.
+    Unpacked, no attention mask is needed: under a causal mask no real token sees the padding behind it.
+    Packed, positions begin at 0 with each row, and transformers builds its masks from them: no row sees
+    another.
     """
 
     ids: Tensor
@@ -120,13 +121,6 @@ class Objective:
         self.preference = preference
         self.packing = packing
 
-    def attention(self, length: int) -> AbstractContextManager[Any]:
-        if self.loaded.device.type != "cpu" or length > SHORT_ROW:
-            return nullcontext()
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        return sdpa_kernel(SDPBackend.MATH)
-
     def precision(self) -> AbstractContextManager[Any]:
         if self.loaded.device.type == "cuda" and self.loaded.inner.dtype == torch.float32:
             return torch.autocast("cuda", torch.bfloat16)
@@ -144,10 +138,11 @@ class Objective:
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
-        """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the parameters'."""
+        """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the
+        parameters'."""
         numbers = rows.rows_of(examples)
         batch = collate(rows, numbers, self.pad, self.loaded.device, packing=self.packing)
-        with torch.set_grad_enabled(backward), self.attention(batch.ids.shape[1]), self.precision():
+        with torch.set_grad_enabled(backward), self.precision():
             if self.preference is None:
                 loss, correct = weighted_loss(
                     self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head

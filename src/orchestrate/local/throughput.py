@@ -1,8 +1,9 @@
-"""How fast this machine trains: measured by `orchestrate local bench`, or modelled from what it has. Torch-free.
+"""How fast this machine trains: measured by `orchestrate local bench`, or modelled from what it has.
+Torch-free.
 
-A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a fully trained
-one 6; attention and the adapter are within the band. So one number, operations per second in a training step, carries
-over from the measured model to others of like size.
+A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
+fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
+training step, carries over from the measured model to others of like size.
 """
 
 from __future__ import annotations
@@ -23,8 +24,17 @@ from orchestrate.types import Record
 
 CPU_THREAD_OPERATIONS = 6e10
 """Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
-GPU_OPERATIONS = {"H200": 4e14, "H100": 3.5e14, "A100": 1.4e14, "L40S": 1.2e14, "4090": 7e13, "3090": 3e13, "A10": 4e13,
-                  "L4": 4e13, "T4": 1.5e13}  # fmt: skip
+GPU_OPERATIONS = {
+    "H200": 4e14,
+    "H100": 3.5e14,
+    "A100": 1.4e14,
+    "L40S": 1.2e14,
+    "4090": 7e13,
+    "3090": 3e13,
+    "A10": 4e13,
+    "L4": 4e13,
+    "T4": 1.5e13,
+}
 """Per second: about 35 to 45% of each card's dense bf16 peak as its maker states it."""
 OTHER_GPU_OPERATIONS = 3e13
 UNKNOWN_PARAMETERS = 8e9

@@ -1,5 +1,8 @@
 """The training loop and all of its state."""
 
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -14,14 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrate.errors import RunFailed
-from orchestrate.local import checkpoints
+from orchestrate.local import checkpoints, machine
 from orchestrate.local.checkpoints import Progress
 from orchestrate.local.loading import Loaded
 from orchestrate.local.rows import Rows, epoch_batches, micro_batches
-from orchestrate.local.rundir import LocalJob, RunDir, State, now
+from orchestrate.local.rundir import LocalJob, RunDir, now
 from orchestrate.local.stepping import Objective, Sums, add, learning_rate, means
 
 STATUS_SECONDS = 0.5
+GPU_SECONDS = 15.0
+"""Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
 MOST_SKIPPED = 10
 """Steps skipped one after the other before the run is given up."""
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -37,7 +42,8 @@ class Stopped(Exception):
 
 
 class Loop:
-    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `Stopped` or `RunFailed`."""
+    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `Stopped` or
+    `RunFailed`."""
 
     def __init__(
         self,
@@ -66,7 +72,7 @@ class Loop:
         self.early_stopped = False
         self.skipped = 0
         self._saved_at = time.monotonic()
-        self._wrote_state = 0.0
+        self._wrote_state = self._looked_at_gpu = 0.0
         total = self.progress.total_steps
         self.eval_steps = spread(self.hyper.evals, total, self.per_epoch) if valid is not None else set[int]()
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, self.per_epoch)
@@ -74,7 +80,8 @@ class Loop:
     # -- going on --------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Goes back to the newest whole checkpoint, if there is one; raises `RunFailed` when it is of another run."""
+        """Goes back to the newest whole checkpoint, if there is one; raises `RunFailed` when it is of another
+        run."""
         whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(
@@ -170,6 +177,10 @@ class Loop:
         spent = self.progress.seconds + time.perf_counter() - begun
         self.progress = msgspec.structs.replace(self.progress, step=step, seconds=spent)
         values["tokens"] = float(self.progress.seen_tokens)
+        if self.loaded.device.type == "cuda" and time.monotonic() - self._looked_at_gpu > GPU_SECONDS:
+            self._looked_at_gpu = time.monotonic()
+            if load := machine.gpu_load(torch.cuda.current_device()):
+                values.update(load.to_dict())
         self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         last = step == self.progress.total_steps or self.early_stopped
         word = self.asked()
@@ -239,14 +250,16 @@ class Loop:
             ) from error
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
-            f"out of memory; going on with at most {self.max_tokens} tokens at once, the same batch for each step",
+            f"out of memory; going on with at most {self.max_tokens} tokens at once, "
+            "the same batch for each step",
             level="warning",
             type="memory",
             step=self.progress.step,
         )
 
     def _acceptable(self, loss: float, norm: float) -> bool:
-        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says stop."""
+        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says
+        stop."""
         mean, factor = self.progress.loss_mean, self.hyper.spike_factor
         if math.isfinite(loss) and math.isfinite(norm):
             if not (factor and mean is not None and self.progress.step > 20 and loss > factor * mean):
@@ -327,13 +340,14 @@ class Loop:
 def make_optimizer(parameters: list[torch.nn.Parameter], kind: str, weight_decay: float) -> Any:
     if kind == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
-    import bitsandbytes as bnb
+    from bitsandbytes.optim.adamw import PagedAdamW8bit
 
-    return bnb.optim.PagedAdamW8bit(parameters, weight_decay=weight_decay)
+    return PagedAdamW8bit(parameters, weight_decay=weight_decay)
 
 
 def spread(count: int | None, total: int, per_epoch: int) -> set[int]:
-    """Steps after which something happens `count` times, evenly, the last step included; `None` is once per epoch."""
+    """Steps after which something happens `count` times, evenly, the last step included; `None` is once per
+    epoch."""
     if count is None:
         return set(range(per_epoch, total + 1, per_epoch))
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
@@ -347,6 +361,3 @@ def _out_of_memory(error: BaseException) -> bool:
 def _disk_is_full(error: BaseException) -> bool:
     # safetensors raises its own error class around the system's.
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-
-
-__all__ = ["Loop", "State", "Stopped"]

@@ -1,7 +1,8 @@
-"""The worker: `python -m orchestrate.local.worker RUN_DIR`. One job, one process, started by `orchestrate.local.launching`.
+"""The worker: `python -m orchestrate.local.worker RUN_DIR`. One job, one process, started by
+`orchestrate.local.launching`.
 
-It ends with 0 when the run directory says how the job stands, whatever that is, and with 1 when it could not even
-write that.
+It ends with 0 when the run directory says how the job stands, whatever that is, and with 1 when it could not
+even write that.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ def _beat(run: RunDir, stop: threading.Event) -> None:
 
 def _work(run: RunDir) -> int:
     interrupted = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
+
+    def stop(_signal: int, _frame: object) -> None:
+        interrupted.set()
+
+    signal.signal(signal.SIGTERM, stop)
 
     def asked() -> str | None:
         return run.asked() or ("pause" if interrupted.is_set() else None)

@@ -1,4 +1,5 @@
-"""Which tokens are trained, for each family of chat templates. The templates are short forms of the published ones."""
+"""Which tokens are trained, for each family of chat templates. The templates are short forms of the published
+ones."""
 
 from __future__ import annotations
 
@@ -26,33 +27,40 @@ UNMARKED_CHATML = CHATML.replace("{% generation %}", "").replace("{% endgenerati
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') + m['content'] | trim + '<end_of_turn>\n' }}"
+    "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') + m['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
     "{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}"
-    "{% elif m['role'] == 'user' %}{{ '[INST] ' + (ns.system if loop.last or not loop.nextitem is defined else '') }}"
+    "{% elif m['role'] == 'user' %}"
+    "{{ '[INST] ' + ns.system }}"
     "{{ m['content'] + '[/INST]' }}"
     "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 QWEN3 = (
-    "{% if tools %}{{ '<|im_start|>system\n# Tools\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\n# Tools\n' }}{% for tool in tools %}{{ tool | tojson }}"
+    "{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endif %}"
-    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
-    "{% if loop.index0 > ns.last %}{{ '<think>\n' + (m['reasoning_content'] or '') + '\n</think>\n\n' }}{% endif %}"
+    "{% if loop.index0 > ns.last %}"
+    "{{ '<think>\n' + (m['reasoning_content'] or '') + '\n</think>\n\n' }}{% endif %}"
     "{{ m['content'] }}{% for call in m['tool_calls'] or [] %}{{ '\n<tool_call>\n' }}"
     '{{ \'{"name": "\' + call.function.name + \'", "arguments": \' }}{{ call.function.arguments | tojson }}'
     "{{ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
-    "{% elif m['role'] == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m['content'] + '\n</tool_response><|im_end|>\n' }}"
+    "{% elif m['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + m['content'] + '\n</tool_response><|im_end|>\n' }}"
     "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -164,7 +172,8 @@ def test_reasoning_and_tool_calls_are_the_assistants_words() -> None:
     encoded = encode(row, of)
     text = trained(encoded, of)
     assert text == (
-        '<think>\nI need the tool.\n</think>\n\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n'
+        "<think>\nI need the tool.\n</think>\n\n\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Rome"}}\n'
         "</tool_call><|im_end|><think>\nIt says sunny.\n</think>\n\nSunny.<|im_end|>"
     )
     assert encoded.notes == ()

@@ -191,7 +191,8 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, orchestrate.local.rundir, orchestrate.local.launching, orchestrate.local.generation, "
         "orchestrate.local.models, orchestrate.local.throughput, orchestrate.providers.local\n"
-        "import json; print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules]))"
+        "import json\n"
+        "print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,9 +21,10 @@ from orchestrate.errors import (
     TranslationRefused,
 )
 from orchestrate.local import checkpoints, launching, machine, throughput
-from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, State, now, runs
+from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.local import reading
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Artifact,
@@ -163,7 +164,8 @@ class LocalProvider(Provider):
         )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
-        """The run directory named `ref` is made in one step; a second call with the ref finds it and starts nothing."""
+        """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
+        nothing."""
         translation = self.translate(spec)
         if translation.refused:
             raise TranslationRefused(self.name, translation.refused)
@@ -194,20 +196,20 @@ class LocalProvider(Provider):
             raise Conflict(
                 self.name, f"{run.path} belongs to another job", fix="submit again: a new run gets a new ref"
             )
-        return self._handle(run)
+        return reading.handle(run)
 
     def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
         run = RunDir(self._runs / ref)
-        return [self._handle(run)] if run.exists() else []
+        return [reading.handle(run)] if run.exists() else []
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
-        return self._job(self._run(job))
+        return reading.job(self._run(job))
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         for run in runs(self._runs):
-            job = self._job(run)
+            job = reading.job(run)
             if since is not None and job.created_at is not None and job.created_at < since:
                 return
             yield job
@@ -219,16 +221,7 @@ class LocalProvider(Provider):
         return self._run(job).metrics()
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        return [
-            Checkpoint(
-                id=whole.path.name,
-                step=whole.progress.step,
-                created_at=datetime.fromtimestamp(whole.path.stat().st_mtime, UTC),
-                model=str(whole.weights),
-                metrics=whole.progress.metrics,
-            )
-            for whole in checkpoints.listed(self._run(job).checkpoints)
-        ]
+        return reading.checkpoint_list(self._run(job))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -360,9 +353,6 @@ class LocalProvider(Provider):
             raise NotFound(self.name, f"there is no run directory {run.path}")
         return run
 
-    def _handle(self, run: RunDir) -> JobHandle:
-        return JobHandle(provider=self.name, job_id=run.ref, ref=run.ref)
-
     def _weights(self, run: RunDir, checkpoint: str | None) -> Path:
         if checkpoint is not None:
             for whole in checkpoints.listed(run.checkpoints):
@@ -381,42 +371,6 @@ class LocalProvider(Provider):
                 fix=f"orchestrate checkpoints {run.ref}",
             )
         return run.path / state.result
-
-    def _job(self, run: RunDir) -> Job:
-        state = run.state()
-        job = run.job()
-        error = state.error
-        if state.status == "interrupted":
-            error = JobError(
-                code="interrupted",
-                message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
-                "it goes on from its newest checkpoint",
-            )
-        return Job(
-            handle=self._handle(run),
-            status=self.status(state.status),
-            raw_status=state.status,
-            model=job.model_name,
-            created_at=job.created_at,
-            started_at=state.started_at,
-            finished_at=state.finished_at,
-            estimated_finish=_finish(state),
-            tuned_model=str(run.path / state.result) if state.result else None,
-            trained_tokens=state.trained_tokens or None,
-            step=state.step,
-            total_steps=state.total_steps,
-            epoch=state.epoch,
-            percent=100 * state.step / state.total_steps if state.total_steps else None,
-            early_stopped=state.early_stopped,
-            error=error,
-            payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
-        )
-
-
-def _finish(state: State) -> datetime | None:
-    if state.status != "running" or state.eta_seconds is None:
-        return None
-    return datetime.fromtimestamp(state.updated_at.timestamp() + state.eta_seconds, UTC)
 
 
 def _parameters_on_disk(model: str) -> float | None:

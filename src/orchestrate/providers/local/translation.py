@@ -1,4 +1,5 @@
-"""A spec in the engine's words. The engine takes nearly everything as asked; what it does not have is refused."""
+"""A spec in the engine's words. The engine takes nearly everything as asked; what it does not have is
+refused."""
 
 from __future__ import annotations
 
@@ -57,8 +58,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
 def _without_options(spec: JobSpec) -> JobSpec:
     """`provider_options.local` is answered here, with types; the rows would merge it as it is."""
     others = {k: v for k, v in spec.provider_options.items() if k != "local"}
-    given = {name: getattr(spec, name) for name in spec.model_fields_set}
-    return spec.model_construct(**{**given, "provider_options": others})
+    return spec.model_copy(update={"provider_options": others})
 
 
 def _model(rows: Rows, spec: JobSpec) -> str:
@@ -142,7 +142,8 @@ def _schedule(rows: Rows, spec: JobSpec) -> None:
             "gradient_accumulation",
             "hyper.micro_batch",
             max(1, -(-batch // spec.gradient_accumulation)),
-            "examples of one forward pass: batch_size / gradient_accumulation; the step keeps batch_size examples",
+            "examples of one forward pass: batch_size / gradient_accumulation; "
+            "the step keeps batch_size examples",
         )
     rows.offer("warmup_ratio", "hyper.warmup_ratio", 0.03)
     rows.offer("schedule", "hyper.schedule", "cosine")

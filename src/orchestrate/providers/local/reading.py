@@ -1,0 +1,65 @@
+"""A run directory in the words of all backends."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from orchestrate.local import checkpoints
+from orchestrate.local.rundir import STATUSES, RunDir, State
+from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
+
+
+def handle(run: RunDir) -> JobHandle:
+    return JobHandle(provider="local", job_id=run.ref, ref=run.ref)
+
+
+def job(run: RunDir) -> Job:
+    """The job as its run directory tells it; a worker that died shows as paused, with the reason in `error`."""
+    state = run.state()
+    told = run.job()
+    error = state.error
+    if state.status == "interrupted":
+        error = JobError(
+            code="interrupted",
+            message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
+            "it goes on from its newest checkpoint",
+        )
+    return Job(
+        handle=handle(run),
+        status=STATUSES.get(state.status, JobStatus.UNKNOWN),
+        raw_status=state.status,
+        model=told.model_name,
+        created_at=told.created_at,
+        started_at=state.started_at,
+        finished_at=state.finished_at,
+        estimated_finish=_finish(state),
+        tuned_model=str(run.path / state.result) if state.result else None,
+        trained_tokens=state.trained_tokens or None,
+        step=state.step,
+        total_steps=state.total_steps,
+        epoch=state.epoch,
+        percent=100 * state.step / state.total_steps if state.total_steps else None,
+        early_stopped=state.early_stopped,
+        error=error,
+        payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
+    )
+
+
+def checkpoint_list(run: RunDir) -> list[Checkpoint]:
+    """The kept ones, oldest first."""
+    return [
+        Checkpoint(
+            id=whole.path.name,
+            step=whole.progress.step,
+            created_at=datetime.fromtimestamp(whole.path.stat().st_mtime, UTC),
+            model=str(whole.weights),
+            metrics=whole.progress.metrics,
+        )
+        for whole in checkpoints.listed(run.checkpoints)
+    ]
+
+
+def _finish(state: State) -> datetime | None:
+    if state.status != "running" or state.eta_seconds is None:
+        return None
+    return datetime.fromtimestamp(state.updated_at.timestamp() + state.eta_seconds, UTC)

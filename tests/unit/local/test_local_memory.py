@@ -1,0 +1,204 @@
+"""The memory plan against published sizes and against what autograd really keeps; speed estimates; the
+model's files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.errors import UsageError
+from orchestrate.local import models, throughput
+from orchestrate.local.memory import Shape, _activations, plan  # pyright: ignore[reportPrivateUsage]
+from orchestrate.local.throughput import Bench
+
+TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+LLAMA_70B = {
+    **LLAMA_8B,
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+}
+QLORA = {"type": "qlora", "r": 16}
+
+
+def test_parameters_are_those_that_the_makers_state() -> None:
+    assert Shape.of(LLAMA_8B).parameters == 8_030_261_248
+    assert Shape.of(LLAMA_70B).parameters == 70_553_706_496
+    assert Shape.of(LLAMA_8B).adapter_parameters(16) == 41_943_040
+    assert Shape.like(8e9).parameters == pytest.approx(8e9, rel=0.05)
+    assert Shape.like(27e9).parameters == pytest.approx(27e9, rel=0.05)
+
+
+def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
+    found = plan(
+        Shape.of(LLAMA_70B),
+        QLORA,
+        tokens=2048,
+        longest=2048,
+        gradient_checkpointing=True,
+        device="cuda",
+        available_bytes=80 * 10**9,
+    )
+    held = sum(found.parts[p] for p in ("weights", "adapter", "optimiser", "gradients"))
+    assert held == pytest.approx(40e9, rel=0.1)
+    assert found.fits and found.advice == ()
+
+
+def test_what_does_not_fit_comes_with_advice_and_the_advice_helps() -> None:
+    shape = Shape.of(LLAMA_8B)
+    room: dict[str, Any] = {
+        "tokens": 8 * 2048,
+        "longest": 2048,
+        "device": "cuda",
+        "available_bytes": 24 << 30,
+    }
+    full = plan(shape, {"type": "full"}, **room)
+    assert full.fits is False and any("qlora" in a for a in full.advice)
+    wide = plan(shape, QLORA, **room)
+    assert wide.fits is False and any("micro_batch" in a for a in wide.advice)
+    assert any("gradient_checkpointing" in a for a in wide.advice)
+    assert plan(shape, QLORA, **{**room, "tokens": 2048}, gradient_checkpointing=True).fits
+
+
+@pytest.mark.parametrize(
+    ("hidden", "wide", "heads", "kv_heads"),
+    [(256, 512, 8, 4), (512, 1536, 8, 8), (512, 1536, 8, 2), (384, 1024, 6, 6)],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+def test_activations_are_what_autograd_keeps(
+    hidden: int, wide: int, heads: int, kv_heads: int, checkpointing: bool
+) -> None:
+    """Bytes that one layer more makes autograd keep, with the fused LoRA and torch's flash attention in
+    bf16."""
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 256,
+    }
+    rows, length = 4, 256
+    kept = [_kept(config, layers, rows, length, checkpointing) for layers in (2, 3)]
+    planned = [
+        _activations(
+            Shape.of({**config, "num_hidden_layers": n}),
+            "qlora",
+            8,
+            rows * length,
+            length,
+            checkpointing,
+            "cuda",
+        )
+        for n in (2, 3)
+    ]
+    assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
+
+
+def _kept(config: dict[str, Any], layers: int, rows: int, length: int, checkpointing: bool) -> int:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from orchestrate.local.fused import fuse
+
+    model = LlamaForCausalLM(LlamaConfig(**config, num_hidden_layers=layers)).to(torch.bfloat16)
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear")).train()
+    fuse(adapted)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {p.untyped_storage().data_ptr() for p in adapted.parameters()}
+    seen: dict[int, tuple[int, Any]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model.get_decoder()(input_ids=torch.randint(0, 256, (rows, length)), use_cache=False)
+    return sum(size for size, _ in seen.values())
+
+
+def test_a_measurement_carries_over_to_models_of_like_size(tmp_path: Path) -> None:
+    modelled = throughput.estimate(tmp_path, parameters=30e6, threads=1, device="cpu")
+    assert "modelled" in modelled.source
+    bench = Bench(
+        device="cpu",
+        threads=1,
+        model="m",
+        parameters=30_000_000,
+        tokens_per_second=1500.0,
+        operations_per_second=1500 * 4 * 30e6,
+        measured_on=date(2026, 11, 1),
+    )
+    throughput.remember(tmp_path, bench)
+    throughput.remember(tmp_path, bench)
+    assert throughput.read(tmp_path) == [bench]
+    near = throughput.estimate(tmp_path, parameters=30e6, threads=1, device="cpu")
+    far = throughput.estimate(tmp_path, parameters=3e9, threads=1, device="cpu")
+    assert near.tokens_per_second == pytest.approx(1500)
+    assert far.tokens_per_second == pytest.approx(15)
+    assert near.band < far.band <= modelled.band + 0.1
+    assert throughput.estimate(
+        tmp_path, parameters=30e6, full=True, threads=1, device="cpu"
+    ).tokens_per_second == pytest.approx(1000)
+    assert "modelled" in throughput.estimate(tmp_path, parameters=30e6, threads=2, device="cpu").source
+
+
+def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
+    throughput.bench_file(tmp_path).write_text("[{")
+    assert throughput.read(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_this_machine_can_be_measured(tmp_path: Path) -> None:
+    found = throughput.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
+    assert found.tokens_per_second > 100 and found.parameters > 1_000_000
+    assert throughput.read(tmp_path) == [found]
+
+
+def test_the_folder_of_a_model_is_checked(tmp_path: Path) -> None:
+    assert models.open_folder(TINY).fingerprint() == models.open_folder(TINY).fingerprint()
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        models.open_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin") as error:
+        models.open_folder(tmp_path)
+    assert "safe_serialization" in str(error.value.fix)
+
+
+def test_a_name_that_is_no_model_is_explained() -> None:
+    with pytest.raises(UsageError, match="not a hub id"):
+        models.fetch("/nowhere/at/all")
+
+
+def test_no_hub_is_explained(tmp_path: Path) -> None:
+    code = (
+        "from orchestrate.errors import ConfigError\nfrom orchestrate.local import models\n"
+        "try: models.fetch('nobody/has-this-model')\nexcept ConfigError as error: print(error, error.fix)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "not on this machine and the hub cannot be reached (HF_HUB_OFFLINE is set)" in said
+    assert "model folder" in said
