@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -264,6 +265,9 @@ class TogetherProvider(Provider):
             provider=self.name,
             job_id=job.job_id,
         )
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        return self.deploy(job, options={**(options or {}), "dry_run": True}).usd_per_hour
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""

@@ -1,0 +1,89 @@
+"""kill -9 of the command and of the local worker in the middle of a run: nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrate.local import RunDir
+from tests.cli.conftest import ROOT, Cli
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 240
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    """Long enough to be killed in the middle: a kill needs a few steps before and after it."""
+    lines = (ROOT / "fixtures/datasets/orders/train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:240]))
+    path = tmp_path / "finetune.yaml"
+    path.write_text(
+        f"model: {ROOT / 'fixtures/models/tiny-chat'}\ntrain: train.jsonl\nadapter: qlora\nepochs: 4\n"
+        "batch_size: 8\nlearning_rate: 0.002\ncheckpoints: 8\nprovider_options: {local: {threads: 1}}\n"
+    )
+    return path
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.2)
+
+
+def only_run_dir(tmp_path: Path) -> RunDir:
+    [folder] = (tmp_path / "home" / "local" / "runs").iterdir()
+    return RunDir(folder)
+
+
+def test_killing_the_command_leaves_the_run_alone(cli: Cli, cli_env: dict[str, str], spec: Path) -> None:
+    words = [sys.executable, "-m", "orchestrate.cli", "submit", str(spec), "-p", "local", "--yes", "--watch"]
+    command = subprocess.Popen(words, env=cli_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: running_step(cli) >= 3, "the third step")
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    assert cli("watch", "last").code == 0
+    [run] = cli("runs", "--json").json
+    assert (run["status"], run["step"]) == ("succeeded", run["total_steps"])
+
+
+def test_a_killed_worker_goes_on_from_its_last_checkpoint(cli: Cli, spec: Path, tmp_path: Path) -> None:
+    assert cli("submit", str(spec), "-p", "local", "--yes").code == 0
+    until(lambda: running_step(cli) >= 20, "the twentieth step")
+    kill_worker(only_run_dir(tmp_path))
+    stopped = cli("show", "last", "--json").json
+    assert stopped["status"] not in ("succeeded", "failed", "cancelled"), "an interrupted run has not ended"
+    assert cli("resume", "last").code == 0
+    assert cli("watch", "last").code == 0
+    [run] = cli("runs", "--json").json
+    assert (run["status"], run["step"]) == ("succeeded", run["total_steps"])
+    steps = [
+        point["step"] for point in cli("metrics", "last", "--json").json if "train_loss" in point["values"]
+    ]
+    assert steps == sorted(set(steps)) and steps[-1] == run["total_steps"], "each step is told once"
+    said = [event["message"] for event in cli("events", "last", "--json").json]
+    assert any(message.startswith("going on from step") for message in said)
+    said = " ".join(event["message"] for event in cli("events", "last", "--json").json)
+    assert "resum" in said
+
+
+def running_step(cli: Cli) -> int:
+    runs = cli("runs", "--json").json
+    if not runs or runs[0]["job_id"] is None:
+        return 0
+    return cli("show", "last", "--json").json["step"] or 0
+
+
+def kill_worker(rundir: RunDir) -> None:
+    worker = json.loads((rundir.path / "worker.json").read_bytes())
+    os.kill(worker["pid"], signal.SIGKILL)
+    until(lambda: not rundir.alive(), "the worker's end")
