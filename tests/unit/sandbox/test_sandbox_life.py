@@ -146,6 +146,7 @@ def test_the_default_home_is_below_that_of_orchestrate(tmp_path: Path) -> None:
     assert (tmp_path / "sandbox" / "sandbox.sqlite3").exists()
 
 
+@pytest.mark.slow
 def test_ten_thousand_jobs_are_listed_in_few_requests(
     tmp_path: Path, write: Write, until: Until, clients: dict[str, Any]
 ) -> None:
@@ -156,6 +157,11 @@ def test_ten_thousand_jobs_are_listed_in_few_requests(
             sandbox.create_jobs("openai", [{"model": MODEL, "training_file": file.id}] * 10_000)
             assert len({job.id for job in openai.fine_tuning.jobs.list(limit=100)}) == 10_000
         assert sandbox.count("openai", method="GET", path="/fine_tuning/jobs") == 100
+        with clients["together"](sandbox.env) as together:
+            known = together.files.upload(write(12), purpose="fine-tune", check=False).id
+            until(lambda: together.files.retrieve(known).processing_status == "COMPLETED")
+            sandbox.create_jobs("together", [{"model": "Qwen/Qwen3.5-9B", "training_file": known}] * 10_000)
+            assert len({job.id for job in together.fine_tuning.list().data}) == 10_000
         with clients["fireworks"](sandbox.env) as fireworks:
             fireworks.datasets.create(dataset_id="many", dataset={"user_uploaded": {}})
             fireworks.datasets.upload("many", file=("t.jsonl", write(12).read_bytes()))

@@ -228,3 +228,27 @@ def test_a_stopped_sandbox_goes_on_with_the_training(
         steps = [e.data["step"] for e in jobs.list_events(job.id, limit=100) if e.type == "metrics"]
         assert sorted(set(steps)) == list(range(1, max(steps) + 1))
         assert ended.created_at == job.created_at
+
+
+@pytest.mark.slow
+def test_preference_pairs_are_trained_too(
+    trained: Sandbox, clients: dict[str, Any], until: Until, preferences: Callable[[int], Any]
+) -> None:
+    data = "".join(json.dumps(row) + "\n" for row in preferences(24)).encode()
+    with clients["fireworks"](trained.env) as client:
+        client.datasets.create(dataset_id="pairs", dataset={"user_uploaded": {}})
+        client.datasets.upload("pairs", file=("pairs.jsonl", data))
+        until(lambda: client.datasets.get("pairs").state == "READY")
+        client.dpo_jobs.create(
+            dpo_job_id="pairs",
+            dataset="accounts/sandbox/datasets/pairs",
+            training_config={"base_model": "accounts/fireworks/models/qwen3-8b", "epochs": 2},
+            loss_config={"method": "DPO", "dpo": {"beta": 0.2}},
+        )
+        done = ("JOB_STATE_COMPLETED", "JOB_STATE_FAILED")
+        job = until(lambda: (j := client.dpo_jobs.get("pairs")).state in done and j)
+        assert (job.state, job.status.message) == ("JOB_STATE_COMPLETED", "")
+        url = client.dpo_jobs.get_metrics_file_endpoint("pairs").signed_url
+        rows = [json.loads(line) for line in httpx.get(url).text.splitlines()]
+        losses = [row["train/loss"] for row in rows if "train/loss" in row]
+        assert losses[-1] < 0.5 < losses[0]  # log 2 before the first step
