@@ -2,8 +2,10 @@
 
 Names that `counter` knows:
 
-- `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies that come with the package `toktok-rs`, exact and
-  offline; `tiktoken` counts the first three where that package has no wheel (it may fetch its vocabulary).
+- `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies that come with the package `toktok-rs`, offline. The
+  first two are exact; `harmony` and `qwen3.5` carry a small band, as part of their template, or the
+  vocabulary's origin, is not certain. `tiktoken` counts the first three where that package has no wheel
+  (it may fetch its vocabulary).
 - `hf:FOLDER`: a Hugging Face tokenizer on this machine, with its own chat template.
 - `FAMILY~COUNTER`, for example `llama-3~o200k`: a stand-in. `COUNTER` counts, the name tells for what, and
   the count carries the family's error band, measured where `STAND_IN_BANDS` has it.

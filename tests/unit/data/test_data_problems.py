@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,27 @@ def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "line\nghp_" + "a1B2" * 9))
     assert "secret" in {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+
+
+_ALL = """
+import sys
+sys.modules.update({modules!r})
+from orchestrate.data.checking import Options, check
+for file in {files!r}:
+    for p in check({{"train": file}}, Options(hosts=())).problems:
+        print(p.code, p.row, p.message)
+"""
+
+
+def test_findings_do_not_depend_on_hyperscan() -> None:
+    """The filter is only a filter: with and without the package the same rows are found."""
+    files = [str(file) for file in sorted(BAD.iterdir())]
+
+    def told(modules: dict[str, None]) -> str:
+        script = _ALL.format(modules=modules, files=files)
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert find_spec("hyperscan") is not None
+    assert told({"hyperscan": None}) == told({}) and "secret 4" in told({})
