@@ -12,8 +12,8 @@ Three ways, each in a process of its own:
 - `together`: `together.lib.utils.files.check_file`, which counts no tokens.
 
 The text is cut from the Python files and documents of this environment, with a fixed seed. Compare CPU
-seconds: the time on the wall moves with what else the machine does. Needs the package bpe-openai, for tiktoken's own
-vocabulary without a network.
+seconds: the time on the wall moves with what else the machine does. Needs the package bpe-openai, for
+tiktoken's own vocabulary without a network.
 """
 
 from __future__ import annotations
