@@ -39,10 +39,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     from orchestrate.local.loading import load, pick_device
     from orchestrate.local.models import open_folder
+    from orchestrate.local.optimizers import make_optimizer
     from orchestrate.local.rows import epoch_batches, micro_batches
     from orchestrate.local.rundir import Hyper, LocalJob, now
     from orchestrate.local.stepping import Objective
-    from orchestrate.local.training import DEFAULT_TOKENS, make_optimizer
+    from orchestrate.local.training import DEFAULT_TOKENS
 
     if request.get("threads"):
         torch.set_num_threads(request["threads"])

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -159,25 +158,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def state_tensors(optimizer: Any, names: list[str]) -> dict[str, Any]:
-    """An optimiser's tensors by parameter name, ready for safetensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{names[i]}.{key}": value for i, slots in state.items() for key, value in slots.items()
-    }
-
-
-def restore_optimizer(optimizer: Any, names: list[str], tensors: dict[str, Any]) -> None:
-    """Puts the moments back; learning rate and the like come from the schedule."""
-    whole = optimizer.state_dict()
-    whole["state"] = {
-        i: {
-            key.removeprefix(f"optimizer.{name}."): value
-            for key, value in tensors.items()
-            if key.startswith(f"optimizer.{name}.")
-        }
-        for i, name in enumerate(names)
-    }
-    optimizer.load_state_dict(whole)

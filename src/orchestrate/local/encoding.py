@@ -121,7 +121,7 @@ class Template:
         from transformers.utils import chat_template_utils
 
         # Annotated as giving a str, it gives texts and spans.
-        render_jinja_template: Any = chat_template_utils.render_jinja_template  # pyright: ignore[reportUnknownMemberType]
+        render_jinja_template: Any = getattr(chat_template_utils, "render_jinja_template")  # noqa: B009
         try:
             texts, indices = render_jinja_template(
                 conversations=[list(messages)],

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -20,6 +19,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local import checkpoints, machine
 from orchestrate.local.checkpoints import Progress
 from orchestrate.local.loading import Loaded
+from orchestrate.local.optimizers import make_optimizer, restore_state, state_tensors
 from orchestrate.local.rows import Rows, epoch_batches, micro_batches
 from orchestrate.local.rundir import LocalJob, RunDir, now
 from orchestrate.local.stepping import Objective, Sums, add, learning_rate, means
@@ -99,7 +99,7 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
-        checkpoints.restore_optimizer(self.optimizer, list(self.parameters), tensors)
+        restore_state(self.optimizer, self.parameters, tensors)
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -119,7 +119,7 @@ class Loop:
         progress = msgspec.structs.replace(self.progress, kept=kept, max_tokens=self.max_tokens)
 
         def fill(folder: Path) -> None:
-            state = checkpoints.state_tensors(self.optimizer, list(self.parameters))
+            state = state_tensors(self.optimizer, self.parameters)
             state.update({f"parameter.{n}": p.detach() for n, p in self.parameters.items()})
             state.update({f"best.{n}": t for n, t in (self.best or {}).items()})
             state["random.cpu"] = torch.get_rng_state()
@@ -335,14 +335,6 @@ class Loop:
                 early_stopped=self.early_stopped,
             )
         )
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], kind: str, weight_decay: float) -> Any:
-    if kind == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
-    from bitsandbytes.optim.adamw import PagedAdamW8bit
-
-    return PagedAdamW8bit(parameters, weight_decay=weight_decay)
 
 
 def spread(count: int | None, total: int, per_epoch: int) -> set[int]:

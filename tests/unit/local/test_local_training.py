@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,21 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
     assert session.loop.valid is not None
     again = session.loop.objective.evaluate(session.loop.valid, session.loop.max_tokens)
     assert again["valid_loss"] == pytest.approx(min(valid), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer: str) -> None:
+    session = make("a", optimizer=optimizer, checkpoints=2, adapter={"dropout": 0.1})
+    session.loop.restore()
+    session.loop.run()
+    first = losses(session)
+    shutil.rmtree(session.run.checkpoints / "step-00000010")
+    again = make("a", optimizer=optimizer, checkpoints=2, adapter={"dropout": 0.1})
+    again.loop.restore()
+    assert again.loop.progress.step == 5
+    again.loop.run()
+    assert losses(again) == first
 
 
 def test_a_loss_that_is_not_finite_stops_or_is_skipped(make: Make) -> None:

@@ -14,7 +14,7 @@ def handle(run: RunDir) -> JobHandle:
 
 
 def job(run: RunDir) -> Job:
-    """The job as its run directory tells it; a worker that died shows as paused, with the reason in `error`."""
+    """As the run directory tells it; a worker that died shows as paused, with the reason in `error`."""
     state = run.state()
     told = run.job()
     error = state.error
