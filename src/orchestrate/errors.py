@@ -142,11 +142,16 @@ class OverBudget(OrchestrateError):
     exit_code = 6
 
     def __init__(
-        self, provider: str, high_usd: Decimal, limit_usd: Decimal, *, what: str = "--max-cost"
+        self,
+        provider: str,
+        high_usd: Decimal,
+        limit_usd: Decimal,
+        *,
+        what: str = "--max-cost",
+        figure: str = "the quote's high end",
     ) -> None:
         super().__init__(
-            f"{provider}: the quote's high end, ${high_usd:.2f}, is above {what} ${limit_usd:.2f}; "
-            "nothing was sent",
+            f"{provider}: {figure}, ${high_usd:.2f}, is above {what} ${limit_usd:.2f}; nothing was sent",
             fix="raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
             "(orchestrate quote)",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,8 @@ a bill or data leaving the machine. {note}.</p>
 (<code>?method=POST&amp;path=...</code>), <code>DELETE</code> to start again</li>
 <li><code>GET /_sandbox/clock</code>, <code>POST {{"skip_s": 3600}}</code> or
 <code>{{"speed": 10}}</code></li>
+<li><code>POST /_sandbox/account {{"credit_usd": 5}}</code>
+the most that one job may be estimated at (Together)</li>
 <li><code>POST /_sandbox/jobs</code> a list of create bodies, made at once</li>
 </ul></body></html>"""
 
@@ -95,6 +98,7 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
             Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"]),
             Route("/_sandbox/requests", requests, methods=["GET", "DELETE"]),
             Route("/_sandbox/clock", time, methods=["GET", "POST"]),
+            Route("/_sandbox/account", _account(host), methods=["GET", "POST"]),
             Route("/_sandbox/jobs", jobs, methods=["POST"]),
         ]
     )
@@ -103,6 +107,25 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
 class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
     skip_s: float = 0.0
     speed: float | None = None
+
+
+def _account(host: Host) -> Callable[[Request], Awaitable[Response]]:
+    """What the account may spend on one job."""
+
+    async def account(request: Request) -> Response:
+        if request.method == "POST":
+            try:
+                change = msgspec.json.decode(await request.body(), type=_AccountChange)
+            except msgspec.MsgspecError as error:
+                return _wrong(error)
+            host.settings.credit_usd = change.credit_usd
+        return JSONResponse({"sandbox": True, "credit_usd": host.settings.credit_usd})
+
+    return account
+
+
+class _AccountChange(msgspec.Struct, forbid_unknown_fields=True):
+    credit_usd: float
 
 
 def _wrong(error: Exception) -> Response:

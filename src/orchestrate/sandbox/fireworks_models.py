@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.billing import base_model, context_of
 from orchestrate.sandbox.fireworks_names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.fireworks_shapes import Shapes
 from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.state import token
@@ -42,7 +43,7 @@ class Models:
             route(f"{account}/deployments/{{id}}", "GET", self.deployment),
             route(f"{account}/deployments/{{id}}", "PATCH", self.update),
             route(f"{account}/deployments/{{id}}", "DELETE", self.undeploy),
-            route(f"{account}/deploymentShapes", "GET", self.shapes),
+            *Shapes(self).routes(),
             route(f"{account}/deployedModels", "POST", self.load),
             route(f"{account}/deployedModels", "GET", self.loaded),
             route(f"{account}/deployedModels/{{id}}", "GET", self.one_loaded),
@@ -226,28 +227,6 @@ class Models:
         for addon in list(self.host.state.all("fireworks", "addon", tag=deployment["id"])):
             self.host.state.delete("fireworks", "addon", addon["id"])
         return json_answer({})
-
-    def shapes(self, request: Request) -> Response:
-        from orchestrate.catalog import search
-
-        found: list[dict[str, Any]] = [
-            {
-                "name": f"accounts/fireworks/deploymentShapes/{short(base)}-{preset.lower()}",
-                "baseModel": base,
-                "acceleratorType": "NVIDIA_H100_80GB",
-                "acceleratorCount": 1,
-                "enableAddons": preset == "FULL_PRECISION",
-                "precision": "BF16" if preset == "FULL_PRECISION" else "FP8",
-                "presetType": preset,
-                "sandbox": True,
-            }
-            for base in (model.hosts["fireworks"].id for model in search(provider="fireworks"))
-            for preset in ("MINIMAL", "FULL_PRECISION")
-        ]
-        chosen = aip_filter(
-            iter(found), request, lambda s: {"base_model": s["baseModel"], "preset_type": s["presetType"]}
-        )
-        return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
 
     # -- addons --------------------------------------------------------------------------------------------
 

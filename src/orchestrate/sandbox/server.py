@@ -89,6 +89,11 @@ class Sandbox:
         """Makes jobs from create bodies without HTTP; thousands a second when they are not trained."""
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
+    def set_credit(self, usd: float) -> None:
+        """The most that one job may be estimated at; Together's `allowed_to_proceed` says so."""
+        for front in self.fronts.values():
+            front.host.settings.credit_usd = usd
+
     def skip(self, seconds: float) -> None:
         """Puts the sandbox's clock forward."""
         self.clock.skip(seconds)

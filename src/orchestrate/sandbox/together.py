@@ -27,8 +27,6 @@ from orchestrate.sandbox.together_registry import object_id, registry_of
 
 USER = "sandbox-user"
 PROJECT = "proj-sandbox"
-CREDIT_USD = 1000.0
-"""The account's limit; a job above it is not allowed to proceed."""
 
 
 class TogetherHost(Host):
@@ -75,6 +73,7 @@ class TogetherHost(Host):
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
             route("/v1/finetune/download", "GET", self.download),
             route("/v1/models", "GET", self.models),
+            route("/v3/whoami", "GET", self.whoami),
             route("/v1/chat/completions", "POST", self.chat),
         ]
 
@@ -124,8 +123,8 @@ class TogetherHost(Host):
             {
                 "estimation_available": True,
                 "estimated_total_price": usd,
-                "allowed_to_proceed": usd <= CREDIT_USD,
-                "user_limit": CREDIT_USD,
+                "allowed_to_proceed": usd <= self.settings.credit_usd,
+                "user_limit": self.settings.credit_usd,
                 "estimated_train_token_count": job.tokens * job.epochs,
                 "estimated_eval_token_count": job.validation_tokens * job.evals,
                 "sandbox": True,
@@ -336,6 +335,17 @@ class TogetherHost(Host):
             for model in search(provider=self.name)
         ]
         return json_answer(bases)
+
+    def whoami(self, request: Request) -> Response:
+        return json_answer(
+            {
+                "type": "project_api_key",
+                "organization": {"id": "org-sandbox", "name": "Sandbox", "slug": "sandbox"},
+                "project": {"id": PROJECT, "name": "Sandbox", "slug": "sandbox"},
+                "api_key": {"id": "key-sandbox", "name": "sandbox"},
+                "sandbox": True,
+            }
+        )
 
     async def chat(self, request: Request) -> Response:
         asked = answers.parse_chat(await json_body(request))

@@ -27,6 +27,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     OverBudget,
     ProviderError,
+    QuotaExceeded,
     RateLimited,
     SetupError,
     StoreError,
@@ -37,7 +38,7 @@ from orchestrate.tracking import transitions
 from orchestrate.tracking.database import Lease, LeaseHeld
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
-from orchestrate.types import Event, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
+from orchestrate.types import Event, Feature, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -107,6 +108,7 @@ class Submitter:
                 return run
             spec = JobSpec.parse(run.spec)
             remote = self._uploaded(run, spec, data, progress, lease)
+            self._ask_price(run, spec, remote, lease)
             return self._send(run, spec, remote, lease)
 
     def _uploaded(
@@ -130,6 +132,34 @@ class Submitter:
         self._apply(run, transitions.uploaded, lease)
         self.reached("after-uploaded")
         return remote
+
+    def _ask_price(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> None:
+        """The host's own estimate, kept with the run. It refuses the run above its limit or the account's; a
+        host that gives none leaves the quote's word standing."""
+        if Feature.LIVE_PRICE not in self.provider.features:
+            return
+        try:
+            live = self.provider.live_price(spec, remote)
+            limit = run.max_cost_usd
+            if limit is not None and not live.unavailable and live.expected_usd > limit:
+                raise OverBudget(self.provider.name, live.expected_usd, limit, figure="the host's estimate")
+        except (OverBudget, QuotaExceeded) as error:
+            self._refuse(run, error, lease)
+            raise
+        except OrchestrateError as error:
+            level, told, usd = "warning", f"no live price: {error.message}", None
+        else:
+            level, usd = "info", None if live.unavailable else live.expected_usd
+            told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates ${usd:.4f}"
+        event = Event(
+            id="orchestrate-live-price",
+            at=self.store.clock.now(),
+            level=level,
+            type="live_price",
+            message=f"{self.provider.title}: {told}",
+            data={} if usd is None else {"usd": str(usd)},
+        )
+        self.store.add_events(run.id, [event], from_host=False)
 
     def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> Run:
         patience = self.timing.patience_s

@@ -131,7 +131,7 @@ class FireworksProvider(Provider):
         if total is None:
             return Quote(provider=self.name, model=model, unavailable="Fireworks gave no price")
         if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-            raise OverBudget(self.name, total, spec.max_cost_usd)
+            raise OverBudget(self.name, total, spec.max_cost_usd, figure="the host's estimate")
         return estimate_quote(self.name, model, total, "Fireworks' own estimate (estimateCost)")
 
     def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:

@@ -90,7 +90,9 @@ class Serving:
                 )
             limit = wanted.max_usd_per_hour
             if limit is not None and (per_hour is None or per_hour > limit):
-                raise OverBudget(self._provider, per_hour or Decimal(0), limit, what="max_usd_per_hour")
+                raise OverBudget(
+                    self._provider, per_hour or Decimal(0), limit, what="max_usd_per_hour", figure="an hour"
+                )
             there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
         elif wanted.dry_run:
             return self._endpoint(there, tuned)

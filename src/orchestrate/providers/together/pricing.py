@@ -51,7 +51,7 @@ def quote(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -
             fix="add credit at Together, or train fewer tokens",
         )
     if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-        raise OverBudget(provider, total, spec.max_cost_usd)
+        raise OverBudget(provider, total, spec.max_cost_usd, figure="the host's estimate")
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0
     note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"

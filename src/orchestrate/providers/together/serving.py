@@ -84,7 +84,11 @@ class Serving:
             )
         if wanted.max_usd_per_hour is not None and (per_hour is None or per_hour > wanted.max_usd_per_hour):
             raise OverBudget(
-                self._provider, per_hour or Decimal(0), wanted.max_usd_per_hour, what="max_usd_per_hour"
+                self._provider,
+                per_hour or Decimal(0),
+                wanted.max_usd_per_hour,
+                what="max_usd_per_hour",
+                figure="an hour",
             )
         return self._create(job_id, there, model, config, wanted)
 
