@@ -211,6 +211,10 @@ class JobSpec(_Part):
         """The settings that the user gave, JSON-ready; defaults that were not asked for are left out. `parse`
         makes the same spec of it again."""
         given = self.model_dump(mode="json", exclude_unset=True)
+        for name, value in given.items():
+            # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
+            if value == {} and isinstance(part := getattr(self, name), _Part):
+                given[name] = part.model_dump(mode="json")
         for name, part in (("method", self.method), ("adapter", self.adapter)):
             if (
                 name in given

@@ -12,6 +12,9 @@ import pytest
 Cli = Callable[..., Any]
 ORDERS = Path(__file__).resolve().parents[2] / "fixtures" / "datasets" / "orders"
 
+ALWAYS_OPEN = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
+"""OpenAI takes no new jobs from 2027-01-06 on; a sandbox goes on quoting. Nothing is sent there."""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -89,13 +92,13 @@ def test_models_refresh_without_a_key_says_so(cli: Cli) -> None:
 
 
 def test_quote(cli: Cli, project: Path) -> None:
-    found = cli("quote", "--provider", "openai,together,fireworks", "--json")
+    found = cli("quote", "--provider", "openai,together,fireworks", "--json", **ALWAYS_OPEN)
     assert found.code == 0
     quotes = {q["provider"]: q for q in found.json}
     assert quotes["together"]["expected_usd"] == "4.000000"
     tokens = quotes["openai"]["billed_tokens"]
     assert float(quotes["openai"]["expected_usd"]) == pytest.approx(tokens * 3 / 1e6)
-    text = cli("quote", "--provider", "openai,together,fireworks", "--format", "md").out
+    text = cli("quote", "--provider", "openai,together,fireworks", "--format", "md", **ALWAYS_OPEN).out
     assert text.startswith("| backend |") and "is the cheapest to train" in text
 
 
@@ -114,12 +117,22 @@ def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
 
 def test_quote_over_months(cli: Cli, project: Path) -> None:
     asked = ("quote", "--provider", "openai,together,fireworks", "--traffic", "20k req/day, 900 in, 150 out")
-    found = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1", "--saved-tokens", "1500", "--json")
+    found = cli(
+        *asked,
+        "--months",
+        "1",
+        "--compare-with",
+        "gpt-4.1",
+        "--saved-tokens",
+        "1500",
+        "--json",
+        **ALWAYS_OPEN,
+    )
     assert found.code == 0
     totals = {t["provider"]: t for t in found.json["ownership"]}
     assert float(totals["openai"]["monthly_usd"]) == pytest.approx(273.75)
     assert float(totals["openai"]["base_monthly_usd"]) == pytest.approx(3650)  # $0.006 x 20,000 x 30.4167
-    shown = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1")
+    shown = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1", **ALWAYS_OPEN)
     assert "Over 1 month openai is the cheapest" in shown.out
     assert cli("quote", "--compare-with", "gpt-4.1").code == 2
     assert cli("quote", "--traffic", "a lot").code == 2

@@ -76,7 +76,7 @@ class Rows:
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
         """Refuses each of these settings that the user gave."""
         for name, reason in reasons.items():
-            if self.given(name) is not None and name not in self._rows:
+            if self._asked(name) is not None and name not in self._rows:
                 self.refuse(name, reason)
 
     def send(self, wire: str, value: Any) -> None:
