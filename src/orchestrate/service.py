@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
     DataError,
+    OrchestrateError,
     SpecError,
     TranslationRefused,
     UsageError,
@@ -202,11 +203,12 @@ class Orchestrator:
                 fix=f"orchestrate check --provider {provider}",
             )
         quote = self._quote(spec, provider, data)
+        budget_usd = None if self.provider(provider).sandbox else self.settings.budget_usd
         check_budget(
             quote,
             max_cost_usd=spec.max_cost_usd,
-            budget_usd=self.settings.budget_usd,
-            runs=self.store.runs() if self.settings.budget_usd is not None else (),
+            budget_usd=budget_usd,
+            used_usd=self.store.spending().total_usd if budget_usd is not None else Decimal(0),
         )
         return quote, data
 
@@ -233,11 +235,12 @@ class Orchestrator:
         return sync(self.store, self.provider, bill=self.bill)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """What an ended run did cost, from the best source that there is; `None` when nothing is known."""
+        """What a run did cost, or has cost so far, from the best source that there is; `None` when nothing is
+        known."""
         from orchestrate import costing
 
         prices = self.settings.host(run.provider).options.get("prices")
-        return costing.bill_run(run, job, prices=prices, book=self.rates)
+        return costing.bill_run(run, job, prices=prices, book=self.rates, now=self.store.clock.now())
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
@@ -247,7 +250,8 @@ class Orchestrator:
         records = [self._record(r) for r in runs]
         metrics = {r.id: self.store.metrics(r.id) for r in records}
         evaluations = {r.id: self.evaluations(r.id) for r in records}
-        return reports.compare(records, metrics, evaluations)
+        sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
+        return reports.compare(records, metrics, evaluations, translations=sent)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
@@ -259,6 +263,15 @@ class Orchestrator:
         if isinstance(run, RunHandle):
             return run.record
         return self.store.run(run) if isinstance(run, str) else run
+
+    def _sent(self, run: Run) -> Translation | None:
+        """What a run's settings became; `None` when its backend can no longer be made or tell."""
+        from orchestrate.spec import JobSpec
+
+        try:
+            return self.provider(run.provider).translate(JobSpec.parse(run.spec))
+        except OrchestrateError:
+            return None
 
     def _translation(self, spec: JobSpec, name: str) -> Translation:
         try:

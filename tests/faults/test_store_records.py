@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrate.costing import Spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
@@ -240,13 +241,13 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
 
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
-    assert (store.spent_usd(), store.committed_usd()) == (0, 5)
+    assert store.spending() == Spending(committed_usd=Decimal(5))
     store.set_bill(done.id, Bill(usd=Decimal("0.1"), origin="total_price"))
     make(store, quote=quoted("0.2"))
     make(store, quote=quoted("900"), sandbox=True)
     gone = make(store, quote=quoted("7"))
     store.apply(gone.id, lambda r: transitions.withdrawn(r, store.clock.now()))
-    assert (store.spent_usd(), store.committed_usd()) == (Decimal("0.1"), Decimal("0.3"))
+    assert store.spending() == Spending(spent_usd=Decimal("0.1"), committed_usd=Decimal("0.2"))
     with pytest.raises(OverBudget):
         make(store, quote=quoted("0.71"), budget_usd=Decimal(1))
     make(store, quote=quoted("0.70"), budget_usd=Decimal(1))

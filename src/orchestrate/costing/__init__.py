@@ -23,8 +23,8 @@ For the service and the commands:
 
     bill_run(run, job, prices=None) -> Bill | None      `bill` for a tracked run, from its own quote
     tokenizer_for(resolved) -> str                      the counter that quotes use, for `Dataset.tokens`
-    check_budget(quote, max_cost_usd=, budget_usd=, runs=)    raises `OverBudget`
-    spending(runs) -> Spending; over_cap(run, bill) -> bool
+    check_budget(quote, max_cost_usd=, budget_usd=, used_usd=)    raises `OverBudget`
+    spending(run) -> Spending, which `Store.spending` sums; over_cap(run, bill) -> bool
     reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
     own(quote, *, resolved, traffic, months=6, hours_per_day=24, base=None, hourly=None) -> Ownership
     Traffic.parse("20k req/day, 900 in, 150 out"); base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice

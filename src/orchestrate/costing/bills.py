@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING
@@ -32,8 +32,10 @@ def bill(
     prices: str | None = None,
     book: RateBook | None = None,
     today: date | None = None,
+    now: datetime | None = None,
 ) -> Bill | None:
-    """The cost of a job from the best that is known of it, or `None` while nothing is.
+    """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
+    not ended has cost so far needs `now` where it is paid by the hour, time paused included; it is not final.
 
     In this order: the host's own figure (`job.cost_usd`), `trained_tokens` x the rate of the day on which the
     job was made, measured hours x `hourly`, and for a hosted job that ended early its share of the quote.
@@ -42,7 +44,7 @@ def bill(
     if job.cost_usd is not None:
         return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
     if hourly is not None:
-        return _by_hours(job, hourly, final)
+        return _by_hours(job, hourly, final, now)
     if job.trained_tokens is not None:
         on = job.created_at.date() if job.created_at else (today or date.today())
         rate = training_rate(resolved, spec, prices=prices or provider, book=book or rates(), on=on)
@@ -52,7 +54,14 @@ def bill(
     return _by_share(prices or provider, job, quote) if final else None
 
 
-def bill_run(run: Run, job: Job, *, prices: str | None = None, book: RateBook | None = None) -> Bill | None:
+def bill_run(
+    run: Run,
+    job: Job,
+    *,
+    prices: str | None = None,
+    book: RateBook | None = None,
+    now: datetime | None = None,
+) -> Bill | None:
     """`bill` for a tracked run, with its own quote: a machine paid by the hour costs what its quote said per
     hour."""
     from orchestrate import catalog
@@ -72,6 +81,7 @@ def bill_run(run: Run, job: Job, *, prices: str | None = None, book: RateBook | 
         hourly=quoted_hour(run.quote),
         prices=prices,
         book=book,
+        now=now,
     )
 
 
@@ -92,10 +102,11 @@ def quoted_hour(quote: Quote | None) -> HourlyRate | None:
     return None
 
 
-def _by_hours(job: Job, hourly: HourlyRate, final: bool) -> Bill | None:
-    if job.started_at is None or job.finished_at is None:
+def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -> Bill | None:
+    end = job.finished_at if final else now
+    if job.started_at is None or end is None:
         return None
-    hours = Decimal(str((job.finished_at - job.started_at).total_seconds())) / 3600
+    hours = max(Decimal(str((end - job.started_at).total_seconds())), Decimal(0)) / 3600
     usd = rounded(hours * hourly.usd_per_hour)
     entry = QuoteLine(
         component=hourly.component,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from decimal import Decimal
 
 from orchestrate.errors import OverBudget
@@ -10,35 +9,28 @@ from orchestrate.types import Bill, JobStatus, Quote, Record, Run, SubmitPhase
 
 
 class Spending(Record, frozen=True, kw_only=True):
-    """Money over all backends; runs in a sandbox cost nothing and are not counted."""
+    """US dollars over all backends: of one run, or of all runs of a store."""
 
-    spent_usd: Decimal
-    """Bills, final or not."""
-    committed_usd: Decimal
-    """The high end of the quote of every run that is under way and has no bill yet."""
-    unknown: tuple[str, ...] = ()
-    """Runs that may cost something of which neither a bill nor a quote tells how much."""
+    spent_usd: Decimal = Decimal(0)
+    """Bills of ended runs."""
+    committed_usd: Decimal = Decimal(0)
+    """The high end of the quote of every run that may still be billed and has no such bill yet."""
 
     @property
     def total_usd(self) -> Decimal:
         return self.spent_usd + self.committed_usd
 
 
-def spending(runs: Iterable[Run]) -> Spending:
-    spent, committed, unknown = Decimal(0), Decimal(0), list[str]()
-    for run in runs:
-        if run.sandbox or run.phase is SubmitPhase.REFUSED:
-            continue
-        if run.bill is not None and (run.bill.final or run.status.terminal):
-            spent += run.bill.usd
-        elif run.quote is not None and not run.quote.unavailable:
-            # A run that ended without a bill is held at its quote until the host tells better, except one
-            # that failed.
-            if run.status is not JobStatus.FAILED:
-                committed += max(run.quote.high_usd, run.bill.usd if run.bill else Decimal(0))
-        elif run.status is not JobStatus.FAILED:
-            unknown.append(run.id)
-    return Spending(spent_usd=spent, committed_usd=committed, unknown=tuple(unknown))
+def spending(run: Run) -> Spending:
+    """What one run takes out of a budget. A run in a sandbox costs nothing, and neither does one that has no
+    job or failed. One that ended otherwise is held at its quote until its bill is known."""
+    if run.sandbox or run.phase is SubmitPhase.REFUSED:
+        return Spending()
+    if run.bill is not None and (run.bill.final or run.status.terminal):
+        return Spending(spent_usd=run.bill.usd)
+    if run.quote is None or run.quote.unavailable or run.status is JobStatus.FAILED:
+        return Spending()
+    return Spending(committed_usd=max(run.quote.high_usd, run.bill.usd if run.bill else Decimal(0)))
 
 
 def check_budget(
@@ -46,10 +38,10 @@ def check_budget(
     *,
     max_cost_usd: Decimal | None = None,
     budget_usd: Decimal | None = None,
-    runs: Iterable[Run] = (),
+    used_usd: Decimal = Decimal(0),
 ) -> None:
-    """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or with what `runs` spent and
-    committed above `budget_usd`, or when a limit is set and the price is not known."""
+    """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or above what `used_usd`, spent
+    and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
     if max_cost_usd is None and budget_usd is None:
         return
     if quote.unavailable:
@@ -58,10 +50,10 @@ def check_budget(
     if max_cost_usd is not None and quote.high_usd > max_cost_usd:
         raise OverBudget(quote.provider, quote.high_usd, max_cost_usd)
     if budget_usd is not None:
-        used = spending(runs).total_usd
-        if used + quote.high_usd > budget_usd:
-            what = f"what is left of the budget (${budget_usd:.2f}, ${used:.2f} spent and committed):"
-            raise OverBudget(quote.provider, quote.high_usd, max(budget_usd - used, Decimal(0)), what=what)
+        left = max(budget_usd - used_usd, Decimal(0))
+        if quote.high_usd > left:
+            what = f"what is left of the budget (${budget_usd:.2f}, ${used_usd:.2f} spent and committed):"
+            raise OverBudget(quote.provider, quote.high_usd, left, what=what)
 
 
 class UnknownPrice(OverBudget):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, or_, select
 
+from orchestrate.costing import Spending
 from orchestrate.errors import UsageError
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
@@ -29,18 +30,6 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     """Machine, process and a random part of the one that wrote it."""
     note: str | None
-
-
-class Spending(msgspec.Struct, frozen=True, kw_only=True):
-    """US dollars over the runs of a store. Sandbox runs cost nothing and are left out."""
-
-    billed_usd: Decimal
-    open_usd: Decimal
-    """The quotes' high ends of runs that have no bill yet."""
-
-    @property
-    def total_usd(self) -> Decimal:
-        return self.billed_usd + self.open_usd
 
 
 class Finding(History):
@@ -164,16 +153,9 @@ class Finding(History):
         ]
 
     def spending(self) -> Spending:
+        """The sum of `costing.spending` over all runs; sandbox runs are left out."""
         with self.reading() as connection:
             return total_spending(connection)
-
-    def spent_usd(self) -> Decimal:
-        """Billed so far, sandbox runs left out."""
-        return self.spending().billed_usd
-
-    def committed_usd(self) -> Decimal:
-        """All that a budget has to bear: the bills, and the quotes' high ends of the runs without one."""
-        return self.spending().total_usd
 
 
 def total_spending(connection: Connection) -> Spending:
@@ -181,8 +163,8 @@ def total_spending(connection: Connection) -> Spending:
     query = select(table.c.bill_usd, table.c.committed_usd).where(
         ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))
     )
-    billed = committed = Decimal(0)
+    spent = committed = Decimal(0)
     for bill, high in connection.execute(query):
-        billed += Decimal(bill or 0)
+        spent += Decimal(bill or 0)
         committed += Decimal(high or 0)
-    return Spending(billed_usd=billed, open_usd=committed)
+    return Spending(spent_usd=spent, committed_usd=committed)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, select
 
+from orchestrate.costing import Reconciliation
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
@@ -207,6 +208,16 @@ class History(Database):
                 )
                 for row in connection.execute(query)
             ]
+
+    def add_reconciliation(self, found: Reconciliation) -> None:
+        """Quote against bill of an ended run. A host that corrects its bill leads to another one."""
+        self.add_record(found.run_id, "reconciliation", found)
+
+    def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
+        """The last one of each run, oldest first; of all runs when none are named."""
+        found = self.records("reconciliation", run_ids or None)
+        last = {record.run_id: record.data for record in found}
+        return [msgspec.convert(data, Reconciliation, strict=False) for data in last.values()]
 
     def add_evaluation(self, result: EvaluationResult) -> None:
         self.add_record(result.run_id, "evaluation", result)

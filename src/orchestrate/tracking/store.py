@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
+from orchestrate.costing import spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.tracking import opening, schema
 from orchestrate.tracking.agenda import Agenda
@@ -254,8 +255,7 @@ def _reopened(before: Run, after: Run) -> bool:
 
 def _columns(run: Run, clock: Clock) -> dict[str, Any]:
     """The row of a run, but for its id and what is no part of the record."""
-    # A run that certainly has no job costs nothing; one that ended keeps its claim until its bill is here.
-    claims = run.bill is None and run.quote is not None and run.phase is not SubmitPhase.REFUSED
+    money = spending(run)
     return {
         "ref": run.ref,
         "name": run.spec.get("suffix"),
@@ -270,7 +270,7 @@ def _columns(run: Run, clock: Clock) -> dict[str, Any]:
         "created_at": stamp(run.created_at),
         "updated_at": stamp(run.updated_at),
         "due_at": stamp(clock.now()),
-        "bill_usd": str(run.bill.usd) if run.bill else None,
-        "committed_usd": str(run.quote.high_usd) if claims and run.quote else None,
+        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
+        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
         "record": run.to_json().decode(),
     }

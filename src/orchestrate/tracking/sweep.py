@@ -1,4 +1,5 @@
-"""Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host.
+"""Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
+for runs that are to be cancelled: those that passed their cap, and those whose job was not known before.
 
 The sweep reads each host's list page by page and never a job by itself, so that ten thousand runs cost as
 many requests as there are pages. A job that a list does not show is not lost: lists lag, filter and forget.
@@ -13,19 +14,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from orchestrate import costing
 from orchestrate.errors import NotFound, OrchestrateError, ProviderError
-from orchestrate.tracking import transitions
+from orchestrate.tracking import capping, transitions
+from orchestrate.tracking.capping import BillHook
 from orchestrate.tracking.protocol import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Bill, Event, Feature, Job, JobHandle, Run, SubmitPhase
+from orchestrate.types import Event, Feature, Job, JobHandle, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.tracking.store import Store
-
-BillHook = Callable[[Run, Job], Bill | None]
-"""What an ended run did cost, or `None` while that is not known yet."""
 
 _BATCH = 500
 _LOOKUPS = 20
@@ -57,6 +57,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     """Runs whose submit was interrupted before anything was sent. They can be sent again."""
     changed: list[str] = []
     ended: list[str] = []
+    capped: list[str] = []
+    """Runs that passed their cap and were told to end."""
     alarms: list[Event] = []
     failures: list[Failure] = []
 
@@ -72,7 +74,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
 
     def __str__(self) -> str:
         parts = [f"{self.checked} open run(s) checked"]
-        for name in ("adopted", "not_made", "unsettled", "unsent", "changed", "ended"):
+        for name in ("adopted", "not_made", "unsettled", "unsent", "changed", "ended", "capped"):
             if runs := getattr(self, name):
                 parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -116,7 +118,8 @@ def refresh(
     timing: Timing = DEFAULT_TIMING,
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
-    """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill.
+    """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill. A run
+    that passed its cap is cancelled.
 
     Raises `ProviderError` when the host cannot be asked. A run that is not on the host yet is settled or
     returned as it is.
@@ -129,7 +132,12 @@ def refresh(
     job = provider.get(run.handle)
     run = store.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
     fetch_details(store, provider, run, on_event=on_event)
-    return conclude(store, run, job, bill) if run.status.terminal else run
+    if run.status.terminal:
+        return conclude(store, run, job, bill)
+    capped = capping.enforce(store, provider, run, job, bill, timing)
+    if capped is not None and on_event is not None:
+        on_event(capped)
+    return store.run(run.id)
 
 
 def fetch_details(
@@ -151,9 +159,12 @@ def fetch_details(
 
 def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     """Writes an ended run's bill and, once nothing more is to come, closes the run."""
+    run = capping.explained(store, run)
     made = bill(run, job) if bill else None
-    if made is not None:
+    if made is not None and made != run.bill:
         run = store.set_bill(run.id, made)
+        if (found := costing.reconcile(run)) is not None:
+            store.add_reconciliation(found)
     ended = run.finished_at or run.updated_at
     waiting = bill is not None and (run.bill is None or not run.bill.final)
     if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
@@ -216,6 +227,8 @@ class _Sweep:
         for run_id, job in seen.items():
             if job.status.terminal or known[run_id].status.terminal:
                 self._conclude(run_id, job)
+            elif known[run_id].max_cost_usd is not None:
+                self._cap(run_id, job)
 
     def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
         """A ref of ours on a job that is not its run's: a run that was given up, or a job that is one too
@@ -252,6 +265,14 @@ class _Sweep:
                 self.report.changed.append(run.id)
                 if run.status.terminal:
                     self.report.ended.append(run.id)
+
+    def _cap(self, run_id: str, job: Job) -> None:
+        run = self.store.run(run_id)
+        try:
+            if capping.enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
+                self.report.capped.append(run_id)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
 
     def _conclude(self, run_id: str, job: Job) -> None:
         run = self.store.run(run_id)

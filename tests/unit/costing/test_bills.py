@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -196,35 +196,62 @@ def test_accuracy_by_backend_with_sandboxes_apart() -> None:
     assert (sandbox.sandbox, sandbox.runs) == (True, 1)
 
 
-def test_spending_counts_bills_and_commitments() -> None:
-    found = spending(
-        [
-            a_run("billed", bill=Bill(usd=Decimal(3), origin="x")),
-            a_run("running", status=JobStatus.RUNNING, quote=a_quote()),
+@pytest.mark.parametrize(
+    ("run", "spent", "committed"),
+    [
+        (a_run(bill=Bill(usd=Decimal(3), origin="x")), "3", "0"),
+        (a_run(status=JobStatus.RUNNING, quote=a_quote()), "0", "1.2"),
+        (
             a_run(
-                "partly",
                 status=JobStatus.RUNNING,
                 quote=a_quote(),
                 bill=Bill(usd=Decimal(2), origin="x", final=False),
             ),
-            a_run("failed", status=JobStatus.FAILED, quote=a_quote()),
-            a_run("refused", status=JobStatus.FAILED, phase=SubmitPhase.REFUSED, quote=a_quote()),
-            a_run("sandbox", sandbox=True, bill=Bill(usd=Decimal(99), origin="x")),
-            a_run("dark", status=JobStatus.RUNNING),
-        ]
-    )
-    assert (found.spent_usd, found.committed_usd, found.unknown) == (Decimal(3), Decimal("3.2"), ("dark",))
-    assert found.total_usd == Decimal("6.2")
+            "0",
+            "2",
+        ),
+        (a_run(status=JobStatus.CANCELLED, quote=a_quote()), "0", "1.2"),
+        (a_run(status=JobStatus.FAILED, quote=a_quote()), "0", "0"),
+        (a_run(status=JobStatus.FAILED, phase=SubmitPhase.REFUSED, quote=a_quote()), "0", "0"),
+        (a_run(sandbox=True, bill=Bill(usd=Decimal(99), origin="x")), "0", "0"),
+        (a_run(sandbox=True, status=JobStatus.RUNNING, quote=a_quote()), "0", "0"),
+        (a_run(status=JobStatus.RUNNING), "0", "0"),
+    ],
+    ids=["billed", "running", "partly", "cancelled", "failed", "refused", "sandbox", "sandbox2", "dark"],
+)
+def test_spending_counts_bills_and_commitments(run: Run, spent: str, committed: str) -> None:
+    found = spending(run)
+    assert (found.spent_usd, found.committed_usd) == (Decimal(spent), Decimal(committed))
+    assert found.total_usd == Decimal(spent) + Decimal(committed)
 
 
 def test_budgets_are_kept_from_the_high_end() -> None:
     check_budget(a_quote(), max_cost_usd=Decimal("1.2"))
     with pytest.raises(OverBudget, match=r"\$1\.20, is above --max-cost \$1\.19"):
         check_budget(a_quote(), max_cost_usd=Decimal("1.19"))
-    spent = [a_run(bill=Bill(usd=Decimal(9), origin="x"))]
-    check_budget(a_quote(), budget_usd=Decimal("10.2"), runs=spent)
+    check_budget(a_quote(), budget_usd=Decimal("10.2"), used_usd=Decimal(9))
     with pytest.raises(OverBudget, match="what is left of the budget"):
-        check_budget(a_quote(), budget_usd=Decimal("10.1"), runs=spent)
+        check_budget(a_quote(), budget_usd=Decimal("10.1"), used_usd=Decimal(9))
+
+
+def test_what_a_running_job_has_cost_so_far() -> None:
+    hourly = QuoteLine(
+        component="rental",
+        quantity=Decimal(2),
+        unit="usd_per_hour",
+        usd_per_unit=Decimal(3),
+        usd_low=Decimal(6),
+        usd=Decimal(6),
+        usd_high=Decimal(6),
+    )
+    run = a_run(provider="local", status=JobStatus.RUNNING, quote=a_quote(lines=(hourly,)))
+    job = a_job(status=JobStatus.RUNNING, started_at=NOW)
+    found = bill_run(run, job, now=NOW + timedelta(minutes=20))
+    assert found is not None and (found.usd, found.final) == (Decimal(1), False)
+    early = bill_run(run, job, now=NOW - timedelta(seconds=3))  # clocks differ a little
+    assert early is not None and early.usd == 0
+    assert bill_run(run, job) is None
+    assert bill_run(run, a_job(status=JobStatus.QUEUED), now=NOW) is None
 
 
 def test_a_limit_needs_a_price() -> None:
