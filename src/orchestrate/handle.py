@@ -69,18 +69,21 @@ class RunHandle:
     ) -> Run:
         """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
 
-        Interrupting it leaves the run alone. `poll_s` defaults to 1 s for this machine and the sandbox, and
+        Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s` defaults to 1 s for this machine and the sandbox, and
         grows from 2 to 30 s for hosts. A host that does not answer is asked again. Raises `TimeoutError`
         after
         `timeout_s`.
         """
         from orchestrate.tracking import Pace
 
-        pace = Pace(poll_s, near=self.record.sandbox or self.record.host == "local")
+        near = self.record.sandbox or self.provider.config.base_url is None
+        pace = Pace(poll_s, near=near)
         started = time.monotonic()
         told = 0
         while True:
             record = pace.attempt(self.refresh) or self.record
+            if record.status is JobStatus.PAUSED:
+                self.provider.recover(record.handle)
             events = self.events()
             for event in events[told:]:
                 if on_event:

@@ -140,6 +140,12 @@ class Provider(ABC):
     def resume(self, job: JobHandle) -> None:
         raise self._unsupported(Feature.RESUME)
 
+    def recover(self, job: JobHandle) -> bool:
+        """Restarts work that died without an end and that the host does not restart by itself; True when it
+        was restarted. A job that someone paused stays paused."""
+        del job
+        return False
+
     def delete(self, job: JobHandle) -> None:
         raise self._unsupported(Feature.DELETE)
 

@@ -18,6 +18,7 @@ from orchestrate.tracking.notifying import Channel, tell
 from orchestrate.tracking.pace import Pace
 from orchestrate.tracking.sweep import BillHook, SyncReport, fetch_details, sync
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
+from orchestrate.types import JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -146,6 +147,8 @@ class Watcher:
         account.bucket.take()
         report = sync(self.store, lambda _: backend, only=[name], bill=self.bill, timing=self.timing)
         self.problems += [f"{f.provider}: {f.message}" for f in report.failures]
+        for run in self.store.runs(provider=name, status=JobStatus.PAUSED):
+            backend.recover(run.handle)
         pause = max([f.retry_after_s or 0.0 for f in report.failures], default=0.0)
         if not report.failures:
             pause = self._details(name, backend, account)
