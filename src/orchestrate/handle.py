@@ -69,10 +69,9 @@ class RunHandle:
     ) -> Run:
         """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
 
-        Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s` defaults to 1 s for this machine and the sandbox, and
-        grows from 2 to 30 s for hosts. A host that does not answer is asked again. Raises `TimeoutError`
-        after
-        `timeout_s`.
+        Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
+        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
+        not answer is asked again. Raises `TimeoutError` after `timeout_s`.
         """
         from orchestrate.tracking import Pace
 
