@@ -1,4 +1,5 @@
-"""data: inspect, check, convert, split, dedupe and preview training data. All offline."""
+"""data: inspect, check, convert, split, dedupe, preview, generate and review training data. All but
+generate are offline."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrate.commands.console import Json, err, note, out, print_json, table
+from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import show_check, show_inspect, show_preview
 from orchestrate.errors import OrchestrateError, UsageError
 
@@ -79,7 +81,7 @@ def check(
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
     from orchestrate.data import checking
 
-    wanted = _hosts(hosts)
+    wanted = host_names(hosts)
     if method not in (None, "sft", "dpo", "rft"):
         raise UsageError(f"no method {method!r}; known: sft, dpo, rft")
     paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
@@ -122,7 +124,7 @@ def convert(
     from orchestrate.data import converting
 
     ending = "parquet" if to == "parquet" else "jsonl"
-    target = output or _beside(file, f"{to}.{ending}")
+    target = output or beside(file, f"{to}.{ending}")
     with _progress("converting") as progress:
         report = converting.convert(
             file,
@@ -144,7 +146,9 @@ def convert(
 @app.command()
 def split(
     file: FileArg,
-    shares: Annotated[str, typer.Argument(metavar="[SHARES]", help="Of train, validation and, when there is a third, test.")] = "80/10/10",
+    shares: Annotated[
+        str, typer.Argument(metavar="[SHARES]", help="Of train, validation and, when there is a third, test.")
+    ] = "80/10/10",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
     ] = None,
@@ -165,7 +169,7 @@ def split(
         report = splitting.split(
             file,
             splitting.parse_shares(shares),
-            output or _beside(file, "split"),
+            output or beside(file, "split"),
             seed=seed,
             stratify=stratify,
             near_duplicates=near,
@@ -200,7 +204,7 @@ def dedupe(
     with _progress("comparing") as progress:
         report = deduping.dedupe(
             file,
-            None if dry_run else output or _beside(file, "deduped.jsonl"),
+            None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
             columns=_columns(columns),
@@ -244,14 +248,18 @@ def preview(
         show_preview(report)
 
 
+app.command()(generate)
+app.command()(review)
+
+
 def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object) -> object:
     from orchestrate.data import checking, fixing
 
     assert isinstance(options, checking.Options)  # noqa: S101
-    return fixing.fix(file, output or _beside(file, "fixed.jsonl"), hosts=hosts, columns=options.columns)
+    return fixing.fix(file, output or beside(file, "fixed.jsonl"), hosts=hosts, columns=options.columns)
 
 
-def _beside(file: str, suffix: str) -> Path:
+def beside(file: str, suffix: str) -> Path:
     """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL is written here."""
     given = Path(file.rsplit("/", 1)[-1]) if "://" in file else Path(file)
     return given.with_name(f"{given.name.split('.')[0] or 'data'}.{suffix}")
@@ -264,7 +272,7 @@ def _columns(given: Sequence[str] | None) -> dict[str, str]:
     return {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
-def _hosts(text: str) -> tuple[str, ...]:
+def host_names(text: str) -> tuple[str, ...]:
     from orchestrate.data import rules
 
     if text == "all":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrate.data import compare, near, rules
+from orchestrate.data import compare, near, reviewing, rules
 from orchestrate.data.dataset import TokenCount
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.problems import KEPT_PER_CODE, problem
@@ -174,6 +174,8 @@ def _within(one: Opened, split: str) -> list[Problem]:
         found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
     if (balance := _labels(one)) is not None:
         found.append(_whole("label-imbalance", balance, path))
+    if waiting := reviewing.unreviewed(path):
+        found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", path))
     if split == "train" and 0 < one.dataset.rows < FEW_ROWS:
         found.append(_whole("few-rows", f"{one.dataset.rows:,} rows to learn from", path))
     return found

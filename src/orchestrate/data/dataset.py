@@ -75,17 +75,27 @@ class Dataset:
     """The first row numbers with each trait."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns that were renamed while reading: (wanted, column)."""
+    memory: Path | None = field(default=None, compare=False)
+    """The folder where token counts are kept."""
 
     @classmethod
-    def open(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
-        """Reads the whole file once, in bounded memory. `columns` maps wanted field names to the file's own.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        tokenizers: Sequence[str] = (),
+        memory: Path | None = None,
+    ) -> Dataset:
+        """Reads the whole file once, in bounded memory. `columns` maps wanted field names to the file's own;
+        `tokenizers` are counted in the same pass; `memory` is a folder where counts are kept for later.
 
         Raises `DataError` when the file cannot be read as any known format; problems of single rows are
         collected in `problems` instead, and those rows are left out of `examples`.
         """
-        from orchestrate.data.opening import open_dataset
+        from orchestrate.data.opening import open_counted
 
-        return open_dataset(str(path), columns=columns).dataset
+        return open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory)
 
     def examples(self) -> Iterator[Example]:
         """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file
@@ -139,5 +149,14 @@ class TrainingData:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @classmethod
-    def open(cls, train: str, validation: str | None = None) -> TrainingData:
-        return cls(Dataset.open(train), Dataset.open(validation) if validation else None)
+    def open(
+        cls,
+        train: str,
+        validation: str | None = None,
+        *,
+        tokenizers: Sequence[str] = (),
+        memory: Path | None = None,
+    ) -> TrainingData:
+        """See `Dataset.open`."""
+        files = (train, validation) if validation else (train,)
+        return cls(*(Dataset.open(file, tokenizers=tokenizers, memory=memory) for file in files))

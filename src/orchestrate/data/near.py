@@ -8,6 +8,7 @@ probability 0.95, at 0.9 with 0.9999.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,32 +54,65 @@ def signatures(task: Task, size: int, workers: int | None = None) -> Signatures:
 
 def sign(task: Task) -> Signatures:
     """Signatures of one range; pure."""
-    np = numpy()
     part = Signatures()
-    hashes: list[Any] = []
-    offsets = [0]
+    texts: list[str] = []
     for number, row in read_rows(task):
         part.lines = number
-        if row.example is None:
-            continue
-        shingles = _shingles(visible(row.example))
-        hashes.append(shingles)
-        offsets.append(offsets[-1] + len(shingles))
-        part.numbers.append(number)
-    if not hashes:
-        return part
+        if row.example is not None:
+            texts.append(visible(row.example))
+            part.numbers.append(number)
+    if texts:
+        keys, sketches = digests(texts)
+        part.bands += keys.tobytes()
+        part.sketches += sketches.tobytes()
+    return part
+
+
+def digests(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text. Raises
+    `MissingExtra` without numpy or rensa."""
+    np = numpy()
+    hashes = [_shingles(text) for text in texts]
+    offsets = np.cumsum([0, *map(len, hashes)], dtype=np.uint64)
     matrix = _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(hashes), np.array(offsets, dtype=np.uint64), PERMUTATIONS, SEED
+        np.concatenate(hashes), offsets, PERMUTATIONS, SEED
     )
-    digests = np.array(matrix.to_rows(), dtype=np.uint64)
-    bands = digests.reshape(len(hashes) * BANDS, PERMUTATIONS // BANDS)
+    values = np.array(matrix.to_rows(), dtype=np.uint64)
+    bands = values.reshape(len(hashes) * BANDS, PERMUTATIONS // BANDS)
     factors = np.array(
         [pow(0x9E3779B97F4A7C15, i + 1, 1 << 64) for i in range(bands.shape[1])], dtype=np.uint64
     )
     keys = (bands * factors).sum(axis=1, dtype=np.uint64).reshape(len(hashes), BANDS)
-    part.bands += keys.tobytes()
-    part.sketches += (digests & np.uint64(0xFF)).astype(np.uint8).tobytes()
-    return part
+    return keys, (values & np.uint64(0xFF)).astype(np.uint8)
+
+
+class Seen:
+    """Texts that came before, for telling one by one whether a text is nearly equal to any of them."""
+
+    def __init__(self, threshold: float = 0.8) -> None:
+        self._threshold = threshold
+        self._sketches: list[Any] = []
+        self._by_band: dict[tuple[int, int], list[int]] = {}
+
+    def add(self, texts: Sequence[str]) -> list[bool]:
+        """For each text whether a text before it, of this call or an earlier one, is nearly equal; those
+        that are not are remembered."""
+        if not texts:
+            return []
+        found: list[bool] = []
+        keys, sketches = digests(texts)
+        for i in range(len(texts)):
+            sketch = sketches[i]
+            own: list[int] = keys[i].tolist()
+            bands = list(enumerate(own))
+            candidates = {other for band in bands for other in self._by_band.get(band, ())}
+            near = any((self._sketches[o] == sketch).mean() >= self._threshold for o in candidates)
+            found.append(near)
+            if not near:
+                for band in bands:
+                    self._by_band.setdefault(band, []).append(len(self._sketches))
+                self._sketches.append(sketch)
+        return found
 
 
 def _shingles(text: str) -> Any:

@@ -9,23 +9,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrate.data import shapes
+from orchestrate.data import counts, shapes, tokens
 from orchestrate.data.dataset import Content, Dataset, TokenCount
 from orchestrate.data.pool import ordered
 from orchestrate.data.rows import Row, parse, renamed
 from orchestrate.data.scan import Task, Total, ranges, read_rows, scan
 from orchestrate.data.sources import Source, source
-from orchestrate.data.tokens import Lengths, counter
+from orchestrate.data.tokens import counter
 from orchestrate.data.traits import Trait
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, OrchestrateError
 
 PARALLEL_BYTES = 24 << 20
 """Smaller files are read by this process: starting workers would take longer."""
 SAMPLE_ROWS = 200
 """Rows from which the format is told."""
-
-_counts: dict[tuple[str, str], TokenCount] = {}
-"""Token counts of this process by (digest, tokenizer)."""
 
 
 Progress = Callable[[int, int], None]
@@ -71,8 +68,37 @@ def open_dataset(
         columns=renaming,
     )
     for name, lengths in total.lengths.items():
-        _remember(dataset, name, lengths)
+        counts.keep(dataset.digest, tokens.base(name), lengths, None)
     return Opened(dataset, total, lines)
+
+
+def open_counted(
+    path: str, *, columns: Mapping[str, str] | None, tokenizers: Sequence[str], memory: Path | None
+) -> Dataset:
+    """See `Dataset.open`. What is kept for the file as it was is not counted in the pass; should the file
+    have changed, `count_tokens` finds nothing under its digest and counts."""
+    before = counts.seen(path, columns, memory)
+    due = [
+        name
+        for name in dict.fromkeys(map(tokens.base, tokenizers))
+        if (before is None or counts.find(before, name, memory) is None) and _loads(name)
+    ]
+    opened = open_dataset(path, columns=columns, tokenizers=due)
+    dataset = replace(opened.dataset, memory=memory)
+    for name, lengths in opened.total.lengths.items():
+        counts.keep(dataset.digest, name, lengths, memory)
+    if dataset.digest != before:
+        counts.keep_seen(path, columns, dataset.digest, memory)
+    return dataset
+
+
+def _loads(tokenizer: str) -> bool:
+    """A tokenizer that cannot be loaded is told where its count is needed."""
+    try:
+        counter(tokenizer)
+    except OrchestrateError:
+        return False
+    return True
 
 
 def run(task: Task, size: int, workers: int | None = None, progress: Progress | None = None) -> Total:
@@ -150,29 +176,24 @@ def rows_of(dataset: Dataset) -> Iterator[tuple[int, Row]]:
 
 def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
     """See `Dataset.tokens`."""
-    known = _counts.get((dataset.digest, tokenizer))
-    if known is not None:
-        return known
-    lines = source(dataset.path)
-    task = Task(lines.lines, 0, 0, dataset.format, dataset.columns, (tokenizer,))
-    return _remember(dataset, tokenizer, run(task, lines.line_bytes).lengths[tokenizer])
-
-
-def _remember(dataset: Dataset, tokenizer: str, lengths: Lengths) -> TokenCount:
-    from orchestrate.data.tokens import TOOL_BAND
-
-    band = counter(tokenizer).error_band
+    name = tokens.base(tokenizer)
+    kept = counts.find(dataset.digest, name, dataset.memory)
+    if kept is None:
+        lines = source(dataset.path)
+        task = Task(lines.lines, 0, 0, dataset.format, dataset.columns, (name,))
+        lengths = run(task, lines.line_bytes).lengths[name]
+        kept = counts.keep(dataset.digest, name, lengths, dataset.memory)
+    band = tokens.error_band(tokenizer)
     if not tokenizer.startswith("hf:") and (dataset.content.tools or dataset.content.images):
-        band = max(band, TOOL_BAND)
-    count = TokenCount(
-        tokens=sum(lengths.tokens),
-        trained_tokens=sum(lengths.trained),
+        band = max(band, tokens.TOOL_BAND)
+    sequences = kept.sequences()
+    return TokenCount(
+        tokens=sum(sequences),
+        trained_tokens=kept.trained,
         rows=dataset.rows,
-        longest=max(lengths.tokens, default=0),
+        longest=max(sequences, default=0),
         tokenizer=tokenizer,
         exact=band == 0,
         error_band=band,
-        lengths=lengths.tokens,
+        lengths=sequences,
     )
-    _counts[dataset.digest, tokenizer] = count
-    return count

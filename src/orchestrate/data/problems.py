@@ -101,6 +101,9 @@ CODES: dict[str, Code] = {
     "near-leakage": Code(_W, "nearly the same row is in another split", "remove it from one"),
     "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
     "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
+    "unreviewed": Code(
+        _W, "generated rows that nobody has reviewed", "orchestrate data review FILE, then --export OUT"
+    ),
     "few-rows": Code(
         _I, "few rows", "300-500 teach a format, 1,000-5,000 a domain, 5,000 or more a capability"
     ),

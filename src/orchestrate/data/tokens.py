@@ -108,15 +108,26 @@ def counter(name: str) -> Counter:
         from orchestrate.data.hub_tokens import HubCounter
 
         return HubCounter(Path(name[3:]))
-    family, _, base = name.rpartition("~")
-    if base not in _VOCABULARIES:
+    band = error_band(name)
+    vocabulary, overhead, _ = _VOCABULARIES[base(name)]
+    return BpeCounter(name, vocabulary, overhead, band)
+
+
+def base(name: str) -> str:
+    """The counter itself: of a stand-in, what comes after the family."""
+    return name if name.startswith("hf:") else name.rpartition("~")[2]
+
+
+def error_band(name: str) -> float:
+    """`Counter.error_band` without loading the counter. Raises `UsageError` for an unknown name."""
+    if name.startswith("hf:"):
+        return 0.0
+    if base(name) not in _VOCABULARIES:
         raise UsageError(
             f"unknown tokenizer {name!r}; known: {', '.join(names())}, hf:FOLDER, FAMILY~COUNTER"
         )
-    vocabulary, overhead, band = _VOCABULARIES[base]
-    if family:
-        band = STAND_IN_BANDS.get(family, OTHER_BAND)
-    return BpeCounter(name, vocabulary, overhead, band)
+    family = name.rpartition("~")[0]
+    return STAND_IN_BANDS.get(family, OTHER_BAND) if family else _VOCABULARIES[name][2]
 
 
 def for_model(

@@ -26,18 +26,18 @@ def replies(
     found: list[Reply] = []
     for prompt in prompts:
         messages = [{"role": m.role, "content": m.content} for m in prompt]
-        answer = plain(
-            wire.read(
-                lambda messages=messages: create(
-                    model=model, messages=messages, max_tokens=max_tokens, temperature=temperature
-                )
+        answer = wire.read(
+            lambda messages=messages: create(
+                model=model, messages=messages, max_tokens=max_tokens, temperature=temperature
             )
         )
-        found.append(_reply(answer, model))
+        found.append(reply(answer, model))
     return found
 
 
-def _reply(answer: dict[str, Any], model: str) -> Reply:
+def reply(completion: object, model: str) -> Reply:
+    """The reply in an SDK's completion; `model` is what was asked."""
+    answer = plain(completion)
     choice = next(iter(rows(answer.get("choices"))), table(None))
     usage = table(answer.get("usage"))
     return Reply(

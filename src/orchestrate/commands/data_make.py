@@ -1,0 +1,223 @@
+"""data generate and data review: rows that a model writes and a person reads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.errors import ConfigError, MissingKey, UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
+    from orchestrate.data.generating import GenerateReport
+
+_EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
+_TELL_EVERY_S = 5.0
+
+
+def generate(
+    context: typer.Context,
+    seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
+    model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows the file shall have.")] = 100,
+    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai",
+    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(help="The variable with the key for --base-url; none is sent without it.")
+    ] = None,
+    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Over all runs; needs a model with a known price.")
+    ] = None,
+    instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = "",
+    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10,
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8,
+    hosts: Annotated[str, typer.Option("--for", help="Backends that shall take the rows.")] = "all",
+    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0,
+    json: Json = False,
+) -> None:
+    """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
+
+    The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
+    model only repeats itself.
+    """
+    from orchestrate.commands.data import beside, host_names
+    from orchestrate.costing.completions import completion_price
+    from orchestrate.data import generating
+    from orchestrate.local.process import file_lock
+    from orchestrate.providers.openai.asking import asker
+
+    config = _host(context, host, base_url, key_variable)
+    target = output or beside(seeds, "generated.jsonl")
+    order = generating.Order(
+        rows=rows,
+        max_requests=max_requests,
+        max_cost_usd=_dollars(max_cost),
+        price=completion_price(model, config.base_url),
+        max_tokens=max_tokens,
+        rows_per_request=per_request,
+        examples=examples,
+        parallel=parallel,
+        instructions=_text(instructions),
+        hosts=host_names(hosts),
+        threshold=threshold,
+        seed=seed,
+    )
+    ask = asker(config, model, max_tokens=max_tokens, temperature=temperature)
+    with file_lock(target.with_name(f".{target.name}.lock")) as held, _progress(rows) as progress:
+        if not held:
+            raise UsageError(f"another command is writing {target}", fix="wait for it, or give another -o")
+        report = generating.generate(seeds, target, ask, order, progress=progress)
+    if json:
+        print_json(report)
+    else:
+        _show(report)
+    if code := _EXIT[report.stopped]:
+        raise typer.Exit(code)
+
+
+def review(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file on this machine.")],
+    export: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Only write the accepted rows so far.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    json: Json = False,
+) -> None:
+    """Accept, edit or reject rows on a local page, by keyboard; ends with Ctrl-C, goes on next time.
+
+    FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
+    """
+    from orchestrate.data.review_server import serving
+    from orchestrate.data.reviewing import Review
+
+    if export is not None:
+        report = Review(file).export(export)
+        if json:
+            print_json(report)
+        else:
+            out.print(f"{report.output}: {report.written:,} rows", markup=False)
+            note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
+        return
+    with serving(file, port=port) as page:
+        counts = page.review.counts()
+        if json:
+            print_json({"url": page.url, "counts": counts})
+            sys.stdout.flush()
+        else:
+            out.print(page.url, markup=False, soft_wrap=True)
+        note(f"{counts.pending:,} of {counts.rows:,} rows to decide; Ctrl-C ends the review")
+        if browser and err.is_terminal:
+            import webbrowser
+
+            webbrowser.open(page.url)
+        _until_interrupted()
+        counts = page.review.counts()
+    note(
+        f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
+        f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
+    )
+
+
+def _until_interrupted() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return
+
+
+def _host(context: typer.Context, name: str, url: str | None, key_variable: str | None) -> HostConfig:
+    """A configured host; or one from the command line, which never gets the key of another."""
+    from orchestrate import config
+
+    given: dict[str, Any] = context.find_root().obj or {}
+    if url is None:
+        if key_variable is not None:
+            raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
+        host = config.load(config_file=given.get("config"), home=given.get("home")).host(name)
+        if host.base_url is None:
+            raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or --base-url")
+        return host
+    parts = config.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{url} is not an http or https address")
+    key = config.Secret("none")
+    if key_variable is not None:
+        found = config.secret(parts.hostname, key_variable)
+        if found is None:
+            raise MissingKey(parts.hostname, key_variable)
+        if parts.scheme == "http" and not config.is_loopback(parts.hostname):
+            raise ConfigError(f"{url} would carry the key unencrypted", fix="use https")
+        key = found
+    return replace(config.HostConfig(name=parts.hostname), base_url=url.rstrip("/"), api_key=key)
+
+
+def _dollars(text: str | None) -> Decimal | None:
+    try:
+        value = None if text is None else Decimal(text)
+    except InvalidOperation as error:
+        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
+    if value is not None and not (value.is_finite() and value > 0):
+        raise UsageError("--max-cost takes a positive number of US dollars")
+    return value
+
+
+def _text(given: str) -> str:
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {given[1:]}: {error}") from error
+
+
+def _show(report: GenerateReport) -> None:
+    out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new", markup=False)
+    cost = f", ${report.usd:.4f}" if report.usd is not None else ""
+    tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
+    note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")
+    if report.refused:
+        note("not kept: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
+    if report.stopped != "rows":
+        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
+        note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
+    note(f"review them: orchestrate data review {report.output}")
+
+
+@contextmanager
+def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
+    """A bar on a terminal, else a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
+    told = time.monotonic()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task("asking", total=rows)
+
+        def tell(done: int, requests: int, usd: Decimal) -> None:
+            nonlocal told
+            text = f"{requests:,} requests" + (f", ${usd:.4f}" if usd else "")
+            bars.update(task, completed=done, description=text)
+            if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
+                told = time.monotonic()
+                note(f"{done:,} of {rows:,} rows, {text}")
+
+        yield tell

@@ -1,0 +1,121 @@
+"""A host that speaks the chat completions API on a loopback address, and writes what a test tells it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Writes = Callable[[int, dict[str, Any]], "str | int"]
+"""(number of the request from 1, its body) -> the answer's text, or an HTTP status that refuses it."""
+
+
+def order_row(number: int) -> str:
+    """A row like those of fixtures/datasets/orders, another for each number."""
+    cities = ("Lima", "Oslo", "Quito", "Hanoi", "Accra", "Turin", "Perth")
+    goods = (
+        "lamps",
+        "chairs",
+        "boots",
+        "drums",
+        "kites",
+        "bowls",
+        "maps",
+        "tents",
+        "rings",
+        "clocks",
+        "pens",
+    )
+    city, product = cities[number % 7], goods[number % 11]
+    names = ("Ana Ruiz", "Bo Lind", "Chidi Obi", "Dana Katz", "Emre Ak")
+    order = {
+        "order_id": number,
+        "customer": names[number % 5],
+        "city": city,
+        "product": product,
+        "quantity": number % 97,
+    }
+    question = f"Order {number}: {number % 97} {product} to {city} for {names[number % 5]}, please."
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": json.dumps(order)}]
+    return json.dumps({"messages": messages})
+
+
+def fresh_rows(number: int, body: dict[str, Any]) -> str:
+    """Ten new rows for each request."""
+    del body
+    return "\n".join(order_row(5000 + number * 10 + i) for i in range(10))
+
+
+@dataclass
+class ChatHost:
+    url: str
+    writes: Writes = fresh_rows
+    bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    keys: list[str | None] = field(default_factory=list["str | None"])
+    hold: threading.Event = field(default_factory=threading.Event)
+    """Cleared, the host does not answer until it is set."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def receive(self, body: dict[str, Any], key: str | None) -> str | int:
+        with self.lock:
+            self.bodies.append(body)
+            self.keys.append(key)
+            number = len(self.bodies)
+        self.hold.wait(60)
+        return self.writes(number, body)
+
+
+@contextmanager
+def chat_host() -> Generator[ChatHost]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            text = host.receive(body, self.headers.get("authorization"))
+            assert self.path == "/v1/chat/completions"
+            status, answer = (200, _completion(body, text)) if isinstance(text, str) else (text, _error(text))
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    host = ChatHost(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    host.hold.set()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield host
+    finally:
+        host.hold.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+    prompt = sum(len(m["content"]) for m in body["messages"]) // 4
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": body["model"],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": len(text) // 4,
+            "total_tokens": prompt + len(text) // 4,
+        },
+    }
+
+
+def _error(status: int) -> dict[str, Any]:
+    return {"error": {"message": f"refused with {status}", "type": "error", "code": None}}
