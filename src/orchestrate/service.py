@@ -124,11 +124,17 @@ class Orchestrator:
 
     # -- before spending ------------------------------------------------------------------------------------
 
-    def data(self, spec: JobSpec) -> TrainingData:
-        """The spec's files, read and checked once. Raises `DataError` for what cannot be read."""
+    def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
+        """The spec's files, read and checked once, and counted in the same pass for these backends. Raises
+        `DataError` for what cannot be read."""
         from orchestrate.data import TrainingData
 
-        return TrainingData.open(spec.train, spec.validation)
+        return TrainingData.open(
+            spec.train,
+            spec.validation,
+            tokenizers=self._tokenizers(spec, self.backends(provider) if provider else ()),
+            memory=self.settings.home / "counts",
+        )
 
     def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result.
@@ -137,13 +143,13 @@ class Orchestrator:
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
-        data = self.data(spec)
+        data = self.data(spec, provider)
         found = [problem for name in self.backends(provider) for problem in self._check(spec, name, data)]
         return _merged([*_check_files(spec), *found])
 
     def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
         """One quote for each backend, cheapest first, those without a price last. Offline."""
-        data = self.data(spec)
+        data = self.data(spec, provider)
         quotes = [self._quote(spec, name, data) for name in self.backends(provider)]
         return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd))
 
@@ -189,7 +195,7 @@ class Orchestrator:
 
         spec = spec.on(provider)
         self.provider(provider).require(Feature(spec.method.type))
-        data = self.data(spec)
+        data = self.data(spec, provider)
         translation = self._translation(spec, provider)
         refused = translation.inexact if strict else translation.refused
         if refused:
@@ -263,6 +269,19 @@ class Orchestrator:
         if isinstance(run, RunHandle):
             return run.record
         return self.store.run(run) if isinstance(run, str) else run
+
+    def _tokenizers(self, spec: JobSpec, names: Iterable[str]) -> list[str]:
+        """Those with which these backends count, as far as the models are known."""
+        from orchestrate import catalog, costing
+
+        found: dict[str, None] = {}
+        for name in names:
+            try:
+                model = catalog.resolve(spec.on(name).model_for(name), self.settings.host(name).type or name)
+            except SpecError:
+                continue
+            found[costing.tokenizer_for(model)] = None
+        return list(found)
 
     def _sent(self, run: Run) -> Translation | None:
         """What a run's settings became; `None` when its backend can no longer be made or tell."""
