@@ -6,6 +6,7 @@ configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over b
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -123,6 +124,10 @@ def common(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Use this orchestrate.toml.", dir_okay=False)] = None,
     home: Annotated[Path | None, typer.Option(help="Keep store, local runs and downloads here.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Keep runs in this store: sqlite:///FILE or postgresql://..."),
+    ] = None,
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for requests.")
     ] = 0,
@@ -131,31 +136,29 @@ def common(
     ] = False,
 ) -> None:
     del version
-    context.obj = {"config": config, "home": home, "verbose": verbose}
+    # An empty path would be the working folder, and a store in it.
+    given = home if home is not None and home.parts else None
+    context.obj = {"config": config, "home": given, "store": store or None, "verbose": verbose}
 
 
 def main() -> None:
     """Entry point of the command: runs it, and turns an error into a message and an exit code."""
-    from orchestrate.errors import OrchestrateError
-
+    as_json = "--json" in sys.argv
     try:
-        app()
-    except OrchestrateError as error:
-        from orchestrate.commands.console import report_error
-
-        report_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
+        # With --json a wrong command line is told as JSON as well, so that typer must not print it.
+        code = app(standalone_mode=not as_json)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:
         # The reader of the pipe has gone, as with `| head`; the rest of the output is not wanted.
         sys.stderr.close()
-        sys.exit(0)
+        os._exit(0)
     except Exception as error:  # noqa: BLE001  the last net, which reports it
-        from orchestrate.commands.console import report_defect
+        from orchestrate.commands.console import report
 
-        report_defect(error, verbose="-v" in sys.argv or "--verbose" in sys.argv)
-        sys.exit(1)
+        code = report(error, as_json=as_json, verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -104,19 +104,20 @@ def _show(found: Advice, name: str) -> None:
         f"{f.answer_tokens:,.0f} of answer; {f.distinct_answers:,} distinct answers; {f.copied_share:.0%} of "
         f"their words are in the prompts; {f.json_share:.0%} are JSON; "
         f"{f.duplicate_share:.0%} of the rows repeat",
-        markup=False,
     )
     for text in found.warnings:
         warn(text)
     close = ", but it is close" if found.close else ""
-    out.print(f"\n[bold]{found.best.way}[/]{close}")
+    out.print()
+    out.print(found.best.way, style="bold", end="")
+    out.print(close)
     for choice in found.choices:
         mark = f"out: {choice.excluded}" if choice.excluded else f"{choice.points:+d}"
-        out.print(f"  {choice.way.value}  {mark}", markup=False)
+        out.print(f"  {choice.way.value}  {mark}")
         for reason in choice.reasons:
-            out.print(f"      {reason}", markup=False, style="dim")
+            out.print(f"      {reason}", style="dim")
     if found.would_change:
-        out.print("\nWhat would change this: " + "; ".join(found.would_change), markup=False)
+        out.print("\nWhat would change this: " + "; ".join(found.would_change))
     note(
         "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
     )

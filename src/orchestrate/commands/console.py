@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from orchestrate.errors import OrchestrateError, ProviderError
+from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
+from orchestrate.types import Record
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
-out = Console(highlight=False, width=_WIDTH)
+# Model names, messages and errors are other people's text: brackets and colons in it are not markup.
+# What is to have a style is a `Text`.
+out = Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
 """Data; what a pipe gets."""
-err = Console(stderr=True, highlight=False, width=_WIDTH)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 RunArg = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its beginning, or 'last'.")]
+
+SANDBOX = Text(" SANDBOX ", style="reverse")
 
 STATUS_STYLE = {
     "succeeded": "green",
@@ -46,7 +52,9 @@ def orchestrator(context: typer.Context) -> Generator[Orchestrator]:
     from orchestrate.service import Orchestrator
 
     given: dict[str, Any] = context.find_root().obj or {}
-    settings = config.load(config_file=given.get("config"), home=given.get("home"))
+    settings = config.load(
+        config_file=given.get("config"), home=given.get("home"), store_url=given.get("store")
+    )
     _log(given.get("verbose", 0), settings.log_level)
     with Orchestrator(settings) as ft:
         yield ft
@@ -69,8 +77,6 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    from orchestrate.types import Record
-
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -101,53 +107,96 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    err.print(f"[yellow]warning:[/] {text}", markup=True)
+    err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
 
-def status_text(status: str, *, sandbox: bool = False) -> str:
-    style = STATUS_STYLE.get(status, "white")
-    return f"[{style}]{status}[/]" + (" [reverse] SANDBOX [/]" if sandbox else "")
+def status_text(status: str, *, sandbox: bool = False) -> Text:
+    text = Text(status, style=STATUS_STYLE.get(status, "white"))
+    return Text.assemble(text, " ", SANDBOX) if sandbox else text
+
+
+class ErrorLine(Record, frozen=True, kw_only=True):
+    """An error as `--json` tells it: one line on stderr."""
+
+    error: str
+    message: str
+    fix: str | None = None
+    retryable: bool = False
+    exit_code: int
+
+    def write(self) -> None:
+        sys.stderr.write(self.to_json().decode() + "\n")
+
+
+def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
+    """Tells any error that ended the command, and returns the exit code."""
+    if isinstance(error, OrchestrateError):
+        report_error(error, as_json=as_json)
+        return error.exit_code
+    # What typer says of a wrong command line; its exceptions have no public home that all its versions share.
+    if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
+        report_error(UsageError(str(told())), as_json=as_json)
+        return UsageError.exit_code
+    if type(error).__name__ == "Abort":
+        report_error(UsageError("stopped at the question"), as_json=as_json)
+        return 1
+    if isinstance(error, OSError) and error.filename is not None:
+        wrong = SetupError(
+            f"{error.filename}: {error.strerror or error}", fix="check the path, its owner and its mode"
+        )
+        report_error(wrong, as_json=as_json)
+        return wrong.exit_code
+    report_defect(error, as_json=as_json, verbose=verbose)
+    return 1
 
 
 def report_error(error: OrchestrateError, *, as_json: bool) -> None:
     """What failed, whether trying again helps, what to do; with `--json` the same as one JSON line on
     stderr."""
     if as_json:
-        value = {
-            "error": type(error).__name__,
-            "message": error.message,
-            "fix": error.fix,
-            "retryable": error.retryable,
-            "exit_code": error.exit_code,
-        }
-        sys.stderr.write(json.dumps(value, ensure_ascii=False) + "\n")
+        ErrorLine(
+            error=type(error).__name__,
+            message=error.message,
+            fix=error.fix,
+            retryable=error.retryable,
+            exit_code=error.exit_code,
+        ).write()
         return
     err.print("error:", style="bold red", end=" ")
-    err.print(error.message, markup=False, soft_wrap=True)
+    err.print(error.message, soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
         again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
-        err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""), markup=False)
+        err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
-        err.print(f"  {error.fix}", style="cyan", markup=False, soft_wrap=True)
+        err.print(f"  {error.fix}", style="cyan", soft_wrap=True)
 
 
-def report_defect(error: Exception, *, verbose: bool) -> None:
+def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
-    import tempfile
     import traceback
 
     trace = "".join(traceback.format_exception(error))
+    message = f"{type(error).__name__}: {error}"
+    if as_json and not verbose:
+        ErrorLine(error="Defect", message=message, fix=f"please report {_kept(trace)}", exit_code=1).write()
+        return
     err.print("defect:", style="bold red", end=" ")
-    err.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    err.print(message, soft_wrap=True)
     if verbose:
         sys.stderr.write(trace)
         return
+    err.print(
+        f"  this is a defect of Orchestrate, not of your input; please report {_kept(trace)}", soft_wrap=True
+    )
+
+
+def _kept(trace: str) -> str:
+    import tempfile
+
     with tempfile.NamedTemporaryFile("w", prefix="orchestrate-", suffix=".txt", delete=False) as kept:
         kept.write(trace)
-    err.print(
-        f"  this is a defect of Orchestrate, not of your input; please report {kept.name}", markup=False
-    )
+    return kept.name
 
 
 def confirm(question: str, *, yes: bool) -> bool:

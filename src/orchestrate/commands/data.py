@@ -140,7 +140,7 @@ def convert(
         return
     for loss in report.losses:
         note(f"{loss.severity}: {loss.message}")
-    out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out", markup=False)
+    out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 
 @app.command()

@@ -53,7 +53,7 @@ def show_inspect(report: InspectReport) -> None:
         tallest = max(b.count for b in report.histogram)
         for b in report.histogram:
             bar = "█" * max(round(b.count / tallest * _BAR), 1 if b.count else 0)
-            out.print(f"{b.low:>8,} - {b.high:<8,} {bar} {b.count:,}", markup=False)
+            out.print(f"{b.low:>8,} - {b.high:<8,} {bar} {b.count:,}")
     note(report.guidance)
 
 
@@ -75,16 +75,15 @@ def show_check(report: CheckReport, fixed: object) -> None:
     )
     for host in report.hosts:
         whole = host.accepted == host.rows and not host.errors
-        word = "[green]ready[/]" if whole else "[red]refused[/]" if host.errors else "[yellow]in part[/]"
+        word = ("ready", "green") if whole else ("refused", "red") if host.errors else ("in part", "yellow")
         shown.add_row(
-            host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", word
+            host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", Text(*word)
         )
     out.print(shown)
     if isinstance(fixed, FixReport):
         out.print(
             f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
-            markup=False,
         )
         note(f"each change: {fixed.log}")
 
@@ -122,7 +121,7 @@ def show_preview(report: PreviewReport) -> None:
     from orchestrate.data.preview import heading
 
     for row in report.rows:
-        out.print(heading(row), style="bold", markup=False)
+        out.print(heading(row), style="bold")
         text = Text()
         for i, token in enumerate(row.tokens):
             shade = "underline" if i % 2 else ""

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from orchestrate.commands.console import Json, err, note, orchestrator, out, print_json, status_text
 from orchestrate.commands.live import LiveView
@@ -32,7 +33,8 @@ def watch(
             print_json([h.record for h in handles])
         else:
             for h in handles:
-                out.print(f"{h.id}  {h.record.provider}  {status_text(h.status, sandbox=h.record.sandbox)}")
+                shown = status_text(h.status, sandbox=h.record.sandbox)
+                out.print(Text.assemble(f"{h.id}  {h.record.provider}  ", shown))
     if any(h.status in (JobStatus.FAILED, JobStatus.CANCELLED) for h in handles):
         raise typer.Exit(1)
 
@@ -44,7 +46,7 @@ def sync(context: typer.Context, json: Json = False) -> None:
     if json:
         print_json(report)
     else:
-        out.print(str(report), markup=False)
+        out.print(str(report))
     if report.unsettled:
         raise typer.Exit(5)
 
@@ -65,7 +67,7 @@ def follow(handles: list[RunHandle]) -> None:
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             ids = " ".join(h.id for h in handles)
-            err.print(f"\ninterrupted; the run goes on. Return with: orchestrate watch {ids}", markup=False)
+            err.print(f"\ninterrupted; the run goes on. Return with: orchestrate watch {ids}")
             sys.stderr.flush()
             # The waiting threads sleep between polls; nothing of theirs is worth waiting for.
             import os

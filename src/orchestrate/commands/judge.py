@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
 from orchestrate.errors import UsageError
@@ -50,7 +51,8 @@ def evaluate(
         "gained",
         "lost",
         "p",
-        right=("gained", "lost"),
+        right=("gained", "lost", "p"),
+        fold=("base", "tuned", "difference"),
     )
     for r in results:
         p = "" if r.p_value is None else ("<0.0001" if r.p_value < 0.0001 else f"{r.p_value:.4f}")
@@ -95,5 +97,7 @@ def compare(
         typer.echo(comparison.render(format))
 
 
-def _score(score: Score | None) -> str:
-    return "" if score is None else f"{score.value:.3f} [dim]({score.low:.3f} to {score.high:.3f})[/]"
+def _score(score: Score | None) -> Text:
+    if score is None:
+        return Text()
+    return Text.assemble(f"{score.value:.3f} ", (f"({score.low:.3f} to {score.high:.3f})", "dim"))

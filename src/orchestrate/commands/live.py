@@ -159,8 +159,8 @@ class LiveView:
             return
         status, shown = self._seen.get(run.id, ("", 0))
         for event in (e for e in events[shown:] if e.type not in _STEPWISE):
-            err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", markup=False, soft_wrap=True)
+            err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", soft_wrap=True)
         if run.status.value != status:
             mark = " (sandbox)" if run.sandbox else ""
-            err.print(f"{run.provider}: {run.status.value}{mark}", markup=False, soft_wrap=True)
+            err.print(f"{run.provider}: {run.status.value}{mark}", soft_wrap=True)
         self._seen[run.id] = (run.status.value, len(events))

@@ -6,6 +6,7 @@ from datetime import date
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from orchestrate import catalog
@@ -63,7 +64,8 @@ def show(
     if json:
         print_json(_with_ids(model))
         return
-    out.print(f"[bold]{model.name}[/]  {_size(model)}" + (f"  hub: {model.hub}" if model.hub else ""))
+    hub = f"  hub: {model.hub}" if model.hub else ""
+    out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
     today = date.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *(["local"] if model.open else [])]:
@@ -75,7 +77,7 @@ def show(
     out.print(shown)
     for provider in model.hosts:
         if warning := catalog.shutdown_warning(model, provider, today):
-            out.print(f"[yellow]{warning}[/]")
+            out.print(warning, style="yellow")
 
 
 @app.command()
@@ -133,12 +135,12 @@ def _places(model: Model) -> str:
     return ", ".join([*places, *(["local"] if model.open else [])])
 
 
-def _ends(model: Model, today: date) -> str:
+def _ends(model: Model, today: date) -> Text:
     dates = [host.shutdown for host in model.hosts.values() if host.shutdown]
     if not dates:
-        return ""
+        return Text()
     end = min(dates)
-    return f"[red]ended {end}[/]" if end < today else f"[yellow]{end}[/]"
+    return Text(f"ended {end}", "red") if end < today else Text(str(end), "yellow")
 
 
 def _limits(host: HostModel) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from orchestrate.commands.console import (
     EpochsOpt,
@@ -73,7 +74,8 @@ def check(
         show_problems(problems)
         for name in backends:
             errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
-            out.print(f"{name}: " + (f"[red]{len(errors)} error(s)[/]" if errors else "[green]ready[/]"))
+            verdict = (f"{len(errors)} error(s)", "red") if errors else ("ready", "green")
+            out.print(Text.assemble(f"{name}: ", verdict))
     if any(p.severity is Severity.ERROR for p in problems):
         raise typer.Exit(1)
 
@@ -221,11 +223,11 @@ def show_problems(problems: Sequence[Problem]) -> None:
     for p in rows[:_SHOWN]:
         what = p.message + (f"\n→ {p.fix}" if p.fix else "")
         shown.add_row(
-            f"[{_SEVERITY_STYLE[p.severity]}]{p.severity.value}[/]",
+            Text(p.severity.value, _SEVERITY_STYLE[p.severity]),
             p.code,
             str(p.row or ""),
             p.field or "",
-            _plain(what),
+            what,
             ", ".join(p.providers) or "all",
         )
     out.print(shown)
@@ -241,24 +243,18 @@ def _show_translation(translation: Translation) -> None:
         rows.add_row(
             s.name,
             _value(s.asked),
-            f"[{style}]{s.outcome.value}{mark}[/]",
+            Text(f"{s.outcome.value}{mark}", style),
             _value(s.sent) if s.sent != s.asked or s.wire else "",
-            f"[dim]{_plain(s.wire or '')}[/]",
-            _plain(s.rule or ""),
+            Text(s.wire or "", "dim"),
+            s.rule or "",
         )
-    out.print(f"[bold]{translation.provider}[/]  {_plain(translation.model)}")
+    out.print(Text.assemble((translation.provider, "bold"), f"  {translation.model}"))
     out.print(rows)
     out.print()
 
 
 def _value(value: Any) -> str:
-    return "" if value is None else _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    return "" if value is None else str(value)
 
 
 def _concerns(problem: Problem, provider: str) -> bool:

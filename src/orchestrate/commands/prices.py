@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.rates import RateOpt, with_flags
-from orchestrate.costing import Accuracy, Rate, RateBook, built_in, load
+from orchestrate.costing import Accuracy, Rate, RateBook, Reconciliation, built_in, load
 from orchestrate.errors import OrchestrateError, UsageError
+
+_NONE_YET = "no run has both a quote and a final bill yet"
 
 app = typer.Typer(no_args_is_help=True, help="Prices, their sources and their age.")
 
@@ -113,24 +116,34 @@ def validate(
     if not file:
         problems += clashes(list(built_in()))
     for text in problems:
-        out.print(text, markup=False, soft_wrap=True)
+        out.print(text, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
     note("no mistakes found")
 
 
 @app.command()
-def accuracy(context: typer.Context, json: Json = False) -> None:
+def accuracy(
+    context: typer.Context,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Each run's quote and bill, by component, instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """How far quotes were from bills, over all runs of this store that succeeded."""
     from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:
-        found = measured(ft.runs(limit=100_000))
+        found = measured(ft.store.runs())
+        kept = ft.store.reconciliations() if runs else []
+    if runs:
+        _print_reconciliations(kept, json=json)
+        return
     if json:
         print_json(found)
         return
     if not found:
-        note("no run has both a quote and a final bill yet")
+        note(_NONE_YET)
         return
     _print_accuracy(found)
 
@@ -190,6 +203,32 @@ def _print(rates: list[Rate], *, json: bool) -> None:
     out.print(shown)
 
 
+def _print_reconciliations(found: list[Reconciliation], *, json: bool) -> None:
+    if json:
+        print_json(found)
+        return
+    if not found:
+        note(_NONE_YET)
+        return
+    shown = table(
+        "run", "backend", "component", "quoted", "billed", "error", "", "billed by",
+        right=("quoted", "billed", "error"),
+    )  # fmt: skip
+    for r in found:
+        for d in (*r.components, r.total):
+            shown.add_row(
+                r.run_id,
+                r.provider,
+                d.component,
+                f"${d.quoted_usd:.4f}",
+                f"${d.billed_usd:.4f}",
+                "-" if d.relative is None else f"{d.relative:+.1%}",
+                "within the quote's range" if d.within_band else "outside the quote's range",
+                r.origin,
+            )
+    out.print(shown)
+
+
 def _print_accuracy(found: list[Accuracy]) -> None:
     shown = table(
         "backend", "runs", "median error", "worst", "bias", "within band", "quoted", "billed",
@@ -197,7 +236,7 @@ def _print_accuracy(found: list[Accuracy]) -> None:
     )  # fmt: skip
     for a in found:
         shown.add_row(
-            a.provider + (" [reverse] SANDBOX [/]" if a.sandbox else ""),
+            Text.assemble(a.provider, " ", SANDBOX) if a.sandbox else a.provider,
             str(a.runs),
             _percent(a.median_relative),
             _percent(a.worst_relative),

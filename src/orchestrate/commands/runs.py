@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from orchestrate.commands.console import (
     Json,
@@ -17,7 +18,7 @@ from orchestrate.commands.console import (
     status_text,
     table,
 )
-from orchestrate.types import JobStatus, Run
+from orchestrate.types import Feature, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -39,11 +40,13 @@ def runs(
         print_json(found)
         return
     if not found:
-        note("no runs yet: orchestrate submit")
+        some = provider is not None or status is not None
+        note("no run fits; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
     from orchestrate.commands.live import cost_so_far, usd
 
-    shown = table("run", "backend", "model", "status", "step", "cost", "created", right=("step", "cost"))
+    names = ("run", "backend", "model", "status", "step", "cost", "created")
+    shown = table(*names, right=("step", "cost"), fold=("model",))
     now = datetime.now(UTC)
     for run in found:
         shown.add_row(
@@ -67,11 +70,11 @@ def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Js
     if json:
         print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
         return
-    facts: dict[str, Any] = {
+    facts: dict[str, str | Text | None] = {
         "run": record.id,
         "backend": f"{record.provider} at {record.host}",
         "model": record.model,
-        "status": status_text(record.status, sandbox=record.sandbox) + _raw(record),
+        "status": Text.assemble(status_text(record.status, sandbox=record.sandbox), (_raw(record), "dim")),
         "job": record.job_id,
         "ref": record.ref,
         "submit phase": record.phase.value,
@@ -95,13 +98,14 @@ def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Js
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         if value is not None:
-            out.print(f"[bold]{name:<{width}}[/]  {value}", soft_wrap=True)
+            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
 
 
 def events(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
+        handle.provider.require(Feature.EVENTS)
         if not offline:
             _fresh(handle)
         found = handle.events()
@@ -110,14 +114,15 @@ def events(context: typer.Context, run: RunArg, offline: Offline = False, json: 
         return
     for e in found:
         style = {"error": "red", "warning": "yellow"}.get(e.level, "default")
-        out.print(f"{e.at:%Y-%m-%d %H:%M:%S}  [{style}]{e.level:<7}[/]  ", end="")
-        out.print(e.message, markup=False, soft_wrap=True)
+        head = f"{e.at:%Y-%m-%d %H:%M:%S}  "
+        out.print(Text.assemble(head, (f"{e.level:<7}", style), f"  {e.message}"), soft_wrap=True)
 
 
 def metrics(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
+        handle.provider.require(Feature.METRICS)
         if not offline:
             _fresh(handle)
         found = handle.metrics()
@@ -137,6 +142,7 @@ def checkpoints(context: typer.Context, run: RunArg, offline: Offline = False, j
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
+        handle.provider.require(Feature.CHECKPOINTS)
         if not offline:
             _fresh(handle)
         found = handle.checkpoints()
@@ -179,13 +185,11 @@ def _show_status(run: Run, *, json: bool) -> None:
     if json:
         print_json(run)
     else:
-        out.print(f"{run.id}  {run.provider}  {status_text(run.status, sandbox=run.sandbox)}")
+        out.print(Text.assemble(f"{run.id}  {run.provider}  ", status_text(run.status, sandbox=run.sandbox)))
 
 
 def _raw(run: Run) -> str:
-    return (
-        f"  [dim](host: {run.raw_status})[/]" if run.raw_status and run.raw_status != run.status.value else ""
-    )
+    return f"  (host: {run.raw_status})" if run.raw_status and run.raw_status != run.status.value else ""
 
 
 def _quote(run: Run) -> str | None:

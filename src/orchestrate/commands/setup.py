@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from orchestrate import config
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
@@ -24,6 +25,12 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
     "postgres": ("psycopg",),
     "ray": ("ray",),
     "skypilot": ("sky",),
+}
+
+_MARKS: dict[bool | None, tuple[str, str]] = {
+    True: ("ok", "green"),
+    False: ("wrong", "red"),
+    None: ("absent", "dim"),
 }
 
 _CONFIG = """\
@@ -118,7 +125,9 @@ def keys_list(json: Json = False) -> None:
     shown = table("backend", "key", "source")
     for row in rows:
         shown.add_row(
-            row["backend"], row["key"] or "[dim]none[/]", row["source"] or f"[dim]set {row['variable']}[/]"
+            row["backend"],
+            row["key"] or Text("none", "dim"),
+            row["source"] or Text(f"set {row['variable']}", "dim"),
         )
     out.print(shown)
 
@@ -167,10 +176,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
     else:
         shown = table("", "check", "detail", "what to do")
         for c in checks:
-            mark = {True: "[green]ok[/]", False: "[red]wrong[/]", None: "[dim]absent[/]"}[c["ok"]]
-            shown.add_row(
-                mark, c["check"].replace("[", "\\["), c["detail"], (c["fix"] or "").replace("[", "\\[")
-            )
+            shown.add_row(Text(*_MARKS[c["ok"]]), c["check"], c["detail"], c["fix"] or "")
         out.print(shown)
     if any(c["ok"] is False for c in checks):
         raise typer.Exit(3)
@@ -200,7 +206,7 @@ def providers(context: typer.Context, json: Json = False) -> None:
         for feature in Feature:
             shown.add_row(
                 feature.value.replace("_", " "),
-                *("[green]yes[/]" if feature in b.features else "[dim]-[/]" for b in backends),
+                *(Text("yes", "green") if feature in b.features else Text("-", "dim") for b in backends),
             )
         out.print(shown)
         for b in backends:

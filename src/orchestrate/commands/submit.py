@@ -6,8 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from orchestrate.commands.console import (
+    SANDBOX,
     EpochsOpt,
     Json,
     MethodOpt,
@@ -23,6 +25,7 @@ from orchestrate.commands.console import (
     print_json,
     read_spec,
     report_error,
+    warn,
 )
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
@@ -98,15 +101,16 @@ def _preflight(ft: Orchestrator, spec: JobSpec, name: str, *, strict: bool) -> Q
 def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
-        place = "[reverse] SANDBOX [/] " if backend.sandbox else ""
+        head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
         price = (
             f"no price known: {quote.unavailable}"
             if quote.unavailable
             else f"${quote.expected_usd:,.4f} expected, ${quote.low_usd:,.4f} to ${quote.high_usd:,.4f}"
         )
-        err.print(f"{place}[bold]{name}[/] {quote.model} at {backend.host}: {price}", soft_wrap=True)
+        err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
         for warning in quote.warnings:
-            err.print(f"  [yellow]warning:[/] {warning}", soft_wrap=True)
+            err.print("  ", end="")
+            warn(warning)
 
 
 def _submit_each(

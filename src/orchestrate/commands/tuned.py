@@ -39,7 +39,7 @@ def chat(
             if json:
                 print_json(reply)
             else:
-                out.print(reply.content, markup=False, soft_wrap=True)
+                out.print(reply.content, soft_wrap=True)
 
 
 def _typed():
@@ -47,7 +47,7 @@ def _typed():
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
-            err.print("[bold]you[/] ", end="")
+            err.print("you ", style="bold", end="")
         line = sys.stdin.readline()
         if not line:
             return
@@ -94,7 +94,7 @@ def deploy(
     if json:
         print_json(endpoint)
     else:
-        out.print(f"{endpoint.id}  {endpoint.state}  {endpoint.base_url or ''}", markup=False)
+        out.print(f"{endpoint.id}  {endpoint.state}  {endpoint.base_url or ''}")
         note(f"take it down with: orchestrate undeploy {run}")
 
 

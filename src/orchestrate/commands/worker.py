@@ -95,7 +95,7 @@ def recover(
         print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
     else:
         for run_id in report.recovered:
-            out.print(f"recovered {run_id}", markup=False)
+            out.print(f"recovered {run_id}")
         for ref in report.doubled:
             warn(f"{ref} has more than one job; see  orchestrate events {ref}")
         for failure in report.failures:
@@ -137,4 +137,4 @@ def _tell(report: SyncReport, *, as_json: bool) -> None:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         sys.stdout.flush()
     else:
-        out.print(str(report), markup=False)
+        out.print(str(report))
