@@ -1,4 +1,9 @@
-"""Every billing rule against an example worked by hand, or the host's own where it publishes one."""
+"""Every billing rule against an example worked by hand, or the host's own where it publishes one.
+
+OpenAI and Together publish one each, both below. For Fireworks none was found for training by the token: its
+price page has the rule (dataset tokens x epochs) and the pairs of SFT and DPO prices, which are checked here,
+and its RFT page an estimator that it calls an order of magnitude.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,18 @@ def test_openai_auto_epochs(rows: int, expected: int) -> None:
 def test_together_trains_and_evaluates() -> None:
     # 3 epochs of 500,000 tokens and 2 evaluations of 50,000: 1.5M + 0.1M.
     assert rules.together_tokens(500_000, 3, 50_000, 2) == (1_500_000, 100_000)
+
+
+def test_together_published_example() -> None:
+    # docs.together.ai/docs/fine-tuning-pricing, "What happens if I cancel my job?": a context of 8,192, a
+    # batch of 8 and 1,000 steps are 65,536,000 tokens; 10 evaluations of 1M are 10M more: 75,536,000 in all.
+    trained, evaluated = rules.together_tokens(8_192 * 8 * 1_000, 1, 1_000_000, 10)
+    assert (trained, evaluated) == (65_536_000, 10_000_000)
+    assert trained + evaluated == 75_536_000
+    # Cancelled there, after 1,000 of 4,000 steps, a quarter of the training is billed.
+    assert (
+        rules.together_tokens(8_192 * 8 * 4_000, 1)[0] * rules.together_share_billed(1_000, 4_000) == trained
+    )
 
 
 def test_together_without_packing_pads_every_row() -> None:
