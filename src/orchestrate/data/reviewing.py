@@ -60,11 +60,13 @@ class ReviewCounts(Record, frozen=True, kw_only=True):
 
 
 class ReviewRow(Record, frozen=True, kw_only=True):
-    """One row as the page shows it. `index` counts from 0; `text` is the row's line, or its edited form."""
+    """One row as the page shows it. `index` counts from 0; `text` is the row's line, or its edited form, and
+    `pretty` the same over several lines."""
 
     index: int
     state: State
     text: str
+    pretty: str
     problems: tuple[Problem, ...]
 
 
@@ -179,10 +181,13 @@ class Review:
         line = self._line(index)
         if decided is not None and decided.row is not None:
             line = decided.row.encode()
+        text = line.decode("utf-8", "replace")
+        try:
+            pretty = msgspec.json.format(text, indent=2)
+        except (msgspec.DecodeError, RecursionError):
+            pretty = text
         problems = tuple(self._reading.read(line).problems)
-        return ReviewRow(
-            index=index, state=self._state(key), text=line.decode("utf-8", "replace"), problems=problems
-        )
+        return ReviewRow(index=index, state=self._state(key), text=text, pretty=pretty, problems=problems)
 
     def decide(self, index: int, decision: Word, text: str | None = None) -> None:
         """Records a decision; `text` is the edited row. Raises `DataError` with the problems of a row that
