@@ -131,15 +131,17 @@ class Job(msgspec.Struct, kw_only=True):
 
     def fraction(self, now: float) -> float:
         """How much of the training is done, 0 to 1."""
+        held = self.cancel_at or self.paused_at
+        if held is not None:  # what was planned for later does not come
+            now = min(now, held)
         if self.started_at is None or now < self.started_at:
             return 0.0
         if self.trained_at is not None and now >= self.trained_at:
             return 1.0
         if self.trained:
             return min(1.0, (self.engine_step or 0) / self.total_steps)
-        until = self.cancel_at or self.paused_at or now
         whole = max(1e-9, (self.trained_at or now) - self.started_at)
-        return max(0.0, min(1.0, (until - self.started_at) / whole))
+        return max(0.0, min(1.0, (now - self.started_at) / whole))
 
     def step(self, now: float) -> int:
         return int(self.fraction(now) * self.total_steps)

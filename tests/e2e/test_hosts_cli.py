@@ -1,0 +1,119 @@
+"""The command against the three hosts of a sandbox: from submit to the tuned model's answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrate.sandbox import running
+from orchestrate.sandbox.server import Sandbox
+from tests.cli.conftest import ROOT, Cli, Result
+
+pytestmark = pytest.mark.slow
+HOSTS = ("openai", "together", "fireworks")
+HOURLY = {"together": "$5.49 an hour", "fireworks": "$8.00 an hour"}
+"""Of the cheapest hardware that each sandbox has."""
+ABSENT = {
+    "openai": {
+        "download": "OpenAI does not hand out weights",
+        "deploy": "answers without a deployment",
+        "undeploy": "answers without a deployment",
+    },
+    "together": {"pause": "cannot pause", "resume": "goes on from a checkpoint"},
+    "fireworks": {"pause": "cannot pause", "checkpoints": "lists no checkpoints"},
+}
+NOT_TRAINED = "[sandbox] This model was not trained"
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[Sandbox]:
+    """Jobs walk through their states; answers do not matter."""
+    with running(train=False, speed=30) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, rows in (("train", 30), ("validation", 6)):
+        lines = (ROOT / f"fixtures/datasets/orders/{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:rows]))
+    (tmp_path / "finetune.yaml").write_text(
+        "model: {openai: gpt-4o-mini, together: qwen3.5-9b, fireworks: qwen3-8b}\n"
+        "train: train.jsonl\nvalidation: validation.jsonl\nepochs: 1\nbatch_size: 8\n"
+    )
+    return tmp_path
+
+
+def done(result: Result) -> Result:
+    assert result.code == 0, result.err
+    return result
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_one_host(cli: Cli, project: Path, quick: Sandbox, host: str) -> None:
+    def ask(*words: str) -> Result:
+        return cli(*words, **quick.env)
+
+    told = done(ask("submit", "--provider", host, "--watch", "--yes"))
+    run = told.out.strip()
+    assert "SANDBOX" in told.err and f"{host}: succeeded" in told.err
+    events = [event["message"] for event in done(ask("events", run, "--json")).json]
+    assert "complete" in events[-1] or "finished" in events[-1], events
+    metrics = done(ask("metrics", run, "--json")).json
+    assert [point["step"] for point in metrics if "train_loss" in point["values"]] == [1, 2, 3, 4]
+    if "checkpoints" not in ABSENT[host]:
+        assert 4 in [c["step"] for c in done(ask("checkpoints", run, "--json")).json]
+    for command, reason in ABSENT[host].items():
+        refused = ask(command, run)
+        assert refused.code == 2 and reason in refused.err, (command, refused)
+    if "download" not in ABSENT[host]:
+        folder = Path(done(ask("download", run)).out.strip())
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in folder.iterdir()}
+    if host in HOURLY:
+        deployed_and_taken_down(ask, quick, run, host)
+    else:
+        assert done(ask("chat", run, "hello")).out.startswith(NOT_TRAINED)
+
+
+def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> None:
+    early = ask("chat", run, "hello")
+    assert early.code == 2 and "orchestrate deploy" in early.err and "hourly price" in early.err
+    sandbox.clear_requests()
+    asked = ask("deploy", run)
+    assert asked.code == 2 and HOURLY[host] in asked.err and "--yes" in asked.err
+    posts = [entry["path"] for entry in sandbox.requests(host, method="POST")]
+    assert all(path.endswith(":match") for path in posts), f"nothing is made before the answer: {posts}"
+    up = done(ask("deploy", run, "--yes", "--json")).json
+    assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
+    assert done(ask("chat", run, "hello", "--json")).json["content"].startswith(NOT_TRAINED)
+    done(ask("undeploy", run))
+    assert ask("chat", run, "hello").code == 2
+
+
+def test_all_three_in_one_command_and_really_trained(cli: Cli, project: Path) -> None:
+    with running() as sandbox:
+        sandbox.clock.speed = 10
+
+        def ask(*words: str) -> Result:
+            return cli(*words, **sandbox.env)
+
+        told = done(ask("submit", "-p", ",".join(HOSTS), "--watch", "--yes", "--json"))
+        runs = {run["provider"]: run for run in told.json}
+        assert tuple(runs) == HOSTS
+        assert {run["status"] for run in runs.values()} == {"succeeded"}
+        assert all(run["sandbox"] for run in runs.values())
+        question = json.loads((project / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
+        for host, run in runs.items():
+            points = done(ask("metrics", run["id"], "--json")).json
+            assert len(points) >= 4 and not any("not_trained" in name for p in points for name in p["values"])
+            if host in HOURLY:
+                done(ask("deploy", run["id"], "--yes"))
+            answer = done(ask("chat", run["id"], question, "--json")).json
+            assert answer["content"] and not answer["content"].startswith(NOT_TRAINED)
+            assert answer["completion_tokens"] > 0
+        artifact = done(ask("download", runs["together"]["id"], "--json")).json
+        weights = next(f for f in artifact["files"] if f["path"] == "adapter_model.safetensors")
+        assert weights["bytes"] > 10_000, "the trained adapter, not a stand-in of a few numbers"
