@@ -43,10 +43,8 @@ def measure(runs: int) -> dict[str, float]:
         **{name: [sys.executable, "-m", "orchestrate.cli", *args] for name, args in COMMANDS.items()},
     }
     with tempfile.TemporaryDirectory() as home:
-        env = os.environ | {
-            "ORCHESTRATE_HOME": str(Path(home) / "home"),
-            "ORCHESTRATE_KEYS": str(Path(home) / "keys"),
-        }
+        place = Path(home)
+        env = os.environ | {"ORCHESTRATE_HOME": str(place / "home"), "ORCHESTRATE_KEYS": str(place / "keys")}
         for arguments in timed.values():  # writes the byte code, makes the store
             seconds(arguments, env)
         taken: dict[str, list[float]] = {name: [] for name in timed}
@@ -62,9 +60,8 @@ def main() -> None:
     medians = measure(parser.parse_args().runs)
     # The library's time holds one bare start already: pass + import of the library.
     floor = medians["library"]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(
         f"bare start {medians['pass'] * 1000:.0f} ms, with the CLI library {floor * 1000:.0f} ms (the floor)"
     )
