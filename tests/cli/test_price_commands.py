@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 Cli = Callable[..., Any]
-ORDERS = Path(__file__).resolve().parents[2] / "fixtures" / "datasets" / "orders"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+ORDERS, TINY = FIXTURES / "datasets" / "orders", FIXTURES / "models" / "tiny-chat"
 
 ALWAYS_OPEN = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
 """OpenAI takes no new jobs from 2027-01-06 on; a sandbox goes on quoting. Nothing is sent there."""
@@ -70,6 +71,25 @@ def test_prices_accuracy_without_runs(cli: Cli) -> None:
     found = cli("prices", "accuracy")
     assert found.code == 0 and "no run has both" in found.err
     assert cli("prices", "accuracy", "--json").json == []
+
+
+def test_prices_accuracy_by_run(cli: Cli, tmp_path: Path) -> None:
+    """A real run on this machine: what was quoted beside what was billed, for each component of the bill."""
+    (tmp_path / "t.jsonl").write_text("".join((ORDERS / "train.jsonl").read_text().splitlines(True)[:20]))
+    done = cli(
+        "submit", "--provider", "local", "--model", str(TINY), "--train", "t.jsonl", "--epochs", "1",
+        "--yes", "--watch",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    [run] = cli("prices", "accuracy", "--runs", "--json").json
+    assert run["origin"] == "measured hours x rate" and run["provider"] == "local"
+    [part] = run["components"]
+    assert part["component"] == "electricity"
+    assert float(part["error_usd"]) == pytest.approx(float(part["quoted_usd"]) - float(part["billed_usd"]))
+    [total] = cli("prices", "accuracy", "--json").json
+    assert (total["runs"], total["billed_usd"]) == (1, run["total"]["billed_usd"])
+    shown = cli("prices", "accuracy", "--runs")
+    assert run["run_id"] in shown.out and "electricity" in shown.out and "total" in shown.out
 
 
 def test_models(cli: Cli) -> None:
