@@ -93,6 +93,12 @@ class CreateJob(Body):
     train_on_inputs: bool | Literal["auto"] | None = None
     tokenized_dataset: Any = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Together's own command line writes an empty string for what was not given."""
+        return {name: value for name, value in values.items() if value != ""}
+
     @model_validator(mode="after")
     def _one_start(self) -> CreateJob:
         if (self.model is None) == (self.from_checkpoint is None):
