@@ -26,6 +26,8 @@ SANDBOX_KEY_PREFIX = "sandbox-"
 mistaken for the other."""
 
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
+OTHER_SECRETS = ("notify-webhook", "openai-webhook")
+"""Names in the key file that are no backend's."""
 URL_VARIABLES = {
     "openai": "OPENAI_BASE_URL",
     "together": "TOGETHER_BASE_URL",
@@ -38,6 +40,7 @@ DEFAULT_URLS = {
 }
 ACCOUNT_VARIABLES = {"fireworks": "FIREWORKS_ACCOUNT_ID"}
 PROJECT_VARIABLES = {"openai": "OPENAI_PROJECT_ID", "together": "TOGETHER_PROJECT_ID"}
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
 _HOST_FIELDS = {
     "type",
@@ -159,7 +162,7 @@ def load(
         home=home_dir,
         store_url=str(store),
         budget_usd=_money(env.get("ORCHESTRATE_BUDGET_USD", values.get("budget_usd")), path),
-        log_level=str(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING").upper(),
+        log_level=_level(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING"),
         config_file=path,
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
@@ -198,13 +201,16 @@ def _host(
         account_id=env.get(ACCOUNT_VARIABLES.get(name, "")) or table.get("account_id"),
         organization=table.get("organization") or (env.get("OPENAI_ORG_ID") if name == "openai" else None),
         project=table.get("project") or env.get(PROJECT_VARIABLES.get(name, "")),
-        timeout_s=float(table.get("timeout_s", 60.0)),
+        timeout_s=_seconds(table.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
         options={**wandb, **_table(table.get("options", {}), path, f"hosts.{name}.options")},
     )
 
 
 def _require_safe_url(url: str, name: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"the base URL of {name}, {url}, is no URL: {error}") from error
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise ConfigError(
@@ -323,11 +329,27 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
     if value is None:
         return None
     try:
-        return Decimal(str(value))
-    except InvalidOperation as error:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if not amount.is_finite() or amount < 0:
         raise ConfigError(
             f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
-        ) from error
+        )
+    return amount
+
+
+def _level(value: Any) -> str:
+    level = str(value).upper()
+    if level not in _LOG_LEVELS:
+        raise ConfigError(f"no log level is called {value!r}; allowed: {', '.join(_LOG_LEVELS)}")
+    return level
+
+
+def _seconds(value: Any, path: Path | None, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{path}: {name} must be a number of seconds above 0, got {value!r}")
+    return float(value)
 
 
 def _given(value: str | None) -> Path | None:

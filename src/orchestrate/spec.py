@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from datetime import date
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -16,7 +18,7 @@ from orchestrate.errors import SpecError
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class SFT(_Part):
@@ -30,10 +32,10 @@ class DPO(_Part):
     """Direct preference optimisation over preference pairs."""
 
     type: Literal["dpo"] = "dpo"
-    beta: float | None = Field(default=None, gt=0, le=2)
+    beta: Float | None = Field(default=None, gt=0, le=2)
     normalize_by_length: bool | None = None
-    rpo_alpha: float | None = Field(default=None, ge=0)
-    simpo_gamma: float | None = Field(default=None, ge=0)
+    rpo_alpha: Float | None = Field(default=None, ge=0)
+    simpo_gamma: Float | None = Field(default=None, ge=0)
 
 
 class RFT(_Part):
@@ -43,17 +45,17 @@ class RFT(_Part):
     grader: dict[str, Any] = Field(default_factory=dict)
     """OpenAI: a grader object. Fireworks: `{"evaluator": "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
-    compute_multiplier: float | None = Field(default=None, gt=0, le=10)
-    samples_per_prompt: int | None = Field(default=None, ge=1)
+    compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
+    samples_per_prompt: Int | None = Field(default=None, ge=1)
 
 
 class LoRA(_Part):
     """Low-rank adapters on a frozen base. `alpha` scales by alpha/r; hosts default to 2r."""
 
     type: Literal["lora"] = "lora"
-    r: int | None = Field(default=None, ge=1, le=512)
-    alpha: float | None = Field(default=None, gt=0)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
+    r: Int | None = Field(default=None, ge=1, le=512)
+    alpha: Float | None = Field(default=None, gt=0)
+    dropout: Float | None = Field(default=None, ge=0, lt=1)
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     dora: bool = False
@@ -76,8 +78,8 @@ class Full(_Part):
 class EarlyStopping(_Part):
     """Stop when the validation loss has not improved by `min_delta` for `patience` evaluations."""
 
-    patience: int = Field(default=2, ge=1)
-    min_delta: float = Field(default=0.0, ge=0)
+    patience: Int = Field(default=2, ge=1)
+    min_delta: Float = Field(default=0.0, ge=0)
 
 
 class WandB(_Part):
@@ -90,9 +92,24 @@ class WandB(_Part):
     tags: tuple[str, ...] = ()
 
 
-def _tagged(value: Any) -> Any:
-    """`method: sft` and `method: {type: sft}` are the same."""
-    return {"type": value} if isinstance(value, str) else value
+def _tagged(default: str) -> BeforeValidator:
+    """`method: sft` and `method: {type: sft}` are the same; without a type it is the default."""
+
+    def tagged(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"type": value}
+        if isinstance(value, dict):
+            return {"type": default, **cast("dict[str, Any]", value)}
+        return value
+
+    return BeforeValidator(tagged)
+
+
+def _number(value: Any) -> Any:
+    """YAML reads yes, no, on and off as booleans, which Python would take as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not yes or no")  # noqa: TRY004  pydantic reports ValueError
+    return value
 
 
 def _money(value: Any) -> Any:
@@ -100,8 +117,10 @@ def _money(value: Any) -> Any:
     return Decimal(str(value)) if isinstance(value, float) else value
 
 
-Method = Annotated[SFT | DPO | RFT, Field(discriminator="type"), BeforeValidator(_tagged)]
-Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), BeforeValidator(_tagged)]
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Method = Annotated[SFT | DPO | RFT, Field(discriminator="type"), _tagged("sft")]
+Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), _tagged("lora")]
 Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]
 
 
@@ -121,30 +140,30 @@ class JobSpec(_Part):
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
 
-    epochs: int | None = Field(default=None, ge=1, le=100)
-    learning_rate: float | None = Field(default=None, gt=0, description="Absolute peak learning rate")
-    learning_rate_multiplier: float | None = Field(
+    epochs: Int | None = Field(default=None, ge=1, le=100)
+    learning_rate: Float | None = Field(default=None, gt=0, description="Absolute peak learning rate")
+    learning_rate_multiplier: Float | None = Field(
         default=None, gt=0, description="Of the host's own base rate"
     )
-    batch_size: int | Literal["max"] | None = Field(
+    batch_size: Int | Literal["max"] | None = Field(
         default=None, description="Examples per optimiser step, or max"
     )
-    batch_tokens: int | None = Field(
+    batch_tokens: Int | None = Field(
         default=None, ge=1, description="Tokens per optimiser step, where the host counts so"
     )
-    gradient_accumulation: int | None = Field(default=None, ge=1)
-    warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
+    gradient_accumulation: Int | None = Field(default=None, ge=1)
+    warmup_ratio: Float | None = Field(default=None, ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine"] | None = None
-    weight_decay: float | None = Field(default=None, ge=0)
-    max_grad_norm: float | None = Field(default=None, gt=0)
-    max_seq_length: int | None = Field(
+    weight_decay: Float | None = Field(default=None, ge=0)
+    max_grad_norm: Float | None = Field(default=None, gt=0)
+    max_seq_length: Int | None = Field(
         default=None, ge=8, description="Tokens; longer rows are truncated and reported"
     )
     packing: bool | None = None
-    evals: int | None = Field(default=None, ge=0, description="Evaluations on the validation data per run")
-    checkpoints: int | None = Field(default=None, ge=1, description="Checkpoints per run")
+    evals: Int | None = Field(default=None, ge=0, description="Evaluations on the validation data per run")
+    checkpoints: Int | None = Field(default=None, ge=1, description="Checkpoints per run")
     early_stopping: EarlyStopping | None = None
-    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
 
     suffix: str | None = Field(default=None, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     continue_from: str | None = Field(
@@ -175,12 +194,19 @@ class JobSpec(_Part):
         for provider, fields in self.overrides.items():
             if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test"}):
                 raise ValueError(
-                    f"overrides.{provider} cannot change {wrong[0]}: runs of one spec share their data"
+                    f"overrides.{provider} cannot change {wrong[0]}: "
+                    + (
+                        "it is the same for all backends"
+                        if wrong[0] == "overrides"
+                        else "runs of one spec share their data"
+                    )
                 )
             known = list(JobSpec.model_fields)
             if unknown := sorted(set(fields) - set(known)):
                 hint = _suggest(unknown[0], known)
-                raise ValueError(f"overrides.{provider}.{unknown[0]}: unknown field{hint}")
+                raise ValueError(
+                    f"overrides.{provider}.{unknown[0]}: unknown field{hint}; allowed: {', '.join(known)}"
+                )
         if self.method.type == "rft" and not self.method.grader:
             raise ValueError("method rft needs a grader")
         return self
@@ -239,32 +265,76 @@ class JobSpec(_Part):
             raise SpecError("the spec is not valid:", errors=spec_errors(error)) from error
 
 
-def spec_errors(error: Any, lines: dict[tuple[str, ...], int] | None = None) -> list[str]:
+def spec_errors(
+    error: Any, lines: dict[tuple[str, ...], int] | None = None, under: tuple[str, ...] = ()
+) -> list[str]:
     """One line per mistake of a pydantic `ValidationError`: place, reason, allowed values.
 
-    `lines` maps a field's path to its 1-based line in the YAML file, when there is one.
+    `lines` maps a field's path to its 1-based line in the YAML file, when there is one; `under` is the path
+    of the part that was validated.
     """
-    return [_describe(item, lines or {}) for item in error.errors()]
+    found: dict[str, None] = {}
+    for item in error.errors():
+        loc = tuple(str(p) for p in item["loc"])
+        if loc and (expected := _UNIONS.get(loc[0])):
+            # Of each kind that a field may have, pydantic tells why it was not that one.
+            if isinstance(item["input"], dict):
+                continue
+            item = {**item, "type": "union", "msg": f"must be {expected}, got {_shown(item['input'])}"}
+            loc = (loc[0], *loc[2:])
+        found[_describe(item, loc, lines or {}, under)] = None
+    return list(found)
 
 
-def _describe(item: dict[str, Any], lines: dict[tuple[str, ...], int]) -> str:
+_UNIONS = {
+    "model": "a name, or a mapping with a name for each backend",
+    "batch_size": "a whole number, or max",
+}
+_EXPECTED = {
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a word, or a mapping with a type",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "decimal_type": "an amount in US dollars",
+    "decimal_parsing": "an amount in US dollars",
+    "finite_number": "a finite number",
+}
+"""Pydantic's kinds of mistakes in the words of someone who writes YAML."""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _describe(
+    item: dict[str, Any], loc: tuple[str, ...], lines: dict[tuple[str, ...], int], under: tuple[str, ...]
+) -> str:
     # pydantic puts the tag of the union into the path of an error inside it; people do not write it.
-    path = tuple(
-        str(p)
-        for i, p in enumerate(item["loc"])
-        if not (i == 1 and p in ("sft", "dpo", "rft", "lora", "qlora", "full"))
-    )
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    place = f"line {line}: " if line else ""
-    field = ".".join(path) or "spec"
+    tag = loc[1] if loc[:1] in (("method",), ("adapter",)) and len(loc) > 1 else None
+    own = tuple(p for i, p in enumerate(loc) if p != "[key]" and not (tag and i == 1))
+    path = (*under, *own)
     reason = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
-        reason = (
-            f"unknown field{_suggest(path[-1], known)}; allowed: {', '.join(known)}"
-            if known
-            else "unknown field"
-        )
+    # A rule that joins several fields has no place of its own; its message begins with the field.
+    named = path or tuple(reason.split()[0].rstrip(":").split("."))
+    line = next((lines[named[:n]] for n in range(len(named), 0, -1) if named[:n] in lines), None)
+    place = f"line {line}: " if line else ""
+    if not path:
+        return f"  {place}{reason}"
+    field = ".".join(path)
+    if item["type"] in _EXPECTED:
+        reason = f"must be {_EXPECTED[item['type']]}, got {_shown(item['input'])}"
+        if item["type"] == "string_type" and isinstance(item["input"], int | float | date):
+            reason += "; put it in quotes"
+    elif item["type"] == "extra_forbidden":
+        reason = _unknown(own, tag)
     elif item["type"] == "missing":
         reason = "required"
     elif item["type"] == "union_tag_invalid":
@@ -272,15 +342,24 @@ def _describe(item: dict[str, Any], lines: dict[tuple[str, ...], int]) -> str:
     return f"  {place}{field}: {reason}"
 
 
-def _fields_at(path: tuple[str, ...]) -> list[str]:
-    parts: dict[tuple[str, ...], list[type[BaseModel]]] = {
-        (): [JobSpec],
-        ("method",): [SFT, DPO, RFT],
-        ("adapter",): [LoRA, Full],
-        ("early_stopping",): [EarlyStopping],
-        ("wandb",): [WandB],
-    }
-    return sorted({name for part in parts.get(path, []) for name in part.model_fields})
+def _unknown(path: Sequence[str], tag: str | None) -> str:
+    *parents, name = path
+    known = sorted(_PARTS[tag or parents[0]].model_fields if parents else JobSpec.model_fields)
+    owners = [t for t, part in _TAGS.items() if tag and name in part.model_fields]
+    if owners:
+        return f"no setting of {tag}, but of {', '.join(owners)}"
+    return f"unknown field{_suggest(name, known)}; allowed: {', '.join(known)}"
+
+
+_TAGS: dict[str, type[BaseModel]] = {
+    "sft": SFT,
+    "dpo": DPO,
+    "rft": RFT,
+    "lora": LoRA,
+    "qlora": QLoRA,
+    "full": Full,
+}
+_PARTS: dict[str, type[BaseModel]] = {**_TAGS, "early_stopping": EarlyStopping, "wandb": WandB}
 
 
 def _suggest(word: str, known: list[str]) -> str:

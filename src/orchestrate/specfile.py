@@ -50,9 +50,26 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
     """Validates plain values. Raises `SpecError`."""
     try:
-        return JobSpec.model_validate(dict(values))
+        spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
         raise SpecError(f"{place} is not valid:", errors=spec_errors(error, lines)) from error
+    if errors := [
+        e for name, own in spec.overrides.items() for e in _override_errors(spec, name, own, lines)
+    ]:
+        raise SpecError(f"{place} is not valid:", errors=errors)
+    return spec
+
+
+def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines | None) -> list[str]:
+    """What is wrong with the values that one backend gets instead of the spec's."""
+    model = spec.model if isinstance(spec.model, str) else next(iter(spec.model.values()))
+    values = {**spec.asked(), "model": model, **own}
+    del values["overrides"]
+    try:
+        JobSpec.model_validate(values)
+    except ValidationError as error:
+        return spec_errors(error, lines, under=("overrides", name))
+    return []
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
@@ -99,15 +116,22 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
+        lines: Lines = {}
+        if isinstance(node, yaml.MappingNode):
+            _collect_lines(node, (), lines, path)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        told = f"  line {line}: the character {chr(error.character)!r} is not allowed"
+        raise SpecError(f"{path} is not valid YAML:", errors=[told]) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise SpecError(f"{path} is not valid YAML:", errors=[f"  {where}{problem}"]) from error
+    except RecursionError as error:
+        raise SpecError(f"{path} is nested too deeply, or holds itself by an anchor") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix="orchestrate init")
-    lines: Lines = {}
-    _collect_lines(node, (), lines, path)
     return _as_table(values), lines
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tests.cli.conftest import Cli
 
 ODD = "[bold]x[/nothing]:smile:"
@@ -59,3 +60,33 @@ def test_with_json_every_error_is_one_json_line(cli: Cli, arguments: tuple[str, 
     assert told.code == 2 and told.out == ""
     error = json.loads(told.err)
     assert error["exit_code"] == 2 and error["message"]
+
+
+def test_only_keys_that_something_reads_are_kept(cli: Cli, tmp_path: Path) -> None:
+    for name in ("openia", "local", "", "a b"):
+        told = cli("keys", "set", name, "--value", "sk-abcdefghijklmnop")
+        assert told.code == 2 and "known: openai" in told.err
+    assert not (tmp_path / "keys.toml").exists()
+    assert cli("keys", "set", "llm.example.com", "--value", "k").code == 0
+    assert "holds no key called openai" in cli("keys", "remove", "openai").err
+
+
+def test_what_cannot_be_written_is_said_with_its_path(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "not a folder" in cli("init", "file").err
+    under = cli("init", "file/inside")
+    assert under.code == 3 and "file/inside" in under.err and "defect" not in under.err
+    for home in ("file", "/dev/null"):
+        told = cli("--home", home, "runs")
+        assert told.code == 3 and "defect" not in told.err
+
+
+def test_an_empty_home_is_not_the_working_folder(cli: Cli, tmp_path: Path) -> None:
+    assert cli("--home", "", "runs").code == 0
+    assert not (tmp_path / "runs.sqlite3").exists()
+
+
+def test_a_store_can_be_named_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    assert cli("--store", f"sqlite:///{tmp_path / 'other.sqlite3'}", "runs").code == 0
+    assert (tmp_path / "other.sqlite3").exists()
+    assert cli("--store", "nonsense", "runs").code == 3

@@ -19,6 +19,7 @@ from orchestrate.errors import OrchestrateError, ProviderError, SetupError, Usag
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
+    from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
@@ -48,16 +49,21 @@ STATUS_STYLE = {
 @contextmanager
 def orchestrator(context: typer.Context) -> Generator[Orchestrator]:
     """The Orchestrator of this command line, closed at the end."""
-    from orchestrate import config
     from orchestrate.service import Orchestrator
 
+    settings = settings_of(context)
     given: dict[str, Any] = context.find_root().obj or {}
-    settings = config.load(
-        config_file=given.get("config"), home=given.get("home"), store_url=given.get("store")
-    )
     _log(given.get("verbose", 0), settings.log_level)
     with Orchestrator(settings) as ft:
         yield ft
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """The configuration of this command line. Raises `ConfigError`."""
+    from orchestrate import config
+
+    given: dict[str, Any] = context.find_root().obj or {}
+    return config.load(config_file=given.get("config"), home=given.get("home"), store_url=given.get("store"))
 
 
 def _log(verbose: int, level: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ import typer
 from rich.text import Text
 
 from orchestrate import config
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, settings_of, table
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.types import Feature
 
@@ -26,6 +27,9 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "skypilot": ("sky",),
 }
+
+_HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
+"""A server that generates data is named so in the key file."""
 
 _MARKS: dict[bool | None, tuple[str, str]] = {
     True: ("ok", "green"),
@@ -65,7 +69,10 @@ def init(
     """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
     from orchestrate import specfile
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{folder} is not a folder", fix="orchestrate init FOLDER") from error
     schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
     files = {
         specfile.DEFAULT_NAME: specfile.TEMPLATE,
@@ -87,12 +94,20 @@ keys = typer.Typer(help="Set, list and remove API keys.", no_args_is_help=True)
 
 @keys.command("set")
 def keys_set(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Backend, as in together.")],
     value: Annotated[
         str | None, typer.Option(help="Better left out: it is asked for, or read from a pipe.")
     ] = None,
 ) -> None:
     """Keep a key in a file that only you can read. The environment goes before it."""
+    from orchestrate.providers import registry
+
+    settings = settings_of(context)
+    known = [n for n in registry.names(settings) if (settings.host(n).type or n) != "local"]
+    known += config.OTHER_SECRETS
+    if name not in known and not _HOSTNAME.fullmatch(name):
+        raise UsageError(f"no key is called {name!r}; known: {', '.join(known)}")
     if value is None:
         value = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (value := (value or "").strip()):
@@ -103,11 +118,11 @@ def keys_set(
 
 
 @keys.command("list")
-def keys_list(json: Json = False) -> None:
+def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are and where they come from; the keys themselves are masked."""
     import os
 
-    settings = config.load()
+    settings = settings_of(context)
     stored = config.read_keys(config.key_file())
     rows: list[dict[str, Any]] = []
     for name, host in settings.hosts.items():
@@ -135,7 +150,11 @@ def keys_list(json: Json = False) -> None:
 @keys.command("remove")
 def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
     """Forget a key of the key file."""
-    config.write_key(config.key_file(), name, None)
+    path = config.key_file()
+    if name not in config.read_keys(path):
+        note(f"{path} holds no key called {name}")
+        return
+    config.write_key(path, name, None)
     note(f"{name}: removed")
 
 

@@ -65,8 +65,26 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "model: m\ntrain: t\nmethod: ppo\n",
             "line 3: method: 'ppo' is not known; allowed: 'sft', 'dpo', 'rft'",
         ),
-        ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: Input should be a valid integer"),
+        ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
+        (
+            "model: 3\ntrain: 4\n",
+            "line 1: model: must be a name, or a mapping with a name for each backend, got 3",
+        ),
+        ("model: m\ntrain: 4\n", "line 2: train: must be text, got 4; put it in quotes"),
+        ("model: m\ntrain: t\nepochs: yes\n", "line 3: epochs: must be a number, not yes or no"),
+        ("model: m\ntrain: t\nlearning_rate: .inf\n", "line 3: learning_rate: must be a finite number"),
+        ("model: m\ntrain: t\nbatch_size: 0\n", "line 3: batch_size must be at least 1"),
+        ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be a whole number, or max"),
+        ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: no setting of sft, but of dpo"),
+        (
+            "model: m\ntrain: t\noverrides:\n  local:\n    epochs: many\n",
+            "line 5: overrides.local.epochs: must be a whole number, got 'many'",
+        ),
+        ("model: m\ntrain: t\ntags: {lora: 3}\n", "line 3: tags.lora: must be text, got 3"),
+        ("model: m\ntrain: t\n\0", "line 3: the character"),
+        ("model: m\ntrain: t\ntags: &a {b: *a}\n", "nested too deeply, or holds itself"),
+        ("model: " + "[" * 3000, "nested too deeply, or holds itself"),
     ],
 )
 def test_bad_files_say_where_and_why(tmp_path: Path, text: str, expected: str) -> None:
@@ -174,3 +192,15 @@ def test_a_spec_survives_its_own_yaml(
     )
     again = specfile.build(yaml.safe_load(yaml.safe_dump(spec.model_dump(mode="json"))))
     assert again == spec and again.hash() == spec.hash()
+
+
+def test_settings_without_a_type_are_those_of_the_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: m\ntrain: t\n")
+    assert specfile.load(path, {"adapter.r": 8}).adapter == LoRA(r=8)
+    assert specfile.load(write(tmp_path, "model: m\ntrain: t\nadapter: {r: 8}\n")).adapter == LoRA(r=8)
+
+
+def test_a_windows_editors_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "finetune.yaml"
+    path.write_bytes(b"\xef\xbb\xbfmodel: m\r\ntrain: t\r\nepochs: 2\r\n")
+    assert specfile.load(path).epochs == 2
