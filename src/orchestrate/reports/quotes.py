@@ -113,9 +113,9 @@ def _basis(quote: Quote) -> str:
     if main is None:
         return "nothing"
     if main.unit == "usd_per_mtok":
-        return f"{main.quantity:.3f} million tokens at ${main.usd_per_unit}"
+        return f"{text.count(float(main.quantity) * 1e6)} tokens at ${main.usd_per_unit} per million"
     if main.unit == "usd_per_hour":
-        return f"{main.quantity:.1f} hours at {text.money(main.usd_per_unit)}"
+        return f"{text.duration(float(main.quantity) * 3600)} at {text.money(main.usd_per_unit)} per hour"
     return f"{text.money(main.usd)} of {main.component}"
 
 

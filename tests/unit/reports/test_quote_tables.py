@@ -68,7 +68,7 @@ def test_verdict_by_minimum() -> None:
 def test_verdict_of_hours_against_tokens() -> None:
     hours = line("0.2", component="electricity", unit="usd_per_hour", rate="0.1", quantity=Decimal(2))
     found = verdict([quote("local", hours), quote("fireworks", line("0.5"))])
-    assert "2.0 hours at $0.1 against 1.000 million tokens at $0.5" in found
+    assert "2h 00m at $0.1 per hour against 1,000,000 tokens at $0.5 per million" in found
 
 
 def test_verdicts_that_cannot_be_given() -> None:

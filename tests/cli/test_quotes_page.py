@@ -1,0 +1,48 @@
+"""docs/quotes.md is what its commands print: the same tables, backends and models, whatever prices do."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROOT, Cli
+
+PAGE = (ROOT / "docs" / "quotes.md").read_text()
+SECTIONS = re.findall(r"^```sh\norchestrate ([^\n]+)\n```\n\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+ALWAYS_OPEN = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
+"""OpenAI takes no new jobs from 2027-01-06 on; a sandbox goes on quoting. Nothing is sent there."""
+
+
+def tables(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Each table's header, and the model of each backend in it."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", text + "\n", re.MULTILINE):
+        head, _, *rows = block.strip().splitlines()
+        cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+        found.append((head, {row[1]: row[2] for row in cells}))
+    return found
+
+
+def test_the_page_has_its_commands() -> None:
+    assert len(SECTIONS) == 3
+    assert re.search(r"Made on \d{4}-\d\d-\d\d by `python docs/quotes.py`", PAGE)
+    assert "AWS" in PAGE, "what is not there is said"
+
+
+@pytest.mark.parametrize(("command", "printed"), SECTIONS, ids=["tiny", "serving", "pairs"])
+def test_each_command_prints_what_the_page_shows(cli: Cli, command: str, printed: str) -> None:
+    now = cli(*shlex.split(command), cwd=Path(ROOT), **ALWAYS_OPEN)
+    assert now.code == 0, now.err
+    expected = tables(printed)
+    assert expected and all(len(models) == 4 for _, models in expected)
+    assert tables(now.out) == expected
+
+
+def test_every_provider_of_prices_is_listed() -> None:
+    from orchestrate.costing import built_in
+
+    listed = {row for head, rows in tables(PAGE) if head.startswith("| provider |") for row in rows}
+    assert listed == {rate.provider for rate in built_in()}
