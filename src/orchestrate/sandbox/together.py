@@ -215,7 +215,8 @@ class TogetherHost(Host):
             "adapter_output_name": f"{job.output}-adapter",
             "training_file": job.training_file,
             "validation_file": job.validation_file or "",
-            "batch_size": body.get("batch_size", "max"),
+            # In lists it is a number, also of a job that asked for "max".
+            "batch_size": body.get("batch_size", "max") if whole else job.batch_size,
             "learning_rate": job.learning_rate,
             "n_epochs": job.epochs,
             "random_seed": job.seed,
