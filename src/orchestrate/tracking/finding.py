@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import Connection, Select, or_, select
 
-from orchestrate.costing import Spending
 from orchestrate.errors import UsageError
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.history import History
 from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX
 from orchestrate.types import JobStatus, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Spending
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +161,8 @@ class Finding(History):
 
 
 def total_spending(connection: Connection) -> Spending:
+    from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
+
     table = schema.runs
     query = select(table.c.bill_usd, table.c.committed_usd).where(
         ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))

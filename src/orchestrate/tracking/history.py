@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import func, select
 
-from orchestrate.costing import Reconciliation
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
 from orchestrate.types import Checkpoint, EvaluationResult, Event, MetricPoint, RemoteDataset
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Reconciliation
 
 
 class History(Database):
@@ -217,6 +219,8 @@ class History(Database):
         """The last one of each run, oldest first; of all runs when none are named."""
         found = self.records("reconciliation", run_ids or None)
         last = {record.run_id: record.data for record in found}
+        from orchestrate.costing import Reconciliation
+
         return [msgspec.convert(data, Reconciliation, strict=False) for data in last.values()]
 
     def add_evaluation(self, result: EvaluationResult) -> None:

@@ -15,7 +15,6 @@ import msgspec
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
-from orchestrate.costing import spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.tracking import opening, schema
 from orchestrate.tracking.agenda import Agenda
@@ -255,6 +254,8 @@ def _reopened(before: Run, after: Run) -> bool:
 
 def _columns(run: Run, clock: Clock) -> dict[str, Any]:
     """The row of a run, but for its id and what is no part of the record."""
+    from orchestrate.costing import spending
+
     money = spending(run)
     return {
         "ref": run.ref,
