@@ -1,0 +1,112 @@
+"""`plan --strict`, `submit --strict`, and the host's own price between the upload and the create."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrate.sandbox import running
+from orchestrate.sandbox.server import Sandbox
+from tests.cli.conftest import Cli
+
+CREATE = "/v1/fine-tunes"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running(train=False, speed=30) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    rows = (
+        [{"role": "user", "content": f"item {n}?"}, {"role": "assistant", "content": f"{tmp_path.name} {n}"}]
+        for n in range(12)
+    )
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (tmp_path / "finetune.yaml").write_text(
+        "model: {openai: gpt-4o-mini, together: qwen3.5-9b, fireworks: qwen3-8b, local: tiny-chat}\n"
+        "train: train.jsonl\nepochs: 2\n"
+    )
+    return tmp_path
+
+
+def creates(sandbox: Sandbox) -> int:
+    return sum(sent["path"] == CREATE for sent in sandbox.requests("together", method="POST"))
+
+
+def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> None:
+    shown = cli("plan", "--provider", "openai", "--set", "schedule=cosine", "--set", "batch_size=max")
+    assert shown.code == 2
+    lines = shown.out.splitlines()
+
+    def row(name: str) -> str:
+        return next(line for line in lines if line.startswith(f"{name} "))
+
+    assert "kept" in row("epochs") and "mapped" in row("batch_size") and "defaulted" in row("seed")
+    assert "refused" in row("schedule") and "OpenAI sets the learning rate's schedule" in row("schedule")
+
+
+@pytest.mark.parametrize(
+    ("backend", "setting", "code"),
+    [
+        ("openai", "adapter.type=lora", 2),
+        ("together", "adapter.type=qlora", 2),
+        ("fireworks", "adapter.type=qlora", 2),
+        ("local", "adapter.type=qlora", 0),
+        ("openai", "batch_size=max", 0),  # mapped, and it means the same
+    ],
+)
+def test_strict_refuses_what_is_mapped_but_not_exactly(
+    cli: Cli, project: Path, backend: str, setting: str, code: int
+) -> None:
+    asked = ("plan", "--provider", backend, "--set", setting)
+    assert cli(*asked).code == 0
+    assert cli(*asked, "--strict").code == code
+
+
+def test_a_strict_submit_sends_nothing(cli: Cli, project: Path, sandbox: Sandbox) -> None:
+    sandbox.clear_requests()
+    asked = ("submit", "--provider", "together", "--yes", "--set", "adapter.type=qlora")
+    refused = cli(*asked, "--strict", **sandbox.env)
+    assert refused.code == 2 and "adapter.type" in refused.err
+    assert (sandbox.count(), cli("runs", "--json").json) == (0, [])
+    assert cli(*asked, **sandbox.env).code == 0
+    assert creates(sandbox) == 1
+
+
+def test_an_account_that_may_not_spend_so_much_creates_nothing(
+    cli: Cli, project: Path, sandbox: Sandbox
+) -> None:
+    sandbox.clear_requests()
+    sandbox.set_credit(3)
+    refused = cli("submit", "--provider", "together", "--yes", **sandbox.env)
+    assert refused.code == 4 and "$4.00, above what the account may spend ($3.0)" in refused.err
+    [run] = cli("runs", "--json").json
+    assert (run["phase"], creates(sandbox)) == ("refused", 0)
+    sandbox.set_credit(1000)
+    assert cli("submit", "--provider", "together", "--yes", **sandbox.env).code == 0
+    assert creates(sandbox) == 1
+
+
+def test_a_host_that_asks_more_than_the_limit_creates_nothing(
+    cli: Cli, project: Path, sandbox: Sandbox
+) -> None:
+    """The user's rates say $1, so that the quote is under the limit; the host says $4."""
+    (project / "home").mkdir()
+    (project / "home" / "rates.yaml").write_text(
+        "provider: together\nrates:\n"
+        "  - {method: minimum, usd_per_job: 1, start: 2026-01-01, confidence: quoted, source: a hope}\n"
+    )
+    sandbox.clear_requests()
+    refused = cli("submit", "--provider", "together", "--max-cost", "2", **sandbox.env)
+    assert refused.code == 6 and "the host's estimate, $4.00, is above --max-cost $2.00" in refused.err
+    assert creates(sandbox) == 0
+    taken = cli("submit", "--provider", "together", "--max-cost", "5", "--json", **sandbox.env)
+    assert taken.code == 0, taken.err
+    told = cli("events", taken.json[0]["id"], "--offline", "--json").json
+    assert [event["data"] for event in told if event["type"] == "live_price"] == [{"usd": "4.0"}]
