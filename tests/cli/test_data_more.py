@@ -78,7 +78,7 @@ def test_limits_and_mistakes_have_their_exit_codes(cli: Cli, host: ChatHost) -> 
 
 
 def test_a_key_for_the_address_is_sent_to_it(cli: Cli, host: ChatHost) -> None:
-    where = ("--base-url", host.url, "--key-variable", "WRITER_KEY", "--rows", "1")
+    where = ("--base-url", host.url, "--key-variable", "WRITER_KEY", "--rows", "1", "-o", "n.jsonl")
     done = cli("data", "generate", str(ORDERS), "--model", "writer", *where, WRITER_KEY="k-secret-123")
     assert (
         done.code == 0 and host.keys == ["Bearer k-secret-123"] and "k-secret-123" not in done.out + done.err
@@ -151,6 +151,11 @@ def test_two_commands_do_not_write_one_file(
     assert second.code == 2 and "another command is writing" in second.err
     host.hold.set()
     assert child.wait(60) == 0 and len(host.bodies) == 1
+
+
+def test_an_unknown_engine_is_refused(cli: Cli) -> None:
+    done = cli("data", "check", str(ORDERS), "--engine", "spark")
+    assert done.code == 2 and "local, ray" in done.err
 
 
 def test_review_serves_until_interrupted(cli: Cli, cli_env: dict[str, str], tmp_path: Path) -> None:

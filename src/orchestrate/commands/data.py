@@ -3,8 +3,9 @@ generate are offline."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,9 @@ WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default:
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
     str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
+]
+EngineOpt = Annotated[
+    str, typer.Option("--engine", help="local, or ray: a running cluster, else one on this machine.")
 ]
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 
@@ -76,6 +80,7 @@ def check(
     output: OutputOpt = None,
     columns: MapOpt = None,
     workers: WorkersOpt = None,
+    engine: EngineOpt = "local",
     json: Json = False,
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
@@ -95,7 +100,7 @@ def check(
         columns=_columns(columns),
         workers=workers,
     )
-    with _progress("checking") as progress:
+    with _engine(engine, workers), _progress("checking") as progress:
         report = checking.check(paths, options, progress=progress)
     fixed = _fix(file, output, wanted, options) if fix else None
     if json:
@@ -118,6 +123,7 @@ def convert(
     ] = False,
     columns: MapOpt = None,
     workers: WorkersOpt = None,
+    engine: EngineOpt = "local",
     json: Json = False,
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss."""
@@ -125,7 +131,7 @@ def convert(
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
-    with _progress("converting") as progress:
+    with _engine(engine, workers), _progress("converting") as progress:
         report = converting.convert(
             file,
             to,
@@ -196,12 +202,13 @@ def dedupe(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
     columns: MapOpt = None,
     workers: WorkersOpt = None,
+    engine: EngineOpt = "local",
     json: Json = False,
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.data import deduping
 
-    with _progress("comparing") as progress:
+    with _engine(engine, workers), _progress("comparing") as progress:
         report = deduping.dedupe(
             file,
             None if dry_run else output or beside(file, "deduped.jsonl"),
@@ -315,6 +322,20 @@ def _contexts(model: str | None, hosts: Sequence[str], method: str) -> dict[str,
         if context is not None:
             found[host] = context
     return found
+
+
+@contextmanager
+def _engine(name: str, workers: int | None) -> Generator[None]:
+    if name not in ("local", "ray"):
+        raise UsageError(f"no engine {name!r}; known: local, ray")
+    if name == "local":
+        yield
+        return
+    from orchestrate.data.ray_engine import on_ray
+
+    with redirect_stdout(sys.stderr), on_ray(workers) as cpus:  # Ray prints what befalls its workers
+        note(f"on Ray, {cpus} CPUs")
+        yield
 
 
 @contextmanager

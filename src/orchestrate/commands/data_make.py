@@ -80,7 +80,7 @@ def generate(
         seed=seed,
     )
     ask = asker(config, model, max_tokens=max_tokens, temperature=temperature)
-    with file_lock(target.with_name(f".{target.name}.lock")) as held, _progress(rows) as progress:
+    with file_lock(generating.log_of(target)) as held, _progress(rows) as progress:
         if not held:
             raise UsageError(f"another command is writing {target}", fix="wait for it, or give another -o")
         report = generating.generate(seeds, target, ask, order, progress=progress)
@@ -113,7 +113,7 @@ def review(
         if json:
             print_json(report)
         else:
-            out.print(f"{report.output}: {report.written:,} rows", markup=False)
+            out.print(f"{report.output}: {report.written:,} rows")
             note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
         return
     with serving(file, port=port) as page:
@@ -122,7 +122,7 @@ def review(
             print_json({"url": page.url, "counts": counts})
             sys.stdout.flush()
         else:
-            out.print(page.url, markup=False, soft_wrap=True)
+            out.print(page.url, soft_wrap=True)
         note(f"{counts.pending:,} of {counts.rows:,} rows to decide; Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
@@ -190,7 +190,7 @@ def _text(given: str) -> str:
 
 
 def _show(report: GenerateReport) -> None:
-    out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new", markup=False)
+    out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new")
     cost = f", ${report.usd:.4f}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
     note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")

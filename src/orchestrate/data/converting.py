@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -13,9 +15,12 @@ from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import ChatExample, CompletionExample, Example
 from orchestrate.data.formats import FORMATS, encoder, write_parquet
-from orchestrate.data.opening import open_dataset, rows_of
+from orchestrate.data.opening import open_dataset, paying
+from orchestrate.data.pool import ordered
 from orchestrate.data.rules import HostRules
+from orchestrate.data.scan import Task, ranges, read_rows
 from orchestrate.data.shapes import message
+from orchestrate.data.sources import source
 from orchestrate.data.traits import Trait
 from orchestrate.data.writers import DIALECTS, writer
 from orchestrate.errors import DataError, UsageError
@@ -54,7 +59,7 @@ def convert(
     this kind of row at all; the error lists why.
     """
     data = open_dataset(path, columns=columns, workers=workers, progress=progress).dataset
-    written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True)
+    written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True, workers=workers)
     return ConvertReport(
         path=path,
         output=str(output),
@@ -75,7 +80,13 @@ def target_rules(target: str) -> HostRules:
 
 
 def write_rows(
-    data: Dataset, target: str, path: Path, *, allow_loss: bool = False, as_chat: bool = False
+    data: Dataset,
+    target: str,
+    path: Path,
+    *,
+    allow_loss: bool = False,
+    as_chat: bool = False,
+    workers: int | None = None,
 ) -> tuple[int, list[Problem]]:
     """Writes to `path`, which appears only when it is whole. Returns the rows written and what is lost.
 
@@ -89,32 +100,40 @@ def write_rows(
     if errors and (not allow_loss or any(p.code == "kind-refused" for p in errors)):
         shown = "; ".join(p.message for p in errors[:3])
         raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
-    rows = _kept(data, refused, chat)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    counter = _Counted(rows)
+    lines = source(data.path)
+    tasks = [
+        _Piece(Task(lines.lines, start, end, data.format, data.columns), target, refused, chat)
+        for start, end in ranges(lines.lines, lines.line_bytes)
+    ]
+    written = 0
     if target == "parquet":
         plain = not any(mask & (Trait.TOOLS | Trait.IMAGES) for mask in data.masks) and data.kind == "chat"
-        write_parquet(counter, partial, data.kind, plain=plain)
+        written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
     else:
-        line = _line(target)
         with partial.open("wb") as file:
-            for example in counter:
-                file.write(line(example) + b"\n")
+            for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+                file.write(text)
+                written += count
     partial.replace(path)
-    return counter.count, losses
+    return written, losses
 
 
-class _Counted:
-    """Counts what passes through."""
+@dataclass(frozen=True)
+class _Piece:
+    """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
 
-    def __init__(self, rows: Iterator[Example]) -> None:
-        self._rows = rows
-        self.count = 0
+    task: Task
+    target: str
+    refused: int
+    as_chat: bool
 
-    def __iter__(self) -> Iterator[Example]:
-        for row in self._rows:
-            self.count += 1
-            yield row
+
+def _encoded(piece: _Piece) -> tuple[bytes, int]:
+    """The lines of a range for its target, and how many they are; pure."""
+    line = _line(piece.target)
+    lines = [line(example) + b"\n" for example in _kept(piece)]
+    return b"".join(lines), len(lines)
 
 
 def _line(target: str) -> Callable[[Example], bytes]:
@@ -124,12 +143,12 @@ def _line(target: str) -> Callable[[Example], bytes]:
     return lambda example: dump(encode(example))
 
 
-def _kept(data: Dataset, refused: int, chat: bool) -> Iterator[Example]:
-    for _, row in rows_of(data):
+def _kept(piece: _Piece) -> Iterator[Example]:
+    for _, row in read_rows(piece.task):
         example = row.example
-        if example is None or row.traits & refused:
+        if example is None or row.traits & piece.refused:
             continue
-        if chat and isinstance(example, CompletionExample):
+        if piece.as_chat and isinstance(example, CompletionExample):
             example = ChatExample(
                 messages=[message("user", example.prompt), message("assistant", example.completion)]
             )

@@ -179,9 +179,10 @@ def _trl(example: Example) -> dict[str, Any]:
     return row
 
 
-def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> None:
-    """Writes in batches. Without `plain`, lists are written as JSON text: tool schemas and contents of parts
-    have no common columnar type. The reader takes both. Raises `MissingExtra` without pyarrow."""
+def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
+    """Writes in batches and returns the number of rows. Without `plain`, lists are written as JSON text:
+    tool schemas and contents of parts have no common columnar type. The reader takes both. Raises
+    `MissingExtra` without pyarrow."""
     try:
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
@@ -189,10 +190,13 @@ def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain:
         raise MissingExtra("data", "writing Parquet", "pyarrow") from error
     library: Any = arrow
     schema = library.schema(_columns(library, kind, plain))
+    written = 0
     with cast("Any", parquet).ParquetWriter(str(path), schema) as out:
         for batch in _batches(map(_canonical, examples), 1000):
             rows = batch if plain else [_as_text(row) for row in batch]
             out.write_table(library.Table.from_pylist(rows, schema=schema))
+            written += len(batch)
+    return written
 
 
 def _columns(library: Any, kind: Kind, plain: bool) -> list[tuple[str, Any]]:

@@ -158,6 +158,11 @@ class _State:
         self.usd += entry.usd
 
 
+def log_of(output: Path) -> Path:
+    """The log of an output; whoever writes to it holds its lock."""
+    return output.with_name(output.name + ".generation")
+
+
 def generate(
     seeds: str,
     output: Path,
@@ -205,7 +210,7 @@ class _Run:
         self._kind: Kind = data.kind
         write = writer("local")
         self._examples = [write(example).decode() for example in examples]
-        self._log: Journal[Entry] = Journal(output.with_name(output.name + ".generation"), Entry)
+        self._log: Journal[Entry] = Journal(log_of(output), Entry)
         self.state = _State()
         for entry in self._log.entries:
             self.state.add(entry)

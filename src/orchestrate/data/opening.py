@@ -107,12 +107,16 @@ def run(task: Task, size: int, workers: int | None = None, progress: Progress | 
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
     total = Total()
-    many = size >= PARALLEL_BYTES or (workers or 0) > 1
-    for done, part in zip(tasks, ordered(scan, tasks, workers if many else 1), strict=True):
+    for done, part in zip(tasks, ordered(scan, tasks, paying(workers, size)), strict=True):
         total.add(part)
         if progress is not None:
             progress(done.end, size)
     return total
+
+
+def paying(workers: int | None, size: int) -> int | None:
+    """The workers that are worth their start for `size` bytes; more than one are used when asked for."""
+    return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
 def first_lines(path: str) -> Iterator[bytes]:

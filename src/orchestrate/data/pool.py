@@ -13,9 +13,10 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import IO, TypeVar, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import IO, Any, TypeVar, cast
 
 from orchestrate.errors import OrchestrateError
 
@@ -40,11 +41,31 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""Another way to run `function` over tasks, with the results in their order."""
+
+_engine: ContextVar[Engine | None] = ContextVar("_engine", default=None)
+
+
+@contextmanager
+def using(engine: Engine) -> Generator[None]:
+    """Within the `with` block `ordered` runs on `engine`."""
+    token = _engine.set(engine)
+    try:
+        yield
+    finally:
+        _engine.reset(token)
+
+
 def ordered(function: Callable[[T], R], tasks: Sequence[T], workers: int | None = None) -> Iterator[R]:
     """`function(task)` for each task, in order. One task, or one worker, runs in this process.
 
     `function` is a module's own; an exception that it raises is raised here.
     """
+    engine = _engine.get()
+    if engine is not None:
+        yield from engine(function, tasks)
+        return
     count = min(workers or cores(), len(tasks))
     if count <= 1:
         yield from map(function, tasks)

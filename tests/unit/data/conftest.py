@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from importlib.util import find_spec
 
 import pytest
+
+collect_ignore = [] if find_spec("ray") else ["test_data_ray.py"]
 
 
 def corpus(count: int, seed: int = 3) -> list[str]:
