@@ -29,6 +29,7 @@ def check(
     refused: Sequence[Setting],
     *,
     sandbox: bool,
+    today: date | None = None,
 ) -> list[Problem]:
     """`model` is what the spec's model is on this host; without a catalog entry (a compatible host) only the
     rules of the wire are checked. `refused` are the settings that its translation refuses."""
@@ -36,7 +37,7 @@ def check(
         _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", None, field=s.name)
         for s in refused
     ]
-    found += [*_model(provider, spec, model, sandbox), *_images(provider, data, model)]
+    found += [*_model(provider, spec, model, sandbox, today or date.today()), *_images(provider, data, model)]
     for dataset, validation in ((data.train, False), (data.validation, True)):
         if dataset is not None:
             found += _rows(provider, spec, dataset, model, validation)
@@ -51,12 +52,12 @@ def _problem(
     return Problem(code=code, message=message, severity=severity, providers=(provider,), fix=fix, **place)
 
 
-def _model(provider: str, spec: JobSpec, model: ModelOnHost, sandbox: bool) -> Iterator[Problem]:
+def _model(provider: str, spec: JobSpec, model: ModelOnHost, sandbox: bool, today: date) -> Iterator[Problem]:
     for warning in model.warnings:
         yield _problem(provider, "model", warning, None, Severity.WARNING, field="model")
     if model.host is None:
         return
-    closed = None if sandbox else catalog.closed_for_new_jobs("openai", date.today())
+    closed = None if sandbox else catalog.closed_for_new_jobs("openai", today)
     if closed:
         yield _problem(provider, "training-closed", closed, way_out(model.model), field="model")
     elif model.host.tunable == "no":
