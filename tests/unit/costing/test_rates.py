@@ -46,6 +46,29 @@ def test_every_file_is_whole(name: str) -> None:
             assert rate.usd == 0 or Decimal("0.5") < rate.usd < 30, rate
 
 
+def unit_of(rate: Rate, method: str) -> str:
+    """What the host bills this kind of thing by. A rate in another unit would be multiplied by the wrong
+    quantity."""
+    if method.startswith(("sft", "dpo", "inference_", "training_api_")):
+        return "usd_per_mtok"
+    if method == "rft" and rate.provider == "openai":
+        return "usd_per_hour"  # of the core loop, whatever it runs on
+    return {
+        "rft": "usd_per_gpu_hour",
+        "rft_small_models": "usd_per_gpu_hour",
+        "deployment": "usd_per_gpu_hour",
+        "gpu_rental": "usd_per_gpu_hour",
+        "hosting": "usd_per_hour",
+        "minimum": "usd_per_job",
+        "electricity": "usd_per_kwh",
+    }[method]
+
+
+def test_every_rate_is_in_the_unit_of_its_method() -> None:
+    wrong = [(r, m) for r in built_in() for m in r.methods if r.unit != unit_of(r, m)]
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     ("provider", "method", "asked", "unit", "usd", "confidence"),
     [
