@@ -24,6 +24,7 @@ ACROSS = {
     "near-duplicate",
     "label-imbalance",
     "few-rows",
+    "unreviewed",
 }
 
 
