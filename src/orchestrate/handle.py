@@ -99,7 +99,10 @@ class RunHandle:
             pace.sleep()
 
     def check(self) -> Run:
-        """The record of a run that succeeded. Raises `RunFailed` with the host's reason otherwise."""
+        """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
+        `RunFailed` with the host's reason otherwise."""
+        if not self.record.status.terminal and self.record.job_id is not None:
+            self.refresh()
         if self.record.status is not JobStatus.SUCCEEDED:
             reason = f": {self.record.error.message}" if self.record.error else ""
             raise RunFailed(
@@ -128,6 +131,7 @@ class RunHandle:
 
     def pause(self) -> Run:
         self.provider.require(Feature.PAUSE)
+        self._going("pause")
         self.provider.pause(self.record.handle)
         return self.refresh()
 
@@ -142,8 +146,17 @@ class RunHandle:
             self.record = Submitter(self._ft.store, self.provider).resume(self.record, data)
             return self.record
         self.provider.require(Feature.RESUME)
+        if self.record.status is JobStatus.SUCCEEDED:
+            self._going("resume")
         self.provider.resume(self.record.handle)
         return self.refresh()
+
+    def _going(self, verb: str) -> None:
+        if self.record.status.terminal:
+            raise UsageError(
+                f"run {self.id} has {self.record.status.value} already: there is nothing to {verb}",
+                fix=f"orchestrate show {self.id}",
+            )
 
     def download(
         self,
@@ -157,6 +170,9 @@ class RunHandle:
         There they are fetched once: a second call checks their hashes and returns them.
         """
         self.provider.require(Feature.DOWNLOAD)
+        if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
+            raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
+        self.check()
         models = self._ft.settings.home / "models"
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
@@ -216,8 +232,12 @@ class RunHandle:
         `auto` takes the first that is possible without starting anything that bills.
         """
         from orchestrate.data import Dataset
-        from orchestrate.evaluation import evaluate, serving
+        from orchestrate.evaluation import METRICS, evaluate, serving
 
+        if metric not in ("auto", *METRICS):
+            raise UsageError(f"no metric is called {metric!r}; known: auto, {', '.join(METRICS)}")
+        if on not in serving.PLACES:
+            raise UsageError(f"--on takes {', '.join(serving.PLACES)}; got {on!r}")
         path = test or self.record.spec.get("test")
         if path is None:
             raise UsageError(

@@ -9,13 +9,16 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
     DataError,
+    MissingExtra,
     OrchestrateError,
     SpecError,
     TranslationRefused,
@@ -122,6 +125,15 @@ class Orchestrator:
             self._providers[name] = registry.make(name, self.settings)
         return self._providers[name]
 
+    def ready(self, name: str) -> Provider:
+        """The backend, when the key that it needs is there. Raises `MissingKey`."""
+        from orchestrate.config import DEFAULT_URLS
+
+        host = self.settings.host(name)
+        if (host.type or name) in DEFAULT_URLS:
+            host.require_key()
+        return self.provider(name)
+
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
@@ -139,18 +151,23 @@ class Orchestrator:
     def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result.
         Offline."""
+        self._known(spec)
         return [self._translation(spec, name) for name in self.backends(provider)]
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
-        data = self.data(spec, provider)
-        found = [problem for name in self.backends(provider) for problem in self._check(spec, name, data)]
+        self._known(spec)
+        names = self.backends(provider)
+        data = self.data(spec, names)
+        found = [p for name in names for p in self._check(spec, name, data, alone=len(names) == 1)]
         return _merged([*_check_files(spec), *found])
 
     def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
         """One quote for each backend, cheapest first, those without a price last. Offline."""
-        data = self.data(spec, provider)
-        quotes = [self._quote(spec, name, data) for name in self.backends(provider)]
+        self._known(spec)
+        names = self.backends(provider)
+        data = self.data(spec, names)
+        quotes = [self._quote(spec, name, data, alone=len(names) == 1) for name in names]
         return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd))
 
     # -- spending -------------------------------------------------------------------------------------------
@@ -175,7 +192,8 @@ class Orchestrator:
         [name] = self.backends(provider)
         if max_cost_usd is not None:
             spec = spec.model_copy(update={"max_cost_usd": Decimal(str(max_cost_usd))})
-        spec = self._continued(spec.on(name), name)
+        self._known(spec)
+        spec = self._continued(_anchored(spec.on(name)), name)
         quote, data = self.preflight(spec, name, strict=strict)
         run = submit(
             self.store,
@@ -193,8 +211,10 @@ class Orchestrator:
         """All that `submit` checks before it sends anything. Raises as `submit` does."""
         from orchestrate.costing import check_budget
 
+        self._known(spec)
         spec = spec.on(provider)
         self.provider(provider).require(Feature(spec.method.type))
+        self.ready(provider)
         data = self.data(spec, provider)
         translation = self._translation(spec, provider)
         refused = translation.inexact if strict else translation.refused
@@ -238,7 +258,7 @@ class Orchestrator:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync
 
-        return sync(self.store, self.provider, bill=self.bill)
+        return sync(self.store, self.ready, bill=self.bill)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run did cost, or has cost so far, from the best source that there is; `None` when nothing is
@@ -273,15 +293,34 @@ class Orchestrator:
     def _tokenizers(self, spec: JobSpec, names: Iterable[str]) -> list[str]:
         """Those with which these backends count, as far as the models are known."""
         from orchestrate import catalog, costing
+        from orchestrate.data import tokens
 
         found: dict[str, None] = {}
         for name in names:
             try:
                 model = catalog.resolve(spec.on(name).model_for(name), self.settings.host(name).type or name)
-            except SpecError:
-                continue
-            found[costing.tokenizer_for(model)] = None
+                tokenizer = costing.tokenizer_for(model)
+                tokens.counter(tokenizer)
+            except (SpecError, MissingExtra):
+                continue  # that backend tells what it misses; the others can be counted
+            found[tokenizer] = None
         return list(found)
+
+    def _known(self, spec: JobSpec) -> None:
+        """Raises `SpecError` when a part of the spec is for a backend that there is not."""
+        known = self.backends()
+        named: dict[str, Iterable[str]] = {
+            "model": [] if isinstance(spec.model, str) else [n for n in spec.model if n != "default"],
+            "overrides": spec.overrides,
+            "provider_options": spec.provider_options,
+        }
+        wrong = [f"  {field}.{name}" for field, names in named.items() for name in names if name not in known]
+        if wrong:
+            raise SpecError(
+                "the spec names backends that there are not:",
+                errors=[*wrong, f"  known: {', '.join(known)}"],
+                fix="orchestrate providers",
+            )
 
     def _sent(self, run: Run) -> Translation | None:
         """What a run's settings became; `None` when its backend can no longer be made or tell."""
@@ -299,13 +338,16 @@ class Orchestrator:
             row = Setting(name="model", asked=spec.model, outcome=Outcome.REFUSED, rule=error.message)
             return Translation(provider=name, model="", settings=(row,), body={})
 
-    def _check(self, spec: JobSpec, name: str, data: TrainingData) -> list[Problem]:
+    def _check(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> list[Problem]:
         try:
             return self.provider(name).check(spec.on(name), data)
-        except SpecError as error:
+        except (SpecError, MissingExtra) as error:
+            missing = isinstance(error, MissingExtra)
+            if missing and alone:
+                raise
             return [
                 Problem(
-                    code="no-model",
+                    code="missing-extra" if missing else "no-model",
                     message=error.message,
                     severity=Severity.ERROR,
                     providers=(name,),
@@ -313,7 +355,7 @@ class Orchestrator:
                 )
             ]
 
-    def _quote(self, spec: JobSpec, name: str, data: TrainingData) -> Quote:
+    def _quote(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> Quote:
         from orchestrate import costing
 
         try:
@@ -321,6 +363,11 @@ class Orchestrator:
                 return self.provider(name).quote(spec.on(name), data)
         except SpecError as error:
             return Quote(provider=name, model="", unavailable=error.message)
+        except MissingExtra as error:
+            if alone:
+                raise
+            model = spec.on(name).model_for(name)
+            return Quote(provider=name, model=model, unavailable=f"{error.message}: {error.fix}")
 
     def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
         """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
@@ -335,6 +382,17 @@ class Orchestrator:
         if earlier.status is not JobStatus.SUCCEEDED:
             raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
+
+
+def _anchored(spec: JobSpec) -> JobSpec:
+    """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
+    named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+    full = {
+        name: os.path.normpath(Path.cwd() / path)
+        for name, path in named.items()
+        if path is not None and "://" not in path
+    }
+    return spec.model_copy(update=full)
 
 
 def _check_files(spec: JobSpec) -> list[Problem]:

@@ -131,7 +131,9 @@ def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
     assert cli("quote", "--provider", "together", "--json").json[0]["expected_usd"] == "1.000000"
     flag = cli("quote", "--provider", "together", "--rate", "together:minimum=2.5", "--json")
     assert flag.json[0]["expected_usd"] == "2.500000"
-    refused = cli("submit", "--provider", "together", "--max-cost", "0.5", "--yes")
+    refused = cli(
+        "submit", "--provider", "together", "--max-cost", "0.5", "--yes", TOGETHER_API_KEY="tgp_v1_not_a_key"
+    )
     assert refused.code == 6 and "$1.00" in refused.err
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,34 @@ def test_a_store_can_be_named_on_the_command_line(cli: Cli, tmp_path: Path) -> N
     assert cli("--store", f"sqlite:///{tmp_path / 'other.sqlite3'}", "runs").code == 0
     assert (tmp_path / "other.sqlite3").exists()
     assert cli("--store", "nonsense", "runs").code == 3
+
+
+def test_a_key_that_is_missing_is_said_before_the_data_is_read(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "finetune.yaml").write_text("model: qwen3.5-9b\ntrain: not-there.jsonl\n")
+    for more in (["--yes"], []):
+        told = cli("submit", "--provider", "fireworks", *more)
+        assert told.code == 3 and "orchestrate keys set fireworks" in told.err
+    several = cli("submit", "--provider", "local,together", "--yes", "--json")
+    assert several.code == 3 and several.out == "" and json.loads(several.err)["error"] == "MissingKey"
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("model: {opanai: m, default: n}", "model.opanai"),
+        ("model: m\noverrides: {opanai: {epochs: 1}}", "overrides.opanai"),
+        ("model: m\nprovider_options: {opanai: {x: 1}}", "provider_options.opanai"),
+    ],
+)
+def test_a_backend_that_there_is_not_is_named_with_those_that_are(
+    cli: Cli, tmp_path: Path, part: str, named: str
+) -> None:
+    (tmp_path / "finetune.yaml").write_text(f"{part}\ntrain: t.jsonl\n")
+    told = cli("plan")
+    assert told.code == 2 and named in told.err and "known: openai, together" in told.err
+
+
+def test_a_reader_that_leaves_is_no_error(cli_env: dict[str, str]) -> None:
+    line = f"'{sys.executable}' -m orchestrate.cli prices list --all | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=cli_env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1

@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +27,19 @@ if TYPE_CHECKING:
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
 # Model names, messages and errors are other people's text: brackets and colons in it are not markup.
 # What is to have a style is a `Text`.
-out = Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of the pipe has gone, as with `| head`: it has what it wanted."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise SystemExit(0)
+
+
+out = _Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
 """Data; what a pipe gets."""
-err = Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
+err = _Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
@@ -83,8 +94,8 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_dict()
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):

@@ -49,6 +49,8 @@ def sync(context: typer.Context, json: Json = False) -> None:
         out.print(str(report))
     if report.unsettled:
         raise typer.Exit(5)
+    if report.failures:
+        raise typer.Exit(4)
 
 
 def follow(handles: list[RunHandle]) -> None:

@@ -34,8 +34,10 @@ def evaluate(
     """Base against tuned on held-out rows, with 95% intervals and the rows that flipped."""
     results: list[EvaluationResult] = []
     with orchestrator(context) as ft:
-        for name in run:
-            handle = ft.run(name)
+        handles = [ft.run(name) for name in run]
+        for handle in handles:
+            handle.check()
+        for handle in handles:
             note(f"{handle.record.provider}: asking base and tuned model of {handle.id}")
             results.append(handle.evaluate(test, metric=metric, limit=limit, on=on, max_tokens=max_tokens))
     if json:
@@ -88,7 +90,10 @@ def compare(
         comparison = ft.compare(run)
     if output is not None:
         comparison.save(output)
-        typer.echo(str(output))
+        if json:
+            print_json({"output": str(output)})
+        else:
+            typer.echo(str(output))
     elif json or format == "json":
         typer.echo(comparison.render("json"))
     elif format == "table":

@@ -65,6 +65,7 @@ _CONFIG = """\
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
     from orchestrate import specfile
@@ -86,7 +87,11 @@ def init(
         )
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-        typer.echo(str(folder / name))
+    written = [str(folder / name) for name in files]
+    if json:
+        print_json(written)
+    else:
+        typer.echo("\n".join(written))
 
 
 keys = typer.Typer(help="Set, list and remove API keys.", no_args_is_help=True)

@@ -71,6 +71,8 @@ def submit(
     )
     with orchestrator(context) as ft:
         names = ft.backends(provider)
+        for name in names:  # before any of the data is read, which can take a while
+            ft.ready(name)
         quotes = [_preflight(ft, asked, name, strict=strict) for name in names]
         _announce(ft, names, quotes)
         spends = any(not q.unavailable and q.high_usd > 0 for q in quotes) or any(

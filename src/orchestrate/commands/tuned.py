@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from orchestrate.commands.console import Json, RunArg, confirm, err, note, orchestrator, out, print_json
 from orchestrate.errors import UsageError
-from orchestrate.types import Message
+from orchestrate.types import Message, Reply
 
 
 def chat(
@@ -27,22 +28,26 @@ def chat(
 ) -> None:
     """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
     line."""
+    if message and not all(text.strip() for text in message):
+        raise UsageError("the message is empty; nothing was asked")
     opening = [Message(role="system", content=system)] if system else []
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.check()
         conversation = list(opening)
+        replies: list[Reply] = []
         for text in message or _typed():
             conversation.append(Message(role="user", content=text))
             reply = handle.chat(conversation, base=base, max_tokens=max_tokens, temperature=temperature)
             conversation.append(Message(role="assistant", content=reply.content))
-            if json:
-                print_json(reply)
-            else:
+            replies.append(reply)
+            if not json:
                 out.print(reply.content, soft_wrap=True)
+    if json:
+        print_json(replies)
 
 
-def _typed():
+def _typed() -> Iterator[str]:
     """Lines of standard input, with a prompt on a terminal, until it ends."""
     terminal = sys.stdin.isatty()
     while True:
@@ -98,8 +103,12 @@ def deploy(
         note(f"take it down with: orchestrate undeploy {run}")
 
 
-def undeploy(context: typer.Context, run: RunArg) -> None:
+def undeploy(context: typer.Context, run: RunArg, json: Json = False) -> None:
     """Take a deployed model down again; does nothing when it is not up."""
     with orchestrator(context) as ft:
-        ft.run(run).undeploy()
-    note("down")
+        handle = ft.run(run)
+        handle.undeploy()
+    if json:
+        print_json({"run": handle.id, "state": "down"})
+    else:
+        note("down")

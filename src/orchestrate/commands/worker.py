@@ -57,7 +57,7 @@ def worker(
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
         watcher = Watcher(
             ft.store,
-            ft.provider,
+            ft.ready,
             bill=ft.bill,
             channels=_channels(notify_command, notify_url, notify_desktop),
             only=None if provider == "all" else ft.backends(provider),

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.data.scan import Total
 from orchestrate.errors import MissingExtra
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Hashes = NDArray[np.uint64]
-    Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -36,9 +29,12 @@ def numpy() -> Any:
     return np
 
 
-def repeats(hashes: Sequence[int]) -> tuple[Indices, Indices]:
+def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of elements that occur before, in order, and of the first occurrence of each."""
-    np = numpy()
+    try:
+        np = numpy()
+    except MissingExtra:
+        return _repeats_plainly(hashes)
     values = np.frombuffer(hashes, dtype=np.uint64)
     if not len(values):
         return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp)
@@ -50,45 +46,46 @@ def repeats(hashes: Sequence[int]) -> tuple[Indices, Indices]:
     return order[again][by_row], first[again][by_row]
 
 
+def _repeats_plainly(hashes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Slower and larger than with numpy, which the base installation does not have."""
+    seen: dict[int, int] = {}
+    first = [seen.setdefault(value, i) for i, value in enumerate(hashes)]
+    again = [i for i, j in enumerate(first) if i != j]
+    return again, [first[i] for i in again]
+
+
 def duplicates(total: Total, most: int = 100) -> Matches:
     """Rows equal to an earlier row, field by field."""
-    again, first = repeats(total.hashes)
-    return _matches(total, total, again, first, most)
+    return _matches(total, total, list(zip(*repeats(total.hashes), strict=True)), most)
 
 
 def conflicts(total: Total, most: int = 100) -> Matches:
     """Rows with the prompt of an earlier row and another answer."""
-    np = numpy()
     again, first = repeats(total.prompts)
-    hashes = np.frombuffer(total.hashes, dtype=np.uint64)
-    differ = hashes[again] != hashes[first]
-    repeated, _ = repeats(total.hashes)
-    fresh = ~np.isin(again, repeated)
-    return _matches(total, total, again[differ & fresh], first[differ & fresh], most)
+    repeated = {int(i) for i in repeats(total.hashes)[0]}
+    pairs = [(int(i), int(j)) for i, j in zip(again, first, strict=True)]
+    found = [(i, j) for i, j in pairs if total.hashes[i] != total.hashes[j] and i not in repeated]
+    return _matches(total, total, found, most)
 
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
     """Rows of `rows` that are also in `of`; with `prompts`, those that share the prompt only."""
-    np = numpy()
-    mine, theirs = _both(rows, of, prompts)
-    order = np.argsort(theirs, kind="stable")
-    at = np.searchsorted(theirs[order], mine)
-    inside = at < len(theirs)
-    found = np.zeros(len(mine), dtype=bool)
-    found[inside] = theirs[order[at[inside]]] == mine[inside]
-    if prompts:
-        whole, their_whole = _both(rows, of, False)
-        found &= ~np.isin(whole, their_whole)
-    index = np.flatnonzero(found)
-    return _matches(rows, of, index, order[at[index]], most)
+    mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
+    at = _first_of(mine, theirs)
+    whole = _first_of(rows.hashes, of.hashes) if prompts else {}
+    found = [(i, at[v]) for i, v in enumerate(mine) if v in at and rows.hashes[i] not in whole]
+    return _matches(rows, of, found, most)
 
 
-def _both(rows: Total, of: Total, prompts: bool) -> tuple[Hashes, Hashes]:
-    np = numpy()
-    arrays = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
-    return np.frombuffer(arrays[0], dtype=np.uint64), np.frombuffer(arrays[1], dtype=np.uint64)
+def _first_of(wanted: Sequence[int], values: Sequence[int]) -> dict[int, int]:
+    """Where each wanted value that occurs does so first. As large as `wanted`, whatever is searched."""
+    left = set(wanted)
+    found: dict[int, int] = {}
+    for i, value in enumerate(values):
+        if value in left:
+            found.setdefault(value, i)
+    return found
 
 
-def _matches(rows: Total, of: Total, index: Indices, other: Indices, most: int) -> Matches:
-    pairs = [(int(i), int(j)) for i, j in zip(index[:most], other[:most], strict=True)]
-    return Matches(tuple((rows.numbers[i], of.numbers[j]) for i, j in pairs), len(index))
+def _matches(rows: Total, of: Total, pairs: Sequence[tuple[int, int]], most: int) -> Matches:
+    return Matches(tuple((rows.numbers[i], of.numbers[j]) for i, j in pairs[:most]), len(pairs))

@@ -44,7 +44,7 @@ def dedupe(
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
     """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
-    tells. Raises `DataError`, or `MissingExtra` without numpy or, for near duplicates, rensa."""
+    tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
     opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
     data, total = opened.dataset, opened.total
     again, first = compare.repeats(total.hashes)
