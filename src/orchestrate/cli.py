@@ -51,7 +51,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_MODELS, "download", "tuned:download", "Fetch a tuned model's files."),
     (_MODELS, "deploy", "tuned:deploy", "Put a tuned model on GPUs of its host. Bills by the hour."),
     (_MODELS, "undeploy", "tuned:undeploy", "Take a deployed model down again."),
-    (_DATA, "data", "data:app", "Inspect, check, convert, split and dedupe training data."),
+    (
+        _DATA,
+        "data",
+        "data:app",
+        "Inspect, check, convert, split, dedupe, preview, generate and review training data.",
+    ),
     (_DATA, "advise", "advise:advise", "Prompt, few-shot, retrieval or tuning? With reasons. Offline."),
     (_DATA, "models", "models:app", "Base models and their names on each backend."),
     (_DATA, "prices", "prices:app", "Prices, their sources and their age."),
