@@ -70,6 +70,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "sandbox:app",
         "Local stand-ins of the three hosts that really train. No key, no cost.",
     ),
+    (_SETUP, "schema", "schema:schema", "The JSON schema of what a command prints with --json."),
     (_SETUP, "local", "local:app", "This machine as a backend: speed, memory."),
 )
 

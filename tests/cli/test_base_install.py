@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "jinja2", "starlette", "uvicorn", "pyarrow",
-          "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")  # fmt: skip
+EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "jinja2", "starlette", "uvicorn")
+EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 START = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); from orchestrate.cli import main; main()"
 ROWS = [
-    [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(20)
-]
     [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(20)
 ]
 

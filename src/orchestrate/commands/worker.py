@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def worker(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", help="Backends to watch, joined by commas.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Backends to watch, joined by commas.", metavar="NAMES")
     ] = "all",
     notify_command: Annotated[
         str | None,
@@ -80,7 +80,7 @@ def worker(
 def recover(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", help="Backends to search, joined by commas.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Backends to search, joined by commas.", metavar="NAMES")
     ] = "all",
     json: Json = False,
 ) -> None:

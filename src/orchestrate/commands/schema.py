@@ -1,0 +1,200 @@
+"""schema: the JSON schema of what each command prints with `--json`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypedDict
+
+import msgspec
+import typer
+
+from orchestrate.catalog import Change, Model
+from orchestrate.commands.console import ErrorLine, print_json
+from orchestrate.costing import Accuracy, Ownership, Rate, Reconciliation
+from orchestrate.data.checking import CheckReport
+from orchestrate.data.converting import ConvertReport
+from orchestrate.data.deduping import DedupeReport
+from orchestrate.data.fixing import FixReport
+from orchestrate.data.generating import GenerateReport
+from orchestrate.data.inspecting import InspectReport
+from orchestrate.data.preview import PreviewReport
+from orchestrate.data.reviewing import ExportReport, ReviewCounts
+from orchestrate.data.splitting import SplitReport
+from orchestrate.errors import UsageError
+from orchestrate.local.memory import Plan
+from orchestrate.local.throughput import Bench
+from orchestrate.quoting import LivePrice
+from orchestrate.reports import Comparison
+from orchestrate.reports.advice import Advice
+from orchestrate.tracking import SyncReport
+from orchestrate.tracking.recovering import Recovery
+from orchestrate.types import (
+    Artifact,
+    Checkpoint,
+    Endpoint,
+    EvaluationResult,
+    Event,
+    MetricPoint,
+    Problem,
+    Quote,
+    Reply,
+    Run,
+    Translation,
+)
+
+
+class Checked(TypedDict):
+    backends: list[str]
+    problems: list[Problem]
+
+
+class Quoted(TypedDict):
+    quotes: list[Quote]
+    ownership: list[Ownership]
+    live: list[LivePrice]
+
+
+class RunShown(Run, frozen=True, kw_only=True):
+    evaluations: tuple[EvaluationResult, ...] = ()
+
+
+class Recovered(TypedDict):
+    recovery: Recovery
+    sync: SyncReport
+
+
+class Written(TypedDict):
+    output: str
+
+
+class TakenDown(TypedDict):
+    run: str
+    state: str
+
+
+class DataChecked(TypedDict):
+    report: CheckReport
+    fix: FixReport | None
+
+
+class Reviewing(TypedDict):
+    url: str
+    counts: ReviewCounts
+
+
+ModelShown: Any = msgspec.defstruct(
+    "ModelShown",
+    [("ids", dict[str, str])],
+    bases=(Model,),
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+)
+
+
+class Refreshed(TypedDict):
+    changes: list[Change]
+    skipped: dict[str, str]
+
+
+class Key(TypedDict):
+    backend: str
+    key: str | None
+    source: str | None
+    variable: str
+
+
+class Check(TypedDict):
+    check: str
+    ok: bool | None
+    detail: str
+    fix: str | None
+
+
+class Backend(TypedDict):
+    name: str
+    title: str
+    host: str
+    sandbox: bool
+    features: list[str]
+    missing: dict[str, str]
+
+
+class SandboxUp(TypedDict):
+    sandbox: bool
+    env: dict[str, str]
+    urls: dict[str, str]
+    home: str
+
+
+OUTPUTS: dict[str, tuple[Any, ...]] = {
+    # More than one: with other options.
+    "check": (Checked,),
+    "plan": (list[Translation],),
+    "quote": (list[Quote], Quoted),
+    "submit": (list[Run],),
+    "runs": (list[Run],),
+    "show": (RunShown,),
+    "watch": (list[Run],),
+    "events": (list[Event],),
+    "metrics": (list[MetricPoint],),
+    "checkpoints": (list[Checkpoint],),
+    "cancel": (Run,),
+    "pause": (Run,),
+    "resume": (Run,),
+    "sync": (SyncReport,),
+    "worker": (SyncReport,),
+    "recover": (Recovered,),
+    "eval": (list[EvaluationResult],),
+    "compare": (Comparison, Written),
+    "chat": (list[Reply],),
+    "download": (Artifact,),
+    "deploy": (Endpoint,),
+    "undeploy": (TakenDown,),
+    "data inspect": (InspectReport,),
+    "data check": (DataChecked,),
+    "data convert": (ConvertReport,),
+    "data split": (SplitReport,),
+    "data dedupe": (DedupeReport,),
+    "data preview": (PreviewReport,),
+    "data generate": (GenerateReport,),
+    "data review": (Reviewing, ExportReport),
+    "advise": (Advice,),
+    "models search": (list[ModelShown],),
+    "models show": (ModelShown,),
+    "models refresh": (Refreshed,),
+    "prices list": (list[Rate],),
+    "prices show": (list[Rate],),
+    "prices check": (list[Rate],),
+    "prices accuracy": (list[Accuracy], list[Reconciliation]),
+    "init": (list[str],),
+    "keys list": (list[Key],),
+    "doctor": (list[Check],),
+    "providers": (list[Backend],),
+    "sandbox": (SandboxUp,),
+    "local bench": (Bench,),
+    "local memory": (Plan,),
+    "error": (ErrorLine,),
+}
+
+
+def of(command: str) -> dict[str, Any]:
+    """Raises `UsageError` for a command that has no `--json`."""
+    if command not in OUTPUTS:
+        raise UsageError(f"no schema is called {command!r}; known: {', '.join(OUTPUTS)}")
+    found, parts = msgspec.json.schema_components(OUTPUTS[command], ref_template="#/$defs/{name}")
+    schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"orchestrate {command} --json",
+        **schema,
+        "$defs": parts,
+    }
+
+
+def schema(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="As in: show, or data check; or error. Without: all of them.")
+    ] = None,
+) -> None:
+    """The JSON schema of what a command prints with --json."""
+    print_json(of(" ".join(command)) if command else {name: of(name) for name in OUTPUTS})

@@ -1,0 +1,72 @@
+"""What `--json` prints is what `orchestrate schema` says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orchestrate.cli import COMMANDS, LazyCommand
+from orchestrate.commands.schema import OUTPUTS, of
+from tests.cli.conftest import Cli
+
+ROWS = [
+    [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(30)
+]
+
+
+def _commands(command: Any, name: str) -> dict[str, Any]:
+    inner = {f"{name} {k}": c for k, c in getattr(command, "commands", {}).items()}
+    return {name: command} | {n: c for k, v in inner.items() for n, c in _commands(v, k).items()}
+
+
+def test_every_command_with_json_has_a_schema_and_no_other() -> None:
+    found: set[str] = set()
+    for panel, name, target, help in COMMANDS:
+        loaded = LazyCommand(panel=panel, name=name, target=target, help=help).load()
+        for full, command in _commands(loaded, name).items():
+            if any("--json" in p.opts for p in command.params):
+                found.add(full)
+    assert found == OUTPUTS.keys() - {"error"}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_schemas_are_schemas(command: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(of(command))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("check", "-p together"), ("plan", ""), ("quote", ""), ("runs", ""), ("watch", ""), ("sync", ""),
+        ("quote", "--traffic 20k_req/day,_900_in,_150_out"), ("recover", "-p local"),
+        ("data inspect", "train.jsonl"), ("data check", "train.jsonl"), ("data check", "train.jsonl --fix"),
+        ("data convert", "train.jsonl --to sharegpt"), ("data split", "train.jsonl"),
+        ("data dedupe", "train.jsonl"), ("advise", "train.jsonl"), ("models search", "qwen"),
+        ("models show", "qwen3.5-9b"), ("prices list", ""), ("prices show", "qwen3.5-9b"),
+        ("prices check", ""), ("prices accuracy", ""), ("init", "new"), ("keys list", ""), ("doctor", ""),
+        ("providers", ""), ("local memory", "8B"),
+    ],
+)  # fmt: skip
+def test_outputs_fit_their_schemas(cli: Cli, tmp_path: Path, command: str, options: str) -> None:
+    rows = [json.dumps({"messages": row}) + "\n" for row in ROWS]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+    (tmp_path / "finetune.yaml").write_text("model: qwen3.5-9b\ntrain: train.jsonl\nepochs: 2\n")
+    words = [word.replace("_", " ") for word in options.split()]
+    done = cli(*command.split(), *words, "--json")
+    assert done.code in (0, 1, 2) and done.out, done.err
+    jsonschema.validate(done.json, of(command))
+
+
+def test_errors_fit_their_schema(cli: Cli) -> None:
+    for arguments in (("show", "zz"), ("nope",), ("plan",)):
+        jsonschema.validate(json.loads(cli(*arguments, "--json").err), of("error"))
+
+
+def test_the_command_prints_them(cli: Cli) -> None:
+    assert cli("schema", "data", "check").json["title"] == "orchestrate data check --json"
+    assert cli("schema").json.keys() == OUTPUTS.keys()
+    assert cli("schema", "nope").code == 2
