@@ -88,7 +88,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     assert all(path.endswith(":match") for path in posts), f"nothing is made before the answer: {posts}"
     up = done(ask("deploy", run, "--yes", "--json")).json
     assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
-    assert done(ask("chat", run, "hello", "--json")).json["content"].startswith(NOT_TRAINED)
+    assert done(ask("chat", run, "hello", "--json")).json[0]["content"].startswith(NOT_TRAINED)
     done(ask("undeploy", run))
     assert ask("chat", run, "hello").code == 2
 
@@ -111,7 +111,7 @@ def test_all_three_in_one_command_and_really_trained(cli: Cli, project: Path) ->
             assert len(points) >= 4 and not any("not_trained" in name for p in points for name in p["values"])
             if host in HOURLY:
                 done(ask("deploy", run["id"], "--yes"))
-            answer = done(ask("chat", run["id"], question, "--json")).json
+            [answer] = done(ask("chat", run["id"], question, "--json")).json
             assert answer["content"] and not answer["content"].startswith(NOT_TRAINED)
             assert answer["completion_tokens"] > 0
         artifact = done(ask("download", runs["together"]["id"], "--json")).json
