@@ -1,0 +1,101 @@
+"""Runs of a sandboxed host by the command: their JSON, odd moments, other folders, a key that is gone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from orchestrate.commands.schema import of
+from orchestrate.sandbox import running
+from tests.cli.conftest import Cli
+
+ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
+ODD = "[bold]x[/nothing]"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50) as sandbox:
+        yield dict(sandbox.env)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    lines = [json.dumps({"messages": row}) + "\n" for row in ROWS]
+    (folder / "train.jsonl").write_text("".join(lines))
+    (folder / "test.jsonl").write_text(json.dumps({"messages": [{**m, "name": "n"} for m in ROWS[0]]}) + "\n")
+    (folder / "finetune.yaml").write_text(
+        f"model: gpt-4.1-mini\ntrain: train.jsonl\ntest: test.jsonl\ntags: {{odd: '{ODD}'}}\n"
+    )
+    return folder
+
+
+def test_the_json_of_a_run_fits_its_schemas(cli: Cli, project: Path, host: dict[str, str]) -> None:
+    made = cli("submit", "-p", "openai", "--yes", "--watch", "--json", cwd=project, **host)
+    assert made.code == 0, made.err
+    jsonschema.validate(made.json, of("submit"))
+    for command in ("show", "events", "metrics", "checkpoints", "watch", "cancel", "compare"):
+        told = cli(command, "last", "--json", **host)
+        assert told.code == 0, told.err
+        jsonschema.validate(told.json, of(command))
+    asked = cli("chat", "last", ODD, "again", "--json", **host)
+    jsonschema.validate(asked.json, of("chat"))
+    assert len(asked.json) == 2
+    # The spec's test file is found from a folder that is not the spec's.
+    judged = cli("eval", "last", "--limit", "1", "--json", **host)
+    assert judged.code == 0, judged.err
+    jsonschema.validate(judged.json, of("eval"))
+    assert ODD in cli("show", "last", **host).out
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_asked(
+    cli: Cli, project: Path, host: dict[str, str]
+) -> None:
+    assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
+    for wrong, why in (
+        (("eval", "last", "--metric", "zz"), "known: auto"),
+        (("eval", "last", "--on", "zz"), "--on takes"),
+        (("eval", "last", "zz"), "no run is called"),
+        (("chat", "last", " "), "the message is empty"),
+        (("pause", "last"), "nothing to pause"),
+        (("resume", "last"), "nothing to resume"),
+        (("download", "last"), "openai has no download"),
+        (("compare", "last", "-o", "/dev/null/x.html"), "/dev/null"),
+    ):
+        told = cli(*wrong, **host)
+        assert told.code in (2, 3) and why in told.err and "defect" not in told.err
+
+
+def test_a_key_that_is_gone_stops_only_its_own_backend(cli: Cli, project: Path, host: dict[str, str]) -> None:
+    (project / "finetune.yaml").write_text(
+        "model: {openai: gpt-4.1-mini, fireworks: qwen3.5-9b}\ntrain: train.jsonl\n"
+    )
+    made = cli("submit", "-p", "openai,fireworks", "--yes", "--json", cwd=project, **host)
+    assert made.code == 0, made.err
+    told = cli("sync", "--json", **{k: v for k, v in host.items() if k != "OPENAI_API_KEY"})
+    jsonschema.validate(told.json, of("sync"))
+    assert told.code == 4 and [f["provider"] for f in told.json["failures"]] == ["openai"]
+    assert told.json["checked"] == 1
+
+
+def test_no_log_shows_a_key(cli_env: dict[str, str], project: Path, host: dict[str, str]) -> None:
+    (project / "finetune.yaml").write_text(
+        "model: {openai: gpt-4.1-mini, together: qwen3.5-9b, fireworks: qwen3.5-9b}\ntrain: train.jsonl\n"
+    )
+    # Wide, so that no line is broken within a key; the SDKs' own DEBUG logs are among the lines.
+    env = cli_env | host | {"COLUMNS": "4000", "OPENAI_LOG": "debug"}
+    words = ["-vv", "submit", "-p", "openai,together,fireworks", "--yes"]
+    command = [sys.executable, "-m", "orchestrate.cli", *words]
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, input="")
+    assert done.returncode == 0 and "DEBUG" in done.stderr and "send_request_headers" in done.stderr
+    for name, value in host.items():
+        if name.endswith("_API_KEY"):
+            assert value not in done.stderr + done.stdout
