@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +26,12 @@ ODD = "[bold]x[/nothing]"
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50) as sandbox:
+        yield dict(sandbox.env)
+
+
+@pytest.fixture(scope="module")
+def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with running(home=tmp_path_factory.mktemp("slow-sandbox"), train=False, speed=0.05) as sandbox:
         yield dict(sandbox.env)
 
 
@@ -99,3 +109,28 @@ def test_no_log_shows_a_key(cli_env: dict[str, str], project: Path, host: dict[s
     for name, value in host.items():
         if name.endswith("_API_KEY"):
             assert value not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_leaving_the_live_view_gives_the_terminal_back(
+    cli: Cli, cli_env: dict[str, str], project: Path, slow_host: dict[str, str], name: str, code: int
+) -> None:
+    # A terminal of its own, as only there the view is drawn and the cursor hidden.
+    made = cli("submit", "-p", "openai", "--yes", "--json", cwd=project, **slow_host)
+    [run] = made.json
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "orchestrate.cli", "watch", run["id"]]
+    env = cli_env | slow_host | {"TERM": "xterm"}
+    watching = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"ftjob-" not in shown and b"openai" not in shown:
+        shown += os.read(ours, 65536)
+    watching.send_signal(getattr(signal, name))
+    with contextlib.suppress(OSError):  # the other end of the terminal has gone
+        while more := os.read(ours, 65536):
+            shown += more
+    assert watching.wait(30) == code
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is visible again"
+    assert f"orchestrate watch {run['id']}".encode() in shown.replace(b"\r\n", b" ")
+    assert cli("cancel", run["id"], **slow_host).code == 0

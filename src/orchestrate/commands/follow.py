@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,6 +59,7 @@ def sync(context: typer.Context, json: Json = False) -> None:
 def follow(handles: list[RunHandle]) -> None:
     """Waits for all at once, each in a thread of its own, and draws them in one view."""
     drawing = Lock()
+    signal.signal(signal.SIGTERM, _interrupt)
     with LiveView() as view, ThreadPoolExecutor(max_workers=max(1, len(handles))) as pool:
 
         def draw(handle: RunHandle) -> None:
@@ -66,12 +70,17 @@ def follow(handles: list[RunHandle]) -> None:
         try:
             for wait in waits:
                 wait.result()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            view.close()
             ids = " ".join(h.id for h in handles)
             err.print(f"\ninterrupted; the run goes on. Return with: orchestrate watch {ids}")
             sys.stderr.flush()
             # The waiting threads sleep between polls; nothing of theirs is worth waiting for.
-            import os
+            os._exit(128 + next(iter(interrupt.args), signal.SIGINT))
 
-            os._exit(130)
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends the view as Ctrl-C does; the runs go on."""
+    del frame
+    raise KeyboardInterrupt(number)

@@ -148,8 +148,13 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was, with its cursor."""
         if self._live:
             self._live.stop()
+            self._live = None
 
     def show(self, run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event]) -> None:
         """Shows the newest state of one run; `events` and `metrics` are all there are so far."""

@@ -83,7 +83,14 @@ def submit(
                 "not submitted: nobody agreed to the price",
                 fix="add --yes, or --max-cost USD to agree up to a limit",
             )
-        runs, failures = _submit_each(ft, asked, names, strict=strict)
+        try:
+            runs, failures = _submit_each(ft, asked, names, strict=strict)
+        except KeyboardInterrupt:
+            err.print("\ninterrupted; how far it came is written down, and nothing is ever sent twice:")
+            err.print(
+                "  orchestrate runs   names the run; orchestrate resume RUN  goes on with it", style="cyan"
+            )
+            raise
         if watch and runs:
             from orchestrate.commands.follow import follow
 
