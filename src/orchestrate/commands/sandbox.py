@@ -40,7 +40,9 @@ TrainOpt = Annotated[
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
 SlotsOpt = Annotated[int, typer.Option("--slots", min=1, help="Trainings at once.")]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
-PortOpt = Annotated[int, typer.Option("--port", help="The first of three ports; 0 takes free ones.")]
+PortOpt = Annotated[
+    int, typer.Option("--port", min=0, max=65533, help="The first of three ports; 0 takes free ones.")
+]
 
 
 @app.callback()
