@@ -9,11 +9,9 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
@@ -187,13 +185,14 @@ class Orchestrator:
         `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the answer to the create
         request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
         """
+        from orchestrate import specfile
         from orchestrate.tracking import submit
 
         [name] = self.backends(provider)
         if max_cost_usd is not None:
             spec = spec.model_copy(update={"max_cost_usd": Decimal(str(max_cost_usd))})
         self._known(spec)
-        spec = self._continued(_anchored(spec.on(name)), name)
+        spec = self._continued(specfile.anchored(spec.on(name)), name)
         quote, data = self.preflight(spec, name, strict=strict)
         run = submit(
             self.store,
@@ -308,19 +307,9 @@ class Orchestrator:
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for a backend that there is not."""
-        known = self.backends()
-        named: dict[str, Iterable[str]] = {
-            "model": [] if isinstance(spec.model, str) else [n for n in spec.model if n != "default"],
-            "overrides": spec.overrides,
-            "provider_options": spec.provider_options,
-        }
-        wrong = [f"  {field}.{name}" for field, names in named.items() for name in names if name not in known]
-        if wrong:
-            raise SpecError(
-                "the spec names backends that there are not:",
-                errors=[*wrong, f"  known: {', '.join(known)}"],
-                fix="orchestrate providers",
-            )
+        from orchestrate import specfile
+
+        specfile.require_backends(spec, self.backends())
 
     def _sent(self, run: Run) -> Translation | None:
         """What a run's settings became; `None` when its backend can no longer be made or tell."""
@@ -382,17 +371,6 @@ class Orchestrator:
         if earlier.status is not JobStatus.SUCCEEDED:
             raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
-
-
-def _anchored(spec: JobSpec) -> JobSpec:
-    """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
-    named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-    full = {
-        name: os.path.normpath(Path.cwd() / path)
-        for name, path in named.items()
-        if path is not None and "://" not in path
-    }
-    return spec.model_copy(update=full)
 
 
 def _check_files(spec: JobSpec) -> list[Problem]:

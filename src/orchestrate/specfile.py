@@ -4,7 +4,7 @@ schema."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,6 +97,29 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
         values[part] = _as_table(inner)
         values = values[part]
     values[last] = value
+
+
+def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
+    """Raises `SpecError` when a part of the spec is for a backend that is not `known`."""
+    named: dict[str, Iterable[str]] = {
+        "model": () if isinstance(spec.model, str) else spec.model.keys() - {"default"},
+        "overrides": spec.overrides,
+        "provider_options": spec.provider_options,
+    }
+    wrong = [f"  {field}.{name}" for field, names in named.items() for name in names if name not in known]
+    if wrong:
+        raise SpecError(
+            "the spec names backends that there are not:",
+            errors=[*wrong, f"  known: {', '.join(known)}"],
+            fix="orchestrate providers",
+        )
+
+
+def anchored(spec: JobSpec) -> JobSpec:
+    """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
+    named = {name: getattr(spec, name) for name in _DATA_FIELDS}
+    full = {name: _from_folder(path, Path.cwd()) for name, path in named.items() if path is not None}
+    return spec.model_copy(update=full)
 
 
 def json_schema() -> dict[str, Any]:
