@@ -85,7 +85,7 @@ def _ordered(
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  an extra
     except ImportError as error:
         raise MissingExtra("ray", "--engine ray", "ray") from error
     return ray
