@@ -1,12 +1,14 @@
 """Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
 for runs that are to be cancelled: those that passed their cap, and those whose job was not known before.
 
-The sweep reads each host's list page by page and never a job by itself, so that ten thousand runs cost as
-many requests as there are pages. A job that a list does not show is not lost: lists lag, filter and forget.
+The sweep reads each host's list page by page, so that ten thousand runs cost as many requests as there are
+pages. One by one it asks only for a few: jobs that the list does not show, which are not lost (lists lag,
+filter and forget), and the events, metrics and checkpoints of runs that have ended.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 _BATCH = 500
 _LOOKUPS = 20
 """At most so many jobs that the list did not show are asked for one by one in a sync."""
+_REQUESTS = 150
+"""What a sync may cost on a host with ten thousand runs."""
+_PAGE = 100
+"""Jobs of the shortest page."""
+_DETAIL_REQUESTS = 5
+"""Of the dearest host, for one ended run."""
 _BILL_PATIENCE = timedelta(days=7)
 """A host that has not told a final price by then never will."""
 
@@ -159,16 +167,21 @@ def fetch_details(
 
 def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     """Writes an ended run's bill and, once nothing more is to come, closes the run."""
+    run = _billed(store, run, job, bill)
+    ended = run.finished_at or run.updated_at
+    waiting = bill is not None and (run.bill is None or not run.bill.final)
+    if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
+        store.close_run(run.id)
+    return run
+
+
+def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     run = capping.explained(store, run)
     made = bill(run, job) if bill else None
     if made is not None and made != run.bill:
         run = store.set_bill(run.id, made)
         if (found := costing.reconcile(run)) is not None:
             store.add_reconciliation(found)
-    ended = run.finished_at or run.updated_at
-    waiting = bill is not None and (run.bill is None or not run.bill.final)
-    if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
-        store.close_run(run.id)
     return run
 
 
@@ -224,10 +237,16 @@ class _Sweep:
         seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
         self._look_up([run for run in tracked if run.id not in seen], seen)
         self._observe(seen)
+        ended = [
+            run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
+        ]
+        # Any few of many: those that wait for a final bill must not keep the others out.
+        few = max(1, (_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // _DETAIL_REQUESTS)
+        detailed = set(random.sample(ended, few) if len(ended) > few else ended)
+        for run_id in ended:
+            self._conclude(run_id, seen.pop(run_id), details=run_id in detailed)
         for run_id, job in seen.items():
-            if job.status.terminal or known[run_id].status.terminal:
-                self._conclude(run_id, job)
-            elif known[run_id].max_cost_usd is not None:
+            if known[run_id].max_cost_usd is not None:
                 self._cap(run_id, job)
 
     def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
@@ -274,8 +293,11 @@ class _Sweep:
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
 
-    def _conclude(self, run_id: str, job: Job) -> None:
+    def _conclude(self, run_id: str, job: Job, *, details: bool) -> None:
         run = self.store.run(run_id)
+        if not details:
+            _billed(self.store, run, job, self.bill)
+            return  # it stays open, for a later sync
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:

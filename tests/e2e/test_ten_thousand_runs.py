@@ -1,0 +1,73 @@
+"""Ten thousand runs on one host are brought up to date by `orchestrate sync` in at most 150 requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate import config
+from orchestrate.data import TrainingData
+from orchestrate.providers import registry
+from orchestrate.sandbox import running
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store, transitions
+from orchestrate.types import JobHandle, JobStatus
+from tests.cli.conftest import Cli
+
+pytestmark = pytest.mark.slow
+RUNS = 10_000
+REQUESTS = {"openai": 100, "together": 1, "fireworks": 52}
+"""Pages of 100; no pages at all; pages of 200, and one for each of the two other kinds of jobs."""
+MODELS = {"openai": "gpt-4o-mini", "together": "qwen3.5-9b", "fireworks": "qwen3-8b"}
+
+
+@pytest.mark.parametrize("host", REQUESTS)
+def test_a_sync_costs_pages_not_runs(cli: Cli, cli_env: dict[str, str], tmp_path: Path, host: str) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"n": n}) + "\n" for n in range(12)))
+    spec = JobSpec(model=MODELS[host], train=str(tmp_path / "rows.jsonl"))
+    with running(home=tmp_path / "sandbox", train=False, speed=20) as sandbox:
+        settings = config.load(env=cli_env | sandbox.env, cwd=tmp_path)
+        provider = registry.make(host, settings)
+        file = provider.upload(spec, TrainingData.open(spec.train)).train_id
+        sandbox.clock.speed = 0.001  # so that nothing ends before it is told to
+        jobs = sandbox.create_jobs(host, [body(provider.translate(spec).body, host, file)] * RUNS)
+        with Store.open(settings.store_url) as store:
+            track(store, spec, host, provider.host, jobs)
+        provider.close()
+
+        def sync() -> tuple[dict[str, Any], int]:
+            sandbox.clear_requests()
+            done = cli("sync", "--json", **sandbox.env)
+            assert done.code == 0, done.err
+            return done.json, sandbox.count()
+
+        report, requests = sync()
+        assert (report["checked"], len(report["changed"]), report["failures"]) == (RUNS, RUNS, [])
+        assert requests == REQUESTS[host] <= 150
+        sandbox.skip(1_000_000)
+        report, requests = sync()
+        assert (len(report["ended"]), report["failures"]) == (RUNS, [])
+        assert REQUESTS[host] < requests <= 150, "the details of a few of those that ended are fetched"
+    with Store.open(settings.store_url) as store:
+        ended = store.runs(status=[JobStatus.SUCCEEDED], limit=RUNS + 1)
+        assert len(ended) == RUNS and all(run.bill is not None for run in ended)
+        assert 0 < len(store.runs(closed=True, limit=RUNS)) <= 40
+
+
+def body(translated: dict[str, Any], host: str, file: str) -> dict[str, Any]:
+    return translated | {"dataset" if host == "fireworks" else "training_file": file}
+
+
+def track(store: Store, spec: JobSpec, host: str, place: str, jobs: list[str]) -> None:
+    """Runs that are on the host already."""
+    for first in range(0, len(jobs), 500):
+        changes: list[Any] = []
+        for job in jobs[first : first + 500]:
+            run = store.create_run(spec, host, dataset_digest="d", host=place, sandbox=True)
+            handle = JobHandle(provider=host, job_id=job, kind="supervised" if host == "fireworks" else None)
+            changes.append((run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now())))
+        store.apply_many(changes)
