@@ -173,13 +173,8 @@ class OpenAIHost(Host):
             raise HostError(400, f"invalid {param}: {id}", param=param, code="invalid_file_id")
         if file.purpose != "fine-tune":
             raise HostError(400, f"File {id} has purpose {file.purpose!r}, not 'fine-tune'", param=param)
-        if not self.files.ready(file):
-            raise HostError(
-                400,
-                f"File '{id}' is still being processed and is not ready to be used for fine-tuning. "
-                "Please try again later.",
-                param=param,
-            )
+        # A file that is still being processed is taken: the documented examples create the job right after
+        # the upload. The job is validating until long after the file is processed.
         return file
 
     def _base(self, model: str) -> str:

@@ -160,15 +160,16 @@ def test_wrong_bodies_are_refused_as_the_host_does(
         assert refused.value.param == param
 
 
-def test_a_file_that_is_still_processed_is_refused(
+def test_a_job_may_be_made_while_its_file_is_still_processed(
     openai: OpenAI, upload: Callable[..., str], slow_clock: Sandbox
 ) -> None:
     file = upload(15, wait=False)
     assert openai.files.retrieve(file).status == "uploaded"
-    with pytest.raises(sdk.BadRequestError, match="still being processed"):
-        openai.fine_tuning.jobs.create(model=MODEL, training_file=file)
+    job = openai.fine_tuning.jobs.create(model=MODEL, training_file=file)
+    assert job.status == "validating_files"
     slow_clock.skip(86400)
-    assert openai.fine_tuning.jobs.create(model=MODEL, training_file=file).status == "validating_files"
+    assert openai.files.retrieve(file).status == "processed"
+    assert openai.fine_tuning.jobs.retrieve(job.id).status != "validating_files"
 
 
 @pytest.mark.parametrize(
