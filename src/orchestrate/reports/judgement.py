@@ -49,7 +49,8 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
             text=f"their base models differ ({', '.join(models)}): a loss per token of one tokenizer is not "
             "on the scale of another's",
         )
-    inputs = _grouped((c.settings.get("method.train_on_inputs", ""), c.label) for c in runs)
+    # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
+    inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
     if len(inputs) > 1:
         yield Reason(
             aspect="loss", text="some train on the prompts too, which changes what the loss is taken over"
