@@ -191,6 +191,9 @@ def split(
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
     note(f"{report.groups:,} groups kept whole; {report.left_out:,} rows with errors left out")
+    for part in report.files:
+        if not part.rows:
+            note(f"{part.split} is empty: add rows, give it a larger share, or use --stratify")
 
 
 @app.command()
@@ -223,6 +226,8 @@ def dedupe(
         return
     counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
     out.print(f"{report.rows:,} rows, {report.kept:,} kept: {counts}")
+    if report.left_out:
+        note(f"{report.left_out:,} rows with errors left out: orchestrate data check {file}")
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
 

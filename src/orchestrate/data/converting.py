@@ -10,13 +10,15 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import ChatExample, CompletionExample, Example
 from orchestrate.data.formats import FORMATS, encoder, write_parquet
-from orchestrate.data.opening import open_dataset, paying
+from orchestrate.data.opening import Opened, open_dataset, paying
 from orchestrate.data.pool import ordered
+from orchestrate.data.problems import CODES
 from orchestrate.data.rules import HostRules
 from orchestrate.data.scan import Task, ranges, read_rows
 from orchestrate.data.shapes import message
@@ -31,7 +33,7 @@ TARGETS = (*DIALECTS, *FORMATS)
 
 class ConvertReport(Record, frozen=True, kw_only=True):
     """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
-    out."""
+    out; `rows` counts those of the file, with errors or not."""
 
     path: str
     output: str
@@ -58,18 +60,62 @@ def convert(
     Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
     this kind of row at all; the error lists why.
     """
-    data = open_dataset(path, columns=columns, workers=workers, progress=progress).dataset
+    target_rules(target)
+    opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
+    data, rows = opened.dataset, opened.total.lines - opened.total.counts["blank-line"]
+    dropped = _dropped(opened, target)
+    refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR and not allow_loss])
     written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True, workers=workers)
     return ConvertReport(
         path=path,
         output=str(output),
         source_format=data.format,
         target=target,
-        rows=data.rows,
+        rows=rows,
         written=written,
-        left_out=data.rows - written,
-        losses=tuple(losses),
+        left_out=rows - written,
+        losses=(*dropped, *losses),
     )
+
+
+def _dropped(opened: Opened, target: str) -> list[Problem]:
+    """What reading the file has already left behind: rows with errors, and fields that no format has."""
+    data, counts = opened.dataset, opened.total.counts
+    rows = opened.total.lines - counts["blank-line"]
+    found: list[Problem] = []
+
+    def add(code: str, severity: Severity, message: str, fix: str) -> None:
+        found.append(
+            Problem(
+                code=code, severity=severity, message=message, fix=fix, source=data.path, providers=(target,)
+            )
+        )
+
+    if broken := rows - data.rows:
+        why = ", ".join(
+            f"{code} {n:,}" for code, n in counts.most_common() if CODES[code].severity is Severity.ERROR
+        )
+        add(
+            "rows-left-out",
+            Severity.ERROR,
+            f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
+            f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
+        )
+    if extra := counts["extra-fields"]:
+        add(
+            "extra-fields",
+            Severity.WARNING,
+            f"fields that no training format uses are left out ({extra:,} times)",
+            "keep the source, if they are needed again",
+        )
+    return found
+
+
+def refuse(data: Dataset, target: str, errors: list[Problem]) -> None:
+    """Raises `DataError` with the problems, when there are any."""
+    if errors:
+        shown = "; ".join(p.message for p in errors[:3])
+        raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
 
 
 def target_rules(target: str) -> HostRules:
@@ -90,16 +136,16 @@ def write_rows(
 ) -> tuple[int, list[Problem]]:
     """Writes to `path`, which appears only when it is whole. Returns the rows written and what is lost.
 
-    `as_chat` turns prompt/completion rows into conversations for OpenAI. Raises as `convert` does.
+    `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
+    `convert` does.
     """
     known = target_rules(target)
-    chat = as_chat and target == "openai" and data.kind == "completion"
-    losses = [] if chat else rules.losses(data, target, known)
+    chat = as_chat and data.kind == "completion" and known.kinds["completion"] is not None
+    losses = [] if chat else [_elsewhere(p, data) for p in rules.losses(data, target, known)]
     refused = known.refused(data.kind, allow_loss=allow_loss)
     errors = [p for p in losses if p.severity is Severity.ERROR]
-    if errors and (not allow_loss or any(p.code == "kind-refused" for p in errors)):
-        shown = "; ".join(p.message for p in errors[:3])
-        raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
+    if not allow_loss or any(p.code == "kind-refused" for p in errors):
+        refuse(data, target, errors)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = source(data.path)
     tasks = [
@@ -115,8 +161,23 @@ def write_rows(
             for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
                 file.write(text)
                 written += count
+    if not written:
+        partial.unlink()
+        raise DataError(
+            f"no row of {data.path} can be written for {target}",
+            problems=data.problems,
+            fix=f"orchestrate data check {data.path}",
+        )
     partial.replace(path)
     return written, losses
+
+
+def _elsewhere(loss: Problem, data: Dataset) -> Problem:
+    """A kind that the target cannot hold can be held by these."""
+    if loss.code != "kind-refused":
+        return loss
+    fit = [name for name in TARGETS if target_rules(name).kinds[data.kind] is None and name != "ray"]
+    return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class DedupeReport(Record, frozen=True, kw_only=True):
     kept: int
     exact: int
     near: int
+    left_out: int
+    """Rows with errors; they are not in the output."""
     removed: tuple[Removed, ...]
 
 
@@ -83,5 +85,6 @@ def dedupe(
         kept=data.rows - len(removed),
         exact=len(exact),
         near=len(removed) - len(exact),
+        left_out=total.lines - data.rows - total.counts["blank-line"],
         removed=tuple(removed[:100]),
     )

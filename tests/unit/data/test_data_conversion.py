@@ -147,6 +147,35 @@ def test_rows_that_cannot_be_held_are_counted(tmp_path: Path) -> None:
     assert (report.written, report.left_out) == (1, 1)
 
 
+def test_rows_with_errors_are_not_left_out_unasked(tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "id": 7}
+    bad = {"messages": [{"role": "user", "content": "q"}]}
+    path = str(written([good, bad, {"prompt": "p", "completion": "c"}], tmp_path))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match=r"2 of 3 rows have errors .*mixed-format 1") as refused:
+        convert(path, "openai", out)
+    assert refused.value.fix is not None
+    assert "--fix" in refused.value.fix
+    assert not out.exists()
+    report = convert(path, "openai", out, allow_loss=True)
+    assert (report.rows, report.written, report.left_out) == (3, 1, 2)
+    assert [p.code for p in report.losses] == ["rows-left-out", "extra-fields"]
+
+
+def test_a_file_without_a_single_good_row_makes_no_file(tmp_path: Path) -> None:
+    path = str(written([{"messages": [{"role": "user", "content": "q"}]}], tmp_path))
+    with pytest.raises(DataError, match="no row"):
+        convert(path, "openai", tmp_path / "out.jsonl", allow_loss=True)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_refused_kind_is_told_where_it_can_go(tmp_path: Path) -> None:
+    path = str(written([{"text": "a"}], tmp_path))
+    with pytest.raises(DataError) as refused:
+        convert(path, "openai", tmp_path / "out.jsonl")
+    assert refused.value.fix == "convert text rows to one of: together, local, trl, parquet"
+
+
 def test_a_kind_that_cannot_be_held_is_refused_even_with_loss(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="conversations only"):
         convert(str(GOOD / "text.jsonl"), "openai", tmp_path / "out.jsonl", allow_loss=True)
