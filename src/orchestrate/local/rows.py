@@ -31,6 +31,8 @@ class Rows:
     weights: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64]
     pairs: bool = False
+    reference: npt.NDArray[np.float32] | None = None
+    """The log-probability of each row under the model as training began, where the method needs it."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

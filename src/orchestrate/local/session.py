@@ -16,10 +16,11 @@ from orchestrate.local import export, models
 from orchestrate.local.encoding import Template
 from orchestrate.local.loading import load, load_tokenizer, pick_device
 from orchestrate.local.losses import Preference
+from orchestrate.local.preferences import PairObjective, with_reference
 from orchestrate.local.rows import Rows, encode_file
 from orchestrate.local.rundir import LocalJob, RunDir
 from orchestrate.local.stepping import Objective
-from orchestrate.local.training import Loop
+from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
 
 
 class Session:
@@ -41,9 +42,11 @@ class Session:
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
         self.loaded = load(job, self.folder, self.device)
-        objective = Objective(
-            self.loaded, self.tokenizer.pad_token_id or 0, _preference(job), packing=job.hyper.packing
-        )
+        objective = self._objective()
+        if isinstance(objective, PairObjective) and objective.preference.needs_reference:
+            set_stage("judging the rows by the model as it is")
+            train = self._with_reference(objective, "train", train, asked)
+            valid = valid and self._with_reference(objective, "validation", valid, asked)
         self.loop = Loop(
             run,
             job,
@@ -77,6 +80,23 @@ class Session:
         context = self.folder.config.get("max_position_embeddings")
         limits = [n for n in (self.job.hyper.max_seq_length, context) if isinstance(n, int)]
         return min(limits) if limits else None
+
+    def _objective(self) -> Objective:
+        pad, packing = self.tokenizer.pad_token_id or 0, self.job.hyper.packing
+        preference = _preference(self.job)
+        if preference is None:
+            return Objective(self.loaded, pad, packing=packing)
+        return PairObjective(self.loaded, pad, preference, packing=packing)
+
+    def _with_reference(
+        self, objective: PairObjective, name: str, rows: Rows, asked: Callable[[], str | None]
+    ) -> Rows:
+        def look_up() -> None:
+            if word := asked():
+                raise Stopped(word)
+
+        folder = self.run.path / "rows" / name
+        return with_reference(objective, rows, folder, DEFAULT_TOKENS[self.device.type], look_up)
 
     def _rows(self, name: str, path: Path) -> Rows:
         pairs = self.job.method["type"] == "dpo"
@@ -137,10 +157,6 @@ def _preference(job: LocalJob) -> Preference | None:
         return None
     if method["type"] != "dpo":
         raise UsageError(f"this machine trains by sft and dpo, not by {method['type']}")
-    if job.adapter["type"] == "full" and method.get("simpo_gamma") is None:
-        raise UsageError(
-            "dpo with all weights trained would need a second copy of the model; use lora or qlora"
-        )
     return Preference(
         beta=method.get("beta") or 0.1,
         normalize_by_length=bool(method.get("normalize_by_length")),

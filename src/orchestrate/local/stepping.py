@@ -6,8 +6,8 @@ batch's weight, so that the split has no influence on the result but rounding.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.loading import Loaded
-from orchestrate.local.losses import Preference, token_losses, weighted_loss
+from orchestrate.local.losses import weighted_loss
 from orchestrate.local.rows import Rows, micro_batches
 
 MOST_ROWS = 1 << 20
@@ -111,14 +111,11 @@ class Sums:
 
 
 class Objective:
-    """SFT, or with `preference` a loss over pairs."""
+    """Supervised training. Preferences and rewards (`preferences`, `policy`) override what differs."""
 
-    def __init__(
-        self, loaded: Loaded, pad: int, preference: Preference | None = None, *, packing: bool = False
-    ) -> None:
+    def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded
         self.pad = pad
-        self.preference = preference
         self.packing = packing
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -132,24 +129,28 @@ class Objective:
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
-        """What the summed loss of these examples is divided by: trained weight, or for pairs their number."""
-        if self.preference is not None:
-            return float(len(examples))
+        """What the summed loss of these examples is divided by: their trained weight."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
+
+    def collate(self, rows: Rows, numbers: Sequence[int]) -> Batch:
+        return collate(rows, numbers, self.pad, self.loaded.device, packing=self.packing)
+
+    def loss(
+        self, rows: Rows, numbers: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
+        """Summed loss, tokens predicted right, and sums of what else is worth showing."""
+        loss, correct = weighted_loss(
+            self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
+        )
+        return loss, correct, None
 
     def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
         """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the
         parameters'."""
         numbers = rows.rows_of(examples)
-        batch = collate(rows, numbers, self.pad, self.loaded.device, packing=self.packing)
+        batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
-            if self.preference is None:
-                loss, correct = weighted_loss(
-                    self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
-                )
-                shown = None
-            else:
-                loss, correct, shown = self._pairs(batch, self.preference)
+            loss, correct, shown = self.loss(rows, numbers, batch)
             if backward:
                 (loss / total).backward()
         return Sums(
@@ -161,35 +162,30 @@ class Objective:
             shown=shown,
         )
 
-    def _pairs(self, batch: Batch, preference: Preference) -> tuple[Tensor, Tensor, dict[str, float]]:
-        count = batch.rows
-        lengths = torch.zeros(count, device=batch.ids.device).index_add_(0, batch.row, batch.weights)
-        reference = None
-        if preference.needs_reference:
-            with torch.no_grad(), self.loaded.model.disable_adapter():
-                training = self.loaded.model.training
-                self.loaded.model.eval()
-                reference, _ = self._log_probabilities(batch, count)
-                self.loaded.model.train(training)
-        policy, correct = self._log_probabilities(batch, count)
-        losses, shown = preference.loss(policy, reference, lengths)
-        return losses.sum(), correct, {k: v.sum().item() for k, v in shown.items()}
+    def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
+        """The gradient of one optimiser step's examples, in parts that fit into memory."""
+        total = self.weight_of(rows, batch)
+        sums = Sums()
+        for part in micro_batches(batch, rows.lengths, max_tokens, max_rows):
+            add(sums, self.run(rows, part, total, backward=True))
+        return sums
 
-    def _log_probabilities(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
-        losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
-        rows = torch.zeros(count, device=losses.device, dtype=losses.dtype)
-        return rows.index_add(0, batch.row, -losses * batch.weights), correct
+    @contextmanager
+    def judging(self) -> Generator[None]:
+        """Without dropout and noise; afterwards as before."""
+        training = self.loaded.model.training
+        self.loaded.model.eval()
+        try:
+            yield
+        finally:
+            self.loaded.model.train(training)
 
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
         """Mean loss and token accuracy over all rows; the model and every random state stay as they were."""
-        training = self.loaded.model.training
-        self.loaded.model.eval()
         sums = Sums()
-        try:
+        with self.judging():
             for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
-        finally:
-            self.loaded.model.train(training)
         return {f"valid_{k}": v for k, v in means(sums).items()}
 
 

@@ -20,9 +20,9 @@ from orchestrate.local import checkpoints, machine
 from orchestrate.local.checkpoints import Progress
 from orchestrate.local.loading import Loaded
 from orchestrate.local.optimizers import make_optimizer, restore_state, state_tensors
-from orchestrate.local.rows import Rows, epoch_batches, micro_batches
+from orchestrate.local.rows import Rows, epoch_batches
 from orchestrate.local.rundir import LocalJob, RunDir, now
-from orchestrate.local.stepping import Objective, Sums, add, learning_rate, means
+from orchestrate.local.stepping import Objective, Sums, learning_rate, means
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
@@ -231,11 +231,7 @@ class Loop:
         return {**named, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
 
     def _gradients(self, batch: list[int]) -> Sums:
-        total = self.objective.weight_of(self.train, batch)
-        sums = Sums()
-        for part in micro_batches(batch, self.train.lengths, self.max_tokens, self.max_rows):
-            add(sums, self.objective.run(self.train, part, total, backward=True))
-        return sums
+        return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
 
     def _halve(self, batch: list[int], error: BaseException) -> None:
         """Less at once, the same batch: the optimiser step keeps its examples."""

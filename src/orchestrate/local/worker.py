@@ -98,18 +98,19 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
     from orchestrate.local.session import Session  # torch loads here
     from orchestrate.local.training import Stopped
 
-    session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
-    run.add_event(
-        f"ready in {time.monotonic() - begun:.1f} s: {session.summary}",
-        type="started",
-        **session.facts,
-    )
+    session: Session | None = None
     try:
+        session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
+        run.add_event(
+            f"ready in {time.monotonic() - begun:.1f} s: {session.summary}",
+            type="started",
+            **session.facts,
+        )
         session.loop.restore()
         session.loop.report(force=True)
         session.loop.run()
     except Stopped as stopped:
-        step = session.loop.progress.step
+        step = session.loop.progress.step if session else state.step
         if stopped.word == "pause":
             run.add_event(f"paused at step {step}", type="paused", step=step)
             _set(run, "paused", stage=None)

@@ -87,10 +87,6 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
     rows.offer("method.rpo_alpha", "method.rpo_alpha")
     rows.offer("method.simpo_gamma", "method.simpo_gamma")
-    if spec.adapter.type == "full" and method.simpo_gamma is None:
-        rows.refuse(
-            "adapter.type", "dpo over all weights needs a second copy of the model; use lora or qlora"
-        )
 
 
 def _adapter(rows: Rows, spec: JobSpec) -> None:

@@ -1,0 +1,93 @@
+"""Training on preference pairs, and the reference that most of their losses compare with.
+
+The reference is the model as the run began: the base, or what `continue_from` named. Its log-probabilities
+are made once, before the first step, and kept beside the rows; so all weights can be trained without a second
+copy of the model, and later epochs do not pay for them again.
+"""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrate.local.loading import Loaded
+from orchestrate.local.losses import Preference, token_losses
+from orchestrate.local.rows import Rows, micro_batches
+from orchestrate.local.stepping import MOST_ROWS, Batch, Objective
+
+
+class PairObjective(Objective):
+    """A loss over a preferred and a rejected answer to the same prompt."""
+
+    def __init__(self, loaded: Loaded, pad: int, preference: Preference, *, packing: bool = False) -> None:
+        super().__init__(loaded, pad, packing=packing)
+        self.preference = preference
+
+    def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
+        return float(len(examples))
+
+    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row: the sum over its trained tokens [rows] and their weight [rows]; then the number of
+        tokens predicted right."""
+        losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
+        nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
+        lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
+        return nothing.index_add(0, batch.row, -losses * batch.weights), lengths, correct
+
+    def loss(
+        self, rows: Rows, numbers: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
+        policy, lengths, correct = self.log_probabilities(batch)
+        reference = None
+        if self.preference.needs_reference:
+            reference = reference_of(rows, numbers).to(policy.device)
+        losses, shown = self.preference.loss(policy, reference, lengths)
+        return losses.sum(), correct, {k: v.sum().item() for k, v in shown.items()}
+
+
+def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
+    """[rows]; raises `ValueError` when it was never made."""
+    if rows.reference is None:
+        raise ValueError("these rows have no reference")
+    return torch.from_numpy(rows.reference[np.asarray(numbers)])
+
+
+def with_reference(
+    objective: PairObjective, rows: Rows, folder: Path, max_tokens: int, look_up: Callable[[], None]
+) -> Rows:
+    """The rows with the log-probabilities that the model gives them now, from `folder/reference.npy` as far
+    as an earlier worker got. `look_up` runs between the parts and may raise."""
+    path = folder / "reference.npy"
+    kept = _open(path, len(rows.offsets) - 1)
+    with objective.judging(), torch.no_grad(), objective.precision():
+        for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
+            numbers = rows.rows_of(part)
+            # A part is all or nothing: what is computed beside what changes the last bits.
+            if np.isnan(kept[numbers]).any():
+                look_up()
+                values, _, _ = objective.log_probabilities(objective.collate(rows, numbers))
+                kept[numbers] = values.float().cpu().numpy()
+                kept.flush()
+    return replace(rows, reference=np.load(path, mmap_mode="r"))
+
+
+def _open(path: Path, count: int) -> np.memmap[tuple[int], np.dtype[np.float32]]:
+    """One number per row, not a number where there is none yet."""
+    if path.exists():
+        try:
+            kept = np.lib.format.open_memmap(path, mode="r+")
+            if kept.shape == (count,):
+                return kept
+        except (OSError, ValueError):
+            pass  # torn while it was made
+    kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count,))
+    kept[:] = np.nan
+    return kept

@@ -1,0 +1,55 @@
+"""Sessions on the tiny model, for the tests of the local engine."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
+from orchestrate.local.session import Session
+
+TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
+
+
+def pairs(path: Path, count: int) -> Path:
+    """`count` preference pairs, canonical."""
+    chance = random.Random(1)
+    with path.open("w", encoding="utf-8") as out:
+        for _ in range(count):
+            n = chance.randint(1, 99)
+            row = {
+                "prompt": [{"role": "user", "content": f"Is {n} even?"}],
+                "preferred": [{"role": "assistant", "content": "yes" if n % 2 == 0 else "no"}],
+                "rejected": [{"role": "assistant", "content": "I would rather not say"}],
+            }
+            out.write(json.dumps(row) + "\n")
+    return path
+
+
+def make_session(
+    home: Path,
+    train: Path,
+    *,
+    method: dict[str, Any],
+    adapter: dict[str, Any] | None = None,
+    ref: str = "a",
+    **job: Any,
+) -> Session:
+    """`job`: further fields of the job; `hyper` a table over the tests' usual settings."""
+    hyper = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, **job.pop("hyper", {})}
+    made = LocalJob(
+        ref=ref,
+        model=str(TINY),
+        model_name="tiny-chat",
+        train=str(train),
+        method=method,
+        adapter={"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})},
+        hyper=Hyper(**hyper),
+        threads=1,
+        created_at=now(),
+        **job,
+    )
+    run, _ = RunDir.make(home / "runs", made)
+    return Session(run, made, lambda: None, lambda _: None)

@@ -1,0 +1,167 @@
+"""The losses against those of TRL's own trainers: same model, same token ids, same reference."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.local.sessions import TINY, make_session, pairs
+
+from orchestrate.local.preferences import PairObjective, with_reference
+from orchestrate.local.rows import Rows
+from orchestrate.local.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # TRL, accelerate and datasets warn about one another
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+Pairs = Callable[..., Session]
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Pairs:
+    """In 32 bits, without dropout, and away from its reference: fresh noise on every trained parameter."""
+
+    def make(method: dict[str, Any], adapter: dict[str, Any]) -> Session:
+        made = make_session(tmp_path, pairs(tmp_path / "pairs.jsonl", 12), method=method, adapter=adapter)
+        made.loaded.model.float()
+        objective = made.loop.objective
+        if isinstance(objective, PairObjective) and objective.preference.needs_reference:
+            made.loop.train = with_reference(objective, made.loop.train, tmp_path, 4096, lambda: None)
+        noise = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in made.loaded.trainable.values():
+                parameter.add_(0.03 * torch.randn(parameter.shape, generator=noise))
+        return made
+
+    return make
+
+
+def concatenated(rows: Rows, examples: list[int]) -> dict[str, torch.Tensor]:
+    """TRL's batch: the preferred answers, then the rejected ones, padded on the right."""
+    parts = [rows.row(i) for i in rows.rows_of(examples)]
+    width = max(len(ids) for ids, _ in parts)
+    out = {
+        name: torch.zeros(len(parts), width, dtype=torch.long)
+        for name in ("input_ids", "attention_mask", "completion_mask")
+    }
+    for r, (ids, weights) in enumerate(parts):
+        out["input_ids"][r, : len(ids)] = torch.tensor(ids)
+        out["attention_mask"][r, : len(ids)] = 1
+        out["completion_mask"][r, : len(ids)] = torch.tensor(weights != 0).long()
+    return out
+
+
+def untrained(session: Session) -> Any:
+    """The model that the session began with, without any of our own layers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
+    if session.job.adapter["type"] == "full":
+        return model
+    config = LoraConfig(r=8, lora_alpha=16.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def follow(model: Any, session: Session) -> None:
+    """Gives the model the session's trained parameters."""
+    there = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in session.loaded.trainable.items():
+            there[name].copy_(parameter)
+
+
+def dpo_trainer(folder: Path, session: Session, **config: Any) -> Any:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    args = DPOConfig(
+        output_dir=str(folder / "trl"),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        per_device_train_batch_size=4,
+        **config,
+    )
+    full = session.job.adapter["type"] == "full"
+    reference: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
+    # Of a LoRA model the trainer keeps a copy of the adapter as the reference, so it must see it untrained.
+    trainer = DPOTrainer(
+        model=untrained(session),
+        ref_model=reference if full else None,
+        args=args,
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=copy.deepcopy(session.tokenizer),
+    )
+    follow(trainer.model, session)
+    return trainer
+
+
+FULL, LORA = {"type": "full"}, {"type": "lora", "r": 8, "alpha": 16.0}
+
+
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "config", "count"),
+    [
+        ({"beta": 0.1}, {"beta": 0.1}, 4),
+        ({"beta": 0.5}, {"beta": 0.5}, 4),
+        (
+            {"beta": 2.0, "normalize_by_length": True},
+            {"beta": 2.0, "loss_type": ["sigmoid_norm"]},
+            4,
+        ),
+        # TRL's likelihood term is a mean over the batch's tokens, ours over pairs: one pair is the same.
+        (
+            {"beta": 0.1, "rpo_alpha": 0.7},
+            {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+            1,
+        ),
+    ],
+    ids=["beta 0.1", "beta 0.5", "by length", "rpo"],
+)
+def test_dpo_is_trls(
+    session: Pairs,
+    tmp_path: Path,
+    adapter: dict[str, Any],
+    method: dict[str, Any],
+    config: dict[str, Any],
+    count: int,
+) -> None:
+    ours = session({"type": "dpo", **method}, adapter)
+    trainer = dpo_trainer(tmp_path, ours, **config)
+    examples = list(range(count))
+    trainer.model.train()
+    theirs = trainer._compute_loss(trainer.model, concatenated(ours.loop.train, examples), False)
+    theirs.backward()
+    same_loss_and_gradient(ours, examples, theirs.item(), trainer.model)
+
+
+def same_loss_and_gradient(ours: Session, examples: list[int], loss: float, theirs: Any) -> None:
+    ours.loaded.model.train()
+    sums = ours.loop.objective.gradients(ours.loop.train, examples, 4096, 2)
+    assert sums.loss / sums.weight == pytest.approx(loss, rel=1e-4)
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    assert set(gradients) == set(ours.loaded.trainable)
+    for name, parameter in ours.loaded.trainable.items():
+        wanted = gradients[name]
+        assert wanted is not None and parameter.grad is not None and wanted.norm() > 0
+        assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name

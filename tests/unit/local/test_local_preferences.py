@@ -1,0 +1,100 @@
+"""Training on preferences, and the reference that is made once."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.unit.local.sessions import make_session, pairs
+
+from orchestrate.local.preferences import PairObjective, with_reference
+from orchestrate.local.rows import Rows
+from orchestrate.local.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def values(session: Session, name: str) -> list[float]:
+    return [p.values[name] for p in session.run.metrics()]
+
+
+def test_dpo_of_all_weights_separates_the_answers_with_one_copy_of_the_model(tmp_path: Path) -> None:
+    session = make_session(
+        tmp_path,
+        pairs(tmp_path / "pairs.jsonl", 32),
+        method={"type": "dpo"},
+        adapter={"type": "full"},
+        hyper={"learning_rate": 1e-4, "epochs": 3},
+    )
+    session.loop.run()
+    loss = values(session, "train_loss")
+    assert loss[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert loss[-1] < 0.5
+    assert values(session, "train_reward_accuracy")[-1] > 0.9
+
+
+def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs.jsonl", 32)
+    options: dict[str, Any] = {
+        "method": {"type": "dpo"},
+        "adapter": {"type": "full"},
+        "hyper": {"learning_rate": 1e-4, "epochs": 2, "checkpoints": 2},
+    }
+    whole = make_session(tmp_path, data, **options)
+    whole.loop.restore()
+    whole.loop.run()
+    first = values(whole, "train_loss")
+    shutil.rmtree(whole.run.checkpoints / "step-00000008")
+    again = make_session(tmp_path, data, **options)
+    again.loop.restore()
+    assert again.loop.progress.step == 4
+    again.loop.run()
+    assert values(again, "train_loss") == first
+
+
+def test_the_reference_is_the_adapter_that_training_goes_on_from(tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs.jsonl", 32)
+    hyper = {"learning_rate": 1e-3, "epochs": 3}
+    before = make_session(tmp_path, data, method={"type": "dpo"}, hyper=hyper, ref="before")
+    before.loop.run()
+    assert values(before, "train_reward_margin")[-1] > 0.3
+    folder = before.publish()
+    after = make_session(
+        tmp_path, data, method={"type": "dpo"}, hyper=hyper, ref="after", continue_from=str(folder)
+    )
+    after.loop.run()
+    assert values(after, "train_loss")[0] == pytest.approx(math.log(2), abs=2e-2)
+
+
+def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path) -> None:
+    session = make_session(tmp_path, pairs(tmp_path / "pairs.jsonl", 32), method={"type": "dpo"})
+    objective, rows = session.loop.objective, session.loop.train
+    assert isinstance(objective, PairObjective) and rows.reference is not None
+    looks = 0
+
+    def interrupt() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    bare, folder = Rows(rows.ids, rows.weights, rows.offsets, pairs=True), tmp_path / "again"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        with_reference(objective, bare, folder, 200, interrupt)
+    torn = np.load(folder / "reference.npy")
+    assert 0 < np.isnan(torn).sum() < len(torn)
+    finished = with_reference(objective, bare, folder, 200, lambda: None)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    wanted = with_reference(objective, bare, whole, 200, lambda: None)
+    assert finished.reference is not None and wanted.reference is not None
+    assert np.array_equal(finished.reference, wanted.reference)
+    np.testing.assert_allclose(finished.reference, rows.reference, rtol=0.05)
