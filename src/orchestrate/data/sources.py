@@ -135,23 +135,22 @@ def _gzip(file: Path) -> IO[bytes]:
 
 
 def _zstd(file: Path) -> Any:
-    import zstandard
+    from orchestrate.zstd import zstd
 
     class Checked:
-        """Turns the package's own error into one that the caller knows, also when the stream ends early."""
+        """Turns the package's own error into one that the caller knows."""
 
         def __enter__(self) -> Checked:
-            self._file = file.open("rb")
-            self._stream = zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True)
+            self._stream = zstd.ZstdFile(file)
             return self
 
         def __exit__(self, *_: object) -> None:
-            self._file.close()
+            self._stream.close()
 
         def read(self, size: int) -> bytes:
             try:
                 return self._stream.read(size)
-            except zstandard.ZstdError as error:
+            except zstd.ZstdError as error:
                 raise EOFError(str(error)) from error
 
     return Checked()

@@ -201,13 +201,10 @@ def _decoded(archive: Path) -> Generator[IO[bytes]]:
         raw.seek(0)
         packing = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "tar")
         if packing == "zst":
-            import zstandard
+            from orchestrate.zstd import zstd
 
             # 128 MiB is what zstd --long makes at most by itself; more would let a header ask for all memory.
-            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-                raw, read_across_frames=True
-            )
-            with reader:
+            with zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 27}) as reader:
                 yield cast("IO[bytes]", reader)
         elif packing == "gz":
             with gzip.open(raw) as unzipped:
@@ -219,9 +216,9 @@ def _decoded(archive: Path) -> Generator[IO[bytes]]:
 def _decoder_errors() -> tuple[type[Exception], ...]:
     import zlib
 
-    import zstandard
+    from orchestrate.zstd import zstd
 
-    return (zstandard.ZstdError, zlib.error)
+    return (zstd.ZstdError, zlib.error)
 
 
 def _lift(folder: Path) -> None:

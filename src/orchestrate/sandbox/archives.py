@@ -6,9 +6,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import zstandard
-
 from orchestrate.sandbox.host import HostError
+from orchestrate.zstd import zstd
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host
@@ -33,11 +32,7 @@ def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
         return target
     files = host.trainer.merged(job, step) if merged else weights(host, job, step)
     draft = target.with_suffix(".part")
-    with (
-        draft.open("wb") as raw,
-        zstandard.ZstdCompressor(level=3).stream_writer(raw) as out,
-        tarfile.open(fileobj=out, mode="w|") as tar,
-    ):
+    with zstd.ZstdFile(draft, "w", level=3) as out, tarfile.open(fileobj=out, mode="w|") as tar:
         for file in files:
             tar.add(file, arcname=file.name)
     draft.replace(target)

@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from orchestrate.data.checking import Options, check
 from orchestrate.data.rows import reading
 from orchestrate.data.shapes import BY_NAME
 from orchestrate.errors import DataError
+from orchestrate.zstd import zstd
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 DEEP = b"[" * 200_000 + b"]" * 200_000
@@ -85,7 +85,7 @@ def test_a_million_problems(tmp_path: Path) -> None:
         ("a.jsonl", b'{"foo": 1}\n', "foo"),
         ("a.jsonl.gz", gzip.compress(ROW * 100_000)[:200], "ended before"),
         ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "cannot read"),
-        ("a.jsonl.zst", zstandard.compress(random.Random(1).randbytes(100_000))[:5000], "cannot read|no row"),
+        ("a.jsonl.zst", zstd.compress(random.Random(1).randbytes(100_000))[:5000], "cannot read|no row"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd" + b"x" * 50, "cannot read"),
         ("a.json", b'[{"text": "a"}, {"text": "b"', "record 1"),
         ("a.json", b'[{"text": "a"} oops]', "record 1"),

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import zstandard
 
 from orchestrate.data import Dataset
 from orchestrate.data.examples import (
@@ -19,6 +18,7 @@ from orchestrate.data.examples import (
     TextExample,
 )
 from orchestrate.errors import DataError
+from orchestrate.zstd import zstd
 
 GOOD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"
 
@@ -161,7 +161,7 @@ def _gz(folder: Path) -> Path:
 
 def _zst(folder: Path) -> Path:
     file = folder / "rows.jsonl.zst"
-    file.write_bytes(zstandard.compress(PLAIN.read_bytes()))
+    file.write_bytes(zstd.compress(PLAIN.read_bytes()))
     return file
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 from loopback import Answer, Asked, Host
 
 from orchestrate.config import HostConfig, Secret
@@ -34,6 +33,7 @@ from orchestrate.errors import (
 from orchestrate.providers.together import TogetherProvider
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
+from orchestrate.zstd import zstd
 
 MODEL = "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference"
 REF = "orc-0123456789ab"
@@ -573,7 +573,7 @@ def archive(**members: bytes) -> bytes:
             info = tarfile.TarInfo(name.replace("__", "."))
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return zstandard.compress(out.getvalue())
+    return zstd.compress(out.getvalue())
 
 
 def weights() -> bytes:

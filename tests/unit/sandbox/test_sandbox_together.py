@@ -11,13 +11,13 @@ from typing import Any, get_args
 import httpx
 import pytest
 import together as sdk
-import zstandard
 from together import Together
 from together.lib.constants import NUM_BYTES_IN_GB
 from together.lib.resources.files import MultipartUploadManager, _calculate_file_checksum
 from together.types import FinetuneEventType, FinetuneResponse
 
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.zstd import zstd
 
 MODEL = "Qwen/Qwen3.5-9B"
 WORDS = set(get_args(FinetuneResponse.model_fields["status"].annotation))
@@ -166,7 +166,7 @@ def test_a_job_from_its_price_to_its_weights(
 
 
 def _unpack(packed: bytes, folder: Path) -> set[str]:
-    plain = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)).read()
+    plain = zstd.decompress(packed)
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
         tar.extractall(folder, filter="data")
         return set(tar.getnames())

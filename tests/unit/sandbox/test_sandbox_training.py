@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-import zstandard
 from safetensors import safe_open
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.zstd import zstd
 
 ORDERS = Path(__file__).resolve().parents[3] / "fixtures" / "datasets" / "orders"
 ROWS = 480
@@ -137,7 +137,7 @@ def test_together(
 
         for kind in ("adapter", "merged"):
             with client.fine_tuning.with_streaming_response.content(ft_id=job.id, checkpoint=kind) as answer:
-                plain = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(answer.read())).read()
+                plain = zstd.decompress(answer.read())
             with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
                 tar.extractall(tmp_path / kind, filter="data")
         with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "np") as weights:
