@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,8 +143,14 @@ def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     assert source[0]["content"] in "".join(t.text for t in row.tokens)
     page = tmp_path / "page.html"
     run(*arguments, "--html", page, cwd=tmp_path)
-    assert page.read_text().count('class="t"') == row.trained
-    assert "3" in run(*arguments, cwd=tmp_path).stdout
+    body = page.read_text().split("<pre>")[1].split("</pre>")[0]
+    assert body.count("</b>") == row.trained
+    # Nothing between the tags: what the page shows is the text that the model sees.
+    shown = re.sub(r"<[^>]*>", "", body).replace("⏎", "")
+    assert html.unescape(shown) == "".join(t.text for t in row.tokens)
+    assert [t.text for t in row.tokens if t.special] == ["<|im_start|>", "<|im_end|>"] * 2
+    # Without colours, as in a pipe, the trained text stands between marks.
+    assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).stdout
 
 
 def test_preview_escapes_html(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import Example, PreferenceExample
-from orchestrate.data.hub_tokens import load
+from orchestrate.data.hub_tokens import load, special_ids
 from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.errors import DataError, SetupError
 
@@ -26,7 +26,7 @@ def read_preview(
     from orchestrate.local.encoding import Encoded, Template, encode, encode_pair
 
     tokenizer = load(_folder(model))
-    template = Template.of(tokenizer)
+    template, special = Template.of(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
     rows: list[RowTokens] = []
 
@@ -35,7 +35,8 @@ def read_preview(
         # The first token is never predicted, so its weight counts for nothing.
         weights = [0.0, *encoded.weights[1:]]
         tokens = tuple(
-            Token(id=i, text=t, weight=w) for i, t, w in zip(encoded.ids, shown, weights, strict=True)
+            Token(id=i, text=t, weight=w, special=i in special)
+            for i, t, w in zip(encoded.ids, shown, weights, strict=True)
         )
         rows.append(
             RowTokens(

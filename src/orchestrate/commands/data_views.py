@@ -118,16 +118,29 @@ def _problems(report: CheckReport) -> None:
 
 
 def show_preview(report: PreviewReport) -> None:
+    """Without colours the trained text stands between ⟦ and ⟧."""
     from orchestrate.data.preview import heading
 
+    coloured = out.is_terminal and not out.no_color
     for row in report.rows:
         out.print(heading(row), style="bold")
-        text = Text()
+        text, before = Text(), False
         for i, token in enumerate(row.tokens):
-            shade = "underline" if i % 2 else ""
-            style = f"black on green {shade}" if token.weight else f"dim {shade}"
-            text.append(token.text.replace("\n", "⏎\n"), style=style.strip())
-        out.print(text)
+            trained = bool(token.weight)
+            if trained != before and not coloured:
+                text.append("⟦" if trained else "⟧")
+            before = trained
+            style = _TOKEN_STYLE[trained][i % 2]
+            if token.special:
+                style = f"{style} bold" if trained else "blue bold"
+            text.append(token.text.replace("\n", "⏎\n"), style=style)
+        if before and not coloured:
+            text.append("⟧")
+        out.print(text, soft_wrap=True)
         for line in row.notes:
             note(line)
-    note("green: trained; dim: context")
+    marked = "green: trained; grey: context" if coloured else "⟦trained⟧; the rest is context"
+    note(f"{marked}; neighbouring tokens alternate in shade" if coloured else marked)
+
+
+_TOKEN_STYLE = {True: ("black on color(151)", "black on color(114)"), False: ("", "bright_black")}

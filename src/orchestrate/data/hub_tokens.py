@@ -35,6 +35,14 @@ def load(folder: Path) -> Any:
     return cast("Any", AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of a transformers tokenizer that mark something, such as the end of a turn."""
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    return frozenset(cast("list[int]", tokenizer.all_special_ids)) | {
+        int(i) for i, token in added.items() if token.special
+    }
+
+
 CHATML = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -57,10 +65,7 @@ class HubCounter:
             named = cast("dict[str, str]", template)
             template = named.get("default") or next(iter(named.values()))
         self._tokenizer.chat_template = template or CHATML
-        added: dict[int, Any] = self._tokenizer.added_tokens_decoder
-        self._special = frozenset(cast("list[int]", self._tokenizer.all_special_ids)) | frozenset(
-            int(i) for i, token in added.items() if token.special
-        )
+        self._special = special_ids(self._tokenizer)
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()

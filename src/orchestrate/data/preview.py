@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
 
 from orchestrate.types import Record
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.9 ui-monospace, monospace; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  background: #fff; color: #222 }}
-h1 {{ font-size: 1.1rem }} h2 {{ font-size: 1rem; margin-top: 2rem }}
-section {{ white-space: pre-wrap; overflow-wrap: anywhere }}
-span {{ border-right: 1px solid #ddd }} span.t {{ background: #c9efcf }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #161616; color: #ddd }}
-  span {{ border-color: #333 }} span.t {{ background: #1d4d2a }} }}
-</style></head><body><h1>{title}</h1>
-<p>Marked tokens carry loss; the model sees the others as context. Hold the pointer over a token for its
-id.</p> {rows}</body></html>
-"""
-
 
 class Token(Record, frozen=True, kw_only=True):
-    """`weight` is the token's share in the loss; 0 is context only."""
+    """`weight` is the token's share in the loss; 0 is context only. `special` ones mark something,
+    such as the end of a turn."""
 
     id: int
     text: str
     weight: float
+    special: bool = False
 
 
 class RowTokens(Record, frozen=True, kw_only=True):
@@ -53,25 +43,33 @@ class PreviewReport(Record, frozen=True, kw_only=True):
 def heading(row: RowTokens) -> str:
     side = f", {row.side}" if row.side else ""
     cut = f", {row.truncated:,} cut" if row.truncated else ""
-    return f"row {row.row}{side}: {len(row.tokens):,} tokens, {row.trained:,} trained{cut}"
+    share = f" ({row.trained / len(row.tokens):.0%})" if row.tokens else ""
+    return f"row {row.row}{side}: {len(row.tokens):,} tokens, {row.trained:,} trained{share}{cut}"
 
 
 def html(report: PreviewReport) -> str:
     """One page that needs nothing else."""
-    parts: list[str] = []
-    for row in report.rows:
-        parts.append(f"<h2>{escape(heading(row))}</h2><section>")
-        parts += [_span(token) for token in row.tokens]
-        parts.append("</section>")
-        parts += [f"<p>{escape(text)}</p>" for text in row.notes]
-    title = escape(f"{report.path} as {report.model} sees it")
-    return _PAGE.format(title=title, rows="\n".join(parts))
+    name = escape(
+        f"{report.path.rsplit('/', 1)[-1]} as {report.model.rstrip('/').rsplit('/', 1)[-1]} sees it"
+    )
+    path = escape(f"{report.path}, {report.model}")
+    page = Template(files("orchestrate.data").joinpath("preview.html").read_text(encoding="utf-8"))
+    return page.substitute(title=name, heading=name, path=path, rows="\n".join(map(_article, report.rows)))
+
+
+def _article(row: RowTokens) -> str:
+    share = f'<meter max="{len(row.tokens)}" value="{row.trained}"></meter>'
+    notes = "".join(f"<p>{escape(text)}</p>" for text in row.notes)
+    tokens = "".join(map(_span, row.tokens))  # white space between them would be shown
+    return f"<article><h2>{escape(heading(row))}{share}</h2><pre>{tokens}</pre>{notes}</article>"
 
 
 def _span(token: Token) -> str:
-    trained = ' class="t"' if token.weight else ""
-    shown = escape(token.text).replace("\n", "⏎\n")
-    return f'<span{trained} title="{token.id}, weight {token.weight:g}">{shown}</span>'
+    tag = "b" if token.weight else "i"
+    special = ' class="s"' if token.special else ""
+    # A token that is only the beginning of a character has no text of its own.
+    shown = escape(token.text).replace("\n", "⏎\n") or "·"
+    return f'<{tag}{special} title="{token.id}, weight {token.weight:g}">{shown}</{tag}>'
 
 
 def texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
