@@ -308,10 +308,34 @@ def _cut(encoded: Encoded, limit: int | None) -> Encoded:
     )
 
 
+class _Given(msgspec.Struct, forbid_unknown_fields=True):
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A pair as `orchestrate.data` writes it for this machine."""
+
+    input: _Given
+    preferred_output: list[ChatMessage]
+    non_preferred_output: list[ChatMessage]
+
+
 def decode_row(line: bytes) -> Example:
-    """One line of a canonical file. Raises `DataError` when it is none of the kinds."""
+    """One line of a file that `Dataset.write("local")` made, or of canonical examples. Raises `DataError`
+    when it is none of the kinds."""
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        if "preferred_output" in keys:
+            row = msgspec.json.decode(line, type=_PairRow)
+            return PreferenceExample(
+                prompt=row.input.messages,
+                preferred=row.preferred_output,
+                rejected=row.non_preferred_output,
+                tools=row.input.tools,
+                parallel_tool_calls=row.input.parallel_tool_calls,
+            )
         if "preferred" in keys:
             return msgspec.json.decode(line, type=PreferenceExample)
         if "messages" in keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -9,11 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.local.sessions import make_session, pairs
+from tests.unit.local.sessions import TINY, make_session, pairs
 
+from orchestrate import config
+from orchestrate.data import TrainingData
+from orchestrate.local.encoding import Template, decode_row
+from orchestrate.local.loading import load_tokenizer
 from orchestrate.local.preferences import PairObjective, with_reference
-from orchestrate.local.rows import Rows
+from orchestrate.local.rows import Rows, encode_file
 from orchestrate.local.session import Session
+from orchestrate.providers import registry
+from orchestrate.spec import DPO, JobSpec
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -98,3 +105,32 @@ def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path
     assert finished.reference is not None and wanted.reference is not None
     assert np.array_equal(finished.reference, wanted.reference)
     np.testing.assert_allclose(finished.reference, rows.reference, rtol=0.05)
+
+
+def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
+    """From the user's file through `upload` to the engine's rows."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    rows = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Is {n} even?"}], "tools": [tool]},
+            "preferred_output": [{"role": "assistant", "content": "yes"}],
+            "non_preferred_output": [{"role": "assistant", "content": "no"}],
+        }
+        for n in range(10)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    provider = registry.make("local", config.load(env={"ORCHESTRATE_HOME": str(tmp_path)}, cwd=tmp_path))
+    data = TrainingData.open(str(source))
+    spec = JobSpec(model="tiny-chat", train=str(source), method=DPO())
+    remote = provider.upload(spec, data)
+    examples = [decode_row(line) for line in Path(remote.train_id).read_bytes().splitlines()]
+    assert examples == list(data.train.examples())
+    encoded, report = encode_file(
+        Path(remote.train_id),
+        Template.of(load_tokenizer(TINY)),
+        pairs=True,
+        max_length=None,
+        train_on_inputs=False,
+    )
+    assert (encoded.examples, report.dropped) == (10, 0)
