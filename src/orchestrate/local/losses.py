@@ -86,6 +86,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             if slope is not None:
                 grad *= slope
             torch.mm(grad.to(weight.dtype), weight, out=gradient[part])
+            del logits, grad  # before the next block makes its own
         ctx.gradient = gradient
         ctx.mark_non_differentiable(correct)
         return total, correct
