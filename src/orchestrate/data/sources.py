@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
+from orchestrate.data.fetching import fetch
 from orchestrate.data.records import (
     arrow_lines,
     csv_lines,
@@ -23,7 +24,7 @@ from orchestrate.data.records import (
     text_lines,
     utf16_lines,
 )
-from orchestrate.errors import DataError, MissingExtra
+from orchestrate.errors import DataError
 
 BLOCK = 1 << 20
 
@@ -108,6 +109,8 @@ def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[
     if suffix == ".txt" and head.lstrip()[:1] != b"{":
         return "txt", text_lines
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise DataError(f"{file.name} is a web page, not data", fix="give the address of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
         return "json", json_lines
     return "jsonl", None
@@ -157,20 +160,8 @@ def _zstd(file: Path) -> Any:
 
 
 def _fetch(url: str) -> Path:
-    try:
-        import fsspec  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise MissingExtra("data", f"reading {url}", "fsspec") from error
     target = _new_file(Path(url.split("?", 1)[0]).suffix or ".jsonl")
-    try:
-        with cast("Any", fsspec).open(url, "rb") as remote, target.open("wb") as local:
-            shutil.copyfileobj(remote, local, BLOCK)
-    except ImportError as error:
-        raise DataError(
-            f"cannot read {url}: {error}", fix="install the package that the message names"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"cannot read {url}: {error}") from error
+    fetch(url, target)
     return target
 
 

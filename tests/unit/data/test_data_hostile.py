@@ -105,7 +105,7 @@ def test_unreadable_file_says_why(name: str, content: bytes, message: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere/at/all.jsonl", "a\x00b", "nowhere://x/y.jsonl", "file:///nowhere.jsonl"]
+    "path", ["/nowhere/at/all.jsonl", "a\x00b", "file:///nowhere.jsonl", "memory://nowhere.jsonl"]
 )
 def test_no_such_file(path: str) -> None:
     with pytest.raises(DataError):

@@ -1,0 +1,120 @@
+"""Files at URLs: what arrives, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+BODIES = {
+    "/rows.jsonl": ROW * 3,
+    "/rows.jsonl.gz": gzip.compress(ROW * 3),
+    "/table.csv": b"prompt,completion\na,b\n",
+    "/page.jsonl": b"<!DOCTYPE html>\n<html><body>Sign in</body></html>",
+}
+
+
+class Files(BaseHTTPRequestHandler):
+    """`/STATUS` answers with that status; `/torn.jsonl` promises more than it sends."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.path.split("?")[0]
+        if path[1:].isdigit():
+            self.send_error(int(path[1:]))
+            return
+        content = ROW * 1000 if path == "/torn.jsonl" else BODIES.get(path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[:5000] if path == "/torn.jsonl" else content)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("path", "rows", "container"),
+    [("rows.jsonl", 3, "jsonl"), ("rows.jsonl.gz", 3, "jsonl.gz"), ("table.csv?download=1", 1, "csv")],
+)
+def test_what_lies_at_a_url_is_read(site: str, path: str, rows: int, container: str) -> None:
+    data = Dataset.open(f"{site}/{path}")
+    assert (data.rows, data.container) == (rows, container)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "says", "again"),
+    [
+        ("nothing.jsonl", DataError, "there is no such file", False),
+        ("403", SetupError, "does not let this machine in", False),
+        ("401", SetupError, "does not let this machine in", False),
+        ("503", DataError, "answered 503", True),
+        ("429", DataError, "answered 429", True),
+        ("410", DataError, "answered 410", False),
+        ("page.jsonl", DataError, "web page", False),
+        ("torn.jsonl", DataError, "the connection to 127.0.0.1 broke", True),
+    ],
+)
+def test_what_failed_is_said_and_whether_to_try_again(
+    site: str, path: str, kind: type[OrchestrateError], says: str, again: bool
+) -> None:
+    with pytest.raises(kind, match=says) as failed:
+        Dataset.open(f"{site}/{path}")
+    assert failed.value.retryable is again
+    assert failed.value.fix
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/rows.jsonl"
+        with pytest.raises(DataError, match="takes no connection") as failed:
+            Dataset.open(url)
+    assert failed.value.retryable
+
+
+def test_a_protocol_without_its_package_names_it() -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(SetupError, match="'dropboxdrivefs'") as failed:
+        Dataset.open("dropbox://folder/rows.jsonl")
+    assert failed.value.fix == "pip install dropboxdrivefs"
+
+
+def test_an_unknown_protocol() -> None:
+    with pytest.raises(UsageError, match="the protocol htpp is not known"):
+        Dataset.open("htpp://a.example/rows.jsonl")
+
+
+def test_secrets_in_an_address_are_not_repeated(site: str) -> None:
+    host = site.removeprefix("http://")
+    with pytest.raises(DataError) as failed:
+        Dataset.open(f"http://user:hunter2@{host}/nothing.jsonl?signature=abcdef")
+    assert not any(secret in f"{failed.value} {failed.value.fix}" for secret in ("hunter2", "abcdef"))
