@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from orchestrate.data.chat import alias
 from orchestrate.data.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.rows import Row, canonical, parse, renamed, row_of
-from orchestrate.data.scan import block, ranges
+from orchestrate.data.scan import pieces, ranges
 from orchestrate.data.sources import source
 from orchestrate.data.traits import Trait, examine
 from orchestrate.data.writers import writer
@@ -86,10 +87,10 @@ def fix(
     partial = output.with_name(f".{output.name}.partial")
     with partial.open("wb") as copy, log.open("wb") as record:
         for start, end in ranges(lines.lines, lines.line_bytes):
-            for line in block(lines.lines, start, end).lines:
+            for line in chain.from_iterable(pieces(lines.lines, start, end)):
                 number += 1
                 mend = _Mend(number)
-                example = mend.row(line, shape, renaming, join)
+                example = mend.row(line.removesuffix(b"\n"), shape, renaming, join)
                 if example is not None:
                     digest = hashlib.sha256(canonical(example)).digest()[:16]
                     if seen.setdefault(digest, number) != number:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -29,13 +30,12 @@ _STRICT: dict[str, msgspec.json.Decoder[Any]] = {"openai-chat": msgspec.json.Dec
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """`example` is `None` when the row has an error: it is then in no output."""
 
     example: Example | None
     traits: int = 0
-    problems: list[Problem] = field(default_factory=list[Problem])
+    problems: Sequence[Problem] = ()
     other: str | None = None
     """The format that the row has, when it is not the file's."""
 
@@ -52,7 +52,7 @@ class Reading:
         return shapes.BY_NAME[self.format]
 
     def read(self, line: bytes) -> Row:
-        """The row in one line of JSON. Never raises for what a line holds."""
+        """The row in one line of JSON, with its end or without. Never raises for what a line holds."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
@@ -67,7 +67,7 @@ class Reading:
         return self._patiently(line)
 
     def _patiently(self, line: bytes) -> Row:
-        value, wrong = parse(line)
+        value, wrong = parse(line.removesuffix(b"\n"))
         if wrong is not None:
             return Row(None, 0, [wrong])
         if not isinstance(value, dict):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,10 +19,8 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.content import candidates, confirmed
-from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rows import Row, canonical, canonical_prompt, last_answer, messages_of, reading, visible
-from orchestrate.data.tokens import Counter as TokenCounter
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
 from orchestrate.types import Problem, Severity
@@ -29,8 +28,8 @@ from orchestrate.types import Problem, Severity
 _TOOLS = Trait.TOOLS.value
 CHUNK = 8 << 20
 """Bytes of one task."""
-BATCH_BYTES = 1 << 20
-"""Text given to the counter in one call."""
+PIECE = 1 << 18
+"""Bytes that a task handles at a time: they stay in the processor's cache, and their memory is used again."""
 FIRST_ROWS = 20
 """Row numbers kept for each trait."""
 LONGEST_LABEL = 60
@@ -86,7 +85,7 @@ class Part:
     counts: Counter[str] = field(default_factory=Counter[str])
     """Problems of each code, those not kept included."""
 
-    def report(self, found: list[Problem], row: int) -> None:
+    def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
             self.counts[p.code] += 1
             if self.counts[p.code] <= KEPT_PER_CODE:
@@ -109,27 +108,18 @@ def bits(mask: int) -> Iterator[int]:
         mask ^= low
 
 
-@dataclass(frozen=True)
-class Block:
-    """The bytes of a range and its lines, without their ends."""
-
-    data: bytes
-    starts: list[int]
-    lines: list[bytes]
-
-
-def block(path: str, start: int, end: int) -> Block:
-    """A byte-order mark at the beginning of the file is left out."""
-    with Path(path).open("rb") as file:
+def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
+    """The lines of a range with their ends, about `PIECE` bytes at a time; without a byte-order mark."""
+    with Path(path).open("rb", buffering=1 << 16) as file:
         file.seek(start)
-        data = file.read(end - start)
-    if start == 0:
-        data = data.removeprefix(b"\xef\xbb\xbf")
-    split = data.split(b"\n")
-    if not split[-1]:
-        split.pop()
-    starts = list(accumulate((len(line) + 1 for line in split), initial=0))
-    return Block(data, starts[:-1], split)
+        while (left := end - file.tell()) > 0:
+            # The hint is a size after which one more line is read.
+            lines = file.readlines(min(PIECE, left - 1)) if left > 1 else [file.readline()]
+            if not lines:
+                return
+            if left == end:  # nothing was read before
+                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+            yield lines
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -148,78 +138,86 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
 
 def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
     """Line number within the range and its row; a blank line is a row with that problem only."""
-    return _rows(task, block(task.path, task.start, task.end).lines)
+    number = 0
+    for lines in pieces(task.path, task.start, task.end):
+        for row in _rows(task, lines):
+            number += 1
+            yield number, row
 
 
-def _rows(task: Task, lines: list[bytes]) -> Iterator[tuple[int, Row]]:
+def _rows(task: Task, lines: list[bytes]) -> list[Row]:
     read = reading(task.format, task.columns).read
-    for number, line in enumerate(lines, start=1):
-        if line and not line.isspace():
-            yield number, read(line)
-        else:
-            yield number, Row(None, 0, [problem("blank-line")])
+    return [
+        Row(None, 0, [problem("blank-line")]) if not line or line.isspace() else read(line) for line in lines
+    ]
 
 
 def scan(task: Task) -> Part:
     """Everything that one range has to tell; the same on every machine."""
-    whole = block(task.path, task.start, task.end)
-    part = Part(lines=len(whole.lines))
+    part = Part()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
-    suspects = _suspects(whole) if task.content else {}
-    pending: list[Example] = []
-    weight = 0
-    for number, row in _rows(task, whole.lines):
-        if row.problems:
-            part.report(row.problems, number)
-            if row.other is not None:
-                part.formats[row.other] += 1
-        line = whole.lines[number - 1]
-        if number - 1 in suspects:
-            text = visible(row.example).encode() if row.example is not None else line
-            part.report(confirmed(text, suspects[number - 1]), number)
-        if row.example is None:
-            continue
-        _note(part, row.example, row.traits, number, task.compare)
-        if counting:
-            pending.append(row.example)
-            weight += len(line)
-            if weight > BATCH_BYTES:
-                _count(counting, pending)
-                weight = 0
-    _count(counting, pending)
+    for lines in pieces(task.path, task.start, task.end):
+        rows = _rows(task, lines)
+        texts = [
+            line if row.example is None else canonical(row.example)
+            for line, row in zip(lines, rows, strict=True)
+        ]
+        suspects = _suspects(texts) if task.content else {}
+        for index, row in enumerate(rows):
+            if row.problems or index in suspects:
+                _report(part, part.lines + index + 1, row, texts[index], suspects.get(index, []))
+        _note(part, rows, texts, task.compare)
+        part.lines += len(lines)
+        examples = [row.example for row in rows if row.example is not None]
+        for lengths, by in counting:
+            lengths.extend(by.count(examples))
     return part
 
 
-def _count(counting: list[tuple[Lengths, TokenCounter]], examples: list[Example]) -> None:
-    for lengths, by in counting:
-        lengths.extend(by.count(examples))
-    examples.clear()
-
-
-def _suspects(whole: Block) -> dict[int, list[int]]:
+def _suspects(texts: list[bytes]) -> dict[int, list[int]]:
+    """The patterns that may match, for each index of a text that has any."""
     suspects: dict[int, list[int]] = {}
-    for index, pattern in sorted(candidates(whole.data, whole.starts)):
+    starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+    for index, pattern in sorted(candidates(b"\n".join(texts), starts[:-1])):
         suspects.setdefault(index, []).append(pattern)
     return suspects
 
 
-def _note(part: Part, example: Example, traits: int, number: int, compare: bool) -> None:
-    whole = canonical(example)
-    part.rows += 1
-    part.canonical_bytes += len(whole) + 1
-    part.digests += hashlib.sha256(whole).digest()
-    part.numbers.append(number)
-    part.notice(traits, number)
-    roles = [m.role for m in messages_of(example)]
-    part.roles.update(roles)
-    if compare:
-        part.turns[roles.count("user")] += 1
-        if traits & _TOOLS:
-            part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
-        part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
-        answer = last_answer(example)
-        if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
-            part.labels[answer] += 1
+def _report(part: Part, number: int, row: Row, text: bytes, suspects: list[int]) -> None:
+    part.report(row.problems, number)
+    if row.other is not None:
+        part.formats[row.other] += 1
+    if suspects:
+        seen = text if row.example is None else visible(row.example).encode()
+        part.report(confirmed(seen, suspects), number)
+
+
+def _note(part: Part, rows: list[Row], texts: list[bytes], compare: bool) -> None:
+    """`texts` are the rows' canonical bytes. The next row's number follows on `part.lines`."""
+    sequences: Counter[tuple[str, ...]] = Counter()
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=part.lines + 1):
+        example = row.example
+        if example is None:
+            continue
+        part.rows += 1
+        part.numbers.append(number)
+        part.canonical_bytes += len(text) + 1
+        part.digests += sha256(text).digest()
+        part.notice(row.traits, number)
+        messages = messages_of(example)
+        sequences[tuple([m.role for m in messages])] += 1
+        if compare:
+            if row.traits & _TOOLS:
+                part.tools.update(c.function.name for m in messages for c in m.tool_calls or ())
+            part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
+            answer = last_answer(example)
+            if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
+                part.labels[answer] += 1
+    for roles, count in sequences.items():
+        for role in roles:
+            part.roles[role] += count
+        if compare:
+            part.turns[roles.count("user")] += count
 
 
 @dataclass

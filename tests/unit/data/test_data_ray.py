@@ -82,9 +82,8 @@ def test_check_is_the_same(home: Path) -> None:
 @pytest.mark.slow
 def test_convert_is_the_same(home: Path) -> None:
     for engine in ("local", "ray"):
-        report = run(
-            home, engine, "convert", "rows.jsonl", "--to", "sharegpt", "-o", f"{engine}.sharegpt.jsonl"
-        )
+        output = f"{engine}.sharegpt.jsonl"
+        report = run(home, engine, "convert", "rows.jsonl", "--to", "sharegpt", "-o", output, "--allow-loss")
         assert report["written"] > 1000
     assert (home / "ray.sharegpt.jsonl").read_bytes() == (home / "local.sharegpt.jsonl").read_bytes()
 
