@@ -149,9 +149,17 @@ def canonical(example: Example) -> bytes:
     return _ENCODER.encode(example)
 
 
-def canonical_prompt(example: Example) -> bytes:
-    """What comes before the answer: rows with equal prompts and unequal answers contradict one another."""
+_NEXT_MESSAGE = b',{"role":'
+"""Begins each canonical message but the first. Text cannot hold it, as JSON escapes the quotes; tools can."""
+
+
+def canonical_prompt(example: Example, text: bytes | None = None) -> bytes:
+    """What comes before the answer: rows with equal prompts and unequal answers contradict one another.
+    `text` is the row's `canonical` form, where it is at hand."""
     match example:
+        case ChatExample(tools=None):
+            text = text or canonical(example)
+            return text[: max(0, text.rfind(_NEXT_MESSAGE))]
         case ChatExample():
             return _ENCODER.encode((example.messages[:-1], example.tools))
         case PreferenceExample():

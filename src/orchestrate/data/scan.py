@@ -19,6 +19,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.content import candidates, confirmed
+from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rows import Row, canonical, canonical_prompt, last_answer, messages_of, reading, visible
 from orchestrate.data.tokens import Lengths, counter
@@ -91,14 +92,15 @@ class Part:
             if self.counts[p.code] <= KEPT_PER_CODE:
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
-    def notice(self, mask: int, row: int) -> None:
-        self.masks[mask] += 1
-        if self.masks[mask] > FIRST_ROWS:
-            return
-        for bit in bits(mask):
-            rows = self.first_rows.setdefault(bit, [])
-            if len(rows) < FIRST_ROWS:
-                rows.append(row)
+    def notice(self, marked: list[tuple[int, int]]) -> None:
+        """(traits, number) of rows that follow on those noticed before."""
+        for mask, number in marked:
+            self.masks[mask] += 1
+            if mask and self.masks[mask] <= FIRST_ROWS:
+                for bit in bits(mask):
+                    rows = self.first_rows.setdefault(bit, [])
+                    if len(rows) < FIRST_ROWS:
+                        rows.append(number)
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -194,30 +196,35 @@ def _report(part: Part, number: int, row: Row, text: bytes, suspects: list[int])
 
 def _note(part: Part, rows: list[Row], texts: list[bytes], compare: bool) -> None:
     """`texts` are the rows' canonical bytes. The next row's number follows on `part.lines`."""
-    sequences: Counter[tuple[str, ...]] = Counter()
-    for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=part.lines + 1):
-        example = row.example
-        if example is None:
-            continue
-        part.rows += 1
-        part.numbers.append(number)
-        part.canonical_bytes += len(text) + 1
-        part.digests += sha256(text).digest()
-        part.notice(row.traits, number)
-        messages = messages_of(example)
-        sequences[tuple([m.role for m in messages])] += 1
-        if compare:
-            if row.traits & _TOOLS:
-                part.tools.update(c.function.name for m in messages for c in m.tool_calls or ())
-            part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
-            answer = last_answer(example)
-            if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
-                part.labels[answer] += 1
+    first = part.lines + 1
+    good = [
+        (number, row.example, row.traits, text)
+        for number, (row, text) in enumerate(zip(rows, texts, strict=True), first)
+        if row.example is not None
+    ]
+    part.rows += len(good)
+    part.numbers.extend([number for number, _, _, _ in good])
+    part.canonical_bytes += sum([len(text) + 1 for _, _, _, text in good])
+    part.digests += b"".join([sha256(text).digest() for _, _, _, text in good])
+    part.notice([(traits, number) for number, _, traits, _ in good])
+    sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _, _ in good])
     for roles, count in sequences.items():
         for role in roles:
             part.roles[role] += count
         if compare:
             part.turns[roles.count("user")] += count
+    if compare:
+        for _, example, traits, text in good:
+            _compare(part, example, traits, text)
+
+
+def _compare(part: Part, example: Example, traits: int, text: bytes) -> None:
+    if traits & _TOOLS:
+        part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
+    part.prompts.append(xxh3_64_intdigest(canonical_prompt(example, text)))
+    answer = last_answer(example)
+    if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
+        part.labels[answer] += 1
 
 
 @dataclass

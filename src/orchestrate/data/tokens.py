@@ -248,24 +248,26 @@ class _Sheet:
         answers: Sequence[ChatMessage],
     ) -> None:
         """With `answers`, only they carry loss."""
-        overhead = self._overhead
+        overhead, lead = self._overhead, self._overhead.lead
         fixed = overhead.row + overhead.message * (len(messages) + len(answers))
         marks = 0
         if tools:
             self._text(msgspec.json.encode(tools).decode(), False)
-        for m in messages:
-            trained = m.role == "assistant" and m.weight != 0 and not answers
+        for i, m in enumerate((*messages, *answers) if answers else messages):
+            trained = i >= len(messages) if answers else m.role == "assistant" and m.weight != 0
             marks += trained
-            fixed += self._message(m, trained)
-        for m in answers:
-            marks += 1
-            fixed += self._message(m, True)
+            text = m.content if isinstance(m.content, str) else m.text
+            if lead is not None:
+                text = lead(m.role) + text
+            if text:
+                self.texts.append(text)
+                self._trained.append(trained)
+            if m.reasoning or m.tool_calls or m.name:
+                fixed += self._extras(m, trained)
         self._end(fixed, marks * overhead.trained)
 
-    def _message(self, m: ChatMessage, trained: bool) -> int:
-        lead = self._overhead.lead
-        text = m.content if isinstance(m.content, str) else m.text
-        self._text(text if lead is None else lead(m.role) + text, trained)
+    def _extras(self, m: ChatMessage, trained: bool) -> int:
+        """What few messages have; returns the fixed tokens of a name."""
         if m.reasoning:
             self._text(m.reasoning, trained)
         for call in m.tool_calls or ():

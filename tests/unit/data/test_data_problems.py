@@ -9,10 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
 from orchestrate.data.checking import Options, check
+from orchestrate.data.content import PATTERNS, confirmed
 from orchestrate.data.problems import CODES
+from orchestrate.data.scan import Task, scan
 from orchestrate.types import Severity
 
 BAD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "bad"
@@ -178,3 +182,34 @@ def test_findings_do_not_depend_on_hyperscan() -> None:
 
     assert find_spec("hyperscan") is not None
     assert told({"hyperscan": None}) == told({}) and "secret 4" in told({})
+
+
+_SIEVED = [p for p in PATTERNS if p.code in ("secret", "personal-data")]
+_MATCHES = st.sampled_from(_SIEVED).flatmap(lambda p: st.from_regex(p.regex, fullmatch=True))
+_NUMBERS = st.sampled_from(
+    [
+        b"4111 1111 1111 1111",
+        b"3782-822463-10005",
+        b"5555555555554444",
+        b"DE89 3704 0044 0532 0130 00",
+        b"a.b@c",
+    ]
+)
+_AROUND = st.text(st.sampled_from('\n\t"\\/ \x00aZ09-_.,é@ß日'), max_size=3)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(_AROUND, st.one_of(_MATCHES, _NUMBERS), _AROUND), min_size=1, max_size=40))
+def test_the_filter_lets_no_finding_pass(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, bytes, str]]
+) -> None:
+    """Each pattern, tried on the text itself, finds what the pass over JSON finds."""
+    texts = [before + found.decode("latin-1") + after for before, found, after in parts]
+    file = tmp_path_factory.mktemp("filter") / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    part = scan(Task(str(file), 0, file.stat().st_size, "text", content=True))
+    numbers = [i for i, p in enumerate(PATTERNS) if p in _SIEVED]
+    found = {(p.row, p.message) for p in part.problems if p.code in ("secret", "personal-data")}
+    assert found == {
+        (row, p.message) for row, text in enumerate(texts, 1) for p in confirmed(text.encode(), numbers)
+    }
