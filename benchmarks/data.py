@@ -1,155 +1,205 @@
-"""How fast training data is checked, beside what people use today, on the same text in one run.
+"""How fast training data is checked, beside what people use today: the same text, one machine, one run.
 
-    python benchmarks/data.py                    the table, on 100 MB
-    python benchmarks/data.py --sizes 1,10,100,1000,2000      how it grows, and the peak of memory
+    python benchmarks/data.py                                  side by side, 100 MB, three rounds
+    python benchmarks/data.py --size 1000 --rounds 5           the same on 1 GB
+    python benchmarks/data.py --growth 1,10,100,1000,2000      check alone: linear? and the peak of memory
+    python benchmarks/data.py --text FOLDER                    rows of other text
 
-Three ways, each in a process of its own:
+Three ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
 
-- `check`: `orchestrate data check` for four backends: format, roles, tools, exact o200k counts, duplicates,
-  contradictions, secrets, personal data, damage, portability.
-- `cookbook`: the loop of OpenAI's cookbook "Data preparation and analysis for chat model fine-tuning":
-  format errors and tiktoken counts, of one encoding.
-- `together`: `together.lib.utils.files.check_file`, which counts no tokens.
+- `check`: `orchestrate data check` for all backends: format, roles, tools, exact o200k counts of all and of
+  trained tokens, duplicates, contradictions, secrets, personal data, damage, portability. Near duplicates
+  (`--near`) are not looked for, as by default.
+- `cookbook`: what OpenAI's cookbook does in "Data preparation and analysis for chat model fine-tuning": all
+  rows in memory, format errors, tiktoken counts of each row and once more of its answers, distributions, and
+  the tokens that are billed; with o200k, so that its counts can be compared with ours.
+- `together`: `together.lib.utils.files.check_file`, which parses each line and counts no tokens.
 
-The text is cut from the Python files and documents of this environment, with a fixed seed. Compare CPU
-seconds: the time on the wall moves with what else the machine does. Needs the package bpe-openai, for
-tiktoken's own vocabulary without a network.
+The rows are cut from the Python files and documents of this environment, or from the text and translations
+(`*.po`) under `--text`, with a fixed seed. Where the machine does other things too compare CPU seconds: they
+count all of a way's processes. Needs the package bpe-openai: tiktoken's own vocabulary without a network.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
+import platform
 import random
+import re
 import resource
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 ROW_BYTES = 3_100
+SOURCE_CHARACTERS = 60_000_000
+DOCUMENTS = (".py", ".md", ".rst", ".txt", ".po")
+WAYS = ("check", "cookbook", "together")
 
 
-def texts(limit: int = 60_000_000) -> str:
-    """About `limit` characters from the files of this environment, in the order of their paths."""
+# -- the rows
+
+
+def texts(folders: list[Path]) -> Iterator[str]:
+    """In the order of their paths."""
+    for root in folders:
+        for file in sorted(root.rglob("*")):
+            if file.suffix in DOCUMENTS or file.name == "METADATA":
+                with contextlib.suppress(UnicodeDecodeError, OSError):
+                    text = file.read_text(encoding="utf-8")
+                    yield _translated(text) if file.suffix == ".po" else text
+
+
+def _translated(catalog: str) -> str:
+    """The translations of a gettext catalog, without their originals."""
+    entries = re.findall(r'^msgstr(?:\[\d\])? ((?:"[^\n]*"\n?)+)', catalog, re.MULTILINE)
+    return "\n".join("".join(json.loads(line, strict=False) for line in e.splitlines()) for e in entries)
+
+
+def make(file: Path, megabytes: int, folder: str | None) -> None:
+    """Chat rows of about `ROW_BYTES`, with one or two turns."""
+    default = [Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("stdlib"))]
     pieces: list[str] = []
     size = 0
-    for root in (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")):
-        for file in sorted(Path(root).rglob("*")):
-            if file.suffix not in (".py", ".md", ".rst", ".txt") and file.name != "METADATA":
-                continue
-            try:
-                piece = file.read_text()
-            except (UnicodeDecodeError, OSError):
-                continue
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                return "\n".join(pieces)
-    return "\n".join(pieces)
-
-
-def make(file: Path, megabytes: int, source: str) -> None:
-    """Chat rows of about `ROW_BYTES`, with one or two turns."""
+    for text in texts([Path(folder)] if folder else default):
+        pieces.append(text)
+        size += len(text)
+        if size > SOURCE_CHARACTERS:
+            break
+    source = "\n".join(pieces)
+    width = len(source.encode()) / len(source)
     r = random.Random(7)
-    size = 0
 
-    def cut(length: int) -> str:
+    def cut(least: int, most: int) -> str:
+        length = int(r.randint(least, most) / width)
         at = r.randrange(len(source) - length)
         return source[at : at + length].strip() or "."
 
-    with file.open("w", encoding="utf-8") as out:
+    size = 0
+    with file.open("wb") as out:
         while size < megabytes * 1_000_000:
             messages = [{"role": "system", "content": "You are a helpful assistant."}]
             for _ in range(r.choice((1, 1, 2))):
-                messages.append({"role": "user", "content": cut(r.randint(80, 900))})
-                messages.append({"role": "assistant", "content": cut(r.randint(300, ROW_BYTES))})
-            line = json.dumps({"messages": messages}, ensure_ascii=False)
-            size += out.write(line + "\n") + len(line.encode()) - len(line)
+                messages.append({"role": "user", "content": cut(80, 900)})
+                messages.append({"role": "assistant", "content": cut(300, ROW_BYTES)})
+            size += out.write(json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n")
 
 
-def check(file: str) -> int:
-    from orchestrate.data.checking import Options
-    from orchestrate.data.checking import check as run
-
-    return run({"train": file}, Options(tokenizer="o200k")).files[0].tokens or 0
+# -- the ways; each returns (tokens, trained tokens)
 
 
-def cookbook(file: str) -> int:
+def check(file: str) -> tuple[int, int]:
+    from orchestrate.cli import app
+
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        app(["data", "check", file, "--tokenizer", "o200k", "--json"], standalone_mode=False)
+    facts = json.loads(told.getvalue())["report"]["files"][0]
+    return facts["tokens"], facts["trained_tokens"]
+
+
+def cookbook(file: str) -> tuple[int, int]:
+    import numpy as np
     import tiktoken
 
     encoding = tiktoken.get_encoding("o200k_base")
-
-    def count(messages: list[dict[str, str]]) -> int:
-        total = 0
-        for message in messages:
-            total += 3
-            for key, value in message.items():
-                total += len(encoding.encode(value, disallowed_special=()))
-                if key == "name":
-                    total += 1
-        return total + 3
-
     with Path(file).open(encoding="utf-8") as opened:
         rows = [json.loads(line) for line in opened]
-    errors: dict[str, int] = {}
 
-    def wrong(name: str) -> None:
-        errors[name] = errors.get(name, 0) + 1
-
+    errors: Counter[str] = Counter()
     for row in rows:
-        messages = row.get("messages")
+        messages = row.get("messages") if isinstance(row, dict) else None
         if not messages:
-            wrong("missing_messages_list")
+            errors["no messages"] += 1
             continue
-        for message in messages:
-            if "role" not in message or "content" not in message:
-                wrong("message_missing_key")
-            if any(k not in ("role", "content", "name", "function_call", "weight") for k in message):
-                wrong("message_unrecognized_key")
-            if message.get("role") not in ("system", "user", "assistant", "function"):
-                wrong("unrecognized_role")
-            if not message.get("content") or not isinstance(message["content"], str):
-                wrong("missing_content")
-        if not any(message.get("role") == "assistant" for message in messages):
-            wrong("example_missing_assistant_message")
-    return sum(count(row["messages"]) for row in rows)
+        for m in messages:
+            errors["no role or content"] += "role" not in m or "content" not in m
+            errors["unknown key"] += any(
+                key not in ("role", "content", "name", "function_call", "weight") for key in m
+            )
+            errors["unknown role"] += m.get("role") not in ("system", "user", "assistant", "function")
+            content = m.get("content")
+            errors["no text"] += (not content and not m.get("function_call")) or not isinstance(content, str)
+        errors["no answer"] += not any(m.get("role") == "assistant" for m in messages)
+
+    def tokens(text: str) -> int:
+        return len(encoding.encode(text, disallowed_special=()))
+
+    missing: Counter[str] = Counter()
+    sizes: list[int] = []
+    lengths: list[int] = []
+    answers: list[int] = []
+    for row in rows:
+        messages = row["messages"]
+        for role in ("system", "user"):
+            missing[role] += not any(m["role"] == role for m in messages)
+        sizes.append(len(messages))
+        count = 3
+        for m in messages:
+            count += 3
+            for key, value in m.items():
+                count += tokens(value) + (key == "name")
+        lengths.append(count)
+        answers.append(sum(tokens(m["content"]) for m in messages if m["role"] == "assistant"))
+    for values in (sizes, lengths, answers):
+        for figure in (min, max, np.mean, np.median, lambda v: np.quantile(v, (0.1, 0.9))):
+            figure(values)
+    sum(min(4096, length) for length in lengths)
+    assert not errors.total()
+    return sum(lengths), sum(answers)
 
 
-def together(file: str) -> int:
+def together(file: str) -> tuple[int, int]:
     from together.lib.utils.files import check_file
 
     assert check_file(file)["is_check_passed"]
-    return 0
+    return 0, 0
 
 
-WAYS: dict[str, Callable[[str], int]] = {"check": check, "cookbook": cookbook, "together": together}
+# -- measuring
+
+
+def one(way: str, file: str) -> None:
+    """Runs in a process of its own. The peak is its own and that of all workers, each as large as the
+    largest: what workers share is counted for each."""
+    from orchestrate.data.pool import cores
+
+    run: Callable[[str], tuple[int, int]] = {"check": check, "cookbook": cookbook, "together": together}[way]
+    tokens, trained = run(file)
+    own, workers = (
+        resource.getrusage(kind).ru_maxrss / 1024 for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    peak = own + workers * cores()
+    print(json.dumps({"tokens": tokens, "trained": trained, "peak_mb": peak}))
 
 
 def measure(way: str, file: Path, cache: Path) -> dict[str, float]:
-    """Runs one way in a child. `peak_mb` is the child's own peak and the largest of its workers' together."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--way", way, str(file)],
         env=os.environ | {"TIKTOKEN_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
         check=True,
     )
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    told = json.loads(done.stdout)
-    return {"wall_s": wall, "cpu_s": cpu, **told}
+    return {"wall_s": wall, "cpu_s": cpu, **json.loads(done.stdout)}
 
 
 def tiktoken_cache(folder: Path) -> None:
@@ -160,56 +210,88 @@ def tiktoken_cache(folder: Path) -> None:
     (folder / hashlib.sha1(URL.encode()).hexdigest()).write_bytes(gzip.decompress(packed))
 
 
-def table(sizes: list[int], ways: list[str]) -> list[dict[str, object]]:
+def made(folder: Path, megabytes: int, text: str | None) -> tuple[Path, int]:
+    """The file and its rows; in a process of its own, as a child's peak of memory is at least what its parent
+    held at the fork."""
+    file = folder / "rows.jsonl"
+    more = ["--text", text] if text else []
+    subprocess.run([sys.executable, __file__, "--make", str(megabytes), str(file), *more], check=True)
+    with file.open("rb") as opened:
+        return file, sum(1 for _ in opened)
+
+
+def compare(folder: Path, megabytes: int, rounds: int, text: str | None) -> list[dict[str, object]]:
+    file, rows = made(folder, megabytes, text)
+    size = file.stat().st_size / 1e6
+    seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            seen[way].append(measure(way, file, folder))
+    counts = {(run["tokens"], run["trained"]) for way in ("check", "cookbook") for run in seen[way]}
+    if len(counts) > 1:
+        raise SystemExit(f"the ways count differently: {counts}")
+
+    def figures(way: str, name: str) -> tuple[float, float]:
+        values = [run[name] for run in seen[way]]
+        return min(values), median(values)
+
+    print(f"\n{size:,.0f} MB, {rows:,} rows, {rounds} rounds; least and median of each\n")
+    print("| way | wall s | CPU s | rows/s | rows per CPU s | MB/s | peak MB | times cookbook: wall, CPU |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    base = {name: figures("cookbook", name)[1] for name in ("wall_s", "cpu_s")}
+    for way in WAYS:
+        (wall, wall_mid), (cpu, cpu_mid) = figures(way, "wall_s"), figures(way, "cpu_s")
+        print(
+            f"| {way} | {wall:.2f}, {wall_mid:.2f} | {cpu:.2f}, {cpu_mid:.2f} | {rows / wall_mid:,.0f} "
+            f"| {rows / cpu_mid:,.0f} | {size / wall_mid:.0f} | {figures(way, 'peak_mb')[1]:.0f} "
+            f"| {base['wall_s'] / wall_mid:.1f}, {base['cpu_s'] / cpu_mid:.1f} |"
+        )
+    return [{"mb": size, "rows": rows, "way": way, **run} for way in WAYS for run in seen[way]]
+
+
+def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, object]]:
     results: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiktoken_cache(folder)
-        print("| MB | way | rows | wall s | CPU s | MB/s | MB per CPU s | rows/s | peak MB |")
-        print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
-        for megabytes in sizes:
-            file = folder / "rows.jsonl"
-            # In a process of its own: a child's peak of memory is at least what its parent held at the fork.
-            subprocess.run([sys.executable, __file__, "--make", str(megabytes), str(file)], check=True)
-            with file.open("rb") as opened:
-                rows = sum(1 for _ in opened)
-            counts: set[float] = set()
-            for way in ways:
-                seen = measure(way, file, folder)
-                size = file.stat().st_size / 1e6
-                if seen["tokens"]:
-                    counts.add(seen["tokens"])
-                print(
-                    f"| {size:,.0f} | {way} | {rows:,} | {seen['wall_s']:.1f} | {seen['cpu_s']:.1f} "
-                    f"| {size / seen['wall_s']:.1f} | {size / seen['cpu_s']:.1f} "
-                    f"| {rows / seen['wall_s']:,.0f} | {seen['peak_mb']:.0f} |",
-                    flush=True,
-                )
-                results.append({"mb": size, "way": way, "rows": rows, **seen})
-            if len(counts) > 1:
-                raise SystemExit(f"the ways count differently: {counts}")
+    print("\ncheck alone\n\n| MB | rows | wall s | CPU s | MB per CPU s | peak MB |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for megabytes in sizes:
+        file, rows = made(folder, megabytes, text)
+        run, size = measure("check", file, folder), file.stat().st_size / 1e6
+        print(
+            f"| {size:,.0f} | {rows:,} | {run['wall_s']:.1f} | {run['cpu_s']:.1f} "
+            f"| {size / run['cpu_s']:.0f} | {run['peak_mb']:.0f} |",
+            flush=True,
+        )
+        results.append({"mb": size, "rows": rows, "way": "check", **run})
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sizes", default="100", help="MB, comma-separated")
-    parser.add_argument("--ways", default="check,cookbook,together")
+    parser.add_argument(
+        "--size", type=int, default=100, help="MB, for the ways side by side; 0 leaves them out"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--growth", default="", help="MB, comma-separated, for check alone")
+    parser.add_argument("--text", help="take the text from the files in this folder")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        tokens = WAYS[given.way](given.file)
-        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        peak = sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
-        print(json.dumps({"tokens": tokens, "peak_mb": peak}))
-        return
+        return one(given.way, given.file)
     if given.make:
-        make(Path(given.file), given.make, texts())
-        return
-    results = table([int(s) for s in given.sizes.split(",")], given.ways.split(","))
+        return make(Path(given.file), given.make, given.text)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiktoken_cache(folder)
+        results = compare(folder, given.size, given.rounds, given.text) if given.size else []
+        if given.growth:
+            results += growth(folder, [int(size) for size in given.growth.split(",")], given.text)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2))
 

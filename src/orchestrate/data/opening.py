@@ -13,7 +13,7 @@ from orchestrate.data import counts, shapes, tokens
 from orchestrate.data.dataset import Content, Dataset, TokenCount
 from orchestrate.data.pool import ordered
 from orchestrate.data.rows import Row, parse, renamed
-from orchestrate.data.scan import Task, Total, ranges, read_rows, scan
+from orchestrate.data.scan import Task, Total, ranges, read_rows, ready, scan
 from orchestrate.data.sources import Source, source
 from orchestrate.data.tokens import counter
 from orchestrate.data.traits import Trait
@@ -107,7 +107,7 @@ def run(task: Task, size: int, workers: int | None = None, progress: Progress | 
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
     total = Total()
-    for done, part in zip(tasks, ordered(scan, tasks, paying(workers, size)), strict=True):
+    for done, part in zip(tasks, ordered(scan, tasks, paying(workers, size), ready), strict=True):
         total.add(part)
         if progress is not None:
             progress(done.end, size)

@@ -29,8 +29,8 @@ from orchestrate.types import Problem, Severity
 _TOOLS = Trait.TOOLS.value
 CHUNK = 8 << 20
 """Bytes of one task."""
-PIECE = 1 << 18
-"""Bytes that a task handles at a time: they stay in the processor's cache, and their memory is used again."""
+PIECE = 1 << 20
+"""Bytes that a task handles at a time: enough for calls that take many rows, and little memory."""
 FIRST_ROWS = 20
 """Row numbers kept for each trait."""
 LONGEST_LABEL = 60
@@ -152,6 +152,15 @@ def _rows(task: Task, lines: list[bytes]) -> list[Row]:
     return [
         Row(None, 0, [problem("blank-line")]) if not line or line.isspace() else read(line) for line in lines
     ]
+
+
+def ready(task: Task) -> None:
+    """Loads what `scan` needs before its first row, where that may be done once for several processes."""
+    for name in task.tokenizers:
+        if not name.startswith("hf:"):  # those may start threads
+            counter(name).count([])
+    if task.content:
+        candidates(b"", [0])
 
 
 def scan(task: Task) -> Part:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,17 +93,42 @@ def test_a_worker_that_dies_is_told() -> None:
         list(ordered(os._exit, [3, 3], workers=2))
 
 
+def test_a_killed_worker_is_told_too() -> None:
+    """As the system kills one when memory runs out."""
+    with pytest.raises(WorkerDied, match="exit code 137"):
+        list(ordered(signal.raise_signal, [signal.SIGKILL] * 2, workers=2))
+
+
 def test_leaving_early_ends_the_workers() -> None:
     results = ordered(abs, list(range(1000)), workers=2)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("forks", [True, False])
+def test_workers_begin_with_what_was_made_ready(forks: bool, tmp_path: Path) -> None:
+    """Once for all where workers are forks; in each where they are started by themselves."""
+    (tmp_path / "there.py").write_text(
+        "import os, time\nby = None\n"
+        "def ready(task):\n    global by\n    by = (task, os.getpid())\n"
+        "def work(task):\n    time.sleep(0.02)\n    return by, os.getpid()\n"
+    )
+    script = (
+        "from orchestrate.data import pool\nimport there\n"
+        f"pool.FORKS = pool.FORKS and {forks}\n"
+        "got = list(pool.ordered(there.work, range(40), 2, there.ready))\n"
+        "assert there.by is None and {by[0] for by, _ in got} == {0}\n"
+        "print(any(by[1] == worker for by, worker in got), len({by for by, _ in got}) == 1)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.stderr == ""
+    if sys.platform == "linux":
+        assert done.stdout.startswith("False True" if forks else "True")
+
+
 def test_the_callers_script_is_not_run_again(tmp_path: Path) -> None:
     """A script without a main guard, as most are, opens a large file: what it does besides happens once."""
-    import subprocess
-    import sys
-
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "%s"}\n' % ("word " * 200) * 30_000)
     script = tmp_path / "script.py"
