@@ -15,6 +15,7 @@ from orchestrate.commands.console import Json, err, note, out, print_json, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import show_check, show_inspect, show_preview
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.types import Severity
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -145,7 +146,7 @@ def convert(
         print_json(report)
         return
     for loss in report.losses:
-        note(f"{loss.severity}: {loss.message}")
+        note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
     out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 

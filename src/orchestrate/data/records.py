@@ -100,12 +100,23 @@ def _delimiter(file: Path, sample: str) -> str:
 
 
 def _cell(column: str, value: Any) -> Any:
-    if column in _STRUCTURED and isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            return value
-    return value
+    if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        held = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
+    return held if _is_meant(column, held) else value
+
+
+def _is_meant(column: str, held: Any) -> bool:
+    """An answer, or Alpaca's `input`, may be JSON and is a text all the same."""
+    if column == "input":
+        return isinstance(held, dict) and "messages" in held
+    if column in ("chosen", "rejected"):
+        items = cast("list[Any]", held if isinstance(held, list) else [held])
+        return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
+    return True
 
 
 def text_lines(file: Path) -> Iterator[bytes]:

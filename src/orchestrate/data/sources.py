@@ -29,6 +29,18 @@ from orchestrate.errors import DataError
 BLOCK = 1 << 20
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"%PDF-": "a PDF",
+    b"SQLite format 3": "a SQLite database",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+}
+"""First bytes of files that people give, and what they are."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt")
 
 
@@ -109,6 +121,10 @@ def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[
     if suffix == ".txt" and head.lstrip()[:1] != b"{":
         return "txt", text_lines
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if foreign := next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None):
+        raise DataError(
+            f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
+        )
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
         raise DataError(f"{file.name} is a web page, not data", fix="give the address of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":

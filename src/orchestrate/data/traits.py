@@ -51,6 +51,12 @@ class Trait(IntFlag):
     NAMES = 32768
     MULTI_TURN = 65536
     EXTRA_FIELDS = 131072
+    TEXT_PARTS = 262144
+    """Content in parts, all of them text."""
+    TEXT_WITH_CALLS = 524288
+    """An assistant says something beside its tool calls."""
+    ANSWERS_IN_ANOTHER_ORDER = 1048576
+    """Answers to tool calls come in another order than the calls."""
 
 
 _FOLLOWERS = {
@@ -202,7 +208,7 @@ class _Unusual:
     def content(self, i: int, m: ChatMessage) -> None:
         place = f"{self._place}[{i}]"
         if m.tool_calls:
-            self.traits |= Trait.TOOLS
+            self.traits |= Trait.TOOLS | (Trait.TEXT_WITH_CALLS if m.text else 0)
             self.found += _calls(m, self._tools, place)
             self.open_calls.update({call.id: i for call in m.tool_calls})
         elif not m.text.strip():
@@ -223,6 +229,8 @@ class _Unusual:
             self.traits |= Trait.NAMES
 
     def answer(self, i: int, m: ChatMessage) -> None:
+        if m.tool_call_id != next(iter(self.open_calls), None):
+            self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
         if m.tool_call_id is None or self.open_calls.pop(m.tool_call_id, None) is None:
             self.found.append(problem("orphan-answer", field=f"{self._place}[{i}].tool_call_id"))
 
@@ -260,7 +268,7 @@ def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
     if m.role != "assistant":
         found.append(problem("weight-on-input", field=field))
     elif m.weight not in (0, 1):
-        found.append(problem("bad-weight", f"the weight is {m.weight}, not 0 or 1", field=field))
+        found.append(problem("bad-weight", f"the weight is {str(m.weight)[:20]}, not 0 or 1", field=field))
 
 
 def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
@@ -279,7 +287,7 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
             traits |= Trait.REMOTE_IMAGES
         if m.role != "user":
             traits |= Trait.IMAGES_NOT_FROM_USER
-    return images, traits
+    return images, traits if images else Trait.TEXT_PARTS
 
 
 def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> list[Problem]:

@@ -40,6 +40,10 @@ def _codes(file: Path) -> dict[str, int]:
         (b'{"a": NaN, "messages": []}', "invalid-json"),
         (b'"just text"', "not-an-object"),
         (b"null", "not-an-object"),
+        (b'{"a": -Infinity}', "invalid-json"),
+        (ROW.strip().replace(b'"content": "a"', b'"content": "a", "content": "b"'), "duplicate-key"),
+        (b'{"messages": 1, ' + ROW.strip()[1:], "duplicate-key"),
+        (ROW.strip()[:-1] + b', "id": 1, "id": 2}', "duplicate-key"),
         (b'{"messages": {}}', "bad-message"),
         (b'{"messages": [[]]}', "bad-message"),
         (b'{"messages": [{"role": {}, "content": []}]}', "bad-role"),
@@ -54,7 +58,7 @@ def test_one_bad_line_is_one_problem_of_its_row(line: bytes, code: str, tmp_path
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW + line + b"\n" + ROW)
     data = Dataset.open(file)
-    assert data.rows == 2
+    assert data.rows == 2 + (code == "duplicate-key")
     assert {(p.code, p.row) for p in data.problems} >= {(code, 2)}
 
 
@@ -81,7 +85,8 @@ def test_a_million_problems(tmp_path: Path) -> None:
     [
         ("a.jsonl", b"", "empty"),
         ("a.jsonl", b"\n\n \n", "empty"),
-        ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", "no row can be read"),
+        ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", "a picture, not rows"),
+        ("a.jsonl", b"\x00\xff" * 500, "no row can be read"),
         ("a.jsonl", b'{"foo": 1}\n', "foo"),
         ("a.jsonl.gz", gzip.compress(ROW * 100_000)[:200], "ended before"),
         ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "cannot read"),
@@ -94,6 +99,8 @@ def test_a_million_problems(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1,2\n", "a, b"),
         ("a.parquet", b"PAR1" + b"x" * 100, "Parquet"),
         ("a.arrow", b"ARROW1" + b"x" * 100, "Arrow"),
+        ("a.xlsx", b"PK\x03\x04" + b"x" * 100, "ZIP archive or a spreadsheet"),
+        ("a.jsonl.xz", b"\xfd7zXZ\x00" + b"x" * 100, "xz archive"),
         ("a.jsonl", b"\xff\xfea\x00b", "cannot read|UTF-8|no row"),
     ],
 )
