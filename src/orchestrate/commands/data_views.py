@@ -33,6 +33,7 @@ def show_inspect(report: InspectReport) -> None:
     for name, value in (
         ("file", f"{report.path}  {report.container}, {report.bytes:,} bytes"),
         ("format", f"{report.format} ({report.kind})"),
+        ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
         ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them trained"),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
@@ -85,7 +86,7 @@ def show_check(report: CheckReport, fixed: object) -> None:
             f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
         )
-        note(f"each change: {fixed.log}")
+        note(f"each change: {fixed.log}; then: orchestrate data check {fixed.output}")
 
 
 def _problems(report: CheckReport) -> None:

@@ -110,8 +110,10 @@ def _content_problem(content: Any, place: str) -> Problem | None:
     if content is None or isinstance(content, str):
         return None
     if not isinstance(content, list):
-        kind = type(content).__name__
-        return problem("bad-content", f"the content is a {kind}, not text", field=f"{place}.content")
+        kind = "an object" if isinstance(content, dict) else "no text"
+        return problem(
+            "bad-content", f"the content is {kind}; it has to be text or parts", field=f"{place}.content"
+        )
     for j, part in enumerate(cast("list[Any]", content)):
         kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image_url"):

@@ -62,7 +62,7 @@ def convert(
     """
     known = target_rules(target)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
-    data, rows = opened.dataset, opened.total.lines - opened.total.counts["blank-line"]
+    data, rows = opened.dataset, opened.total.written
     dropped = _dropped(opened, target)
     if not allow_loss:
         refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR])
@@ -83,7 +83,7 @@ def convert(
 def _dropped(opened: Opened, target: str) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
     data, counts = opened.dataset, opened.total.counts
-    rows = opened.total.lines - counts["blank-line"]
+    rows = opened.total.written
     found: list[Problem] = []
 
     def add(code: str, severity: Severity, message: str, fix: str) -> None:

@@ -93,6 +93,14 @@ def open_counted(
     return dataset
 
 
+def require_rows(data: Dataset) -> None:
+    """Raises `DataError` when every row has errors: an empty file would be made of it."""
+    if not data.rows:
+        raise DataError(
+            f"{data.path} has no good row", problems=data.problems, fix=f"orchestrate data check {data.path}"
+        )
+
+
 def _loads(tokenizer: str) -> bool:
     """A tokenizer that cannot be loaded is told where its count is needed."""
     try:

@@ -78,6 +78,11 @@ CODES: dict[str, Code] = {
     "bad-tools": Code(
         _E, "a tool's schema is wrong", "use {type: function, function: {name, description, parameters}}"
     ),
+    "odd-tool": Code(
+        _W,
+        "a tool that backends may refuse",
+        "use letters, digits, _ and - in names, and JSON schema's types",
+    ),
     # -- other kinds
     "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),
     "empty-text": Code(_E, "the text is empty", "remove the row"),

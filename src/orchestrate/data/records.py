@@ -84,12 +84,15 @@ def csv_lines(file: Path) -> Iterator[bytes]:
         sample = opened.read(64 << 10)
         opened.seek(0)
         delimiter = _delimiter(file, sample)
-        reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)")
+        reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)", strict=True)
         try:
             for record in reader:
                 yield _encode({key: _cell(key, value) for key, value in record.items() if value is not None})
         except csv.Error as error:
-            raise DataError(f"{file.name}: line {reader.line_num}: {error}") from error
+            raise DataError(
+                f"{file.name}: line {reader.reader.line_num}: {error}",
+                fix="close each quote, and double those inside a cell",
+            ) from error
 
 
 def _delimiter(file: Path, sample: str) -> str:

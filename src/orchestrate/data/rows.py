@@ -219,6 +219,18 @@ def last_answer(example: Example) -> str:
             return ""
 
 
+def answers(example: Example) -> str:
+    """All text to learn, joined by blank lines; of a pair that of the preferred side."""
+    match example:
+        case ChatExample():
+            said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]
+        case PreferenceExample():
+            said = [m.text for m in example.preferred]
+        case _:
+            said = [last_answer(example)]
+    return "\n\n".join(said)
+
+
 def messages_of(example: Example) -> list[ChatMessage]:
     """All messages of the row, none for plain text."""
     match example:

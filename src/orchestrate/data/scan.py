@@ -20,7 +20,16 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.data.content import candidates, confirmed
 from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
-from orchestrate.data.rows import Row, canonical, canonical_prompt, last_answer, messages_of, reading, visible
+from orchestrate.data.rows import (
+    Row,
+    answers,
+    canonical,
+    canonical_prompt,
+    last_answer,
+    messages_of,
+    reading,
+    visible,
+)
 from orchestrate.data.tokens import Counter as TokenCounter
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
@@ -176,7 +185,8 @@ def scan(task: Task) -> Part:
         line = whole.lines[number - 1]
         if number - 1 in suspects:
             text = visible(row.example).encode() if row.example is not None else line
-            part.report(confirmed(text, suspects[number - 1]), number)
+            learnt = answers(row.example).encode() if row.example is not None else None
+            part.report(confirmed(text, suspects[number - 1], learnt), number)
         if row.example is None:
             continue
         _note(part, row.example, row.traits, number, task.compare)
@@ -282,6 +292,11 @@ class Total:
                 message = f"{count - shown[code]:,} more like this"
                 found.append(msgspec.structs.replace(problem(code, message), source=source))
         return tuple(found)
+
+    @property
+    def written(self) -> int:
+        """Lines that are not blank."""
+        return self.lines - self.counts["blank-line"]
 
     def errors(self) -> int:
         return sum(n for code, n in self.counts.items() if problem(code).severity is Severity.ERROR)

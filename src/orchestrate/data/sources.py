@@ -76,9 +76,12 @@ def _prepared(path: str, changed_ns: int, size: int) -> Source:
     except (OSError, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
+        fix = (
+            "iconv -f windows-1252 -t utf-8 FILE > NEW" if error.encoding == "utf-8" else "it is cut or mixed"
+        )
         raise DataError(
-            f"{path} is not UTF-8 (byte {error.start + 1} of a block)",
-            fix="save it as UTF-8: iconv -f windows-1252 -t utf-8 FILE > NEW",
+            f"{path} is not {error.encoding.upper()} (byte {error.start + 1} of a block)",
+            fix=f"save it as UTF-8: {fix}",
         ) from error
 
 

@@ -22,6 +22,7 @@ from orchestrate.data.examples import (
     TextExample,
 )
 from orchestrate.data.problems import problem
+from orchestrate.data.tool_schemas import tool_name, tool_problems
 from orchestrate.types import Problem
 
 MOST_IMAGES = 10
@@ -189,7 +190,7 @@ def _messages(
         unusual.unanswered(len(messages) - 1)
     if tools:
         unusual.traits |= _TOOLS
-        unusual.found += _tools(tools)
+        unusual.found += tool_problems(tools)
     if users > 1:
         unusual.traits |= _MULTI_TURN
     return unusual.traits, unusual.found
@@ -292,7 +293,7 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
 
 def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> list[Problem]:
     found: list[Problem] = []
-    declared = {_tool_name(tool) for tool in tools or []}
+    declared = {tool_name(tool) for tool in tools or []}
     for j, call in enumerate(m.tool_calls or []):
         field = f"{place}.tool_calls[{j}]"
         if m.role != "assistant":
@@ -306,32 +307,4 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
         if call.function.name not in declared:
             message = f"the tool {call.function.name!r} is not in tools"
             found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
-    return found
-
-
-def _tool_name(tool: dict[str, Any]) -> str | None:
-    function: Any = tool.get("function")
-    if not isinstance(function, dict):
-        return None
-    name: Any = cast("dict[str, Any]", function).get("name")
-    return name if isinstance(name, str) else None
-
-
-def _tools(tools: list[dict[str, Any]]) -> list[Problem]:
-    found: list[Problem] = []
-    seen: set[str] = set()
-    for i, tool in enumerate(tools):
-        name = _tool_name(tool)
-        if tool.get("type", "function") != "function" or not name:
-            found.append(problem("bad-tools", "not a function with a name", field=f"tools[{i}]"))
-            continue
-        if name in seen:
-            found.append(problem("bad-tools", f"the tool {name!r} is declared twice", field=f"tools[{i}]"))
-        seen.add(name)
-        parameters: Any = tool["function"].get("parameters")
-        if parameters is None:
-            continue
-        if not isinstance(parameters, dict) or cast("dict[str, Any]", parameters).get("type") != "object":
-            message = f"the parameters of {name!r} are not a JSON schema of type object"
-            found.append(problem("bad-tools", message, field=f"tools[{i}].function.parameters"))
     return found

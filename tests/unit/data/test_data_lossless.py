@@ -19,6 +19,7 @@ from orchestrate.data.examples import Kind
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
 
+SLOW = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large)
 TOLD = {"call-ids-renumbered", "parts-joined"}
 """What may change without a refusal; it is told, and compared apart."""
 
@@ -141,7 +142,7 @@ KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, .
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t != "ray"])
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataObject, tmp_path: Path) -> None:
     make, features = KINDS[kind]
