@@ -20,7 +20,7 @@ from orchestrate.types import Severity
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
-FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, or a URL.")]
+FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
 MapOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -287,7 +287,9 @@ def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object
 
 
 def beside(file: str, suffix: str) -> Path:
-    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL is written here."""
+    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL or a pipe is written here."""
+    if file == "-" or file.startswith("/dev/"):
+        return Path(f"data.{suffix}")
     given = Path(file.rsplit("/", 1)[-1]) if "://" in file else Path(file)
     return given.with_name(f"{given.name.split('.')[0] or 'data'}.{suffix}")
 

@@ -48,7 +48,8 @@ def message(role: str, text: str) -> ChatMessage:
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Canonical messages of a list of objects; a message with problems is reported and left out."""
     if not isinstance(value, list):
-        return [], [problem("bad-message", f"{place} is not a list of messages", field=place)]
+        text = "text, which has to be JSON" if isinstance(value, str) else "no list of messages"
+        return [], [problem("bad-message", f"{place} is {text}", field=place)]
     messages: list[ChatMessage] = []
     found: list[Problem] = []
     legacy = _LegacyCalls()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,15 +59,22 @@ class Source:
 
 def source(path: str) -> Source:
     """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
-    that is not installed. An unchanged input is prepared once in a process."""
+    that is not installed. An unchanged input is prepared once in a process; `-` is standard input."""
     if "://" in path:
         return _prepared(path, 0, 0)
+    path = "/dev/stdin" if path == "-" else path
     try:
-        stat = Path(path).stat()
+        found = Path(path).stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read {path}: {reason}", fix="check the path") from error
-    return _prepared(path, stat.st_mtime_ns, stat.st_size)
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        raise DataError(
+            f"{path} is a device or a terminal, not a file", fix="pipe rows into it, or give a file"
+        )
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return _prepared(path, 0, 0)  # a pipe, which can be read once
+    return _prepared(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=64)
@@ -93,7 +101,16 @@ def _prepare(path: str) -> Source:
     if given.is_dir():
         files = _folder_files(given)
         return _staged(path, arrow_or_parts(files), "folder", sum(f.stat().st_size for f in files))
+    if not given.is_file():
+        given = _copied(given)
     return _unfold(path, given, "", given.stat().st_size)
+
+
+def _copied(pipe: Path) -> Path:
+    target = _new_file(".jsonl")
+    with pipe.open("rb") as opened, target.open("wb") as file:
+        shutil.copyfileobj(opened, file, BLOCK)
+    return target
 
 
 def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
@@ -179,7 +196,8 @@ def _zstd(file: Path) -> Any:
 
 
 def _fetch(url: str) -> Path:
-    target = _new_file(Path(url.split("?", 1)[0]).suffix or ".jsonl")
+    named = Path(url.split("?", 1)[0])
+    target = _new_file("".join(named.suffixes[-2:]) or ".jsonl")  # two, as of rows.csv.gz
     fetch(url, target)
     return target
 
@@ -189,8 +207,10 @@ def _folder_files(folder: Path) -> list[Path]:
     splits, or nothing."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        if len(splits) == 1:
+            return _folder_files(folder / splits[0])
         raise DataError(
-            f"{folder} holds several splits: {', '.join(splits)}",
+            f"{folder} holds {'several splits: ' if splits else 'no split'}{', '.join(splits)}",
             fix=f"give one: {folder / (splits or ['train'])[0]}",
         )
     files = sorted(p for p in folder.rglob("*") if p.suffix in _DATA_SUFFIXES and not p.name.startswith("."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -369,8 +370,7 @@ def _json_in_csv(folder: Path) -> Path:
         _json_in_csv,
     ],
 )
-def test_container_holds_the_same_rows(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_container_holds_the_same_rows(make: Callable[[Path], Path], tmp_path: Path) -> None:
     file = make(tmp_path)
     assert Dataset.open(file).digest == Dataset.open(PLAIN).digest
 
@@ -399,6 +399,17 @@ def test_changed_file_is_read_anew(tmp_path: Path) -> None:
     assert Dataset.open(file).rows == 1
     file.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
     assert Dataset.open(file).rows == 2
+
+
+def test_a_saved_dataset_with_one_split_is_that_split(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "dataset_info.json").write_text("{}")
+    (tmp_path / "train" / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert len(rows(tmp_path)) == 1
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="several splits: test, train"):
+        rows(tmp_path)
 
 
 def test_folder_with_several_splits_is_refused(tmp_path: Path) -> None:
