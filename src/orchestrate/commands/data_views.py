@@ -93,6 +93,7 @@ def _problems(report: CheckReport) -> None:
     """Some of each code, errors first; `--json` has more."""
     if not report.problems:
         return
+    splits = {file.path: file.split for file in report.files} if len(report.files) > 1 else {}
     seen: Counter[tuple[str, tuple[str, ...], str | None]] = Counter()
     shown = table("", "code", "where", "what", "fix", fold=("what", "fix"))
     hidden = lines = 0
@@ -103,8 +104,8 @@ def _problems(report: CheckReport) -> None:
             hidden += 1
             continue
         lines += 1
-        where = f"row {p.row}" if p.row else ""
-        where += f" {p.field}" if p.field else ""
+        row = f"row {p.row}" if p.row else ""
+        where = " ".join(filter(None, (splits.get(p.source or ""), row, p.field)))
         hosts = f"[{','.join(p.providers)}] " if p.providers else ""
         shown.add_row(
             Text(p.severity.value, style=_STYLE[p.severity]),

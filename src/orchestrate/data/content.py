@@ -92,12 +92,21 @@ PATTERNS: tuple[Pattern, ...] = (
         "a phone number",
         rb"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,4}\b",
     ),
-    Pattern("replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(),)),
+    Pattern(
+        "replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(), rb"\ufffd", rb"\uFFFD")
+    ),
     Pattern(
         "mojibake",
         "UTF-8 that was read as Latin-1",
         rb"\xc3\x83\xc2[\x80-\xbf]|\xc3\xa2\xe2\x82\xac",
-        (b"\xc3\x83\xc2", b"\xc3\xa2\xe2\x82\xac"),
+        (
+            b"\xc3\x83\xc2",
+            b"\xc3\xa2\xe2\x82\xac",
+            rb"\u00c3\u00",
+            rb"\u00C3\u00",
+            rb"\u00e2\u20ac",
+            rb"\u00E2\u20AC",
+        ),
     ),
     Pattern("control-character", "a NUL character", rb"\x00", (rb"\u0000",)),
     Pattern(

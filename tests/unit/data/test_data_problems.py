@@ -191,6 +191,22 @@ def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
     assert codes == {"few-rows"}
 
 
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("caf\u00c3\u00a9", "mojibake"),
+        ("so \u00e2\u20ac\u201c so", "mojibake"),
+        ("a\ufffdb", "replacement-character"),
+    ],
+)
+def test_damage_is_found_however_json_spells_it(text: str, code: str, escaped: bool, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}]}
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=escaped) + "\n")
+    assert check({"train": str(file)}, Options(hosts=())).files[0].counts == {code: 1}
+
+
 def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "line\nghp_" + "a1B2" * 9))
