@@ -35,6 +35,7 @@ def base(tmp_path: Path, cli_env: dict[str, str]):
     "arguments",
     ["--help", "init new", "plan -p together", "check -p together", "quote -p together", "runs", "models",
      "prices list -p together", "data inspect train.jsonl", "data dedupe train.jsonl --dry-run", "doctor",
+     "data split train.jsonl --no-near", "data convert train.jsonl --to sharegpt",
      "providers", "local memory 8B", "sync"],
 )  # fmt: skip
 def test_it_works_without_extras(base, arguments: str) -> None:
@@ -49,12 +50,20 @@ def test_it_works_without_extras(base, arguments: str) -> None:
         ("local bench", "local"),
         ("data convert train.jsonl --to parquet", "data"),
         ("data dedupe train.jsonl --near", "data"),
+        ("data split train.jsonl", "data"),
+        ("data check train.jsonl --near", "data"),
         ("--store postgresql://user@host/x runs", "postgres"),
     ],
 )
 def test_what_is_missing_is_said_with_the_line_that_installs_it(base, arguments: str, extra: str) -> None:
     done = base(*arguments.split())
     assert done.returncode == 3 and f"pip install 'orchestrate-ft[{extra}]'" in done.stderr
+
+
+def test_without_packages_what_is_left_out_is_said_with_the_option_that_does_without(base) -> None:
+    assert "or --no-near" in base("data", "split", "train.jsonl").stderr
+    checked = base("data", "check", "train.jsonl", "--validation", "valid.jsonl")
+    assert "nearly equal rows is not looked for" in checked.stderr
 
 
 def test_rows_are_compared_as_they_are_with_numpy(base, cli) -> None:

@@ -153,6 +153,14 @@ def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).stdout
 
 
+def test_a_row_too_long_to_show_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"text": "word " * 500_000}) + '\n{"text": "short"}\n')
+    told = run("preview", file, "--model", TINY, cwd=tmp_path, code=1)
+    assert "row 1" in told.stderr and "--row 2" in told.stderr
+    assert "short" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
+
+
 def test_preview_escapes_html(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "<script>alert(1)</script>"}\n')
@@ -190,3 +198,25 @@ def test_map(tmp_path: Path) -> None:
         "inspect", GOOD / "question_answer.jsonl", "--map", "prompt=question,completion=answer", cwd=tmp_path
     )
     assert report["kind"] == "completion"
+
+
+def test_rows_come_through_a_pipe_too(tmp_path: Path) -> None:
+    """Also through one that the shell makes for `<(...)`; each is read once and used as often as needed."""
+    orders = ORDERS / "validation.jsonl"
+    for line in (
+        f"cat '{orders}' | $O data check - --near --json",
+        f"$O data check <(gzip -c '{orders}') --json",
+        f"$O data check - --json < '{orders}'",
+    ):
+        done = subprocess.run(
+            ["bash", "-c", line.replace("$O", f"'{sys.executable}' -m orchestrate.cli")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and json.loads(done.stdout)["report"]["files"][0]["rows"] == 100, (
+            done.stderr
+        )
+    line = f"cat '{orders}' | '{sys.executable}' -m orchestrate.cli data dedupe -"
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    assert len((tmp_path / "data.deduped.jsonl").read_text().splitlines()) == 100

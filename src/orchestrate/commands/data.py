@@ -4,8 +4,9 @@ generate are offline."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,12 @@ import typer
 from orchestrate.commands.console import Json, err, note, out, print_json, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import show_check, show_inspect, show_preview
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
+from orchestrate.types import Severity
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
-FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, or a URL.")]
+FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
 MapOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,8 +74,11 @@ def check(
     method: Annotated[str | None, typer.Option(help="sft, dpo or rft.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     near: Annotated[
-        bool, typer.Option("--near", help="Look for near duplicates and near leakage too.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
+        ),
+    ] = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
     ] = False,
@@ -96,7 +101,7 @@ def check(
         tokenizer=tokenizer or _tokenizer(model, wanted),
         contexts=_contexts(model, wanted, method or "sft"),
         epochs=epochs,
-        near=near,
+        near=_look_near(paths) if near is None else near,
         columns=_columns(columns),
         workers=workers,
     )
@@ -145,7 +150,7 @@ def convert(
         print_json(report)
         return
     for loss in report.losses:
-        note(f"{loss.severity}: {loss.message}")
+        note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
     out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 
@@ -171,7 +176,7 @@ def split(
     whole."""
     from orchestrate.data import splitting
 
-    with _progress("splitting") as progress:
+    with _progress("splitting") as progress, _or("--no-near, and nearly equal rows may be on both sides"):
         report = splitting.split(
             file,
             splitting.parse_shares(shares),
@@ -264,6 +269,16 @@ app.command()(generate)
 app.command()(review)
 
 
+def _look_near(paths: Mapping[str, str]) -> bool:
+    """Leakage is worth the time, where the packages are there."""
+    if len(paths) < 2:
+        return False
+    if all(find_spec(package) for package in ("numpy", "rensa")):
+        return True
+    note("leakage of nearly equal rows is not looked for: pip install 'orchestrate-ft[data]'")
+    return False
+
+
 def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object) -> object:
     from orchestrate.data import checking, fixing
 
@@ -272,7 +287,9 @@ def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object
 
 
 def beside(file: str, suffix: str) -> Path:
-    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL is written here."""
+    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL or a pipe is written here."""
+    if file == "-" or file.startswith("/dev/"):
+        return Path(f"data.{suffix}")
     given = Path(file.rsplit("/", 1)[-1]) if "://" in file else Path(file)
     return given.with_name(f"{given.name.split('.')[0] or 'data'}.{suffix}")
 
@@ -341,6 +358,16 @@ def _engine(name: str, workers: int | None) -> Generator[None]:
     with redirect_stdout(sys.stderr), on_ray(workers) as cpus:  # Ray prints what befalls its workers
         note(f"on Ray, {cpus} CPUs")
         yield
+
+
+@contextmanager
+def _or(option: str) -> Generator[None]:
+    """Tells the option that does without a missing package."""
+    try:
+        yield
+    except MissingExtra as error:
+        error.fix = f"{error.fix}, or {option}"
+        raise
 
 
 @contextmanager

@@ -194,12 +194,15 @@ def _show(report: GenerateReport) -> None:
     cost = f", ${report.usd:.4f}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
     note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")
+    if report.last_error:
+        note(f"the last one that failed: {report.last_error}")
     if report.refused:
         note("not kept: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
-    note(f"review them: orchestrate data review {report.output}")
+    if report.rows:
+        note(f"review them: orchestrate data review {report.output}")
 
 
 @contextmanager

@@ -10,7 +10,11 @@ from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import Example, PreferenceExample
 from orchestrate.data.hub_tokens import load, special_ids
 from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
+from orchestrate.data.rows import visible
 from orchestrate.errors import DataError, SetupError
+
+LONGEST = 2_000_000
+"""Characters of a row that is shown; a longer one has millions of tokens to draw."""
 
 
 def read_preview(
@@ -63,6 +67,11 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
     found: list[tuple[int, Example]] = []
     for number, example in data.numbered():
         if number >= first:
+            if (size := len(visible(example))) > LONGEST:
+                raise DataError(
+                    f"row {number} of {data.path} has {size:,} characters, too many to show",
+                    fix=f"--row {number + 1}  begins after it",
+                )
             found.append((number, example))
         if len(found) == count:
             break

@@ -33,6 +33,7 @@ def show_inspect(report: InspectReport) -> None:
     for name, value in (
         ("file", f"{report.path}  {report.container}, {report.bytes:,} bytes"),
         ("format", f"{report.format} ({report.kind})"),
+        ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
         ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them trained"),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
@@ -85,13 +86,14 @@ def show_check(report: CheckReport, fixed: object) -> None:
             f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
         )
-        note(f"each change: {fixed.log}")
+        note(f"each change: {fixed.log}; then: orchestrate data check {fixed.output}")
 
 
 def _problems(report: CheckReport) -> None:
     """Some of each code, errors first; `--json` has more."""
     if not report.problems:
         return
+    splits = {file.path: file.split for file in report.files} if len(report.files) > 1 else {}
     seen: Counter[tuple[str, tuple[str, ...], str | None]] = Counter()
     shown = table("", "code", "where", "what", "fix", fold=("what", "fix"))
     hidden = lines = 0
@@ -102,8 +104,8 @@ def _problems(report: CheckReport) -> None:
             hidden += 1
             continue
         lines += 1
-        where = f"row {p.row}" if p.row else ""
-        where += f" {p.field}" if p.field else ""
+        row = f"row {p.row}" if p.row else ""
+        where = " ".join(filter(None, (splits.get(p.source or ""), row, p.field)))
         hosts = f"[{','.join(p.providers)}] " if p.providers else ""
         shown.add_row(
             Text(p.severity.value, style=_STYLE[p.severity]),

@@ -6,6 +6,7 @@ The strict structs decode clean rows; this is the patient path for all others: a
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import msgspec
@@ -47,15 +48,38 @@ def message(role: str, text: str) -> ChatMessage:
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Canonical messages of a list of objects; a message with problems is reported and left out."""
     if not isinstance(value, list):
-        return [], [problem("bad-message", f"{place} is not a list of messages", field=place)]
+        text = "text, which has to be JSON" if isinstance(value, str) else "no list of messages"
+        return [], [problem("bad-message", f"{place} is {text}", field=place)]
     messages: list[ChatMessage] = []
     found: list[Problem] = []
+    legacy = _LegacyCalls()
     for i, item in enumerate(cast("list[Any]", value)):
         read, wrong = _message(item, f"{place}[{i}]")
         found += wrong
         if read is not None:
+            if read.role == "function" or isinstance(item.get("function_call"), dict):
+                legacy.join(read)
             messages.append(read)
     return messages, found
+
+
+class _LegacyCalls:
+    """OpenAI's retired calls have no ids, and a message with the role function answers by the name: each call
+    gets an id of its own, and its answer becomes a tool message with that id."""
+
+    def __init__(self) -> None:
+        self._made: Counter[str] = Counter()
+        self._open: dict[str, str] = {}
+
+    def join(self, m: ChatMessage) -> None:
+        if m.role == "function" and m.name in self._open:
+            m.role, m.tool_call_id, m.name = "tool", self._open.pop(m.name), None
+        for call in (m.tool_calls or []) if m.role == "assistant" else []:
+            name = call.function.name
+            self._made[name] += 1
+            if self._made[name] > 1:
+                call.id = f"{call.id}_{self._made[name]}"
+            self._open[name] = call.id
 
 
 def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
@@ -87,18 +111,23 @@ def _content_problem(content: Any, place: str) -> Problem | None:
     if content is None or isinstance(content, str):
         return None
     if not isinstance(content, list):
-        kind = type(content).__name__
-        return problem("bad-content", f"the content is a {kind}, not text", field=f"{place}.content")
+        kind = "an object" if isinstance(content, dict) else "no text"
+        return problem(
+            "bad-content", f"the content is {kind}; it has to be text or parts", field=f"{place}.content"
+        )
     for j, part in enumerate(cast("list[Any]", content)):
         kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image_url"):
             message = f"a part has the type {kind!r}; only text and image_url are known"
             return problem("bad-content", message, field=f"{place}.content[{j}]")
+        if kind == "image_url" and not isinstance(cast("dict[str, Any]", part).get("image_url"), dict):
+            message = "image_url is no object; write {url: ...} (--fix does where it is an address)"
+            return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
 
 
 def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Problem]:
-    """OpenAI's retired `function_call` becomes one tool call; its answer names the function, not an id."""
+    """OpenAI's retired `function_call` becomes one tool call."""
     call: Any = raw.get("function_call")
     if not isinstance(call, dict):
         return []

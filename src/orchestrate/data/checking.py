@@ -36,7 +36,7 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """What one host would take of the training rows."""
+    """What one host would take of the training rows; `rows` counts those with errors too."""
 
     host: str
     rows: int
@@ -100,15 +100,15 @@ def check(
     if options.near:
         found += _near(opened, options)
     hosts: list[HostFacts] = []
+    first = next(iter(opened.values()))
     for host in options.hosts:
         wrong = [p for split, one in opened.items() for p in _for_host(one, host, split, options)]
         found += wrong
-        first = next(iter(opened.values())).dataset
         hosts.append(
             HostFacts(
                 host=host,
-                rows=first.rows,
-                accepted=rules.accepted(first, host),
+                rows=first.total.written,
+                accepted=rules.accepted(first.dataset, host),
                 errors=_count(wrong, Severity.ERROR),
                 warnings=_count(wrong, Severity.WARNING),
             )

@@ -105,19 +105,39 @@ PATTERNS: tuple[Pattern, ...] = (
         "a phone number",
         rb"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,4}\b",
     ),
-    Pattern("replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(),)),
+    Pattern(
+        "replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(), rb"\ufffd", rb"\uFFFD")
+    ),
     Pattern(
         "mojibake",
         "UTF-8 that was read as Latin-1",
         rb"\xc3\x83\xc2[\x80-\xbf]|\xc3\xa2\xe2\x82\xac",
-        (b"\xc3\x83\xc2", b"\xc3\xa2\xe2\x82\xac"),
+        (
+            b"\xc3\x83\xc2",
+            b"\xc3\xa2\xe2\x82\xac",
+            rb"\u00c3\u00",
+            rb"\u00C3\u00",
+            rb"\u00e2\u20ac",
+            rb"\u00E2\u20AC",
+        ),
     ),
     Pattern("control-character", "a NUL character", rb"\x00", (rb"\u0000",)),
     Pattern(
         "refusal",
         "an answer that refuses",
-        rb"(?i)\bas an ai(?: language)? model\b|\bI(?:'m| am) sorry, but I (?:can(?:'t|not)|am unable)",
-        (b"n AI ", b"n ai ", b"m sorry, but I "),
+        rb"(?i)\bas an ai(?: language)? (?:model|assistant)\b"
+        rb"|\bI(?:'|\xe2\x80\x99| a)m sorry, (?:but )?I"
+        rb"(?: can(?:'|\xe2\x80\x99)t| can ?not|(?:'|\xe2\x80\x99| a)m (?:unable|not able))"
+        rb"|\bI can(?:(?:'|\xe2\x80\x99)t|not) (?:assist|help) (?:you )?with (?:that|this)\b",
+        (
+            b"n AI ",
+            b"n ai ",
+            b"m sorry, ",
+            b"ssist with th",
+            b"elp with th",
+            b"ssist you with th",
+            b"elp you with th",
+        ),
     ),
     Pattern(
         "placeholder",
@@ -138,12 +158,14 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
-def confirmed(text: bytes, patterns: list[int]) -> list[Problem]:
-    """The problem of each of the patterns that does match; `text` is the row's as a model would see it."""
+def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
+    """The problem of each of the patterns that does match; `text` is the row's as a model would see it,
+    `answers` the part of it that is to be learnt."""
     found: list[Problem] = []
     for number in patterns:
         pattern = PATTERNS[number]
-        match = next(_matches(text, number), None)
+        learnt = pattern.code == "refusal" and answers is not None
+        match = next(_matches(answers if learnt else text, number), None)  # type: ignore[arg-type]
         if match is not None:
             found.append(problem(pattern.code, f"{pattern.what} ({shown(match, pattern.code)})"))
     return found

@@ -60,11 +60,13 @@ def convert(
     Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
     this kind of row at all; the error lists why.
     """
-    target_rules(target)
+    known = target_rules(target)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
-    data, rows = opened.dataset, opened.total.lines - opened.total.counts["blank-line"]
+    data, rows = opened.dataset, opened.total.written
     dropped = _dropped(opened, target)
-    refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR and not allow_loss])
+    if not allow_loss:
+        refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR])
+        refuse(data, target, _lost(data, target, known))
     written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True, workers=workers)
     return ConvertReport(
         path=path,
@@ -81,7 +83,7 @@ def convert(
 def _dropped(opened: Opened, target: str) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
     data, counts = opened.dataset, opened.total.counts
-    rows = opened.total.lines - counts["blank-line"]
+    rows = opened.total.written
     found: list[Problem] = []
 
     def add(code: str, severity: Severity, message: str, fix: str) -> None:
@@ -109,6 +111,13 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             "keep the source, if they are needed again",
         )
     return found
+
+
+def _lost(data: Dataset, target: str, known: HostRules) -> list[Problem]:
+    """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
+    lossy = {rule.code for rule in known.traits.values() if rule.lossy}
+    found = [p for p in rules.losses(data, target, known) if p.code in lossy]
+    return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
 
 
 def refuse(data: Dataset, target: str, errors: list[Problem]) -> None:
@@ -154,7 +163,8 @@ def write_rows(
     ]
     written = 0
     if target == "parquet":
-        plain = not any(mask & (Trait.TOOLS | Trait.IMAGES) for mask in data.masks) and data.kind == "chat"
+        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+        plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
         written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
     else:
         with partial.open("wb") as file:

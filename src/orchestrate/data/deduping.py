@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orchestrate.data import compare, near
-from orchestrate.data.opening import open_dataset
+from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.scan import Task
 from orchestrate.data.writers import writer
 from orchestrate.types import Record
@@ -49,6 +49,7 @@ def dedupe(
     tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
     opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
     data, total = opened.dataset, opened.total
+    require_rows(data)
     again, first = compare.repeats(total.hashes)
     leaders = list(range(len(total.numbers)))
     for i, j in zip(again, first, strict=True):
@@ -85,6 +86,6 @@ def dedupe(
         kept=data.rows - len(removed),
         exact=len(exact),
         near=len(removed) - len(exact),
-        left_out=total.lines - data.rows - total.counts["blank-line"],
+        left_out=total.written - data.rows,
         removed=tuple(removed[:100]),
     )

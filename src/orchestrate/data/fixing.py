@@ -21,7 +21,7 @@ from orchestrate.data import shapes
 from orchestrate.data.chat import alias
 from orchestrate.data.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.opening import first_lines, sniff
-from orchestrate.data.rows import Row, canonical, parse, renamed, row_of
+from orchestrate.data.rows import Row, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.scan import pieces, ranges
 from orchestrate.data.sources import source
 from orchestrate.data.traits import Trait, examine
@@ -162,6 +162,8 @@ class _Mend:
             value, wrong = _without_surrogates(json.loads(line)), None
         if wrong is not None:
             self.leave(wrong.code, wrong.message)
+        for repeated in repeated_keys(line):
+            self.did(repeated.code, repeated.message)
         return value
 
     def _clean(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,14 @@ def _refused(what: str) -> Rule:
 
 
 _AS_SYSTEM = Rule(
-    "developer-as-system", Severity.ERROR, "developer becomes system", "--allow-loss", lossy=True
+    "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
 _WEIGHTS = {
     Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
+_JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be held"
 
 FORMATS: dict[str, HostRules] = {
@@ -65,6 +66,9 @@ FORMATS: dict[str, HostRules] = {
             Trait.TOOLS: Rule(
                 "call-ids-renumbered", Severity.INFO, "ids of tool calls are numbered anew", "nothing to do"
             ),
+            Trait.TEXT_WITH_CALLS: _lost("one turn of text and tool calls"),
+            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("answers in another order than their tool calls"),
+            Trait.TEXT_PARTS: _JOINED,
         },
     ),
     "alpaca": HostRules(
@@ -86,6 +90,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.SYSTEM_LATER: _refused("system messages after the first message"),
             Trait.STARTS_WRONG: _refused("conversations that the assistant begins"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
+            Trait.TEXT_PARTS: _JOINED,
         },
     ),
     "trl": HostRules(
@@ -123,12 +128,9 @@ def _sharegpt(example: Example) -> dict[str, Any]:
             turns.append({"from": "observation", "value": m.text})
             continue
         if m.text or not m.tool_calls:
-            turn: dict[str, Any] = {"from": names[m.role], "value": m.text}
-            if m.weight is not None:
-                turn["weight"] = m.weight
-            turns.append(turn)
+            turns.append(_weighted({"from": names[m.role], "value": m.text}, m))
         if m.tool_calls:
-            turns.append({"from": "function_call", "value": _calls(m)})
+            turns.append(_weighted({"from": "function_call", "value": _calls(m)}, m))
     row: dict[str, Any] = {"conversations": turns}
     if example.tools:
         row["tools"] = msgspec.json.encode(example.tools).decode()
@@ -137,9 +139,14 @@ def _sharegpt(example: Example) -> dict[str, Any]:
     return row
 
 
+def _weighted(turn: dict[str, Any], m: ChatMessage) -> dict[str, Any]:
+    return turn if m.weight is None else turn | {"weight": m.weight}
+
+
 def _calls(m: ChatMessage) -> str:
+    """Arguments stay as they are written: decoding would round large numbers."""
     calls = [
-        {"name": c.function.name, "arguments": msgspec.json.decode(c.function.arguments or "{}")}
+        {"name": c.function.name, "arguments": msgspec.Raw((c.function.arguments or "{}").encode())}
         for c in m.tool_calls or ()
     ]
     return msgspec.json.encode(calls[0] if len(calls) == 1 else calls).decode()
@@ -181,7 +188,7 @@ def _trl(example: Example) -> dict[str, Any]:
 
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
     """Writes in batches and returns the number of rows. Without `plain`, lists are written as JSON text:
-    tool schemas and contents of parts have no common columnar type. The reader takes both. Raises
+    tool schemas and content in parts have no common columnar type. The reader takes both. Raises
     `MissingExtra` without pyarrow."""
     try:
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]

@@ -118,6 +118,8 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     refused: dict[str, int]
     hosts: tuple[str, ...]
     """Backends that every row is fit for."""
+    last_error: str | None = None
+    """Why the latest request that failed did."""
 
 
 @dataclass
@@ -135,6 +137,7 @@ class _State:
     refused: Counter[str] = field(default_factory=Counter[str])
     barren: int = 0
     failures: int = 0
+    last_error: str | None = None
 
     def add(self, entry: Entry) -> None:
         match entry:
@@ -154,6 +157,7 @@ class _State:
             case Failed():
                 self.failed += 1
                 self.failures += 1
+                self.last_error = entry.error
         self.open.pop(entry.number, None)
         self.usd += entry.usd
 
@@ -353,4 +357,5 @@ class _Run:
             usd=state.usd + sum(state.open.values()) if self._order.price else None,
             refused=dict(state.refused),
             hosts=hosts,
+            last_error=state.last_error,
         )

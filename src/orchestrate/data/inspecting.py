@@ -46,6 +46,8 @@ class InspectReport(Record, frozen=True, kw_only=True):
     container: str
     format: str
     kind: str
+    formats: dict[str, int]
+    """Rows of each format, when the file mixes several."""
     bytes: int
     lines: int
     rows: int
@@ -87,12 +89,13 @@ def inspect(
     data, total = opened.dataset, opened.total
     count = data.tokens(tokenizer)
     lengths = sorted(count.lengths)
-    broken = total.lines - total.rows - total.counts["blank-line"]
+    broken = total.written - total.rows
     return InspectReport(
         path=path,
         container=data.container,
         format=data.format,
         kind=data.kind,
+        formats={data.format: data.rows} | dict(total.formats) if total.formats else {},
         bytes=data.bytes,
         lines=total.lines,
         rows=data.rows,

@@ -17,7 +17,7 @@ from orchestrate.data import rules, shapes
 from orchestrate.data.content import candidates, confirmed
 from orchestrate.data.examples import ChatExample, Example, Kind, PreferenceExample, RLExample
 from orchestrate.data.near import Seen
-from orchestrate.data.rows import canonical, canonical_prompt, messages_of, reading, visible
+from orchestrate.data.rows import answers, canonical, canonical_prompt, messages_of, reading, visible
 from orchestrate.data.writers import writer
 from orchestrate.types import Severity
 
@@ -93,7 +93,9 @@ class Judge:
             return None, "refused-by-host"
         text = visible(row.example).encode()
         suspects = sorted({pattern for _, pattern in candidates(line, [0])})
-        unwanted = [p.code for p in confirmed(text, suspects) if p.code in UNWANTED]
+        unwanted = [
+            p.code for p in confirmed(text, suspects, answers(row.example).encode()) if p.code in UNWANTED
+        ]
         return (None, unwanted[0]) if unwanted else (row.example, None)
 
     def _repeats(self, example: Example) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from orchestrate.data import counts, shapes, tokens
 from orchestrate.data.dataset import Content, Dataset, TokenCount
+from orchestrate.data.hints import advice
 from orchestrate.data.pool import ordered
 from orchestrate.data.rows import Row, parse, renamed
 from orchestrate.data.scan import Task, Total, ranges, read_rows, ready, scan
@@ -92,6 +93,14 @@ def open_counted(
     return dataset
 
 
+def require_rows(data: Dataset) -> None:
+    """Raises `DataError` when every row has errors: an empty file would be made of it."""
+    if not data.rows:
+        raise DataError(
+            f"{data.path} has no good row", problems=data.problems, fix=f"orchestrate data check {data.path}"
+        )
+
+
 def _loads(tokenizer: str) -> bool:
     """A tokenizer that cannot be loaded is told where its count is needed."""
     try:
@@ -133,6 +142,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     votes: Counter[str] = Counter()
     fields: Counter[str] = Counter()
     first = None
+    example: dict[str, Any] = {}
     for line in islice((line for line in of if line.strip()), SAMPLE_ROWS):
         value, wrong = parse(line)
         if not isinstance(value, dict):
@@ -140,6 +150,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             continue
         row = renamed(cast("dict[str, Any]", value), columns)
         fields.update(row.keys())
+        example = example or row
         if (shape := shapes.recognise(row)) is not None:
             votes[shape.name] += 1
     if votes:
@@ -148,7 +159,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         names = ", ".join(name for name, _ in fields.most_common(12))
         raise DataError(
             f"{path}: no known training format has the fields {names}",
-            fix="name the columns: --map prompt=COLUMN,completion=COLUMN",
+            fix=advice(path, example),
         )
     raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
 

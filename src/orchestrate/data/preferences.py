@@ -1,4 +1,4 @@
-"""Preference pairs in the shapes of TRL and of Anthropic's HH dataset."""
+"""Preference pairs in the shapes of TRL, of Anthropic's HH dataset, of Alpaca and of ShareGPT."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 from orchestrate.data.chat import message, messages_from, tools_from
 from orchestrate.data.examples import ChatMessage, PreferenceExample
 from orchestrate.data.problems import problem
+from orchestrate.data.sharegpt import conversation, with_system
 from orchestrate.types import Problem
 
 HUMAN = "\n\nHuman:"
@@ -17,8 +18,44 @@ Pair = tuple[PreferenceExample | None, list[Problem]]
 
 
 def explicit(row: dict[str, Any]) -> Pair:
-    """`prompt` beside both answers; an answer that repeats the prompt, as some datasets have it, is cut."""
-    prompt, found = _side(row["prompt"], "user", "prompt")
+    """`prompt` beside both answers."""
+    return _answered(row, *_side(row["prompt"], "user", "prompt"))
+
+
+def implicit(row: dict[str, Any]) -> Pair:
+    """Whole conversations, or whole texts: what both begin with is the prompt."""
+    if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
+        shared = _shared_text(row["chosen"], row["rejected"])
+        if not shared.strip():
+            message_ = (
+                "both answers begin differently, so there is no prompt; name its column: --map prompt=COLUMN"
+            )
+            return None, [problem("no-messages", message_, field="prompt")]
+        prompt = [message("user", shared)]
+        chosen, rejected = (message("assistant", row[side][len(shared) :]) for side in ("chosen", "rejected"))
+        return _pair(row, prompt, [chosen], [rejected], [])
+    chosen, found = messages_from(row["chosen"], "chosen")
+    rejected, wrong = messages_from(row["rejected"], "rejected")
+    return _split(row, chosen, rejected, found + wrong)
+
+
+def alpaca(row: dict[str, Any]) -> Pair:
+    """An instruction, or a question, with two answers."""
+    question, given = row.get("instruction", row.get("question")), row.get("input") or ""
+    if not isinstance(given, str):
+        return None, [problem("bad-content", "input is not text", field="input")]
+    prompt = [message("user", f"{question}\n\n{given}" if given else str(question))]
+    return _answered(row, with_system(row, prompt), [])
+
+
+def sharegpt(row: dict[str, Any]) -> Pair:
+    """A conversation that both answers, as turns, go on from."""
+    prompt, found = conversation(row["conversations"], "conversations")
+    return _answered(row, with_system(row, prompt), found)
+
+
+def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Problem]) -> Pair:
+    """An answer that repeats the prompt, as some datasets have it, is cut."""
     sides: list[list[ChatMessage]] = []
     for name in ("chosen", "rejected"):
         answer, wrong = _side(row[name], "assistant", name)
@@ -27,18 +64,6 @@ def explicit(row: dict[str, Any]) -> Pair:
             answer = answer[len(prompt) :]
         sides.append(answer)
     return _pair(row, prompt, sides[0], sides[1], found)
-
-
-def implicit(row: dict[str, Any]) -> Pair:
-    """Whole conversations, or whole texts: what both begin with is the prompt."""
-    if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-        shared = _shared_text(row["chosen"], row["rejected"])
-        prompt = [message("user", shared)]
-        chosen, rejected = (message("assistant", row[side][len(shared) :]) for side in ("chosen", "rejected"))
-        return _pair(row, prompt, [chosen], [rejected], [])
-    chosen, found = messages_from(row["chosen"], "chosen")
-    rejected, wrong = messages_from(row["rejected"], "rejected")
-    return _split(row, chosen, rejected, found + wrong)
 
 
 def hh(row: dict[str, Any]) -> Pair:
@@ -73,10 +98,10 @@ def _pair(
 def _side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     if isinstance(value, str):
         return [message(role, value)], []
-    if isinstance(value, dict):
-        return messages_from([cast("dict[str, Any]", value)], place)
-    if isinstance(value, list):
-        return messages_from(cast("list[Any]", value), place)
+    if isinstance(value, dict | list):
+        items = cast("list[Any]", value if isinstance(value, list) else [value])
+        turns = bool(items) and all(isinstance(item, dict) and "from" in item for item in items)
+        return (conversation if turns else messages_from)(items, place)
     return [], [problem("bad-content", f"{place} is neither text nor messages", field=place)]
 
 

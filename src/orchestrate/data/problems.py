@@ -29,6 +29,11 @@ CODES: dict[str, Code] = {
     ),
     "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
     "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
+    "duplicate-key": Code(
+        _W,
+        "a field occurs twice in an object; the last one counts",
+        "keep one of them (--fix keeps the last)",
+    ),
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
         _E, "half of a surrogate pair, which UTF-8 cannot hold", "replace it (--fix writes U+FFFD)"
@@ -72,6 +77,11 @@ CODES: dict[str, Code] = {
     "undeclared-tool": Code(_W, "a called tool is not in tools", "add its schema to tools"),
     "bad-tools": Code(
         _E, "a tool's schema is wrong", "use {type: function, function: {name, description, parameters}}"
+    ),
+    "odd-tool": Code(
+        _W,
+        "a tool that backends may refuse",
+        "use letters, digits, _ and - in names, and JSON schema's types",
     ),
     # -- other kinds
     "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),

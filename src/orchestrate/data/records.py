@@ -84,12 +84,15 @@ def csv_lines(file: Path) -> Iterator[bytes]:
         sample = opened.read(64 << 10)
         opened.seek(0)
         delimiter = _delimiter(file, sample)
-        reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)")
+        reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)", strict=True)
         try:
             for record in reader:
                 yield _encode({key: _cell(key, value) for key, value in record.items() if value is not None})
         except csv.Error as error:
-            raise DataError(f"{file.name}: line {reader.line_num}: {error}") from error
+            raise DataError(
+                f"{file.name}: line {reader.reader.line_num}: {error}",
+                fix="close each quote, and double those inside a cell",
+            ) from error
 
 
 def _delimiter(file: Path, sample: str) -> str:
@@ -100,12 +103,23 @@ def _delimiter(file: Path, sample: str) -> str:
 
 
 def _cell(column: str, value: Any) -> Any:
-    if column in _STRUCTURED and isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            return value
-    return value
+    if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        held = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
+    return held if _is_meant(column, held) else value
+
+
+def _is_meant(column: str, held: Any) -> bool:
+    """An answer, or Alpaca's `input`, may be JSON and is a text all the same."""
+    if column == "input":
+        return isinstance(held, dict) and "messages" in held
+    if column in ("chosen", "rejected"):
+        items = cast("list[Any]", held if isinstance(held, list) else [held])
+        return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
+    return True
 
 
 def text_lines(file: Path) -> Iterator[bytes]:

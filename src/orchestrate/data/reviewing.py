@@ -128,7 +128,7 @@ class Review:
 
     def __init__(self, path: str) -> None:
         """Raises `DataError` when the file, or the journal beside it, cannot be read."""
-        if "://" in path or Path(path).is_dir():
+        if "://" in path or (Path(path).exists() and not Path(path).is_file()):
             raise UsageError(f"{path} is not a file on this machine", fix="copy it here: data convert FILE")
         lines = source(path)
         self.path = path

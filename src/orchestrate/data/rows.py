@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from orchestrate.data.problems import problem
 from orchestrate.data.traits import Trait, examine
 from orchestrate.types import Problem, Severity
 
-_STRICT: dict[str, msgspec.json.Decoder[Any]] = {"openai-chat": msgspec.json.Decoder(ChatExample)}
+_STRICT: dict[str, msgspec.json.Decoder[ChatExample]] = {"openai-chat": msgspec.json.Decoder(ChatExample)}
 """Formats whose clean rows decode straight into the canonical struct."""
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
@@ -56,11 +57,14 @@ class Reading:
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
-                example: Example = decoder.decode(line)
+                example: ChatExample = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass
             else:
                 traits, found = examine(example)
+                count = len(example.messages)
+                if line.count(b'"content"') > count or line.count(b'"role"') > count:
+                    found = [*repeated_keys(line), *found]
                 if not found:
                     return Row(example, traits)
                 return _row(example, traits, found)
@@ -72,7 +76,10 @@ class Reading:
             return Row(None, 0, [wrong])
         if not isinstance(value, dict):
             return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
-        return row_of(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+        row = row_of(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+        if _names(line) > _fields(cast("dict[str, Any]", value)) and (repeated := repeated_keys(line)):
+            row = msgspec.structs.replace(row, problems=(*repeated, *row.problems))
+        return row
 
 
 def row_of(value: dict[str, Any], shape: shapes.Shape) -> Row:
@@ -116,7 +123,7 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
     """The standard parser is slower and more tolerant: what it accepts is named, else it tells the column."""
     try:
         text = line.decode()
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         return problem("encoding", f"byte {error.start + 1} of the line is not UTF-8")
     except RecursionError:
@@ -128,6 +135,39 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
     if _holds_surrogate(value):
         return problem("lone-surrogate")
     return problem("invalid-json", reason)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; write a number or null")
+
+
+def _names(line: bytes) -> int:
+    """Fields that a line names, those written twice included; a quote inside a text is escaped."""
+    return line.count(b'":') - line.count(b'\\":')
+
+
+def _fields(row: dict[str, Any]) -> int:
+    """Fields of a row and of the objects in its lists; what lies deeper is not looked at."""
+    count = len(row)
+    for value in row.values():
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            count += sum(len(cast("dict[str, Any]", i)) for i in items if isinstance(i, dict))
+    return count
+
+
+def repeated_keys(line: bytes) -> list[Problem]:
+    """A problem when an object of the line names a field twice. Slow: for lines that may."""
+    names: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        names.extend(name for name, times in Counter(name for name, _ in items).items() if times > 1)
+
+    try:
+        json.loads(line, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        return []
+    return [problem("duplicate-key", f"{names[0]!r} occurs twice; the last one counts")] if names else []
 
 
 def _holds_surrogate(value: Any) -> bool:
@@ -185,6 +225,18 @@ def last_answer(example: Example) -> str:
             return example.text
         case RLExample():
             return ""
+
+
+def answers(example: Example) -> str:
+    """All text to learn, joined by blank lines; of a pair that of the preferred side."""
+    match example:
+        case ChatExample():
+            said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]
+        case PreferenceExample():
+            said = [m.text for m in example.preferred]
+        case _:
+            said = [last_answer(example)]
+    return "\n\n".join(said)
 
 
 def messages_of(example: Example) -> list[ChatMessage]:

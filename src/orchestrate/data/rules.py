@@ -19,8 +19,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """How a host takes rows with one trait. An error means that such rows are refused or, when `lossy`, that
-    they are taken without that part of their meaning."""
+    """How a host takes rows with one trait: with an error not at all, when `lossy` without that part of them.
+    A lossy error can be allowed."""
 
     code: str
     severity: Severity
@@ -44,13 +44,21 @@ _ONE_ANSWER = _no(
 )
 _INLINE_IMAGES = _no("remote-image", "images have to be inline base64", "put the image in as a data: URL")
 _AS_SYSTEM = Rule(
-    "developer-as-system", Severity.INFO, "developer messages are sent as system", "nothing to do"
+    "developer-as-system", Severity.INFO, "developer messages are sent as system", "nothing to do", lossy=True
 )
 _NO_NAMES = Rule(
-    "names-dropped", Severity.WARNING, "names of messages are left out", "write them into the text"
+    "names-dropped",
+    Severity.WARNING,
+    "names of messages are left out",
+    "write them into the text",
+    lossy=True,
 )
 _NO_PARALLEL = Rule(
-    "parallel-dropped", Severity.INFO, "parallel_tool_calls is left out", "set it when the model is called"
+    "parallel-dropped",
+    Severity.INFO,
+    "parallel_tool_calls is left out",
+    "set it when the model is called",
+    lossy=True,
 )
 _NO_ROW_WEIGHT = Rule(
     "row-weight-lost",

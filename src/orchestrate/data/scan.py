@@ -21,7 +21,16 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.data.content import candidates, confirmed
 from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
-from orchestrate.data.rows import Row, canonical, canonical_prompt, last_answer, messages_of, reading, visible
+from orchestrate.data.rows import (
+    Row,
+    answers,
+    canonical,
+    canonical_prompt,
+    last_answer,
+    messages_of,
+    reading,
+    visible,
+)
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
 from orchestrate.types import Problem, Severity
@@ -199,8 +208,11 @@ def _report(part: Part, number: int, row: Row, text: bytes, suspects: list[int])
     if row.other is not None:
         part.formats[row.other] += 1
     if suspects:
-        seen = text if row.example is None else visible(row.example).encode()
-        part.report(confirmed(seen, suspects), number)
+        if row.example is None:
+            found = confirmed(text, suspects)
+        else:
+            found = confirmed(visible(row.example).encode(), suspects, answers(row.example).encode())
+        part.report(found, number)
 
 
 def _note(part: Part, rows: list[Row], texts: list[bytes], compare: bool) -> None:
@@ -296,6 +308,11 @@ class Total:
                 message = f"{count - shown[code]:,} more like this"
                 found.append(msgspec.structs.replace(problem(code, message), source=source))
         return tuple(found)
+
+    @property
+    def written(self) -> int:
+        """Lines that are not blank."""
+        return self.lines - self.counts["blank-line"]
 
     def errors(self) -> int:
         return sum(n for code, n in self.counts.items() if problem(code).severity is Severity.ERROR)

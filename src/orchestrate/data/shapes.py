@@ -18,7 +18,7 @@ from orchestrate.data.examples import (
     TextExample,
 )
 from orchestrate.data.problems import problem
-from orchestrate.data.sharegpt import sharegpt
+from orchestrate.data.sharegpt import sharegpt, with_system
 from orchestrate.types import Problem
 
 Row = dict[str, Any]
@@ -100,8 +100,6 @@ def _question_answer(row: Row) -> Read:
 
 def _alpaca(row: Row) -> Read:
     turns: list[tuple[str, str]] = []
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns.append(("system", row["system"]))
     history: Any = row.get("history") or []
     for pair in cast("list[Any]", history) if isinstance(history, list) else []:
         said = cast("list[Any]", pair) if isinstance(pair, list) else []
@@ -116,7 +114,7 @@ def _alpaca(row: Row) -> Read:
         return None, [problem("bad-content", "input is not text", field="input")]
     instruction = row["instruction"]
     turns += [("user", f"{instruction}\n\n{given}" if given else instruction), ("assistant", row["output"])]
-    return _dialogue(*turns), []
+    return ChatExample(messages=with_system(row, [message(role, text) for role, text in turns])), []
 
 
 def _text(row: Row) -> Read:
@@ -152,6 +150,15 @@ def _is_rl(row: Row) -> bool:
     return bool(extra) and not extra & {"completion", "chosen", "rejected"} and last in ("user", "tool")
 
 
+_PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
+"""Columns that hold the prompt of two answers, or a part of it: it is not what the answers share then."""
+
+
+def _is_implicit(row: Row) -> bool:
+    texts = isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str)
+    return {"chosen", "rejected"} <= row.keys() and not (texts and row.keys() & _PROMPTS)
+
+
 def _is_hh(row: Row) -> bool:
     texts = (row.get("chosen"), row.get("rejected"))
     return "prompt" not in row and all(isinstance(t, str) and preferences.HUMAN in t for t in texts)
@@ -174,10 +181,27 @@ SHAPES: tuple[Shape, ...] = (
         preferences.explicit,
     ),
     Shape(
+        "sharegpt-preference",
+        "preference",
+        frozenset({"conversations", "chosen", "rejected", "system", "tools"}),
+        lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
+        preferences.sharegpt,
+    ),
+    Shape(
+        "alpaca-preference",
+        "preference",
+        frozenset({"instruction", "question", "input", "system", "chosen", "rejected"}),
+        lambda row: (
+            {"chosen", "rejected"} <= row.keys()
+            and (_are_text("instruction")(row) or _are_text("question")(row))
+        ),
+        preferences.alpaca,
+    ),
+    Shape(
         "trl-preference-implicit",
         "preference",
         frozenset({"chosen", "rejected", "tools"}),
-        lambda row: {"chosen", "rejected"} <= row.keys(),
+        _is_implicit,
         preferences.implicit,
     ),
     Shape("rft", "rl", frozenset(), _is_rl, _rl),

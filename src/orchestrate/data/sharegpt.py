@@ -1,7 +1,11 @@
-"""ShareGPT conversations, with the tool-calling variants: `function_call` and `observation` turns."""
+"""ShareGPT conversations, with the tool-calling variants: `function_call` and `observation` turns, and calls
+in the text as `<tool_call>`, as Hermes' data has them."""
 
 from __future__ import annotations
 
+import ast
+import json
+import warnings
 from typing import Any, cast
 
 import msgspec
@@ -14,75 +18,146 @@ from orchestrate.types import Problem
 _ANSWERS = ("observation", "tool", "function_response", "tool_response")
 
 
+class _Call(msgspec.Struct):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    """As they are written: decoding would round large numbers."""
+
+
+_ONE, _SEVERAL = msgspec.json.Decoder(_Call), msgspec.json.Decoder(list[_Call])
+
+
 def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
     turns: Any = row["conversations"]
     if not isinstance(turns, list):
         message_ = "conversations is not a list"
         return None, [problem("bad-message", message_, field="conversations")]
-    items = cast("list[Any]", turns)
-    if items and all(isinstance(item, dict) and "role" in item for item in items):
-        messages, found = messages_from(items, "conversations")
-    else:
-        messages, found = _turns(items)
-    if isinstance(row.get("system"), str) and row["system"]:
-        messages.insert(0, message("system", row["system"]))
+    messages, found = conversation(cast("list[Any]", turns), "conversations")
     tools, wrong = tools_from(row)
     weight = row.get("weight")
     if weight is not None and not isinstance(weight, int | float):
         found.append(problem("bad-weight", "the row's weight is not a number", field="weight"))
         weight = None
-    return ChatExample(messages=messages, tools=tools, weight=weight), found + wrong
+    return ChatExample(messages=with_system(row, messages), tools=tools, weight=weight), found + wrong
 
 
-def _turns(items: list[Any]) -> tuple[list[ChatMessage], list[Problem]]:
-    """Calls have no ids in this format: they are numbered, and answers take them in turn."""
-    messages: list[ChatMessage] = []
-    found: list[Problem] = []
-    open_calls: list[str] = []
-    made = 0
+def with_system(row: dict[str, Any], messages: list[ChatMessage]) -> list[ChatMessage]:
+    """`messages` after the row's own system text, where it has one."""
+    system = row.get("system")
+    return [message("system", system), *messages] if isinstance(system, str) and system else messages
+
+
+def conversation(items: list[Any], place: str) -> tuple[list[ChatMessage], list[Problem]]:
+    """The messages of turns as `from` and `value`, or as `role` and `content`."""
+    if items and all(isinstance(item, dict) and "role" in item for item in items):
+        named = [item | {"role": alias(item["role"]) or item["role"]} for item in items]
+        return messages_from(named, place)
+    turns = _Turns()
     for i, item in enumerate(items):
-        place = f"conversations[{i}]"
-        turn = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+        turns.add(cast("dict[str, Any]", item) if isinstance(item, dict) else {}, f"{place}[{i}]")
+    return turns.messages, turns.found
+
+
+class _Turns:
+    """Calls have no ids in this format: they are numbered, and answers take them in turn."""
+
+    def __init__(self) -> None:
+        self.messages: list[ChatMessage] = []
+        self.found: list[Problem] = []
+        self._open: list[str] = []
+        self._made = 0
+
+    def add(self, turn: dict[str, Any], place: str) -> None:
         who, said = turn.get("from"), turn.get("value")
+        before = len(self.messages)
         if not isinstance(said, str):
-            found.append(problem("bad-content", "value is not text", field=f"{place}.value"))
+            self.found.append(problem("bad-content", "value is not text", field=f"{place}.value"))
         elif who == "function_call":
-            calls, wrong = _calls(said, made, f"{place}.value")
-            found += wrong
-            made += len(calls)
-            open_calls += [call.id for call in calls]
-            if calls:
-                messages.append(ChatMessage(role="assistant", tool_calls=calls))
+            self._call("", *_calls(said, self._made, f"{place}.value"))
         elif who in _ANSWERS:
-            answered = open_calls.pop(0) if open_calls else None
-            messages.append(ChatMessage(role="tool", content=said, tool_call_id=answered))
+            self._answer(said)
         elif (role := alias(who)) is None:
             shown = msgspec.json.encode(who).decode()[:60]
-            found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
+            self.found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
+        elif role == "assistant" and (written := _calls_in(said)) is not None:
+            self._call(_tagged(said, "tool_call")[1], *_calls(written, self._made, f"{place}.value"))
         else:
-            spoken = message(role, said)
-            weight = turn.get("weight")
-            if isinstance(weight, int | float) and not isinstance(weight, bool):
-                spoken.weight = weight
-            messages.append(spoken)
-    return messages, found
+            self.messages.append(message(role, said))
+        weight = turn.get("weight")
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
+            for m in self.messages[before:]:
+                if m.role != "tool":
+                    m.weight = weight
+
+    def _call(self, said: str, calls: list[ToolCall], wrong: list[Problem]) -> None:
+        self.found += wrong
+        self._made += len(calls)
+        self._open += [call.id for call in calls]
+        if calls:
+            self.messages.append(ChatMessage(role="assistant", content=said or None, tool_calls=calls))
+
+    def _answer(self, said: str) -> None:
+        """One answer, or one for each open call where they are marked."""
+        answers, _ = _tagged(said, "tool_response")
+        for answer in answers if answers and len(answers) == len(self._open) else [said]:
+            call = self._open.pop(0) if self._open else None
+            self.messages.append(ChatMessage(role="tool", content=answer, tool_call_id=call))
+
+
+def _tagged(text: str, tag: str) -> tuple[list[str], str]:
+    """What stands between each pair of tags, and the text without them. The time of a regular expression
+    would grow with the square of a hostile text."""
+    inside: list[str] = []
+    before, *pieces = text.split(f"<{tag}>")
+    rest = [before]
+    for piece in pieces:
+        content, closed, after = piece.partition(f"</{tag}>")
+        if not closed:
+            return [], text
+        inside.append(content.strip())
+        rest.append(after)
+    return inside, "".join(rest).strip()
+
+
+def _calls_in(said: str) -> str | None:
+    """The calls that a text holds, as a JSON list; `None` when it holds none, or one that cannot be read: it
+    then stays the text that it is."""
+    written, _ = _tagged(said, "tool_call")
+    calls = [_as_json(call) for call in written]
+    return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
+
+
+def _as_json(call: str) -> str | None:
+    """Some of the data has Python's quotes instead of JSON's."""
+    try:
+        _ONE.decode(call)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        pass
+    else:
+        return call
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            written = json.dumps(ast.literal_eval(call), ensure_ascii=False)
+        _ONE.decode(written)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return written
 
 
 def _calls(said: str, made: int, field: str) -> tuple[list[ToolCall], list[Problem]]:
     """One call, or a list of calls for the same turn, as JSON text."""
     try:
-        value = msgspec.json.decode(said)
+        several = said.lstrip().startswith("[")
+        given = _SEVERAL.decode(said) if several else [_ONE.decode(said)]
+        arguments = [bytes(call.arguments) for call in given]
+        texts = [msgspec.json.decode(a, type=str) if a[:1] == b'"' else a.decode() for a in arguments]
+    except msgspec.ValidationError as error:
+        return [], [problem("bad-tool-call", f"a function_call turn: {error}", field=field)]
     except (msgspec.DecodeError, RecursionError):
         return [], [problem("bad-tool-call", "a function_call turn is not JSON", field=field)]
-    items: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
-    calls: list[ToolCall] = []
-    for item in items:
-        call = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
-        name = call.get("name")
-        if not isinstance(name, str):
-            return [], [problem("bad-tool-call", "a function_call turn names no function", field=field)]
-        arguments: Any = call.get("arguments", {})
-        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        function = FunctionCall(name=name, arguments=text)
-        calls.append(ToolCall(id=f"call_{made + len(calls)}", function=function))
-    return calls, []
+    if not given:
+        return [], [problem("bad-tool-call", "a function_call turn calls nothing", field=field)]
+    return [
+        ToolCall(id=f"call_{made + i}", function=FunctionCall(name=call.name, arguments=text))
+        for i, (call, text) in enumerate(zip(given, texts, strict=True))
+    ], []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ from orchestrate.errors import DataError
 BLOCK = 1 << 20
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"%PDF-": "a PDF",
+    b"SQLite format 3": "a SQLite database",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+}
+"""First bytes of files that people give, and what they are."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt")
 
 
@@ -46,15 +59,22 @@ class Source:
 
 def source(path: str) -> Source:
     """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
-    that is not installed. An unchanged input is prepared once in a process."""
+    that is not installed. An unchanged input is prepared once in a process; `-` is standard input."""
     if "://" in path:
         return _prepared(path, 0, 0)
+    path = "/dev/stdin" if path == "-" else path
     try:
-        stat = Path(path).stat()
+        found = Path(path).stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read {path}: {reason}", fix="check the path") from error
-    return _prepared(path, stat.st_mtime_ns, stat.st_size)
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        raise DataError(
+            f"{path} is a device or a terminal, not a file", fix="pipe rows into it, or give a file"
+        )
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return _prepared(path, 0, 0)  # a pipe, which can be read once
+    return _prepared(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=64)
@@ -64,9 +84,12 @@ def _prepared(path: str, changed_ns: int, size: int) -> Source:
     except (OSError, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
+        fix = (
+            "iconv -f windows-1252 -t utf-8 FILE > NEW" if error.encoding == "utf-8" else "it is cut or mixed"
+        )
         raise DataError(
-            f"{path} is not UTF-8 (byte {error.start + 1} of a block)",
-            fix="save it as UTF-8: iconv -f windows-1252 -t utf-8 FILE > NEW",
+            f"{path} is not {error.encoding.upper()} (byte {error.start + 1} of a block)",
+            fix=f"save it as UTF-8: {fix}",
         ) from error
 
 
@@ -78,7 +101,16 @@ def _prepare(path: str) -> Source:
     if given.is_dir():
         files = _folder_files(given)
         return _staged(path, arrow_or_parts(files), "folder", sum(f.stat().st_size for f in files))
+    if not given.is_file():
+        given = _copied(given)
     return _unfold(path, given, "", given.stat().st_size)
+
+
+def _copied(pipe: Path) -> Path:
+    target = _new_file(".jsonl")
+    with pipe.open("rb") as opened, target.open("wb") as file:
+        shutil.copyfileobj(opened, file, BLOCK)
+    return target
 
 
 def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
@@ -109,6 +141,10 @@ def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[
     if suffix == ".txt" and head.lstrip()[:1] != b"{":
         return "txt", text_lines
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if foreign := next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None):
+        raise DataError(
+            f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
+        )
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
         raise DataError(f"{file.name} is a web page, not data", fix="give the address of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
@@ -160,7 +196,8 @@ def _zstd(file: Path) -> Any:
 
 
 def _fetch(url: str) -> Path:
-    target = _new_file(Path(url.split("?", 1)[0]).suffix or ".jsonl")
+    named = Path(url.split("?", 1)[0])
+    target = _new_file("".join(named.suffixes[-2:]) or ".jsonl")  # two, as of rows.csv.gz
     fetch(url, target)
     return target
 
@@ -170,8 +207,10 @@ def _folder_files(folder: Path) -> list[Path]:
     splits, or nothing."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        if len(splits) == 1:
+            return _folder_files(folder / splits[0])
         raise DataError(
-            f"{folder} holds several splits: {', '.join(splits)}",
+            f"{folder} holds {'several splits: ' if splits else 'no split'}{', '.join(splits)}",
             fix=f"give one: {folder / (splits or ['train'])[0]}",
         )
     files = sorted(p for p in folder.rglob("*") if p.suffix in _DATA_SUFFIXES and not p.name.startswith("."))

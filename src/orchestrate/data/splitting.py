@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrate.data import near
 from orchestrate.data.examples import ChatMessage, CompletionExample, Example
-from orchestrate.data.opening import open_dataset
+from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import Task
 from orchestrate.data.writers import writer
@@ -111,6 +111,7 @@ def split(
     """
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data = opened.dataset
+    require_rows(data)
     rows = [
         _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if stratify else "") for e in data.examples()
     ]
@@ -134,7 +135,7 @@ def split(
         ),
         rows=data.rows,
         groups=len(set(groups)),
-        left_out=opened.total.lines - data.rows - opened.total.counts["blank-line"],
+        left_out=opened.total.written - data.rows,
     )
 
 

@@ -22,6 +22,7 @@ from orchestrate.data.examples import (
     TextExample,
 )
 from orchestrate.data.problems import problem
+from orchestrate.data.tool_schemas import tool_name, tool_problems
 from orchestrate.types import Problem
 
 MOST_IMAGES = 10
@@ -51,6 +52,12 @@ class Trait(IntFlag):
     NAMES = 32768
     MULTI_TURN = 65536
     EXTRA_FIELDS = 131072
+    TEXT_PARTS = 262144
+    """Content in parts, all of them text."""
+    TEXT_WITH_CALLS = 524288
+    """An assistant says something beside its tool calls."""
+    ANSWERS_IN_ANOTHER_ORDER = 1048576
+    """Answers to tool calls come in another order than the calls."""
 
 
 _FOLLOWERS = {
@@ -183,7 +190,7 @@ def _messages(
         unusual.unanswered(len(messages) - 1)
     if tools:
         unusual.traits |= _TOOLS
-        unusual.found += _tools(tools)
+        unusual.found += tool_problems(tools)
     if users > 1:
         unusual.traits |= _MULTI_TURN
     return unusual.traits, unusual.found
@@ -202,7 +209,7 @@ class _Unusual:
     def content(self, i: int, m: ChatMessage) -> None:
         place = f"{self._place}[{i}]"
         if m.tool_calls:
-            self.traits |= Trait.TOOLS
+            self.traits |= Trait.TOOLS | (Trait.TEXT_WITH_CALLS if m.text else 0)
             self.found += _calls(m, self._tools, place)
             self.open_calls.update({call.id: i for call in m.tool_calls})
         elif not m.text.strip():
@@ -223,6 +230,8 @@ class _Unusual:
             self.traits |= Trait.NAMES
 
     def answer(self, i: int, m: ChatMessage) -> None:
+        if m.tool_call_id != next(iter(self.open_calls), None):
+            self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
         if m.tool_call_id is None or self.open_calls.pop(m.tool_call_id, None) is None:
             self.found.append(problem("orphan-answer", field=f"{self._place}[{i}].tool_call_id"))
 
@@ -260,7 +269,7 @@ def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
     if m.role != "assistant":
         found.append(problem("weight-on-input", field=field))
     elif m.weight not in (0, 1):
-        found.append(problem("bad-weight", f"the weight is {m.weight}, not 0 or 1", field=field))
+        found.append(problem("bad-weight", f"the weight is {str(m.weight)[:20]}, not 0 or 1", field=field))
 
 
 def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
@@ -279,12 +288,12 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
             traits |= Trait.REMOTE_IMAGES
         if m.role != "user":
             traits |= Trait.IMAGES_NOT_FROM_USER
-    return images, traits
+    return images, traits if images else Trait.TEXT_PARTS
 
 
 def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> list[Problem]:
     found: list[Problem] = []
-    declared = {_tool_name(tool) for tool in tools or []}
+    declared = {tool_name(tool) for tool in tools or []}
     for j, call in enumerate(m.tool_calls or []):
         field = f"{place}.tool_calls[{j}]"
         if m.role != "assistant":
@@ -298,32 +307,4 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
         if call.function.name not in declared:
             message = f"the tool {call.function.name!r} is not in tools"
             found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
-    return found
-
-
-def _tool_name(tool: dict[str, Any]) -> str | None:
-    function: Any = tool.get("function")
-    if not isinstance(function, dict):
-        return None
-    name: Any = cast("dict[str, Any]", function).get("name")
-    return name if isinstance(name, str) else None
-
-
-def _tools(tools: list[dict[str, Any]]) -> list[Problem]:
-    found: list[Problem] = []
-    seen: set[str] = set()
-    for i, tool in enumerate(tools):
-        name = _tool_name(tool)
-        if tool.get("type", "function") != "function" or not name:
-            found.append(problem("bad-tools", "not a function with a name", field=f"tools[{i}]"))
-            continue
-        if name in seen:
-            found.append(problem("bad-tools", f"the tool {name!r} is declared twice", field=f"tools[{i}]"))
-        seen.add(name)
-        parameters: Any = tool["function"].get("parameters")
-        if parameters is None:
-            continue
-        if not isinstance(parameters, dict) or cast("dict[str, Any]", parameters).get("type") != "object":
-            message = f"the parameters of {name!r} are not a JSON schema of type object"
-            found.append(problem("bad-tools", message, field=f"tools[{i}].function.parameters"))
     return found

@@ -75,6 +75,47 @@ def test_all_problems_of_a_row_are_told_at_once(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("parameters", "code", "message"),
+    [
+        ({"type": "object", "properties": []}, "bad-tools", "properties is not an object"),
+        ({"type": "object", "properties": {"a": "string"}}, "bad-tools", "a property is not a schema"),
+        ({"type": "object", "required": "a"}, "bad-tools", "required is not a list of names"),
+        ({"type": "object", "properties": {"a": {"items": {"type": "int"}}}}, "odd-tool", "'int'"),
+        ({"type": "object", "properties": {}, "required": ["a"]}, "odd-tool", "required names 'a'"),
+        ({"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": True}}, None, ""),
+    ],
+)  # fmt: skip
+def test_tool_schemas(parameters: object, code: str | None, message: str, tmp_path: Path) -> None:
+    row = json.loads(_row("Hi", "Hello"))
+    row["tools"] = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    found = Dataset.open(file).problems
+    assert [p.code for p in found] == ([code] if code else [])
+    assert not code or message in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I\u2019m sorry, I can\u2019t assist with that request.", True),
+        ("I cannot help you with that.", True),
+        ("As an AI assistant, I have no body.", True),
+        ("I'm sorry, the shop is closed today.", False),
+        ("I can help with that!", False),
+    ],
+)
+def test_refusals_are_looked_for_in_answers_only(text: str, refuses: bool, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    pair = {"prompt": "q", "chosen": "Good", "rejected": text}
+    for row, found in ((_row("Hi", text), refuses), (_row(text, "Hello"), False), (json.dumps(pair), False)):
+        file.write_text(row.rstrip() + "\n")
+        codes = check({"train": str(file)}, Options(hosts=())).files[0].counts
+        assert ("refusal" in codes) == found, row
+
+
 def test_problems_stay_bounded_but_counted(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "Hello") + "{]\n" * 5000)
@@ -152,6 +193,22 @@ def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
     file.write_text(_row("Hi", harmless))
     codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
     assert codes == {"few-rows"}
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("caf\u00c3\u00a9", "mojibake"),
+        ("so \u00e2\u20ac\u201c so", "mojibake"),
+        ("a\ufffdb", "replacement-character"),
+    ],
+)
+def test_damage_is_found_however_json_spells_it(text: str, code: str, escaped: bool, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}]}
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=escaped) + "\n")
+    assert check({"train": str(file)}, Options(hosts=())).files[0].counts == {code: 1}
 
 
 def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from orchestrate.data.examples import (
     RLExample,
     TextExample,
 )
+from orchestrate.data.rules import accepted
 from orchestrate.errors import DataError
 from orchestrate.zstd import zstd
 
@@ -32,7 +35,10 @@ FORMATS = {
     "reasoning.jsonl": "openai-chat",
     "sharegpt.jsonl": "sharegpt",
     "sharegpt_tools.jsonl": "sharegpt",
+    "sharegpt_hermes.jsonl": "sharegpt",
+    "sharegpt_preference.jsonl": "sharegpt-preference",
     "alpaca.jsonl": "alpaca",
+    "alpaca_preference.jsonl": "alpaca-preference",
     "prompt_completion.jsonl": "prompt-completion",
     "prompt_completion_chat.jsonl": "prompt-completion-chat",
     "question_answer.jsonl": "question-answer",
@@ -76,6 +82,8 @@ def test_format_is_recognised_without_errors(name: str) -> None:
         ("trl_preference_chat.jsonl", "openai_preference.jsonl"),
         ("trl_implicit.jsonl", "openai_preference.jsonl"),
         ("anthropic_hh.jsonl", "openai_preference.jsonl"),
+        ("alpaca_preference.jsonl", "openai_preference.jsonl"),
+        ("sharegpt_preference.jsonl", "openai_preference.jsonl"),
     ],
 )
 def test_equal_content_has_one_digest_in_every_format(name: str, same_as: str) -> None:
@@ -97,6 +105,123 @@ def test_sharegpt_tool_turns_become_calls_and_answers() -> None:
     assert call.function.name == "weather" and json.loads(call.function.arguments) == {"city": "Oslo"}
     assert example.messages[2].tool_call_id == call.id
     assert example.tools and example.tools[0]["function"]["name"] == "weather"
+
+
+def test_calls_in_the_text_of_sharegpt_become_calls() -> None:
+    first, second = rows(GOOD / "sharegpt_hermes.jsonl")
+    assert first == rows(GOOD / "sharegpt_tools.jsonl")[0]
+    assert isinstance(second, ChatExample)
+    said = second.messages[1]
+    assert said.content == "I look it up."
+    calls = said.tool_calls or []
+    assert [json.loads(c.function.arguments) for c in calls] == [{"city": "Oslo"}, {"city": "Bergen"}]
+    answers = {m.tool_call_id: m.content for m in second.messages if m.role == "tool"}
+    assert answers == {calls[0].id: "3 degrees", calls[1].id: "5 degrees"}
+
+
+def test_calls_in_the_text_that_cannot_be_read_stay_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    odd = (
+        "<tool_call>{oops}</tool_call>",
+        "<tool_call>[1]</tool_call>",
+        "<tool_call>{'name': 1j}</tool_call>",
+        "<tool_call>",
+    )
+    talks = [[{"from": "human", "value": "a"}, {"from": "gpt", "value": text}] for text in odd]
+    file.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in talks))
+    assert [e.messages[1].content for e in rows(file) if isinstance(e, ChatExample)] == list(odd)
+
+
+def test_many_tags_take_no_longer_than_their_text(tmp_path: Path) -> None:
+    """A pattern that backtracks would take hours; the test's time limit ends it."""
+    file = tmp_path / "a.jsonl"
+    text = "<tool_call> " * 300_000 + "</tool_call>"
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": text}]
+    file.write_text(json.dumps({"conversations": talk}) + "\n")
+    assert len(rows(file)) == 1
+
+
+def test_answers_to_retired_calls_become_tool_messages() -> None:
+    """Each call has an id of its own, and backends that know no function role take the row."""
+    example = rows(GOOD / "openai_functions.jsonl")[1]
+    assert isinstance(example, ChatExample)
+    calls = [call for m in example.messages for call in m.tool_calls or ()]
+    answers = {m.tool_call_id: m.content for m in example.messages if m.role == "tool"}
+    assert answers == {calls[0].id: "3 degrees", calls[1].id: "5 degrees"}
+    assert accepted(Dataset.open(GOOD / "openai_functions.jsonl"), "together") == 2
+
+
+@pytest.mark.parametrize("column", ["instruction", "question", "query", "input", "context"])
+def test_the_prompt_of_two_answers_is_never_guessed_beside_a_column_that_is_one(
+    column: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({column: "How?", "chosen": "The good way", "rejected": "The bad way"}) + "\n")
+    if column in ("instruction", "question"):
+        (pair,) = rows(file)
+        assert isinstance(pair, PreferenceExample) and pair.prompt[0].content == "How?"
+        return
+    with pytest.raises(DataError, match=column):
+        Dataset.open(file)
+    (pair,) = rows(file, prompt=column)
+    assert isinstance(pair, PreferenceExample) and pair.preferred[0].content == "The good way"
+
+
+def test_answers_that_share_no_beginning_have_no_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"chosen": "Blue it is.", "rejected": "Green it is."}\n')
+    data = Dataset.open(file)
+    assert data.rows == 0 and "--map prompt=" in data.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"Question": "a", "Answer": "b"}, "question=Question,answer=Answer"),
+        ({"input": "a", "output": "b"}, "question=input,answer=output"),
+        ({"prompt": "a", "response": "b"}, "completion=response"),
+        ({"instruction": "a", "context": "b", "response": "c"}, "input=context,output=response"),
+        ({"query": "a", "chosen": "b", "rejected": "c"}, "prompt=query"),
+        ({"conversation": [{"from": "human", "value": "a"}]}, "conversations=conversation"),
+        ({"dialog": [{"role": "user", "content": "a"}]}, "messages=dialog"),
+        ({"content": "a"}, "text=content"),
+        ({"a": 1}, "prompt=COLUMN"),
+    ],
+)
+def test_unknown_columns_are_answered_with_the_mapping_that_fits(
+    row: dict[str, object], advice: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError) as raised:
+        Dataset.open(file)
+    assert raised.value.fix == f"name the columns: --map {advice}" or "COLUMN" in advice
+    if "COLUMN" not in advice:  # and it works
+        Dataset.open(file, columns=dict(pair.split("=") for pair in advice.split(",")))
+
+
+def test_rows_inside_an_object_are_pointed_at(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"data": [{"prompt": "a", "completion": "b"}]}))
+    with pytest.raises(DataError) as raised:
+        Dataset.open(file)
+    assert ".data[]" in (raised.value.fix or "")
+
+
+@pytest.mark.parametrize("cell", ["[3, 1, 2]", '{"a": 1}', '["a", "b"]'])
+def test_json_in_a_cell_of_text_is_text(cell: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([["instruction", "input", "output"], ["Sort", cell, cell]])
+    assert [m.content for e in rows(file) if isinstance(e, ChatExample) for m in e.messages] == [
+        f"Sort\n\n{cell}",
+        cell,
+    ]
+    pairs = tmp_path / "b.csv"
+    with pairs.open("w", newline="") as out:
+        csv.writer(out).writerows([["prompt", "chosen", "rejected"], ["Sort", cell, "no"]])
+    (pair,) = rows(pairs)
+    assert isinstance(pair, PreferenceExample) and pair.preferred[0].content == cell
 
 
 def test_retired_function_calls_become_tool_calls() -> None:
@@ -245,8 +370,7 @@ def _json_in_csv(folder: Path) -> Path:
         _json_in_csv,
     ],
 )
-def test_container_holds_the_same_rows(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_container_holds_the_same_rows(make: Callable[[Path], Path], tmp_path: Path) -> None:
     file = make(tmp_path)
     assert Dataset.open(file).digest == Dataset.open(PLAIN).digest
 
@@ -275,6 +399,17 @@ def test_changed_file_is_read_anew(tmp_path: Path) -> None:
     assert Dataset.open(file).rows == 1
     file.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
     assert Dataset.open(file).rows == 2
+
+
+def test_a_saved_dataset_with_one_split_is_that_split(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "dataset_info.json").write_text("{}")
+    (tmp_path / "train" / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert len(rows(tmp_path)) == 1
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="several splits: test, train"):
+        rows(tmp_path)
 
 
 def test_folder_with_several_splits_is_refused(tmp_path: Path) -> None:

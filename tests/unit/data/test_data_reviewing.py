@@ -290,6 +290,24 @@ def test_markup_in_rows_is_text(tab: Tab) -> None:
     assert tab.locator("main").screenshot()
 
 
+def test_a_call_is_shown_as_one_and_its_tools_are_folded(browser: Browser, tmp_path: Path) -> None:
+    good = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"
+    file = Path(shutil.copy(good / "openai_tools.jsonl", tmp_path))
+    tab = browser.new_page(viewport={"width": 900, "height": 900})
+    with serving(str(file)) as page:
+        tab.goto(page.url)
+        shown = at(tab, 1).inner_text()
+        assert 'weather({"city": "Oslo"})' in shown.replace('":"', '": "') and "tool · answers " in shown
+        assert "properties" not in shown
+        tab.get_by_text("tools: weather").click()
+        assert '"properties"' in at(tab, 1).inner_text()
+        # The buttons are where the window ends, however short the row.
+        assert (
+            tab.eval_on_selector("#reading", "node => innerHeight - node.getBoundingClientRect().bottom") == 0
+        )
+    tab.close()
+
+
 def test_it_fits_a_narrow_window_in_light_and_dark(tab: Tab) -> None:
     tab.set_viewport_size({"width": 380, "height": 700})
     for scheme, background in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 22, 26)")):

@@ -206,6 +206,7 @@ REPAIRED = {
     "mojibake",
     "control-character",
     "mixed-format",
+    "duplicate-key",
 }
 LEFT_OUT = {
     "invalid-json": "invalid-json",
@@ -257,6 +258,7 @@ def test_repairs_say_the_right_thing(tmp_path: Path) -> None:
     assert [m["role"] for m in last("last-not-assistant")] == ["user", "assistant"]
     assert last("mojibake")[0]["content"] == "Café?"
     assert last("control-character")[0]["content"] == "ab"
+    assert last("duplicate-key")[0]["content"] == "Good morning"
     assert last("lone-surrogate")[0]["content"] == "\ufffd"
 
 

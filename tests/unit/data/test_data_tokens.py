@@ -136,30 +136,26 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
         assert (tokens, trained) == (len(encoded["input_ids"]), sum(encoded["assistant_masks"]))
 
 
-def test_hub_counts_equal_what_the_local_engine_trains() -> None:
+@pytest.mark.parametrize(
+    "file", [ORDERS, *sorted(f for f in GOOD.iterdir() if f.stem != "rft")], ids=lambda p: p.name
+)
+def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
+    """Of every kind of row that it trains on: tools and their calls, weights, reasoning, pairs."""
     from orchestrate.data.hub_tokens import load
     from orchestrate.local.encoding import Template, encode, encode_pair
 
+    data = Dataset.open(file)
     template = Template.of(load(TINY))
-    rows = list(Dataset.open(ORDERS).examples())[:50]
-    rows += list(Dataset.open(GOOD / "openai_weights.jsonl").examples())
-    rows += list(Dataset.open(GOOD / "prompt_completion.jsonl").examples())
-    rows += list(Dataset.open(GOOD / "text.jsonl").examples())
+    rows = list(data.examples())[:50]
+    encoded = [
+        side
+        for row in rows
+        for pair in [encode_pair(row, template) if isinstance(row, PreferenceExample) else None]
+        for side in ((pair.preferred, pair.rejected) if pair else (encode(row, template),))
+    ]
     counted = counter(f"hf:{TINY}").count(rows)
-    encoded = [encode(row, template) for row in rows]
     assert list(counted.tokens) == [len(e.ids) for e in encoded]
     assert list(counted.trained) == [sum(1 for w in e.weights if w) for e in encoded]
-    pairs = [
-        row
-        for row in Dataset.open(GOOD / "openai_preference.jsonl").examples()
-        if isinstance(row, PreferenceExample)
-    ]
-    sides = [
-        side for row in pairs for p in [encode_pair(row, template)] for side in (p.preferred, p.rejected)
-    ]
-    in_pairs = counter(f"hf:{TINY}").count(pairs)
-    assert list(in_pairs.tokens) == [len(e.ids) for e in sides]
-    assert list(in_pairs.trained) == [sum(1 for w in e.weights if w) for e in sides]
 
 
 # -- names

@@ -7,17 +7,23 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+from orchestrate.zstd import zstd
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 BODIES = {
     "/rows.jsonl": ROW * 3,
     "/rows.jsonl.gz": gzip.compress(ROW * 3),
     "/table.csv": b"prompt,completion\na,b\n",
+    "/table.csv.gz": gzip.compress(b"prompt,completion\na,b\n"),
     "/page.jsonl": b"<!DOCTYPE html>\n<html><body>Sign in</body></html>",
 }
 
@@ -63,7 +69,12 @@ def site() -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("path", "rows", "container"),
-    [("rows.jsonl", 3, "jsonl"), ("rows.jsonl.gz", 3, "jsonl.gz"), ("table.csv?download=1", 1, "csv")],
+    [
+        ("rows.jsonl", 3, "jsonl"),
+        ("rows.jsonl.gz", 3, "jsonl.gz"),
+        ("table.csv?download=1", 1, "csv"),
+        ("table.csv.gz?x=1.2", 1, "csv.gz"),
+    ],
 )
 def test_what_lies_at_a_url_is_read(site: str, path: str, rows: int, container: str) -> None:
     data = Dataset.open(f"{site}/{path}")
@@ -90,6 +101,24 @@ def test_what_failed_is_said_and_whether_to_try_again(
         Dataset.open(f"{site}/{path}")
     assert failed.value.retryable is again
     assert failed.value.fix
+
+
+@pytest.mark.parametrize("name", ["good.jsonl", "good.parquet", "good.csv.zst"])
+def test_any_store_that_fsspec_knows_and_any_container(name: str, tmp_path: Path) -> None:
+    """`memory` stands for those that need credentials."""
+    table = pyarrow.table({"prompt": ["a", "c"], "completion": ["b", "d"]})
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(table, tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+    else:
+        content = (
+            zstd.compress(b"prompt,completion\na,b\nc,d\n")
+            if "csv" in name
+            else ROW + ROW.replace(b"a", b"c")
+        )
+    fsspec.filesystem("memory").pipe(f"/bucket/{name}", content)
+    data = Dataset.open(f"memory://bucket/{name}")
+    assert (data.rows, data.format) == (2, "prompt-completion")
 
 
 def test_nobody_listens() -> None:
