@@ -1,12 +1,16 @@
-"""Real stores: a SQLite file, and a Postgres server of the tests' own."""
+"""What the fault tests share: stores of both kinds, with a real Postgres, a sandbox, and the count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgres_server import Postgres, postgres_binaries
+from world import Counted, World
+
+from orchestrate import sandbox
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +25,46 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store of each kind, not made yet."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/home/runs.sqlite3"
     return request.getfixturevalue("postgres").database()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
+        yield running
+
+
+@pytest.fixture
+def world(tmp_path: Path, hosts: Any) -> Iterator[World]:
+    made, speed = World(tmp_path, hosts), hosts.clock.speed
+    hosts.clear_faults()
+    yield made
+    hosts.clear_faults()
+    hosts.clock.speed = speed
+    made.close()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Tells the suite's table what a case came to: `tally(fault, backend, counts)`."""
+
+    def add(fault: str, where: str, found: dict[str, int]) -> None:
+        request.node.user_properties.append(("jobs", {"fault": fault, "where": where, **found}))
+
+    return add
+
+
+@pytest.fixture
+def counted(world: World, tally: Callable[..., None]) -> Counted:
+    """Counts, tells the suite's table, and requires that nothing is lost or doubled."""
+
+    def count(fault: str, name: str, *, by_proxy: int = 0) -> dict[str, int]:
+        found = world.count(name, by_proxy=by_proxy)
+        tally(fault, name, found)
+        assert (found["lost"], found["doubled"]) == (0, 0), found
+        return found
+
+    return count

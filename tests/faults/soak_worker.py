@@ -1,10 +1,11 @@
 """Runs commands of the soak, one after another, each in a fork of its own that may die.
 
-    python soak_worker.py FOLDER STORE_URL
+    python soak_worker.py FOLDER STORE_URL IN:OUT...
 
-A command is a line of JSON on stdin. The answers are the child's process id and, when it has ended, its exit
-status as `os.waitpid` gives it. What a child reached and learnt it appends to `FOLDER/marks`. Forking from a
-process that has imported everything makes a command cost milliseconds, so that a soak runs thousands.
+Each pair of file descriptors is a slot. A command is a line of JSON on IN; the answers on OUT are the
+child's process id and, when it has ended, its exit status as `os.waitpid` gives it. What a child reached it
+appends to `FOLDER/marks`. Forking from a process that has imported everything makes a command cost
+milliseconds, so that a soak runs thousands.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import fireworks  # noqa: F401  imported once, before the forks
 import openai  # noqa: F401
@@ -36,7 +38,7 @@ from orchestrate.providers import together as _t  # noqa: F401
 from orchestrate.providers.base import Provider
 from orchestrate.tracking import Store, Submitter, Timing, Watcher, cancel, refresh, submit, sync
 from orchestrate.tracking.clock import Clock
-from orchestrate.types import JobStatus, Run, SubmitPhase
+from orchestrate.types import Run, SubmitPhase
 
 TIMING = Timing(send_limit_s=2.0, requests=3, margin_s=4.0, lease_s=2.0, patience_s=3.0)
 """With the time-out of 2 s that the soak gives to each host a lost answer is settled after 12 s."""
@@ -138,44 +140,58 @@ class Child:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
-def ended(run: Run) -> bool:
-    return run.status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+def serve(folder: Path, url: str, orders: TextIO, answers: TextIO) -> None:
+    for line in orders:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(obey(folder, url, order))
+        print(pid, file=answers, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(status, file=answers, flush=True)
+
+
+def obey(folder: Path, url: str, order: dict[str, Any]) -> int:
+    """Does one command and returns its exit code; an error that is not of our tree is kept as a crash."""
+    try:
+        child = Child(folder, url, order)
+        try:
+            child.run()
+        finally:
+            child.store.close()
+    except OrchestrateError as error:
+        room_again()
+        with (folder / "told.log").open("a") as log:
+            log.write(f"{order['op']} {type(error).__name__}: {error.message}\n")
+        return error.exit_code
+    except BaseException:
+        room_again()
+        with (folder / "crashes.log").open("a") as log:
+            log.write(f"{json.dumps(order)}\n{traceback.format_exc()}\n")
+        return 99
+    return 0
+
+
+def room_again() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def main() -> None:
     folder, url = Path(sys.argv[1]), sys.argv[2]
-    for line in sys.stdin:
-        order = json.loads(line)
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            os.close(0)
-            os.close(1)
-            code = 0
-            try:
-                child = Child(folder, url, order)
-                try:
-                    child.run()
-                finally:
-                    child.store.close()
-            except OrchestrateError as error:
-                child_told(folder, order, error)
-                code = error.exit_code
-            except BaseException:
-                import traceback
-
-                with (folder / "crashes.log").open("a") as log:
-                    log.write(f"{json.dumps(order)}\n{traceback.format_exc()}\n")
-                code = 99
-            os._exit(code)
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(status, flush=True)
-
-
-def child_told(folder: Path, order: dict[str, Any], error: OrchestrateError) -> None:
-    with (folder / "told.log").open("a") as log:
-        log.write(f"{order['op']} {type(error).__name__}: {error.message}\n")
+    pairs = [tuple(map(int, pair.split(":"))) for pair in sys.argv[3:]]
+    for own in pairs:
+        if os.fork() == 0:
+            for other in pairs:
+                if other != own:  # else a slot would not see the end of its orders
+                    os.close(other[0]), os.close(other[1])
+            with os.fdopen(own[0]) as orders, os.fdopen(own[1], "w") as answers:
+                serve(folder, url, orders, answers)
+            os._exit(0)
+    for own in pairs:
+        os.close(own[0]), os.close(own[1])
+    for _ in pairs:
+        os.wait()
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from books import jobs_on_host
 from soak_worker import TIMEOUT_S, TIMING
 from submitting import BACKENDS, backend, write_rows
 
@@ -33,7 +35,6 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Provider
 from orchestrate.tracking import Store, Submitter, cancel, sync
-from orchestrate.tracking.ids import REF_PATTERN
 from orchestrate.tracking.timing import POINTS
 from orchestrate.types import Run, SubmitPhase
 
@@ -51,6 +52,51 @@ SAME_REQUEST_S = 1.0
 """Jobs of one ref made within this time are one request that a proxy sent twice; ours are further apart."""
 LOCAL_EVERY_S = 25.0
 LONGEST_S = 40.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One that obeys orders, each in a process of its own."""
+
+    orders: BinaryIO
+    answers: BinaryIO
+
+    def begin(self, order: dict[str, Any]) -> int:
+        """The id of the process; its status is the next line of `answers`."""
+        self.orders.write(json.dumps(order).encode() + b"\n")
+        return int(self.answers.readline())
+
+    def obey(self, order: dict[str, Any]) -> int:
+        """The exit code; below zero the signal that ended it."""
+        self.begin(order)
+        return os.waitstatus_to_exitcode(int(self.answers.readline()))
+
+
+@contextmanager
+def workers_of(folder: Path, url: str, env: Mapping[str, str], slots: int) -> Iterator[list[Worker]]:
+    orders, answers = ([os.pipe() for _ in range(slots)] for _ in range(2))
+    theirs = [end for (there, _), (_, back) in zip(orders, answers, strict=True) for end in (there, back)]
+    pairs = [f"{there}:{back}" for (there, _), (_, back) in zip(orders, answers, strict=True)]
+    with (folder / "worker.err").open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, WORKER, folder, url, *pairs],
+            env={**os.environ, **env},
+            stderr=errors,
+            pass_fds=theirs,
+        )
+    for end in theirs:
+        os.close(end)
+    try:
+        with ExitStack() as stack:
+            yield [
+                Worker(
+                    stack.enter_context(os.fdopen(out, "wb", 0)), stack.enter_context(os.fdopen(back, "rb"))
+                )
+                for (_, out), (back, _) in zip(orders, answers, strict=True)
+            ]
+    finally:
+        code = process.wait(60)  # it ends with its orders
+    assert code == 0
 
 
 class Soak:
@@ -77,13 +123,14 @@ class Soak:
         jobs: list[Callable[[], None]] = [self._break_hosts]
         if self.postgres is not None:
             jobs.append(self._restart_postgres)
-        jobs += [lambda n=n: self._slot(n) for n in range(self.slots)]
-        threads = [threading.Thread(target=self._guarded, args=(job,)) for job in jobs]
         self.broken: list[BaseException] = []
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with workers_of(self.folder, self.url, self.env, self.slots) as workers:
+            jobs += [lambda n=n, worker=worker: self._slot(n, worker) for n, worker in enumerate(workers)]
+            threads = [threading.Thread(target=self._guarded, args=(job,)) for job in jobs]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         if self.broken:
             raise self.broken[0]
 
@@ -95,23 +142,11 @@ class Soak:
 
     # -- processes -----------------------------------------------------------------------------------------
 
-    def _slot(self, number: int) -> None:
+    def _slot(self, number: int, worker: Worker) -> None:
         chance = random.Random(f"{self.seed}-{number}")
-        with subprocess.Popen(
-            [sys.executable, WORKER, self.folder, self.url],
-            env=self.env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "worker.err").open("ab"),
-        ) as worker:
-            assert worker.stdin is not None and worker.stdout is not None
-            while time.monotonic() < self.until:
-                order = self._order(chance)
-                worker.stdin.write(json.dumps(order).encode() + b"\n")
-                worker.stdin.flush()
-                pid = int(worker.stdout.readline())
-                self._befall(chance, order, pid, worker.stdout)
-            worker.stdin.close()
+        while time.monotonic() < self.until:
+            order = self._order(chance)
+            self._befall(chance, order, worker.begin(order), worker.answers)
 
     def _order(self, chance: random.Random) -> dict[str, Any]:
         order: dict[str, Any] = {"op": chance.choice(OPS), "seed": chance.random()}
@@ -127,12 +162,16 @@ class Soak:
             order["full_at"] = chance.randint(1, 25)
         return order
 
-    def _befall(self, chance: random.Random, order: dict[str, Any], pid: int, answers: Any) -> None:
+    def _befall(self, chance: random.Random, order: dict[str, Any], pid: int, answers: BinaryIO) -> None:
         """Waits for the child to end, and meanwhile does to it what chance wants."""
-        process = os.pidfd_open(pid) if _there(pid) else None
-        begun, plan = time.monotonic(), self._plan(chance, order)
+        process = os.pidfd_open(pid) if _alive(pid) else None
+        plan = self._plan(chance, order)
         with selectors.DefaultSelector() as selector:
             selector.register(answers, selectors.EVENT_READ)
+            if order.get("action") == "stop":  # the plan begins when it has stopped itself
+                while not selector.select(0.1) and not _stopped(pid):
+                    pass
+            begun = time.monotonic()
             for at, what in plan:
                 if selector.select(max(0.0, begun + at - time.monotonic())):
                     break
@@ -150,9 +189,11 @@ class Soak:
                 self.done[f"exit {code}"] += 1
 
     def _plan(self, chance: random.Random, order: dict[str, Any]) -> list[tuple[float, signal.Signals]]:
-        if order.get("action") == "stop":  # at the point it stops itself, often for longer than its lease
-            at = chance.uniform(0.5, 18.0)
-            return [(at, signal.SIGCONT), (LONGEST_S, signal.SIGKILL)]
+        if order.get("action") == "stop":
+            # Past its lease, one time in three past the settle time too.
+            longer = chance.random() < 0.33
+            again = chance.uniform(13.0, 16.0) if longer else chance.uniform(0.5, 4.0)
+            return [(again, signal.SIGCONT), (LONGEST_S, signal.SIGKILL)]
         kind, at = chance.random(), chance.uniform(0.0, 1.5)
         if kind < 0.25:
             return [(at, signal.SIGKILL)]
@@ -196,7 +237,7 @@ class Soak:
             case "late_commit" | "slow" | "list_lag":
                 fields["delay_s"] = chance.uniform(0.2, 3.0)
             case "rate_limit":
-                fields["retry_after"] = chance.choice((0.05, 0.5, 30.0))
+                fields["retry_after"] = chance.choice((0.05, 0.5, 90.0))
             case "error":
                 fields["status"] = chance.choice((400, 403, 408, 409, 500, 502, 503))
                 if where is reading:
@@ -231,7 +272,6 @@ class Soak:
                     if run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
                         session.end_or_go_on(run, go_on=chance.random() < 0.7)
                 time.sleep(0.5)
-                print("settling", round(deadline - time.monotonic()), len(unknown), flush=True)
             self.running = session.running_though_cancelled()
             self.hosts.skip(7200.0)
             for run in session.store.runs(provider="local", active=True):
@@ -251,8 +291,8 @@ class Soak:
 
     def _books(self, name: str, runs: dict[str, Run], alarmed: set[str]) -> dict[str, int]:
         on_host: dict[str, list[tuple[float, str, str]]] = {}
-        for ref, at, job_id, phase in _truth(self, name):
-            on_host.setdefault(ref, []).append((at, job_id, phase))
+        for job in jobs_on_host(self.hosts, self.home, name):
+            on_host.setdefault(job.ref, []).append((job.made_at, job.id, job.phase))
         found = Counter(
             runs=sum(run.provider == name for run in runs.values()),
             jobs=sum(len(jobs) for jobs in on_host.values()),
@@ -322,7 +362,8 @@ class _Session:
     def running_though_cancelled(self) -> list[str]:
         """Jobs that the user wanted to end and that go on, once every run's job is known."""
         sync(self.store, self.provider, timing=TIMING)
-        phases = {job_id: phase for name in BACKENDS for _, _, job_id, phase in _truth(self.soak, name)}
+        hosts, home = self.soak.hosts, self.soak.home
+        phases = {job.id: job.phase for name in BACKENDS for job in jobs_on_host(hosts, home, name)}
         going = ("validating", "queued", "running", "paused", "finalizing")
         return [
             run.id
@@ -331,23 +372,12 @@ class _Session:
         ]
 
 
-def _truth(soak: Soak, name: str) -> Iterator[tuple[str, float, str, str]]:
-    """(ref, time made, id, phase) of each job, from the host's own books."""
-    if name == "local":
-        from orchestrate.local.rundir import STATUSES, runs
-
-        for run in runs(soak.home / "local" / "runs"):
-            yield run.ref, run.job().created_at.timestamp(), run.ref, STATUSES[run.state().status].value
-        return
-    host = soak.hosts.fronts[name].host
-    for job in host.jobs():
-        tag = {"openai": job.body.get("metadata"), "together": job.body.get("suffix"), "fireworks": job.id}
-        [ref] = REF_PATTERN.findall(str(tag[name]))
-        yield ref, job.created_at, job.id, job.phase(host.clock.now()).value
-
-
-def _there(pid: int) -> bool:
+def _alive(pid: int) -> bool:
     return re.search(r"^State:\s+[^ZX]", _status(pid), re.MULTILINE) is not None
+
+
+def _stopped(pid: int) -> bool:
+    return re.search(r"^State:\s+T", _status(pid), re.MULTILINE) is not None
 
 
 def _status(pid: int) -> str:
