@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
 
 from postgres_server import Postgres, postgres_binaries
-from soaking import Soak
+from soaking import WAITS, Soak
 
 from orchestrate import sandbox
 
@@ -47,7 +47,7 @@ def server(wanted: bool) -> Iterator[Postgres | None]:
 def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         postgres = stack.enter_context(server(arguments.postgres))
-        hosts = stack.enter_context(sandbox.running(home=folder / "sandbox", train=False))
+        hosts = stack.enter_context(sandbox.running(home=folder / "sandbox", train=False, waits=WAITS))
         url = postgres.database() if postgres else f"sqlite:///{folder}/store/runs.sqlite3"
         run = Soak(folder / "soak", url, hosts, seed=arguments.seed, slots=arguments.slots, postgres=postgres)
         run.run(arguments.seconds)

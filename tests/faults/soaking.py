@@ -34,6 +34,7 @@ from submitting import BACKENDS, backend, write_rows
 from orchestrate.data import TrainingData
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Provider
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.tracking import Store, Submitter, cancel, sync
 from orchestrate.tracking.timing import POINTS
 from orchestrate.types import Run, SubmitPhase
@@ -51,6 +52,8 @@ OPS = ("submit",) * 5 + ("resume",) * 2 + ("sync",) * 2 + ("cancel", "refresh", 
 SAME_REQUEST_S = 1.0
 """Jobs of one ref made within this time are one request that a proxy sent twice; ours are further apart."""
 LOCAL_EVERY_S = 25.0
+WAITS = Durations(training=30.0)
+"""For the hosts: some jobs end while others are still cancelled."""
 LONGEST_S = 40.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from soaking import Soak
+from soaking import WAITS, Soak
 
 from orchestrate import sandbox
 
@@ -15,7 +15,7 @@ from orchestrate import sandbox
 def test_a_soak_loses_and_doubles_nothing(tmp_path: Path, request: pytest.FixtureRequest, store: str) -> None:
     postgres = request.getfixturevalue("postgres") if store == "postgres" else None
     url = postgres.database() if postgres else f"sqlite:///{tmp_path}/store/runs.sqlite3"
-    with sandbox.running(home=tmp_path / "sandbox", train=False) as hosts:
+    with sandbox.running(home=tmp_path / "sandbox", train=False, waits=WAITS) as hosts:
         soak = Soak(tmp_path / "soak", url, hosts, seed=7, slots=6, postgres=postgres)
         soak.run(20.0)
         soak.settle()
