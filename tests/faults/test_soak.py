@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from orchestrate import sandbox
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-def test_a_soak_loses_and_doubles_nothing(tmp_path: Path, request: pytest.FixtureRequest, store: str) -> None:
+def test_a_soak_loses_and_doubles_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest, tally: Callable[..., None], store: str
+) -> None:
     postgres = request.getfixturevalue("postgres") if store == "postgres" else None
     url = postgres.database() if postgres else f"sqlite:///{tmp_path}/store/runs.sqlite3"
     with sandbox.running(home=tmp_path / "sandbox", train=False, waits=WAITS) as hosts:
@@ -21,8 +24,7 @@ def test_a_soak_loses_and_doubles_nothing(tmp_path: Path, request: pytest.Fixtur
         soak.settle()
         books = soak.audit()
     for name, row in books.items():
-        counted = {"case": "soak", "where": name} | {k: row[k] for k in ("runs", "jobs", "lost", "doubled")}
-        request.node.user_properties.append(("jobs", counted))
+        tally("everything at once (soak)", name, row | {"alarms": row["by_proxy"]})
     assert soak.crashes() == ""
     assert soak.running == []
     assert sum(row["runs"] for row in books.values()) > 0
