@@ -1,21 +1,100 @@
-"""What the whole suite shares: the table of counts at the end of a run."""
+"""What the whole suite shares: the table of counts at its end, and a look for keys in all that it wrote."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+from tests import key_scan
+
+COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
+
+
+class Table:
     """Adds up what the fault tests counted: jobs on the hosts against runs in the store."""
-    counted: dict[str, list[int]] = {}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "jobs" and getattr(report, "when", "") == "call":
-                    row = counted.setdefault(value["where"], [0, 0, 0])
-                    row[:] = [a + value[key] for a, key in zip(row, ("runs", "lost", "doubled"), strict=True)]
-    if counted:
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, int]] = {}
+        self.backends: dict[str, set[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call":
+            return
+        for name, value in report.user_properties:
+            if name == "jobs":
+                self.add(value)  # type: ignore[arg-type]
+
+    def add(self, value: dict[str, Any]) -> None:
+        row = self.rows.setdefault(value["fault"], dict.fromkeys(COLUMNS, 0))
+        row["cases"] += 1
+        for column in COLUMNS[1:]:
+            row[column] += value.get(column, 0)
+        self.backends.setdefault(value["fault"], set()).add(value["where"])
+
+    @property
+    def total(self) -> dict[str, int]:
+        return {column: sum(row[column] for row in self.rows.values()) for column in COLUMNS}
+
+    def lines(self) -> list[str]:
+        width = max(map(len, self.rows)) + 2
+        head = f"{'':<{width}}" + "".join(f"{column:>9}" for column in COLUMNS)
+        lines = [f"{head}  backends"]
+        for fault, row in [*sorted(self.rows.items()), ("all", self.total)]:
+            numbers = "".join(f"{row[column]:>9}" for column in COLUMNS)
+            lines.append(
+                f"{fault:<{width}}{numbers}  {' '.join(sorted(self.backends.get(fault, ())))}".rstrip()
+            )
+        return lines
+
+
+class Keys:
+    """Fails the session when a key is in a file that it wrote, or in what a test printed or logged."""
+
+    def __init__(self) -> None:
+        self.scan: key_scan.Scan | None = None
+        self.told: list[tuple[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.told += [(f"{report.nodeid} ({name})", text) for name, text in report.sections]
+
+    def look(self, session: pytest.Session) -> None:
+        factory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+        self.scan = key_scan.session_scan(Path(__file__).parent, [factory.getbasetemp()])
+        for where, text in self.told:
+            self.scan.text(where, text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
+        config.pluginmanager.register(Table(), "jobs-table")
+        config.pluginmanager.register(Keys(), "key-scan")
+
+
+@pytest.hookimpl(trylast=True)  # after the workers of xdist have ended
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A job that is lost or doubled, or a key in a file, fails the session whatever its tests said."""
+    table, keys = (session.config.pluginmanager.get_plugin(name) for name in ("jobs-table", "key-scan"))
+    if table is None or keys is None:
+        return
+    keys.look(session)
+    if table.total["lost"] or table.total["doubled"] or keys.scan.hits:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    table, keys = (config.pluginmanager.get_plugin(name) for name in ("jobs-table", "key-scan"))
+    if table is not None and table.rows:
         terminalreporter.section("jobs under faults")
-        terminalreporter.write_line(f"{'backend':<12}{'runs':>8}{'lost':>8}{'doubled':>9}")
-        for where, (runs, lost, doubled) in sorted(counted.items()):
-            terminalreporter.write_line(f"{where:<12}{runs:>8}{lost:>8}{doubled:>9}")
+        for line in table.lines():
+            terminalreporter.write_line(line)
+    if keys is not None and keys.scan is not None and (keys.scan.files or keys.scan.hits):
+        scan = keys.scan
+        terminalreporter.section("keys in what was written")
+        terminalreporter.write_line(
+            f"{len(scan.hits)} in {scan.files:,} files of {scan.bytes / 1e6:,.0f} MB; "
+            f"{scan.kept} key files and sandboxes hold theirs"
+        )
+        for hit in scan.hits[:20]:
+            terminalreporter.write_line(f"  {hit}")

@@ -274,7 +274,7 @@ def test_text_where_an_object_was_expected(host: ScriptedHost, read: Callable[[]
 def test_secrets_are_removed_and_the_rest_stays() -> None:
     raw = {
         "id": "ftjob-1",
-        "wandb_api_key": "w-1",
+        "wandb_api_key": "wandb-key-of-the-tests",
         "integrations": [{"wandb": {"project": "p", "apiKey": "abc"}}],
         "hf_api_token": "hf_x",
         "trained_tokens": 5,
@@ -288,7 +288,7 @@ def test_secrets_are_removed_and_the_rest_stays() -> None:
     }
     clean = redact(raw)
     text = str(clean)
-    for secret in ("w-1", "'abc'", "hf_x", "sk-proj-abc4defghijklmnop", "deadbeef"):
+    for secret in ("wandb-key-of-the-tests", "'abc'", "hf_x", "sk-proj-abc4defghijklmnop", "deadbeef"):
         assert secret not in text
     assert clean["wandb_api_key"] == MASK
     assert clean["url"].startswith("https://bucket.example/x?")

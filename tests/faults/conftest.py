@@ -1,82 +1,21 @@
-"""Real stores: a SQLite file, and a Postgres server of the tests' own."""
+"""What the fault tests share: stores of both kinds, with a real Postgres, a sandbox, and the count."""
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from postgres_server import Postgres, postgres_binaries
+from world import Counted, World
 
-
-def _postgres_bin() -> Path | None:
-    if found := shutil.which("pg_ctl"):
-        return Path(found).resolve().parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
-class Postgres:
-    """A server on loopback in a temporary folder; as root it runs as `nobody`, since it refuses root."""
-
-    def __init__(self, binaries: Path) -> None:
-        self.binaries = binaries
-        self.folder = Path(tempfile.mkdtemp(prefix="orchestrate-pg-"))
-        self.user = "nobody" if os.geteuid() == 0 else None
-        if self.user:
-            account = pwd.getpwnam(self.user)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "-N")
-        self.start()
-
-    def _run(self, program: str, *arguments: str) -> None:
-        # To a file: the server inherits the pipes of pg_ctl and would keep them open.
-        with (self.folder / f"{program}.out").open("ab") as out:
-            subprocess.run(
-                [self.binaries / program, *arguments],
-                check=True,
-                stdout=out,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
-                user=self.user,
-                cwd=self.folder,
-            )
-
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -F"
-        self._run(
-            "pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start"
-        )
-
-    def stop(self, mode: str = "fast") -> None:
-        self._run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", mode, "stop")
-
-    def database(self) -> str:
-        import psycopg
-
-        name = f"t{uuid.uuid4().hex}"
-        with psycopg.connect(
-            f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True
-        ) as server:
-            server.execute(f'CREATE DATABASE "{name}"'.encode())
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
-
-    def remove(self) -> None:
-        self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+from orchestrate import sandbox
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    binaries = _postgres_bin()
+    binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no Postgres on this machine (pg_ctl on the PATH or under /usr/lib/postgresql)")
     server = Postgres(binaries)
@@ -86,6 +25,46 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store of each kind, not made yet."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/home/runs.sqlite3"
     return request.getfixturevalue("postgres").database()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
+        yield running
+
+
+@pytest.fixture
+def world(tmp_path: Path, hosts: Any) -> Iterator[World]:
+    made, speed = World(tmp_path, hosts), hosts.clock.speed
+    hosts.clear_faults()
+    yield made
+    hosts.clear_faults()
+    hosts.clock.speed = speed
+    made.close()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Tells the suite's table what a case came to: `tally(fault, backend, counts)`."""
+
+    def add(fault: str, where: str, found: dict[str, int]) -> None:
+        request.node.user_properties.append(("jobs", {"fault": fault, "where": where, **found}))
+
+    return add
+
+
+@pytest.fixture
+def counted(world: World, tally: Callable[..., None]) -> Counted:
+    """Counts, tells the suite's table, and requires that nothing is lost or doubled."""
+
+    def count(fault: str, name: str, *, by_proxy: int = 0) -> dict[str, int]:
+        found = world.count(name, by_proxy=by_proxy)
+        tally(fault, name, found)
+        assert (found["lost"], found["doubled"]) == (0, 0), found
+        return found
+
+    return count

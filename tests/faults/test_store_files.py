@@ -282,7 +282,19 @@ def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None
         assert len(store.runs()) == 2
 
 
-SCHEMAS = sorted((Path(__file__).parent / "schemas").glob("schema-*.sql"))
+FOLDER = Path(__file__).parent / "schemas"
+SCHEMAS = [FOLDER / f"schema-{n}.sql" for n in range(1, schema.VERSION)]
+
+
+def require_the_three_runs(store: Store) -> None:
+    runs = store.runs()
+    assert [run.spec["suffix"] for run in runs] == ["s2", "s1", "s0"]
+    assert [run.status.value for run in runs] == ["succeeded", "succeeded", "running"]
+    assert len(store.events(runs[0].id)) == len(store.metrics(runs[0].id)) == 1
+    assert store.take_delivery("new in schema 2")
+    store.claim_due("paper", runs[0].host, limit=5)
+    make(store)
+    assert store.verify() == []
 
 
 @pytest.mark.parametrize("old", SCHEMAS, ids=lambda p: p.stem)
@@ -292,26 +304,51 @@ def test_a_store_of_each_released_schema_is_backed_up_and_migrated(path: Path, o
         raw.executescript(old.read_text())
     raw.close()
     with Store.open(url(path)) as store:
-        runs = store.runs()
-        assert [run.spec["suffix"] for run in runs] == ["s2", "s1", "s0"]
-        assert [run.status.value for run in runs] == ["succeeded", "succeeded", "running"]
-        assert len(store.events(runs[0].id)) == len(store.metrics(runs[0].id)) == 1
-        assert store.take_delivery("new in schema 2")
-        store.claim_due("paper", runs[0].host, limit=5)
-        assert store.verify() == []
+        require_the_three_runs(store)
     [backup] = path.parent.glob("*.backup")
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    with sqlite3.connect(backup) as raw:
-        version = raw.execute("SELECT value FROM orchestrate_meta WHERE key = 'schema'").fetchone()
-        count = raw.execute("SELECT count(*) FROM runs").fetchone()
-    raw.close()
-    assert (version, count) == ((old.stem.removeprefix("schema-"),), (3,))
+    assert inside(backup) == (old.stem.removeprefix("schema-"), 3)
     Store.open(url(path)).close()
     assert len(list(path.parent.glob("*.backup"))) == 1
 
 
-def test_every_released_schema_but_the_present_one_has_a_fixture() -> None:
-    assert [p.stem for p in SCHEMAS] == [f"schema-{n}" for n in range(1, schema.VERSION)]
+def inside(store: Path) -> tuple[str, int]:
+    """Schema and number of runs, without opening it as a store."""
+    with sqlite3.connect(store) as raw:
+        [version] = raw.execute("SELECT value FROM orchestrate_meta WHERE key = 'schema'").fetchone()
+        [count] = raw.execute("SELECT count(*) FROM runs").fetchone()
+    raw.close()
+    return version, count
+
+
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_a_postgres_store_of_each_released_schema_is_migrated(postgres: Any, version: int) -> None:
+    import psycopg
+
+    database = postgres.database()
+    with psycopg.connect(database) as raw:
+        raw.execute((FOLDER / f"schema-{version}.postgres.sql").read_bytes())
+    with Store.open(database) as store:
+        require_the_three_runs(store)
+    with Store.open(database) as store:
+        assert len(store.runs()) == 4
+
+
+def test_the_present_schema_is_the_one_that_was_released(path: Path) -> None:
+    """A table that changes without a new version would leave the stores of others behind."""
+    Store.open(url(path)).close()
+
+    def tables(raw: sqlite3.Connection) -> dict[str, str]:
+        found = raw.execute(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+        )
+        return {name: " ".join(sql.split()) for name, sql in found}
+
+    with sqlite3.connect(path) as new, sqlite3.connect(":memory:") as released:
+        released.executescript((FOLDER / f"schema-{schema.VERSION}.sql").read_text())
+        assert tables(new) == tables(released)
+    new.close()
+    released.close()
 
 
 def test_many_processes_that_migrate_at_once_do_it_once(path: Path) -> None:
@@ -330,3 +367,5 @@ def test_many_processes_that_migrate_at_once_do_it_once(path: Path) -> None:
     assert [maker.wait(120) for maker in makers] == [0] * 4
     with Store.open(url(path)) as store:
         assert len(store.runs()) == 7
+    [backup] = path.parent.glob("*.backup")
+    assert inside(backup) == ("1", 3), "the backup is of the old store"

@@ -16,6 +16,7 @@ import pytest
 from paper_host import Paper, PaperHost
 
 from orchestrate.errors import (
+    HostUnavailable,
     InvalidRequest,
     OutcomeUnknown,
     OverBudget,
@@ -24,11 +25,11 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, refresh, settle, submit, sync
+from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, submit, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.database import LeaseHeld, LeaseLost
 from orchestrate.tracking.transitions import ImpossibleTransition
-from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
@@ -268,6 +269,35 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     assert len(host.jobs()) == int(sent)
 
 
+class Deaf(PaperHost):
+    """Dies, or does not answer, when it is to cancel."""
+
+    def cancel(self, job: JobHandle) -> None:
+        if raised := self.faults.pop("deaf", None):
+            raise raised
+        super().cancel(job)
+
+
+@pytest.mark.parametrize("by", ["sync", "refresh"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), HostUnavailable("paper", "no answer", status=503)])
+def test_a_cancel_that_did_not_reach_the_host_is_carried_out_by_the_next_look(
+    store: Store, tmp_path: Path, error: BaseException, by: str
+) -> None:
+    host = Deaf(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA)
+    other = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="running")
+    host.faults["deaf"] = error
+    with pytest.raises(type(error)):
+        cancel(store, host, run)
+    for _ in range(2):
+        refresh(store, host, run) if by == "refresh" else sync(store, lambda _: host)
+    refresh(store, host, other)
+    assert store.run(run.id).status is JobStatus.CANCELLED
+    assert store.run(other.id).status is JobStatus.QUEUED
+    assert host.requests.count("cancel") == 1
+
+
 def test_cancelling_twice_asks_and_changes_nothing_more(store: Store, host: PaperHost) -> None:
     run = submit(store, host, SPEC, DATA)
     assert cancel(store, host, run).status is JobStatus.CANCELLING
@@ -426,6 +456,46 @@ def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, hos
         time.sleep(0.4)  # the lease could not be given back either; it runs out
         assert sync(store, lambda _: host).adopted == [store.run("last").id]
         assert [job["id"] for job in host.jobs()] == [store.run("last").job_id]
+
+
+@pytest.mark.parametrize("swap", ["removed", "replaced"])
+@pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-uploaded", "after-submitting"])
+def test_a_store_that_is_taken_away_before_the_post_refuses_it(
+    tmp_path: Path, host: PaperHost, point: str, swap: str
+) -> None:
+    path = tmp_path / "home" / "runs.sqlite3"
+
+    def takes(reached: str) -> None:
+        if reached == point:
+            for file in path.parent.iterdir():
+                file.unlink()
+            if swap == "replaced":
+                Store.open(f"sqlite:///{path}").close()
+
+    with Store.open(f"sqlite:///{path}") as store, pytest.raises(StoreError) as caught:
+        submit(store, host, SPEC, DATA, reached=takes)
+    assert caught.value.fix
+    assert host.jobs() == []
+
+
+def test_a_store_that_is_taken_away_after_the_post_is_rebuilt(tmp_path: Path, host: PaperHost) -> None:
+    path = tmp_path / "home" / "runs.sqlite3"
+
+    def takes(reached: str) -> None:
+        if reached == "after-post":
+            for file in path.parent.iterdir():
+                file.unlink()
+
+    with Store.open(f"sqlite:///{path}") as store:
+        run = submit(store, host, SPEC, DATA, reached=takes)
+    twin = host.add(run.ref)
+    with Store.open(f"sqlite:///{path}") as store:
+        report = recover(store, [host])
+        assert (report.recovered, report.doubled) == ([run.id], [run.ref])
+        found = store.run(run.id)
+        [alarm] = store.alarms(run.id)
+        assert {str(found.job_id), *alarm.data["others"]} == {str(run.job_id), twin.job_id}
+        assert sync(store, lambda _: host).alarms == [], "told once"
 
 
 @pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-uploaded", "after-submitting"])

@@ -17,7 +17,7 @@ import struct
 import tarfile
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -39,6 +39,8 @@ WANTED = (
 )
 """Names (lower case) that a model folder has; anything else is left in the archive."""
 _CHUNK = 1 << 20
+_HEADERS = 64 << 10
+"""Bytes of all headers before one file, and what is read ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
@@ -149,8 +151,11 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
     compressed = max(archive.stat().st_size, 1)
     written = 0
     seen: set[str] = set()
-    with _decoded(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    with ExitStack() as stack:
+        stream = _Bounded(stack.enter_context(_decoded(archive)))
+        tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|"))
         for count, member in enumerate(tar, start=1):
+            stream.limit = tar.offset + _HEADERS
             if count > limits.files:
                 raise ArtifactRefused(f"{archive.name} holds more than {limits.files} entries")
             path = _safe(member.name, limits.depth)
@@ -170,6 +175,22 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
+
+
+class _Bounded:
+    """Reads up to `limit`: tarfile takes a long name or a pax header into memory whole, at any length."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._position = 0
+        self.limit = _HEADERS
+
+    def read(self, size: int) -> bytes:
+        found = self._stream.read(size)
+        self._position += len(found)
+        if self._position > self.limit:
+            raise ArtifactRefused("the archive has a header longer than any name needs")
+        return found
 
 
 def _safe(name: str, depth: int) -> PurePosixPath:
@@ -247,7 +268,7 @@ def _require_safetensors(path: Path) -> None:
             raise ArtifactRefused(f"{path.name} is not a safetensors file")
         try:
             header = json.loads(data.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactRefused(f"{path.name} is not a safetensors file: its header is not JSON") from error
     if _tensor_bytes(header) != size - 8 - length:
         raise ArtifactRefused(f"{path.name} is cut short or is not a safetensors file")

@@ -23,6 +23,7 @@ Kinds:
     lost_answer     the request is done, the connection closes without an answer
     late_commit     the connection closes at once; the request is done `delay_s` later
     half_body       the request is done; the connection closes in the middle of the answer
+    bad_json        the request is done; the answer says that it is JSON and breaks off in the middle
     html            an HTML page of a proxy (status 200 unless given); nothing is done
     html_after      the same, after the request was done
     slow            the answer comes `delay_s` later
@@ -48,6 +49,7 @@ Kind = Literal[
     "lost_answer",
     "late_commit",
     "half_body",
+    "bad_json",
     "html",
     "html_after",
     "slow",

@@ -163,6 +163,12 @@ class Front:
                 await HTMLResponse(_PROXY_PAGE, fault.status or 200)(scope, receive, send)
             case "timeout":
                 await self._refusal(fault)(scope, receive, send)
+            case "bad_json":
+                content = bytes(answer.body)
+                broken = Response(
+                    content[: len(content) // 2], answer.status_code, media_type="application/json"
+                )
+                await broken(scope, receive, send)
             case "half_body":
                 await _half(answer, send)
                 await _hang_up(scope)

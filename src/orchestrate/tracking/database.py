@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, select
 
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.tracking import opening, schema
 from orchestrate.tracking.clock import Clock, stamp
 
@@ -49,6 +49,7 @@ class Database:
         self.clock = clock or Clock()
         is_file = engine.dialect.name == "sqlite"
         self.place = str(engine.url.database) if is_file else engine.url.render_as_string(hide_password=True)
+        self._file = opening.identity(self.place) if is_file else None
         self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
         self._writer = engine.execution_options(writes=True)
 
@@ -156,10 +157,16 @@ class Database:
             raise _lost(lease)
 
     def check(self, lease: Lease, ttl_s: float) -> None:
-        """Raises `LeaseLost` when another process has taken the work over. It renews the lease, and so also
-        shows that the store can still be written."""
+        """Raises `LeaseLost` when another process has taken the work over, and `StoreError` when the store is
+        not where it was opened. It renews the lease, which also shows that the store can be written."""
         if not self.renew(lease, ttl_s):
             raise _lost(lease)
+        if self._file is not None and opening.identity(self.place) != self._file:
+            # Writes into a file without a name succeed, and nobody reads them again.
+            raise StoreError(
+                f"the run store {self.place} was removed or replaced while it was in use",
+                fix=f"nothing was sent; put it back, then again, or {opening.RECOVER}",
+            )
 
     @contextmanager
     def lease(self, name: str, ttl_s: float = 30.0) -> Generator[Lease]:

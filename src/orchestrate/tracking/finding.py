@@ -134,6 +134,19 @@ class Finding(History):
                 found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
         return found
 
+    def uncancelled(self, provider: str, host: str) -> list[str]:
+        """Ids of the runs whose job was to be cancelled and goes on: the wish has not reached the host."""
+        table = schema.runs
+        left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
+        query = (
+            select(table.c.id)
+            .where(table.c.provider == provider, table.c.host == host, ~table.c.closed)
+            .where(table.c.cancel_requested, table.c.phase == SubmitPhase.SUBMITTED.value)
+            .where(table.c.status.not_in(left))
+        )
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
+
     def transitions(self, run_id: str) -> list[Transition]:
         """Oldest first."""
         table = schema.transitions

@@ -192,10 +192,7 @@ def _require_ours(engine: Engine, path: Path) -> None:
             _require_whole(connection, str(path))
         version = _version(connection, str(path))
     if version < schema.VERSION:
-        with engine.connect() as connection:
-            _require_whole(connection, str(path))
-        _back_up(engine, path, version)
-        _migrate(engine)
+        _upgrade(engine, path)
 
 
 def _require_whole(connection: Connection, place: str) -> None:
@@ -207,8 +204,20 @@ def _require_whole(connection: Connection, place: str) -> None:
         )
 
 
+def _upgrade(engine: Engine, path: Path) -> None:
+    """Under the write lock from the look at the version to the new one, so that the backup is of the old
+    schema however many processes open the store at once."""
+    with engine.execution_options(writes=True).begin() as connection:
+        version = _version(connection, str(path))
+        if version < schema.VERSION:
+            _require_whole(connection, str(path))
+            _back_up(engine, path, version)
+            schema.migrate(connection, version)
+            _set_version(connection)
+
+
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
-    """A whole copy beside the store before its schema changes."""
+    """A whole copy beside the store, as it was last committed."""
     target = path.with_name(f"{path.name}.schema-{version}.backup")
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     os.close(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
@@ -288,19 +297,19 @@ def _version(connection: Connection, place: str) -> int:
     return int(value)
 
 
-def _migrate(engine: Engine) -> None:
-    with engine.execution_options(writes=True).begin() as connection:
-        # Another process may have done it while this one waited for the lock.
-        version = _version(connection, str(engine.url.database))
-        if version < schema.VERSION:
-            schema.migrate(connection, version)
-            _set_version(connection)
-
-
 def _set_version(connection: Connection) -> None:
     connection.execute(
         schema.meta.update().where(schema.meta.c.key == "schema").values(value=str(schema.VERSION))
     )
+
+
+def identity(place: str) -> tuple[int, int] | None:
+    """Tells a file from one that took its place; `None` when nothing is there."""
+    try:
+        found = Path(place).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def verify(engine: Engine) -> list[str]:

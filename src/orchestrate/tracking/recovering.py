@@ -10,8 +10,9 @@ import msgspec
 from orchestrate.errors import OrchestrateError
 from orchestrate.tracking import transitions
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
+from orchestrate.tracking.protocol import Submitter
 from orchestrate.tracking.sweep import Failure
-from orchestrate.types import Event, Job, JobStatus, Run, SubmitPhase
+from orchestrate.types import Job, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -66,15 +67,7 @@ def _recover(store: Store, provider: Provider, report: Recovery) -> None:
         report.recovered.append(run.id)
         if others := [job.handle.job_id for job in jobs[1:]]:
             report.doubled.append(ref)
-            alarm = Event(
-                id=f"orchestrate-doubled-{', '.join(others)}",
-                at=store.clock.now(),
-                level="error",
-                type="alarm",
-                message=f"{provider.title} has more than one job for ref {ref}: {run.job_id} is tracked, "
-                f"{', '.join(others)} is not and may be billed; cancel it there",
-            )
-            store.add_events(run.id, [alarm], from_host=False)
+            Submitter(store, provider).alarm(run, set(others))
 
 
 def _run_of(store: Store, provider: Provider, ref: str, job: Job) -> Run:

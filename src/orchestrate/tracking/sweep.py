@@ -1,5 +1,6 @@
 """Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
-for runs that are to be cancelled: those that passed their cap, and those whose job was not known before.
+for runs that are to be cancelled: those that passed their cap, and those whose cancel has not reached the
+host, because their job was not known or the one who asked for it died.
 
 The sweep reads each host's list page by page, so that ten thousand runs cost as many requests as there are
 pages. One by one it asks only for a few: jobs that the list does not show, which are not lost (lists lag,
@@ -142,6 +143,8 @@ def refresh(
     fetch_details(store, provider, run, on_event=on_event)
     if run.status.terminal:
         return conclude(store, run, job, bill)
+    if Feature.CANCEL in provider.features and run.id in store.uncancelled(run.provider, run.host):
+        run = Submitter(store, provider, timing).cancel(run)
     capped = capping.enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
@@ -237,6 +240,9 @@ class _Sweep:
         seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
         self._look_up([run for run in tracked if run.id not in seen], seen)
         self._observe(seen)
+        if Feature.CANCEL in self.provider.features:
+            for run_id in self.store.uncancelled(self.provider.config.name, self.provider.host):
+                self._cancel(run_id)
         ended = [
             run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
         ]
@@ -284,6 +290,12 @@ class _Sweep:
                 self.report.changed.append(run.id)
                 if run.status.terminal:
                     self.report.ended.append(run.id)
+
+    def _cancel(self, run_id: str) -> None:
+        try:
+            Submitter(self.store, self.provider, self.timing).cancel(self.store.run(run_id))
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
 
     def _cap(self, run_id: str, job: Job) -> None:
         run = self.store.run(run_id)

@@ -41,7 +41,7 @@ def seeds(tmp_path: Path) -> str:
 def run(
     host: ChatHost, seeds: str, output: Path, order: Order = ONE, *, waits: list[float] | None = None
 ) -> GenerateReport:
-    config = HostConfig(name="writer", base_url=host.url, api_key=Secret("k-1"), timeout_s=30)
+    config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=30)
     ask = asker(config, "gpt-4.1-mini", max_tokens=order.max_tokens)
     return generate(seeds, output, ask, order, sleep=(waits if waits is not None else []).append)
 
@@ -69,7 +69,8 @@ def test_rows_are_new_good_and_wait_for_review(host: ChatHost, seeds: str, tmp_p
 def test_the_request_shows_seeds_and_says_how_many(host: ChatHost, seeds: str, tmp_path: Path) -> None:
     run(host, seeds, tmp_path / "new.jsonl", replace(ONE, rows=3, examples=4, instructions="About ships."))
     body = host.bodies[0]
-    assert body["max_tokens"] == 4096 and body["model"] == "gpt-4.1-mini" and host.keys == ["Bearer k-1"]
+    assert body["max_tokens"] == 4096 and body["model"] == "gpt-4.1-mini"
+    assert host.keys == ["Bearer key-of-the-tests"]
     asked = body["messages"][1]["content"]
     shown = [line for line in asked.splitlines() if line.startswith("{")]
     assert len(shown) == 4 and {json.dumps(json.loads(s)) for s in shown} <= {

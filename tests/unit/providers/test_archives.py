@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,9 @@ HOSTILE = {
     "a pickle named safetensors": [("adapter_model.safetensors", b"\x80\x04K\x01." + b"\x00" * 64)],
     "cut safetensors": [("adapter_model.safetensors", weights(b"\x00" * 64)[:-8])],
     "header claims everything": [("model.safetensors", struct.pack("<Q", 2**62) + b"{}")],
+    "header nested without end": [
+        ("model.safetensors", struct.pack("<Q", 100_000) + b"[" * 100_000),
+    ],
     "empty": [],
 }
 
@@ -114,6 +118,26 @@ def test_a_bomb_is_refused_before_it_is_written(tmp_path: Path) -> None:
     assert len(bomb) < 4_000
     with pytest.raises(ArtifactRefused, match="unpacks to more than"):
         unpack(saved(tmp_path, bomb), tmp_path / "out", limits=Limits(grace_bytes=100_000))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_bomb_in_a_header_is_refused_before_it_is_in_memory(tmp_path: Path, kind: bytes) -> None:
+    bomb = tarfile.TarInfo("x")
+    bomb.type, bomb.size = kind, 300_000_000
+    head = bytearray(bomb.tobuf(tarfile.GNU_FORMAT if kind != tarfile.XHDTYPE else tarfile.USTAR_FORMAT))
+    if kind == tarfile.GNUTYPE_SPARSE:  # "is extended" in the header and in each block after it, without end
+        head[482] = 1
+        head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:512]) + 8 * 32)
+    block = bytearray(b"0" * 504 + b"\x01" + b"0" * 7)
+    archive = saved(tmp_path, zstd.compress(tar_of(ADAPTER)[:-10240] + bytes(head) + bytes(block) * 40_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactRefused, match="header longer than any name"):
+            unpack(archive, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_many_files_are_refused(tmp_path: Path) -> None:

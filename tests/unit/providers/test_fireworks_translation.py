@@ -173,7 +173,7 @@ def test_every_state_of_the_sdks_jobs_is_mapped() -> None:
     ],
 )
 def test_where_chats_go(base: str, url: str) -> None:
-    config = HostConfig(name="fireworks", api_key=Secret("k"), base_url=base)
+    config = HostConfig(name="fireworks", api_key=Secret("key-of-the-tests"), base_url=base)
     at = Connection(config, Wire("fireworks"))
     client = at.client().with_options(base_url=at.inference_url)
     assert str(client._prepare_url("/v1/chat/completions")) == url

@@ -227,7 +227,9 @@ def test_check_says_what_the_host_would(together: TogetherProvider, tmp_path: Pa
     ],
 )
 def test_where_chats_go(base: str, url: str) -> None:
-    provider = TogetherProvider(HostConfig(name="together", api_key=Secret("k"), base_url=base))
+    provider = TogetherProvider(
+        HostConfig(name="together", api_key=Secret("key-of-the-tests"), base_url=base)
+    )
     client = provider._client().with_options(base_url=provider._inference_url)
     assert str(client._prepare_url("/v1/chat/completions")) == url
     provider.close()

@@ -202,7 +202,7 @@ def test_the_counters_have_every_request_without_its_secrets(
     wandb: Any = [{"type": "wandb", "wandb": {"project": "p"}}]
     with pytest.raises(openai_sdk.BadRequestError):
         openai.fine_tuning.jobs.create(
-            model=MODEL, training_file=file, integrations=wandb, extra_body={"api_key": "hush"}
+            model=MODEL, training_file=file, integrations=wandb, extra_body={"api_key": "hush-a-secret"}
         )
     report = httpx.get(url).json()
     assert report["total"] == 2
@@ -213,7 +213,7 @@ def test_the_counters_have_every_request_without_its_secrets(
     only = httpx.get(url, params={"method": "POST"}).json()
     assert only["total"] == 1
     assert only["recent"][0]["body"]["integrations"] == wandb
-    assert "hush" not in json.dumps(report)
+    assert "hush-a-secret" not in json.dumps(report)
     assert sandbox.count("openai") == 2
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrate.tracking import transitions
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
@@ -108,14 +108,43 @@ def test_another_job_is_never_taken_for_this_run() -> None:
         transitions.submitted(submitted(), a_job(JobStatus.RUNNING, job_id="job-2").handle, T0)
 
 
+STEPS: dict[str, tuple[Callable[[Run], Run], set[SubmitPhase]]] = {
+    "uploaded": (lambda run: transitions.uploaded(run, T0), {SubmitPhase.INTENT, SubmitPhase.UPLOADED}),
+    "submitting": (lambda run: transitions.submitting(run, T0), {SubmitPhase.UPLOADED}),
+    "outcome_unknown": (lambda run: transitions.outcome_unknown(run, T0), set(UNSETTLED)),
+    "not_made": (lambda run: transitions.not_made(run, T0), set(UNSETTLED)),
+    "refused": (
+        lambda run: transitions.refused(run, JobError(message="no"), T0),
+        {*UNSENT, SubmitPhase.SUBMITTING},
+    ),
+    "withdrawn": (lambda run: transitions.withdrawn(run, T0), set(UNSENT)),
+    "cancelling": (lambda run: transitions.cancelling(run, T0), {SubmitPhase.SUBMITTED}),
+}
+"""Each step of the protocol but the one to a job, and the phases from which it leads."""
+
+
 @pytest.mark.parametrize("phase", list(SubmitPhase))
-def test_only_uploaded_leads_to_a_send(phase: SubmitPhase) -> None:
-    run = a_run(phase=phase)
-    if phase is SubmitPhase.UPLOADED:
-        assert transitions.submitting(run, T0).phase is SubmitPhase.SUBMITTING
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_leads_from_its_phases_only(step: str, phase: SubmitPhase) -> None:
+    take, phases = STEPS[step]
+    job_id = "job-1" if phase is SubmitPhase.SUBMITTED else None
+    if phase in phases:
+        take(a_run(phase=phase, job_id=job_id))
     else:
         with pytest.raises(ImpossibleTransition):
-            transitions.submitting(run, T0)
+            take(a_run(phase=phase, job_id=job_id))
+
+
+@pytest.mark.parametrize("ended", [s for s in JobStatus if s.terminal])
+@pytest.mark.parametrize("step", STEPS)
+def test_no_step_leads_from_an_end(step: str, ended: JobStatus) -> None:
+    take, phases = STEPS[step]
+    for phase in phases:
+        run = a_run(phase=phase, status=ended, job_id="job-1" if phase is SubmitPhase.SUBMITTED else None)
+        try:
+            assert take(run) is run
+        except ImpossibleTransition:
+            continue
 
 
 def test_a_withdrawn_run_cannot_be_sent_but_its_job_can_still_be_adopted() -> None:
@@ -127,11 +156,24 @@ def test_a_withdrawn_run_cannot_be_sent_but_its_job_can_still_be_adopted() -> No
     assert transitions.submitted(run, handle, T0).phase is SubmitPhase.SUBMITTED
 
 
+BACKWARDS = {
+    JobStatus.QUEUED: {JobStatus.SUBMITTING, JobStatus.VALIDATING},
+    JobStatus.RUNNING: {JobStatus.SUBMITTING, JobStatus.VALIDATING},
+    JobStatus.PAUSED: {JobStatus.SUBMITTING, JobStatus.VALIDATING},
+    JobStatus.FINALIZING: {s for s in JobStatus if not s.terminal}
+    - {JobStatus.FINALIZING, JobStatus.CANCELLING, JobStatus.UNKNOWN},
+    JobStatus.CANCELLING: {s for s in JobStatus if not s.terminal}
+    - {JobStatus.CANCELLING, JobStatus.UNKNOWN},
+}
+"""Where a job cannot have gone from a status: an answer that says so is an old one."""
+
+
 class Protocol(RuleBasedStateMachine):
     """One run, a host that may lose answers and show jobs late, and two processes that may die at every step.
 
     What is written is `run`; what a process knows is its position. A POST lands at once, later but within the
     settle time, or not at all. There are no leases here: the core alone must not let two processes send.
+    Whether there are cancels and crashes at all is drawn first: else hardly a run would come as far as a job.
     """
 
     def __init__(self) -> None:
@@ -142,11 +184,24 @@ class Protocol(RuleBasedStateMachine):
         self.in_flight = 0
         self.shown = 0
         self.settled = False
-        self.believed: list[tuple[JobStatus, JobStatus]] = []
+        self.unproven = False
+        """A POST was sent, and nobody knows yet whether it made a job."""
+        self.answers: list[Job] = []
+        self.cancels = self.crashes = False
+
+    @initialize(cancels=st.booleans(), crashes=st.booleans())
+    def what_happens_at_all(self, cancels: bool, crashes: bool) -> None:
+        self.cancels, self.crashes = cancels, crashes
 
     def apply(self, after: Run) -> None:
-        self.believed.append((self.run.status, after.status))
-        self.run = after
+        before, self.run = self.run, after
+        assert not before.status.terminal or after.status is before.status, "an end does not stick"
+        assert after.status not in BACKWARDS.get(before.status, ()), f"{before.status} -> {after.status}"
+        assert before.job_id in (None, after.job_id), "a run changed its job"
+        for fact in ("tuned_model", "trained_tokens") if before.status.terminal else ():
+            assert getattr(before, fact) in (None, getattr(after, fact)), "a fact of an ended run changed"
+        if after.job_id is not None:
+            self.unproven = False
 
     # -- processes that submit
 
@@ -155,13 +210,15 @@ class Protocol(RuleBasedStateMachine):
         if self.positions[who] is None and self.run.phase in UNSENT:
             self.positions[who] = "uploaded" if self.run.phase is SubmitPhase.UPLOADED else "intent"
 
-    @rule(who=WHO, fate=st.sampled_from(["answered", "lost", "late", "never-arrived", "refused"]))
+    @rule(who=WHO, fate=st.sampled_from(["answered", "lost", "late", "never-arrived", "refused", "too-late"]))
     def a_process_takes_its_next_step(self, who: str, fate: str) -> None:
         position, then = self.positions[who], None
         if position == "intent":
             then = self.attempt(lambda: transitions.uploaded(self.run, T0), "uploaded")
         elif position == "uploaded":
             then = self.attempt(lambda: transitions.submitting(self.run, T0), "submitting")
+        elif position == "submitting" and fate == "too-late":
+            then = self.attempt(lambda: transitions.not_made(self.run, T0), "uploaded")
         elif position == "submitting":
             then = self.post(fate)
         elif position == "answered":
@@ -174,14 +231,18 @@ class Protocol(RuleBasedStateMachine):
             self.settled = False
 
     def post(self, fate: str) -> str | None:
+        assert not self.unproven, "a POST before the last one was settled"
+        assert self.run.job_id is None, "a POST for a run that has its job"
         if fate == "refused":
             error = JobError(message="no")
             return self.attempt(lambda: transitions.refused(self.run, error, T0), None)
+        self.unproven = True
         if fate in ("answered", "lost"):
             self.jobs.append(f"job-{len(self.jobs) + 1}")
         self.in_flight += fate == "late"
         return "answered" if fate == "answered" else "lost"
 
+    @precondition(lambda self: self.crashes)
     @rule(who=WHO)
     def crash(self, who: str) -> None:
         self.positions[who] = None
@@ -219,6 +280,7 @@ class Protocol(RuleBasedStateMachine):
             self.apply(transitions.submitted(self.run, a_job(JobStatus.QUEUED, found[0]).handle, T0))
         elif self.settled:
             self.apply(transitions.not_made(self.run, T0))
+            self.unproven = False
         else:
             self.apply(transitions.outcome_unknown(self.run, T0))
 
@@ -227,25 +289,44 @@ class Protocol(RuleBasedStateMachine):
         if self.jobs[: self.shown] and self.run.job_id is None:
             self.apply(transitions.submitted(self.run, a_job(JobStatus.QUEUED, self.jobs[0]).handle, T0))
 
+    @precondition(lambda self: self.run.job_id is not None)
     @rule()
-    def cancel_before_the_send(self) -> None:
-        self.attempt(lambda: transitions.withdrawn(self.run, T0), None)
+    def a_proxy_doubled_the_request(self) -> None:
+        """The job that is tracked stays; the other one is for an alarm, and its answers are not the run's."""
+        twin, before = a_job(JobStatus.FAILED, "job-of-a-proxy"), self.run
+        self.attempt(lambda: transitions.submitted(self.run, twin.handle, T0), None)
+        self.attempt(lambda: transitions.observed(self.run, twin, T0), None)
+        assert self.run is before
+
+    @precondition(lambda self: self.cancels)
+    @rule()
+    def cancel(self) -> None:
+        if self.run.phase is SubmitPhase.SUBMITTED:
+            self.apply(transitions.cancelling(self.run, T0))
+        else:
+            self.attempt(lambda: transitions.withdrawn(self.run, T0), None)
 
     @precondition(lambda self: self.run.job_id is not None)
     @rule(status=st.sampled_from(list(JobStatus)), tokens=st.none() | st.integers(0, 3))
     def the_host_says(self, status: JobStatus, tokens: int | None) -> None:
         job = a_job(status, str(self.run.job_id), trained_tokens=tokens)
-        before = self.run
-        self.apply(transitions.observed(before, job, T0))
+        self.answers.append(job)
+        self.apply(transitions.observed(self.run, job, T0))
         again = transitions.observed(self.run, job, T0)
         assert again is self.run, "a duplicate changed something"
 
-    def attempt(self, step: object, then: str | None) -> str | None:
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def an_old_answer_comes_late(self, data: st.DataObject) -> None:
+        self.apply(transitions.observed(self.run, data.draw(st.sampled_from(self.answers)), T0))
+
+    def attempt(self, step: Callable[[], Run], then: str | None) -> str | None:
         """A process whose write is refused gives up; one that is behind must not be able to do harm."""
         try:
-            self.apply(step())  # type: ignore[operator]
+            after = step()
         except ImpossibleTransition:
             return None
+        self.apply(after)
         return then
 
     # -- what must hold
@@ -264,11 +345,6 @@ class Protocol(RuleBasedStateMachine):
         assert self.run.job_id is None or self.run.job_id in self.jobs
         assert (self.run.job_id is not None) == (self.run.phase is SubmitPhase.SUBMITTED)
 
-    @invariant()
-    def endings_stick(self) -> None:
-        for (_, before), (_, after) in pairwise(self.believed):
-            assert not before.terminal or after is before
-
 
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestProtocol.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)

@@ -1,0 +1,71 @@
+"""A Postgres server of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+
+def postgres_binaries() -> Path | None:
+    if found := shutil.which("pg_ctl"):
+        return Path(found).resolve().parent
+    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+class Postgres:
+    """A server on loopback in a temporary folder; as root it runs as `nobody`, since it refuses root."""
+
+    def __init__(self, binaries: Path) -> None:
+        self.binaries = binaries
+        self.folder = Path(tempfile.mkdtemp(prefix="orchestrate-pg-"))
+        self.user = "nobody" if os.geteuid() == 0 else None
+        if self.user:
+            account = pwd.getpwnam(self.user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "-N")
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # To a file: the server inherits the pipes of pg_ctl and would keep them open.
+        with (self.folder / f"{program}.out").open("ab") as out:
+            subprocess.run(
+                [self.binaries / program, *arguments],
+                check=True,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                user=self.user,
+                cwd=self.folder,
+            )
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -F"
+        self._run(
+            "pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start"
+        )
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", mode, "stop")
+
+    def database(self) -> str:
+        import psycopg
+
+        name = f"t{uuid.uuid4().hex}"
+        with psycopg.connect(
+            f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True
+        ) as server:
+            server.execute(f'CREATE DATABASE "{name}"'.encode())
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def remove(self) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
