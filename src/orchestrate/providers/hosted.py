@@ -14,6 +14,7 @@ class name, so that no SDK has to be imported here. SDK clients used with `Wire`
 from __future__ import annotations
 
 import email.utils
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -156,12 +157,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date)."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers.get(name, "")) / divisor)
+            seconds = float(headers.get(name, "")) / divisor
         except ValueError:
             continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     try:
         at = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())

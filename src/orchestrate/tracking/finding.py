@@ -121,6 +121,25 @@ class Finding(History):
         with self.reading() as connection:
             return list(connection.execute(query).scalars())
 
+    def live_hosts(self) -> list[tuple[str, str]]:
+        """(backend, host) of the runs that have or may have a job which has not ended."""
+        table = schema.runs
+        ended = [s.value for s in JobStatus if s.terminal]
+        sent = [p.value for p in SubmitPhase if p not in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)]
+        query = select(table.c.provider, table.c.host).distinct()
+        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.in_(sent))
+        with self.reading() as connection:
+            return [(row.provider, row.host) for row in connection.execute(query)]
+
+    def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
+        """The runs of these ids, in no order; unknown ids are left out."""
+        wanted, found, table = sorted(set(run_ids)), list[Run](), schema.runs
+        with self.reading() as connection:
+            for start in range(0, len(wanted), 500):
+                query = select(table.c.record).where(table.c.id.in_(wanted[start : start + 500]))
+                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
+        return found
+
     def is_run(self, name: str) -> bool:
         """Whether `run` would find exactly one."""
         return len(self._named(name.strip())) == 1

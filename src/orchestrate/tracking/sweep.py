@@ -69,6 +69,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     """Runs that passed their cap and were told to end."""
     alarms: list[Event] = []
     failures: list[Failure] = []
+    asked: int = 0
+    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
 
     def failed(self, provider: str, error: OrchestrateError) -> None:
         failure = Failure(
@@ -215,6 +217,7 @@ class _Sweep:
         self._match(tracked, jobs)
 
     def _settle(self, run: Run) -> None:
+        self.report.asked += 1
         try:
             after = Submitter(self.store, self.provider, self.timing).settle(run)
         except ProviderError as error:
@@ -229,7 +232,10 @@ class _Sweep:
             self.report.unsettled.append(run.id)
 
     def _listed(self, oldest: datetime) -> dict[str, Job]:
-        return {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+        self.report.asked += 1
+        jobs = {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+        self.report.asked += len(jobs) // _PAGE
+        return jobs
 
     def _match(self, tracked: list[Run], jobs: dict[str, Job]) -> None:
         self._adopt_by_ref(jobs)
@@ -268,6 +274,7 @@ class _Sweep:
 
     def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
         for run in missing[:_LOOKUPS]:
+            self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
             except NotFound:
@@ -298,6 +305,7 @@ class _Sweep:
         if not details:
             _billed(self.store, run, job, self.bill)
             return  # it stays open, for a later sync
+        self.report.asked += _DETAIL_REQUESTS
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:
