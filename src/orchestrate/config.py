@@ -29,11 +29,6 @@ CONFIG_NAME = "orchestrate.toml"
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
 OTHER_SECRETS = ("notify-webhook", "openai-webhook")
 """Names in the key file that are no backend's."""
-URL_VARIABLES = {
-    "openai": "OPENAI_BASE_URL",
-    "together": "TOGETHER_BASE_URL",
-    "fireworks": "FIREWORKS_BASE_URL",
-}
 DEFAULT_URLS = {
     "openai": "https://api.openai.com/v1",
     "together": "https://api.together.ai",
@@ -94,7 +89,8 @@ class HostConfig:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
-            ask = self.url_from_file and not loopback and not self._own_variable
+            # A project's file chooses both, the address and the variable whose value is sent there.
+            ask = self.url_from_file and not loopback
             if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
                 _log.warning(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
@@ -103,12 +99,6 @@ class HostConfig:
                     self.base_url,
                 )
         return self.api_key
-
-    @property
-    def _own_variable(self) -> bool:
-        """Whether the key's variable is this host's, not one that a project's file borrows."""
-        variable, word = self.key_variable or "", self.name.upper().replace("-", "_")
-        return word in variable and variable not in KEY_VARIABLES.values()
 
 
 @dataclass(frozen=True)
@@ -209,10 +199,9 @@ def _host(
 ) -> HostConfig:
     _reject_unknown(table, _HOST_FIELDS, str(path), f"hosts.{name}.")
     kind = table.get("type") or name
-    variable = (
-        table.get("key_variable") or KEY_VARIABLES.get(name) or f"{name.upper().replace('-', '_')}_API_KEY"
-    )
-    given, own = env.get(URL_VARIABLES.get(name, "")), DEFAULT_URLS.get(name)
+    variable = table.get("key_variable") or KEY_VARIABLES.get(name) or f"{_word(name)}_API_KEY"
+    given = None if kind == "local" else env.get(f"{_word(name)}_BASE_URL")
+    own = DEFAULT_URLS.get(name)
     url = given or table.get("base_url") or own
     if url is not None:
         require_safe_url(url, name)
@@ -232,6 +221,11 @@ def _host(
         pins=pin_file(env),
         url_from_file=not given and url != own,
     )
+
+
+def _word(name: str) -> str:
+    """A host's name as its variables begin."""
+    return name.upper().replace("-", "_")
 
 
 def require_safe_url(url: str, name: str) -> None:

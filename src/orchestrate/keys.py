@@ -16,14 +16,22 @@ SANDBOX_KEY_PREFIX = "sandbox-"
 mistaken for the other."""
 
 
+MASK = "[removed]"
+_SHORTEST = 8
+"""A shorter secret is a word that a text may hold by chance."""
+_known: set[str] = set()
+
+
 class Secret:
     """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
-    value."""
+    value, and `hide` finds it in any text."""
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
         self._value = value
+        if len(value) >= _SHORTEST:
+            _known.add(value)
 
     def reveal(self) -> str:
         return self._value
@@ -39,6 +47,14 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._value)
+
+
+def hide(text: str) -> str:
+    """The text without the secrets that this process has met."""
+    for value in tuple(_known):
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
 
 
 def key_file(env: Mapping[str, str] | None = None) -> Path:

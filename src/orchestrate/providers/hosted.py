@@ -37,6 +37,7 @@ from orchestrate.errors import (
     TrainingClosed,
     UnexpectedAnswer,
 )
+from orchestrate.providers import logs
 from orchestrate.providers.payloads import payload as payload
 from orchestrate.providers.payloads import redact_text
 
@@ -121,7 +122,7 @@ def hosted_error(
             provider, f"no answer: {reason}", fix=fix or "check the network and the base URL"
         )
     unexpected = UnexpectedAnswer(
-        provider, f"the answer cannot be read: {type(error).__name__}: {error}", fix=fix
+        provider, f"the answer cannot be read: {type(error).__name__}: {_short(str(error))}", fix=fix
     )
     unexpected.retryable = True
     return unexpected
@@ -210,7 +211,7 @@ def _body(error: BaseException) -> object:
 
 def _reason(error: BaseException) -> str:
     cause = error.__cause__
-    return (
+    return _short(
         f"{error} ({type(cause).__name__}: {cause})"
         if cause is not None
         else f"{type(error).__name__}: {error}"
@@ -262,6 +263,7 @@ class Wire:
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        logs.guard()
         self.provider = provider
         self._codes = codes or {}
         self._retry = retry or Retry()

@@ -166,7 +166,8 @@ class Watcher:
             if not self._untold:
                 self._untold_since, self._tell_pace, self._tell_due = None, _pace(_TELL_AGAIN), 0.0
             else:
-                self._untold_since = self._untold_since or self._now()
+                if self._untold_since is None:
+                    self._untold_since = self._now()
                 self._tell_due = self._now() + self._tell_pace.wait_s()
         self.problems += self._untold
 
@@ -240,7 +241,7 @@ class Watcher:
                 self.problems.append(f"{run.id}: {error.message}")
         pause = max([f.retry_after_s or 0.0 for f in report.failures], default=0.0)
         if report.failures:
-            account.silent_since = account.silent_since or self._now()
+            account.silent_since = self._now() if account.silent_since is None else account.silent_since
         else:
             account.silent_since = None
             pause = self._details(name, account)
