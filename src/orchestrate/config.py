@@ -23,7 +23,6 @@ from orchestrate.keys import Secret as Secret
 from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
-from orchestrate.pins import Pins
 
 CONFIG_NAME = "orchestrate.toml"
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
@@ -88,6 +87,8 @@ class HostConfig:
         if self.api_key is None:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
+            from orchestrate.pins import Pins  # late: most commands send nothing
+
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.
             ask = self.url_from_file and not loopback

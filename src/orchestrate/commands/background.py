@@ -187,8 +187,11 @@ class _Diary:
         """To be called after each turn. Ends the watching when its folder was removed: nobody can find this
         process any more."""
         for report in reports:
-            if report.changed or report.adopted or report.alarms:
-                _say(str(report))
+            for name in ("adopted", "not_made", "ended", "capped"):
+                for run in getattr(report, name):
+                    _say(f"{run} {name.replace('_', ' ')}")
+            for alarm in report.alarms:
+                _say(f"ALARM: {alarm.message}")
         now = time.monotonic()
         self._met = {p: at for p, at in self._met.items() if now - at < _REMEMBERED_S}
         for problem in self._watcher.problems:

@@ -57,7 +57,7 @@ _CONFIG = """\
 # [hosts.mycloud]
 # type = "openai"
 # base_url = "https://llm.example.com/v1"
-# key_variable = "MYCLOUD_API_KEY"
+# key_variable = "MYCLOUD_API_KEY"  # once, to let the key go there: orchestrate keys trust mycloud
 
 # [local]
 # threads = 2

@@ -230,7 +230,7 @@ class Watcher:
     def _sweep(self, name: str, account: _Account) -> SyncReport:
         backend = account.backend
         report = sync(self.store, lambda _: backend, only=[name], bill=self.bill, timing=self.timing)
-        self.problems += [f"{f.provider}: {f.message}" for f in report.failures]
+        self.problems += [_named(f.provider, f.message) for f in report.failures]
         self._failed(name, report.failures)
         if report.asked > 1:
             self._take(account, report.asked - 1, credit=True)
@@ -272,6 +272,11 @@ class Watcher:
     def _gone(self, account: _Account) -> bool:
         since = account.silent_since
         return account.backend.sandbox and since is not None and self._now() - since > _GONE_S
+
+
+def _named(provider: str, message: str) -> str:
+    """Most errors name their backend themselves."""
+    return message if message.startswith(f"{provider}: ") else f"{provider}: {message}"
 
 
 def _pace(bounds: tuple[float, float]) -> Pace:
