@@ -1,4 +1,4 @@
-"""Settings and keys; the only reader of the environment.
+"""Settings; with `orchestrate.keys` the only reader of the environment.
 
 Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards), environment,
 flags. Keys come from the environment, then from the 0600 file that `orchestrate keys set` writes, then from
@@ -7,9 +7,8 @@ the system keyring when the package `keyring` is installed; never from `orchestr
 
 from __future__ import annotations
 
+import logging
 import os
-import stat
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
@@ -19,20 +18,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey
+from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
+from orchestrate.keys import Secret as Secret
+from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
+from orchestrate.keys import secret as secret
+from orchestrate.keys import write_key as write_key
 
 CONFIG_NAME = "orchestrate.toml"
-SANDBOX_KEY_PREFIX = "sandbox-"
-"""Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
-mistaken for the other."""
-
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
 OTHER_SECRETS = ("notify-webhook", "openai-webhook")
 """Names in the key file that are no backend's."""
-URL_VARIABLES = {
-    "openai": "OPENAI_BASE_URL",
-    "together": "TOGETHER_BASE_URL",
-    "fireworks": "FIREWORKS_BASE_URL",
-}
 DEFAULT_URLS = {
     "openai": "https://api.openai.com/v1",
     "together": "https://api.together.ai",
@@ -40,6 +35,12 @@ DEFAULT_URLS = {
 }
 ACCOUNT_VARIABLES = {"fireworks": "FIREWORKS_ACCOUNT_ID"}
 PROJECT_VARIABLES = {"openai": "OPENAI_PROJECT_ID", "together": "TOGETHER_PROJECT_ID"}
+NOTIFY_VARIABLES = {
+    "command": "ORCHESTRATE_NOTIFY_COMMAND",
+    "url": "ORCHESTRATE_NOTIFY_URL",
+    "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
+}
+_log = logging.getLogger(__name__)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
 _HOST_FIELDS = {
@@ -52,31 +53,6 @@ _HOST_FIELDS = {
     "timeout_s",
     "options",
 }
-
-
-class Secret:
-    """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
-    value."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret('{self}')"
-
-    def __str__(self) -> str:
-        return f"{self._value[:3]}...{self._value[-2:]}" if len(self._value) > 12 else "***"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
 
 
 @dataclass(frozen=True)
@@ -96,16 +72,45 @@ class HostConfig:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What only this backend understands. `home` is always there in a host of `Settings`: the folder for
     data files and runs."""
+    pins: Path | None = None
+    """The file that ties keys to hosts; `None` ties nothing."""
+    url_from_file: bool = False
+    """The base URL is one of an `orchestrate.toml`, which may be another's."""
 
     @property
     def sandbox(self) -> bool:
         return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
 
     def require_key(self) -> Secret:
-        """Raises `MissingKey` with the variable to set."""
+        """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
+        `KeyElsewhere` when it is tied to another host."""
         if self.api_key is None:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
+        if self.pins is not None and self.base_url is not None and not self.sandbox:
+            from orchestrate.pins import Pins  # late: most commands send nothing
+
+            key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
+            # A project's file chooses both, the address and the variable whose value is sent there.
+            ask = self.url_from_file and not loopback
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
+                _log.warning(
+                    "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
+                    self.api_key,
+                    self.name,
+                    self.base_url,
+                )
         return self.api_key
+
+
+@dataclass(frozen=True)
+class Notify:
+    """Where the end of each run is told. From the environment and from flags, never from a project's file,
+    which could run a command that the user has not seen."""
+
+    command: str | None = None
+    url: Secret | None = None
+    """A secret, since many hosts of webhooks put their token into the address."""
+    desktop: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Settings:
     config_file: Path | None = None
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    notify: Notify = field(default_factory=Notify)
 
     @property
     def extra_hosts(self) -> list[str]:
@@ -145,7 +151,7 @@ def load(
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
     env = os.environ if env is None else env
     path = config_file or _given(env.get("ORCHESTRATE_CONFIG")) or _nearest(cwd or Path.cwd())
-    values = _read_toml(path) if path else {}
+    values = read_toml(path) if path else {}
     _reject_unknown(values, _TOP_LEVEL, str(path), "")
     base = path.parent if path else Path.cwd()
     home_dir = (
@@ -166,6 +172,16 @@ def load(
         config_file=path,
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
+        notify=_notify(env),
+    )
+
+
+def _notify(env: Mapping[str, str]) -> Notify:
+    url = env.get(NOTIFY_VARIABLES["url"])
+    return Notify(
+        command=env.get(NOTIFY_VARIABLES["command"]) or None,
+        url=Secret(url) if url else None,
+        desktop=env.get(NOTIFY_VARIABLES["desktop"], "").lower() in ("1", "true", "yes"),
     )
 
 
@@ -184,14 +200,14 @@ def _host(
 ) -> HostConfig:
     _reject_unknown(table, _HOST_FIELDS, str(path), f"hosts.{name}.")
     kind = table.get("type") or name
-    variable = (
-        table.get("key_variable") or KEY_VARIABLES.get(name) or f"{name.upper().replace('-', '_')}_API_KEY"
-    )
-    url = env.get(URL_VARIABLES.get(name, "")) or table.get("base_url") or DEFAULT_URLS.get(name)
+    variable = table.get("key_variable") or KEY_VARIABLES.get(name) or f"{_word(name)}_API_KEY"
+    given = None if kind == "local" else env.get(f"{_word(name)}_BASE_URL")
+    own = DEFAULT_URLS.get(name)
+    url = given or table.get("base_url") or own
     if url is not None:
-        _require_safe_url(url, name)
+        require_safe_url(url, name)
     wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
-    key = None if kind == "local" else (env.get(variable) or stored.get(name) or _from_keyring(name))
+    key = None if kind == "local" else (env.get(variable) or stored.get(name) or from_keyring(name))
     return HostConfig(
         name=name,
         type=table.get("type"),
@@ -203,14 +219,28 @@ def _host(
         project=table.get("project") or env.get(PROJECT_VARIABLES.get(name, "")),
         timeout_s=_seconds(table.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
         options={**wandb, **_table(table.get("options", {}), path, f"hosts.{name}.options")},
+        pins=pin_file(env),
+        url_from_file=not given and url != own,
     )
 
 
-def _require_safe_url(url: str, name: str) -> None:
+def _word(name: str) -> str:
+    """A host's name as its variables begin."""
+    return name.upper().replace("-", "_")
+
+
+def require_safe_url(url: str, name: str) -> None:
+    """Raises `ConfigError` unless it is https, or http on this machine, and holds nothing secret."""
     try:
         parts = urlsplit(url)
+        bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
     except ValueError as error:
         raise ConfigError(f"the base URL of {name}, {url}, is no URL: {error}") from error
+    if not bare or not parts.hostname:
+        raise ConfigError(
+            f"the base URL of {name} must be scheme, host and path alone, without a user, password or query",
+            fix="keys belong into the environment, or: orchestrate keys set NAME",
+        )
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise ConfigError(
@@ -228,88 +258,11 @@ def is_loopback(hostname: str) -> bool:
         return False
 
 
-# -- keys --------------------------------------------------------------------------------------------------
-
-
-def key_file(env: Mapping[str, str] | None = None) -> Path:
-    """The file that `orchestrate keys set` writes."""
-    env = os.environ if env is None else env
-    if given := env.get("ORCHESTRATE_KEYS"):
-        return Path(given).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("orchestrate")) / "keys.toml"
-
-
-def read_keys(path: Path) -> dict[str, str]:
-    """Raises `ConfigError` when the file is readable by others or is not a table of strings."""
-    if not path.is_file():
-        return {}
-    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
-    values = _read_toml(path)
-    if not all(isinstance(v, str) for v in values.values()):
-        raise ConfigError(f'{path}: every value must be a string, as in  together = "..."')
-    return values
-
-
-def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
-    """A secret that is no backend's key, from the same places: environment, key file, keyring."""
-    env = os.environ if env is None else env
-    value = env.get(variable) or read_keys(key_file(env)).get(name) or _from_keyring(name)
-    return Secret(value) if value else None
-
-
-def write_key(path: Path, name: str, value: str | None) -> None:
-    """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
-    keys = read_keys(path)
-    if value is None:
-        keys.pop(name, None)
-    else:
-        keys[name] = value
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.writelines(f"{_toml_string(k)} = {_toml_string(v)}\n" for k, v in sorted(keys.items()))
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)
-
-
-def _toml_string(value: str) -> str:
-    import json
-
-    return json.dumps(value)  # a JSON string is a TOML basic string
-
-
-def _from_keyring(name: str) -> str | None:
-    from importlib.util import find_spec
-
-    if find_spec("keyring") is None:
-        return None
-    import keyring  # pyright: ignore[reportMissingImports]  # optional
-
-    try:
-        return keyring.get_password("orchestrate", name)  # pyright: ignore  # optional, untyped
-    except Exception:  # noqa: BLE001  a locked or absent desktop keyring is as good as an empty one
-        return None
-
-
 # -- reading files -----------------------------------------------------------------------------------------
 
 
 def _nearest(folder: Path) -> Path | None:
     return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
-        ) from error
 
 
 def _reject_unknown(values: Mapping[str, Any], allowed: set[str], path: str, prefix: str) -> None:

@@ -5,6 +5,7 @@ OrchestrateError
 |   +-- SpecError               exit 2   the spec is wrong (line, field, allowed values)
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
+|   +-- KeyElsewhere            exit 3   an API key would go to another host than before
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
 |   +-- StoreError              exit 3   the run store cannot be used as it is
@@ -82,6 +83,25 @@ class MissingKey(SetupError):
         )
         self.provider = provider
         self.variable = variable
+
+
+class KeyElsewhere(SetupError):
+    """An API key would go to a host that it is not tied to; nothing was sent."""
+
+    def __init__(self, provider: str, host: str, known: Sequence[str]) -> None:
+        tied = (
+            f"it is tied to {', '.join(known)}"
+            if known
+            else "that host comes from an orchestrate.toml, and the key was never used with it"
+        )
+        super().__init__(
+            f"the API key of {provider} would go to {host}; {tied}; nothing was sent",
+            fix=f"check the base URL (environment, orchestrate.toml); if you mean it: "
+            f"orchestrate keys trust {provider} {host}",
+        )
+        self.provider = provider
+        self.host = host
+        self.known = tuple(known)
 
 
 class MissingExtra(SetupError):

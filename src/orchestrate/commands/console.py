@@ -193,8 +193,10 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
     import traceback
 
-    trace = "".join(traceback.format_exception(error))
-    message = f"{type(error).__name__}: {error}"
+    from orchestrate.providers.payloads import redact_text
+
+    trace = redact_text("".join(traceback.format_exception(error)))
+    message = redact_text(f"{type(error).__name__}: {error}")
     if as_json and not verbose:
         ErrorLine(error="Defect", message=message, fix=f"please report {_kept(trace)}", exit_code=1).write()
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestrate.commands.console import STATUS_STYLE, err
+from orchestrate.commands.console import STATUS_STYLE, err, status_text, table, warn
 from orchestrate.types import Event, JobStatus, MetricPoint, Run
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = ("validating", "queued", "running", "finalizing", "succeeded")
 _KEPT_EVENTS = 4
+_PANEL_LINES = 6 + _KEPT_EVENTS
+_TOLD_IN_FULL = 20
 _STEPWISE = frozenset({"metrics", "progress"})
 """Events that come with every few steps: a log that is not redrawn would hold little else."""
 
@@ -94,8 +97,10 @@ def stage_line(run: Run) -> Text:
     return text
 
 
-def panel(run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime) -> RenderableType:
-    """One run as a block of lines."""
+def panel(
+    run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime, hint: str | None = None
+) -> RenderableType:
+    """One run as a block of lines; `hint` is what its reader should know or do."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -129,16 +134,45 @@ def panel(run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now
     ]
     if run.error is not None:
         lines.append(Text(f"  {run.error.message}", style="red"))
+    if hint is not None:
+        lines.append(Text(f"  {hint}", style="yellow"))
     return Group(*lines, Text())
 
 
-class LiveView:
-    """Redraws all followed runs on a terminal; without one, prints each event as a line. Goes to stderr."""
+def row(run: Run, metrics: Sequence[MetricPoint], now: datetime) -> tuple[str | Text, ...]:
+    """One of many runs, as a line of the table."""
+    losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
+    left = seconds_left(run, now)
+    return (
+        run.id,
+        run.provider,
+        run.model,
+        status_text(run.status, sandbox=run.sandbox),
+        f"{run.step or 0}/{run.total_steps}" if run.total_steps else str(run.step or ""),
+        f"{losses[-1]:.4f} {sparkline(losses, 12)}" if losses else "",
+        duration(left) if left is not None else "",
+        usd(cost_so_far(run)),
+    )
 
-    def __init__(self) -> None:
-        self._blocks: dict[str, RenderableType] = {}
+
+_COLUMNS = ("run", "backend", "model", "status", "step", "loss", "left", "cost")
+
+
+Metrics = Callable[[str], Sequence[MetricPoint]]
+Events = Callable[[str], Sequence[Event]]
+
+
+class LiveView:
+    """Redraws all followed runs on a terminal, many of them as a table; without a terminal, prints each event
+    of a few, and each status of many, as a line. Goes to stderr. `metrics` and `events` give those of a run;
+    they are asked only for what is drawn."""
+
+    def __init__(self, metrics: Metrics, events: Events) -> None:
+        self._metrics, self._events = metrics, events
+        self._runs: dict[str, tuple[Run, str | None]] = {}
         self._live = Live(console=err, refresh_per_second=4, transient=False) if err.is_terminal else None
-        self._seen: dict[str, tuple[str, int]] = {}
+        self._seen: dict[str, tuple[str, int, str | None]] = {}
+        self._many = False
 
     def __enter__(self) -> LiveView:
         if self._live:
@@ -156,16 +190,45 @@ class LiveView:
             self._live.stop()
             self._live = None
 
-    def show(self, run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event]) -> None:
-        """Shows the newest state of one run; `events` and `metrics` are all there are so far."""
+    def warn(self, text: str) -> None:
+        warn(text)
+
+    def show(self, run: Run, hint: str | None = None) -> None:
+        """Takes the newest state of one run; it is drawn by `draw`."""
+        self._runs[run.id] = (run, hint)
+
+    def draw(self) -> None:
         if self._live:
-            self._blocks[run.id] = panel(run, metrics, events, datetime.now(UTC))
-            self._live.update(Group(*self._blocks.values()))
+            self._live.update(self._picture(datetime.now(UTC)))
             return
-        status, shown = self._seen.get(run.id, ("", 0))
+        self._many = self._many or len(self._runs) > _TOLD_IN_FULL
+        for run, hint in self._runs.values():
+            self._print(run, hint, () if self._many else self._events(run.id))
+
+    def _print(self, run: Run, hint: str | None, events: Sequence[Event]) -> None:
+        status, shown, hinted = self._seen.get(run.id, ("", 0, None))
         for event in (e for e in events[shown:] if e.type not in _STEPWISE):
             err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", soft_wrap=True)
         if run.status.value != status:
             mark = " (sandbox)" if run.sandbox else ""
             err.print(f"{run.provider}: {run.status.value}{mark}", soft_wrap=True)
-        self._seen[run.id] = (run.status.value, len(events))
+        if hint is not None and hinted is None:  # a countdown is told once, not at every look
+            err.print(f"{run.provider}: {hint}", soft_wrap=True)
+        self._seen[run.id] = (run.status.value, len(events), hint)
+
+    def _picture(self, now: datetime) -> RenderableType:
+        runs = list(self._runs.values())
+        room = err.size.height - 2
+        if len(runs) * _PANEL_LINES <= room:
+            return Group(
+                *(panel(run, self._metrics(run.id), self._events(run.id), now, hint) for run, hint in runs)
+            )
+        # Those on their way first; what does not fit on the screen is counted.
+        runs.sort(key=lambda shown: (shown[0].status.terminal, shown[0].created_at))
+        shown = table(*_COLUMNS, right=("step", "left", "cost"), fold=())
+        for run, _ in runs[: max(room - 3, 1)]:
+            shown.add_row(*row(run, self._metrics(run.id), now))
+        counts = Counter(run.status.value for run, _ in runs)
+        total = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        hints = [Text(f"{run.id}: {hint}", style="yellow") for run, hint in runs if hint][:1]
+        return Group(shown, *hints, Text(f"{len(runs)} runs: {total}", style="dim"))

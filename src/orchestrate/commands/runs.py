@@ -18,12 +18,20 @@ from orchestrate.commands.console import (
     status_text,
     table,
 )
+from orchestrate.errors import ProviderError, SetupError
 from orchestrate.types import Feature, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
+    from orchestrate.service import Orchestrator
 
-Offline = Annotated[bool, typer.Option("--offline", help="Show what is stored; do not ask the host.")]
+Refresh = Annotated[
+    bool | None,
+    typer.Option(
+        "--refresh/--offline",
+        help="Ask the host, or show what is stored. Default: the host is asked while there is news to come.",
+    ),
+]
 
 
 def runs(
@@ -61,11 +69,11 @@ def runs(
     out.print(shown)
 
 
-def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
     """One run: status, settings, progress, cost."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        record = handle.record if offline else _fresh(handle)
+        record = _fresh(ft, handle, refresh)
         evaluations = ft.evaluations(record.id)
     if json:
         print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
@@ -101,13 +109,12 @@ def show(context: typer.Context, run: RunArg, offline: Offline = False, json: Js
             out.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
 
 
-def events(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.provider.require(Feature.EVENTS)
-        if not offline:
-            _fresh(handle)
+        _fresh(ft, handle, refresh)
         found = handle.events()
     if json:
         print_json(found)
@@ -118,13 +125,12 @@ def events(context: typer.Context, run: RunArg, offline: Offline = False, json: 
         out.print(Text.assemble(head, (f"{e.level:<7}", style), f"  {e.message}"), soft_wrap=True)
 
 
-def metrics(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.provider.require(Feature.METRICS)
-        if not offline:
-            _fresh(handle)
+        _fresh(ft, handle, refresh)
         found = handle.metrics()
     if json:
         print_json(found)
@@ -138,13 +144,12 @@ def metrics(context: typer.Context, run: RunArg, offline: Offline = False, json:
     out.print(shown)
 
 
-def checkpoints(context: typer.Context, run: RunArg, offline: Offline = False, json: Json = False) -> None:
+def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.provider.require(Feature.CHECKPOINTS)
-        if not offline:
-            _fresh(handle)
+        _fresh(ft, handle, refresh)
         found = handle.checkpoints()
     if json:
         print_json(found)
@@ -174,11 +179,23 @@ def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
         _show_status(ft.run(run).resume(), json=json)
 
 
-def _fresh(handle: RunHandle) -> Run:
-    if handle.record.job_id is None:
-        note("the run has no job on the host yet; orchestrate sync settles a lost answer")
-        return handle.record
-    return handle.refresh()
+def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
+    """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
+    and no network."""
+    record = handle.record
+    if refresh is False or (refresh is None and record.status.terminal and ft.store.is_closed(record.id)):
+        return record
+    if record.job_id is None:
+        if not record.status.terminal:
+            note("the run has no job on the host yet; orchestrate sync settles a lost answer")
+        return record
+    try:
+        return handle.refresh()
+    except (ProviderError, SetupError) as error:
+        if refresh or not record.status.terminal:
+            raise
+        note(f"as stored; its host could not be asked for late news: {error.message}")
+        return record
 
 
 def _show_status(run: Run, *, json: bool) -> None:

@@ -57,6 +57,10 @@ class RunShown(Run, frozen=True, kw_only=True):
     evaluations: tuple[EvaluationResult, ...] = ()
 
 
+class Stopped(TypedDict):
+    stopped: int
+
+
 class Recovered(TypedDict):
     recovery: Recovery
     sync: SyncReport
@@ -101,6 +105,7 @@ class Key(TypedDict):
     key: str | None
     source: str | None
     variable: str
+    hosts: list[str]
 
 
 class Check(TypedDict):
@@ -134,7 +139,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "submit": (list[Run],),
     "runs": (list[Run],),
     "show": (RunShown,),
-    "watch": (list[Run],),
+    "watch": (list[Run], Stopped),
     "events": (list[Event],),
     "metrics": (list[MetricPoint],),
     "checkpoints": (list[Checkpoint],),

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from orchestrate import config
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, settings_of, table
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
+from orchestrate.keys import key_file, pin_file, read_keys
+from orchestrate.pins import Pins, origin
 from orchestrate.types import Feature
 
 _EXTRAS: dict[str, tuple[str, ...]] = {
@@ -55,7 +57,7 @@ _CONFIG = """\
 # [hosts.mycloud]
 # type = "openai"
 # base_url = "https://llm.example.com/v1"
-# key_variable = "MYCLOUD_API_KEY"
+# key_variable = "MYCLOUD_API_KEY"  # once, to let the key go there: orchestrate keys trust mycloud
 
 # [local]
 # threads = 2
@@ -94,7 +96,7 @@ def init(
         typer.echo("\n".join(written))
 
 
-keys = typer.Typer(help="Set, list and remove API keys.", no_args_is_help=True)
+keys = typer.Typer(help="Set, list and remove API keys, and the hosts they may go to.", no_args_is_help=True)
 
 
 @keys.command("set")
@@ -117,18 +119,28 @@ def keys_set(
         value = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (value := (value or "").strip()):
         raise UsageError("the key is empty; nothing was written")
-    path = config.key_file()
+    path = key_file()
     config.write_key(path, name, value)
     note(f"{name}: {config.Secret(value)} kept in {path}")
+    host = settings.hosts.get(name)
+    if host is None or host.base_url is None or value.startswith(config.SANDBOX_KEY_PREFIX):
+        return
+    if host.url_from_file:
+        note(f"{host.base_url} comes from {settings.config_file}")
+        note(f"if you trust it: orchestrate keys trust {name}")
+    elif not Pins(pin_file()).hosts(value):
+        _tie(value, host.base_url)
+        note(f"it goes to {origin(host.base_url)} and to no other host")
 
 
 @keys.command("list")
 def keys_list(context: typer.Context, json: Json = False) -> None:
-    """Which keys there are and where they come from; the keys themselves are masked."""
+    """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
+    masked."""
     import os
 
     settings = settings_of(context)
-    stored = config.read_keys(config.key_file())
+    stored = read_keys(key_file())
     rows: list[dict[str, Any]] = []
     for name, host in settings.hosts.items():
         if (host.type or name) == "local":
@@ -137,26 +149,73 @@ def keys_list(context: typer.Context, json: Json = False) -> None:
         source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
         masked = str(host.api_key) if host.api_key else None
         rows.append(
-            {"backend": name, "key": masked, "source": source if masked else None, "variable": variable}
+            {
+                "backend": name,
+                "key": masked,
+                "source": source if masked else None,
+                "variable": variable,
+                "hosts": _tied(host),
+            }
         )
     if json:
         print_json(rows)
         return
-    shown = table("backend", "key", "source")
+    shown = table("backend", "key", "source", "tied to")
     for row in rows:
         shown.add_row(
             row["backend"],
             row["key"] or Text("none", "dim"),
             row["source"] or Text(f"set {row['variable']}", "dim"),
+            ", ".join(row["hosts"]) or Text("not used yet" if row["key"] else "", "dim"),
         )
     out.print(shown)
+
+
+def _tied(host: config.HostConfig) -> list[str]:
+    if host.api_key is None:
+        return []
+    if host.sandbox:
+        return ["any sandbox"]
+    return list(Pins(pin_file()).hosts(host.api_key.reveal()))
+
+
+@keys.command("trust")
+def keys_trust(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Backend whose key it is.")],
+    host: Annotated[
+        str | None, typer.Argument(help="As in https://llm.example.com; default: the configured base URL.")
+    ] = None,
+) -> None:
+    """Let a key go to a further host. Each key is tied to the host that it was first used with."""
+    settings = settings_of(context)
+    known = settings.host(name)
+    if name not in settings.hosts:
+        raise UsageError(f"no backend is called {name!r}; known: {', '.join(settings.hosts)}")
+    if known.api_key is None:
+        raise MissingKey(name, known.key_variable or "")
+    url = host or known.base_url
+    if url is None:
+        raise UsageError(f"{name} has no base URL", fix=f"orchestrate keys trust {name} https://HOST")
+    config.require_safe_url(url, name)
+    _tie(known.api_key.reveal(), url)
+    note(f"{name}: {known.api_key} may go to {', '.join(_tied(known))}")
+
+
+def _tie(key: str, url: str) -> None:
+    try:
+        Pins(pin_file()).allow(key, url)
+    except OSError as error:
+        raise SetupError(
+            f"{pin_file()} cannot be written: {error}", fix="check its folder, or set ORCHESTRATE_KEYS"
+        ) from error
 
 
 @keys.command("remove")
 def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
     """Forget a key of the key file."""
-    path = config.key_file()
-    if name not in config.read_keys(path):
+    path = key_file()
+    if name not in read_keys(path):
         note(f"{path} holds no key called {name}")
         return
     config.write_key(path, name, None)

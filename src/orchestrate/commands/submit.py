@@ -94,7 +94,11 @@ def submit(
         if watch and runs:
             from orchestrate.commands.follow import follow
 
-            follow(runs)
+            try:
+                follow(ft, runs)
+            except OrchestrateError as error:  # the runs were made; that is what has to be told
+                failures.append(error)
+                report_error(error, as_json=json)
         _finish(runs, failures, watch=watch, json=json)
 
 

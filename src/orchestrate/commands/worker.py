@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -15,11 +15,11 @@ import typer
 
 from orchestrate import config
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, channels_of, notify_of
 from orchestrate.errors import MissingKey
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.tracking.notifying import Channel
     from orchestrate.tracking.sweep import SyncReport
 
 
@@ -28,24 +28,16 @@ def worker(
     provider: Annotated[
         str, typer.Option("--provider", "-p", help="Backends to watch, joined by commas.", metavar="NAMES")
     ] = "all",
-    notify_command: Annotated[
-        str | None,
-        typer.Option("--notify-command", help="Run this when a run ends; it reads JSON from its stdin."),
-    ] = None,
-    notify_url: Annotated[
-        str | None,
-        typer.Option("--notify-url", help="POST a signed webhook to this address when a run ends."),
-    ] = None,
-    notify_desktop: Annotated[
-        bool, typer.Option("--notify-desktop", help="Show a message on this desktop when a run ends.")
-    ] = False,
+    notify_command: CommandOpt = None,
+    notify_url: UrlOpt = None,
+    notify_desktop: DesktopOpt = False,
     webhooks: Annotated[
         int | None,
         typer.Option(
             "--webhooks", metavar="PORT", help="Take OpenAI's webhooks on this loopback port (POST /openai)."
         ),
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no run is open.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no run is on its way.")] = False,
     json: Json = False,
 ) -> None:
     """Watch the runs of this store until interrupted. Any number of workers may share one store."""
@@ -55,11 +47,13 @@ def worker(
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stop.set())
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
+        notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
+        ft.settings = replace(ft.settings, notify=notify)
         watcher = Watcher(
             ft.store,
             ft.ready,
             bill=ft.bill,
-            channels=_channels(notify_command, notify_url, notify_desktop),
+            channels=channels_of(ft.settings),
             only=None if provider == "all" else ft.backends(provider),
         )
         if webhooks is not None:
@@ -103,19 +97,6 @@ def recover(
         note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
     if report.doubled:
         raise typer.Exit(1)
-
-
-def _channels(command: str | None, url: str | None, desktop: bool) -> list[Channel]:
-    from orchestrate.tracking.notifying import Command, Desktop, Webhook
-
-    channels: list[Channel] = []
-    if command is not None:
-        channels.append(Command(shlex.split(command)))
-    if url is not None:
-        channels.append(Webhook(url, config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET")))
-    if desktop:
-        channels.append(Desktop())
-    return channels
 
 
 def _webhooks(

@@ -32,7 +32,10 @@ def load(folder: Path) -> Any:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtra("local", "reading a hub tokenizer", "transformers") from error
-    return cast("Any", AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+    # A folder's own code is never run; left unsaid, transformers asks on the terminal.
+    return cast("Any", AutoTokenizer).from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -63,7 +63,7 @@ class Answerer:
             return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
 
     def _load(self) -> None:
-        from orchestrate.local.loading import dequantize, load_base
+        from orchestrate.local.loading import dequantize, load_adapter, load_base
 
         if not self.whole:
             self._base = load_base(self.folder.path, four_bit=bool(self.four_bit), device=self.device)
@@ -72,9 +72,7 @@ class Answerer:
         if self.whole and self.adapter is not None:
             self._tuned = load_base(self.adapter, four_bit=False, device=self.device)
         elif self.adapter is not None:
-            from peft import PeftModel
-
-            self._tuned = PeftModel.from_pretrained(self._base, str(self.adapter))
+            self._tuned = load_adapter(self._base, self.adapter)
         for model in (self._base, self._tuned):
             if model is not None:
                 model.eval()

@@ -56,7 +56,7 @@ def pick_device(wanted: str | None) -> torch.device:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UsageError(
             f"{folder} has only a slow tokenizer: the places of its tokens in the text are not known"
@@ -89,6 +89,8 @@ def load_base(
         device_map={"": device} if device.type != "cpu" else None,
         use_safetensors=True,
         local_files_only=True,
+        # Not only the default: without a word transformers asks on the terminal.
+        trust_remote_code=False,
     )
     keep_four_bit_weights(model)
     return model
@@ -155,13 +157,25 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
     embeddings.register_forward_hook(noisy)
 
 
+def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """The base model with the adapter of a folder. Raises `UsageError` without safetensors: where there are
+    none peft would load a pickle."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UsageError(
+            f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
+        )
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+
+
 def _adapted(inner: Any, job: LocalJob) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     for parameter in inner.parameters():
         parameter.requires_grad_(False)
     if job.continue_from:
-        return PeftModel.from_pretrained(inner, job.continue_from, is_trainable=True)
+        return load_adapter(inner, Path(job.continue_from), trainable=True)
     adapter = job.adapter
     targets = adapter.get("targets") or "all-linear"
     config = LoraConfig(

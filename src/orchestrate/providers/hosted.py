@@ -14,6 +14,7 @@ class name, so that no SDK has to be imported here. SDK clients used with `Wire`
 from __future__ import annotations
 
 import email.utils
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from orchestrate.errors import (
     TrainingClosed,
     UnexpectedAnswer,
 )
+from orchestrate.providers import logs
 from orchestrate.providers.payloads import payload as payload
 from orchestrate.providers.payloads import redact_text
 
@@ -120,7 +122,7 @@ def hosted_error(
             provider, f"no answer: {reason}", fix=fix or "check the network and the base URL"
         )
     unexpected = UnexpectedAnswer(
-        provider, f"the answer cannot be read: {type(error).__name__}: {error}", fix=fix
+        provider, f"the answer cannot be read: {type(error).__name__}: {_short(str(error))}", fix=fix
     )
     unexpected.retryable = True
     return unexpected
@@ -156,12 +158,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date)."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers.get(name, "")) / divisor)
+            seconds = float(headers.get(name, "")) / divisor
         except ValueError:
             continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     try:
         at = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
@@ -207,7 +211,7 @@ def _body(error: BaseException) -> object:
 
 def _reason(error: BaseException) -> str:
     cause = error.__cause__
-    return (
+    return _short(
         f"{error} ({type(cause).__name__}: {cause})"
         if cause is not None
         else f"{type(error).__name__}: {error}"
@@ -259,6 +263,7 @@ class Wire:
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        logs.guard()
         self.provider = provider
         self._codes = codes or {}
         self._retry = retry or Retry()

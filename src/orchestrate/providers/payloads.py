@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
+from orchestrate.keys import MASK as MASK
+from orchestrate.keys import hide
+
 _SECRET_NAME = re.compile(
     r"(api|access|auth|secret|private|encryption|signing)_?(key|token)|password|passwd|credential|authorization"
     r"|bearer|^(secret|token|cookie)$|_secret$"
@@ -16,7 +19,6 @@ _SECRET_TEXT = re.compile(
 )
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
-MASK = "[removed]"
 
 
 def payload(answer: object) -> dict[str, Any]:
@@ -38,7 +40,8 @@ def redact(value: Any) -> Any:
 
 
 def redact_text(text: str) -> str:
-    return _SECRET_TEXT.sub(MASK, _URL.sub(_unsigned, text))
+    """The same for any text, as of an error or a log."""
+    return _SECRET_TEXT.sub(MASK, _URL.sub(_unsigned, hide(text)))
 
 
 def _snake(name: str) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking.sweep import refresh as refresh
     from orchestrate.tracking.sweep import sync as sync
     from orchestrate.tracking.timing import Timing as Timing
+    from orchestrate.tracking.timing import settle_left_s as settle_left_s
     from orchestrate.tracking.watching import Watcher as Watcher
 
 _PUBLIC = {
@@ -35,6 +36,7 @@ _PUBLIC = {
     "refresh": "sweep",
     "settle": "protocol",
     "submit": "protocol",
+    "settle_left_s": "timing",
     "sync": "sweep",
 }
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import Lease
 from orchestrate.tracking.finding import Finding
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 _ENDED = [s.value for s in JobStatus if s.terminal]
 _SOONEST = timedelta(seconds=10)
 _LATEST = timedelta(minutes=5)
+_LONGEST = timedelta(days=3650)
+"""A host that asks for more than ten years is not understood."""
 _SHARE = 10
 """A run that has been quiet for some time is asked again after a tenth of it."""
+_LOOK_S = 15.0
+"""A viewer that died counts as looking for so long."""
 
 
 class Agenda(Finding):
@@ -24,10 +30,10 @@ class Agenda(Finding):
 
     # -- details of active runs ----------------------------------------------------------------------------
 
-    def claim_due(self, provider: str, host: str, *, limit: int) -> list[Run]:
+    def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
         """Takes up to `limit` active runs whose events and metrics are due, longest due first, and sets
-        when they are due again. Processes that claim at once get different runs: on Postgres each skips the
-        rows that another has locked, on SQLite they take turns."""
+        when they are due again, not before `soonest`. Processes that claim at once get different runs: on
+        Postgres each skips the rows that another has locked, on SQLite they take turns."""
         table, now = schema.runs, self.clock.now()
         query = (
             select(table.c.record)
@@ -41,7 +47,7 @@ class Agenda(Finding):
             runs = [Run.from_json(row) for row in connection.execute(query).scalars()]
             for run in runs:
                 quiet = max(now - run.updated_at, timedelta(0))
-                due = now + min(max(quiet / _SHARE, _SOONEST), _LATEST)
+                due = now + min(max(quiet / _SHARE, soonest), _LATEST)
                 connection.execute(table.update().where(table.c.id == run.id).values(due_at=stamp(due)))
         return runs
 
@@ -63,7 +69,8 @@ class Agenda(Finding):
     def pause(self, account: str, seconds: float) -> None:
         """No process asks this account before then; a pause is never made shorter."""
         table, now = schema.pauses, self.clock.now()
-        values = {"since": stamp(now), "until": stamp(now + timedelta(seconds=seconds))}
+        until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
+        values = {"since": stamp(now), "until": stamp(until)}
         insert = self.insert(table).values(account=account, **values)
         with self.writing() as connection:
             connection.execute(
@@ -82,6 +89,45 @@ class Agenda(Finding):
         ):  # else a clock that was set back would prolong it by as much
             return 0.0
         return max((datetime.fromisoformat(row.until) - now).total_seconds(), 0.0)
+
+    # -- what asking an account may cost -------------------------------------------------------------------
+
+    def take_tokens(
+        self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
+    ) -> float:
+        """Takes requests out of the account's bucket, which all processes of this store share: `per_minute`
+        come in, at most `burst` are kept. Returns 0 when they were there. Otherwise nothing is taken, and the
+        answer is the seconds until they are. With `credit` they are taken in any case: for requests that
+        were made already.
+        """
+        key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
+        now, table = self.clock.now(), schema.meta
+        with self.writing() as connection:
+            full = self.insert(table).values(key=key, value=f"{burst} {stamp(now)}")
+            connection.execute(full.on_conflict_do_nothing())
+            row = connection.execute(select(table.c.value).where(table.c.key == key).with_for_update())
+            left, _, at = row.scalar_one().partition(" ")
+            # A clock that was set back earns nothing for the time that it was set back by.
+            passed = max((now - datetime.fromisoformat(at)).total_seconds(), 0.0)
+            tokens = min(burst, float(left) + passed * per_minute / 60.0)
+            missing = count - tokens
+            refused = missing > 1e-9 and not credit
+            value = f"{tokens if refused else tokens - count} {stamp(now)}"
+            connection.execute(table.update().where(table.c.key == key).values(value=value))
+        return missing * 60.0 / per_minute if refused else 0.0
+
+    # -- who is looking ------------------------------------------------------------------------------------
+
+    def look(self, account: str, lease: Lease | None) -> Lease | None:
+        """Says that somebody is looking at this account's runs, for the next seconds; `lease` is what the
+        last call gave. `None` when another viewer says it already."""
+        if lease is not None and self.renew(lease, _LOOK_S):
+            return lease
+        return self.acquire(_look_name(account), _LOOK_S)
+
+    def looked_at(self, account: str) -> bool:
+        """Whether somebody is looking, so that news are wanted soon."""
+        return self.held(_look_name(account))
 
     # -- hints from the hosts ------------------------------------------------------------------------------
 
@@ -109,11 +155,17 @@ class Agenda(Finding):
 
     def untold(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
         """Ended runs about which the channel has not been told, oldest end first."""
-        table, told = schema.runs, schema.notifications
+        table, told, steps = schema.runs, schema.notifications, schema.transitions
         known = select(told.c.run_id).where(told.c.channel == channel)
+        # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
+        # when it came into this store, as `recover` brings it, is no news.
+        of_run = steps.c.run_id == table.c.id
+        end = select(func.min(steps.c.at)).where(of_run, steps.c.status.in_(_ENDED)).scalar_subquery()
+        was_open = select(steps.c.id).where(of_run, steps.c.status.not_in(_ENDED)).exists()
         query = (
             select(table.c.record)
             .where(table.c.status.in_(_ENDED), table.c.updated_at >= stamp(since), table.c.id.not_in(known))
+            .where(end >= stamp(since), was_open)
             .order_by(table.c.updated_at)
             .limit(limit)
         )
@@ -165,3 +217,7 @@ class Agenda(Finding):
                 .where(table.c.channel == channel, table.c.run_id.in_(list(run_ids)))
                 .values(state="uncertain")
             )
+
+
+def _look_name(account: str) -> str:
+    return f"look:{account}"[:255]

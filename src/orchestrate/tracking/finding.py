@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from orchestrate.costing import Spending
 
 
+_SOME = 5
+"""So many runs are named when a name fits several."""
+
+
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run, as it was written down when it happened."""
 
@@ -40,13 +44,17 @@ class Finding(History):
     def run(self, name: str) -> Run:
         """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
         newest), or `last`. Raises `UsageError` when there is none or more than one."""
-        found = self._named(name.strip())
+        name = name.strip()
+        found = self._named(name)
+        if not found and name and (RUN_PREFIX.startswith(name) or REF_PREFIX.startswith(name)):
+            found = self.runs(limit=_SOME + 1)  # it is the beginning of every id
         if len(found) == 1:
             return found[0]
         if not found:
             raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
-        some = ", ".join(run.id for run in found[:5])
-        raise UsageError(f"{name!r} fits several runs: {some}", fix="give more of the id")
+        some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
+        more = " and more" if len(found) > _SOME else ""
+        raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
 
     def _named(self, name: str) -> list[Run]:
         table = schema.runs
@@ -57,10 +65,10 @@ class Finding(History):
             newest.where(or_(table.c.id == name, table.c.ref == name, table.c.job_id == name)).limit(2)
         )
         if bare.isalnum():
-            tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(6))
+            tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
         tries.append(newest.where(table.c.name == name).limit(1))
         if bare.isalnum() and len(bare) >= 3:
-            tries.append(newest.where(table.c.id.endswith(bare)).limit(6))
+            tries.append(newest.where(table.c.id.endswith(bare)).limit(_SOME + 1))
         with self.reading() as connection:
             for query in tries:
                 if rows := connection.execute(query).scalars().all():
@@ -120,6 +128,31 @@ class Finding(History):
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
         with self.reading() as connection:
             return list(connection.execute(query).scalars())
+
+    def live_hosts(self) -> list[tuple[str, str]]:
+        """(backend, host) of the runs that have or may have a job which has not ended."""
+        table = schema.runs
+        ended = [s.value for s in JobStatus if s.terminal]
+        sent = [p.value for p in SubmitPhase if p not in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)]
+        query = select(table.c.provider, table.c.host).distinct()
+        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.in_(sent))
+        with self.reading() as connection:
+            return [(row.provider, row.host) for row in connection.execute(query)]
+
+    def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
+        """The runs of these ids, in no order; unknown ids are left out."""
+        wanted, found, table = sorted(set(run_ids)), list[Run](), schema.runs
+        with self.reading() as connection:
+            for start in range(0, len(wanted), 500):
+                query = select(table.c.record).where(table.c.id.in_(wanted[start : start + 500]))
+                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
+        return found
+
+    def is_closed(self, run_id: str) -> bool:
+        """Whether nothing more is to be learnt about this run from its host."""
+        query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
+        with self.reading() as connection:
+            return bool(connection.execute(query).scalar())
 
     def is_run(self, name: str) -> bool:
         """Whether `run` would find exactly one."""

@@ -11,13 +11,14 @@ import base64
 import hashlib
 import hmac
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from orchestrate.config import Secret, is_loopback
+from orchestrate.config import Notify, Secret, is_loopback
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.types import Run
 
@@ -84,7 +85,7 @@ class Command:
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise NotDelivered(f"{self.argv[0]}: {error}") from error
+            raise NotDelivered(f"{self.argv[0]}: {_reason(error)}") from error
 
 
 class Desktop(Command):
@@ -114,7 +115,7 @@ class Desktop(Command):
                 [*self.argv, *arguments, title, text], timeout=_TIMEOUT_S, check=True, capture_output=True
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise NotDelivered(f"{self.argv[0]}: {error}") from error
+            raise NotDelivered(f"{self.argv[0]}: {_reason(error)}") from error
 
 
 class Webhook:
@@ -124,8 +125,13 @@ class Webhook:
     repeatable = True
 
     def __init__(self, url: str, secret: Secret | None = None) -> None:
-        parts = urlsplit(url)
-        if not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))):
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UsageError(f"the address of the webhook is no URL: {error}") from error
+        if not parts.hostname or not (
+            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        ):
             raise UsageError("a webhook goes to an https address, or to one of this machine")
         self.url, self.secret = url, secret
         self.name = f"webhook:{_digest([url])}"
@@ -150,8 +156,29 @@ class Webhook:
         try:
             answer = httpx.post(self.url, content=body, headers=headers, timeout=_TIMEOUT_S)
             answer.raise_for_status()
+        except httpx.HTTPStatusError as error:  # its own words hold the whole address, with its token
+            raise self._refused(f"HTTP {error.response.status_code}") from None
         except httpx.HTTPError as error:
-            raise NotDelivered(f"webhook to {urlsplit(self.url).hostname}: {error}") from error
+            raise self._refused(f"no answer ({type(error).__name__})") from None
+
+    def _refused(self, reason: str) -> NotDelivered:
+        return NotDelivered(f"webhook to {urlsplit(self.url).hostname}: {reason}")
+
+
+def channels(notify: Notify, secret: Secret | None = None) -> list[Channel]:
+    """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`."""
+    found: list[Channel] = []
+    if notify.command is not None:
+        try:
+            argv = shlex.split(notify.command)
+        except ValueError as error:
+            raise UsageError(f"the notification command cannot be read: {error}") from error
+        found.append(Command(argv))
+    if notify.url is not None:
+        found.append(Webhook(notify.url.reveal(), secret))
+    if notify.desktop:
+        found.append(Desktop())
+    return found
 
 
 def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
@@ -181,6 +208,16 @@ def _bury(store: Store, channel: Channel) -> None:
             store.finish_notification(run_id, channel.name, sent=False)
     elif left:
         store.close_notifications(left, channel.name)
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """Without the arguments, among which may be a token."""
+    if isinstance(error, subprocess.CalledProcessError):
+        said = bytes(error.stderr or b"").decode(errors="replace").strip().splitlines()
+        return f"exit code {error.returncode}" + (f": {said[-1][:200]}" if said else "")
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not done after {_TIMEOUT_S:.0f} s"
+    return error.strerror or str(error) if isinstance(error, OSError) else type(error).__name__
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -70,6 +70,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     """Runs that passed their cap and were told to end."""
     alarms: list[Event] = []
     failures: list[Failure] = []
+    asked: int = 0
+    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
 
     def failed(self, provider: str, error: OrchestrateError) -> None:
         failure = Failure(
@@ -218,6 +220,7 @@ class _Sweep:
         self._match(tracked, jobs)
 
     def _settle(self, run: Run) -> None:
+        self.report.asked += 1
         try:
             after = Submitter(self.store, self.provider, self.timing).settle(run)
         except ProviderError as error:
@@ -232,7 +235,10 @@ class _Sweep:
             self.report.unsettled.append(run.id)
 
     def _listed(self, oldest: datetime) -> dict[str, Job]:
-        return {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+        self.report.asked += 1
+        jobs = {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+        self.report.asked += len(jobs) // _PAGE
+        return jobs
 
     def _match(self, tracked: list[Run], jobs: dict[str, Job]) -> None:
         self._adopt_by_ref(jobs)
@@ -274,6 +280,7 @@ class _Sweep:
 
     def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
         for run in missing[:_LOOKUPS]:
+            self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
             except NotFound:
@@ -310,6 +317,7 @@ class _Sweep:
         if not details:
             _billed(self.store, run, job, self.bill)
             return  # it stays open, for a later sync
+        self.report.asked += _DETAIL_REQUESTS
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:

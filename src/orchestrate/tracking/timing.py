@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from orchestrate.tracking.transitions import UNSETTLED
+
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
+    from orchestrate.tracking.store import Store
+    from orchestrate.types import Run
 
 POINTS = (
     "after-intent",
@@ -48,6 +52,16 @@ class Timing:
 
 
 DEFAULT_TIMING = Timing()
+
+
+def settle_left_s(
+    store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
+) -> float | None:
+    """Seconds until the absence of a job with the run's ref proves that none was made; `None` for a run whose
+    answer was not lost."""
+    if run.phase not in UNSETTLED:
+        return None
+    return max(timing.settle_s(provider) - store.waited(run.id), 0.0)
 
 
 def pass_by(_point: str) -> None:

@@ -103,4 +103,6 @@ def test_a_further_host_can_be_configured(tmp_path: Path) -> None:
     )
     settings = config.load(env=env_of(tmp_path, MYCLOUD="k" * 20), cwd=tmp_path)
     assert settings.extra_hosts == ["mycloud"]
-    assert settings.host("mycloud").require_key().reveal() == "k" * 20
+    assert settings.host("mycloud").api_key == config.Secret("k" * 20)
+    over = config.load(env=env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1"), cwd=tmp_path)
+    assert over.host("mycloud").base_url == "https://other.example/v1"

@@ -6,21 +6,6 @@ import pytest
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, RateLimited
 from orchestrate.tracking import Pace
-from orchestrate.tracking.budget import TokenBucket
-from orchestrate.tracking.clock import Clock, Uptime
-
-
-class Still(Clock):
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.slept: list[float] = []
-
-    def uptime(self) -> Uptime:
-        return Uptime("start", self.seconds)
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.seconds += seconds
 
 
 def raising(error: Exception) -> object:
@@ -54,15 +39,3 @@ def test_a_host_is_left_alone_as_long_as_it_asks() -> None:
     pace.sleep()
     assert slept[0] == 86_400
     assert slept[1] <= 1.2
-
-
-def test_a_bucket_lets_its_rate_through_and_no_more() -> None:
-    clock = Still()
-    bucket = TokenBucket(60, 5, clock=clock)
-    for _ in range(65):
-        bucket.take()
-    assert clock.seconds == pytest.approx(60)
-    assert clock.slept[:5] == pytest.approx([1.0] * 5)
-    clock.seconds += 3600
-    assert [bucket.take() for _ in range(5)] == [0.0] * 5
-    assert bucket.take() == pytest.approx(1.0), "an idle hour earns one burst, not an hour's requests"

@@ -1,0 +1,136 @@
+"""Secrets, and where they are kept: the environment, a 0600 file, the system keyring."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrate.errors import ConfigError
+
+SANDBOX_KEY_PREFIX = "sandbox-"
+"""Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
+mistaken for the other."""
+
+
+MASK = "[removed]"
+_SHORTEST = 8
+"""A shorter secret is a word that a text may hold by chance."""
+_known: set[str] = set()
+
+
+class Secret:
+    """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
+    value, and `hide` finds it in any text."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        if len(value) >= _SHORTEST:
+            _known.add(value)
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret('{self}')"
+
+    def __str__(self) -> str:
+        return f"{self._value[:3]}...{self._value[-2:]}" if len(self._value) > 12 else "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def hide(text: str) -> str:
+    """The text without the secrets that this process has met."""
+    for value in tuple(_known):
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
+
+
+def key_file(env: Mapping[str, str] | None = None) -> Path:
+    """The file that `orchestrate keys set` writes."""
+    env = os.environ if env is None else env
+    if given := env.get("ORCHESTRATE_KEYS"):
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("orchestrate")) / "keys.toml"
+
+
+def pin_file(env: Mapping[str, str] | None = None) -> Path:
+    """Beside the key file: which host each key may go to."""
+    return key_file(env).with_name("pins.json")
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Raises `ConfigError` when the file is readable by others or is not a table of strings."""
+    if not path.is_file():
+        return {}
+    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
+    values = read_toml(path)
+    if not all(isinstance(v, str) for v in values.values()):
+        raise ConfigError(f'{path}: every value must be a string, as in  together = "..."')
+    return values
+
+
+def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
+    """A secret that is no backend's key, from the same places: environment, key file, keyring."""
+    env = os.environ if env is None else env
+    value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
+    return Secret(value) if value else None
+
+
+def write_key(path: Path, name: str, value: str | None) -> None:
+    """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
+    keys = read_keys(path)
+    if value is None:
+        keys.pop(name, None)
+    else:
+        keys[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.writelines(f"{_toml_string(k)} = {_toml_string(v)}\n" for k, v in sorted(keys.items()))
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(path)
+
+
+def _toml_string(value: str) -> str:
+    import json
+
+    return json.dumps(value)  # a JSON string is a TOML basic string
+
+
+def from_keyring(name: str) -> str | None:
+    from importlib.util import find_spec
+
+    if find_spec("keyring") is None:
+        return None
+    import keyring  # pyright: ignore[reportMissingImports]  # optional
+
+    try:
+        return keyring.get_password("orchestrate", name)  # pyright: ignore  # optional, untyped
+    except Exception:  # noqa: BLE001  a locked or absent desktop keyring is as good as an empty one
+        return None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
+        ) from error

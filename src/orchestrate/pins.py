@@ -1,0 +1,135 @@
+"""Which hosts each API key may go to: a key is tied to the host that it was first used with.
+
+A base URL can be changed by whatever a project brings along: an `orchestrate.toml`, an `.envrc`. The key that
+follows it there is lost. So the first use of a key remembers the host, and another host is refused before
+anything is sent, until the user allows it (`orchestrate keys trust`). The file holds no key: a key is known
+by its HMAC under a random salt of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from orchestrate.errors import ConfigError, KeyElsewhere
+
+FAMILIES = (
+    frozenset({"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}),
+)
+"""Hosts of one owner, between which a key may move."""
+
+
+class _File(msgspec.Struct):
+    salt: str
+    pins: dict[str, list[str]] = {}
+    """Hosts by the key's fingerprint."""
+
+
+class Pins:
+    """The pins in one file. Safe for many processes at once; a file that is gone starts anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def hosts(self, key: str) -> tuple[str, ...]:
+        """Those to which the key may go; empty for one that was never used."""
+        kept = self._read()
+        return tuple(kept.pins.get(_fingerprint(kept, key), ())) if kept else ()
+
+    def require(self, key: str, provider: str, url: str, *, ask: bool = False) -> bool:
+        """Lets the key go to the URL's host, or raises `KeyElsewhere`. True at its first use, which is
+        remembered. With `ask` a first use is refused as well: the URL came from a project's file."""
+        host, known = origin(url), self.hosts(key)
+        if not known and not ask:
+            known = self._tie(key, host)
+            if not known:
+                return True
+        if not _allowed(host, known):
+            raise KeyElsewhere(provider, host, known)
+        return False
+
+    def allow(self, key: str, url: str) -> None:
+        """Adds the URL's host to those of the key. Raises `OSError` when the file cannot be written."""
+        with self._locked():
+            kept = self._read() or _File(salt=secrets.token_hex(32))
+            mark = _fingerprint(kept, key)
+            kept.pins[mark] = sorted({*kept.pins.get(mark, ()), origin(url)})
+            self._write(kept)
+
+    def _tie(self, key: str, host: str) -> tuple[str, ...]:
+        """Ties a key to its first host, unless another process was faster: then its hosts. Where nothing can
+        be written, as in a container that is thrown away, every use is the first."""
+        try:
+            with self._locked():
+                kept = self._read() or _File(salt=secrets.token_hex(32))
+                mark = _fingerprint(kept, key)
+                if known := kept.pins.get(mark):
+                    return tuple(known)
+                kept.pins[mark] = [host]
+                self._write(kept)
+        except OSError:
+            pass
+        return ()
+
+    def _read(self) -> _File | None:
+        try:
+            kept = msgspec.json.decode(self.path.read_bytes(), type=_File)
+            bytes.fromhex(kept.salt)
+            return kept
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+            raise ConfigError(
+                f"{self.path}, which ties keys to hosts, cannot be read: {error}",
+                fix=f"rm {self.path}   (each key is then tied again at its next use)",
+            ) from error
+
+    def _write(self, kept: _File) -> None:
+        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(kept)))
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(self.path)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+b") as lock:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(lock.fileno(), msvcrt.LK_LOCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port: `https://api.openai.com`."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port not in (None, 443 if parts.scheme == "https" else 80) else ""
+    name = parts.hostname or ""
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{port}"
+
+
+def _allowed(host: str, known: tuple[str, ...]) -> bool:
+    return host in known or any(host in family and family & {*known} for family in FAMILIES)
+
+
+def _fingerprint(kept: _File, key: str) -> str:
+    return hmac.new(bytes.fromhex(kept.salt), key.encode(), hashlib.sha256).hexdigest()[:32]

@@ -1,0 +1,105 @@
+"""Where keys may go, as the command tells it; and that nothing is sent before."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+KEY = "sk-proj-0123456789abcdefghij"
+
+
+class Counting(http.server.BaseHTTPRequestHandler):
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("authorization", ""))
+        body = json.dumps({"object": "list", "data": [], "has_more": False}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, list[str]]]:
+    """A server that would take any key, and the keys that it was sent."""
+    asked: list[str] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Counting,), {"asked": asked}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    lines = [json.dumps(row).replace('"q"', f'"q{i}"') + "\n" for i in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    (tmp_path / "finetune.yaml").write_text("model: gpt-4.1-mini\ntrain: train.jsonl\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_key_is_not_sent_to_another_host(
+    cli: Cli, project: Path, stranger: tuple[str, list[str]], place: str
+) -> None:
+    url, asked = stranger
+    stored = cli("keys", "set", "openai", stdin=KEY + "\n")
+    assert "it goes to https://api.openai.com and to no other host" in stored.err
+    env = {"OPENAI_BASE_URL": url} if place == "environment" else {}
+    if place == "file":
+        (project / "orchestrate.toml").write_text(f'[hosts.openai]\nbase_url = "{url}"\n')
+    refused = cli("submit", "-p", "openai", "--yes", "--json", **env)
+    assert refused.code == 3 and asked == []
+    told = json.loads(refused.err.splitlines()[-1])
+    assert told["error"] == "KeyElsewhere" and url.removesuffix("/v1") in told["message"]
+    assert KEY not in refused.err + refused.out
+    assert cli("runs", "--json").json == [], "nothing was written down either"
+
+    assert cli("recover", "-p", "openai", "--json", **env).json["recovery"]["failures"]
+    assert asked == []
+    allowed = cli("keys", "trust", "openai", **env)
+    assert allowed.code == 0 and KEY not in allowed.err
+    rows = {row["backend"]: row for row in cli("keys", "list", "--json").json}
+    assert rows["openai"]["hosts"] == sorted([url.removesuffix("/v1"), "https://api.openai.com"])
+    cli("recover", "-p", "openai", **env)
+    assert set(asked) == {f"Bearer {KEY}"}
+
+
+def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> None:
+    env = {"OPENAI_BASE_URL": stranger[0], "OPENAI_API_KEY": KEY}
+    first = cli("recover", "-p", "openai", **env)
+    assert "first use of the API key sk-...ij of openai: it goes to" in " ".join(first.err.split())
+    assert "first use" not in cli("recover", "-p", "openai", **env).err
+
+
+def test_a_project_that_names_a_further_host_needs_a_word(
+    cli: Cli, project: Path, stranger: tuple[str, list[str]]
+) -> None:
+    (project / "orchestrate.toml").write_text(
+        '[hosts.mycloud]\ntype = "openai"\nbase_url = "https://llm.example/v1"\n'
+    )
+    stored = cli("keys", "set", "mycloud", stdin=KEY + "\n")
+    assert "orchestrate keys trust mycloud" in stored.err
+    refused = cli("submit", "-p", "mycloud", "--model", "m", "--yes")
+    assert refused.code == 3 and "orchestrate keys trust mycloud https://llm.example" in refused.err
+    assert cli("keys", "trust", "mycloud", "http://llm.example").code == 3, "unencrypted"
+    assert cli("keys", "trust", "nobody").code == 2
+    assert cli("keys", "trust", "together").code == 3, "there is no key"
+    assert cli("keys", "trust", "mycloud").code == 0
+    assert "tied" not in cli("submit", "-p", "mycloud", "--model", "m", "--yes").err

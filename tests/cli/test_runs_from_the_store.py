@@ -1,0 +1,73 @@
+"""What the store knows is told without asking anybody, and a name that fits several runs is not unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.sandbox import running
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=100) as found:
+        yield found
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> None:
+    row = '{"messages": [{"role": "user", "content": "q%d"}, {"role": "assistant", "content": "a"}]}\n'
+    (tmp_path / "train.jsonl").write_text("".join(row % i for i in range(12)))
+    (tmp_path / "finetune.yaml").write_text("model: gpt-4.1-mini\ntrain: train.jsonl\n")
+
+
+def requests_of(hosts: Any) -> int:
+    return hosts.fronts["openai"].log.report(None, None)["total"]
+
+
+def test_an_ended_run_is_shown_from_the_store(cli: Cli, project: None, hosts: Any) -> None:
+    made = cli("submit", "-p", "openai", "--yes", "--watch", "--json", **hosts.env)
+    run = made.json[0]["id"]
+    assert made.json[0]["status"] == "succeeded"
+    before = requests_of(hosts)
+    for command in ("show", "events", "metrics", "checkpoints"):
+        told = cli(command, run, "--json")  # without a key and without the host's address
+        assert told.code == 0 and told.json, told.err
+    assert cli("show", run, "--json", **hosts.env).json["status"] == "succeeded"
+    assert requests_of(hosts) == before
+    asked = cli("show", run, "--refresh", "--json", **hosts.env)
+    assert asked.code == 0 and requests_of(hosts) > before
+    assert cli("show", run, "--refresh").code == 3, "asked for by name, a missing key is an error"
+
+
+def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None:
+    run = cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"]
+    assert cli("show", run).code == 3, "no key"
+    stored = cli("show", run, "--offline", "--json")
+    assert stored.code == 0 and stored.json["status"] != "succeeded"
+    hosts.skip(1000)
+    assert cli("show", run, "--json", **hosts.env).json["status"] == "succeeded"
+
+
+def test_an_ambiguous_beginning_names_the_runs(cli: Cli, project: None, hosts: Any) -> None:
+    runs = [cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"] for _ in range(2)]
+    shared = runs[0][: next(i for i, (a, b) in enumerate(zip(*runs, strict=True)) if a != b)]
+    assert len(shared) > 4
+    for name in ("r", "run", "run-", "orc-", shared, shared.removeprefix("run-")):
+        told = cli("show", name, "--offline", "--json")
+        assert told.code == 2
+        message = json.loads(told.err)["message"]
+        assert "fits several runs" in message and all(run in message for run in runs), name
+    assert cli("show", runs[0][: len(shared) + 1], "--offline", "--json").json["id"] == runs[0]
+    assert "no run is called" in cli("show", "run-zzzz", "--offline").err
+
+
+def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts: Any) -> None:
+    run = cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"]
+    for name in ("run", run[:5], run[-4:]):
+        assert cli("show", name, "--offline", "--json").json["id"] == run
