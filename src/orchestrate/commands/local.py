@@ -11,7 +11,8 @@ from orchestrate.commands.console import Json, note, orchestrator, out, print_js
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.local.memory import Plan, Shape
+    from orchestrate.local.memory import Plan
+    from orchestrate.local.shapes import Shape
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -44,7 +45,13 @@ def bench(
         f"{found.tokens_per_second:,.0f} tokens per second with {found.model} on {found.device}", end=""
     )
     out.print(f", {found.threads} threads" if found.device == "cpu" else "", end="")
-    out.print(f", peak {(found.peak_bytes or 0) / 2**30:.2f} GiB")
+    out.print()
+    if found.peak_bytes is not None:
+        planned = f" (planned: {found.planned_bytes / 2**30:.2f})" if found.planned_bytes else ""
+        resident = (
+            f"; the whole process {found.resident_bytes / 2**30:.2f} GiB" if found.resident_bytes else ""
+        )
+        out.print(f"its tensors took {found.peak_bytes / 2**30:.2f} GiB at most{planned}{resident}")
     note(f"kept in {throughput.bench_file(home)}")
 
 
@@ -68,10 +75,13 @@ def memory(
     shape, exact = _shape(model)
     plan = planning.plan(
         shape,
-        {"type": adapter, "r": rank},
-        tokens=rows * length,
-        longest=length,
-        gradient_checkpointing=gradient_checkpointing,
+        planning.Setup(
+            adapter=adapter,
+            rank=rank,
+            rows=rows,
+            longest=length,
+            gradient_checkpointing=gradient_checkpointing,
+        ),
         device=device,
         available_bytes=int(available * 2**30) if available else None,
     )
@@ -87,7 +97,7 @@ def _shape(model: str) -> tuple[Shape, bool]:
 
     from orchestrate import catalog
     from orchestrate.local import models
-    from orchestrate.local.memory import Shape
+    from orchestrate.local.shapes import Shape
 
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return Shape.like(float(size.group(1)) * 1e9), False
