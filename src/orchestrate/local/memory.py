@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrate.local import machine
 from orchestrate.local.shapes import OTHER_LAYER, Shape
-from orchestrate.types import Record
+from orchestrate.types import MemoryPlan, Record
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per parameter with double quantisation: half a byte, an 8-bit scale per 64, a 32-bit one per 256 of
@@ -62,23 +62,6 @@ class Setup(Record, frozen=True, kw_only=True):
         return self.rows * self.longest
 
 
-class Plan(Record, frozen=True, kw_only=True):
-    """Bytes by part at the moment of the peak, and what to do about them."""
-
-    parts: dict[str, int]
-    total_bytes: int
-    peak: str
-    """The moment of the step at which it is reached."""
-    available_bytes: int | None
-    device: str
-    fits: bool | None
-    advice: tuple[str, ...]
-    """What to change where it does not fit, each with the total that it leads to, one on top of the other."""
-    setup: Setup
-    remark: str | None = None
-    """What makes it less exact than measured cases were."""
-
-
 class _Moment(NamedTuple):
     name: str
     activations: float
@@ -88,7 +71,7 @@ class _Moment(NamedTuple):
 
 def plan(
     shape: Shape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
-) -> Plan:
+) -> MemoryPlan:
     """Peak memory of training. `available_bytes`: of the device; `None` looks at this machine."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
@@ -102,7 +85,7 @@ def plan(
     if available_bytes is not None:
         fits = total <= available_bytes
         advice = () if fits else tuple(_advice(shape, setup, device, available_bytes))
-    return Plan(
+    return MemoryPlan(
         parts=parts,
         total_bytes=total,
         peak=peak,
@@ -110,8 +93,9 @@ def plan(
         device=device,
         fits=fits,
         advice=advice,
-        setup=setup,
-        remark=shape.remark,
+        rows=setup.rows,
+        longest=setup.longest,
+        notes=(shape.remark,) if shape.remark else (),
     )
 
 
@@ -262,7 +246,7 @@ def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
     if setup.adapter == "full":
         # Log-softmax, its gradient and theirs, in 32 bits; then the weight's gradient beside the last.
         return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
-    if setup.pairs:
+    if setup.pairs or setup.drawn:
         return 12 * size, 0
     return 8 * size, 0  # two of 32 bits
 
@@ -279,6 +263,11 @@ def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator
         fits = now <= available
         yield f"{text} ({now / 2**30:.1f} GiB{', fits' if fits else ''})"
         if fits:
+            return
+    for length in (setup.longest >> k for k in range(1, setup.longest.bit_length() - 8)):
+        now = sum(_parts(shape, msgspec.structs.replace(setup, longest=length), device)[0].values())
+        if now <= available:
+            yield f"shorter rows: max_seq_length: {length} ({now / 2**30:.1f} GiB, fits)"
             return
     yield "a smaller model, or a larger machine"
 
@@ -304,7 +293,3 @@ def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, obj
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}
     if setup.adapter != "qlora":
         yield "hold the base in 4 bits: adapter: qlora", {"adapter": "qlora"}
-    length = setup.longest
-    while length > 512:
-        length //= 2
-        yield f"shorter rows: max_seq_length: {length}", {"longest": length}
