@@ -144,6 +144,28 @@ class Setting(Record, frozen=True, kw_only=True):
     """Whether the mapped value means the same thing; an inexact one is refused under `--strict`."""
 
 
+class MemoryPlan(Record, frozen=True, kw_only=True):
+    """What training needs of a device's memory at its worst moment, by part, and what to do about it."""
+
+    parts: dict[str, int]
+    """Bytes."""
+    total_bytes: int
+    peak: str
+    """The moment of a step at which it is reached."""
+    available_bytes: int | None
+    """Of the device; `None` when it is not known."""
+    device: str
+    fits: bool | None
+    rows: int
+    """Side by side in one forward pass; each of a pair's two counts."""
+    longest: int
+    """Tokens of the longest of them."""
+    advice: tuple[str, ...] = ()
+    """What to change where it does not fit, each with the total that it leads to, one on top of the other."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, and what makes it less exact than measured cases were."""
+
+
 class Translation(Record, frozen=True, kw_only=True):
     """A JobSpec in the words of one backend. Nothing is dropped silently: every asked-for setting has a
     row."""
@@ -154,6 +176,8 @@ class Translation(Record, frozen=True, kw_only=True):
     settings: tuple[Setting, ...]
     body: dict[str, Any]
     """The create request without what only the upload knows (file ids) and without the ref."""
+    memory: MemoryPlan | None = None
+    """Of a backend that trains on hardware of the user's."""
 
     @property
     def refused(self) -> tuple[Setting, ...]:

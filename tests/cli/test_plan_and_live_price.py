@@ -110,3 +110,33 @@ def test_a_host_that_asks_more_than_the_limit_creates_nothing(
     assert taken.code == 0, taken.err
     told = cli("events", taken.json[0]["id"], "--offline", "--json").json
     assert [event["data"] for event in told if event["type"] == "live_price"] == [{"usd": "4.0"}]
+
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA_8B))
+    (tmp_path / "finetune.yaml").write_text("model: ./base\ntrain: train.jsonl\nmax_seq_length: 4096\n")
+    plan = ("plan", "-p", "local")
+    small = json.loads(cli(*plan, "--gpu-memory", "24", "--json").out)[0]["memory"]
+    large = json.loads(cli(*plan, "--gpu-memory", "80", "--json").out)[0]["memory"]
+    assert small["total_bytes"] == sum(small["parts"].values())
+    assert (small["device"], small["available_bytes"]) == ("cuda", 24 << 30)
+    assert (small["rows"], small["fits"], large["fits"]) == (1, False, True)
+    assert large["rows"] > 1
+    shown = cli(*plan, "--gpu-memory", "24")
+    assert "does not fit its 24.0" in shown.out
+    assert "gradient_checkpointing: true" in " ".join(shown.err.split())
+    (tmp_path / "orchestrate.toml").write_text("[local]\ngpu_memory_gib = 24\n")
+    assert json.loads(cli(*plan, "--json").out)[0]["memory"] == small
+    refused = cli(*plan, "--gpu-memory", "0")
+    assert refused.code == 3 and "gpu_memory_gib" in refused.err

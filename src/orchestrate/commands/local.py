@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json
+from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.local.memory import Plan, Shape
+    from orchestrate.local.shapes import Shape
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -44,7 +46,13 @@ def bench(
         f"{found.tokens_per_second:,.0f} tokens per second with {found.model} on {found.device}", end=""
     )
     out.print(f", {found.threads} threads" if found.device == "cpu" else "", end="")
-    out.print(f", peak {(found.peak_bytes or 0) / 2**30:.2f} GiB")
+    out.print()
+    if found.peak_bytes is not None:
+        planned = f" (planned: {found.planned_bytes / 2**30:.2f})" if found.planned_bytes else ""
+        resident = (
+            f"; the whole process {found.resident_bytes / 2**30:.2f} GiB" if found.resident_bytes else ""
+        )
+        out.print(f"its tensors took {found.peak_bytes / 2**30:.2f} GiB at most{planned}{resident}")
     note(f"kept in {throughput.bench_file(home)}")
 
 
@@ -55,6 +63,8 @@ def memory(
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Of the adapter.")] = 16,
     length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048,
     rows: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 1,
+    pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False,
+    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False,
     device: DeviceOpt = None,
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
@@ -65,52 +75,41 @@ def memory(
 
     if adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {adapter!r}")
-    shape, exact = _shape(model)
+    shape, remark = _shape(model)
     plan = planning.plan(
         shape,
-        {"type": adapter, "r": rank},
-        tokens=rows * length,
-        longest=length,
-        gradient_checkpointing=gradient_checkpointing,
+        planning.Setup(
+            adapter=adapter,
+            rank=rank,
+            rows=rows,
+            longest=length,
+            pairs=pairs,
+            gradient_checkpointing=gradient_checkpointing,
+            optimizer="paged_adamw_8bit" if eight_bit else "adamw",
+        ),
         device=device,
         available_bytes=int(available * 2**30) if available else None,
     )
+    if remark:
+        plan = msgspec.structs.replace(plan, notes=(*plan.notes, remark))
     if json:
         print_json(plan)
     else:
-        _show(plan, shape, exact)
+        show_memory(plan)
 
 
-def _shape(model: str) -> tuple[Shape, bool]:
-    """The model's shape, and whether it is its own or a usual one of its size."""
+def _shape(model: str) -> tuple[Shape, str | None]:
+    """The model's shape, and a remark when it is a usual one of its size."""
     import re
 
     from orchestrate import catalog
-    from orchestrate.local import models
-    from orchestrate.local.memory import Shape
+    from orchestrate.local import fitting
+    from orchestrate.local.shapes import Shape
 
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
-        return Shape.like(float(size.group(1)) * 1e9), False
+        return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"
     resolved = catalog.resolve(model, "local")
-    if folder := models.local_folder(resolved.id):
-        return Shape.of(models.open_folder(folder).config), True
-    if resolved.params_b is None:
+    found = fitting.shape_of(resolved.id, resolved.params_b)
+    if found is None:
         raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")
-    return Shape.like(resolved.params_b * 1e9), False
-
-
-def _show(plan: Plan, shape: Shape, exact: bool) -> None:
-    for name, size in plan.parts.items():
-        out.print(f"{name:<12} {size / 2**30:8.2f} GiB")
-    out.print(f"{'total':<12} {plan.total_bytes / 2**30:8.2f} GiB", style="bold")
-    if plan.available_bytes is not None:
-        verdict = "fits into" if plan.fits else "does not fit into"
-        style = "green" if plan.fits else "red"
-        out.print(f"{verdict} the {plan.available_bytes / 2**30:.1f} GiB of {plan.device}", style=style)
-    if not exact:
-        note(
-            "its configuration is not on this machine: "
-            f"a usual shape of {shape.parameters / 1e9:.1f}B was taken"
-        )
-    for line in plan.advice:
-        note(f"try: {line}")
+    return found

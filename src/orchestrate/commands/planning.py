@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import UsageError
-from orchestrate.types import Outcome, Problem, Severity, Translation
+from orchestrate.types import MemoryPlan, Outcome, Problem, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.quoting import LivePrice
@@ -91,9 +92,14 @@ def plan(
     epochs: EpochsOpt = None,
     settings: SetOpt = None,
     strict: Annotated[bool, typer.Option(help="Refuse all that is not kept or exactly mapped.")] = False,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Plan for a GPU of this size, not for what this machine has."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """What each setting of the spec becomes on each backend. Offline; exit code 2 when one is refused."""
+    """What each setting of the spec becomes on each backend, and the memory that training takes where it is
+    yours. Offline; exit code 2 when one is refused."""
     asked = read_spec(
         spec,
         model=model,
@@ -104,6 +110,9 @@ def plan(
         settings=settings,
     )
     with orchestrator(context) as ft:
+        if gpu_memory is not None:
+            local = {**ft.settings.local, "gpu_memory_gib": gpu_memory}
+            ft.settings = dataclasses.replace(ft.settings, local=local)
         translations = ft.plan(asked, provider)
     if json:
         print_json(translations)
@@ -250,7 +259,29 @@ def _show_translation(translation: Translation) -> None:
         )
     out.print(Text.assemble((translation.provider, "bold"), f"  {translation.model}"))
     out.print(rows)
+    if translation.memory is not None:
+        show_memory(translation.memory)
     out.print()
+
+
+def show_memory(plan: MemoryPlan) -> None:
+    """The total, what it is made of, and what to change where it does not fit."""
+    device = "GPU" if plan.device == "cuda" else "CPU"
+    whole = f"{plan.total_bytes / 2**30:.1f} GiB of memory on the {device}"
+    at = f" with {plan.rows} row(s) of {plan.longest} tokens at once"
+    if plan.available_bytes is None:
+        verdict = ("", "")
+    elif plan.fits:
+        verdict = (f": fits its {plan.available_bytes / 2**30:.1f}", "green")
+    else:
+        verdict = (f": does not fit its {plan.available_bytes / 2**30:.1f}", "red")
+    out.print(Text.assemble((whole, "bold"), at, verdict))
+    parts = [f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items() if size >= 2**20]
+    out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))
+    for line in plan.advice:
+        note(f"  try: {line}")
+    for line in plan.notes:
+        note(f"  ({line})")
 
 
 def _value(value: Any) -> str:

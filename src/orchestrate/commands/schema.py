@@ -20,7 +20,6 @@ from orchestrate.data.preview import PreviewReport
 from orchestrate.data.reviewing import ExportReport, ReviewCounts
 from orchestrate.data.splitting import SplitReport
 from orchestrate.errors import UsageError
-from orchestrate.local.memory import Plan
 from orchestrate.local.throughput import Bench
 from orchestrate.quoting import LivePrice
 from orchestrate.reports import Comparison
@@ -33,6 +32,7 @@ from orchestrate.types import (
     Endpoint,
     EvaluationResult,
     Event,
+    MemoryPlan,
     MetricPoint,
     Problem,
     Quote,
@@ -177,7 +177,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "providers": (list[Backend],),
     "sandbox": (SandboxUp,),
     "local bench": (Bench,),
-    "local memory": (Plan,),
+    "local memory": (MemoryPlan,),
     "error": (ErrorLine,),
 }
 

@@ -10,15 +10,27 @@ alone.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.local.memory import Setup, plan
+from orchestrate.local.shapes import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from orchestrate.local.loading import Loaded
+    from orchestrate.local.rows import Rows
 
 SHAPES: dict[str, dict[str, int]] = {
     "cpu": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8},
@@ -33,88 +45,170 @@ ROWS = 512
 WARM_STEPS = 2
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """`request`: model (folder or null), threads, device, seconds."""
     import torch
 
-    from orchestrate.local.loading import load, pick_device
+    from orchestrate.local.loading import pick_device
     from orchestrate.local.models import open_folder
-    from orchestrate.local.optimizers import make_optimizer
-    from orchestrate.local.rows import epoch_batches, micro_batches
-    from orchestrate.local.rundir import Hyper, LocalJob, now
-    from orchestrate.local.stepping import Objective
-    from orchestrate.local.training import DEFAULT_TOKENS
 
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
     device = pick_device(request.get("device"))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(request["model"]) if request.get("model") else _random_model(Path(folder), device.type)
-        job = LocalJob(
-            ref="bench",
-            model=str(path),
-            model_name="bench",
-            train="",
-            method={"type": "sft"},
-            adapter={"type": "qlora", "r": 16, "alpha": 32.0},
-            hyper=Hyper(),
-            created_at=now(),
-        )
-        loaded = load(job, open_folder(path), device)
-        parameters = _stored_parameters(path)
+        if request.get("model"):
+            path = Path(request["model"])
+        else:
+            shape = SHAPES[device.type]
+            heads = shape["num_attention_heads"]
+            path = random_model(
+                {**shape, "num_key_value_heads": heads // 2, "vocab_size": 8192, "tie_word_embeddings": True},
+                Path(folder),
+            )
+        opened = open_folder(path)
+        parameters, config = _stored_parameters(path), opened.config
+        loaded = _load(path, Setup(), device)
+    found, setup = _train(loaded, request.get("seconds", 20), device)
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "model": path.name if request.get("model") else f"random {parameters / 1e6:.0f}M",
+        "parameters": parameters,
+        "operations_per_second": found["tokens_per_second"] * 4 * parameters,
+        "measured_on": date.today().isoformat(),
+        **found,
+        **_planned(config, setup, device),
+    }
+
+
+def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[str, Any], Setup]:
+    """Speed over `seconds` of steps, then the memory of the largest forward pass among them, and what the
+    plan has to know about that pass."""
+    from orchestrate.local.optimizers import make_optimizer
+    from orchestrate.local.peaks import held_bytes, peak_bytes
+    from orchestrate.local.rows import epoch_batches, micro_batches
+    from orchestrate.local.stepping import Objective
+    from orchestrate.local.training import DEFAULT_TOKENS
+
     rows = _rows(int(loaded.head.layer.weight.shape[0]))
     objective = Objective(loaded, 0)
     optimizer = make_optimizer(list(loaded.trainable.values()), "adamw", 0.0)
     loaded.model.train()
-    tokens, begun, steps = 0, time.perf_counter(), 0
+    tokens, begun, largest = 0, time.perf_counter(), [0]
     for step, batch in enumerate(b for e in range(1000) for b in epoch_batches(rows.lengths, 16, 0, e)):
         if step == WARM_STEPS:
             tokens, begun = 0, time.perf_counter()
         total = objective.weight_of(rows, batch)
         for part in micro_batches(batch, rows.lengths, DEFAULT_TOKENS[device.type], 1 << 20):
             tokens += objective.run(rows, part, total, backward=True).tokens
+            largest = max(largest, part, key=lambda p: len(p) * max(int(rows.lengths[i]) for i in p))
         optimizer.step()
         optimizer.zero_grad()
-        steps = step + 1
-        if step > WARM_STEPS and time.perf_counter() - begun > request.get("seconds", 20):
+        if step > WARM_STEPS and time.perf_counter() - begun > seconds:
             break
     speed = tokens / (time.perf_counter() - begun)
-    cuda = device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "model": Path(request["model"]).name
-        if request.get("model")
-        else f"a random model of {parameters / 1e6:.0f}M",
-        "parameters": parameters,
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # the profiler below adds to it
+    peak = peak_bytes(lambda: objective.run(rows, largest, 1.0, backward=True), device)
+    trainable = sum(p.numel() for p in loaded.trainable.values())
+    found = {
         "tokens_per_second": speed,
-        "operations_per_second": speed * 4 * parameters,
-        "peak_bytes": peak,
-        "measured_on": date.today().isoformat(),
-        "steps": steps,
+        "peak_bytes": held_bytes(loaded.model) + 8 * trainable + peak,
+        "resident_bytes": resident,
+    }
+    longest = max(int(rows.lengths[i]) for i in largest)
+    return found, Setup(rows=len(largest), longest=longest, trained=0.5, accumulates=False)
+
+
+def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> dict[str, int]:
+    """What the plan says of the same pass, without what the libraries take; nothing for a model that it does
+    not know."""
+    try:
+        parts = plan(Shape.of(config), setup, device=device.type).parts
+    except KeyError:
+        return {}
+    return {"planned_bytes": sum(size for name, size in parts.items() if name != "overhead")}
+
+
+def memory(
+    config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
+) -> dict[str, int]:
+    """Measured bytes of two steps of `setup` with a random model of this configuration: weights, adapter,
+    gradients, optimiser, and the most that a forward and backward pass held beside them, `in_work`.
+
+    Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
+    """
+    from orchestrate.local.kernels import undo
+    from orchestrate.local.losses import Preference
+    from orchestrate.local.optimizers import make_optimizer, state_tensors
+    from orchestrate.local.peaks import held_bytes, peak_bytes
+    from orchestrate.local.preferences import PairObjective
+    from orchestrate.local.stepping import Objective
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = _load(random_model(config, Path(folder)), setup, device)
+    if not own_kernels:
+        undo(loaded.inner)
+    rows = _full_rows(int(config["vocab_size"]), setup)
+    objective = Objective(loaded, 0, packing=setup.packing)
+    if setup.pairs:
+        objective = PairObjective(loaded, 0, Preference(simpo_gamma=0.5))
+    optimizer = make_optimizer(list(loaded.trainable.values()), setup.optimizer, 0.0)
+    loaded.model.train()
+    examples = list(range(rows.examples))
+
+    def one() -> None:
+        objective.run(rows, examples, 1.0, backward=True)
+
+    one()
+    optimizer.step()
+    gc.collect()
+    if not setup.accumulates:
+        optimizer.zero_grad()
+    trained = list(loaded.trainable.values())
+    gradients = 4 * sum(p.numel() for p in trained)
+    adapter = 0 if setup.adapter == "full" else gradients
+    return {
+        "weights": held_bytes(loaded.model) - adapter,
+        "adapter": adapter,
+        "optimiser": sum(t.nbytes for t in state_tensors(optimizer, loaded.trainable).values()),
+        "gradients": gradients if setup.accumulates else 0,
+        "in_work": peak_bytes(one, device),
     }
 
 
-def _random_model(folder: Path, device: str) -> Path:
+def random_model(config: Mapping[str, Any], folder: Path) -> Path:
+    """Writes a model with this configuration, a Llama unless `model_type` says otherwise, in 16 bits."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape: dict[str, Any] = SHAPES[device]
-    config = LlamaConfig(
-        **shape,
-        num_key_value_heads=shape["num_attention_heads"] // 2,
-        vocab_size=8192,
-        tie_word_embeddings=True,
-    )
+    kind: Any = AutoConfig
+    made = kind.for_model(**{"model_type": "llama", **config})
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(config)
+    model: Any = AutoModelForCausalLM.from_config(made)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
+    from orchestrate.local.loading import load
+    from orchestrate.local.models import open_folder
+    from orchestrate.local.rundir import Hyper, LocalJob, now
+
+    adapter: dict[str, Any] = {"type": setup.adapter, "r": setup.rank, "alpha": 2.0 * setup.rank}
+    if setup.dropout:
+        adapter["dropout"] = 0.1
+    job = LocalJob(
+        ref="bench",
+        model=str(path),
+        model_name="bench",
+        train="",
+        method={"type": "sft"},
+        adapter={**adapter, "dora": setup.dora},
+        hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing),
+        created_at=now(),
+    )
+    return load(job, open_folder(path), device)
 
 
 def _stored_parameters(folder: Path) -> int:
@@ -132,7 +226,8 @@ def _stored_parameters(folder: Path) -> int:
     return count
 
 
-def _rows(vocabulary: int) -> Any:
+def _rows(vocabulary: int) -> Rows:
+    """A short chat's lengths; the second half of each row is trained."""
     import numpy as np
 
     from orchestrate.local.rows import Rows
@@ -147,5 +242,29 @@ def _rows(vocabulary: int) -> Any:
     return Rows(ids, weights, offsets)
 
 
+def _full_rows(vocabulary: int, setup: Setup) -> Rows:
+    """As many rows as the setup has, all of its length; packed, two fill a line."""
+    import numpy as np
+
+    from orchestrate.local.rows import Rows
+
+    count, length = (2 * setup.rows, setup.longest // 2) if setup.packing else (setup.rows, setup.longest)
+    ids = np.random.default_rng(0).integers(3, vocabulary, count * length).astype(np.int32)
+    weights = np.zeros((count, length), dtype=np.float32)
+    weights[:, length - round(length * setup.trained) :] = 1
+    offsets = np.arange(count + 1, dtype=np.int64) * length
+    return Rows(ids, weights.reshape(-1), offsets, pairs=setup.pairs)
+
+
+def main(request: str) -> int:
+    """A reason that the user can act on is one JSON line too, and no traceback."""
+    try:
+        found = measure(json.loads(request))
+    except OrchestrateError as error:
+        found = {"error": error.message, "fix": error.fix}
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(json.loads(sys.argv[1]))) + "\n")
+    raise SystemExit(main(sys.argv[1]))

@@ -134,6 +134,15 @@ def use_on_cpu(model: Any) -> list[str]:
     return [*replaced, f"{len(norms)} norms"] if norms else replaced
 
 
+def undo(model: Any) -> None:
+    """Back to the library's norms and attention."""
+    for module in model.modules():
+        if getattr(vars(module).get("forward"), "__func__", None) is _norm_forward:
+            del module.forward
+    if model.config.get_text_config()._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
 @torch.no_grad()
 def _agrees(model: Any) -> bool:
     """Switches the model over, unless its hidden states change by more than rounding."""

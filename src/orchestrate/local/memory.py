@@ -1,241 +1,295 @@
 """How much memory a training run needs, by part, from the model's configuration alone. Torch-free, offline.
 
-The per-token figures are counts of what this engine's backward pass keeps for each layer of a Llama-like
-model: two normed inputs, the queries, keys, values and attention output, four tensors of the feed-forward
-width, and the two 32-bit copies in the norms. They were checked against the bytes that autograd saves
-(`tests/unit/local`).
+Weights, adapter, gradients and optimiser are there all the time. Activations and logits come and go, so the
+plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their bytes per
+token are counts of the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
+feed-forward, two norms), read off torch's own record of allocations. `benchmarks/memory.py` compares the
+plan with measured peaks, as the tests do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
 from orchestrate.local import machine
-from orchestrate.types import Record
+from orchestrate.local.shapes import OTHER_LAYER, Shape
+from orchestrate.types import MemoryPlan, Record
 
-NF4_BYTES = 0.516
-"""Per parameter with double quantisation: half a byte, an 8-bit scale per 64, and a 32-bit one per 256 of
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per parameter with double quantisation: half a byte, an 8-bit scale per 64, a 32-bit one per 256 of
 those."""
-LOGIT_BLOCK_BYTES = (1 << 25) * 10
-"""A block of logits in 32 bits, its 16-bit source and gradient."""
-OVERHEAD = {"cpu": 650 << 20, "cuda": 900 << 20}
-"""The libraries; on a GPU the driver's context and kernels. Seen with torch 2.13."""
+LOGITS = 1 << 25
+"""Of one block: `losses.BLOCK_ELEMENTS`."""
+SHORT_ROW = 512
+"""Tokens up to which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
+OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
+"""The libraries: on a CPU 530 to 600 MiB of a worker's resident memory were none of its tensors (torch 2.13);
+on a GPU the driver's context and kernels, a usual figure that was not measured."""
 SLACK = 0.05
-"""Of the rest: blocks that the allocator holds and cannot use."""
+"""Of what comes and goes: blocks that the allocator holds and cannot use."""
 
 
-class Shape(Record, frozen=True, kw_only=True):
-    """Of a decoder-only transformer."""
+class Setup(Record, frozen=True, kw_only=True):
+    """What decides about memory beside the model."""
 
-    hidden: int
-    layers: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    experts: int = 1
-    experts_used: int = 1
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a config.json. Raises `KeyError` when it is not a decoder's."""
-        c = config.get("text_config") or config
-        heads = int(c["num_attention_heads"])
-        experts = int(c.get("num_local_experts") or c.get("num_experts") or c.get("n_routed_experts") or 1)
-        wide = c.get("moe_intermediate_size") if experts > 1 else None
-        return cls(
-            hidden=int(c["hidden_size"]),
-            layers=int(c["num_hidden_layers"]),
-            feed_forward=int(wide or c["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(c.get("num_key_value_heads") or heads),
-            head_dim=int(c.get("head_dim") or int(c["hidden_size"]) // heads),
-            vocabulary=int(c["vocab_size"]),
-            tied=bool(c.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            experts=experts,
-            experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
-        )
-
-    @classmethod
-    def like(cls, parameters: float) -> Shape:
-        """A usual shape of this size, for a model whose configuration is not at hand."""
-        known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
-        rest = parameters - known.embedding_parameters
-        per_layer = (known.parameters - known.embedding_parameters) / known.layers
-        return msgspec.structs.replace(known, layers=max(1, round(rest / per_layer)))
+    adapter: str = "qlora"
+    rank: int = 16
+    dropout: bool = False
+    dora: bool = False
+    packing: bool = False
+    """`rows` are then lines, each filled up to `longest`."""
+    rows: int = 1
+    """Side by side in one forward pass; a pair of a preference method counts twice."""
+    longest: int = 2048
+    """Tokens of the longest row."""
+    trained: float = 1.0
+    """Share of the tokens that have a loss; the others never reach the output layer."""
+    pairs: bool = False
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    accumulates: bool = True
+    """Whether a step takes several forward passes; then gradients are there in all but the first."""
+    copies: int = 0
+    """Of the trained weights, in 32 bits: early stopping holds the best, a policy its first ones."""
+    drawn: int = 0
+    """Answers drawn at once, of up to `longest` tokens with their prompt, by a method that draws them."""
 
     @property
-    def linears(self) -> list[tuple[int, int, int]]:
-        """(in, out, how many) of the linear layers of one layer."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return [
-            (self.hidden, q, 1),
-            (self.hidden, kv, 2),
-            (q, self.hidden, 1),
-            (self.hidden, self.feed_forward, 2 * self.experts),
-            (self.feed_forward, self.hidden, self.experts),
-        ]
-
-    @property
-    def linear_parameters(self) -> int:
-        return self.layers * sum(i * o * n for i, o, n in self.linears)
-
-    @property
-    def embedding_parameters(self) -> int:
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def parameters(self) -> int:
-        norms = (2 * self.layers + 1) * self.hidden
-        return self.linear_parameters + self.embedding_parameters + norms
-
-    def adapter_parameters(self, rank: int) -> int:
-        """LoRA on all linear layers."""
-        return self.layers * sum(rank * (i + o) * n for i, o, n in self.linears)
+    def tokens(self) -> int:
+        return self.rows * self.longest
 
 
-def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:
-    return Shape(
-        hidden=h,
-        layers=n,
-        feed_forward=ff,
-        heads=heads,
-        kv_heads=kv,
-        head_dim=128 if h > 900 else h // heads,
-        vocabulary=vocabulary,
-        tied=tied,
-    )
-
-
-KNOWN = (
-    _known(896, 24, 4864, 14, 2, 151936, True),
-    _known(2048, 16, 8192, 32, 8, 128256, True),
-    _known(3072, 28, 8192, 24, 8, 128256, True),
-    _known(4096, 32, 14336, 32, 8, 128256),
-    _known(5120, 40, 17408, 40, 8, 151936),
-    _known(5120, 64, 25600, 64, 8, 151936),
-    _known(8192, 80, 28672, 64, 8, 128256),
-)
-"""Published configurations: Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen3-14B and -32B,
-Llama-3.1-70B."""
-
-
-class Plan(Record, frozen=True, kw_only=True):
-    """Bytes by part, and what to do about them."""
-
-    parts: dict[str, int]
-    total_bytes: int
-    available_bytes: int | None
-    device: str
-    fits: bool | None
-    advice: tuple[str, ...]
+class _Moment(NamedTuple):
+    name: str
+    activations: float
+    logits: float
+    gradients: float
 
 
 def plan(
-    shape: Shape,
-    adapter: Mapping[str, Any],
-    *,
-    tokens: int,
-    longest: int,
-    optimizer: str = "adamw",
-    gradient_checkpointing: bool = False,
-    device: str | None = None,
-    available_bytes: int | None = None,
-) -> Plan:
-    """Peak memory of training with `tokens` tokens (padding included) in one forward pass, rows of up to
-    `longest`.
-
-    `available_bytes`: of the device; `None` looks at this machine.
-    """
+    shape: Shape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
+) -> MemoryPlan:
+    """Peak memory of training. `available_bytes`: of the device; `None` looks at this machine."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
     if available_bytes is None:
         available_bytes = (
             machine.memory_bytes() if device == "cpu" else (gpus[0].memory_bytes if gpus else None)
         )
-    kind = adapter["type"]
-    rank = int(adapter.get("r") or 16)
-    trainable = shape.parameters if kind == "full" else shape.adapter_parameters(rank)
-    parts = {
-        "weights": _weights(shape, kind),
-        "adapter": 0 if kind == "full" else 4 * trainable,
-        "gradients": 4 * trainable,
-        "optimiser": (2 if optimizer != "adamw" else 8) * trainable,
-        "activations": _activations(shape, kind, rank, tokens, longest, gradient_checkpointing, device),
-        "logits": min(LOGIT_BLOCK_BYTES, 10 * tokens * shape.vocabulary),
-        "overhead": OVERHEAD[device],
-    }
-    parts["overhead"] += int(SLACK * sum(parts.values()))
+    parts, peak = _parts(shape, setup, device)
     total = sum(parts.values())
-    fits = None if available_bytes is None else total <= available_bytes
-    return Plan(
+    fits, advice = None, tuple[str, ...]()
+    if available_bytes is not None:
+        fits = total <= available_bytes
+        advice = () if fits else tuple(_advice(shape, setup, device, available_bytes))
+    return MemoryPlan(
         parts=parts,
         total_bytes=total,
+        peak=peak,
         available_bytes=available_bytes,
         device=device,
         fits=fits,
-        advice=tuple(_advice(kind, parts, total, available_bytes, tokens, longest, gradient_checkpointing)),
+        advice=advice,
+        rows=setup.rows,
+        longest=setup.longest,
+        notes=(shape.remark,) if shape.remark else (),
     )
 
 
-def _weights(shape: Shape, kind: str) -> int:
-    rest = shape.parameters - shape.linear_parameters
-    if kind == "full":
+def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str]:
+    full = setup.adapter == "full"
+    trainable = shape.parameters if full else shape.adapter_parameters(setup.rank, dora=setup.dora)
+    peak = max(_moments(shape, setup, device), key=lambda m: m.activations + m.logits + m.gradients)
+    copies = 4 * trainable * (setup.copies + (0 if full else 1))
+    parts = {
+        "weights": _weights(shape, setup.adapter),
+        "adapter": copies,
+        "gradients": peak.gradients,
+        "optimiser": (8 if setup.optimizer == "adamw" else 2 + 16 / 256) * trainable,
+        "activations": peak.activations,
+        "logits": peak.logits,
+    }
+    slack = SLACK * (peak.gradients + peak.activations + peak.logits)
+    parts["overhead"] = OVERHEAD[device] + slack
+    return {name: int(size) for name, size in parts.items()}, peak.name
+
+
+def kv_cache_bytes(shape: Shape, answers: int, tokens: int) -> int:
+    """Keys and values in 16 bits of answers drawn side by side, of that many tokens with their prompt."""
+    return 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
+
+
+def _weights(shape: Shape, adapter: str) -> float:
+    if adapter == "full":
         return 4 * shape.parameters
-    if kind == "qlora":
-        # One layer at a time is spread out to 16 bits where it is used.
-        widest = max(i * o for i, o, _ in shape.linears)
-        return int(NF4_BYTES * shape.linear_parameters) + 2 * rest + 2 * widest
+    if adapter == "qlora":
+        rest = shape.parameters - shape.linear_parameters
+        return NF4_BYTES * shape.linear_parameters + 2 * rest
     return 2 * shape.parameters
 
 
-def _activations(
-    shape: Shape, kind: str, rank: int, tokens: int, longest: int, checkpointing: bool, device: str
-) -> int:
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+class _Layer(NamedTuple):
+    """Bytes per token."""
+
+    norm: float
+    """Kept by one norm: what its backward pass needs, and its output, which the linear layers keep."""
+    norm_output: float
+    norm_work: float
+    """Held while its gradient is made."""
+    attention: float
+    """Kept: queries, keys, values, and the weights or their sums."""
+    attention_forward: float
+    attention_backward: float
+    kept: float
+    """By the whole layer."""
+
+
+def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
+    h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     wide = shape.feed_forward * shape.experts_used
-    linears = 4 + 3 * shape.experts_used
-    layer = 12 * shape.hidden + 4 * q + 4 * kv + 8 * wide + 2 * rank * linears + 4 * shape.heads + 8
-    if device == "cpu" and longest <= 512:
-        # Attention by plain products keeps its weights (see stepping.SHORT_ROW).
-        layer += 4 * shape.heads * longest + 6 * q + 4 * (q - kv)
-    if kind == "full":
-        layer *= 2  # 32 bits
-    working = 8 * wide + 8 * shape.hidden  # gradients on their way through one layer
-    kept = 2 * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers
-    return tokens * (kept + working)
+    full, ours = setup.adapter == "full", device == "cpu" and setup.adapter != "full"
+    b = 4 if full else 2
+    # transformers' norm keeps its input in 32 bits, ours (kernels.py) its result in 16; one that is trained
+    # keeps both.
+    own, work = (8 * h + 4, 12 * h) if full else (2 * h + 4, 14 * h) if ours else (4 * h + 4, 20 * h)
+    norm = own + b * h
+    attention = b * (q + 2 * kv)
+    if shape.qk_norm:
+        attention += (2 * b if full else 2 if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
+    if ours and setup.longest <= SHORT_ROW:
+        scores = shape.heads * setup.longest
+        # 32-bit scores, their softmax and its 16-bit copy; backward three of 32 bits beside the kept one.
+        attention, forward, backward = attention + 2 * scores, 8 * scores, 12 * scores
+    else:
+        attention, forward, backward = attention + 4 * shape.heads, b * q, b * (q + 2 * kv)
+    low = 0 if full else 2 * setup.rank * (4 + 3 * shape.experts_used)
+    feed_forward = 4 * b * wide
+    if setup.dropout and not full:
+        # peft's own forward: a 32-bit input after dropout and its mask for each linear layer, and what these
+        # read is not kept besides.
+        each = 8 if device == "cpu" else 5
+        norm -= b * h
+        feed_forward += each * (5 * h + q + wide) - b * wide - b * q
+        low *= 2
+    if setup.dora and not full:
+        # peft's forward again: each input and each low-rank product in 32 bits, and the base's own result.
+        norm -= b * h
+        feed_forward += 4 * (5 * h + q + wide) - b * (wide + q) + (4 + b) * (q + 2 * kv + 2 * h + 2 * wide)
+        low *= 2
+    kept = 2 * norm + attention + b * q + feed_forward + low
+    if shape.remark is not None:
+        kept *= OTHER_LAYER
+    return _Layer(norm, b * h, work, attention, forward, backward, kept)
 
 
-def _advice(
-    kind: str,
-    parts: Mapping[str, int],
-    total: int,
-    available: int | None,
-    tokens: int,
-    longest: int,
-    checkpointing: bool,
-) -> list[str]:
-    if available is None or total <= available:
-        return []
-    over = total - available
-    found: list[str] = []
-    if kind == "full":
-        found.append("train an adapter instead of all weights: adapter: qlora")
-    elif kind == "lora":
-        found.append("hold the base in 4 bits: adapter: qlora")
-    if tokens > longest and parts["activations"] * (1 - longest / tokens) > 0:
-        found.append("fewer examples at once, the same batch: provider_options: {local: {micro_batch: 1}}")
-    if not checkpointing and parts["activations"] > over / 2:
-        found.append(
-            "keep less for the backward pass: provider_options: {local: {gradient_checkpointing: true}}"
+def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
+    """Those of one forward and backward pass that can be its peak."""
+    h, tokens = shape.hidden, setup.tokens
+    wide = shape.feed_forward * shape.experts_used
+    full = setup.adapter == "full"
+    b = 4 if full else 2
+    layer = _layer(shape, setup, device)
+    trainable = shape.parameters if full else shape.adapter_parameters(setup.rank, dora=setup.dora)
+    gradients = 4 * trainable if setup.accumulates else 0
+    # The products read the adapter in 16 bits; backward keeps those copies.
+    copies = 0 if full else 2 * trainable
+    # With frozen embeddings the first norm needs no gradient.
+    first = 0 if full else layer.norm - layer.norm_output
+    if setup.gradient_checkpointing:
+        before, last = b * h * shape.layers * tokens, 0.0
+        copies = copies / shape.layers
+    else:
+        before, last = ((shape.layers - 1) * layer.kept - first) * tokens + copies, layer.kept * tokens
+        copies = 0
+    final = layer.norm - layer.norm_output
+    kept = before + last + final * tokens
+    logits, head_gradient = _head(shape, setup)
+    table = 4 * shape.vocabulary * shape.hidden if full else 0
+    # Tied, the output layer's gradient waits for that of the embeddings, and their sum is a third.
+    waiting = table if shape.tied else 0
+    chosen = 2 * b * h * tokens * setup.trained  # hidden states of the trained tokens, and their gradient
+    yield _Moment("the output layer", kept + chosen, max(logits, head_gradient), gradients)
+    yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
+    # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
+    weight = {"qlora": 2, "lora": 0, "full": 4}[setup.adapter] * h * shape.feed_forward
+    if setup.dora:
+        # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
+        weight += 4 * shape.feed_forward * (shape.feed_forward + 3 * h)
+    inside = before + waiting + copies + b * h * tokens  # and the gradient of the layer's output
+    work = 4 * wide + 8 * h if setup.dropout and not full else 2 * b * wide
+    yield _Moment("a layer's feed-forward", inside + (layer.kept + work) * tokens + weight, 0, gradients)
+    attention = layer.norm + layer.attention
+    yield _Moment(
+        "attention, backward",
+        inside + (attention + b * shape.heads * shape.head_dim + layer.attention_backward) * tokens,
+        0,
+        gradients,
+    )
+    yield _Moment("attention, forward", inside + (attention + layer.attention_forward) * tokens, 0, gradients)
+    if setup.drawn:
+        cache = kv_cache_bytes(shape, setup.drawn, setup.longest)
+        # The prompts go through one layer after the other; a layer's cache is copied when it grows.
+        passing = (2 * b * wide + 4 * b * h) * setup.drawn * setup.longest + cache / shape.layers
+        yield _Moment("drawing answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)
+    if full:
+        end = b * h * tokens + (3 if shape.tied else 1) * table
+        yield _Moment("the embeddings", end, 0, 4 * trainable)
+
+
+def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
+    """(bytes of the logits in work, of the output layer's gradient beside them)."""
+    block = max(16, LOGITS // shape.vocabulary)
+    size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
+    if setup.adapter == "full":
+        # Log-softmax, its gradient and theirs, in 32 bits; then the weight's gradient beside the last.
+        return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
+    if setup.pairs or setup.drawn:
+        return 12 * size, 0
+    return 8 * size, 0  # two of 32 bits
+
+
+def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator[str]:
+    """Changes that help, cheapest first, each on top of those before, until it fits."""
+    total = sum(_parts(shape, setup, device)[0].values())
+    for text, change in _changes(shape, setup):
+        changed = msgspec.structs.replace(setup, **change)
+        now = sum(_parts(shape, changed, device)[0].values())
+        if now > 0.98 * total:
+            continue
+        setup, total = changed, now
+        fits = now <= available
+        yield f"{text} ({now / 2**30:.1f} GiB{', fits' if fits else ''})"
+        if fits:
+            return
+    for length in (setup.longest >> k for k in range(1, setup.longest.bit_length() - 8)):
+        now = sum(_parts(shape, msgspec.structs.replace(setup, longest=length), device)[0].values())
+        if now <= available:
+            yield f"shorter rows: max_seq_length: {length} ({now / 2**30:.1f} GiB, fits)"
+            return
+    yield "a smaller model, or a larger machine"
+
+
+def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, object]]]:
+    fewest = 2 if setup.pairs else 1
+    if setup.rows > fewest:
+        yield (
+            "fewer examples at once, the same batch: provider_options: {local: {micro_batch: 1}}",
+            {"rows": fewest, "accumulates": True},
         )
-    if parts["optimiser"] > over / 2 and kind == "full":
-        found.append("an 8-bit optimiser: provider_options: {local: {optimizer: paged_adamw_8bit}}")
-    if longest > 1024:
-        found.append("shorter rows: max_seq_length")
-    return found or ["a smaller model, or a larger machine"]
+    if not setup.gradient_checkpointing:
+        yield (
+            "keep less for the backward pass, at about a third more time: "
+            "provider_options: {local: {gradient_checkpointing: true}}",
+            {"gradient_checkpointing": True},
+        )
+    if setup.adapter == "full":
+        yield (
+            "an 8-bit optimiser: provider_options: {local: {optimizer: paged_adamw_8bit}}",
+            {"optimizer": "paged_adamw_8bit"},
+        )
+        yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}
+    if setup.adapter != "qlora":
+        yield "hold the base in 4 bits: adapter: qlora", {"adapter": "qlora"}

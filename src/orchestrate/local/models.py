@@ -56,6 +56,30 @@ def local_folder(model: str) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
+def config_of(model: str) -> dict[str, Any] | None:
+    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine.
+    The weights need not be there."""
+    if folder := local_folder(model):
+        path = folder / "config.json"
+    else:
+        try:
+            from huggingface_hub import try_to_load_from_cache
+            from huggingface_hub.errors import HFValidationError
+        except ImportError:
+            return None
+        try:
+            found = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:
+            return None
+        if not isinstance(found, str):
+            return None
+        path = Path(found)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
 def source(name: str) -> str:
     """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of
     them."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import export, models
+from orchestrate.local import export, fitting, models
 from orchestrate.local.encoding import Template
 from orchestrate.local.loading import load, load_tokenizer, pick_device
 from orchestrate.local.losses import Preference
@@ -21,6 +21,7 @@ from orchestrate.local.rows import Rows, encode_file
 from orchestrate.local.rundir import LocalJob, RunDir
 from orchestrate.local.stepping import Objective
 from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.types import MemoryPlan
 
 
 class Session:
@@ -31,6 +32,7 @@ class Session:
         self, run: RunDir, job: LocalJob, asked: Callable[[], str | None], set_stage: Callable[[str], None]
     ) -> None:
         self.run, self.job = run, job
+        self.memory_plan: MemoryPlan | None = None
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self.device = pick_device(job.device)
@@ -57,6 +59,7 @@ class Session:
             write_weights=lambda folder: export.write_weights(self.loaded, self.tokenizer, job, folder),
             asked=asked,
         )
+        self._plan_memory(train)
         trainable = sum(p.numel() for p in self.loop.parameters.values())
         total = sum(p.numel() for p in self.loaded.model.parameters())
         self.facts: dict[str, Any] = {
@@ -66,13 +69,38 @@ class Session:
             "trainable_parameters": trainable,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "tokens_at_once": self.loop.max_tokens,
         }
+        if self.memory_plan is not None:
+            self.facts["planned_memory_bytes"] = self.memory_plan.total_bytes
         self.summary = (
             f"{train.examples} rows, {train.tokens} tokens per epoch, "
             f"{self.loop.progress.total_steps} steps, "
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )
+
+    def _plan_memory(self, rows: Rows) -> None:
+        """Sets how many tokens go into one forward pass, by the device's whole memory: what is free now may
+        be another number when the run goes on, and its steps must not be."""
+        found = fitting.shape_of(str(self.folder.path), None)
+        if found is None:
+            return
+        hyper = self.job.hyper
+        most = min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
+        setup = fitting.setup_of(self.job.method, self.job.adapter, hyper)
+        tokens, plan = fitting.fit(
+            found[0], setup, rows.lengths.tolist(), most_rows=most, device=self.device.type
+        )
+        self.memory_plan, self.loop.max_tokens = plan, tokens
+        if plan.fits is False:
+            self.run.add_event(
+                f"training takes about {plan.total_bytes / 2**30:.1f} GiB, more than the "
+                f"{(plan.available_bytes or 0) / 2**30:.1f} of this machine; to need less: "
+                + "; then ".join(plan.advice),
+                level="warning",
+                type="memory",
+            )
 
     @property
     def limit(self) -> int | None:

@@ -50,6 +50,11 @@ class Bench(Record, frozen=True, kw_only=True):
     tokens_per_second: float
     operations_per_second: float
     peak_bytes: int | None = None
+    """Most that tensors held in the largest step, as the allocator counted."""
+    planned_bytes: int | None = None
+    """The same by the memory plan; `None` for a model that it does not know."""
+    resident_bytes: int | None = None
+    """Most main memory of the process: libraries, and what loading needed, too."""
     measured_on: date
 
 
@@ -94,7 +99,7 @@ def measure(
 ) -> Bench:
     """Trains for about `seconds` in a process of its own and remembers the result for later quotes.
 
-    Raises `MissingExtra`, or `RunFailed` with what the process said.
+    Raises `MissingExtra`, or `RunFailed` with what the process said; what was measured before stays.
     """
     require_packages("measuring this machine")
     request = {
@@ -112,7 +117,10 @@ def measure(
     )
     if out.returncode != 0:
         raise RunFailed(f"the measurement failed:\n{out.stderr[-2000:].strip()}", fix="orchestrate doctor")
-    bench = msgspec.json.decode(out.stdout.splitlines()[-1], type=Bench)
+    answer = msgspec.json.decode(out.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise RunFailed(f"the measurement failed: {answer['error']}", fix=answer["fix"])
+    bench = Bench.from_dict(answer)
     remember(home, bench)
     return bench
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from orchestrate.errors import RunFailed
 from orchestrate.local import checkpoints, machine
 from orchestrate.local.checkpoints import Progress
+from orchestrate.local.fitting import DEFAULT_TOKENS
 from orchestrate.local.loading import Loaded
 from orchestrate.local.optimizers import make_optimizer, restore_state, state_tensors
 from orchestrate.local.rows import Rows, epoch_batches
@@ -29,8 +30,6 @@ GPU_SECONDS = 15.0
 """Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
 MOST_SKIPPED = 10
 """Steps skipped one after the other before the run is given up."""
-DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward pass, padding included."""
 
 
 class Stopped(Exception):

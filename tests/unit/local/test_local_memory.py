@@ -4,17 +4,18 @@ model's files."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrate.errors import UsageError
 from orchestrate.local import models, throughput
-from orchestrate.local.memory import Shape, _activations, plan  # pyright: ignore[reportPrivateUsage]
+from orchestrate.local.memory import Setup, plan
+from orchestrate.local.shapes import Shape
 from orchestrate.local.throughput import Bench
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
@@ -34,7 +35,6 @@ LLAMA_70B = {
     "intermediate_size": 28672,
     "num_attention_heads": 64,
 }
-QLORA = {"type": "qlora", "r": 16}
 
 
 def test_parameters_are_those_that_the_makers_state() -> None:
@@ -46,95 +46,36 @@ def test_parameters_are_those_that_the_makers_state() -> None:
 
 
 def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
-    found = plan(
-        Shape.of(LLAMA_70B),
-        QLORA,
-        tokens=2048,
-        longest=2048,
-        gradient_checkpointing=True,
-        device="cuda",
-        available_bytes=80 * 10**9,
-    )
+    """Weights, adapter, its gradients and optimiser; activations come on top."""
+    setup = Setup(longest=2048, gradient_checkpointing=True)
+    found = plan(Shape.of(LLAMA_70B), setup, device="cuda", available_bytes=80 << 30)
     held = sum(found.parts[p] for p in ("weights", "adapter", "optimiser", "gradients"))
     assert held == pytest.approx(40e9, rel=0.1)
     assert found.fits and found.advice == ()
 
 
-def test_what_does_not_fit_comes_with_advice_and_the_advice_helps() -> None:
-    shape = Shape.of(LLAMA_8B)
-    room: dict[str, Any] = {
-        "tokens": 8 * 2048,
-        "longest": 2048,
-        "device": "cuda",
-        "available_bytes": 24 << 30,
-    }
-    full = plan(shape, {"type": "full"}, **room)
-    assert full.fits is False and any("qlora" in a for a in full.advice)
-    wide = plan(shape, QLORA, **room)
-    assert wide.fits is False and any("micro_batch" in a for a in wide.advice)
-    assert any("gradient_checkpointing" in a for a in wide.advice)
-    assert plan(shape, QLORA, **{**room, "tokens": 2048}, gradient_checkpointing=True).fits
-
-
 @pytest.mark.parametrize(
-    ("hidden", "wide", "heads", "kv_heads"),
-    [(256, 512, 8, 4), (512, 1536, 8, 8), (512, 1536, 8, 2), (384, 1024, 6, 6)],
+    "setup",
+    [
+        Setup(adapter="full", rows=4, longest=2048),
+        Setup(adapter="lora", rows=8, longest=4096),
+        Setup(rows=8, longest=2048),
+        Setup(rows=4, longest=1024, pairs=True),
+    ],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-def test_activations_are_what_autograd_keeps(
-    hidden: int, wide: int, heads: int, kv_heads: int, checkpointing: bool
-) -> None:
-    """Bytes that one layer more makes autograd keep, with the fused LoRA and torch's flash attention in
-    bf16."""
-    config = {
-        "hidden_size": hidden,
-        "intermediate_size": wide,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": 256,
-    }
-    rows, length = 4, 256
-    kept = [_kept(config, layers, rows, length, checkpointing) for layers in (2, 3)]
-    planned = [
-        _activations(
-            Shape.of({**config, "num_hidden_layers": n}),
-            "qlora",
-            8,
-            rows * length,
-            length,
-            checkpointing,
-            "cuda",
-        )
-        for n in (2, 3)
-    ]
-    assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
+def test_advice_ends_in_what_fits(setup: Setup) -> None:
+    """Each step names the total that it leads to; the totals fall, and the last one fits."""
+    shape, room = Shape.of(LLAMA_8B), 16 << 30
+    found = plan(shape, setup, device="cuda", available_bytes=room)
+    assert found.fits is False
+    totals = [float(m.group(1)) for a in found.advice if (m := re.search(r"\(([\d.]+) GiB", a))]
+    assert [found.total_bytes / 2**30, *totals] == sorted([found.total_bytes / 2**30, *totals], reverse=True)
+    assert found.advice[-1].endswith("fits)") and totals[-1] <= 16
 
 
-def _kept(config: dict[str, Any], layers: int, rows: int, length: int, checkpointing: bool) -> int:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from orchestrate.local.fused import fuse
-
-    model = LlamaForCausalLM(LlamaConfig(**config, num_hidden_layers=layers)).to(torch.bfloat16)
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear")).train()
-    fuse(adapted)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    own = {p.untyped_storage().data_ptr() for p in adapted.parameters()}
-    seen: dict[int, tuple[int, Any]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model.get_decoder()(input_ids=torch.randint(0, 256, (rows, length)), use_cache=False)
-    return sum(size for size, _ in seen.values())
+def test_what_fits_nowhere_is_said() -> None:
+    found = plan(Shape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
+    assert found.advice[-1] == "a smaller model, or a larger machine"
 
 
 def test_a_measurement_carries_over_to_models_of_like_size(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, run
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import reading
-from orchestrate.providers.local.translation import translate
+from orchestrate.providers.local.translation import memory_problems, translate
 from orchestrate.types import (
     Artifact,
     ArtifactFile,
@@ -59,7 +59,8 @@ MOST_RESTARTS = 5
 
 
 class LocalProvider(Provider):
-    """This machine. `config.options`: home (folder), threads, device (cpu, cuda)."""
+    """This machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib (plan for
+    a GPU of that size)."""
 
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "This machine"
@@ -103,7 +104,9 @@ class LocalProvider(Provider):
         return translate(spec, self.config.options)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        found = offline.problems(self.name, spec, data, self.translate(spec), self.config)
+        translation = self.translate(spec)
+        found = offline.problems(self.name, spec, data, translation, self.config)
+        found += memory_problems(spec, data, translation, self.config.options)
         try:
             launching.require_packages()
         except MissingExtra as error:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import catalog
-from orchestrate.errors import UsageError
+from orchestrate.data import tokens
+from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local import fitting
 from orchestrate.providers.rows import Rows
-from orchestrate.types import Outcome, Setting, Translation
+from orchestrate.types import MemoryPlan, Outcome, Problem, Setting, Severity, Translation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
 LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5}
@@ -40,7 +43,7 @@ ALLOWED = {
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
-    """`options`: the machine's own settings (threads, device) from the configuration."""
+    """`options`: the machine's own settings (threads, device, gpu_memory_gib) from the configuration."""
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
     _method(rows, spec)
@@ -52,7 +55,57 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
             rows.send(name, options[name])
     built = rows.build(model)
     own, body = _own_options(spec, built.body)
-    return msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
+    whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
+    return msgspec.structs.replace(whole, memory=memory(spec, whole, options))
+
+
+def memory(
+    spec: JobSpec, translation: Translation, options: Mapping[str, Any], longest: int | None = None
+) -> MemoryPlan | None:
+    """What training takes; `None` when it cannot be told. `longest`: tokens of the longest row of the data.
+
+    Raises `ConfigError` for a `gpu_memory_gib` that is no size.
+    """
+    size = options.get("gpu_memory_gib")
+    if size is not None and (
+        isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1e5
+    ):
+        raise ConfigError(
+            f"local.gpu_memory_gib is no size of a GPU's memory: {size!r}", fix="for example 24"
+        )
+    if translation.refused:
+        return None
+    return fitting.of_job(
+        translation.model,
+        translation.body,
+        billions=catalog.resolve(spec.model_for("local"), "local").params_b,
+        longest=longest,
+        gpu_bytes=None if size is None else int(size * 2**30),
+    )
+
+
+def memory_problems(
+    spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
+) -> list[Problem]:
+    """A warning when these rows do not fit: the plan may err, and the engine tries."""
+    if translation.memory is None:
+        return []
+    model = catalog.resolve(spec.model_for("local"), "local")
+    counter = tokens.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    plan = memory(spec, translation, options, data.train.tokens(counter).longest)
+    if plan is None or plan.fits is not False or plan.available_bytes is None:
+        return []
+    return [
+        Problem(
+            code="memory",
+            message=f"training takes about {plan.total_bytes / 2**30:.1f} GiB with {plan.rows} row(s) of "
+            f"{plan.longest} tokens at once; there are {plan.available_bytes / 2**30:.1f} on the "
+            + ("GPU" if plan.device == "cuda" else "CPU"),
+            severity=Severity.WARNING,
+            providers=("local",),
+            fix="; then ".join(plan.advice) or None,
+        )
+    ]
 
 
 def _without_options(spec: JobSpec) -> JobSpec:

@@ -1,0 +1,131 @@
+"""A job and a machine's memory: what the plan says before it starts, and how much goes into one forward
+pass. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrate.local import machine, models
+from orchestrate.local.memory import Setup, plan
+from orchestrate.local.rundir import Hyper
+from orchestrate.local.shapes import Shape
+from orchestrate.types import MemoryPlan
+
+DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one forward pass, padding included, where memory does not ask for fewer."""
+LONGEST = 2048
+"""Tokens that the longest row is taken to have where neither the spec nor the data tell."""
+
+
+def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper) -> Setup:
+    """Of a job, in the engine's words. `fit` sets the rows and their length; a method that draws answers
+    has to set `drawn` here, and to count the answer in the length of its rows."""
+    return Setup(
+        adapter=adapter["type"],
+        rank=int(adapter.get("r") or 16),
+        dropout=bool(adapter.get("dropout")),
+        dora=bool(adapter.get("dora")),
+        pairs=method["type"] == "dpo",
+        optimizer=hyper.optimizer,
+        gradient_checkpointing=hyper.gradient_checkpointing,
+        copies=int(hyper.early_stopping_patience is not None),
+    )
+
+
+def fit(
+    shape: Shape,
+    setup: Setup,
+    lengths: Sequence[int],
+    *,
+    most_rows: int,
+    device: str,
+    available_bytes: int | None = None,
+) -> tuple[int, MemoryPlan]:
+    """How many tokens may go into one forward pass, and the plan of the worst one.
+
+    Starts from the engine's usual number and halves it until the plan fits, as the engine does when memory
+    runs out; one example goes in any case, whether it fits or not. `lengths`: tokens of the examples, a pair
+    with its longer side; `most_rows`: examples at once. Packed rows need no more than these.
+    """
+    tokens, longest = DEFAULT_TOKENS[device], max(lengths)
+    while True:
+        passes = _passes(lengths, tokens, most_rows)
+        each = 2 if setup.pairs else 1
+        plans = [
+            plan(
+                shape,
+                msgspec.structs.replace(setup, rows=rows * each, longest=length),
+                device=device,
+                available_bytes=available_bytes,
+            )
+            for rows, length in passes
+        ]
+        worst = max(plans, key=lambda p: p.total_bytes)
+        if worst.fits is not False or tokens <= longest or all(rows == 1 for rows, _ in passes):
+            return tokens, worst
+        tokens = max(longest, tokens // 2)
+
+
+def _passes(lengths: Sequence[int], tokens: int, most_rows: int) -> list[tuple[int, int]]:
+    """(examples, tokens of the longest) of the forward passes that can need most: the one with the most
+    tokens, padding included, and the one with the longest row."""
+    parts: list[list[int]] = [[]]
+    for n in sorted(int(n) for n in lengths):
+        if parts[-1] and (len(parts[-1]) >= most_rows or (len(parts[-1]) + 1) * n > tokens):
+            parts.append([])
+        parts[-1].append(n)
+    passes = [(len(part), part[-1]) for part in parts]
+    return [max(passes, key=lambda p: p[0] * p[1]), passes[-1]]
+
+
+def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | None:
+    """The shape of a folder's or a hub's model, and a remark when it is a usual one of that size because the
+    configuration is not on this machine; `None` when the size is not known either."""
+    config = models.config_of(model)
+    if config is not None:
+        try:
+            return Shape.of(config), None
+        except (KeyError, TypeError, ValueError):
+            return None
+    if billions is None:
+        return None
+    shape = Shape.like(billions * 1e9)
+    return shape, (
+        f"its configuration is not on this machine: a usual shape of {shape.parameters / 1e9:.1f}B was taken"
+    )
+
+
+def of_job(
+    model: str,
+    body: Mapping[str, Any],
+    *,
+    billions: float | None = None,
+    longest: int | None = None,
+    gpu_bytes: int | None = None,
+) -> MemoryPlan | None:
+    """The plan of a translated job; `None` for a model of unknown size. `longest`: tokens of the longest row,
+    where the data were counted. `gpu_bytes`: for a GPU of that size instead of what this machine has."""
+    found = shape_of(model, billions)
+    if found is None:
+        return None
+    shape, remark = found
+    hyper = Hyper.from_dict(body.get("hyper", {}))
+    notes = [remark] if remark else []
+    if longest is None and hyper.max_seq_length is None:
+        notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")
+    longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
+    if body["adapter"].get("targets"):
+        notes.append("for an adapter on all linear layers; on fewer of them it needs less")
+    device = "cuda" if gpu_bytes else body.get("device") or ("cuda" if machine.gpus() else "cpu")
+    _, found_plan = fit(
+        shape,
+        setup_of(body["method"], body["adapter"], hyper),
+        [longest] * hyper.batch_size,
+        most_rows=hyper.micro_batch or hyper.batch_size,
+        device=device,
+        available_bytes=gpu_bytes,
+    )
+    return msgspec.structs.replace(found_plan, notes=(*found_plan.notes, *notes))

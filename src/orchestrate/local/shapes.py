@@ -1,0 +1,156 @@
+"""The sizes of a decoder-only transformer, from its configuration. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from orchestrate.types import Record
+
+LLAMA_LIKE = frozenset(
+    (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3_vl",
+        "smollm3",
+        "phi3",
+        "granite",
+        "olmo2",
+        "seed_oss",
+        "ministral",
+    )
+)
+"""Families (`model_type`) whose layers are attention, a gated feed-forward and two norms, as the memory plan
+counts them."""
+OTHER_LAYER = 1.4
+"""Times what a Llama's layer holds, for other families: Gemma 3 was seen to hold 1.2 to 1.4 times."""
+QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
+"""Families that norm queries and keys."""
+
+
+class Shape(Record, frozen=True, kw_only=True):
+    """Of a decoder-only transformer."""
+
+    hidden: int
+    layers: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    qk_norm: bool = False
+    experts: int = 1
+    """Their width is `feed_forward`."""
+    experts_used: int = 1
+    family: str = "llama"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """From a config.json. Raises `KeyError` when it is not a decoder's."""
+        c = config.get("text_config") or config
+        heads = int(c["num_attention_heads"])
+        experts = int(c.get("num_local_experts") or c.get("num_experts") or c.get("n_routed_experts") or 1)
+        wide = c.get("moe_intermediate_size") if experts > 1 else None
+        family = str(c.get("model_type") or config.get("model_type") or "llama").removesuffix("_text")
+        return cls(
+            hidden=int(c["hidden_size"]),
+            layers=int(c["num_hidden_layers"]),
+            feed_forward=int(wide or c["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(c.get("num_key_value_heads") or heads),
+            head_dim=int(c.get("head_dim") or int(c["hidden_size"]) // heads),
+            vocabulary=int(c["vocab_size"]),
+            tied=bool(c.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            qk_norm=family in QK_NORM,
+            experts=experts,
+            experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+            family=family,
+        )
+
+    @classmethod
+    def like(cls, parameters: float) -> Shape:
+        """A usual shape of this size, for a model whose configuration is not at hand."""
+        known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
+        rest = parameters - known.embedding_parameters
+        per_layer = (known.parameters - known.embedding_parameters) / known.layers
+        return msgspec.structs.replace(known, layers=max(1, round(rest / per_layer)))
+
+    @property
+    def remark(self) -> str | None:
+        """What makes a memory plan of it less exact; `None` when it is counted as it is."""
+        if self.experts > 1:
+            return "a mixture of experts: its experts stay in 16 bits, and what they hold is an estimate"
+        if self.family not in LLAMA_LIKE:
+            return f"its layers ({self.family}) are taken to hold 1.4 times what a Llama's do"
+        return None
+
+    @property
+    def linears(self) -> list[tuple[int, int, int]]:
+        """(in, out, how many) of one layer's linear layers; experts are none, they are one tensor."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = [(self.hidden, q, 1), (self.hidden, kv, 2), (q, self.hidden, 1)]
+        if self.experts > 1:
+            return attention
+        return [*attention, (self.hidden, self.feed_forward, 2), (self.feed_forward, self.hidden, 1)]
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.layers * sum(i * o * n for i, o, n in self.linears)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of the experts and the layer that chooses among them."""
+        if self.experts == 1:
+            return 0
+        return self.layers * self.experts * (3 * self.hidden * self.feed_forward + self.hidden)
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        norms = (2 * self.layers + 1) * self.hidden
+        if self.qk_norm:
+            norms += 2 * self.layers * self.head_dim
+        return self.linear_parameters + self.expert_parameters + self.embedding_parameters + norms
+
+    def adapter_parameters(self, rank: int, *, dora: bool = False) -> int:
+        """LoRA on all linear layers, and on experts as peft does it: twice the rank on the fused pair. DoRA
+        has a magnitude for each output besides."""
+        each = sum((rank * (i + o) + (o if dora else 0)) * n for i, o, n in self.linears)
+        if self.experts > 1:
+            h, wide = self.hidden, self.feed_forward
+            each += rank * (self.experts * (2 * (h + 2 * wide) + h + wide) + h + self.experts)
+        return self.layers * each
+
+
+def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:
+    return Shape(
+        hidden=h,
+        layers=n,
+        feed_forward=ff,
+        heads=heads,
+        kv_heads=kv,
+        head_dim=128 if h > 900 else h // heads,
+        vocabulary=vocabulary,
+        tied=tied,
+    )
+
+
+KNOWN = (
+    _known(896, 24, 4864, 14, 2, 151936, True),
+    _known(2048, 16, 8192, 32, 8, 128256, True),
+    _known(3072, 28, 8192, 24, 8, 128256, True),
+    _known(4096, 32, 14336, 32, 8, 128256),
+    _known(5120, 40, 17408, 40, 8, 151936),
+    _known(5120, 64, 25600, 64, 8, 151936),
+    _known(8192, 80, 28672, 64, 8, 128256),
+)
+"""Published configurations: Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen3-14B and -32B,
+Llama-3.1-70B."""
