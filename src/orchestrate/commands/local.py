@@ -92,8 +92,8 @@ def _shape(model: str) -> tuple[Shape, bool]:
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return Shape.like(float(size.group(1)) * 1e9), False
     resolved = catalog.resolve(model, "local")
-    if folder := models.local_folder(resolved.id):
-        return Shape.of(models.open_folder(folder).config), True
+    if shape := models.shape_of(resolved.id):
+        return Shape.of(shape), True
     if resolved.params_b is None:
         raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")
     return Shape.like(resolved.params_b * 1e9), False
