@@ -145,7 +145,8 @@ def _unknown(name: str) -> SpecError:
 
 
 def _is_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~", ".\\")) or Path(name).is_dir()
+    """A path: of a model folder, or of a GGUF file."""
+    return name.startswith(("/", "./", "../", "~", ".\\")) or name.endswith(".gguf") or Path(name).is_dir()
 
 
 def _not_offered(model: Model, name: str, provider: str) -> SpecError:

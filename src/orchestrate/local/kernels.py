@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from orchestrate.local.layout import line_attention
+
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 512
 """Tokens. Memory grows with the square of it: 4 bytes x heads x length for each token and layer."""
@@ -66,6 +68,11 @@ def attention(
     kernels.
     """
     rows, heads, length, dim = query.shape
+    scale = dim**-0.5 if scaling is None else scaling
+    if (layout := kwargs.pop("layout", None)) is not None:
+        if dropout or kwargs.get("softcap") or kwargs.get("position_bias") is not None:
+            raise NotImplementedError("attention over a line of rows knows no dropout, soft cap or bias")
+        return line_attention(query, key, value, layout, scale), None
     usual = (
         query.device.type == "cpu"
         and length == key.shape[2] <= SHORT_ROW
@@ -93,7 +100,7 @@ def attention(
         key.reshape(rows * kv_heads, length, dim),
         value.reshape(rows * kv_heads, length, value.shape[-1]),
         bias,
-        dim**-0.5 if scaling is None else scaling,
+        scale,
     )
     return out.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None  # pyright: ignore[reportAttributeAccessIssue]
 

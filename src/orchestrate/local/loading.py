@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding import CHATML
+from orchestrate.local.shortcuts import TrainedOnly, head_is_understood, line_limit
 from orchestrate.local.fused import fuse
 from orchestrate.local.kernels import use_on_cpu
 from orchestrate.local.losses import Head
@@ -31,18 +32,46 @@ class Loaded:
     inner: Any
     head: Head
     device: torch.device
-    whole_forward: bool = False
-    """The architecture does something between its layers and its logits that we do not know: use its own
-    forward."""
+    line_limit: int = 0
+    """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
+    shares: bool = False
+    """What rows of a line have in common may be computed once: no dropout or noise would differ."""
+    trained_only: TrainedOnly | None = None
+    own_logits: bool = False
+    """The architecture does something between its layers and its logits that we do not know: `hidden` gives
+    its logits, and the head leaves them as they are."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """By name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def hidden(self, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """[rows, tokens] -> [rows, tokens, hidden], before the output layer."""
-        return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+    def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+        """[rows, tokens] -> [rows, tokens, hidden], before the output layer. With `places` (flat) only
+        those are right."""
+        if "layout" in inputs:
+            # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
+            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if self.own_logits:
+            return self.inner(input_ids=ids, use_cache=False, **inputs).logits
+        if self.trained_only is not None:
+            self.trained_only.places = places
+        try:
+            return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+        finally:
+            if self.trained_only is not None:
+                self.trained_only.places = None
+
+
+class OwnLogits(torch.nn.Module):
+    """Stands for the output layer where the model applies its own."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
 
 
 def pick_device(wanted: str | None) -> torch.device:
@@ -133,15 +162,29 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device)
         model = _adapted(inner, job)
         fuse(model)
-        if device.type == "cpu":
-            use_on_cpu(inner)
+    if device.type == "cpu":
+        use_on_cpu(inner)
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, Head.of(inner), device)
-    loaded.whole_forward = not _head_is_understood(loaded)
+    fit(loaded, job)
     return loaded
+
+
+def fit(loaded: Loaded, job: LocalJob) -> None:
+    """Turns on what the model bears."""
+    if not head_is_understood(loaded):
+        loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
+        loaded.own_logits = True
+    if job.hyper.neftune_alpha:
+        return  # the noise is measured by each row's length
+    loaded.line_limit = line_limit(loaded)
+    loaded.shares = not job.adapter.get("dropout")
+    if not job.hyper.gradient_checkpointing and not loaded.own_logits:
+        # A layer that is computed again would no longer know which places were meant.
+        TrainedOnly.put_into(loaded)
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
@@ -197,15 +240,3 @@ def _adapted(inner: Any, job: LocalJob) -> Any:
             f"the adapter does not fit the model: {error}",
             fix=f"targets: all-linear, or some of {', '.join(linear)}",
         ) from error
-
-
-@torch.no_grad()
-def _head_is_understood(loaded: Loaded) -> bool:
-    """Whether decoder plus head gives the model's own logits, on a few tokens."""
-    training = loaded.model.training
-    loaded.model.eval()
-    ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
-    own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
-    ours = loaded.head.logits(loaded.hidden(ids))
-    loaded.model.train(training)
-    return torch.allclose(own, ours, atol=1e-2, rtol=1e-2)

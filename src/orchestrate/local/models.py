@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local import gguf_files
 
 WHOLE_HASH_LIMIT = 4 << 30
 """Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
@@ -57,8 +59,10 @@ def local_folder(model: str) -> Path | None:
 
 
 def config_of(model: str) -> dict[str, Any] | None:
-    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine.
-    The weights need not be there."""
+    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine,
+    or a GGUF's header. Other weights need not be there."""
+    if file := gguf_file(model):
+        return gguf_files.config(file)
     if folder := local_folder(model):
         path = folder / "config.json"
     else:
@@ -91,12 +95,28 @@ def source(name: str) -> str:
     return str(local_folder(resolved.id) or resolved.id)
 
 
+def gguf_file(model: str) -> Path | None:
+    """The .gguf file that the name stands for: the file itself, or a folder whose only weights it is.
+
+    Raises `UsageError` when the folder has several."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.resolve()
+    if not path.is_dir() or list(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(f.name for f in files[:4])
+        raise UsageError(f"{path} has several GGUF files: {names}", fix=f"name one, as in model: {files[0]}")
+    return files[0].resolve() if files else None
+
+
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     """Raises `UsageError` when the folder is not a model that can be trained."""
     if not (path / "config.json").is_file():
         raise UsageError(f"{path} has no config.json: it is not a model folder")
     if not list(path.glob("*.safetensors")):
-        other = [p.name for pattern in ("*.bin", "*.pt", "*.gguf") for p in path.glob(pattern)]
+        other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
         raise UsageError(
             f"{path} has no .safetensors weights"
             + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
@@ -111,6 +131,8 @@ def fetch(model: str) -> ModelFolder:
 
     Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
     """
+    if file := gguf_file(model):
+        return open_folder(gguf_files.unpacked(file))
     if folder := local_folder(model):
         return open_folder(folder)
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
@@ -118,13 +140,16 @@ def fetch(model: str) -> ModelFolder:
             f"no model folder at {model}, and it is not a hub id (owner/name)",
             fix="orchestrate models --provider local",
         )
+    return open_folder(Path(_download(model)), hub_id=model)
+
+
+def _download(model: str) -> str:
     import huggingface_hub
     from huggingface_hub import errors
 
     hub: Any = huggingface_hub
-
     try:
-        path = hub.snapshot_download(
+        return hub.snapshot_download(
             model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
         )
     except errors.GatedRepoError as error:
@@ -137,15 +162,41 @@ def fetch(model: str) -> ModelFolder:
             f"the hub has no model {model}, or it is private",
             fix="check the name; for a private one export HF_TOKEN=...",
         ) from error
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        errors.HfHubHTTPError,
-        OSError,
-    ) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ConfigError(
-            f"{model} is not on this machine and the hub cannot be reached{offline}",
-            fix=f"connect once and run  hf download {model} , or give the path of a model folder",
-        ) from error
-    return open_folder(Path(path), hub_id=model)
+    except errors.OfflineModeIsEnabled as error:
+        raise _unreachable(model) from error
+    except OSError as error:
+        status = _status(error)
+        if status in (401, 403):
+            raise ConfigError(
+                f"the hub refuses {model} ({status}): the token is not valid or may not read it",
+                fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
+            ) from error
+        if status is not None:
+            raise ConfigError(
+                f"{model} is not on this machine, and the hub answered with {status}",
+                fix="try again later; what was downloaded so far is kept",
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise ConfigError(
+                f"{model} could not be stored: {error.strerror} ({error.filename})",
+                fix="free disk space, or export HF_HOME=... to a folder with room; downloads are kept",
+            ) from error
+        raise _unreachable(model) from error
+
+
+def _unreachable(model: str) -> ConfigError:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return ConfigError(
+        f"{model} is not on this machine and the hub cannot be reached{offline}",
+        fix=f"connect once and run  hf download {model} , or give the path of a model folder",
+    )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Of the answer behind the error, which may be some causes away."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if (code := getattr(response, "status_code", None)) is not None:
+            return int(code)
+        error = error.__cause__ or error.__context__
+    return None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from orchestrate.local.layout import common_start, line_up
 from orchestrate.local.loading import Loaded
 from orchestrate.local.losses import weighted_loss
 from orchestrate.local.rows import Rows, micro_batches
@@ -27,11 +28,11 @@ PACKED_LINE = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows side by side, padded on the right, or several to a line when packed.
+    """Rows as one input of the model, each cut off after the last token that predicts a trained one.
 
-    Unpacked, no attention mask is needed: under a causal mask no real token sees the padding behind it.
-    Packed, positions begin at 0 with each row, and transformers builds its masks from them: no row sees
-    another.
+    Side by side, padded on the right, no attention mask is needed: under a causal mask no real token sees the
+    padding behind it. Packed, positions begin at 0 with each row, and transformers builds its masks from
+    them: no row sees another. In one line (`layout`), our attention keeps the rows apart.
     """
 
     ids: Tensor
@@ -43,46 +44,93 @@ class Batch:
     row: Tensor
     """[trained] number, within this batch, of the row that the token belongs to."""
     tokens: int
-    """Without padding."""
+    """Of the rows as they are, without padding."""
     rows: int
-    inputs: dict[str, Tensor]
-    """Position ids, for packed rows only."""
+    inputs: dict[str, Any]
+    """Position ids for packed rows; also the layout of a line."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """`ids` is what the model reads; `places` in it predict `targets` with these `weights`."""
+
+    ids: npt.NDArray[np.int32]
+    places: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> _Row:
+        places = np.flatnonzero(weights[1:])
+        read = int(places[-1]) + 1 if len(places) else len(ids)
+        return cls(ids[:read], places, ids[places + 1], weights[places + 1])
 
 
 def collate(
-    rows: Rows, numbers: Sequence[int], pad: int, device: torch.device, *, packing: bool = False
+    rows: Rows,
+    numbers: Sequence[int],
+    pad: int,
+    device: torch.device,
+    *,
+    packing: bool = False,
+    line: bool = False,
+    share: bool = False,
 ) -> Batch:
-    """The rows of these numbers as one input of the model."""
-    parts = [rows.row(i) for i in numbers]
-    lengths = [len(ids) for ids, _ in parts]
-    seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
-    width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))
-    shape = (1 + max(line for line, _ in seats), width)
-    ids = np.full(shape, pad, dtype=np.int64)
-    weights = np.zeros(shape, dtype=np.float32)
-    owner = np.zeros(shape, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
-    for r, ((line, start), (row_ids, row_weights)) in enumerate(zip(seats, parts, strict=True)):
-        end = start + len(row_ids)
-        ids[line, start:end] = row_ids
-        weights[line, start : end - 1] = row_weights[1:]
-        owner[line, start:end] = r
-        positions[line, start:end] = np.arange(end - start)
-    places = np.flatnonzero(weights)
+    """The rows of these numbers as one input of the model: side by side, packed, or in one line; in a line
+    with `share` beginnings that rows have in common are there once."""
+    whole = [rows.row(i) for i in numbers]
+    parts = [_Row.of(*row) for row in whole]
+    if line:
+        ids, starts, inputs = _in_line(parts, rows.pairs, share)
+    else:
+        ids, starts, inputs = _side_by_side(parts, pad, packing)
 
     def tensor(values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
 
     return Batch(
         ids=tensor(ids),
-        places=tensor(places),
-        targets=tensor(ids.reshape(-1)[np.minimum(places + 1, ids.size - 1)]),
-        weights=tensor(weights.reshape(-1)[places]),
-        row=tensor(owner.reshape(-1)[places]),
-        tokens=sum(lengths),
+        places=tensor(np.concatenate([p.places + start for p, start in zip(parts, starts, strict=True)])),
+        targets=tensor(np.concatenate([p.targets for p in parts]).astype(np.int64)),
+        weights=tensor(np.concatenate([p.weights for p in parts])),
+        row=tensor(np.repeat(np.arange(len(parts)), [len(p.places) for p in parts])),
+        tokens=sum(len(ids) for ids, _ in whole),
         rows=len(parts),
-        inputs={"position_ids": tensor(positions)} if packing else {},
+        inputs={k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()},
     )
+
+
+Collated = tuple[npt.NDArray[np.int64], list[int], dict[str, Any]]
+
+
+def _side_by_side(parts: Sequence[_Row], pad: int, packing: bool) -> Collated:
+    """[lines, tokens], the flat place of each row's first token, further inputs."""
+    lengths = [len(p.ids) for p in parts]
+    seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
+    width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))
+    ids = np.full((1 + max(line for line, _ in seats), width), pad, dtype=np.int64)
+    positions = np.zeros(ids.shape, dtype=np.int64)
+    for (line, start), part in zip(seats, parts, strict=True):
+        ids[line, start : start + len(part.ids)] = part.ids
+        positions[line, start : start + len(part.ids)] = np.arange(len(part.ids))
+    starts = [line * width + start for line, start in seats]
+    return ids, starts, {"position_ids": positions} if packing else {}
+
+
+def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> Collated:
+    """A row's first token lies, as far as its trained places are concerned, where it would be if its family's
+    beginning stood directly before it."""
+    half = len(parts) // 2
+    families = [[r, r + half] for r in range(half)] if pairs else [list(range(len(parts)))]
+    shared = [0] * len(families)
+    for f, members in enumerate(families):
+        if share and len(members) > 1:
+            # The last shared token may predict different ones, so it must not be a trained place.
+            limit = min(int(parts[r].places[0]) if len(parts[r].places) else 0 for r in members)
+            shared[f] = common_start([parts[r].ids for r in members], limit)
+    line = line_up([p.ids for p in parts], families, shared)
+    starts = [start - n for start, n in zip(line.starts, line.shared, strict=True)]
+    return line.ids[None], starts, {"position_ids": line.positions[None], "layout": line.layout}
 
 
 def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
@@ -125,7 +173,7 @@ class Objective:
 
     def trained_hidden(self, batch: Batch) -> Tensor:
         """[trained, hidden]"""
-        hidden = self.loaded.hidden(batch.ids, **batch.inputs)
+        hidden = self.loaded.hidden(batch.ids, batch.places, **batch.inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
@@ -133,7 +181,16 @@ class Objective:
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def collate(self, rows: Rows, numbers: Sequence[int]) -> Batch:
-        return collate(rows, numbers, self.pad, self.loaded.device, packing=self.packing)
+        line = max(len(rows.row(i)[0]) for i in numbers) <= self.loaded.line_limit
+        return collate(
+            rows,
+            numbers,
+            self.pad,
+            self.loaded.device,
+            packing=self.packing,
+            line=line,
+            share=line and self.loaded.shares,
+        )
 
     def loss(
         self, rows: Rows, numbers: Sequence[int], batch: Batch

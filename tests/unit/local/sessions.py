@@ -41,7 +41,7 @@ def make_session(
     hyper = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, **job.pop("hyper", {})}
     made = LocalJob(
         ref=ref,
-        model=str(TINY),
+        model=job.pop("model", str(TINY)),
         model_name="tiny-chat",
         train=str(train),
         method=method,

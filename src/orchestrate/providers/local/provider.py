@@ -20,7 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
-from orchestrate.local import checkpoints, launching, machine, throughput
+from orchestrate.local import checkpoints, gguf_files, launching, machine, models, throughput
 from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
@@ -377,7 +377,10 @@ class LocalProvider(Provider):
 
 
 def _parameters_on_disk(model: str) -> float | None:
-    """From the size of 16-bit weights, for a folder that the catalog does not know."""
+    """From the size of 16-bit weights, for a folder that the catalog does not know, or from a GGUF's
+    header."""
+    if file := models.gguf_file(model):
+        return float(gguf_files.parameters(file))
     size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
     return size / 2 or None
 

@@ -122,7 +122,7 @@ def _model(rows: Rows, spec: JobSpec) -> str:
         rows.refuse("model", error.message)
         return name
     path = Path(found.id).expanduser()
-    return str(path.resolve()) if path.is_dir() else found.id
+    return str(path.resolve()) if path.exists() else found.id
 
 
 def _method(rows: Rows, spec: JobSpec) -> None:
