@@ -39,14 +39,17 @@ class DPO(_Part):
 
 
 class RFT(_Part):
-    """Reinforcement fine-tuning: the host samples answers and a grader scores them."""
+    """Reinforcement fine-tuning: answers are sampled and a grader scores them."""
 
     type: Literal["rft"] = "rft"
     grader: dict[str, Any] = Field(default_factory=dict)
-    """OpenAI: a grader object. Fireworks: `{"evaluator": "accounts/.../evaluators/..."}`."""
+    """OpenAI and this machine: a grader object. Fireworks: `{"evaluator":
+    "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
     samples_per_prompt: Int | None = Field(default=None, ge=1)
+    kl_beta: Float | None = Field(default=None, ge=0)
+    """Weight of the divergence from the model as the run began."""
 
 
 class LoRA(_Part):

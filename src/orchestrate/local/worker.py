@@ -118,6 +118,9 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
             run.add_event(f"cancelled at step {step}", type="cancelled", step=step)
             _end(run, "cancelled")
         return
+    finally:
+        if session is not None:
+            session.close()
     _set(run, "saving", stage="saving")
     result = session.publish()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)

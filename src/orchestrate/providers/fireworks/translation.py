@@ -145,6 +145,7 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer(
         "method.samples_per_prompt", "inferenceParameters.responseCandidatesCount", None, "the host's own"
     )
+    rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_asked(
         {
             "method.reasoning_effort": "Fireworks has no such knob for training",

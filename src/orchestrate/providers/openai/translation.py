@@ -41,6 +41,7 @@ REFUSED: Mapping[str, str] = {
     "method.rpo_alpha": "OpenAI's DPO has beta only",
     "method.simpo_gamma": "OpenAI's DPO has beta only",
     "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
+    "method.kl_beta": "OpenAI does not tell how far it lets the model go from its start",
     "adapter.r": "OpenAI chooses the adapter's rank itself and does not tell it",
     "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not tell it",
     "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not tell it",
