@@ -47,6 +47,7 @@ METHODS = st.one_of(
         reasoning_effort=st.sampled_from(["default", "low"]),
         compute_multiplier=POSITIVE,
         samples_per_prompt=COUNTS,
+        kl_beta=FRACTIONS,
     ).map(lambda values: {**values, "grader": {"type": "python", "source": {"deep": 1}}}),
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

@@ -147,16 +147,17 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
 
 
 def _multi_refusal(grader: Mapping[str, Any], allow_code: bool) -> str | None:
-    parts = grader["graders"]
-    if not isinstance(parts, Mapping) or not parts:
+    given = grader["graders"]
+    if not isinstance(given, Mapping) or not given:
         return "graders must be a mapping from names to graders"
-    for name, part in cast("Mapping[str, Any]", parts).items():
-        inner: Any = part
-        if not isinstance(inner, Mapping):
+    parts = cast("Mapping[str, Any]", given)
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
             return f"graders.{name} must be a mapping"
-        if cast("Mapping[str, Any]", inner).get("type") == "multi":
+        inner = cast("Mapping[str, Any]", part)
+        if inner.get("type") == "multi":
             return f"graders.{name}: a multi grader cannot hold another"
-        if reason := refusal(cast("Mapping[str, Any]", inner), allow_code=allow_code):
+        if reason := refusal(inner, allow_code=allow_code):
             return f"graders.{name}: {reason}"
     try:
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
@@ -186,7 +187,8 @@ def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a row that the templates of an accepted grader read, `answer` or `deep.n`. What code
     reads nobody knows."""
     if grader["type"] == "multi":
-        return tuple(sorted({field for part in grader["graders"].values() for field in fields_read(part)}))
+        parts: dict[str, dict[str, Any]] = grader["graders"]
+        return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
     return tuple(sorted({s.removeprefix("item.") for s in _slots(grader) if s.startswith("item.")}))
 
 
@@ -209,12 +211,13 @@ def fill(template: str, sample: Mapping[str, Any], item: Mapping[str, Any]) -> s
 
 
 def _at(value: Any, path: str) -> Any:
+    found = value
     for key in _keys(path):
         try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
+            found = found[int(key) if type(found) is list else key]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise GradingError(f"there is no {path}") from error
-    return value
+    return found
 
 
 def _keys(path: str) -> list[str]:
@@ -277,16 +280,21 @@ def _multi(
 
 # -- the formula of a multi grader -------------------------------------------------------------------------
 
-_OPERATORS: dict[type, Callable[..., float]] = {
+
+def _divided(a: float, b: float) -> float:
+    return a / b
+
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: _divided,
     ast.Pow: math.pow,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-_FUNCTIONS: dict[str, Callable[..., float]] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": min,
     "max": max,
     "abs": abs,

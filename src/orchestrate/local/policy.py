@@ -177,7 +177,8 @@ class PolicyObjective(Objective):
         if start is None:
             return loss, None, correct
         apart = start - log_p
-        divergence = (apart.exp() - apart - 1).sum()
+        # Times the ratio the gradient is the divergence's own, not only its estimate's.
+        divergence = (ratio * (apart.exp() - apart - 1)).sum()
         return loss + self.kl_beta * divergence, divergence.detach(), correct
 
     @torch.no_grad()

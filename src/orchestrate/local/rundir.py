@@ -46,6 +46,9 @@ STATUSES: dict[str, JobStatus] = {
 }
 """The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone."""
 
+DEFAULT_SAMPLES = 8
+"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
+
 
 class Hyper(Record, frozen=True, kw_only=True):
     """Every setting of a training run, resolved; nothing is left to a default of another library."""

@@ -57,6 +57,7 @@ class Sampler:
     ) -> list[list[int]]:
         """Token ids of one answer to each prompt, in order, the stop token included where there was one.
         Prompts of like length are answered together. `look_up` runs before each token and may raise."""
+
         def looking(ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
             look_up()
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

@@ -20,13 +20,10 @@ from orchestrate.local.losses import Preference
 from orchestrate.local.policy import PolicyObjective, encode_prompts
 from orchestrate.local.preferences import PairObjective, with_reference
 from orchestrate.local.rows import Rows, encode_file
-from orchestrate.local.rundir import LocalJob, RunDir
+from orchestrate.local.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
 from orchestrate.local.sampling import Sampler
 from orchestrate.local.stepping import Objective
 from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
-
-DEFAULT_SAMPLES = 8
-"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
 
 
 class Session:

@@ -305,9 +305,9 @@ class Loop:
                 self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
             if self.progress.worse >= patience:
                 self.early_stopped = True
-                last = f"loss than {best:.4f}" if "valid_loss" in values else f"reward than {-best:.4f}"
+                what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
                 self.dir.add_event(
-                    f"stopped early: no better validation {last} in {patience} evaluations; "
+                    f"stopped early: no better validation {what} than {value:.4f} in {patience} evaluations; "
                     "the best weights are kept",
                     type="early_stop",
                     step=step,
