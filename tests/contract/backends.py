@@ -185,7 +185,9 @@ def methods(provider: Provider) -> list[str]:
 def every_setting(method: str) -> dict[str, Any]:
     return {
         "sft": {"method": SFT(train_on_inputs=False)},
-        "dpo": {"method": DPO(beta=0.2, normalize_by_length=True, rpo_alpha=0.1, simpo_gamma=0.5)},
+        "dpo": {
+            "method": DPO(loss="dpo", beta=0.2, normalize_by_length=True, rpo_alpha=0.1, simpo_gamma=0.5)
+        },
         "rft": {
             "method": RFT(
                 grader={"x": 1},

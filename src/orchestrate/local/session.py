@@ -196,6 +196,7 @@ def _preference(method: dict[str, Any]) -> Preference:
         normalize_by_length=bool(method.get("normalize_by_length")),
         rpo_alpha=method.get("rpo_alpha"),
         simpo_gamma=method.get("simpo_gamma"),
+        orpo=method.get("loss") == "orpo",
     )
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from tests.unit.local.sessions import EXACT, TINY, make_session, pairs, prompts
 
+from orchestrate.local.encoding import Encoded
 from orchestrate.local.policy import PolicyObjective
 from orchestrate.local.preferences import PairObjective, with_reference
-from orchestrate.local.rows import Rows
+from orchestrate.local.rows import Rows, together
 from orchestrate.local.session import Session
 
 pytestmark = [
@@ -170,6 +171,51 @@ def same_gradient(ours: Session, theirs: Any) -> None:
         wanted = gradients[name]
         assert wanted is not None and parameter.grad is not None and wanted.norm() > 0
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
+
+
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("beta", [0.1, 1.5])
+def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: dict[str, Any], beta: float) -> None:
+    """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the
+    answers: prompts of one token and answers of one length are the same."""
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    ours = session({"type": "dpo", "loss": "orpo", "beta": beta}, adapter)
+    ids = ours.tokenizer("What is the number of all the towns in this list?")["input_ids"]
+    answers = [ids[i : i + n] for i, rejected in enumerate((2, 5, 3, 4)) for n in (4, rejected)]
+    rows = together([Encoded([ids[0], *a], [0.0] + [1.0] * len(a)) for a in answers], pairs=True)
+    ours.loop.train = rows
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    trainer = ORPOTrainer(
+        model=untrained(ours),
+        args=ORPOConfig(
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            per_device_train_batch_size=4,
+            beta=beta,
+        ),
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=copy.deepcopy(ours.tokenizer),
+    )
+    follow(trainer.model, ours)
+    trainer.model.train()
+    both = concatenated(rows, [0, 1, 2, 3])
+    labels = both["input_ids"].masked_fill(both["completion_mask"] == 0, -100)
+    batch: dict[str, torch.Tensor] = {}
+    for n, side in ((0, "chosen"), (4, "rejected")):
+        batch[f"{side}_input_ids"] = both["input_ids"][n : n + 4]
+        batch[f"{side}_attention_mask"] = both["attention_mask"][n : n + 4]
+        batch[f"{side}_labels"] = labels[n : n + 4]
+    theirs, metrics = trainer.get_batch_loss_metrics(trainer.model, batch)
+    theirs.backward()
+    same_loss_and_gradient(ours, [0, 1, 2, 3], theirs.item(), trainer.model)
+    sums = ours.loop.objective.run(rows, [0, 1, 2, 3], 1.0, backward=False)
+    assert sums.shown is not None
+    assert sums.shown["reward_margin"] / 4 == pytest.approx(metrics["rewards/margins"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.3], ids=["no kl", "kl"])

@@ -95,6 +95,13 @@ def test_what_this_machine_has_not_is_refused(
     assert [s.name for s in found.values() if s.outcome is Outcome.REFUSED] == [name]
 
 
+def test_orpo_and_its_weight() -> None:
+    found = settings({"type": "dpo", "loss": "orpo", "beta": 0.2, "normalize_by_length": False})
+    assert (found["method.loss"].sent, found["method.beta"].sent) == ("orpo", 0.2)
+    assert not [s for s in found.values() if s.outcome is Outcome.REFUSED]
+    assert settings({"type": "dpo"})["method.loss"].sent == "dpo"
+
+
 Check = Callable[..., tuple[LocalProvider, JobSpec, TrainingData]]
 
 

@@ -90,6 +90,13 @@ def _method(rows: Rows, spec: JobSpec) -> None:
             "method.train_on_inputs", "method.train_on_inputs", False, "loss on the assistant's tokens only"
         )
         return
+    rows.offer("method.loss", "method.loss", "dpo")
+    if method.loss == "orpo":
+        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; there is no reference")
+        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
+            if rows.given(f"method.{name}") is not None:
+                rows.keep(f"method.{name}", None, rule="off, as always with ORPO")
+        return
     rows.offer("method.beta", "method.beta", 0.1)
     rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
     rows.offer("method.rpo_alpha", "method.rpo_alpha")

@@ -98,6 +98,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         _inputs(rows)
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
+        rows.plain_dpo("OpenAI has DPO's own loss only")
     else:
         inside = "method.reinforcement"
         rows.keep("method.grader", f"{inside}.grader", spec.method.grader)
