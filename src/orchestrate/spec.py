@@ -29,24 +29,36 @@ class SFT(_Part):
 
 
 class DPO(_Part):
-    """Direct preference optimisation over preference pairs."""
+    """Direct preference optimisation over preference pairs, and ORPO, which needs no reference model."""
 
     type: Literal["dpo"] = "dpo"
+    loss: Literal["dpo", "orpo"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=2)
+    """Of ORPO: the weight of the odds ratio beside the loss of the preferred answer."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
 
+    @model_validator(mode="after")
+    def _one_loss(self) -> DPO:
+        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
+            if self.loss == "orpo" and getattr(self, name):
+                raise ValueError(f"{name} belongs to other losses than orpo: leave one of them out")
+        return self
+
 
 class RFT(_Part):
-    """Reinforcement fine-tuning: the host samples answers and a grader scores them."""
+    """Reinforcement fine-tuning: answers are sampled and a grader scores them."""
 
     type: Literal["rft"] = "rft"
     grader: dict[str, Any] = Field(default_factory=dict)
-    """OpenAI: a grader object. Fireworks: `{"evaluator": "accounts/.../evaluators/..."}`."""
+    """OpenAI and this machine: a grader object. Fireworks: `{"evaluator":
+    "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
     samples_per_prompt: Int | None = Field(default=None, ge=1)
+    kl_beta: Float | None = Field(default=None, ge=0)
+    """Weight of the divergence from the model as the run began."""
 
 
 class LoRA(_Part):

@@ -65,18 +65,19 @@ class Backend:
         return JobSpec(model=self.other_models.get(method, self.model), **values)
 
 
+SAME = {
+    "type": "string_check",
+    "name": "same",
+    "input": "{{sample.output_text}}",
+    "operation": "eq",
+    "reference": "{{item.answer}}",
+}
 BACKENDS = (
     Backend(
         name="openai",
         model="gpt-4o-mini",
         create_path={m: "/v1/fine_tuning/jobs" for m in ("sft", "dpo", "rft")},
-        grader={
-            "type": "string_check",
-            "name": "same",
-            "input": "{{sample.output_text}}",
-            "operation": "eq",
-            "reference": "{{item.answer}}",
-        },
+        grader=SAME,
     ),
     Backend(
         name="together",
@@ -93,7 +94,7 @@ BACKENDS = (
         },
         grader={"evaluator": "accounts/sandbox/evaluators/same"},
     ),
-    Backend(name="local", model="tiny-chat"),
+    Backend(name="local", model="tiny-chat", grader=SAME),
     Backend(name="shelf", model="any"),
 )
 HOSTED = tuple(b for b in BACKENDS if b.hosted)
@@ -184,9 +185,17 @@ def methods(provider: Provider) -> list[str]:
 def every_setting(method: str) -> dict[str, Any]:
     return {
         "sft": {"method": SFT(train_on_inputs=False)},
-        "dpo": {"method": DPO(beta=0.2, normalize_by_length=True, rpo_alpha=0.1, simpo_gamma=0.5)},
+        "dpo": {
+            "method": DPO(loss="dpo", beta=0.2, normalize_by_length=True, rpo_alpha=0.1, simpo_gamma=0.5)
+        },
         "rft": {
-            "method": RFT(grader={"x": 1}, reasoning_effort="low", compute_multiplier=2, samples_per_prompt=4)
+            "method": RFT(
+                grader={"x": 1},
+                reasoning_effort="low",
+                compute_multiplier=2,
+                samples_per_prompt=4,
+                kl_beta=0.01,
+            )
         },
     }[method] | {
         "adapter": LoRA(r=8, alpha=16, dropout=0.1, targets="all-linear", dora=True, rslora=True),

@@ -41,12 +41,21 @@ LORA = {
 }
 METHODS = st.one_of(
     kind("sft", train_on_inputs=st.booleans()),
-    kind("dpo", beta=POSITIVE, normalize_by_length=st.booleans(), rpo_alpha=FRACTIONS, simpo_gamma=FRACTIONS),
+    kind(
+        "dpo",
+        loss=st.just("dpo"),
+        beta=POSITIVE,
+        normalize_by_length=st.booleans(),
+        rpo_alpha=FRACTIONS,
+        simpo_gamma=FRACTIONS,
+    ),
+    kind("dpo", beta=POSITIVE, normalize_by_length=st.just(False)).map(lambda v: {**v, "loss": "orpo"}),
     kind(
         "rft",
         reasoning_effort=st.sampled_from(["default", "low"]),
         compute_multiplier=POSITIVE,
         samples_per_prompt=COUNTS,
+        kl_beta=FRACTIONS,
     ).map(lambda values: {**values, "grader": {"type": "python", "source": {"deep": 1}}}),
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

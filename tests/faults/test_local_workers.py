@@ -93,15 +93,44 @@ def finish(run: RunDir) -> str:
     return run.state().status
 
 
-def curve(run: RunDir) -> list[tuple[int, float, float, float]]:
-    return [
-        (p.step, p.values["train_loss"], p.values["grad_norm"], p.values.get("valid_loss", 0.0))
-        for p in run.metrics()
-    ]
+def curve(run: RunDir) -> list[tuple[float, ...]]:
+    names = ("train_loss", "grad_norm", "valid_loss", "train_reward", "valid_reward")
+    return [(p.step, *(p.values.get(name, 0.0) for name in names)) for p in run.metrics()]
+
+
+GRADER = {
+    "type": "multi",
+    "graders": {
+        "e": {"type": "python", "source": "def grade(sample, item): return 'e' in sample['output_text']"},
+        "near": {
+            "type": "text_similarity",
+            "input": "{{sample.output_text}}",
+            "reference": "{{item.answer}}",
+            "evaluation_metric": "fuzzy_match",
+        },
+    },
+    "calculate_output": "e / 2 + near / 2",
+}
+
+
+def by_reward(job: LocalJob) -> LocalJob:
+    """The same rows as prompts, their answers for a grader."""
+    for path in (job.train, str(job.validation)):
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        with Path(path).open("w", encoding="utf-8") as out:
+            for row in rows:
+                prompt, answer = row["messages"]
+                out.write(json.dumps({"messages": [prompt], "answer": answer["content"]}) + "\n")
+    hyper = msgspec.structs.replace(job.hyper, max_new_tokens=12, run_grader_code=True)
+    method = {"type": "rft", "grader": GRADER, "samples_per_prompt": 2, "kl_beta": 0.01}
+    return msgspec.structs.replace(job, method=method, hyper=hyper)
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_it_ends_as_if_it_had_not_been(job: LocalJob, home: Path) -> None:
+@pytest.mark.parametrize("method", ["sft", "rft"])
+def test_killed_at_any_step_it_ends_as_if_it_had_not_been(job: LocalJob, home: Path, method: str) -> None:
+    if method == "rft":
+        job = by_reward(job)
     whole = launch(job, home)
     assert finish(whole) == "succeeded", whole.log.read_text()
     killed = launch(msgspec.structs.replace(job, ref="orc-b"), home)

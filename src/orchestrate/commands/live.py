@@ -106,7 +106,9 @@ def panel(
         head.append("  ")
         head.append(" SANDBOX ", style="reverse")
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
-    valid = [p.values["valid_loss"] for p in metrics if "valid_loss" in p.values]
+    rewards = [p.values["train_reward"] for p in metrics if "train_reward" in p.values]
+    names = ("valid_reward", "valid_loss")
+    valid = [p.values[n] for p in metrics for n in names if n in p.values]
     speed = next(
         (p.values["tokens_per_second"] for p in reversed(metrics) if "tokens_per_second" in p.values), None
     )
@@ -116,7 +118,8 @@ def panel(
     step = run.step or (metrics[-1].step if metrics else 0)
     facts = [
         f"step {step}/{run.total_steps}" if run.total_steps else f"step {step}",
-        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses else "",
+        f"reward {rewards[-1]:.3f} {sparkline(rewards)}" if rewards else "",
+        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses and not rewards else "",
         f"valid {valid[-1]:.4f}" if valid else "",
         f"{speed:,.0f} tok/s" if speed else "",
         duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),

@@ -136,12 +136,27 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: 
         print_json(found)
         return
     names = list(dict.fromkeys(name for point in found for name in point.values))
-    shown = table("step", *names, right=("step", *names))
-    for point in found:
-        shown.add_row(
-            str(point.step), *(f"{point.values[n]:.6g}" if n in point.values else "" for n in names)
-        )
-    out.print(shown)
+    for part in _side_by_side(names, out.width):
+        shown = table("step", *part, right=("step", *part))
+        for point in found:
+            shown.add_row(
+                str(point.step), *(f"{point.values[n]:.6g}" if n in point.values else "" for n in part)
+            )
+        out.print(shown)
+
+
+def _side_by_side(names: list[str], width: int) -> list[list[str]]:
+    """Columns that fit beside one another; what does not comes in a further table below."""
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name in names:
+        wide = max(len(name), 11) + 2
+        if parts[-1] and used + wide > width - 8:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += wide
+    return parts
 
 
 def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:

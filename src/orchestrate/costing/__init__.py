@@ -16,7 +16,7 @@ For a machine that is paid by the hour:
     local_rate(device="cpu", count=1) -> HourlyRate     electricity, or what the user set for `local`
     rental_rate("runpod", "H100 SXM", count=1, tier=None) -> HourlyRate
     quote_hours_job(*, provider, spec, data, translation, resolved, tokens_per_second, throughput_source,
-                    throughput_band=0.5, hourly, startup_seconds=30) -> Quote
+                    throughput_band=0.5, hourly, startup_seconds=30, answers=None) -> Quote
     bill(..., hourly=...)                               measured hours x rate
 
 For the service and the commands:
@@ -58,7 +58,7 @@ from orchestrate.costing.book import (
     using,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
-from orchestrate.costing.hours import HourlyRate, local_rate, quote_hours_job, rental_rate, watts
+from orchestrate.costing.hours import Answers, HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import assuming, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
@@ -74,6 +74,7 @@ from orchestrate.costing.size import tokenizer_for
 
 __all__ = [
     "Accuracy",
+    "Answers",
     "BasePrice",
     "Ownership",
     "Traffic",

@@ -26,6 +26,20 @@ EVAL_SHARE = Decimal(1) / 3
 """Time of an evaluated token over a trained one: a forward pass without the backward one, which is twice as
 long."""
 
+DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
+"""Time of a drawn token over a trained one, low to high: 2.9 to 7.3 seen on a CPU with 128 and 16 answers at
+once."""
+ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
+"""Tokens of an answer over the most that it may have; nothing tells beforehand when the model ends one."""
+
+
+class Answers(Record, frozen=True, kw_only=True):
+    """What reinforcement fine-tuning draws in each epoch."""
+
+    samples: int
+    """Answers to each prompt."""
+    most_tokens: int
+
 
 class HourlyRate(Record, frozen=True, kw_only=True):
     """What one hour of the machine costs, and why."""
@@ -139,22 +153,24 @@ def quote_hours_job(
     throughput_band: float = 0.5,
     hourly: HourlyRate,
     startup_seconds: float = 30.0,
+    answers: Answers | None = None,
 ) -> Quote:
     """Hours x rate, the hours from a throughput in trained tokens per second that the caller measured or
     modelled.
 
     `throughput_source` says which ("measured on this machine on ...", "modelled from ..."); `throughput_band`
-    is its relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band).
+    is its relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band). `answers` for
+    reinforcement fine-tuning.
     """
     if tokens_per_second <= 0:
         raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
     size = measure(provider, spec, data, translation, resolved)
-    work = _work(size)
+    least, work, most = (_work(size, answers, n) for n in range(3))
     seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))
     spread = min(Decimal(str(throughput_band)), Decimal("0.9"))
     tokens = Decimal(str(size.band))
-    fastest = work * (1 - tokens) / Decimal(str(tokens_per_second)) / (1 + spread)
-    slowest = work * (1 + tokens) / Decimal(str(tokens_per_second)) / (1 - spread)
+    fastest = least * (1 - tokens) / Decimal(str(tokens_per_second)) / (1 + spread)
+    slowest = most * (1 + tokens) / Decimal(str(tokens_per_second)) / (1 - spread)
     hours = seconds / 3600
     start = Decimal(str(startup_seconds))
     entry = QuoteLine(
@@ -178,6 +194,7 @@ def quote_hours_job(
             *size.notes,
             f"{size.epochs} epochs and {size.evals} evaluations "
             f"at {tokens_per_second:,.0f} tokens per second ({throughput_source}, +/-{throughput_band:.0%})",
+            *_drawn(answers),
             hourly.label,
         ],
         warnings=resolved.warnings,
@@ -186,6 +203,24 @@ def quote_hours_job(
     )
 
 
-def _work(size: JobSize) -> Decimal:
-    """Tokens to go through, an evaluated one counted as a third of a trained one."""
-    return Decimal(size.train_tokens * size.epochs) + EVAL_SHARE * size.validation_tokens * size.evals
+def _work(size: JobSize, answers: Answers | None, likely: int) -> Decimal:
+    """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
+    high one."""
+    trained, evaluated = size.train_tokens * size.epochs, size.validation_tokens * size.evals
+    if answers is None:
+        return Decimal(trained) + EVAL_SHARE * evaluated
+    answer = ANSWER_SHARE[likely] * answers.most_tokens
+    drawn = DRAWN_SHARE[likely] * answer
+    each_epoch = answers.samples * ((1 + EVAL_SHARE) * size.train_tokens + size.rows * (answer + drawn))
+    return each_epoch * size.epochs + EVAL_SHARE * evaluated + size.validation_rows * size.evals * drawn
+
+
+def _drawn(answers: Answers | None) -> list[str]:
+    if answers is None:
+        return []
+    return [
+        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens drawn to each "
+        f"prompt in each epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to {answers.most_tokens})",
+        f"drawing a token takes {DRAWN_SHARE[1]} times as long as training one "
+        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); the grader's own time is not included",
+    ]

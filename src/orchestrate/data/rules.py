@@ -190,7 +190,7 @@ HOSTS: dict[str, HostRules] = {
             "preference": None,
             "completion": None,
             "text": None,
-            "rl": "the local engine has no RFT",
+            "rl": None,
         },
         traits={
             Trait.IMAGES: _no("no-vision", "the local engine trains on text only", "remove the images"),

@@ -35,6 +35,7 @@ class Answerer:
         from orchestrate.local import models
         from orchestrate.local.encoding import Template
         from orchestrate.local.loading import load_tokenizer, pick_device
+        from orchestrate.local.sampling import Sampler
 
         if request.get("threads"):
             torch.set_num_threads(request["threads"])
@@ -50,7 +51,7 @@ class Answerer:
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
         self.template = Template.of(self.tokenizer)
-        self.stops = self._stops()
+        self.sampler = Sampler.of(self.template, self.folder, self.device)
         self._base: Any = None
         self._tuned: Any = None
         self._load()
@@ -79,23 +80,6 @@ class Answerer:
 
     def _small(self) -> bool:
         return sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES
-
-    def _stops(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's, the model's, and the one that the template puts
-        there."""
-        from orchestrate.data.examples import ChatExample, ChatMessage
-        from orchestrate.local.encoding import encode
-
-        talk = ChatExample(
-            messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
-        )
-        encoded = encode(talk, self.template)
-        trained = [i for i, w in zip(encoded.ids, encoded.weights, strict=True) if w]
-        stops = {i for i in trained[-1:] if i in self.template.special}
-        path = self.folder.path / "generation_config.json"
-        given: Any = msgspec.json.decode(path.read_bytes()).get("eos_token_id") if path.is_file() else None
-        more: list[Any] = [*(given if isinstance(given, list) else [given]), self.tokenizer.eos_token_id]
-        return sorted(stops | {i for i in more if i is not None})
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
         if not base or self.adapter is None:
@@ -126,43 +110,24 @@ class Answerer:
         chat = [template_message(msgspec.convert(m, ChatMessage)) for m in messages]
         return self.template.tokens(self.template.render(chat, tools, answer_next=True))[0]
 
-    def _settings(self, request: dict[str, Any]) -> dict[str, Any]:
-        sampling = {"do_sample": True, "temperature": request["temperature"], "top_k": 0, "top_p": 1.0}
-        return {
-            "max_new_tokens": request["max_tokens"],
-            "eos_token_id": self.stops,
-            "pad_token_id": self.tokenizer.pad_token_id,
-            **(sampling if request["temperature"] > 0 else {"do_sample": False}),
-        }
-
     def _batched(self, model: Any, prompts: list[list[int]], request: dict[str, Any]) -> list[dict[str, Any]]:
-        """Prompts of like length together; the replies are in the order of the prompts."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        replies: list[dict[str, Any]] = [{}] * len(prompts)
-        for start in range(0, len(order), MOST_ROWS):
-            part = order[start : start + MOST_ROWS]
-            longest = max(len(prompts[i]) for i in part)
-            pad = self.tokenizer.pad_token_id or 0
-            ids = self.torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in part])
-            mask = self.torch.tensor(
-                [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in part]
-            )
-            out = model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), **self._settings(request)
-            )
-            for i, row in zip(part, out[:, longest:].tolist(), strict=True):
-                replies[i] = self._reply(prompts[i], row)
-        return replies
+        answers = self.sampler.draw(
+            model,
+            prompts,
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            most_rows=MOST_ROWS,
+        )
+        return [self._reply(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
 
     def _reply(self, prompt: list[int], ids: list[int]) -> dict[str, Any]:
-        end = next((n for n, i in enumerate(ids) if i in self.stops), None)
-        words = ids if end is None else ids[:end]
+        stopped = bool(ids) and ids[-1] in self.sampler.stops
         return {
-            "content": self.tokenizer.decode(words, skip_special_tokens=True).strip(),
+            "content": self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True).strip(),
             "model": str(self.adapter or self.folder.hub_id or self.folder.path),
             "prompt_tokens": len(prompt),
-            "completion_tokens": len(words) + (end is not None),
-            "finish_reason": "length" if end is None else "stop",
+            "completion_tokens": len(ids),
+            "finish_reason": "stop" if stopped else "length",
         }
 
     def _stream(self, model: Any, prompt: list[int], request: dict[str, Any], send: Send) -> None:
@@ -176,9 +141,8 @@ class Answerer:
             try:
                 with self.torch.inference_mode():
                     mask = self.torch.ones_like(ids)
-                    model.generate(
-                        input_ids=ids, attention_mask=mask, streamer=streamer, **self._settings(request)
-                    )
+                    settings = self.sampler.settings(request["max_tokens"], request["temperature"])
+                    model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **settings)
             except BaseException as error:  # noqa: BLE001  handed to the asking thread
                 failed.append(error)
                 streamer.end()

@@ -22,6 +22,7 @@ from orchestrate.data.examples import (
     CompletionExample,
     Example,
     PreferenceExample,
+    RLExample,
     TextExample,
 )
 from orchestrate.errors import DataError
@@ -345,3 +346,16 @@ def decode_row(line: bytes) -> Example:
         return msgspec.json.decode(line, type=TextExample)
     except msgspec.MsgspecError as error:
         raise DataError(f"not a canonical row: {error}") from error
+
+
+def decode_prompt(line: bytes) -> RLExample:
+    """One RL row of a file that `Dataset.write("local")` made: a prompt beside the fields of the grader.
+    Raises `DataError` when it is none."""
+    try:
+        fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        messages = msgspec.json.decode(fields.pop("messages"), type=list[ChatMessage])
+        tools = msgspec.json.decode(fields.pop("tools", b"null"), type=list[dict[str, Any]] | None)
+        read = {name: msgspec.json.decode(value) for name, value in fields.items()}
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise DataError(f"not a prompt with a grader's fields: {error}") from error
+    return RLExample(messages=messages, fields=read, tools=tools)

@@ -123,20 +123,26 @@ def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) 
     return (losses * weights).sum(), correct
 
 
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1 - p); finite also where p rounds to 1."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))
+
+
 @dataclass(frozen=True)
 class Preference:
     """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
-    margin; Pang et al. 2024 for `rpo_alpha`)."""
+    margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda)."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
     rpo_alpha: float | None = None
     simpo_gamma: float | None = None
+    orpo: bool = False
 
     @property
     def needs_reference(self) -> bool:
-        """SimPO compares length-normalised likelihoods and has no reference model."""
-        return self.simpo_gamma is None
+        """SimPO and ORPO compare length-normalised likelihoods and have no reference model."""
+        return self.simpo_gamma is None and not self.orpo
 
     def loss(
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
@@ -144,16 +150,20 @@ class Preference:
         """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n
         rejected ones; `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth
         showing."""
-        if self.simpo_gamma is not None or self.normalize_by_length:
+        if not self.needs_reference or self.normalize_by_length:
             score = policy / lengths
             base = None if reference is None else reference / lengths
         else:
             score, base = policy, reference
-        if self.simpo_gamma is None and base is not None:
+        if self.needs_reference and base is not None:
             score = score - base
         preferred, rejected = score.chunk(2)
         margin = self.beta * (preferred - rejected)
-        loss = -F.logsigmoid(margin - (self.simpo_gamma or 0.0))
+        if self.orpo:
+            log_odds = preferred - _log_complement(preferred) - (rejected - _log_complement(rejected))
+            loss = -preferred - self.beta * F.logsigmoid(log_odds)
+        else:
+            loss = -F.logsigmoid(margin - (self.simpo_gamma or 0.0))
         if self.rpo_alpha:
             loss = loss + self.rpo_alpha * -(policy / lengths).chunk(2)[0]
         shown = {

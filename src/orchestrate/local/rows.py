@@ -33,6 +33,8 @@ class Rows:
     pairs: bool = False
     reference: npt.NDArray[np.float32] | None = None
     """The log-probability of each row under the model as training began, where the method needs it."""
+    items: Sequence[dict[str, Any]] = ()
+    """What a grader reads beside each prompt, where answers are drawn."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -125,7 +127,7 @@ def encode_file(
                 report.dropped += 1
     if not sides:
         raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
-    return _pack(sides, pairs), report
+    return together(sides, pairs), report
 
 
 def _encode_line(
@@ -150,7 +152,8 @@ def _count(report: Report, new: list[Encoded]) -> None:
     report.notes.update({note for e in new for note in e.notes})
 
 
-def _pack(sides: list[Encoded], pairs: bool) -> Rows:
+def together(sides: list[Encoded], pairs: bool = False) -> Rows:
+    """Rows in memory."""
     lengths = np.array([0, *(len(e.ids) for e in sides)], dtype=np.int64)
     ids = np.fromiter((i for e in sides for i in e.ids), dtype=np.int32, count=int(lengths.sum()))
     weights = np.fromiter((w for e in sides for w in e.weights), dtype=np.float32, count=int(lengths.sum()))

@@ -46,6 +46,9 @@ STATUSES: dict[str, JobStatus] = {
 }
 """The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone."""
 
+DEFAULT_SAMPLES = 8
+"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
+
 
 class Hyper(Record, frozen=True, kw_only=True):
     """Every setting of a training run, resolved; nothing is left to a default of another library."""
@@ -78,6 +81,12 @@ class Hyper(Record, frozen=True, kw_only=True):
     """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
     spike_factor: float | None = None
     """Skip a step whose loss exceeds this multiple of the running mean; `None` never does."""
+    max_new_tokens: int = 256
+    """Of an answer that is drawn to be graded."""
+    run_grader_code: bool = False
+    """Whether a grader's Python code may run here."""
+    grader_seconds: float = 5.0
+    """For the code to grade one answer; after that the answer gets 0."""
 
 
 class LocalJob(Record, frozen=True, kw_only=True):

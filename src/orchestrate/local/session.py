@@ -14,11 +14,14 @@ import torch
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import export, fitting, models
 from orchestrate.local.encoding import Template
+from orchestrate.local.grading import Grader, refusal
 from orchestrate.local.loading import load, load_tokenizer, pick_device
 from orchestrate.local.losses import Preference
+from orchestrate.local.policy import PolicyObjective, encode_prompts
 from orchestrate.local.preferences import PairObjective, with_reference
 from orchestrate.local.rows import Rows, encode_file
-from orchestrate.local.rundir import LocalJob, RunDir
+from orchestrate.local.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
+from orchestrate.local.sampling import Sampler
 from orchestrate.local.stepping import Objective
 from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.types import MemoryPlan
@@ -31,7 +34,7 @@ class Session:
     def __init__(
         self, run: RunDir, job: LocalJob, asked: Callable[[], str | None], set_stage: Callable[[str], None]
     ) -> None:
-        self.run, self.job = run, job
+        self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         if job.threads is not None:
             torch.set_num_threads(job.threads)
@@ -39,6 +42,7 @@ class Session:
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
         self.tokenizer = load_tokenizer(self.folder.path)
+        self.template = Template.of(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
@@ -47,8 +51,8 @@ class Session:
         objective = self._objective()
         if isinstance(objective, PairObjective) and objective.preference.needs_reference:
             set_stage("judging the rows by the model as it is")
-            train = self._with_reference(objective, "train", train, asked)
-            valid = valid and self._with_reference(objective, "validation", valid, asked)
+            train = self._with_reference(objective, "train", train)
+            valid = valid and self._with_reference(objective, "validation", valid)
         self.loop = Loop(
             run,
             job,
@@ -111,31 +115,52 @@ class Session:
 
     def _objective(self) -> Objective:
         pad, packing = self.tokenizer.pad_token_id or 0, self.job.hyper.packing
-        preference = _preference(self.job)
-        if preference is None:
-            return Objective(self.loaded, pad, packing=packing)
-        return PairObjective(self.loaded, pad, preference, packing=packing)
+        match self.job.method["type"]:
+            case "sft":
+                return Objective(self.loaded, pad, packing=packing)
+            case "dpo":
+                return PairObjective(self.loaded, pad, _preference(self.job.method), packing=packing)
+            case "rft":
+                return self._policy(pad)
+            case other:
+                raise UsageError(f"this machine has no method {other}")
 
-    def _with_reference(
-        self, objective: PairObjective, name: str, rows: Rows, asked: Callable[[], str | None]
-    ) -> Rows:
-        def look_up() -> None:
-            if word := asked():
-                raise Stopped(word)
+    def _policy(self, pad: int) -> PolicyObjective:
+        job = self.job
+        if reason := refusal(job.method["grader"], allow_code=job.hyper.run_grader_code):
+            raise UsageError(f"grader: {reason}")
+        return PolicyObjective(
+            self.loaded,
+            pad,
+            sampler=Sampler.of(self.template, self.folder, self.device),
+            template=self.template,
+            grader=Grader(job.method["grader"], seconds=job.hyper.grader_seconds),
+            samples=job.method.get("samples_per_prompt") or DEFAULT_SAMPLES,
+            max_new_tokens=job.hyper.max_new_tokens,
+            kl_beta=job.method.get("kl_beta") or 0.0,
+            warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
+            look_up=self._look_up,
+        )
 
+    def _with_reference(self, objective: PairObjective, name: str, rows: Rows) -> Rows:
         folder = self.run.path / "rows" / name
-        return with_reference(objective, rows, folder, DEFAULT_TOKENS[self.device.type], look_up)
+        return with_reference(objective, rows, folder, DEFAULT_TOKENS[self.device.type], self._look_up)
+
+    def _look_up(self) -> None:
+        if word := self.asked():
+            raise Stopped(word)
 
     def _rows(self, name: str, path: Path) -> Rows:
+        if self.job.method["type"] == "rft":
+            return self._prompts(name, path)
         pairs = self.job.method["type"] == "dpo"
         folder = self.run.path / "rows" / name
         if rows := Rows.open(folder, pairs=pairs):
             return rows
-        if not path.is_file():
-            raise RunFailed(f"the data file {path} is gone", fix="submit the run again")
+        _require(path)
         rows, report = encode_file(
             path,
-            Template.of(self.tokenizer),
+            self.template,
             pairs=pairs,
             max_length=self.limit,
             train_on_inputs=bool(self.job.method.get("train_on_inputs")),
@@ -146,11 +171,25 @@ class Session:
             self.run.add_event(message, level=level, type="data")
         return rows
 
+    def _prompts(self, name: str, path: Path) -> Rows:
+        _require(path)
+        room = None if self.limit is None else self.limit - self.job.hyper.max_new_tokens
+        rows, left_out = encode_prompts(path, self.template, room)
+        if left_out and self.run.written_state().attempt <= 1:
+            message = f"{name}: {left_out} prompts of more than {room} tokens were left out"
+            self.run.add_event(message, level="warning", type="data")
+        return rows
+
+    def close(self) -> None:
+        self.loop.objective.close()
+
     @property
     def outcome(self) -> str:
         p = self.loop.progress
         parts = [f"{p.step} steps", f"{p.trained_tokens} trained tokens", f"{p.seconds:.1f} s of training"]
-        if "valid_loss" in p.metrics:
+        if "valid_reward" in p.metrics:
+            parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
+        elif "valid_loss" in p.metrics:
             parts.append(f"validation loss {p.metrics['valid_loss']:.4f}")
         return ", ".join(parts)
 
@@ -179,15 +218,16 @@ class Session:
         return export.publish(self.run, export.result_name(self.job), fill, passport)
 
 
-def _preference(job: LocalJob) -> Preference | None:
-    method = job.method
-    if method["type"] == "sft":
-        return None
-    if method["type"] != "dpo":
-        raise UsageError(f"this machine trains by sft and dpo, not by {method['type']}")
+def _preference(method: dict[str, Any]) -> Preference:
     return Preference(
         beta=method.get("beta") or 0.1,
         normalize_by_length=bool(method.get("normalize_by_length")),
         rpo_alpha=method.get("rpo_alpha"),
         simpo_gamma=method.get("simpo_gamma"),
+        orpo=method.get("loss") == "orpo",
     )
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise RunFailed(f"the data file {path} is gone", fix="submit the run again")

@@ -166,6 +166,9 @@ class Objective:
         self.pad = pad
         self.packing = packing
 
+    def close(self) -> None:
+        """Ends what runs beside the training."""
+
     def precision(self) -> AbstractContextManager[Any]:
         if self.loaded.device.type == "cuda" and self.loaded.inner.dtype == torch.float32:
             return torch.autocast("cuda", torch.bfloat16)
@@ -200,6 +203,14 @@ class Objective:
             self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
         )
         return loss, correct, None
+
+    def longest(self, rows: Rows, examples: Sequence[int]) -> int:
+        """Tokens that have to fit into memory at once, however small the parts are."""
+        return max(int(rows.lengths[i]) for i in examples)
+
+    def to_lower(self, values: dict[str, float]) -> float:
+        """What early stopping watches in the values of an evaluation."""
+        return values["valid_loss"]
 
     def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
         """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the

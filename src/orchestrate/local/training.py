@@ -99,9 +99,7 @@ class Loop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
         restore_state(self.optimizer, self.parameters, tensors)
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        set_random_state(tensors)
         best = {n: tensors[f"best.{n}"] for n in self.parameters if f"best.{n}" in tensors}
         self.best = best or None
         self.progress = whole.progress
@@ -121,9 +119,7 @@ class Loop:
             state = state_tensors(self.optimizer, self.parameters)
             state.update({f"parameter.{n}": p.detach() for n, p in self.parameters.items()})
             state.update({f"best.{n}": t for n, t in (self.best or {}).items()})
-            state["random.cpu"] = torch.get_rng_state()
-            if self.loaded.device.type == "cuda":
-                state["random.cuda"] = torch.cuda.get_rng_state()
+            state.update(random_state(self.loaded.device))
             need = sum(t.numel() * t.element_size() for t in state.values())
             if shutil.disk_usage(folder).free < 1.5 * need:
                 raise OSError(f"{need / 1e6:.0f} MB and more are needed")
@@ -193,16 +189,23 @@ class Loop:
 
     def _step(self, batch: list[int]) -> dict[str, float]:
         begun = time.perf_counter()
-        random_state = torch.get_rng_state()
+        random = random_state(self.loaded.device)
         while True:
             try:
                 sums = self._gradients(batch)
                 break
+            except Stopped as stopped:
+                set_random_state(random)
+                self.optimizer.zero_grad()
+                there = self.dir.checkpoints / checkpoints.name(self.progress.step)
+                if stopped.word == "pause" and not there.exists():
+                    self.save(kept=False)
+                raise
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
                 self._halve(batch, error)
-                torch.set_rng_state(random_state)
+                set_random_state(random)
         rate = learning_rate(
             self.progress.step,
             self.progress.total_steps,
@@ -212,7 +215,8 @@ class Loop:
         )
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.hyper.max_grad_norm).item()
         values = means(sums)
-        if self._acceptable(values["loss"], norm):
+        # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
+        if self._acceptable(values["loss"], norm) and norm > 0:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -237,7 +241,7 @@ class Loop:
         self.optimizer.zero_grad()
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
-        longest = max(int(self.train.lengths[i]) for i in batch)
+        longest = self.objective.longest(self.train, batch)
         if self.max_tokens <= longest:
             raise RunFailed(
                 f"one row of {longest} tokens does not fit into memory: {error}",
@@ -284,7 +288,7 @@ class Loop:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
         values = self.objective.evaluate(self.valid, self.max_tokens)
         loss, best, patience = (
-            values["valid_loss"],
+            self.objective.to_lower(values),
             self.progress.best_loss,
             self.hyper.early_stopping_patience,
         )
@@ -300,8 +304,9 @@ class Loop:
                 self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
             if self.progress.worse >= patience:
                 self.early_stopped = True
+                what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
                 self.dir.add_event(
-                    f"stopped early: no better validation loss than {best:.4f} in {patience} evaluations; "
+                    f"stopped early: no better validation {what} than {value:.4f} in {patience} evaluations; "
                     "the best weights are kept",
                     type="early_stop",
                     step=step,
@@ -338,6 +343,17 @@ def spread(count: int | None, total: int, per_epoch: int) -> set[int]:
     if count is None:
         return set(range(per_epoch, total + 1, per_epoch))
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    cuda = {"random.cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {}
+    return {"random.cpu": torch.get_rng_state(), **cuda}
+
+
+def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
 def _out_of_memory(error: BaseException) -> bool:

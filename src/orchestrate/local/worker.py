@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _work(run: RunDir) -> int:
         return run.asked() or ("pause" if interrupted.is_set() else None)
 
     try:
-        _train(run, run.job(), asked)
+        with ExitStack() as ending:
+            _train(run, run.job(), asked, ending)
     except Exception as error:  # noqa: BLE001  the run directory must say how it ended
         traceback.print_exc()
         fix = error.fix if isinstance(error, OrchestrateError) else f"see {run.log}"
@@ -87,7 +89,8 @@ def _work(run: RunDir) -> int:
     return 0
 
 
-def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
+def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: ExitStack) -> None:
+    """`ending` gets what is to be ended whatever happens."""
     if asked() == "cancel":
         run.add_event("cancelled before it began", type="cancelled")
         _end(run, "cancelled")
@@ -101,6 +104,7 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None]) -> None:
     session: Session | None = None
     try:
         session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
+        ending.callback(session.close)
         run.add_event(
             f"ready in {time.monotonic() - begun:.1f} s: {session.summary}",
             type="started",

@@ -73,6 +73,15 @@ class Rows:
         else:
             self.default(name, wire, default, rule)
 
+    def plain_dpo(self, reason: str) -> None:
+        """Keeps DPO's own loss where it was named, and refuses any other."""
+        if (loss := self.given("method.loss")) is None:
+            return
+        if loss == "dpo":
+            self.keep("method.loss", None, rule="the backend's own")
+        else:
+            self.refuse("method.loss", reason)
+
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
         """Refuses each of these settings that the user gave."""
         for name, reason in reasons.items():

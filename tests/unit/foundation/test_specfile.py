@@ -76,6 +76,14 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nlearning_rate: .inf\n", "line 3: learning_rate: must be a finite number"),
         ("model: m\ntrain: t\nbatch_size: 0\n", "line 3: batch_size must be at least 1"),
         ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be a whole number, or max"),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, loss: orpo, simpo_gamma: 1}\n",
+            "simpo_gamma belongs to other losses than orpo",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo}\n",
+            "method.loss: Input should be 'dpo' or 'orpo'",
+        ),
         ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: no setting of sft, but of dpo"),
         (
             "model: m\ntrain: t\noverrides:\n  local:\n    epochs: many\n",

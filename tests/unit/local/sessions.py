@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,25 @@ def pairs(path: Path, count: int) -> Path:
     return path
 
 
+def prompts(path: Path, numbers: Iterable[int]) -> Path:
+    """A prompt for each number, with the field of a grader."""
+    with path.open("w", encoding="utf-8") as out:
+        for n in numbers:
+            row = {"messages": [{"role": "user", "content": f"Is {n} even?"}], "answer": "even"}
+            out.write(json.dumps(row) + "\n")
+    return path
+
+
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+"""A grader for `prompts`. The tiny model says the word itself now and then, and learns to say only that."""
+
+
 def make_session(
     home: Path,
     train: Path,
@@ -35,6 +55,7 @@ def make_session(
     method: dict[str, Any],
     adapter: dict[str, Any] | None = None,
     ref: str = "a",
+    asked: Callable[[], str | None] = lambda: None,
     **job: Any,
 ) -> Session:
     """`job`: further fields of the job; `hyper` a table over the tests' usual settings."""
@@ -52,4 +73,4 @@ def make_session(
         **job,
     )
     run, _ = RunDir.make(home / "runs", made)
-    return Session(run, made, lambda: None, lambda _: None)
+    return Session(run, made, asked, lambda _: None)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.local.sessions import TINY, make_session, pairs
+from tests.unit.local.sessions import EXACT, TINY, make_session, pairs, prompts
 
+from orchestrate.local.encoding import Encoded
+from orchestrate.local.policy import PolicyObjective
 from orchestrate.local.preferences import PairObjective, with_reference
-from orchestrate.local.rows import Rows
+from orchestrate.local.rows import Rows, together
 from orchestrate.local.session import Session
 
 pytestmark = [
@@ -159,9 +161,120 @@ def same_loss_and_gradient(ours: Session, examples: list[int], loss: float, thei
     ours.loaded.model.train()
     sums = ours.loop.objective.gradients(ours.loop.train, examples, 4096, 2)
     assert sums.loss / sums.weight == pytest.approx(loss, rel=1e-4)
+    same_gradient(ours, theirs)
+
+
+def same_gradient(ours: Session, theirs: Any) -> None:
     gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     assert set(gradients) == set(ours.loaded.trainable)
     for name, parameter in ours.loaded.trainable.items():
         wanted = gradients[name]
         assert wanted is not None and parameter.grad is not None and wanted.norm() > 0
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
+
+
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("beta", [0.1, 1.5])
+def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: dict[str, Any], beta: float) -> None:
+    """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the
+    answers: prompts of one token and answers of one length are the same."""
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    ours = session({"type": "dpo", "loss": "orpo", "beta": beta}, adapter)
+    ids = ours.tokenizer("What is the number of all the towns in this list?")["input_ids"]
+    answers = [ids[i : i + n] for i, rejected in enumerate((2, 5, 3, 4)) for n in (4, rejected)]
+    rows = together([Encoded([ids[0], *a], [0.0] + [1.0] * len(a)) for a in answers], pairs=True)
+    ours.loop.train = rows
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    trainer = ORPOTrainer(
+        model=untrained(ours),
+        args=ORPOConfig(
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            per_device_train_batch_size=4,
+            beta=beta,
+        ),
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=copy.deepcopy(ours.tokenizer),
+    )
+    follow(trainer.model, ours)
+    trainer.model.train()
+    both = concatenated(rows, [0, 1, 2, 3])
+    labels = both["input_ids"].masked_fill(both["completion_mask"] == 0, -100)
+    batch: dict[str, torch.Tensor] = {}
+    for n, side in ((0, "chosen"), (4, "rejected")):
+        batch[f"{side}_input_ids"] = both["input_ids"][n : n + 4]
+        batch[f"{side}_attention_mask"] = both["attention_mask"][n : n + 4]
+        batch[f"{side}_labels"] = labels[n : n + 4]
+    theirs, metrics = trainer.get_batch_loss_metrics(trainer.model, batch)
+    theirs.backward()
+    same_loss_and_gradient(ours, [0, 1, 2, 3], theirs.item(), trainer.model)
+    sums = ours.loop.objective.run(rows, [0, 1, 2, 3], 1.0, backward=False)
+    assert sums.shown is not None
+    assert sums.shown["reward_margin"] / 4 == pytest.approx(metrics["rewards/margins"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kl_beta", [0.0, 0.3], ids=["no kl", "kl"])
+def test_grpo_is_trls(tmp_path: Path, kl_beta: float) -> None:
+    """TRL is given our answers and rewards; advantages, divergence, loss and gradient are its own."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    method = {"type": "rft", "grader": EXACT, "samples_per_prompt": 4, "kl_beta": kl_beta}
+    rows = prompts(tmp_path / "prompts.jsonl", range(10, 26))
+    ours = make_session(tmp_path, rows, method=method, adapter=LORA, hyper={"max_new_tokens": 6})
+    ours.loaded.model.float()
+    objective = ours.loop.objective
+    assert isinstance(objective, PolicyObjective)
+    noise = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in ours.loaded.trainable.values():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
+    torch.manual_seed(1)
+    rollouts = objective.roll_out(ours.loop.train, range(8), 4096)
+    count = len(rollouts.advantages)
+    answers = [rollouts.rows.row(i) for i in range(count)]
+    answer_ids = [ids[weights > 0].tolist() for ids, weights in answers]
+    rewards = [
+        float(ours.tokenizer.decode(ids, skip_special_tokens=True).strip() == "even") for ids in answer_ids
+    ]
+    assert 0 < sum(rewards) < count
+
+    def rollout(_prompts: list[str], _trainer: Any) -> dict[str, Any]:
+        prompt_ids = [ids[weights == 0].tolist() for ids, weights in answers]
+        return {"prompt_ids": prompt_ids, "completion_ids": answer_ids, "logprobs": None}
+
+    trainer = GRPOTrainer(
+        model=untrained(ours),
+        reward_funcs=lambda completions, **_: rewards,
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            per_device_train_batch_size=count,
+            num_generations=4,
+            max_completion_length=6,
+            beta=kl_beta,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * count),
+        processing_class=copy.deepcopy(ours.tokenizer),
+        rollout_func=rollout,
+    )
+    follow(trainer.model, ours)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._generate_and_score_completions([{"prompt": "a"}] * count)
+    assert torch.allclose(inputs["advantages"], rollouts.advantages, atol=1e-5)
+    trainer.model.train()
+    theirs = trainer._compute_loss(trainer.model, inputs)
+    theirs.backward()
+    ours.loaded.model.train()
+    sums = objective.learn(rollouts, 4096, 3)
+    assert sums.loss / sums.weight == pytest.approx(theirs.item(), abs=1e-5)
+    same_gradient(ours, trainer.model)
+    ours.close()

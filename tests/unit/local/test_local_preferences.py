@@ -47,6 +47,31 @@ def test_dpo_of_all_weights_separates_the_answers_with_one_copy_of_the_model(tmp
     assert values(session, "train_reward_accuracy")[-1] > 0.9
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"loss": "orpo"},
+        {"simpo_gamma": 0.5, "beta": 2.0},
+        {"rpo_alpha": 0.5},
+        {"normalize_by_length": True, "beta": 2.0},
+    ],
+    ids=["orpo", "simpo", "rpo", "by length"],
+)
+def test_each_loss_learns_to_prefer(tmp_path: Path, method: dict[str, Any]) -> None:
+    session = make_session(
+        tmp_path,
+        pairs(tmp_path / "pairs.jsonl", 32),
+        method={"type": "dpo", **method},
+        hyper={"epochs": 3},
+    )
+    free = method.keys() & {"loss", "simpo_gamma"}
+    assert (session.loop.train.reference is None) is bool(free)
+    session.loop.run()
+    loss, margin = values(session, "train_loss"), values(session, "train_reward_margin")
+    assert loss[-1] < 0.8 * loss[0] and margin[-1] > margin[0]
+    assert values(session, "train_reward_accuracy")[-1] > 0.9
+
+
 def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.jsonl", 32)
     options: dict[str, Any] = {

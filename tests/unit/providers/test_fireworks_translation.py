@@ -43,6 +43,10 @@ def test_what_nobody_asked_for_is_not_sent(fireworks: FireworksProvider) -> None
         "trainingConfig": {"baseModel": MODEL},
         "lossConfig": {"method": "DPO"},
     }
+    assert body(fireworks, method=DPO(loss="orpo"))["lossConfig"] == {"method": "ORPO"}
+    assert body(fireworks, method=DPO(loss="dpo"))["lossConfig"] == {"method": "DPO"}
+    grader = {"evaluator": "accounts/a/evaluators/e"}
+    assert body(fireworks, method=RFT(grader=grader, kl_beta=0.1))["lossConfig"] == {"klBeta": 0.1}
 
 
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -105,6 +109,7 @@ def test_mapped_with_a_rule(
         ("method.train_on_inputs", {"method": SFT(train_on_inputs=True)}),
         ("method.beta", {"method": DPO(beta=0.5)}),
         ("method.simpo_gamma", {"method": DPO(simpo_gamma=1)}),
+        ("method.beta", {"method": DPO(loss="orpo", beta=0.1)}),
         ("method.grader", {"method": RFT(grader={"type": "string_check"})}),
         ("method.reasoning_effort", {"method": RFT(grader={"evaluator": "e"}, reasoning_effort="low")}),
         ("adapter.type", {"adapter": Full()}),

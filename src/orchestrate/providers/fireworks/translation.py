@@ -120,18 +120,30 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         elif rows.given("method.train_on_inputs") is False:
             rows.keep("method.train_on_inputs", None, rule="the loss falls on assistant messages only")
     elif kind == "dpo":
-        rows.send("lossConfig.method", "DPO")  # without it the host may take another loss
-        beta = rows.given("method.beta")
-        if beta is not None and beta >= MOST_BETA:
-            rows.refuse("method.beta", f"must be below {MOST_BETA} here")
-        else:
-            rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's own")
-        reason = "Fireworks has plain DPO (and ORPO, by provider_options)"
+        _preference(rows)
+        reason = "Fireworks has plain DPO and ORPO"
         rows.refuse_if_asked(
             {f"method.{n}": reason for n in ("normalize_by_length", "rpo_alpha", "simpo_gamma")}
         )
     else:
         _reinforcement(rows)
+
+
+def _preference(rows: Rows) -> None:
+    beta = rows.given("method.beta")
+    if rows.given("method.loss") == "orpo":
+        rows.keep("method.loss", "lossConfig.method", "ORPO")
+        rows.refuse_if_asked({"method.beta": "Fireworks sets the weight of ORPO's odds ratio itself"})
+        return
+    # Without it the host may take another loss.
+    if rows.given("method.loss") is not None:
+        rows.keep("method.loss", "lossConfig.method", "DPO")
+    else:
+        rows.send("lossConfig.method", "DPO")
+    if beta is not None and beta >= MOST_BETA:
+        rows.refuse("method.beta", f"must be below {MOST_BETA} here")
+    else:
+        rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's own")
 
 
 def _reinforcement(rows: Rows) -> None:
@@ -145,6 +157,7 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer(
         "method.samples_per_prompt", "inferenceParameters.responseCandidatesCount", None, "the host's own"
     )
+    rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_asked(
         {
             "method.reasoning_effort": "Fireworks has no such knob for training",

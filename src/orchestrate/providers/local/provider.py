@@ -24,7 +24,7 @@ from orchestrate.local import checkpoints, gguf_files, launching, machine, model
 from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.local import reading
+from orchestrate.providers.local import reading, reinforcement
 from orchestrate.providers.local.translation import memory_problems, translate
 from orchestrate.types import (
     Artifact,
@@ -65,14 +65,12 @@ class LocalProvider(Provider):
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "This machine"
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
-        Feature.RFT,
         Feature.VISION,
         Feature.WANDB,
         Feature.DEPLOY,
         Feature.LIVE_PRICE,
     }
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.RFT: "this machine trains by sft and dpo; it has no reinforcement fine-tuning",
         Feature.VISION: "the local engine trains on text only",
         Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
         Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
@@ -107,6 +105,9 @@ class LocalProvider(Provider):
         translation = self.translate(spec)
         found = offline.problems(self.name, spec, data, translation, self.config)
         found += memory_problems(spec, data, translation, self.config.options)
+        if spec.method.type == "rft":
+            found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
+            found += reinforcement.problems(self.name, spec, data)
         try:
             launching.require_packages()
         except MissingExtra as error:
@@ -148,6 +149,7 @@ class LocalProvider(Provider):
             throughput_band=speed.band,
             hourly=costing.local_rate(gpus[0].name if gpus else "cpu", 1),
             startup_seconds=STARTUP_SECONDS,
+            answers=reinforcement.answers(spec),
         )
 
     # -- submitting ----------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ import msgspec
 from orchestrate import catalog
 from orchestrate.data import tokens
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.local import fitting
+from orchestrate.local import fitting, grading
+from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.rows import Rows
+from orchestrate.spec import RFT
 from orchestrate.types import MemoryPlan, Outcome, Problem, Setting, Severity, Translation
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5}
-FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6}
+LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
+FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "threads": int,
     "device": str,
@@ -33,6 +35,9 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "hyper.nan_policy": str,
     "hyper.spike_factor": (int, float),
     "hyper.recovery_seconds": (int, float),
+    "hyper.max_new_tokens": int,
+    "hyper.run_grader_code": bool,
+    "hyper.grader_seconds": (int, float),
 }
 """`provider_options.local`; those of `hyper` are written without that word."""
 ALLOWED = {
@@ -40,6 +45,7 @@ ALLOWED = {
     "nan_policy": ("stop", "skip"),
     "device": ("cpu", "cuda"),
 }
+RFT_ONLY = ("max_new_tokens", "run_grader_code", "grader_seconds")
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
@@ -127,19 +133,49 @@ def _model(rows: Rows, spec: JobSpec) -> str:
 
 def _method(rows: Rows, spec: JobSpec) -> None:
     method = spec.method
-    if method.type == "rft":
-        rows.refuse("method.type", "this machine trains by sft and dpo; it has no reinforcement fine-tuning")
-        return
     rows.keep("method.type", "method.type", method.type)
+    if isinstance(method, RFT):
+        _reinforcement(rows, spec, method)
+        return
     if method.type == "sft":
         rows.offer(
             "method.train_on_inputs", "method.train_on_inputs", False, "loss on the assistant's tokens only"
         )
         return
+    rows.offer("method.loss", "method.loss", "dpo")
+    if method.loss == "orpo":
+        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; there is no reference")
+        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
+            if rows.given(f"method.{name}") is not None:
+                rows.keep(f"method.{name}", None, rule="off, as always with ORPO")
+        return
     rows.offer("method.beta", "method.beta", 0.1)
     rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
     rows.offer("method.rpo_alpha", "method.rpo_alpha")
     rows.offer("method.simpo_gamma", "method.simpo_gamma")
+
+
+def _reinforcement(rows: Rows, spec: JobSpec, method: RFT) -> None:
+    code = spec.provider_options.get("local", {}).get("run_grader_code") is True
+    if reason := grading.refusal(method.grader, allow_code=code):
+        rows.refuse("method.grader", reason)
+    else:
+        rows.keep("method.grader", "method.grader", method.grader)
+    if method.samples_per_prompt == 1:
+        rows.refuse("method.samples_per_prompt", "answers are judged against one another: at least 2")
+    else:
+        rule = "answers drawn to each prompt in each epoch"
+        rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
+    if method.kl_beta and spec.adapter.type == "full":
+        reason = "it needs a second copy of all weights; train an adapter, or leave it out"
+        rows.refuse("method.kl_beta", reason)
+    else:
+        rows.offer("method.kl_beta", "method.kl_beta", 0.0)
+    if method.compute_multiplier is not None:
+        rows.refuse("method.compute_multiplier", "here it is samples_per_prompt that explores more")
+    rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such knob in training"})
+    if spec.packing:
+        rows.refuse("packing", "answers are drawn anew at each step; there is nothing to pack")
 
 
 def _adapter(rows: Rows, spec: JobSpec) -> None:
@@ -217,8 +253,9 @@ def _data(rows: Rows, spec: JobSpec) -> None:
     elif spec.evals:
         rows.refuse("evals", "there is no validation data to evaluate on")
     rows.offer("checkpoints", "hyper.checkpoints", spec.epochs or 3, "one per epoch")
-    rows.offer("max_seq_length", "hyper.max_seq_length", None, "the model's context")
-    rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
+    _length(rows, spec)
+    if not (spec.packing and spec.method.type == "rft"):
+        rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
     if spec.suffix is not None:
         rows.keep("suffix", None, rule="kept with the run; the result is a folder")
     if spec.batch_tokens is not None:
@@ -235,6 +272,25 @@ def _data(rows: Rows, spec: JobSpec) -> None:
             )
 
 
+def _length(rows: Rows, spec: JobSpec) -> None:
+    if spec.method.type != "rft":
+        rows.offer("max_seq_length", "hyper.max_seq_length", None, "the model's context")
+        return
+    answer = max_new_tokens(spec)
+    if spec.max_seq_length is not None and spec.max_seq_length <= answer:
+        room = "set provider_options.local.max_new_tokens"
+        rows.refuse("max_seq_length", f"an answer may have {answer} tokens, which leaves no prompt; {room}")
+    else:
+        rule = f"the model's context; the prompt and an answer of {answer} tokens"
+        rows.offer("max_seq_length", "hyper.max_seq_length", None, rule)
+
+
+def max_new_tokens(spec: JobSpec) -> int:
+    """The most tokens of an answer that is drawn to be graded."""
+    asked = spec.provider_options.get("local", {}).get("max_new_tokens")
+    return asked if isinstance(asked, int) else Hyper().max_new_tokens
+
+
 def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], dict[str, Any]]:
     rows: list[Setting] = []
     hyper: dict[str, Any] = dict(body.get("hyper", {}))
@@ -242,7 +298,7 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
     for key, value in spec.provider_options.get("local", {}).items():
         name = f"provider_options.{key}"
         wire = key if key in OPTIONS else f"hyper.{key}"
-        if problem := _option_problem(key, wire, value):
+        if problem := _option_problem(key, wire, value, spec.method.type):
             rows.append(Setting(name=name, asked=value, outcome=Outcome.REFUSED, rule=problem))
             continue
         rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
@@ -250,7 +306,7 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
     return rows, body
 
 
-def _option_problem(key: str, wire: str, value: Any) -> str | None:
+def _option_problem(key: str, wire: str, value: Any, method: str) -> str | None:
     if wire not in OPTIONS:
         known = ", ".join(sorted(k.removeprefix("hyper.") for k in OPTIONS))
         return f"the local engine has no such option; it has {known}"
@@ -260,4 +316,12 @@ def _option_problem(key: str, wire: str, value: Any) -> str | None:
         return f"must be {names}, got {value!r}"
     if key in ALLOWED and value not in ALLOWED[key]:
         return f"must be one of {', '.join(ALLOWED[key])}"
+    if key in RFT_ONLY and method != "rft":
+        return "reinforcement fine-tuning only: no answers are drawn otherwise"
+    if key in ("max_new_tokens", "grader_seconds") and value <= 0:
+        return f"must be more than 0, got {value!r}"
+    if key == "spike_factor" and method == "rft":
+        return (
+            "the loss of reinforcement fine-tuning is about 0 at every step; there is no spike to see in it"
+        )
     return None

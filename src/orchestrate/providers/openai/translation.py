@@ -41,6 +41,7 @@ REFUSED: Mapping[str, str] = {
     "method.rpo_alpha": "OpenAI's DPO has beta only",
     "method.simpo_gamma": "OpenAI's DPO has beta only",
     "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
+    "method.kl_beta": "OpenAI does not tell how far it lets the model go from its start",
     "adapter.r": "OpenAI chooses the adapter's rank itself and does not tell it",
     "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not tell it",
     "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not tell it",
@@ -97,6 +98,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         _inputs(rows)
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
+        rows.plain_dpo("OpenAI has DPO's own loss only")
     else:
         inside = "method.reinforcement"
         rows.keep("method.grader", f"{inside}.grader", spec.method.grader)

@@ -1,0 +1,354 @@
+"""Graders of reinforcement fine-tuning, as far as this machine can be one. No torch here.
+
+The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
+over these. What needs another model or a service is refused with the reason by `refusal`. The code of a
+`python` grader is the user's own; it runs only when the spec says so, in a process of its own without this
+process's environment, with a limit of time for each answer. That keeps a slip from hanging or ending the
+run; it is no wall against hostile code.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.grader_code import GraderCode
+
+KINDS = ("string_check", "text_similarity", "python", "multi")
+OPERATIONS = ("eq", "ne", "like", "ilike")
+METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
+ELSEWHERE = {
+    "score_model": "it asks a model behind an API for every answer; this machine calls nobody",
+    "label_model": "it asks a model behind an API for every answer; this machine calls nobody",
+    "endpoint": "it asks a server for every answer; this machine calls nobody",
+}
+_FIELDS = {
+    "string_check": {"input", "reference", "operation"},
+    "text_similarity": {"input", "reference", "evaluation_metric"},
+    "python": {"source"},
+    "multi": {"graders", "calculate_output"},
+}
+_SAMPLE = ("output_text", "output_json", "choices")
+_CODE = (
+    "its code would run on this machine, with your rights; "
+    "allow it with provider_options: {local: {run_grader_code: true}}"
+)
+_SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+_PLACE = re.compile(r"\w[\w.\[\]-]*")
+
+
+class GradingError(Exception):
+    """One answer could not be graded."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`error` says why an answer that could not be graded got 0."""
+
+    score: float
+    error: str | None = None
+
+
+Score = Callable[[dict[str, Any], dict[str, Any]], float]
+"""(sample, item) -> reward."""
+
+
+class Grader:
+    """Grades answers; a context, because code runs in a process of its own."""
+
+    def __init__(self, grader: Mapping[str, Any], *, seconds: float = 5.0) -> None:
+        """Raises `RunFailed` for a grader that `refusal` refuses; `seconds` is the limit for one answer."""
+        if reason := refusal(grader, allow_code=True):
+            raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
+        self._codes: list[GraderCode] = []
+        self._seconds = seconds
+        self._score = self._compile(grader)
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for code in self._codes:
+            code.close()
+
+    def grade(self, answers: Sequence[str], items: Sequence[dict[str, Any]]) -> list[Grade]:
+        """One grade for each answer, in order; `items` are the rows that the prompts came from."""
+        return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
+
+    def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
+        try:
+            score = self._score(sample, item)
+        except GradingError as error:
+            return Grade(0.0, str(error))
+        return Grade(score) if math.isfinite(score) else Grade(0.0, f"the grader gave {score}")
+
+    def _compile(self, grader: Mapping[str, Any]) -> Score:
+        match grader["type"]:
+            case "string_check":
+                return partial(_string_check, grader)
+            case "text_similarity":
+                return partial(_text_similarity, grader)
+            case "python":
+                code = GraderCode(str(grader["source"]), self._seconds)
+                self._codes.append(code)
+                return partial(_python, code)
+            case _:
+                parts = {str(n): self._compile(g) for n, g in dict(grader["graders"]).items()}
+                formula = Formula.parse(str(grader["calculate_output"]))
+                return partial(_multi, parts, formula)
+
+
+def sample_of(answer: str) -> dict[str, Any]:
+    """What graders see of an answer, by OpenAI's names."""
+    try:
+        parsed: Any = msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        parsed = None
+    choice = {"message": {"role": "assistant", "content": answer}}
+    return {"output_text": answer, "output_json": parsed, "output_tools": [], "choices": [choice]}
+
+
+def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
+    """Why this machine does not grade so; `None` when it does."""
+    kind = str(grader.get("type"))
+    if "evaluator" in grader and "type" not in grader:
+        return f"an evaluator lives on Fireworks; here the grader has a type: {', '.join(KINDS)}"
+    if kind in ELSEWHERE:
+        return f"{kind}: {ELSEWHERE[kind]}"
+    if kind not in KINDS:
+        return f"type must be one of {', '.join(KINDS)}, got {grader.get('type')!r}"
+    if missing := sorted(_FIELDS[kind] - grader.keys()):
+        return f"{kind} needs {', '.join(missing)}"
+    if kind == "multi":
+        return _multi_refusal(grader, allow_code)
+    if wrong := next((n for n in sorted(_FIELDS[kind]) if not isinstance(grader[n], str)), None):
+        return f"{wrong} must be text"
+    if kind == "python":
+        return None if allow_code else _CODE
+    if kind == "string_check" and grader["operation"] not in OPERATIONS:
+        return f"operation must be one of {', '.join(OPERATIONS)}, got {grader['operation']!r}"
+    if kind == "text_similarity" and grader["evaluation_metric"] not in METRICS:
+        metrics = ", ".join(METRICS)
+        return f"evaluation_metric {grader['evaluation_metric']!r} is not here; there are {metrics}"
+    return next(filter(None, map(_slot_refusal, _slots(grader))), None)
+
+
+def _multi_refusal(grader: Mapping[str, Any], allow_code: bool) -> str | None:
+    given = grader["graders"]
+    if not isinstance(given, Mapping) or not given:
+        return "graders must be a mapping from names to graders"
+    parts = cast("Mapping[str, Any]", given)
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            return f"graders.{name} must be a mapping"
+        inner = cast("Mapping[str, Any]", part)
+        if inner.get("type") == "multi":
+            return f"graders.{name}: a multi grader cannot hold another"
+        if reason := refusal(inner, allow_code=allow_code):
+            return f"graders.{name}: {reason}"
+    try:
+        unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
+    except GradingError as error:
+        return f"calculate_output: {error}"
+    return f"calculate_output names {sorted(unknown)[0]}, which is no grader" if unknown else None
+
+
+def _slots(grader: Mapping[str, Any]) -> list[str]:
+    """The places that a template reads."""
+    return [slot for name in ("input", "reference") for slot in _SLOT.findall(str(grader.get(name, "")))]
+
+
+def _slot_refusal(slot: str) -> str | None:
+    if not _PLACE.fullmatch(slot):
+        return f"{{{{ {slot} }}}} is no place such as item.answer or item.answers[0]"
+    root, *path = _keys(slot)
+    if root == "sample" and path[:1] == ["output_tools"]:
+        return "sample.output_tools: this machine does not read tool calls out of answers"
+    if path and (root == "item" or (root == "sample" and path[0] in _SAMPLE)):
+        return None
+    places = ", ".join(f"sample.{name}" for name in _SAMPLE)
+    return f"{slot} is neither item.FIELD nor {places}"
+
+
+def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that the templates of an accepted grader read, `answer` or `deep.n`. What code
+    reads nobody knows."""
+    if grader["type"] == "multi":
+        parts: dict[str, dict[str, Any]] = grader["graders"]
+        return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
+    return tuple(sorted({s.removeprefix("item.") for s in _slots(grader) if s.startswith("item.")}))
+
+
+def lacks(item: Mapping[str, Any], field: str) -> bool:
+    """Whether a row has not got what a grader reads."""
+    try:
+        _at(item, field)
+    except GradingError:
+        return True
+    return False
+
+
+# -- templates ---------------------------------------------------------------------------------------------
+
+
+def fill(template: str, sample: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """`{{ item.answer }}`, `{{ sample.output_json.total }}`. Raises `GradingError` for what is not there."""
+    whole = {"sample": sample, "item": item}
+    return _SLOT.sub(lambda found: _shown(_at(whole, found.group(1))), template)
+
+
+def _at(value: Any, path: str) -> Any:
+    found = value
+    for key in _keys(path):
+        try:
+            found = found[int(key) if type(found) is list else key]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise GradingError(f"there is no {path}") from error
+    return found
+
+
+def _keys(path: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", path)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+# -- graders -----------------------------------------------------------------------------------------------
+
+
+def _string_check(grader: Mapping[str, Any], sample: dict[str, Any], item: dict[str, Any]) -> float:
+    given, wanted = (fill(str(grader[name]), sample, item) for name in ("input", "reference"))
+    match grader["operation"]:
+        case "eq":
+            return float(given == wanted)
+        case "ne":
+            return float(given != wanted)
+        case "like":
+            return float(wanted in given)
+        case _:
+            return float(wanted.casefold() in given.casefold())
+
+
+def _text_similarity(grader: Mapping[str, Any], sample: dict[str, Any], item: dict[str, Any]) -> float:
+    given, wanted = (fill(str(grader[name]), sample, item) for name in ("input", "reference"))
+    metric = str(grader["evaluation_metric"])
+    if metric == "fuzzy_match":
+        from rapidfuzz.fuzz import ratio
+
+        return ratio(given, wanted) / 100
+    a, b = (re.findall(r"\w+", text.lower()) for text in (given, wanted))
+    if metric == "rouge_l":
+        from rapidfuzz.distance import LCSseq
+
+        return _f1(LCSseq.similarity(a, b), len(a), len(b))
+    n = int(metric[-1])
+    left, right = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (a, b))
+    return _f1((left & right).total(), left.total(), right.total())
+
+
+def _f1(shared: int, of_given: int, of_wanted: int) -> float:
+    return 2 * shared / (of_given + of_wanted) if of_given + of_wanted else 0.0
+
+
+def _python(code: GraderCode, sample: dict[str, Any], item: dict[str, Any]) -> float:
+    answer = code.ask({"sample": sample, "item": item})
+    if "error" in answer:
+        raise GradingError(str(answer["error"]))
+    return float(answer["score"])
+
+
+def _multi(
+    parts: Mapping[str, Score], formula: Formula, sample: dict[str, Any], item: dict[str, Any]
+) -> float:
+    return formula.value({name: score(sample, item) for name, score in parts.items()})
+
+
+# -- the formula of a multi grader -------------------------------------------------------------------------
+
+
+def _divided(a: float, b: float) -> float:
+    return a / b
+
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: _divided,
+    ast.Pow: math.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "exp": math.exp,
+    "sqrt": math.sqrt,
+    "log": math.log,
+}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Arithmetic over graders' names; nothing else can be written in it."""
+
+    tree: ast.expr
+    names: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Formula:
+        """Raises `GradingError`."""
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise GradingError(f"{text!r} is no formula") from error
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
+        formula = cls(tree, frozenset(names))
+        formula.value(dict.fromkeys(names, 0.5), checking=True)
+        return formula
+
+    def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
+        """Raises `GradingError`; when `checking`, not for what these numbers cannot do."""
+        try:
+            return float(_value(self.tree, values))
+        except (ArithmeticError, ValueError, TypeError) as error:
+            if checking and not isinstance(error, TypeError):
+                return 0.0
+            raise GradingError(f"calculate_output: {error}") from error
+
+
+def _value(node: ast.expr, values: Mapping[str, float]) -> float:
+    match node:
+        case ast.Constant(value=bool() | str() | bytes()):
+            pass
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.Name(id=name) if name in values:
+            return values[name]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(operand, values))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*(_value(a, values) for a in args))
+        case _:
+            pass
+    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic over graders")

@@ -1,0 +1,248 @@
+"""Reinforcement fine-tuning by GRPO (Shao et al. 2024): several answers to each prompt, each judged against
+its neighbours.
+
+Each optimiser step draws its own answers, so the policy that drew them is the one that is trained and no
+ratio is ever clipped. Rewards are centred and scaled within the group of one prompt; the loss is a mean over
+the step's answer tokens (Yu et al. 2025), so that long answers are not favoured by their length. With
+`kl_beta` the distance to the model as the run began is part of the loss. These are TRL's defaults.
+"""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from orchestrate.errors import DataError, RunFailed
+from orchestrate.local.encoding import Encoded, Template, decode_prompt, template_message
+from orchestrate.local.grading import Grade, Grader
+from orchestrate.local.loading import Loaded
+from orchestrate.local.losses import token_losses
+from orchestrate.local.rows import Rows, micro_batches, together
+from orchestrate.local.sampling import Sampler
+from orchestrate.local.stepping import Batch, Objective, Sums, add
+
+EPSILON = 1e-4
+"""Added to the spread of a group's rewards, as TRL does."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Answers of one step: row r of `rows` is a prompt with one answer; only the answer carries weight."""
+
+    rows: Rows
+    advantages: Tensor
+    """[rows]"""
+    shown: dict[str, float]
+    """Means over the answers."""
+
+
+class PolicyObjective(Objective):
+    """Draws answers, has them graded and raises the odds of the better ones."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        pad: int,
+        *,
+        sampler: Sampler,
+        template: Template,
+        grader: Grader,
+        samples: int,
+        max_new_tokens: int,
+        kl_beta: float = 0.0,
+        warn: Callable[[str], None] = lambda _: None,
+        look_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`samples`: answers to each prompt, two at least. `warn` is told once that an answer could not be
+        graded. `look_up` runs between the parts of the sampling and the grading, and may raise."""
+        super().__init__(loaded, pad)
+        self.sampler, self.template, self.grader = sampler, template, grader
+        self.samples, self.max_new_tokens = samples, max_new_tokens
+        self.kl_beta, self.warn, self.look_up = kl_beta, warn, look_up
+        self._graded = self._warned = False
+        self._start = {n: p.detach().clone() for n, p in loaded.trainable.items()} if kl_beta else None
+
+    def close(self) -> None:
+        self.grader.close()
+
+    def longest(self, rows: Rows, examples: Sequence[int]) -> int:
+        return super().longest(rows, examples) + self.max_new_tokens
+
+    def to_lower(self, values: dict[str, float]) -> float:
+        return -values["valid_reward"]
+
+    def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
+        rollouts = self.roll_out(rows, batch, max_tokens)
+        sums = self.learn(rollouts, max_tokens, max_rows)
+        count = len(rollouts.advantages)
+        sums.shown = {**(sums.shown or {}), **{k: v * count for k, v in rollouts.shown.items()}}
+        return sums
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
+    def roll_out(self, rows: Rows, batch: Sequence[int], max_tokens: int) -> Rollouts:
+        """`samples` graded answers to each of these prompts."""
+        prompts = [rows.row(i)[0].tolist() for i in batch for _ in range(self.samples)]
+        items = [rows.items[i] for i in batch for _ in range(self.samples)]
+        answers = self._draw(prompts, 1.0, max_tokens)
+        grades = self._grade(answers, items)
+        rewards = torch.tensor([g.score for g in grades]).view(-1, self.samples)
+        spread = rewards.std(dim=1, keepdim=True)
+        advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + EPSILON)
+        encoded = [
+            Encoded([*p, *a], [0.0] * len(p) + [1.0] * len(a)) for p, a in zip(prompts, answers, strict=True)
+        ]
+        shown = self._describe(answers, grades)
+        shown["reward_std"] = float(spread.mean())
+        shown["equal_rewards"] = float((spread == 0).float().mean())
+        return Rollouts(together(encoded), advantages.view(-1), shown)
+
+    def _draw(self, prompts: list[list[int]], temperature: float, max_tokens: int) -> list[list[int]]:
+        longest = max(map(len, prompts)) + self.max_new_tokens
+        with self.judging(), torch.no_grad(), self.precision(), _padded_attention(self.loaded.inner):
+            return self.sampler.draw(
+                self.loaded.model,
+                prompts,
+                max_tokens=self.max_new_tokens,
+                temperature=temperature,
+                most_rows=max(1, 4 * max_tokens // longest),  # nothing is kept for a backward pass
+                look_up=self.look_up,
+            )
+
+    def _grade(self, answers: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Grade]:
+        words = [self.template.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        grades: list[Grade] = []
+        for answer, item in zip(words, items, strict=True):
+            self.look_up()
+            grades += self.grader.grade([answer], [item])
+        errors = [g.error for g in grades if g.error]
+        if errors and len(errors) == len(grades) and not self._graded:
+            raise RunFailed(
+                f"the grader cannot grade a single answer: {errors[0]}",
+                fix="change method.grader, or the fields of the rows that it reads",
+            )
+        if errors and not self._warned:
+            self.warn(f"{len(errors)} of {len(grades)} answers could not be graded and got 0: {errors[0]}")
+            self._warned = True
+        self._graded = True
+        return grades
+
+    def _describe(self, answers: list[list[int]], grades: list[Grade]) -> dict[str, float]:
+        count = len(grades)
+        return {
+            "reward": sum(g.score for g in grades) / count,
+            "answer_tokens": sum(map(len, answers)) / count,
+            "cut_answers": sum(not a or a[-1] not in self.sampler.stops for a in answers) / count,
+            "grader_errors": sum(g.error is not None for g in grades) / count,
+        }
+
+    # -- learning --------------------------------------------------------------------------------------------
+
+    def learn(self, rollouts: Rollouts, max_tokens: int, max_rows: int) -> Sums:
+        """The gradient of the policy loss, in parts that fit into memory."""
+        rows, count = rollouts.rows, len(rollouts.advantages)
+        tokens = float(sum(rows.row(i)[1][1:].sum() for i in range(count)))
+        sums = Sums()
+        for part in micro_batches(range(count), rows.lengths, max_tokens, max_rows):
+            batch = self.collate(rows, part)
+            advantages = rollouts.advantages[part].to(self.loaded.device)
+            with self.precision():
+                loss, divergence, correct = self.policy_loss(batch, advantages)
+                (loss / tokens).backward()
+            shown = {} if divergence is None else {"kl": divergence.item() / tokens * count}
+            more = Sums(loss.item() / tokens * count, correct.item(), len(batch.targets), len(part))
+            more.tokens, more.shown = batch.tokens, shown
+            add(sums, more)
+        return sums
+
+    def policy_loss(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Sums over the batch's answer tokens: the loss, the estimated divergence from the start (`None`
+        where it is not known), and the tokens that were the likeliest."""
+        start = self._log_probabilities_at_start(batch)
+        losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
+        log_p = -losses
+        # One, with the gradient of the ratio between what is trained and what drew the answers.
+        ratio = (log_p - log_p.detach()).exp()
+        loss = -(ratio * advantages[batch.row]).sum()
+        if start is None:
+            return loss, None, correct
+        apart = start - log_p
+        # Times the ratio the gradient is the divergence's own, not only its estimate's.
+        divergence = (ratio * (apart.exp() - apart - 1)).sum()
+        return loss + self.kl_beta * divergence, divergence.detach(), correct
+
+    @torch.no_grad()
+    def _log_probabilities_at_start(self, batch: Batch) -> Tensor | None:
+        if self._start is None:
+            return None
+        now = self.loaded.trainable
+        kept = {n: p.detach().clone() for n, p in now.items()}
+        try:
+            for name, parameter in now.items():
+                parameter.copy_(self._start[name])
+            with self.judging():
+                return -token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)[0]
+        finally:
+            for name, parameter in now.items():
+                parameter.copy_(kept[name])
+
+    def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
+        """The mean reward of the likeliest answer to each prompt, and what `_describe` tells."""
+        prompts = [rows.row(i)[0].tolist() for i in range(rows.examples)]
+        answers = self._draw(prompts, 0.0, max_tokens)
+        shown = self._describe(answers, self._grade(answers, rows.items))
+        return {f"valid_{k}": v for k, v in shown.items()}
+
+
+@contextmanager
+def _padded_attention(model: Any) -> Generator[None]:
+    """Our own attention knows no rows that begin with padding."""
+    own = model.config.get_text_config()._attn_implementation
+    switched = own.startswith("orchestrate")
+    if switched:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if switched:
+            model.set_attn_implementation(own)
+
+
+def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[Rows, int]:
+    """The prompts of a file of RL rows, and how many were left out because they have more than `limit`
+    tokens: no answer to half a question is worth grading.
+
+    Raises `DataError` naming the row.
+    """
+    encoded: list[Encoded] = []
+    items: list[dict[str, Any]] = []
+    long = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                example = decode_prompt(line)
+                chat = [template_message(m) for m in example.messages]
+                ids = template.tokens(template.render(chat, example.tools, answer_next=True))[0]
+            except DataError as error:
+                raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
+            if limit is not None and len(ids) > limit:
+                long += 1
+                continue
+            encoded.append(Encoded(ids, [0.0] * len(ids)))
+            items.append({"messages": msgspec.to_builtins(example.messages), **example.fields})
+    if not encoded:
+        raise DataError(
+            f"{path.name}: no prompt fits into {limit} tokens",
+            fix="raise max_seq_length, or lower provider_options.local.max_new_tokens",
+        )
+    return replace(together(encoded), items=items), long

@@ -1,0 +1,214 @@
+"""Graders: OpenAI's objects, scored here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.grading import Grade, Grader, fields_read, lacks, refusal
+
+ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
+
+
+def check(**more: Any) -> dict[str, Any]:
+    return {
+        "type": "string_check",
+        "name": "x",
+        "input": "{{sample.output_text}}",
+        "reference": "{{ item.answer }}",
+        "operation": "eq",
+        **more,
+    }
+
+
+def similar(metric: str, reference: str = "{{item.answer}}") -> dict[str, Any]:
+    return {
+        "type": "text_similarity",
+        "name": "x",
+        "input": "{{sample.output_text}}",
+        "reference": reference,
+        "evaluation_metric": metric,
+    }
+
+
+def code(source: str) -> dict[str, Any]:
+    return {"type": "python", "name": "x", "source": source}
+
+
+def grade(grader: dict[str, Any], answer: str, **options: Any) -> Grade:
+    with Grader(grader, **options) as made:
+        return made.grade([answer], [ITEM])[0]
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "score"),
+    [
+        ("eq", "Blue whale", 1),
+        ("eq", "blue whale", 0),
+        ("ne", "blue whale", 1),
+        ("like", "the Blue whale!", 1),
+        ("like", "the blue whale!", 0),
+        ("ilike", "the BLUE WHALE!", 1),
+        ("ilike", "a shark", 0),
+    ],
+)
+def test_string_checks(operation: str, answer: str, score: float) -> None:
+    assert grade(check(operation=operation), answer) == Grade(score)
+
+
+def test_templates_reach_into_rows_and_json_answers() -> None:
+    nested = check(input="{{sample.output_json.n}}/{{ item.tags[1] }}", reference="{{item.deep.n}}/b")
+    assert grade(nested, '{"n": 3}') == Grade(1.0)
+    assert grade(nested, '{"n": 4}') == Grade(0.0)
+    missing = grade(nested, "no JSON")
+    assert missing.score == 0 and "sample.output_json.n" in str(missing.error)
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "reference", "score"),
+    [
+        ("fuzzy_match", "kitten", "sitting", 1 - 5 / 13),  # 5 insertions and deletions of 13 letters
+        ("rouge_1", "the cat sat", "The cat slept", 2 / 3),
+        ("rouge_2", "the cat sat", "the cat slept", 1 / 2),
+        ("rouge_l", "a b c d", "a x c d", 3 / 4),
+        ("rouge_3", "a b", "a b", 0.0),
+    ],
+)
+def test_similarities(metric: str, answer: str, reference: str, score: float) -> None:
+    assert grade(similar(metric, reference), answer).score == pytest.approx(score, abs=1e-3)
+
+
+def test_a_formula_joins_graders() -> None:
+    grader = {
+        "type": "multi",
+        "name": "x",
+        "graders": {"same": check(), "near": similar("fuzzy_match")},
+        "calculate_output": "0.25 * same + 0.75 * max(near, 0.5)",
+    }
+    assert grade(grader, "Blue whale").score == pytest.approx(1.0)
+    assert grade(grader, "zzzz").score == pytest.approx(0.375)
+
+
+def test_code_grades_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sandbox-secret")
+    source = (
+        "import os\n"
+        "def grade(sample, item):\n"
+        "    print('noise')\n"
+        "    assert 'OPENAI_API_KEY' not in os.environ\n"
+        "    return len(sample['output_text']) / len(item['answer'])\n"
+    )
+    with Grader(code(source)) as grader:
+        assert grader.grade(["Blue", "Blue whale"], [ITEM, ITEM]) == [Grade(0.4), Grade(1.0)]
+
+
+def test_code_that_hangs_dies_or_raises_costs_its_answer_only() -> None:
+    source = (
+        "import os, signal, sys, time\n"
+        "def grade(sample, item):\n"
+        "    said = sample['output_text']\n"
+        "    if said == 'hang':\n"
+        "        signal.alarm(0)\n"
+        "        while True: pass\n"
+        "    if said == 'sleep': time.sleep(1000)\n"
+        "    if said == 'die': os._exit(3)\n"
+        "    if said == 'leave': sys.exit('gone')\n"
+        "    return {'good': 1, 'nan': float('nan'), 'words': 'much'}[said]\n"
+    )
+    said = ["hang", "good", "die", "good", "raise", "nan", "sleep", "words", "leave", "good"]
+    with Grader(code(source), seconds=0.5) as grader:
+        grades = grader.grade(said, [ITEM] * len(said))
+    assert [g.score for g in grades] == [s == "good" for s in said]
+    errors = dict(zip(said, (str(g.error) for g in grades), strict=True))
+    assert "0.5 s" in errors["hang"] and "0.5 s" in errors["sleep"]
+    assert "ended with 3" in errors["die"] and "ended with 1" in errors["leave"]
+    assert "KeyError" in errors["raise"] and "nan" in errors["nan"] and "ValueError" in errors["words"]
+
+
+def test_code_that_forks_answers_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = (
+        "import os, subprocess, time\n"
+        "def grade(sample, item):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        if sample['output_text'] == 'stay': time.sleep(1000)\n"
+        "        return 7\n"
+        f"    open({str(tmp_path / 'children')!r}, 'a').write(f'{{child}}\\n')\n"
+        "    print('noise')\n"
+        "    return len(sample['output_text']) / 10\n"
+    )
+    said = ["a", "stay", "abc", "abcdef"]
+    with Grader(code(source)) as grader:
+        grades = grader.grade(said, [ITEM] * len(said))
+    assert [g.score for g in grades] == [0.1, 0.4, 0.3, 0.6]
+    for child in (tmp_path / "children").read_text().split():
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            for _ in range(100):
+                os.kill(int(child), 0)
+                if (Path("/proc") / child / "stat").read_text().split()[2] == "Z":
+                    break
+                time.sleep(0.05)
+            else:
+                pytest.fail(f"{child} is still there")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("x = 1", "grade(sample, item)"), ("def grade(:", "SyntaxError"), ("1/0", "ZeroDivision")],
+)
+def test_code_without_a_grade_says_so(source: str, said: str) -> None:
+    assert said in str(grade(code(source), "a").error)
+
+
+@pytest.mark.parametrize(
+    ("grader", "reason"),
+    [
+        ({"type": "score_model", "model": "o3"}, "behind an API"),
+        ({"evaluator": "accounts/a/evaluators/b"}, "lives on Fireworks"),
+        ({"type": "regex"}, "type must be one of"),
+        (check(reference=4), "reference must be text"),
+        (check(input="{{ output_text }}"), "output_text is neither item.FIELD nor sample.output_text"),
+        (check(input="{{ sample.text }}"), "sample.text is neither"),
+        (check(input="{{ item }}"), "item is neither"),
+        (check(input="{{ item['answer'] }}"), "no place such as"),
+        (check(input="{{}}"), "no place such as"),
+        (check(input="{{ sample.output_tools[0].name }}"), "does not read tool calls"),
+        (check(operation="regex"), "eq, ne, like, ilike"),
+        (similar("cosine"), "rouge_l"),
+        ({"type": "string_check"}, "input, operation, reference"),
+        (code("def grade(sample, item): return 1"), "run_grader_code"),
+        ({"type": "multi", "graders": {"a": check()}, "calculate_output": "a + b"}, "names b"),
+        ({"type": "multi", "graders": {"a": check()}, "calculate_output": "a.__class__"}, "not arithmetic"),
+        ({"type": "multi", "graders": {"a": check()}, "calculate_output": "open('x')"}, "not arithmetic"),
+        ({"type": "multi", "graders": {"a": {"type": "multi"}}, "calculate_output": "a"}, "another"),
+        ({"type": "multi", "graders": {"a": similar("meteor")}, "calculate_output": "a"}, "graders.a"),
+    ],
+)
+def test_what_cannot_be_graded_here_is_refused_with_the_reason(grader: dict[str, Any], reason: str) -> None:
+    assert reason in str(refusal(grader, allow_code=False))
+
+
+def test_the_fields_that_a_grader_reads() -> None:
+    nested = check(input="{{sample.output_json.n}}/{{ item.tags[1] }}", reference="{{item.deep.n}}")
+    grader = {"type": "multi", "graders": {"a": nested, "b": similar("rouge_l")}, "calculate_output": "a+b"}
+    assert fields_read(grader) == ("answer", "deep.n", "tags[1]")
+    assert fields_read(code("def grade(sample, item): return item['x']")) == ()
+    assert [lacks(ITEM, field) for field in ("tags[1]", "tags[2]", "deep.n", "deep.m", "n")] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_refused_grader_starts_nothing() -> None:
+    with pytest.raises(RunFailed, match="behind an API"):
+        Grader({"type": "score_model"})
+    assert refusal(code("def grade(sample, item): return 1"), allow_code=True) is None
