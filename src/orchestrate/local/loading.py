@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding import CHATML
-from orchestrate.local.shortcuts import TrainedOnly, head_is_understood, line_limit
 from orchestrate.local.fused import fuse
 from orchestrate.local.kernels import use_on_cpu
 from orchestrate.local.losses import Head
 from orchestrate.local.models import ModelFolder
 from orchestrate.local.rundir import LocalJob
+from orchestrate.local.shortcuts import TrainedOnly, head_is_understood, line_limit
 
 
 @dataclass

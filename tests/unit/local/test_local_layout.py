@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import make_session, pairs
 
-from orchestrate.local.shortcuts import line_limit
 from orchestrate.local.kernels import attention
 from orchestrate.local.layout import line_up
 from orchestrate.local.loading import Loaded
 from orchestrate.local.session import Session
+from orchestrate.local.shortcuts import line_limit
 from orchestrate.local.stepping import collate
 
 pytestmark = [
