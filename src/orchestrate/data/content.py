@@ -88,7 +88,7 @@ PATTERNS: tuple[Pattern, ...] = (
         "a payment card number",
         rb"\b\d(?:[ -]?\d){12,18}\b",
         confirm=_luhn,
-        sieve=rb"(?:^|[^0-9])[3-6](?:[ -]?\d){10}",
+        sieve=rb"(?:^|[^0-9]|\\u[0-9A-Fa-f]{4})[3-6](?:[ -]?\d){10}",
     ),
     Pattern(
         "personal-data",

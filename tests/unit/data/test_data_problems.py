@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
@@ -256,6 +256,7 @@ _AROUND = st.text(st.sampled_from('\n\t"\\/ \x00aZ09-_.,é@ß日'), max_size=3)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@example(parts=[("\x00", b"4111 1111 1111 1111", ""), ("\x1f", b"4111111111111111", "")])
 @given(st.lists(st.tuples(_AROUND, st.one_of(_MATCHES, _NUMBERS), _AROUND), min_size=1, max_size=40))
 def test_the_filter_lets_no_finding_pass(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, bytes, str]]
