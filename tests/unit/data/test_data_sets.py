@@ -262,6 +262,21 @@ def test_repairs_say_the_right_thing(tmp_path: Path) -> None:
     assert last("lone-surrogate")[0]["content"] == "\ufffd"
 
 
+def test_parts_under_other_names_are_repaired(tmp_path: Path) -> None:
+    parts = [
+        {"type": "input_text", "text": "What?"},
+        {"type": "image_url", "image_url": "https://a.example/b.png"},
+    ]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
+    report = fix(write([json.dumps(row)], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == {"bad-content": 2} and Dataset.open(report.output).problems == ()
+    fixed = json.loads((tmp_path / "out.jsonl").read_text())["messages"][0]["content"]
+    assert fixed == [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
+    ]
+
+
 def test_neighbours_are_joined_for_together_only(tmp_path: Path) -> None:
     row = {
         "messages": [
