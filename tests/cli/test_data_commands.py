@@ -164,7 +164,7 @@ def test_a_row_too_long_to_show_is_said(tmp_path: Path) -> None:
     file.write_text(json.dumps({"text": "word " * 500_000}) + '\n{"text": "short"}\n')
     told = run("preview", file, "--model", TINY, cwd=tmp_path, code=1)
     assert "row 1" in told.stderr and "--row 2" in told.stderr
-    assert "short" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
+    assert "row 2:" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
 
 
 def test_preview_escapes_html(tmp_path: Path) -> None:
