@@ -153,12 +153,18 @@ def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).stdout
 
 
+def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:
+    pictures = run("preview", GOOD / "openai_images.jsonl", "--model", TINY, cwd=tmp_path)
+    assert "images are left out" in pictures.stderr
+    assert "RFT prompts" in run("preview", GOOD / "rft.jsonl", "--model", TINY, cwd=tmp_path, code=1).stderr
+
+
 def test_a_row_too_long_to_show_is_said(tmp_path: Path) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"text": "word " * 500_000}) + '\n{"text": "short"}\n')
     told = run("preview", file, "--model", TINY, cwd=tmp_path, code=1)
     assert "row 1" in told.stderr and "--row 2" in told.stderr
-    assert "short" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
+    assert "row 2:" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
 
 
 def test_preview_escapes_html(tmp_path: Path) -> None:

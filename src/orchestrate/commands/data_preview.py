@@ -10,9 +10,10 @@ from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import Example, PreferenceExample
 from orchestrate.data.hub_tokens import load, special_ids
 from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
-from orchestrate.data.rows import visible
+from orchestrate.data.rows import messages_of, visible
 from orchestrate.errors import DataError, SetupError
 
+IMAGES = ("images are left out: this machine's engine trains on text only",)
 LONGEST = 2_000_000
 """Characters of a row that is shown; a longer one has millions of tokens to draw."""
 
@@ -32,9 +33,14 @@ def read_preview(
     tokenizer = load(_folder(model))
     template, special = Template.of(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
+    if data.kind == "rl":
+        raise DataError(
+            f"{file} holds RFT prompts, which this machine's engine does not train on",
+            fix="preview chat, preference, prompt/completion or text rows",
+        )
     rows: list[RowTokens] = []
 
-    def add(number: int, encoded: Encoded, side: str | None = None) -> None:
+    def add(number: int, example: Example, encoded: Encoded, side: str | None = None) -> None:
         shown = texts(encoded.ids, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         # The first token is never predicted, so its weight counts for nothing.
         weights = [0.0, *encoded.weights[1:]]
@@ -49,18 +55,24 @@ def read_preview(
                 trained=encoded.trained,
                 truncated=encoded.truncated,
                 side=side,
-                notes=encoded.notes,
+                notes=encoded.notes + IMAGES * _has_images(example),
             )
         )
 
     for number, example in _from(data, first, count):
         if isinstance(example, PreferenceExample):
             pair = encode_pair(example, template, max_length=max_length)
-            add(number, pair.preferred, "preferred")
-            add(number, pair.rejected, "rejected")
+            add(number, example, pair.preferred, "preferred")
+            add(number, example, pair.rejected, "rejected")
         else:
-            add(number, encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs))
+            encoded = encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)
+            add(number, example, encoded)
     return PreviewReport(path=file, model=model, rows=tuple(rows))
+
+
+def _has_images(example: Example) -> bool:
+    parts = (m.content for m in messages_of(example) if isinstance(m.content, list))
+    return any(part.image_url is not None for content in parts for part in content)
 
 
 def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:

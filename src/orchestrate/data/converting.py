@@ -3,7 +3,6 @@ way."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +16,7 @@ from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import ChatExample, CompletionExample, Example
 from orchestrate.data.formats import FORMATS, encoder, write_parquet
 from orchestrate.data.opening import Opened, open_dataset, paying
+from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.pool import ordered
 from orchestrate.data.problems import CODES
 from orchestrate.data.rules import HostRules
@@ -58,9 +58,10 @@ def convert(
     """Writes the good rows of `path` to `output`.
 
     Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
-    this kind of row at all; the error lists why.
+    this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
     """
     known = target_rules(target)
+    require_writable(output, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.dataset, opened.total.written
     dropped = _dropped(opened, target)
@@ -155,30 +156,28 @@ def write_rows(
     errors = [p for p in losses if p.severity is Severity.ERROR]
     if not allow_loss or any(p.code == "kind-refused" for p in errors):
         refuse(data, target, errors)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     lines = source(data.path)
     tasks = [
         _Piece(Task(lines.lines, start, end, data.format, data.columns), target, refused, chat)
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
     written = 0
-    if target == "parquet":
-        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
-        plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
-        written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
-    else:
-        with partial.open("wb") as file:
-            for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
-                file.write(text)
-                written += count
-    if not written:
-        partial.unlink()
-        raise DataError(
-            f"no row of {data.path} can be written for {target}",
-            problems=data.problems,
-            fix=f"orchestrate data check {data.path}",
-        )
-    partial.replace(path)
+    with whole(path) as partial:
+        if target == "parquet":
+            nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+            plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
+            written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
+        else:
+            with partial.open("wb") as file:
+                for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+                    file.write(text)
+                    written += count
+        if not written:
+            raise DataError(
+                f"no row of {data.path} can be written for {target}",
+                problems=data.problems,
+                fix=f"orchestrate data check {data.path}",
+            )
     return written, losses
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrate.data import compare, near
 from orchestrate.data.opening import open_dataset, require_rows
+from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.scan import Task
 from orchestrate.data.writers import writer
 from orchestrate.types import Record
@@ -47,6 +48,8 @@ def dedupe(
 ) -> DedupeReport:
     """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
     tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
+    if output is not None:
+        require_writable(output, path)
     opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
     data, total = opened.dataset, opened.total
     require_rows(data)
@@ -70,12 +73,10 @@ def dedupe(
     if output is not None:
         gone = {r.row for r in removed}
         line = writer("local")
-        partial = output.with_name(f".{output.name}.partial")
-        with partial.open("wb") as file:
+        with whole(output) as partial, partial.open("wb") as file:
             for number, example in data.numbered():
                 if number not in gone:
                     file.write(line(example) + b"\n")
-        partial.replace(output)
         log = output.with_name(f"{output.stem}.removed.jsonl")
         log.write_bytes(b"".join(r.to_json() + b"\n" for r in removed))
     return DedupeReport(

@@ -21,6 +21,7 @@ from orchestrate.data import shapes
 from orchestrate.data.chat import alias
 from orchestrate.data.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import Row, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.scan import pieces, ranges
 from orchestrate.data.sources import source
@@ -74,6 +75,7 @@ def fix(
     With `together` among `hosts` neighbouring messages of one role are joined, as Together wants turns to
     alternate. Raises `DataError` when the file cannot be read as any known format.
     """
+    require_writable(output, path)
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
@@ -84,8 +86,7 @@ def fix(
     left_out: Counter[str] = Counter()
     seen: dict[bytes, int] = {}
     number = written = 0
-    partial = output.with_name(f".{output.name}.partial")
-    with partial.open("wb") as copy, log.open("wb") as record:
+    with whole(output) as partial, partial.open("wb") as copy, log.open("wb") as record:
         for start, end in ranges(lines.lines, lines.line_bytes):
             for line in chain.from_iterable(pieces(lines.lines, start, end)):
                 number += 1
@@ -102,7 +103,6 @@ def fix(
                 for change in mend.changes:
                     record.write(change.to_json() + b"\n")
                     (repaired if change.action == "repaired" else left_out)[change.code] += 1
-    partial.replace(output)
     return FixReport(
         path=path,
         output=str(output),
@@ -198,6 +198,8 @@ class _Mend:
             item["role"] = known
             self.did("bad-role", f"{place}: {role} became {known}")
         content = item.get("content")
+        if isinstance(content, list):
+            self._parts(cast("list[Any]", content), place)
         if isinstance(content, bool | int | float):
             item["content"] = msgspec.json.encode(content).decode()
             self.did("bad-content", f"{place}: {content!r} became text")
@@ -208,6 +210,18 @@ class _Mend:
         elif isinstance(weight, bool):
             item["weight"] = int(weight)
             self.did("bad-weight", f"{place}: {weight} became {int(weight)}")
+
+    def _parts(self, parts: list[Any], place: str) -> None:
+        """An address stands for an image, and OpenAI's newer API calls text by other names."""
+        for j, item in enumerate(parts):
+            part = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+            kind, image = part.get("type"), part.get("image_url")
+            if kind in ("input_text", "output_text"):
+                part["type"] = "text"
+                self.did("bad-content", f"{place}.content[{j}]: {kind} became text")
+            elif kind == "image_url" and isinstance(image, str):
+                part["image_url"] = {"url": image}
+                self.did("bad-content", f"{place}.content[{j}]: the address became an image")
 
     def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
         """What follows the last answer teaches nothing; RFT prompts are left alone."""

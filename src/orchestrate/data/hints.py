@@ -41,7 +41,7 @@ def _mapped(row: Mapping[str, Any]) -> str:
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
     lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}
     if (talk := _named(_LISTS, lists)) is not None:
-        first = cast("list[Any]", lists[talk])[:1]
+        first = lists[talk][:1]
         turns = bool(first) and isinstance(first[0], dict) and "from" in first[0]
         return f"{'conversations' if turns else 'messages'}={talk}"
     found = {wanted: _named(names, texts) for wanted, names in _NAMES.items()}

@@ -14,6 +14,8 @@ from orchestrate.types import Record
 
 BINS = 16
 LONGEST = 5
+LEAST_LETTERS = 20
+"""Of Latin text; the language of less is a guess."""
 LANGUAGE_SAMPLE = 200
 """Rows, from the beginning, whose language is told."""
 
@@ -68,7 +70,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     tools: dict[str, int]
     """Calls by tool."""
     languages: dict[str, int]
-    """Of the first rows, by ISO 639-1 code; empty where langdetect is not installed."""
+    """Of the first rows, by ISO 639-1 code, or `too short`; empty where langdetect is not installed."""
     duplicates: int
     problems: dict[str, int]
     guidance: str
@@ -155,8 +157,12 @@ def languages(data: Dataset) -> dict[str, int]:
     langdetect.DetectorFactory.seed = 0
     found: Counter[str] = Counter()
     for example in islice(data.examples(), LANGUAGE_SAMPLE):
+        text = visible(example)[:1000]
+        if text.isascii() and sum(map(str.isalpha, text)) < LEAST_LETTERS:
+            found["too short"] += 1
+            continue
         try:
-            found[str(langdetect.detect(visible(example)[:1000]))] += 1  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+            found[str(langdetect.detect(text))] += 1  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
         except langdetect.LangDetectException:  # no letters in it
             found["none"] += 1
     return dict(found.most_common())

@@ -19,6 +19,7 @@ from xxhash import xxh3_128_hexdigest
 
 from orchestrate.data.journal import Journal
 from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import reading
 from orchestrate.data.sources import source
 from orchestrate.errors import DataError, UsageError
@@ -218,13 +219,12 @@ class Review:
         """Writes the accepted and edited rows, in order, in the file's own format, as JSON lines."""
         if output.resolve() in (Path(self.path).resolve(), self._journal.path.resolve()):
             raise UsageError("the reviewed file is kept as it is", fix="export to another name")
-        partial = output.with_name(f".{output.name}.partial")
+        require_writable(output, self.path)
         written = 0
-        with partial.open("wb") as file:
+        with whole(output) as partial, partial.open("wb") as file:
             for line in self._kept():
                 file.write(line + b"\n")
                 written += 1
-        partial.replace(output)
         return ExportReport(path=self.path, output=str(output), written=written, counts=self.counts())
 
     def _kept(self) -> Iterator[bytes]:

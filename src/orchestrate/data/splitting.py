@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrate.data import near
 from orchestrate.data.examples import ChatMessage, CompletionExample, Example
 from orchestrate.data.opening import open_dataset, require_rows
+from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import Task
 from orchestrate.data.writers import writer
@@ -109,6 +110,12 @@ def split(
     boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
     `near_duplicates`.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", fix="give a folder with -o")
+    names = NAMES[: len(shares)]
+    paths = [folder / f"{name}.jsonl" for name in names]
+    for output in paths if folder.is_dir() else ():
+        require_writable(output, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data = opened.dataset
     require_rows(data)
@@ -123,9 +130,7 @@ def split(
             near.join(groups, i, leader)
         groups = [near.root(groups, i) for i in range(len(groups))]
     placed = _stratified(rows, groups, shares, seed) if stratify else _hashed(rows, groups, shares, seed)
-    names = NAMES[: len(shares)]
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.jsonl" for name in names]
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
     return SplitReport(
         path=path,
@@ -180,12 +185,10 @@ def _stratum(example: Example) -> str:
 def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Path]) -> Counter[int]:
     line = writer("local")
     counts: Counter[int] = Counter()
-    partial = [path.with_name(f".{path.name}.partial") for path in paths]
     with ExitStack() as stack:
+        partial = [stack.enter_context(whole(path)) for path in paths]
         files = [stack.enter_context(path.open("wb")) for path in partial]
         for example, target in zip(examples, into, strict=True):
             files[target].write(line(example) + b"\n")
             counts[target] += 1
-    for path, final in zip(partial, paths, strict=True):
-        path.replace(final)
     return counts

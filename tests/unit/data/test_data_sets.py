@@ -13,7 +13,7 @@ from orchestrate.data.deduping import dedupe
 from orchestrate.data.fixing import fix
 from orchestrate.data.inspecting import inspect
 from orchestrate.data.splitting import parse_shares, split
-from orchestrate.errors import UsageError
+from orchestrate.errors import DataError, UsageError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "datasets"
 BAD = FIXTURES / "formats" / "bad"
@@ -262,6 +262,21 @@ def test_repairs_say_the_right_thing(tmp_path: Path) -> None:
     assert last("lone-surrogate")[0]["content"] == "\ufffd"
 
 
+def test_parts_under_other_names_are_repaired(tmp_path: Path) -> None:
+    parts = [
+        {"type": "input_text", "text": "What?"},
+        {"type": "image_url", "image_url": "https://a.example/b.png"},
+    ]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
+    report = fix(write([json.dumps(row)], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == {"bad-content": 2} and Dataset.open(report.output).problems == ()
+    fixed = json.loads((tmp_path / "out.jsonl").read_text())["messages"][0]["content"]
+    assert fixed == [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
+    ]
+
+
 def test_neighbours_are_joined_for_together_only(tmp_path: Path) -> None:
     row = {
         "messages": [
@@ -309,3 +324,35 @@ def test_inspect_of_tools_and_pairs() -> None:
     assert tools.tools == {"weather": 2} and not tools.tokens_exact
     pairs = inspect(str(FIXTURES / "formats" / "good" / "trl_preference.jsonl"))
     assert sum(b.count for b in pairs.histogram) == 6 and {r.row for r in pairs.longest} <= {1, 2, 3}
+
+
+def test_the_language_of_a_few_letters_is_not_guessed(tmp_path: Path) -> None:
+    lines = [
+        chat("q1", "a1"),
+        chat("Where does the train to the mountains leave?", "From platform two."),
+    ]
+    assert inspect(write(lines, tmp_path / "a.jsonl")).languages == {"too short": 1, "en": 1}
+
+
+def test_inspect_names_the_formats_of_a_mixed_file(tmp_path: Path) -> None:
+    lines = [
+        chat("a", "b"),
+        chat("c", "d"),
+        '{"text": "x"}',
+        '{"prompt": "a", "completion": "b"}',
+        '{"x": 1}',
+    ]
+    report = inspect(write(lines, tmp_path / "a.jsonl"))
+    assert report.formats == {"openai-chat": 2, "text": 1, "prompt-completion": 1}
+    assert report.problems == {"mixed-format": 2, "unknown-format": 1}
+
+
+def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: Path) -> None:
+    file = write(['{"messages": []}'], tmp_path / "a.jsonl")
+    for attempt in (
+        lambda: split(file, (0.8, 0.2), tmp_path / "s"),
+        lambda: dedupe(file, tmp_path / "d.jsonl"),
+    ):
+        with pytest.raises(DataError, match="no good row"):
+            attempt()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
