@@ -29,7 +29,7 @@ SETTLED = Timing(send_limit_s=0.2, requests=0, margin_s=0.5, lease_s=1.0, patien
 LATE = replace(SETTLED, margin_s=4.0)
 """The same for a request that arrives late, on a machine that may be busy."""
 UNHURRIED = replace(SETTLED, send_limit_s=60.0)
-"""The same where a point takes its time, as a database that is started again: no process slept."""
+"""For sending: a machine that is busy, or a point that takes its time, is no process that slept."""
 
 
 class World:
@@ -71,7 +71,7 @@ class World:
 
     def submit(self, name: str, *, timing: Timing | None = None, reached: CrashPoint = pass_by) -> Run:
         provider, spec = self.provider(name), spec_for(self.rows)
-        return submit(self.store, provider, spec, self.data(), timing=timing or self.timing, reached=reached)
+        return submit(self.store, provider, spec, self.data(), timing=timing or UNHURRIED, reached=reached)
 
     def stands_still_from(self, point: str) -> CrashPoint:
         """From there on the jobs' states last a hundred times as long, so that only `hosts.skip` moves them:
@@ -95,7 +95,7 @@ class World:
             for run_id in (*report.unsent, *report.not_made):
                 run = self.store.run(run_id)
                 if not run.status.terminal:
-                    Submitter(self.store, self.provider(run.provider), self.timing).resume(run, self.data())
+                    Submitter(self.store, self.provider(run.provider), UNHURRIED).resume(run, self.data())
             if not waiting:
                 return
             time.sleep(0.3)

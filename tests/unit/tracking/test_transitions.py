@@ -16,6 +16,7 @@ from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPh
 
 T0 = datetime(2026, 11, 25, tzinfo=UTC)
 WHO = st.sampled_from(["a", "b"])
+FATES = st.sampled_from(["answered", "lost", "late", "never-arrived", "refused", "too-late", "crash"])
 
 
 def a_run(**values: object) -> Run:
@@ -179,7 +180,7 @@ class Protocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.run = a_run()
-        self.positions: dict[str, str | None] = {"a": "intent", "b": None}
+        self.positions: dict[str, str | None] = {"a": "intent", "b": "intent"}
         self.jobs: list[str] = []
         self.in_flight = 0
         self.shown = 0
@@ -189,9 +190,14 @@ class Protocol(RuleBasedStateMachine):
         self.answers: list[Job] = []
         self.cancels = self.crashes = False
 
-    @initialize(cancels=st.booleans(), crashes=st.booleans())
-    def what_happens_at_all(self, cancels: bool, crashes: bool) -> None:
-        self.cancels, self.crashes = cancels, crashes
+    @initialize(
+        rough=st.sampled_from([(), ("cancels",), ("crashes",), ("cancels", "crashes")]), sent=st.booleans()
+    )
+    def what_happens_at_all(self, rough: tuple[str, ...], sent: bool) -> None:
+        self.cancels, self.crashes = "cancels" in rough, "crashes" in rough
+        if sent:  # two go on at once with a run whose data are on the host
+            self.run = transitions.uploaded(self.run, T0)
+            self.positions = {"a": "uploaded", "b": "uploaded"}
 
     def apply(self, after: Run) -> None:
         before, self.run = self.run, after
@@ -205,15 +211,24 @@ class Protocol(RuleBasedStateMachine):
 
     # -- processes that submit
 
-    @rule(who=WHO)
-    def a_process_begins_or_goes_on(self, who: str) -> None:
-        if self.positions[who] is None and self.run.phase in UNSENT:
-            self.positions[who] = "uploaded" if self.run.phase is SubmitPhase.UPLOADED else "intent"
+    @rule(steps=st.lists(st.tuples(WHO, FATES), min_size=1, max_size=8))
+    def processes_take_turns(self, steps: list[tuple[str, str]]) -> None:
+        for who, fate in steps:
+            self.step(who, fate)
 
-    @rule(who=WHO, fate=st.sampled_from(["answered", "lost", "late", "never-arrived", "refused", "too-late"]))
-    def a_process_takes_its_next_step(self, who: str, fate: str) -> None:
+    @rule(who=WHO, fates=st.lists(FATES, min_size=1, max_size=4))
+    def a_process_goes_on(self, who: str, fates: list[str]) -> None:
+        for fate in fates:
+            self.step(who, fate)
+
+    def step(self, who: str, fate: str) -> None:
+        """One write or one request of a process, in whatever state the others have left the run."""
         position, then = self.positions[who], None
-        if position == "intent":
+        if position is None and self.run.phase in UNSENT:
+            then = "uploaded" if self.run.phase is SubmitPhase.UPLOADED else "intent"
+        elif fate == "crash" and self.crashes:
+            then = None
+        elif position == "intent":
             then = self.attempt(lambda: transitions.uploaded(self.run, T0), "uploaded")
         elif position == "uploaded":
             then = self.attempt(lambda: transitions.submitting(self.run, T0), "submitting")
@@ -237,29 +252,32 @@ class Protocol(RuleBasedStateMachine):
             error = JobError(message="no")
             return self.attempt(lambda: transitions.refused(self.run, error, T0), None)
         self.unproven = True
-        if fate in ("answered", "lost"):
+        if fate in ("answered", "lost", "crash"):
             self.jobs.append(f"job-{len(self.jobs) + 1}")
         self.in_flight += fate == "late"
         return "answered" if fate == "answered" else "lost"
 
-    @precondition(lambda self: self.crashes)
-    @rule(who=WHO)
-    def crash(self, who: str) -> None:
-        self.positions[who] = None
-
     # -- time and the host
 
-    @precondition(lambda self: self.in_flight > 0)
-    @rule()
+    @precondition(lambda self: self.jobs or self.in_flight or self.run.phase in UNSETTLED)
+    @rule(what=st.sampled_from(["arrives", "listed", "settle time", "adopted"]))
+    def time_passes(self, what: str) -> None:
+        match what:
+            case "arrives" if self.in_flight:
+                self.the_late_request_arrives()
+            case "listed":
+                self.shown = len(self.jobs)
+            case "settle time":
+                self.settle_time_passes()
+            case "adopted":
+                self.sweep_adopts_by_ref()
+            case _:
+                pass
+
     def the_late_request_arrives(self) -> None:
         self.in_flight -= 1
         self.jobs.append(f"job-{len(self.jobs) + 1}")
 
-    @rule()
-    def the_list_catches_up(self) -> None:
-        self.shown = len(self.jobs)
-
-    @rule()
     def settle_time_passes(self) -> None:
         """By its length, no process still sends, all that was sent has arrived, and the list shows it."""
         while self.in_flight:
@@ -284,7 +302,6 @@ class Protocol(RuleBasedStateMachine):
         else:
             self.apply(transitions.outcome_unknown(self.run, T0))
 
-    @rule()
     def sweep_adopts_by_ref(self) -> None:
         if self.jobs[: self.shown] and self.run.job_id is None:
             self.apply(transitions.submitted(self.run, a_job(JobStatus.QUEUED, self.jobs[0]).handle, T0))
