@@ -173,7 +173,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
     if isinstance(tools, str):
         try:
             tools = msgspec.json.decode(tools) if tools.strip() else None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return None, [problem("bad-tools", "tools is text but not JSON", field="tools")]
     if tools is None:
         return None, found

@@ -53,6 +53,7 @@ def _codes(file: Path) -> dict[str, int]:
         (b'{"messages": [{"role": "user", "content": "a", "weight": "x"}]}', "bad-message"),
         (b'{"messages": [], "tools": 5}', "bad-tools"),
         (b'{"messages": [], "tools": "[["}', "bad-tools"),
+        (b'{"messages": [], "tools": "' + DEEP + b'"}', "bad-tools"),
     ],
 )
 def test_one_bad_line_is_one_problem_of_its_row(line: bytes, code: str, tmp_path: Path) -> None:
