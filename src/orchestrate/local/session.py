@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import export, fitting, models
+from orchestrate.local import export, fitting, models, space
 from orchestrate.local.encoding import Template
 from orchestrate.local.grading import Grader, refusal
 from orchestrate.local.loading import load, load_tokenizer, pick_device
@@ -64,6 +65,7 @@ class Session:
             asked=asked,
         )
         self._plan_memory(train)
+        self._look_at_disk()
         trainable = sum(p.numel() for p in self.loop.parameters.values())
         total = sum(p.numel() for p in self.loaded.model.parameters())
         self.facts: dict[str, Any] = {
@@ -105,6 +107,18 @@ class Session:
                 level="warning",
                 type="memory",
             )
+
+    def _look_at_disk(self) -> None:
+        trained = sum(p.nbytes for p in self.loop.parameters.values())
+        best = self.job.hyper.early_stopping_patience is not None
+        warning = space.require(
+            shutil.disk_usage(self.run.path).free,
+            result=trained,
+            checkpoint=(5 if best else 4) * trained,  # the weights twice, two moments, the best ones
+            kept=len(self.loop.checkpoint_steps),
+        )
+        if warning:
+            self.run.add_event(warning, level="warning", type="disk")
 
     @property
     def limit(self) -> int | None:

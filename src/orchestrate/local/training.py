@@ -71,7 +71,11 @@ class Loop:
         self.early_stopped = False
         self.skipped = 0
         self._saved_at = time.monotonic()
-        self._wrote_state = self._looked_at_gpu = 0.0
+        self._wrote_state = 0.0
+        self._looked_at_gpu = -math.inf
+        self.gpu_load: Callable[[], machine.Load | None] | None = None
+        if loaded.device.type == "cuda":
+            self.gpu_load = lambda: machine.gpu_load(torch.cuda.current_device())
         total = self.progress.total_steps
         self.eval_steps = spread(self.hyper.evals, total, self.per_epoch) if valid is not None else set[int]()
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, self.per_epoch)
@@ -172,9 +176,9 @@ class Loop:
         spent = self.progress.seconds + time.perf_counter() - begun
         self.progress = msgspec.structs.replace(self.progress, step=step, seconds=spent)
         values["tokens"] = float(self.progress.seen_tokens)
-        if self.loaded.device.type == "cuda" and time.monotonic() - self._looked_at_gpu > GPU_SECONDS:
+        if self.gpu_load is not None and time.monotonic() - self._looked_at_gpu > GPU_SECONDS:
             self._looked_at_gpu = time.monotonic()
-            if load := machine.gpu_load(torch.cuda.current_device()):
+            if load := self.gpu_load():
                 values.update(load.to_dict())
         self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         last = step == self.progress.total_steps or self.early_stopped
@@ -201,7 +205,7 @@ class Loop:
                 if stopped.word == "pause" and not there.exists():
                     self.save(kept=False)
                 raise
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 self._halve(batch, error)
@@ -286,7 +290,7 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
-        values = self.objective.evaluate(self.valid, self.max_tokens)
+        values = self._judge(self.valid)
         loss, best, patience = (
             self.objective.to_lower(values),
             self.progress.best_loss,
@@ -312,6 +316,18 @@ class Loop:
                     step=step,
                 )
         return values
+
+    def _judge(self, rows: Rows) -> dict[str, float]:
+        tokens = self.max_tokens
+        while True:
+            try:
+                return self.objective.evaluate(rows, tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error) or tokens <= int(rows.lengths.max()):
+                    raise
+                if self.loaded.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                tokens //= 2
 
     def report(self, tokens_per_second: float | None = None, *, force: bool = False) -> None:
         at = time.monotonic()
@@ -357,8 +373,9 @@ def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch has no class of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    # On a CPU torch has no class of its own for it, and oneDNN another message.
+    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import msgspec
 from orchestrate.errors import OrchestrateError
 from orchestrate.local import process
 from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.space import disk_is_full
 from orchestrate.types import JobError
 
 HEARTBEAT_S = 2.0
@@ -82,11 +83,22 @@ def _work(run: RunDir) -> int:
         message = f"{error}" + (f" ({fix})" if fix else "")
         code = type(error).__name__
         try:
+            if disk_is_full(error):
+                _wait_for_space(run, message)
+                return 0
             run.add_event(message, level="error", type="failed")
             _end(run, "failed", error=JobError(message=message, code=code))
         except OSError:
             return 1
     return 0
+
+
+def _wait_for_space(run: RunDir, message: str) -> None:
+    """All that was trained up to the newest checkpoint is there: the run is paused, not failed."""
+    told = f"no room on the disk: {message}; free some, then  orchestrate resume {run.ref}"
+    with suppress(OSError):
+        run.add_event(told, level="error", type="paused")
+    _set(run, "paused", stage=None, error=JobError(message=told, code="disk_full"))
 
 
 def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: ExitStack) -> None:
@@ -96,7 +108,14 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         _end(run, "cancelled")
         return
     state = run.written_state()
-    _set(run, "preparing", stage="loading", started_at=state.started_at or now(), attempt=state.attempt + 1)
+    _set(
+        run,
+        "preparing",
+        stage="loading",
+        started_at=state.started_at or now(),
+        attempt=state.attempt + 1,
+        error=None,
+    )
     begun = time.monotonic()
     from orchestrate.local.session import Session  # torch loads here
     from orchestrate.local.training import Stopped

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.config import HostConfig
+from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
-from orchestrate.local import models, throughput
+from orchestrate.local import machine, models, throughput
 from orchestrate.local.memory import Setup, plan
 from orchestrate.local.shapes import Shape
 from orchestrate.local.throughput import Bench
+from orchestrate.providers.local import LocalProvider
+from orchestrate.spec import JobSpec
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 LLAMA_8B = {
@@ -143,3 +147,49 @@ def test_no_hub_is_explained(tmp_path: Path) -> None:
     ).stdout
     assert "not on this machine and the hub cannot be reached (HF_HUB_OFFLINE is set)" in said
     assert "model folder" in said
+
+
+def test_the_driver_s_tool_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in on the path answers as nvidia-smi does; without one there is no GPU."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$1" in *temperature*) echo "61, 97, 20480";;\n*) echo "NVIDIA L4, 23034";; esac\n'
+    )
+    tool.chmod(0o755)
+    machine.gpus.cache_clear()
+    try:
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        assert machine.gpus() == (machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20),)
+        load = machine.gpu_load()
+        assert load is not None
+        assert (load.gpu_temperature_c, load.gpu_use_percent, load.gpu_memory_bytes) == (61, 97, 20480 << 20)
+        assert machine.gpu_load(1) is None
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+        assert machine.gpu_load() is None
+    finally:
+        machine.gpus.cache_clear()
+
+
+def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    row = '{"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "red"}]}\n'
+    train.write_text(row * 40)
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path), "device": "cpu"}))
+    spec = JobSpec.parse({"model": str(TINY), "train": str(train), "epochs": 3, "adapter": "qlora"})
+    data = TrainingData.open(spec.train, None)
+    modelled = provider.quote(spec, data)
+    slow = Bench(
+        device="cpu",
+        threads=machine.cores(),
+        model="tiny-chat",
+        parameters=1_000_000,
+        tokens_per_second=20.0,
+        operations_per_second=20 * 4 * 1e6,
+        measured_on=date(2026, 11, 1),
+    )
+    throughput.remember(provider.home, slow)
+    measured = provider.quote(spec, data)
+    assert measured.expected_usd > modelled.expected_usd
+    said = [" ".join(q.assumptions) for q in (modelled, measured)]
+    assert "orchestrate local bench measures it" in said[0]
+    assert "measured on this machine with tiny-chat on 2026-11-01" in said[1]

@@ -14,6 +14,7 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.fused import fuse
+from orchestrate.local.machine import Load
 from orchestrate.local.rows import epoch_batches, micro_batches
 from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
 from orchestrate.local.session import Session
@@ -266,6 +267,17 @@ def test_too_little_memory_halves_the_micro_batch_not_the_batch(make: Make) -> N
     assert losses(session) == pytest.approx(losses(reference), rel=2e-2)
     assert max(sizes[-3:]) <= 3
     assert any(e.type == "memory" for e in session.run.events())
+
+
+def test_what_the_gpu_says_is_among_the_metrics(make: Make) -> None:
+    """From a reader that stands in for the driver's tool: there is no GPU here."""
+    session = make("a", epochs=1)
+    assert session.loop.gpu_load is None
+    session.loop.gpu_load = lambda: Load(gpu_temperature_c=61.0, gpu_use_percent=97.0, gpu_memory_bytes=2e9)
+    session.loop.run()
+    first, *later = (p.values for p in session.run.metrics())
+    assert (first["gpu_temperature_c"], first["gpu_use_percent"], first["gpu_memory_bytes"]) == (61, 97, 2e9)
+    assert "gpu_use_percent" not in later[0]
 
 
 def test_every_row_is_seen_once_per_epoch_and_like_lengths_meet() -> None:

@@ -1,0 +1,136 @@
+"""The guards of the engine, each through a real worker: no number, no room on the disk, damaged files."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.faults.test_local_workers import (  # noqa: F401  fixtures
+    curve,
+    files,
+    finish,
+    home,
+    job,
+    kill,
+    wait,
+)
+
+from orchestrate.local import LocalJob, RunDir, launch, resume
+from orchestrate.local.space import DiskFull, disk_is_full, require
+
+MB = 1_000_000
+
+
+def changed(base: LocalJob, ref: str, **hyper: Any) -> LocalJob:
+    others = {k: hyper.pop(k) for k in ("train", "validation") if k in hyper}
+    changed_hyper = msgspec.structs.replace(base.hyper, **hyper)
+    return msgspec.structs.replace(base, ref=ref, hyper=changed_hyper, **others)
+
+
+def work(run: RunDir) -> None:
+    """The worker, waited for."""
+    command = [sys.executable, "-m", "orchestrate.local.worker", str(run.path)]
+    subprocess.run(command, capture_output=True, check=True)
+
+
+def events(run: RunDir, kind: str) -> list[str]:
+    return [e.message for e in run.events() if e.type == kind]
+
+
+def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: Path) -> None:  # noqa: F811
+    run, _ = RunDir.make(home, changed(job, "nan", learning_rate=1e30, schedule="constant", evals=1))
+    work(run)
+    state = run.state()
+    assert state.status == "failed" and state.error is not None
+    assert "is not finite" in state.error.message and "lower the learning rate" in state.error.message
+    assert 0 < state.step < 20
+
+
+def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
+    """One row in 40 is noise; the others are alike, so that the mean soon lies far below it."""
+    path = tmp_path / "noise.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for i in range(40):
+            answer = "".join(chr(0x4E00 + 37 * k) for k in range(30)) if i == 17 else "red"
+            messages = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": answer}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    noisy = changed(job, "spike", epochs=2, batch_size=1, spike_factor=3.0, train=str(path), validation=None)
+    run, _ = RunDir.make(home, noisy)
+    work(run)
+    assert run.state().status == "succeeded"
+    skipped = events(run, "skipped")
+    assert skipped and all("the loss jumped to" in m for m in skipped)
+    assert len(run.metrics()) == 80
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(job: LocalJob, home: Path) -> None:  # noqa: F811
+    """No file may grow beyond what the metrics have by then: neither they nor a checkpoint can be written."""
+    whole = launch(changed(job, "whole"), home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    full = launch(changed(job, "full"), home)
+    wait(lambda: len(full.metrics()) >= 7)
+    pid = json.loads((full.path / "worker.json").read_bytes())["pid"]
+    limit = (full.path / "metrics.jsonl").stat().st_size + 400
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    assert finish(full) == "paused", full.log.read_text()
+    wait(lambda: not full.alive())
+    state = full.state()
+    assert state.error is not None and state.error.code == "disk_full"
+    assert "orchestrate resume full" in state.error.message
+    assert resume(full)
+    assert finish(full) == "succeeded", full.log.read_text()
+    assert full.state().error is None
+    assert curve(full) == curve(whole)
+    name = "adapter/adapter_model.safetensors"
+    assert (full.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(job: LocalJob, home: Path) -> None:  # noqa: F811
+    whole = launch(changed(job, "whole"), home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    hurt = launch(changed(job, "hurt"), home)
+    wait(lambda: len(hurt.metrics()) >= 12)
+    kill(hurt)
+    checkpoints = sorted(hurt.checkpoints.glob("step-*"))
+    assert len(checkpoints) >= 2
+    state = checkpoints[-1] / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1000] + bytes(1000))
+    (hurt.path / "status.json").write_bytes(b"\x00garbage")
+    (hurt.path / "events.jsonl").write_bytes((hurt.path / "events.jsonl").read_bytes() + b"\xff{")
+    assert resume(hurt)
+    assert finish(hurt) == "succeeded", hurt.log.read_text()
+    assert any(f"{checkpoints[-1].name} is damaged" in m for m in events(hurt, "checkpoint"))
+    assert events(hurt, "resumed") == [f"going on from step {int(checkpoints[-2].name[5:])} of 20"]
+    assert curve(hurt) == curve(whole)
+
+
+def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) -> None:  # noqa: F811
+    with pytest.raises(DiskFull, match=r"100 MB free; .* take 117"):
+        require(100 * MB - 1, result=20 * MB, checkpoint=40 * MB, kept=3)
+    assert require(10_000 * MB, result=20 * MB, checkpoint=40 * MB, kept=3) is None
+    warning = require(150 * MB, result=20 * MB, checkpoint=40 * MB, kept=3)
+    assert warning is not None and "3 checkpoints" in warning
+    # More checkpoints than any disk holds: the worker says so and goes on.
+    many = changed(job, "many", epochs=4_000_000, checkpoints=20_000_000, evals=1)
+    run = launch(many, home)
+    wait(lambda: len(run.metrics()) >= 1 or run.state().terminal)
+    run.ask("cancel")
+    assert finish(run) == "cancelled", run.log.read_text()
+    assert any("20000000 checkpoints take" in m for m in events(run, "disk"))
+
+
+def test_only_want_of_room_is_a_full_disk() -> None:
+    assert disk_is_full(OSError(28, "No space left on device"))
+    assert not disk_is_full(PermissionError(13, "no"))
+    try:
+        raise ValueError("outer") from OSError(122, "quota")
+    except ValueError as error:
+        assert disk_is_full(error)
