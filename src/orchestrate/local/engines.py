@@ -39,6 +39,11 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
         raise UsageError(f"there is no engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
     if asked in PACKAGES:
         _require(asked, device)
+    if asked == "compile" and device != "cuda":
+        raise EngineMissing(
+            "engine compile is for a GPU: on a CPU compiling took minutes where our kernels need none",
+            fix="engine: auto takes what this machine has",
+        )
     if asked not in (None, "auto"):
         return Choice(asked, "asked for by name")
     if device != "cuda":

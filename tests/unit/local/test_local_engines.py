@@ -77,9 +77,13 @@ def test_the_plan_says_which_engine_and_why() -> None:
         assert setting(engine=engine).outcome is Outcome.REFUSED
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own looks at inputs
-@pytest.mark.parametrize("engine", ["fused", pytest.param("compile", marks=pytest.mark.slow)])
-def test_each_engine_has_the_losses_of_the_plain_one(tmp_path: Path, engine: str) -> None:
+def test_compiling_is_for_a_gpu() -> None:
+    assert choose("compile", "cuda").engine == "compile"
+    with pytest.raises(EngineMissing, match="for a GPU"):
+        choose("compile", "cpu")
+
+
+def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
     train = tmp_path / "t.jsonl"
     with train.open("w", encoding="utf-8") as out:
         for i in range(24):
@@ -89,7 +93,7 @@ def test_each_engine_has_the_losses_of_the_plain_one(tmp_path: Path, engine: str
             ]
             out.write(json.dumps({"messages": talk}) + "\n")
     losses: list[list[float]] = []
-    for name in ("plain", engine):
+    for name in ("plain", "fused"):
         session = make_session(tmp_path, train, method={"type": "sft"}, ref=name, engine=name)
         assert session.loaded.choice.engine == name
         session.loop.run()
