@@ -1,9 +1,12 @@
 """Training speed, memory and loss of the local engine beside what people would run instead, on the same work.
 
-    python benchmarks/training.py                                    # the engine alone
-    python -m venv /tmp/trl && /tmp/trl/bin/pip install -e '.[local]' trl
-    python benchmarks/training.py --python /tmp/trl/bin/python       # beside TRL's SFTTrainer and
-    transformers' Trainer
+    .venv/bin/python benchmarks/training.py                          # after make env, which brings TRL
+    .venv/bin/python benchmarks/training.py --llamafactory /tmp/lf   # also LLaMA-Factory; makes its
+                                                                     # environment there, once
+    ... --threads 2 --repeat 3                                       # for figures that are told
+
+It prints a table for the README, the machine named. Where nothing else runs, wall time counts; elsewhere only
+the ratios by processor time do. Contenders take turns within one run.
 
 Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation,
 bf16) from the same weights on the same rows, 16 rows (or their tokens, where rows are packed) to the
@@ -27,6 +30,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +218,69 @@ def peft_trainer(args: argparse.Namespace) -> dict[str, Any]:
     return {"wall": clock.wall, "cpu": clock.cpu, "steps": trainer.state.global_step}
 
 
+STUB_AUDIO = "__version__ = '0'\n"
+LLAMA_FACTORY = "llamafactory==0.9.5"
+
+
+def llama_factory(args: argparse.Namespace) -> dict[str, Any]:
+    """In an environment of its own; a stub stands for torchaudio, which it imports and SFT does not use."""
+    stub = args.work / "stub" / "torchaudio"
+    stub.mkdir(parents=True, exist_ok=True)
+    (stub / "__init__.py").write_text(STUB_AUDIO)
+    sys.path.insert(0, str(stub.parent))
+    import torch
+    from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found]
+    from transformers import TrainerCallback
+
+    torch.set_num_threads(args.threads)
+    folder = args.work / "llama-factory"
+    folder.mkdir(exist_ok=True)
+    data = [{"messages": r["messages"]} for r in rows(ORDERS / "train.jsonl", args.rows)]
+    (folder / "rows.json").write_text(json.dumps(data), encoding="utf-8")
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    about = {
+        "file_name": "rows.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": tags,
+    }
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": about}), encoding="utf-8")
+    clock, steps = Clock(), [0]
+
+    class Timed(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.__enter__()
+
+        def on_train_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            clock.__exit__()
+            steps[0] = state.global_step
+
+    own = {k: v for k, v in COMMON.items() if k != "logging_steps"}
+    run_exp(
+        {
+            **own,
+            "stage": "sft",
+            "do_train": True,
+            "model_name_or_path": str(args.model),
+            "dataset": "rows",
+            "dataset_dir": str(folder),
+            "template": "chatml",
+            "finetuning_type": "lora",
+            "lora_rank": LORA["r"],
+            "lora_alpha": LORA["lora_alpha"],
+            "lora_target": "all",
+            "quantization_bit": 4,
+            "quantization_method": "bnb",
+            "cutoff_len": 1024,
+            "per_device_train_batch_size": BATCH,
+            "output_dir": str(args.out),
+            "overwrite_output_dir": True,
+        },
+        [Timed()],
+    )
+    return {"wall": clock.wall, "cpu": clock.cpu, "steps": steps[0]}
+
+
 OWN = {"engine": engine({}), "engine, packed": engine({"packing": True})}
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "TRL, defaults": trl({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
@@ -234,7 +302,17 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
             "max_length": 1232,
         }
     ),
+    "TRL, padding-free": trl(
+        {
+            "per_device_train_batch_size": BATCH,
+            "assistant_only_loss": True,
+            "gradient_checkpointing": False,
+            "padding_free": True,
+            "max_length": None,
+        }
+    ),
     "peft and Trainer": peft_trainer,
+    "LLaMA-Factory": llama_factory,
 }
 
 
@@ -313,10 +391,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--python", help="of the environment that has TRL beside this package")
+    parser.add_argument("--python", help="of another environment that has TRL", default=sys.executable)
+    parser.add_argument("--llamafactory", type=Path, help="folder of its environment, made when absent")
     parser.add_argument("--shape", choices=SHAPES, default="27M")
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="names of contenders, separated by ;")
     parser.add_argument("--repeat", type=int, default=1, help="the best of so many runs is told")
     for hidden in ("--contender", "--model", "--work", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS, type=str if hidden == "--contender" else Path)
@@ -333,31 +413,49 @@ def main() -> None:
         compare(args)
 
 
+def environment(folder: Path) -> str:
+    """The interpreter of LLaMA-Factory's environment."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", LLAMA_FACTORY, "bitsandbytes"], check=True)
+    return str(python)
+
+
+def contenders(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> interpreter."""
+    found = dict.fromkeys(OWN, sys.executable)
+    if args.python != sys.executable or find_spec("trl"):
+        found.update(dict.fromkeys((n for n in OTHERS if n != "LLaMA-Factory"), args.python))
+    if args.llamafactory:
+        found["LLaMA-Factory"] = environment(args.llamafactory)
+    return {n: p for n, p in found.items() if not args.only or n in args.only.split(";")}
+
+
 def compare(args: argparse.Namespace) -> None:
+    from orchestrate.local import machine
+
     total, trained = work_tokens(args)
-    print(f"{args.rows} rows, {total} tokens, {trained} trained; {args.shape} model; {args.threads} threads")
-    names = {
-        **dict.fromkeys(OWN, sys.executable),
-        **(dict.fromkeys(OTHERS, args.python) if args.python else {}),
-    }
     results: dict[str, dict[str, Any]] = {}
     for _ in range(args.repeat):
-        for name, python in names.items():
+        for name, python in contenders(args).items():
             one = contend(args, name, python)
             if one and (name not in results or one["cpu"] < results[name]["cpu"]):
                 results[name] = one
     losses = judge(args, {name: r["adapter"] for name, r in results.items()})
-    best = min((r["cpu"] for n, r in results.items() if n in OTHERS), default=None)
+    print(f"{machine.cpu_name()}, {args.threads} of {machine.cores()} threads; {date.today()}; a random")
+    print(f"{args.shape} Llama, NF4, LoRA r=16; {args.rows} short chats, {total} tokens, {trained} trained.")
+    print()
     print(
-        f"{'':<28}{'steps':>6}{'tokens/s':>10}{'per CPU s':>11}{'trained/s':>11}{'peak MB':>9}"
-        f"{'held-out loss':>15}"
+        "| | steps | trained tokens/s | per CPU second | the engine is ahead by | peak MB | held-out loss |"
     )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    own = results.get("engine")
     for name, r in results.items():
-        ahead = f"   {best / r['cpu']:.2f}x the best other" if best and name in OWN else ""
+        ahead = f"{r['cpu'] / own['cpu']:.2f}x ({r['wall'] / own['wall']:.2f}x in wall time)" if own else ""
         print(
-            f"{name:<28}{r['steps']:>6}{total / r['wall']:>10.0f}{total / r['cpu']:>11.0f}"
-            f"{trained / r['wall']:>11.0f}"
-            f"{r['peak_mb']:>9.0f}{losses[name]:>15.4f}{ahead}"
+            f"| {name} | {r['steps']} | {trained / r['wall']:.0f} | {trained / r['cpu']:.0f} "
+            f"| {'' if name == 'engine' else ahead} | {r['peak_mb']:.0f} | {losses[name]:.4f} |"
         )
 
 

@@ -235,7 +235,10 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
         last = first
         while last < len(ids) and offsets[last][0] < end:
             last += 1
-        if last > first and ids[last - 1] not in template.special:
+        said = last
+        while said > first and not text[slice(*offsets[said - 1])].strip():
+            said -= 1  # marks may take in the line feed behind the end of the turn
+        if said > first and ids[said - 1] not in template.special:
             # The span stops before the token that ends the turn.
             if last < len(ids) and ids[last] in template.special:
                 last += 1

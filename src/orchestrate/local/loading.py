@@ -14,7 +14,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.accelerating import compile_layers, load_unsloth, use_liger
 from orchestrate.local.encoding import CHATML
+from orchestrate.local.engines import PLAIN, Choice, choose
 from orchestrate.local.fused import fuse
 from orchestrate.local.kernels import use_on_cpu
 from orchestrate.local.losses import Head
@@ -32,6 +34,7 @@ class Loaded:
     inner: Any
     head: Head
     device: torch.device
+    choice: Choice = PLAIN
     line_limit: int = 0
     """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
     shares: bool = False
@@ -150,26 +153,36 @@ def dequantize(model: Any) -> None:
     model.config.quantization_config = None
 
 
-def load(job: LocalJob, folder: ModelFolder, device: torch.device) -> Loaded:
-    """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed."""
+def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int | None = None) -> Loaded:
+    """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed, with the
+    engine that the job asks for; `tokens` of the whole run help to choose one."""
     kind = job.adapter["type"]
+    choice = choose(job.engine, device.type, tokens)
     torch.manual_seed(job.seed)
-    if kind == "full":
+    if choice.engine == "unsloth":
+        model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length)
+    elif kind == "full":
         # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
         inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
         model = inner
     else:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device)
         model = _adapted(inner, job)
-        fuse(model)
-    if device.type == "cpu":
-        use_on_cpu(inner)
+    if choice.engine in ("fused", "liger"):
+        if kind != "full":
+            fuse(model)
+        if device.type == "cpu":
+            use_on_cpu(inner)
+    if choice.engine == "liger":
+        use_liger(inner)
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
-    loaded = Loaded(model, inner, Head.of(inner), device)
+    loaded = Loaded(model, inner, Head.of(inner), device, choice=choice)
     fit(loaded, job)
+    if choice.engine == "compile":
+        compile_layers(inner)
     return loaded
 
 
@@ -178,6 +191,8 @@ def fit(loaded: Loaded, job: LocalJob) -> None:
     if not head_is_understood(loaded):
         loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True
+    if loaded.choice.engine not in ("fused", "liger"):
+        return
     if job.hyper.neftune_alpha:
         return  # the noise is measured by each row's length
     loaded.line_limit = line_limit(loaded)

@@ -108,6 +108,8 @@ class LocalJob(Record, frozen=True, kw_only=True):
     threads: int | None = None
     device: str | None = None
     """`cpu` or `cuda`; `None` takes a GPU when there is one."""
+    engine: str | None = None
+    """One of `engines.NAMES`; `None` is auto."""
     continue_from: str | None = None
     """Folder of an adapter to go on from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default

@@ -48,7 +48,9 @@ class Session:
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device)
+        self.loaded = load(job, self.folder, self.device, train.tokens * job.hyper.epochs)
+        choice = self.loaded.choice
+        run.add_event(f"engine {choice.engine}: {choice.reason}", type="engine", engine=choice.engine)
         objective = self._objective()
         if isinstance(objective, PairObjective) and objective.preference.needs_reference:
             set_stage("judging the rows by the model as it is")

@@ -188,6 +188,7 @@ class LocalProvider(Provider):
             seed=body.get("seed", 0),
             threads=body.get("threads"),
             device=body.get("device"),
+            engine=body.get("engine"),
             continue_from=body.get("continue_from"),
             spec=spec.model_dump(mode="json"),
             created_at=now(),

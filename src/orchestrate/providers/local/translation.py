@@ -10,8 +10,8 @@ import msgspec
 
 from orchestrate import catalog
 from orchestrate.data import tokens
-from orchestrate.errors import ConfigError, UsageError
-from orchestrate.local import fitting, grading
+from orchestrate.errors import ConfigError, SetupError, UsageError
+from orchestrate.local import engines, fitting, grading
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.rows import Rows
 from orchestrate.spec import RFT
@@ -28,6 +28,7 @@ FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "threads": int,
     "device": str,
+    "engine": str,
     "hyper.micro_batch": int,
     "hyper.optimizer": str,
     "hyper.gradient_checkpointing": bool,
@@ -44,8 +45,12 @@ ALLOWED = {
     "optimizer": ("adamw", "paged_adamw_8bit"),
     "nan_policy": ("stop", "skip"),
     "device": ("cpu", "cuda"),
+    "engine": engines.NAMES,
 }
 RFT_ONLY = ("max_new_tokens", "run_grader_code", "grader_seconds")
+
+
+ENGINE = "provider_options.engine"
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
@@ -303,7 +308,23 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
             continue
         rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
         (hyper if wire.startswith("hyper.") else body)[key] = value
-    return rows, body
+    return [*_engine(rows, body), *(r for r in rows if r.name != ENGINE)], body
+
+
+def _engine(rows: list[Setting], body: Mapping[str, Any]) -> list[Setting]:
+    """The accelerators that will be used, and why; refused where one that was asked for is not here."""
+    asked = next((r for r in rows if r.name == ENGINE), None)
+    if asked is not None and asked.outcome is Outcome.REFUSED:
+        return [asked]
+    name = body.get("engine")
+    try:
+        choice = engines.choose(name, engines.expected_device(body.get("device")))
+    except SetupError as error:
+        rule = f"{error.message}: {error.fix}"
+        return [Setting(name=ENGINE, asked=name, outcome=Outcome.REFUSED, rule=rule)]
+    outcome = Outcome.DEFAULTED if name is None else Outcome.KEPT
+    rule = f"{choice.engine}: {choice.reason}"
+    return [Setting(name=ENGINE, asked=name, outcome=outcome, sent=name or "auto", wire="engine", rule=rule)]
 
 
 def _option_problem(key: str, wire: str, value: Any, method: str) -> str | None:

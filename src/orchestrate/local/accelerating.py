@@ -1,0 +1,92 @@
+"""Puts the chosen accelerator into a model. What a library changes is compared with the model before it."""
+
+# torch, transformers, Liger and Unsloth describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.rundir import LocalJob
+
+CLOSE = 0.03
+"""Relative distance of hidden states that rounding to 16 bits explains."""
+
+
+def compile_layers(inner: Any) -> None:
+    """Each decoder layer by itself: they are alike, so that one compilation serves them all, and what lies
+    around them (masks, head, loss) stays ours. Lengths are dynamic."""
+    for layer in inner.get_decoder().layers:
+        layer.compile(dynamic=True)
+
+
+def use_liger(inner: Any) -> None:
+    """Liger's norms, rotation and gated product, into this instance alone; the loss stays ours.
+
+    Raises `RunFailed` for an architecture that Liger does not know or changes. Written against Liger's
+    documented functions; it needs Triton and a GPU.
+    """
+    liger: Any = import_module("liger_kernel.transformers")
+    kind = inner.config.get_text_config().model_type
+    apply = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
+    if apply is None:
+        raise RunFailed(f"Liger has no kernels for {kind} models", fix="engine: fused")
+    before = _states(inner)
+    apply(model=inner, cross_entropy=False, fused_linear_cross_entropy=False)
+    _same(before, _states(inner), "Liger")
+
+
+def load_unsloth(job: LocalJob, folder: str, length: int | None) -> tuple[Any, Any]:
+    """(peft model, the transformers model inside it), loaded and patched by Unsloth. Masks and loss stay
+    ours: it gives hidden states only. It needs a GPU."""
+    if job.hyper.packing or job.continue_from:
+        what = "packing" if job.hyper.packing else "continue_from"
+        raise RunFailed(f"engine unsloth knows no {what} of ours", fix="engine: auto")
+    fast: Any = import_module("unsloth").FastLanguageModel
+    adapter, kind = job.adapter, job.adapter["type"]
+    model, _ = fast.from_pretrained(
+        model_name=folder,
+        max_seq_length=length or 2048,
+        dtype=torch.bfloat16,
+        load_in_4bit=kind == "qlora",
+        full_finetuning=kind == "full",
+        use_gradient_checkpointing=job.hyper.gradient_checkpointing,
+    )
+    if kind == "full":
+        return model, model
+    targets = adapter.get("targets") or "all-linear"
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = fast.get_peft_model(
+        model,
+        r=adapter["r"],
+        lora_alpha=adapter["alpha"],
+        lora_dropout=adapter.get("dropout") or 0.0,
+        target_modules=linear if targets == "all-linear" else list(targets),
+        use_rslora=bool(adapter.get("rslora")),
+        use_gradient_checkpointing=job.hyper.gradient_checkpointing,
+        random_state=job.seed,
+    )
+    return model, model.get_base_model()
+
+
+@torch.no_grad()
+def _states(inner: Any) -> torch.Tensor:
+    embeddings = inner.get_input_embeddings().weight
+    ids = torch.arange(3, 35, device=embeddings.device)[None] % embeddings.shape[0]
+    training = inner.training
+    inner.eval()
+    states = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+    inner.train(training)
+    return states
+
+
+def _same(before: torch.Tensor, after: torch.Tensor, who: str) -> None:
+    distance = ((before - after).norm() / before.norm()).item()
+    if not distance <= CLOSE:
+        raise RunFailed(
+            f"with {who} the model gives other states (relative distance {distance:.2g})", fix="engine: fused"
+        )

@@ -1,0 +1,81 @@
+"""Which accelerators a run uses, and why. Torch-free: `plan` says the same as the worker.
+
+`fused` is the engine's own: LoRA in one step of autograd, and on a CPU attention, norms and rows in one line.
+The others are kept libraries, used where they are installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.local import machine
+
+NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
+PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
+"""Engine -> the module that it needs, and the package that brings it."""
+COMPILE_TOKENS = 20_000_000
+"""A run of fewer tokens gains less from `torch.compile` than the minutes for which it compiles."""
+
+
+class EngineMissing(SetupError):
+    """The engine that was asked for cannot run here; `fix` is the line that installs it, if one does."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    engine: str
+    reason: str
+
+
+PLAIN = Choice("plain", "asked for by name")
+
+
+def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
+    """`tokens`: of the whole run, as far as known. Raises `UsageError` for an unknown word, `EngineMissing`
+    for an engine that was asked for by name and is not here."""
+    if asked not in (None, *NAMES):
+        raise UsageError(f"there is no engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
+    if asked in PACKAGES:
+        _require(asked, device)
+    if asked == "compile" and device != "cuda":
+        raise EngineMissing(
+            "engine compile is for a GPU: on a CPU compiling took minutes where our kernels need none",
+            fix="engine: auto takes what this machine has",
+        )
+    if asked not in (None, "auto"):
+        return Choice(asked, "asked for by name")
+    if device != "cuda":
+        return Choice("fused", "on a CPU our own kernels and rows in one line; Liger and Unsloth need a GPU")
+    if _installed("liger"):
+        return Choice("liger", "liger-kernel is installed and there is a GPU")
+    if tokens is not None and tokens >= COMPILE_TOKENS:
+        return Choice("compile", f"{tokens:,} tokens are enough to repay compiling; Liger is not installed")
+    how_many = "the number of tokens is not known yet" if tokens is None else f"{tokens:,} tokens are few"
+    return Choice(
+        "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
+    )
+
+
+def expected_device(wanted: str | None) -> str:
+    """As the worker will find it, as far as the driver's tool tells."""
+    return wanted or ("cuda" if machine.gpus() else "cpu")
+
+
+def _installed(engine: str) -> bool:
+    return find_spec(PACKAGES[engine][0]) is not None
+
+
+def _require(engine: str, device: str) -> None:
+    package = PACKAGES[engine][1]
+    if device != "cuda":
+        raise EngineMissing(
+            f"engine {engine} needs an NVIDIA GPU, and this run is on {device}",
+            fix="engine: auto takes what this machine has",
+        )
+    if not _installed(engine):
+        raise EngineMissing(
+            f"engine {engine} needs the package {package}, which is not installed",
+            fix=f"pip install {package}",
+        )
