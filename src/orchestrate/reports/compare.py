@@ -51,6 +51,8 @@ class Compared(Record, frozen=True, kw_only=True):
     """The last one."""
     valid_loss: float | None
     """The last one."""
+    reward: float | None = None
+    """The last one of reinforcement fine-tuning: on the validation prompts where there are some."""
     train_curve: tuple[Point, ...] = ()
     valid_curve: tuple[Point, ...] = ()
     tokens_known: bool = True
@@ -205,6 +207,7 @@ def _compared(
         fmean(speeds) if speeds else (tokens / seconds if tokens and seconds and run.trained_tokens else None)
     )
     train, valid = _curve(ordered, "train_loss", axis), _curve(ordered, "valid_loss", axis)
+    reward = _curve(ordered, "valid_reward", axis) or _curve(ordered, "train_reward", axis)
     return Compared(
         run=run,
         label=label,
@@ -213,6 +216,7 @@ def _compared(
         tokens_per_second=speed,
         train_loss=train[-1].value if train else None,
         valid_loss=valid[-1].value if valid else None,
+        reward=reward[-1].value if reward else None,
         train_curve=_thinned(train),
         valid_curve=_thinned(valid),
         tokens_known=known,

@@ -66,6 +66,7 @@ def _flat(c: Compared, comparison: Comparison) -> dict[str, Any]:
         "tokens_per_second": c.tokens_per_second,
         "train_loss": c.train_loss,
         "valid_loss": c.valid_loss,
+        "reward": c.reward,
     }
     for e in c.evaluations:
         for side, score in (("base", e.base), ("tuned", e.tuned), ("difference", e.difference)):

@@ -32,6 +32,7 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("tokens/s", [text.count(c.tokens_per_second) for c in runs]),
         ("train loss", [text.loss(c.train_loss) for c in runs]),
         ("valid loss", [text.loss(c.valid_loss) for c in runs]),
+        ("reward", [text.loss(c.reward) for c in runs]),
     ]
     found += [(f"{name}, base", [_score(c, name, base=True) for c in runs]) for name in metrics(comparison)]
     found += [(f"{name}, tuned", [_score(c, name) for c in runs]) for name in metrics(comparison)]

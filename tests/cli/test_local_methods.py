@@ -1,0 +1,85 @@
+"""Preferences and rewards on this machine, by the command: check, plan, quote, submit, and what it then
+shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT, Cli
+from tests.unit.local.sessions import EXACT, pairs, prompts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def write(folder: Path, method: dict[str, Any], **more: Any) -> None:
+    """YAML is a superset of JSON."""
+    options = {"threads": 1, **more.pop("options", {})}
+    spec = {
+        "model": {"local": str(ROOT / "fixtures" / "models" / "tiny-chat")},
+        "train": "train.jsonl",
+        "method": method,
+        "adapter": "qlora",
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "provider_options": {"local": options},
+    }
+    (folder / "finetune.yaml").write_text(json.dumps(spec | more))
+
+
+def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
+    prompts(tmp_path / "train.jsonl", range(10, 42))
+    prompts(tmp_path / "valid.jsonl", range(60, 68))
+    source = "def grade(sample, item): return sample['output_text'].strip() == item['answer']"
+    method = {
+        "type": "rft",
+        "grader": {
+            "type": "multi",
+            "graders": {"exact": EXACT, "code": {"type": "python", "source": source}},
+            "calculate_output": "0.5 * exact + 0.5 * code",
+        },
+        "samples_per_prompt": 4,
+        "kl_beta": 0.01,
+    }
+    given: dict[str, Any] = {"epochs": 3, "validation": "valid.jsonl", "schedule": "constant"}
+    write(tmp_path, method, **given)
+    refused = cli("check", "--provider", "local")
+    assert refused.code == 1 and "run_grader_code: true" in refused.out.replace("\n", " ")
+    assert cli("submit", "--provider", "local", "--yes").code != 0
+    assert not list(tmp_path.rglob("job.json"))
+
+    write(tmp_path, method, options={"max_new_tokens": 8, "run_grader_code": True}, **given)
+    checked = cli("check", "--provider", "local")
+    assert checked.code == 0, checked.out
+    assert "method.kl_beta" in cli("plan", "--provider", "local").out
+    assert "drawn to each prompt" in " ".join(cli("quote", "--provider", "local").out.split())
+    done = cli("submit", "--provider", "local", "--yes", "--watch")
+    assert done.code == 0, done.err
+    assert "validation reward" in done.err
+    points = cli("metrics", "last", "--json").json
+    rewards = [p["values"]["train_reward"] for p in points]
+    assert len(rewards) == 12 and sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.2, rewards
+    compared = cli("compare", "last", "--format", "json").json["runs"][0]
+    assert compared["reward"] == points[-1]["values"]["valid_reward"]
+    shown = cli("metrics", "last").out
+    for name in ("train_reward", "valid_reward", "train_kl"):
+        assert name in shown
+
+
+def test_the_losses_of_preferences(cli: Cli, tmp_path: Path) -> None:
+    train = pairs(tmp_path / "train.jsonl", 24)
+    train.write_text(train.read_text().replace('"preferred"', '"chosen"'))
+    for method in (
+        {"type": "dpo", "rpo_alpha": 0.5},
+        {"type": "dpo", "simpo_gamma": 0.5, "beta": 2.0},
+        {"type": "dpo", "loss": "orpo", "beta": 0.2},
+    ):
+        write(tmp_path, method, epochs=2)
+        done = cli("submit", "--provider", "local", "--yes", "--watch")
+        assert done.code == 0, done.err
+        points = cli("metrics", "last", "--json").json
+        margin = [p["values"]["train_reward_margin"] for p in points]
+        assert len(margin) == 6 and margin[-1] > margin[0], (method, margin)
