@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrate.local import machine, models
 from orchestrate.local.memory import Setup, plan
-from orchestrate.local.rundir import Hyper
+from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.local.shapes import Shape
 from orchestrate.types import MemoryPlan
 
@@ -21,8 +21,8 @@ LONGEST = 2048
 
 
 def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper) -> Setup:
-    """Of a job, in the engine's words. `fit` sets the rows and their length; a method that draws answers
-    has to set `drawn` here, and to count the answer in the length of its rows."""
+    """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
+    once."""
     return Setup(
         adapter=adapter["type"],
         rank=int(adapter.get("r") or 16),
@@ -31,8 +31,26 @@ def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper
         pairs=method["type"] == "dpo",
         optimizer=hyper.optimizer,
         gradient_checkpointing=hyper.gradient_checkpointing,
-        copies=int(hyper.early_stopping_patience is not None),
+        copies=int(hyper.early_stopping_patience is not None) + bool(method.get("kl_beta")),
+        drawn=hyper.batch_size * _samples(method),
     )
+
+
+def rows_of(
+    method: Mapping[str, Any], hyper: Hyper, lengths: Sequence[int]
+) -> tuple[Sequence[int], int]:
+    """For `fit`: tokens of what is trained on, and how many of them at once at most. Where answers are drawn
+    these are the prompts with an answer of full length each."""
+    samples = _samples(method)
+    if not samples:
+        return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
+    answered = [n + hyper.max_new_tokens for n in lengths for _ in range(samples)]
+    return answered, hyper.micro_batch or hyper.batch_size * samples
+
+
+def _samples(method: Mapping[str, Any]) -> int:
+    """Answers drawn to each prompt."""
+    return method.get("samples_per_prompt") or DEFAULT_SAMPLES if method["type"] == "rft" else 0
 
 
 def fit(
@@ -57,7 +75,12 @@ def fit(
         plans = [
             plan(
                 shape,
-                msgspec.structs.replace(setup, rows=rows * each, longest=length),
+                msgspec.structs.replace(
+                    setup,
+                    rows=rows * each,
+                    longest=length,
+                    drawn=min(setup.drawn, drawn_at_once(tokens, length)),
+                ),
                 device=device,
                 available_bytes=available_bytes,
             )
@@ -67,6 +90,11 @@ def fit(
         if worst.fits is not False or tokens <= longest or all(rows == 1 for rows, _ in passes):
             return tokens, worst
         tokens = max(longest, tokens // 2)
+
+
+def drawn_at_once(tokens: int, longest: int) -> int:
+    """Answers drawn side by side: more than are trained on, because nothing is kept for a backward pass."""
+    return max(1, 4 * tokens // longest)
 
 
 def _passes(lengths: Sequence[int], tokens: int, most_rows: int) -> list[tuple[int, int]]:
@@ -117,14 +145,17 @@ def of_job(
     if longest is None and hyper.max_seq_length is None:
         notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
+    if _samples(body["method"]) and hyper.max_seq_length is not None:
+        longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
+    lengths, most_rows = rows_of(body["method"], hyper, [longest] * hyper.batch_size)
     if body["adapter"].get("targets"):
         notes.append("for an adapter on all linear layers; on fewer of them it needs less")
     device = "cuda" if gpu_bytes else body.get("device") or ("cuda" if machine.gpus() else "cpu")
     _, found_plan = fit(
         shape,
         setup_of(body["method"], body["adapter"], hyper),
-        [longest] * hyper.batch_size,
-        most_rows=hyper.micro_batch or hyper.batch_size,
+        lengths,
+        most_rows=most_rows,
         device=device,
         available_bytes=gpu_bytes,
     )

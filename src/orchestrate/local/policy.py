@@ -24,6 +24,7 @@ from torch import Tensor
 
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.encoding import Encoded, Template, decode_prompt, template_message
+from orchestrate.local.fitting import drawn_at_once
 from orchestrate.local.grading import Grade, Grader
 from orchestrate.local.loading import Loaded
 from orchestrate.local.losses import token_losses
@@ -115,7 +116,7 @@ class PolicyObjective(Objective):
                 prompts,
                 max_tokens=self.max_new_tokens,
                 temperature=temperature,
-                most_rows=max(1, 4 * max_tokens // longest),  # nothing is kept for a backward pass
+                most_rows=drawn_at_once(max_tokens, longest),
                 look_up=self.look_up,
             )
 

@@ -95,11 +95,9 @@ class Session:
         if found is None:
             return
         hyper = self.job.hyper
-        most = min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
         setup = fitting.setup_of(self.job.method, self.job.adapter, hyper)
-        tokens, plan = fitting.fit(
-            found[0], setup, rows.lengths.tolist(), most_rows=most, device=self.device.type
-        )
+        lengths, most = fitting.rows_of(self.job.method, hyper, rows.lengths.tolist())
+        tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
             self.run.add_event(

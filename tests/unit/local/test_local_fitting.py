@@ -150,3 +150,22 @@ def test_the_engine_s_settings_reach_the_plan() -> None:
     without = msgspec.structs.replace(setup, copies=0)
     adapters = [plan(shape, s, device="cpu", available_bytes=1).parts["adapter"] for s in (setup, without)]
     assert adapters[0] == 2 * adapters[1]
+
+
+def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    method = {"type": "rft", "samples_per_prompt": 4}
+    hyper = {"max_new_tokens": 400, "batch_size": 8}
+
+    def planned(**more: Any) -> Any:
+        found = fitting.of_job(str(tmp_path), {**BODY, **more}, longest=200, gpu_bytes=24 << 30)
+        assert found is not None
+        return found
+
+    sft, rft = planned(hyper=hyper), planned(method=method, hyper=hyper)
+    assert (sft.longest, sft.rows) == (200, 8)
+    assert (rft.longest, rft.rows) == (600, fitting.DEFAULT_TOKENS["cuda"] // 600)
+    assert rft.total_bytes > sft.total_bytes
+    assert planned(method=method, hyper={**hyper, "max_seq_length": 500}).longest == 500
+    with_start = planned(method={**method, "kl_beta": 0.1}, hyper=hyper)
+    assert with_start.parts["adapter"] == 2 * rft.parts["adapter"]
