@@ -36,9 +36,7 @@ def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper
     )
 
 
-def rows_of(
-    method: Mapping[str, Any], hyper: Hyper, lengths: Sequence[int]
-) -> tuple[Sequence[int], int]:
+def rows_of(method: Mapping[str, Any], hyper: Hyper, lengths: Sequence[int]) -> tuple[Sequence[int], int]:
     """For `fit`: tokens of what is trained on, and how many of them at once at most. Where answers are drawn
     these are the prompts with an answer of full length each."""
     samples = _samples(method)

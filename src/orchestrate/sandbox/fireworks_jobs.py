@@ -77,7 +77,7 @@ class JobMaker:
             batch_size=training.batchSizeSamples or kind.batch,
             learning_rate=training.learningRate or 1e-4,
             lora_rank=training.loraRank,
-            dpo_beta=_beta(asked),
+            preference=_preference(asked),
             evals=1 if valid else 0,
             examples=examples,
             tokens=tokens,
@@ -129,9 +129,12 @@ class JobMaker:
         return found.id, None
 
 
-def _beta(asked: SupervisedJob | DpoJob | ReinforcementJob) -> float:
-    loss = None if isinstance(asked, SupervisedJob) else asked.lossConfig
-    return loss.dpo.beta or 0.1 if loss and loss.dpo else 0.1
+def _preference(asked: SupervisedJob | DpoJob | ReinforcementJob) -> dict[str, Any]:
+    loss = asked.lossConfig if isinstance(asked, DpoJob) else None
+    if loss is None:
+        return {}
+    beta = {"beta": loss.dpo.beta} if loss.dpo and loss.dpo.beta else {}
+    return {"loss": "orpo" if loss.method == "ORPO" else "dpo", **beta}
 
 
 def _without_key(body: dict[str, Any]) -> dict[str, Any]:

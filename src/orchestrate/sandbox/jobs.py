@@ -53,6 +53,10 @@ class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
     param: str | None = None
 
 
+DEFAULT_BETA = 0.1
+"""Of the loss over pairs, on all three hosts."""
+
+
 class Job(msgspec.Struct, kw_only=True):
     """Times are seconds since 1970 on the sandbox's clock; `None` is not yet."""
 
@@ -75,7 +79,8 @@ class Job(msgspec.Struct, kw_only=True):
     learning_rate: float = 1e-5
     """As the host counts it: absolute, or a multiplier."""
     lora_rank: int = 8
-    dpo_beta: float = 0.1
+    preference: dict[str, Any] = {}
+    """Settings of the loss over pairs, in the local engine's words."""
     train_on_inputs: bool = False
     checkpoints: int = 1
     evals: int = 0

@@ -18,7 +18,7 @@ from orchestrate.costing.rules import openai_auto_epochs
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.jobs import Job, Phase, Trouble
+from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.openai_bodies import CreateJob, Dpo, Reinforcement
 from orchestrate.sandbox.openai_events import events_of, rendered_points
 from orchestrate.sandbox.openai_files import OpenAIFiles
@@ -140,7 +140,7 @@ class OpenAIHost(Host):
         rate = hyper.learning_rate_multiplier
         job.learning_rate = 2.0 if rate == "auto" else rate
         if isinstance(hyper, Dpo) and hyper.beta != "auto":
-            job.dpo_beta = hyper.beta
+            job.preference = {"beta": hyper.beta}
         job.checkpoints = min(3, job.epochs)
         usd = training_usd(self.name, job)
         job.price_usd = str(usd) if usd is not None else None
@@ -264,7 +264,7 @@ class OpenAIHost(Host):
         hyper = asked.hyper()
         values = self._hyper(job)
         if isinstance(hyper, Dpo):
-            values["beta"] = job.dpo_beta
+            values["beta"] = job.preference.get("beta", DEFAULT_BETA)
         inner: dict[str, Any] = {"hyperparameters": values}
         if isinstance(hyper, Reinforcement) and asked.method and asked.method.reinforcement:
             values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})

@@ -51,9 +51,7 @@ class JobMaker:
             batch_size=8 if asked.batch_size == "max" else asked.batch_size,
             learning_rate=asked.learning_rate,
             lora_rank=lora.lora_r if lora else limits["lora_training"]["default_rank"],
-            dpo_beta=(asked.training_method.dpo_beta or 0.1)
-            if isinstance(asked.training_method, Dpo)
-            else 0.1,
+            preference=_preference(asked.training_method),
             train_on_inputs=isinstance(asked.training_method, Sft)
             and asked.training_method.train_on_inputs is True,
             checkpoints=asked.n_checkpoints,
@@ -164,3 +162,15 @@ class JobMaker:
                 raise HostError(
                     400, f"file {file.id} must have {wanted} rows for {kind}", param="training_file"
                 )
+
+
+def _preference(method: Sft | Dpo) -> dict[str, Any]:
+    if not isinstance(method, Dpo):
+        return {}
+    asked = {
+        "beta": method.dpo_beta,
+        "normalize_by_length": method.dpo_normalize_logratios_by_length,
+        "rpo_alpha": method.rpo_alpha,
+        "simpo_gamma": method.simpo_gamma,
+    }
+    return {name: value for name, value in asked.items() if value is not None}

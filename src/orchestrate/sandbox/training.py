@@ -19,7 +19,7 @@ import msgspec
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
-from orchestrate.sandbox.jobs import Job, Phase, Trouble
+from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.merging import merge
 from orchestrate.sandbox.untrained import ANSWER, made_up_metrics, placeholder_adapter
 from orchestrate.sandbox.uploads import write_canonical
@@ -327,13 +327,7 @@ def tiny_rate(job: Job) -> float:
 
 def _method(job: Job) -> dict[str, Any]:
     if job.kind == "dpo":
-        return {
-            "type": "dpo",
-            "beta": job.dpo_beta,
-            "normalize_by_length": False,
-            "rpo_alpha": None,
-            "simpo_gamma": None,
-        }
+        return {"type": "dpo", "beta": DEFAULT_BETA, **job.preference}
     return {"type": "sft", "train_on_inputs": job.train_on_inputs}
 
 
