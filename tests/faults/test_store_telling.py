@@ -155,7 +155,7 @@ def test_a_watcher_gives_up_on_a_deaf_channel_after_an_hour(
 
 
 def test_channels_are_what_is_configured() -> None:
-    found = channels(Notify(command="tell 'a b' c", url=Secret("https://h.example/x"), desktop=True))
+    found = channels(Notify(command="tell 'a b' c", url=Secret("https://hooks.example/told"), desktop=True))
     assert [type(c) for c in found] == [Command, Webhook, Desktop]
     assert isinstance(found[0], Command) and found[0].argv == ["tell", "a b", "c"], "no shell reads it"
     assert channels(Notify()) == []
@@ -163,9 +163,16 @@ def test_channels_are_what_is_configured() -> None:
 
 @pytest.mark.parametrize(
     "notify",
-    [Notify(command="'"), Notify(command=" "), Notify(url=Secret("http://h.example/x")),
-     Notify(url=Secret("x")), Notify(url=Secret("http://[x")), Notify(url=Secret("https://")), Notify(url=Secret("ftp://127.0.0.1/"))],
-)  # fmt: skip
+    [
+        Notify(command="'"),
+        Notify(command=" "),
+        Notify(url=Secret("http://hooks.example/told")),
+        Notify(url=Secret("not-an-address")),
+        Notify(url=Secret("http://[telling")),
+        Notify(url=Secret("https://?")),
+        Notify(url=Secret("ftp://127.0.0.1/")),
+    ],
+)
 def test_what_cannot_be_told_to_is_refused_at_once(notify: Notify) -> None:
     with pytest.raises(UsageError):
         channels(notify)
