@@ -77,6 +77,12 @@ def test_the_plan_says_which_engine_and_why() -> None:
         assert setting(engine=engine).outcome is Outcome.REFUSED
 
 
+def test_a_plan_for_a_gpu_elsewhere_tells_that_gpus_engine() -> None:
+    spec = JobSpec.parse({"model": str(TINY), "train": "t.jsonl"})
+    (found,) = (s for s in translate(spec, {"gpu_memory_gib": 24}).settings if "engine" in s.name)
+    assert "Liger" in str(found.rule) and "on a CPU" not in str(found.rule)
+
+
 def test_compiling_is_for_a_gpu() -> None:
     assert choose("compile", "cuda").engine == "compile"
     with pytest.raises(EngineMissing, match="for a GPU"):

@@ -66,6 +66,9 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
             rows.send(name, options[name])
     built = rows.build(model)
     own, body = _own_options(spec, built.body)
+    # Of a GPU that is not here, all of the plan is told.
+    device = body.get("device") or ("cuda" if options.get("gpu_memory_gib") else None)
+    own = [*_engine(own, body.get("engine"), device), *(r for r in own if r.name != ENGINE)]
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
     return msgspec.structs.replace(whole, memory=memory(spec, whole, options))
 
@@ -308,17 +311,16 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
             continue
         rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
         (hyper if wire.startswith("hyper.") else body)[key] = value
-    return [*_engine(rows, body), *(r for r in rows if r.name != ENGINE)], body
+    return rows, body
 
 
-def _engine(rows: list[Setting], body: Mapping[str, Any]) -> list[Setting]:
+def _engine(rows: list[Setting], name: str | None, device: str | None) -> list[Setting]:
     """The accelerators that will be used, and why; refused where one that was asked for is not here."""
     asked = next((r for r in rows if r.name == ENGINE), None)
     if asked is not None and asked.outcome is Outcome.REFUSED:
         return [asked]
-    name = body.get("engine")
     try:
-        choice = engines.choose(name, engines.expected_device(body.get("device")))
+        choice = engines.choose(name, engines.expected_device(device))
     except SetupError as error:
         rule = f"{error.message}: {error.fix}"
         return [Setting(name=ENGINE, asked=name, outcome=Outcome.REFUSED, rule=rule)]
