@@ -26,7 +26,7 @@ Kinds:
     bad_json        the request is done; the answer says that it is JSON and breaks off in the middle
     html            an HTML page of a proxy (status 200 unless given); nothing is done
     html_after      the same, after the request was done
-    slow            the answer comes `delay_s` later
+    slow            the request is done; its answer comes `delay_s` later
     list_lag        lists leave out jobs younger than `delay_s`
     unknown_status  jobs in the answer have the status `word`
     duplicate       the request is done twice, as when a client or proxy sends it again

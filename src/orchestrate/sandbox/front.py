@@ -138,9 +138,6 @@ class Front:
             self._late.add(task)
             task.add_done_callback(self._late.discard)
             await _hang_up(scope)
-        elif kind == "slow":
-            await asyncio.sleep(fault.delay_s)
-            await self.app(scope, receive, send)
         elif kind == "list_lag":
             LIST_LAG_S.set(fault.delay_s)  # each request runs in a context of its own
             await self.app(scope, receive, send)
@@ -159,6 +156,9 @@ class Front:
                 await answer(scope, receive, send)
             case "unknown_status":
                 await _with_word(answer, self.host.status_field, fault.word)(scope, receive, send)
+            case "slow":
+                await asyncio.sleep(fault.delay_s)
+                await answer(scope, receive, send)
             case "html_after":
                 await HTMLResponse(_PROXY_PAGE, fault.status or 200)(scope, receive, send)
             case "timeout":
