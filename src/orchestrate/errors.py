@@ -13,8 +13,8 @@ OrchestrateError
 +-- TranslationRefused          exit 2   a setting cannot be kept on the chosen backend
 +-- Unsupported                 exit 2   the backend lacks the feature, with its reason
 +-- OverBudget                  exit 6   the price is above the limit; nothing was sent
-+-- OutcomeUnknown              exit 5   a create was sent and its answer was lost; `orchestrate sync`
-settles it +-- RunFailed                   exit 1   the run ended without a model
++-- OutcomeUnknown              exit 5   a create's answer was lost; `orchestrate sync` settles it
++-- RunFailed                   exit 1   the run ended without a model
 +-- ArtifactRefused             exit 4   a downloaded artefact is not safe or not whole
 +-- ProviderError               exit 4   the host refused or is unavailable
     +-- AuthenticationFailed    401      the key is wrong or expired
