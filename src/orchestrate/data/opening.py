@@ -128,13 +128,30 @@ def paying(workers: int | None, size: int) -> int | None:
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
+_SNIFFED = 64 << 20
+"""The longest line by which a format is told."""
+
+
 def first_lines(path: str) -> Iterator[bytes]:
-    """Lines of the first blocks; a line longer than those is given cut."""
+    """Lines, without those over `_SNIFFED`, of which only a part would be seen. Raises `DataError` when no
+    other is there."""
+    told = passed = False
     with Path(path).open("rb") as file:
         if file.peek(3)[:3] == b"\xef\xbb\xbf":
             file.read(3)
-        while line := file.readline(64 << 20):
-            yield line
+        while line := file.readline(_SNIFFED):
+            if len(line) < _SNIFFED or line.endswith(b"\n"):
+                told = True
+                yield line
+                continue
+            passed = True
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_SNIFFED)
+    if passed and not told:
+        raise DataError(
+            f"{path}: its format cannot be told: every line has more than {_SNIFFED >> 20} MiB",
+            fix="write one row to a line (JSONL); a row for training is no longer than a model's context",
+        )
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> shapes.Shape:

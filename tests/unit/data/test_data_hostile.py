@@ -74,6 +74,14 @@ def test_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
     assert data.rows == 3 and data.bytes > 100_000_000 and data.problems == ()
 
 
+def test_a_file_of_one_endless_line_is_told_so(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROW.replace(b'"b"', b'"' + b"word " * 20_000_000 + b'"'))
+    with pytest.raises(DataError, match="every line has more than 64 MiB") as told:
+        Dataset.open(file)
+    assert "one row to a line" in str(told.value.fix)
+
+
 def test_a_million_problems(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW + b"{}\n" * 1_000_000)
