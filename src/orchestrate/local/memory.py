@@ -161,8 +161,8 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
         attention += (2 * b if full else 2 if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
     if device == "cpu" and setup.longest <= SHORT_ROW:
         scores = shape.heads * setup.longest
-        # 32-bit scores and their softmax, kept in the model's own precision; backward makes two of 32 bits, and
-        # a 32-bit copy of the kept one where that has 16.
+        # 32-bit scores and their softmax, kept in the model's own precision; backward makes two of 32 bits,
+        # and a 32-bit copy of the kept one where that has 16.
         attention, forward, backward = attention + b * scores, 8 * scores, (8 if full else 12) * scores
     else:
         attention, forward, backward = attention + 4 * shape.heads, b * q, b * (q + 2 * kv)
