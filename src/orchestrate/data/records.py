@@ -16,7 +16,7 @@ from orchestrate.errors import DataError, MissingExtra
 
 BLOCK = 1 << 20
 LONGEST_RECORD = 512 << 20
-"""Characters of one element of a JSON array."""
+"""Characters of one element of a JSON array, bytes of one line."""
 
 _encode = msgspec.json.Encoder().encode
 _STRUCTURED = frozenset(

@@ -21,6 +21,7 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.data.content import candidates, confirmed
 from orchestrate.data.examples import Example
 from orchestrate.data.problems import KEPT_PER_CODE, problem
+from orchestrate.data.records import LONGEST_RECORD
 from orchestrate.data.rows import (
     Row,
     answers,
@@ -33,6 +34,7 @@ from orchestrate.data.rows import (
 )
 from orchestrate.data.tokens import Lengths, counter
 from orchestrate.data.traits import Trait
+from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 
 _TOOLS = Trait.TOOLS.value
@@ -134,7 +136,8 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Byte ranges of about `step` bytes that end at ends of lines."""
+    """Byte ranges of about `step` bytes that end at ends of lines. Raises `DataError` for a line that is
+    longer than any record may be, before it fills the memory."""
     with Path(path).open("rb") as file:
         start = 0
         while start < size:
@@ -143,6 +146,11 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
                 if piece.endswith(b"\n"):
                     break
             end = min(file.tell(), size)
+            if end - start > step + LONGEST_RECORD:
+                raise DataError(
+                    f"{Path(path).name}: a line after byte {start:,} has over {LONGEST_RECORD >> 20} MiB",
+                    fix="write one row to a line (JSONL), or cut the file at its end",
+                )
             yield start, end
             start = end
 

@@ -82,6 +82,16 @@ def test_a_file_of_one_endless_line_is_told_so(tmp_path: Path) -> None:
     assert "one row to a line" in str(told.value.fix)
 
 
+def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(ROW)
+    with file.open("r+b") as out:
+        out.truncate(600 << 20)  # holes: zeros that take no disk
+    with pytest.raises(DataError, match="has over 512 MiB"):
+        Dataset.open(file)
+    file.unlink()
+
+
 def test_a_million_problems(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW + b"{}\n" * 1_000_000)
