@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, Select, or_, select
+from sqlalchemy import Column, Connection, Select, or_, select
 
 from orchestrate.errors import UsageError
 from orchestrate.tracking import schema
@@ -141,12 +141,7 @@ class Finding(History):
 
     def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
         """The runs of these ids, in no order; unknown ids are left out."""
-        wanted, found, table = sorted(set(run_ids)), list[Run](), schema.runs
-        with self.reading() as connection:
-            for start in range(0, len(wanted), 500):
-                query = select(table.c.record).where(table.c.id.in_(wanted[start : start + 500]))
-                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
-        return found
+        return self._runs_among(schema.runs.c.id, run_ids)
 
     def is_closed(self, run_id: str) -> bool:
         """Whether nothing more is to be learnt about this run from its host."""
@@ -160,10 +155,13 @@ class Finding(History):
 
     def runs_by_ref(self, refs: Iterable[str]) -> list[Run]:
         """The runs, ended ones included, whose refs are among these."""
-        wanted, found, table = sorted(set(refs)), list[Run](), schema.runs
+        return self._runs_among(schema.runs.c.ref, refs)
+
+    def _runs_among(self, column: Column[str], values: Iterable[str]) -> list[Run]:
+        wanted, found = sorted(set(values)), list[Run]()
         with self.reading() as connection:
             for start in range(0, len(wanted), 500):
-                query = select(table.c.record).where(table.c.ref.in_(wanted[start : start + 500]))
+                query = select(schema.runs.c.record).where(column.in_(wanted[start : start + 500]))
                 found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
         return found
 
