@@ -7,21 +7,24 @@ unpacked on the first machine, into its temporary folder (`TMPDIR`), which must 
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrate.data import pool
-from orchestrate.errors import MissingExtra
+from orchestrate.errors import ConfigError, MissingExtra
 
 
 @contextmanager
 def on_ray(workers: int | None = None) -> Generator[int]:
     """Within the `with` block the data commands run on Ray; gives the number of its CPUs.
 
-    A running cluster is used (`RAY_ADDRESS`, or one on this machine), else one with `workers` CPUs, by
-    default one for each core, is started and ended here. Raises `MissingExtra` without ray.
+    The cluster of `RAY_ADDRESS` is used, else one that `ray start` started on this machine, else one with
+    `workers` CPUs, by default one for each core, is started and ended here. Raises `MissingExtra` without
+    ray, and `ConfigError` where nothing answers at `RAY_ADDRESS`.
     """
     ray = _ray()
     joined = not ray.is_initialized()
@@ -46,10 +49,32 @@ def _connect(ray: Any, workers: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _reach(address)
+            ray.init(**quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}",
+                fix="start it, correct RAY_ADDRESS, or unset it to run on a cluster started for this command",
+            ) from error
+        return
+    # Not address="auto": that joins any cluster of this machine, another command's too, which ends with it.
+    own: dict[str, Any] = {"num_cpus": workers or pool.cores(), "include_dashboard": False, **quiet}
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(address="local", num_cpus=workers or pool.cores(), include_dashboard=False, **quiet)
+        ray.init(**own)
+    except ValueError:  # the number of CPUs is not ours to say: one was started here with `ray start`
+        try:
+            ray.init(**quiet)
+        except ConnectionError:  # it is gone, and left its address behind
+            ray.init(address="local", **own)
+
+
+def _reach(address: str) -> None:
+    """Raises `OSError` where nothing listens at HOST:PORT: Ray itself would wait for many minutes."""
+    named = urlsplit(address if "://" in address else f"//{address}")
+    if named.hostname and named.port:
+        socket.create_connection((named.hostname, named.port), timeout=10).close()
 
 
 def _call(function: Callable[[Any], Any], task: Any) -> Any:

@@ -45,22 +45,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def command(engine: str, *arguments: str) -> list[str]:
+    options = ("--engine", engine, "--workers", "2", "--json")
+    return [sys.executable, "-m", "orchestrate.cli", "data", *arguments, *options]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "HOME": str(home), "COLUMNS": "160", **more}
+
+
 def run(home: Path, engine: str, *arguments: str, code: int = 0) -> Any:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "orchestrate.cli",
-            "data",
-            *arguments,
-            "--engine",
-            engine,
-            "--workers",
-            "2",
-            "--json",
-        ],
+        command(engine, *arguments),
         cwd=home,
-        env={**os.environ, "HOME": str(home), "COLUMNS": "160"},
+        env=environment(home),
         capture_output=True,
         text=True,
         timeout=300,
@@ -96,6 +94,45 @@ def test_dedupe_is_the_same(home: Path) -> None:
         reports[-1] = {k: v for k, v in reports[-1].items() if k not in ("output", "log")}
     assert reports[0] == reports[1] and reports[0]["exact"] > 10
     assert (home / "ray.deduped.jsonl").read_bytes() == (home / "local.deduped.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_commands_at_once_have_a_cluster_each(home: Path, tmp_path: Path) -> None:
+    """A cluster of the other's would end with it, or not let this one in where it is another user's."""
+    started: list[subprocess.Popen[str]] = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        output = str(tmp_path / f"{name}.jsonl")
+        arguments = ("convert", str(home / "rows.jsonl"), "--to", "sharegpt", "-o", output, "--allow-loss")
+        started.append(
+            subprocess.Popen(
+                command("ray", *arguments),
+                cwd=home,
+                env=environment(tmp_path / name),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in started:
+        told, notes = process.communicate(timeout=300)
+        assert process.returncode == 0, notes
+        assert json.loads(told)["written"] > 1000
+    assert (tmp_path / "first.jsonl").read_bytes() == (tmp_path / "second.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_named_is_not_replaced_by_another(home: Path) -> None:
+    done = subprocess.run(
+        command("ray", "check", "rows.jsonl"),
+        cwd=home,
+        env=environment(home, RAY_ADDRESS="127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "127.0.0.1:9" in done.stderr and "unset" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
