@@ -21,7 +21,8 @@ from orchestrate.commands.console import Json, err, note, orchestrator, out, pri
 from orchestrate.commands.live import LiveView
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
-from orchestrate.types import JobStatus, Run, SubmitPhase
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -34,7 +35,6 @@ _CHECK_S = 2.0
 """How often the background watcher is looked after."""
 _ASKED_AT_ONCE = 8
 """So many runs are asked about before the first picture is drawn; of more, the first sweep tells."""
-_UNSENT = (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
 
 HereOpt = Annotated[
     bool | None,
@@ -187,7 +187,7 @@ class _Following:
 
     def _on_hosts(self) -> bool:
         """Whether there is anything to ask a host about: not while another process still uploads."""
-        return any(self.handles[i].record.phase not in _UNSENT for i in self._at_work)
+        return any(self.handles[i].record.phase not in UNSENT for i in self._at_work)
 
     def _show(self, view: LiveView) -> bool:
         """True when none of the runs is on its way any more."""
@@ -203,13 +203,13 @@ class _Following:
         return not self._at_work
 
     def _over(self, run: Run) -> bool:
-        unsent = run.phase in _UNSENT and not self.ft.store.held(f"run:{run.id}")
+        unsent = run.phase in UNSENT and not self.ft.store.held(f"run:{run.id}")
         return run.status.terminal or unsent
 
     def _hint(self, run: Run) -> str | None:
         from orchestrate.tracking import settle_left_s
 
-        if run.phase in _UNSENT and not run.status.terminal:
+        if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.held(f"run:{run.id}"):
                 return "another process is sending it"
             return f"nothing is on the host; to send it: orchestrate resume {run.id}"
@@ -336,7 +336,7 @@ def require_reachable(ft: Orchestrator, run: Run) -> None:
 
 
 def _well(run: Run) -> bool:
-    return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in _UNSENT)
+    return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in UNSENT)
 
 
 def _stop(ft: Orchestrator, *, json: bool) -> None:

@@ -15,6 +15,7 @@ from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.history import History
 from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX
+from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -133,9 +134,9 @@ class Finding(History):
         """(backend, host) of the runs that have or may have a job which has not ended."""
         table = schema.runs
         ended = [s.value for s in JobStatus if s.terminal]
-        sent = [p.value for p in SubmitPhase if p not in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)]
+        unsent = [p.value for p in UNSENT]
         query = select(table.c.provider, table.c.host).distinct()
-        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.in_(sent))
+        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.not_in(unsent))
         with self.reading() as connection:
             return [(row.provider, row.host) for row in connection.execute(query)]
 

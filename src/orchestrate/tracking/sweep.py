@@ -37,8 +37,8 @@ _REQUESTS = 150
 """What a sync may cost on a host with ten thousand runs."""
 _PAGE = 100
 """Jobs of the shortest page."""
-_DETAIL_REQUESTS = 5
-"""Of the dearest host, for one ended run."""
+DETAIL_REQUESTS = 5
+"""What `fetch_details` of one run costs on the dearest host, about."""
 _BILL_PATIENCE = timedelta(days=7)
 """A host that has not told a final price by then never will."""
 
@@ -253,7 +253,7 @@ class _Sweep:
             run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
         ]
         # Any few of many: those that wait for a final bill must not keep the others out.
-        few = max(1, (_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // _DETAIL_REQUESTS)
+        few = max(1, (_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
         detailed = set(random.sample(ended, few) if len(ended) > few else ended)
         for run_id in ended:
             self._conclude(run_id, seen.pop(run_id), details=run_id in detailed)
@@ -317,7 +317,7 @@ class _Sweep:
         if not details:
             _billed(self.store, run, job, self.bill)
             return  # it stays open, for a later sync
-        self.report.asked += _DETAIL_REQUESTS
+        self.report.asked += DETAIL_REQUESTS
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:

@@ -17,7 +17,7 @@ from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.tracking.database import LeaseHeld
 from orchestrate.tracking.notifying import Channel, tell
 from orchestrate.tracking.pace import Pace
-from orchestrate.tracking.sweep import BillHook, Failure, SyncReport, fetch_details, sync
+from orchestrate.tracking.sweep import DETAIL_REQUESTS, BillHook, Failure, SyncReport, fetch_details, sync
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import JobStatus
 
@@ -29,7 +29,6 @@ _SWEEP_LEASE_S = 30.0
 """Renewed while the sweep goes on; a worker that dies in the middle holds its account up for so long."""
 _DETAILS = 20
 """Runs of one account whose events and metrics are fetched in a turn."""
-_DETAIL_REQUESTS = 3
 _IDLE_S = 30.0
 _TURN_S = 1.0
 """New runs, new viewers and hints of other processes are seen within so long."""
@@ -257,7 +256,7 @@ class Watcher:
         alone."""
         soonest = timedelta(seconds=1 if account.near else 10)
         for run in self.store.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
-            self._take(account, _DETAIL_REQUESTS, credit=True)
+            self._take(account, DETAIL_REQUESTS, credit=True)
             try:
                 fetch_details(self.store, account.backend, run)
             except ProviderError as error:
