@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +20,20 @@ from paper_host import Paper, PaperHost
 
 from orchestrate.config import Notify, Secret
 from orchestrate.errors import RateLimited, UsageError
+from orchestrate.local.process import started
 from orchestrate.providers.hosted import retry_after
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s, submit
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.notifying import Command, Desktop, NotDelivered, Webhook, channels, tell
+from orchestrate.tracking.notifying import (
+    Command,
+    Desktop,
+    NotDelivered,
+    PerhapsDelivered,
+    Webhook,
+    channels,
+    tell,
+)
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -229,6 +239,65 @@ def test_the_token_in_a_webhooks_address_is_never_told(store: Store, host: Paper
     with pytest.raises(NotDelivered) as caught:
         Webhook(f"{url}/services/{TOKEN}").send(run)
     assert TOKEN not in str(caught.value)
+
+
+def _acting(tmp_path: Path, then: str) -> list[str]:
+    """A program that appends the id that it was given to `acted`, then does something else."""
+    code = (
+        "import json, os, subprocess, sys, time\n"
+        f"open({str(tmp_path / 'acted')!r}, 'a').write(json.load(sys.stdin)['id'] + chr(10))\n{then}"
+    )
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "os.kill(os.getpid(), 9)"], ids=["hangs", "dies"])
+def test_a_command_that_may_have_told_is_not_repeated(
+    store: Store, host: PaperHost, tmp_path: Path, then: str
+) -> None:
+    command = Command(_acting(tmp_path, then), timeout_s=5.0)
+    tell(store, [command])
+    first, second = ended(store, host), ended(store, host)
+    problems = tell(store, [command]) + tell(store, [command])
+    assert [p.partition(":")[0] for p in problems] == [first.id, second.id]
+    assert all("is not repeated" in p for p in problems)
+    assert tell(store, [command]) == []
+    ids = (tmp_path / "acted").read_text().split()
+    assert ids == [f"{run.id}-succeeded" for run in (first, second)]
+    for run in (first, second):
+        [event] = [e for e in store.events(run.id) if e.type == "notification"]
+        assert event.level == "warning" and "not known" in event.message
+    assert store.alarms(first.id) == []
+
+
+def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
+    store: Store, host: PaperHost, tmp_path: Path
+) -> None:
+    command = Command(_acting(tmp_path, f"sys.exit(not os.path.exists({str(tmp_path / 'up')!r}))"))
+    tell(store, [command])
+    run = ended(store, host)
+    assert "exit code 1" in tell(store, [command])[0]
+    (tmp_path / "up").touch()
+    assert tell(store, [command]) == [] and tell(store, [command]) == []
+    assert (tmp_path / "acted").read_text().split() == [f"{run.id}-succeeded"] * 2
+    assert [e for e in store.events(run.id) if e.type == "notification"] == []
+
+
+def test_what_a_hanging_command_started_ends_with_it_and_what_a_done_one_started_goes_on(
+    store: Store, host: PaperHost, tmp_path: Path
+) -> None:
+    run = ended(store, host)
+    start = f"open({str(tmp_path / 'child')!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid)); "
+    with pytest.raises(PerhapsDelivered):
+        Command(_acting(tmp_path, start + "time.sleep(600)"), timeout_s=5.0).send(run)
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 20
+    while started(child) is not None:
+        assert time.monotonic() < deadline, "its child lives on"
+        time.sleep(0.05)
+    Command(_acting(tmp_path, start)).send(run)  # it holds the pipes of a command that has ended
+    child = int((tmp_path / "child").read_text())
+    assert started(child) is not None
+    os.kill(child, 9)
 
 
 def test_a_failing_command_is_told_without_its_arguments(store: Store, host: PaperHost) -> None:

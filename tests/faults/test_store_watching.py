@@ -321,6 +321,7 @@ def test_a_webhook_is_signed_and_repeated_under_the_same_id(store: Store, host: 
             channel.send(run)
         channel.send(run)
     assert got[0][0]["webhook-id"] == got[1][0]["webhook-id"]
+    assert {json.loads(body)["id"] for _, body in got} == {got[0][0]["webhook-id"]}
     # Another's implementation of the convention accepts it.
     for headers, body in got:
         OpenAI(api_key="key-of-the-tests").webhooks.verify_signature(body, headers, secret=SECRET.reveal())

@@ -22,14 +22,16 @@ CommandOpt = Annotated[
     str | None,
     typer.Option(
         "--notify-command",
-        help="Run this when a run ends; it reads JSON from its stdin. Also ORCHESTRATE_NOTIFY_COMMAND.",
+        help="Run this when a run ends; it reads JSON from its stdin, and is run again when it ends with an "
+        "error, not when it is not done after 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
     ),
 ]
 UrlOpt = Annotated[
     str | None,
     typer.Option(
         "--notify-url",
-        help="POST a signed webhook to this address when a run ends. Also ORCHESTRATE_NOTIFY_URL.",
+        help="POST a signed webhook to this address when a run ends, at least once; a repeat has the same "
+        "webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
     ),
 ]
 DesktopOpt = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
@@ -208,15 +207,12 @@ class Agenda(Finding):
         with self.reading() as connection:
             return list(connection.execute(query).scalars())
 
-    def close_notifications(self, run_ids: Iterable[str], channel: str) -> None:
-        """Leaves these as they are: telling twice would be worse than not at all."""
+    def close_notification(self, run_id: str, channel: str) -> None:
+        """Marks it as one of which nobody knows whether it was sent; it is not claimed again."""
         table = schema.notifications
+        mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self.writing() as connection:
-            connection.execute(
-                table.update()
-                .where(table.c.channel == channel, table.c.run_id.in_(list(run_ids)))
-                .values(state="uncertain")
-            )
+            connection.execute(table.update().where(mine).values(state="uncertain"))
 
 
 def _look_name(account: str) -> str:

@@ -1,8 +1,12 @@
-"""Telling people and programs that a run has ended, exactly once for each channel.
+"""Telling people and programs that a run has ended.
 
 A claim in the store comes first, so that of many watchers one tells. What was certainly not delivered is
-tried again. Where a watcher died in the middle nobody can know: a webhook is then sent again under the same
-`webhook-id`, by which receivers drop repeats; a command or a desktop message is not repeated.
+tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
+
+A webhook arrives at least once: it is then sent again under the same `webhook-id`, by which receivers drop
+repeats. A command or a desktop message is told at most once: it is repeated only when the program could not
+be started or said by its exit code that it has not delivered. What stays unknown is kept as an event of the
+run. The message's `id` is one for one end of one run, the same on every channel.
 """
 
 from __future__ import annotations
@@ -11,28 +15,37 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from orchestrate.config import Notify, Secret, is_loopback
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.types import Run
+from orchestrate.types import Event, Run
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
 
 _DEAD_AFTER_S = 300.0
 _TIMEOUT_S = 30.0
+_SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """The message certainly did not arrive; it is tried again."""
+    """The message certainly did not arrive, or a repeat does no harm; it is tried again."""
 
     retryable = True
+
+
+class PerhapsDelivered(OrchestrateError):
+    """The message may have arrived, and a repeat would tell twice; it is not tried again."""
 
 
 class Channel(Protocol):
@@ -43,13 +56,19 @@ class Channel(Protocol):
     """Whether a repeat is recognised and dropped by the receiver."""
 
     def send(self, run: Run) -> None:
-        """Raises `NotDelivered`."""
+        """Raises `NotDelivered`, and unless `repeatable` `PerhapsDelivered`."""
         ...
+
+
+def message_id(run: Run) -> str:
+    """One for one end of one run, whoever tells it and how often."""
+    return f"{run.id}-{run.status.value}"
 
 
 def message(run: Run) -> dict[str, Any]:
     """What every channel tells."""
     return {
+        "id": message_id(run),
         "type": f"run.{run.status.value}",
         "run": run.id,
         "provider": run.provider,
@@ -64,28 +83,46 @@ def message(run: Run) -> dict[str, Any]:
 
 
 class Command:
-    """Runs a program with the message as JSON on its standard input; exit code 0 means delivered."""
+    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, another
+    one not delivered. One that is not done after `timeout_s` is killed with all that it started."""
 
     repeatable = False
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
             raise UsageError("a notification command must not be empty")
-        self.argv = list(argv)
+        self.argv, self.timeout_s = list(argv), timeout_s
         self.name = f"command:{_digest(self.argv)}"
 
     def send(self, run: Run) -> None:
-        try:
-            subprocess.run(
-                self.argv,
-                input=json.dumps(message(run)).encode(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=_TIMEOUT_S,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NotDelivered(f"{self.argv[0]}: {_reason(error)}") from error
+        self._execute(self.argv, json.dumps(message(run)).encode())
+
+    def _execute(self, argv: Sequence[str], stdin: bytes = b"") -> None:
+        # What it says goes to a file: a pipe would be waited for as long as anything that it started lives.
+        with tempfile.TemporaryFile() as said:
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise NotDelivered(f"{argv[0]}: {error.strerror or error}") from error
+            with process:
+                try:
+                    process.communicate(stdin, self.timeout_s)
+                except subprocess.TimeoutExpired:
+                    _end(process)
+                    raise PerhapsDelivered(f"{argv[0]}: not done after {self.timeout_s:g} s") from None
+            if process.returncode < 0:
+                raise PerhapsDelivered(f"{argv[0]}: ended by signal {-process.returncode}")
+            if process.returncode:
+                said.seek(max(0, said.seek(0, os.SEEK_END) - _SAID_BYTES))
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                last = f": {lines[-1][:200]}" if lines else ""
+                raise NotDelivered(f"{argv[0]}: exit code {process.returncode}{last}")
 
 
 class Desktop(Command):
@@ -110,12 +147,7 @@ class Desktop(Command):
             if sys.platform == "darwin"
             else ["--app-name=orchestrate"]
         )
-        try:
-            subprocess.run(
-                [*self.argv, *arguments, title, text], timeout=_TIMEOUT_S, check=True, capture_output=True
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NotDelivered(f"{self.argv[0]}: {_reason(error)}") from error
+        self._execute([*self.argv, *arguments, title, text])
 
 
 class Webhook:
@@ -144,7 +176,7 @@ class Webhook:
         body = json.dumps(message(run), separators=(",", ":"))
         headers = {
             "content-type": "application/json",
-            "webhook-id": f"{run.id}-{run.status.value}",
+            "webhook-id": message_id(run),
             "webhook-timestamp": str(int(Clock().now().timestamp())),
         }
         if self.secret is not None:
@@ -183,10 +215,10 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Channel]:
 
 def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
     """Tells each channel about the runs that have ended since it was first used. Returns what could not be
-    delivered, one line each; that is tried again at the next call."""
+    delivered, one line each: that is tried again at the next call, unless the line says otherwise."""
     problems: list[str] = []
     for channel in channels:
-        _bury(store, channel)
+        problems += _bury(store, channel)
         for run in store.untold(channel.name, store.notified_since(channel.name)):
             if not store.claim_notification(run.id, channel.name):
                 continue
@@ -196,28 +228,46 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
                 store.finish_notification(run.id, channel.name, sent=False)
                 problems.append(f"{run.id}: {error.message}")
                 break  # what does not work now will not work for the next run either
+            except PerhapsDelivered as error:
+                problems.append(_uncertain(store, run.id, channel, error.message))
+                break
             store.finish_notification(run.id, channel.name, sent=True)
     return problems
 
 
-def _bury(store: Store, channel: Channel) -> None:
+def _bury(store: Store, channel: Channel) -> list[str]:
     """Settles what dead watchers left between claiming and finishing."""
-    left = store.unfinished_notifications(channel.name, older_than_s=_DEAD_AFTER_S)
-    if channel.repeatable:
-        for run_id in left:
+    problems: list[str] = []
+    for run_id in store.unfinished_notifications(channel.name, older_than_s=_DEAD_AFTER_S):
+        if channel.repeatable:
             store.finish_notification(run_id, channel.name, sent=False)
-    elif left:
-        store.close_notifications(left, channel.name)
+        else:
+            problems.append(_uncertain(store, run_id, channel, "the one that told it died"))
+    return problems
 
 
-def _reason(error: OSError | subprocess.SubprocessError) -> str:
-    """Without the arguments, among which may be a token."""
-    if isinstance(error, subprocess.CalledProcessError):
-        said = bytes(error.stderr or b"").decode(errors="replace").strip().splitlines()
-        return f"exit code {error.returncode}" + (f": {said[-1][:200]}" if said else "")
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"not done after {_TIMEOUT_S:.0f} s"
-    return error.strerror or str(error) if isinstance(error, OSError) else type(error).__name__
+def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
+    """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
+    store.close_notification(run_id, channel.name)
+    kind = channel.name.partition(":")[0]
+    text = f"whether the {kind} has told of the end is not known, and it is not repeated ({reason})"
+    told = Event(
+        id=f"orchestrate-untold-{channel.name}",
+        at=store.clock.now(),
+        level="warning",
+        type="notification",
+        message=text,
+    )
+    store.add_events(run_id, [told], from_host=False)
+    return f"{run_id}: {text}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _digest(parts: Sequence[str]) -> str:
