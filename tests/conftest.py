@@ -1,13 +1,16 @@
-"""What the whole suite shares: the table of counts at its end, and a look for keys in all that it wrote."""
+"""What the whole suite shares: a Postgres server, the table of counts at its end, and a look for keys in all
+that it wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import key_scan
+from tests.postgres_server import Postgres, postgres_binaries
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 
@@ -64,6 +67,16 @@ class Keys:
         self.scan = key_scan.session_scan(Path(__file__).parent, [factory.getbasetemp()])
         for where, text in self.told:
             self.scan.text(where, text)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("no Postgres on this machine (pg_ctl on the PATH or under /usr/lib/postgresql)")
+    server = Postgres(binaries)
+    yield server
+    server.remove()
 
 
 def pytest_configure(config: pytest.Config) -> None:

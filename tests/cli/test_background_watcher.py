@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -19,10 +17,9 @@ import pytest
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from tests.cli.conftest import Cli
+from tests.cli.terminals import ORCHESTRATE, Terminal, told, until, watchers
 
-ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
-PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -55,59 +52,6 @@ def submit(cli: Cli, tmp_path: Path, sandbox: Any) -> Callable[[], str]:
         return made.json[0]["id"]
 
     return submitted
-
-
-class Terminal:
-    """A command in a session of its own on a terminal of its own."""
-
-    def __init__(self, env: dict[str, str], cwd: Path, *words: str) -> None:
-        self.shown = b""
-        self.pid, self.end = pty.fork()
-        if self.pid == 0:
-            os.chdir(cwd)
-            os.execve(sys.executable, [*ORCHESTRATE, *words], env)
-
-    def until(self, word: bytes) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while word not in self.shown:
-            assert time.monotonic() < deadline, self.shown[-2000:]
-            self.shown += os.read(self.end, 65536)
-
-    def close(self) -> int:
-        """As a terminal window is closed: the kernel sends SIGHUP. Returns how the command ended."""
-        os.close(self.end)
-        return os.waitpid(self.pid, 0)[1]
-
-    def finish(self) -> int:
-        with contextlib.suppress(OSError):
-            while more := os.read(self.end, 65536):
-                self.shown += more
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.end)
-        return os.waitstatus_to_exitcode(status)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.1)
-
-
-def watchers(tmp_path: Path) -> list[int]:
-    """Process ids of the background watchers that live."""
-    found: list[int] = []
-    for file in (tmp_path / "home" / "watchers").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = json.loads(file.read_text())["pid"]
-            if b"orchestrate.commands.background" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
-
-
-def told(tmp_path: Path) -> list[str]:
-    file = tmp_path / "told"
-    return [json.loads(line)["run"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def status(cli: Cli, run: str) -> str:

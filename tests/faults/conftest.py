@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import Postgres, postgres_binaries
 from world import Counted, World
 
 from orchestrate import sandbox
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("no Postgres on this machine (pg_ctl on the PATH or under /usr/lib/postgresql)")
-    server = Postgres(binaries)
-    yield server
-    server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

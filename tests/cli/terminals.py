@@ -1,0 +1,78 @@
+"""Commands on real terminals, which can be closed, and the watchers that they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
+PATIENCE_S = 120.0
+
+
+class Terminal:
+    """A command in a session of its own on a terminal of its own, which somebody reads: a full one would hold
+    the command up."""
+
+    def __init__(self, env: dict[str, str], cwd: Path, *words: str) -> None:
+        self.shown = b""
+        self.pid, self.end = pty.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            os.execve(sys.executable, [*ORCHESTRATE, *words], env)
+        self._closing = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the command has ended
+            while not self._closing.is_set():
+                # Never in the middle of a read when it is closed: that would keep the terminal open.
+                if select.select([self.end], [], [], 0.05)[0]:
+                    self.shown += os.read(self.end, 65536)
+
+    def until(self, word: bytes) -> None:
+        until(lambda: word in self.shown, f"{word!r} on the terminal")
+
+    def close(self) -> int:
+        """As a terminal window is closed: the kernel sends SIGHUP. Returns how the command ended."""
+        self._closing.set()
+        self._reader.join()
+        os.close(self.end)
+        return os.waitpid(self.pid, 0)[1]
+
+    def finish(self) -> int:
+        self._reader.join()
+        status = os.waitpid(self.pid, 0)[1]
+        os.close(self.end)
+        return os.waitstatus_to_exitcode(status)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.1)
+
+
+def watchers(folder: Path, home: str = "home") -> list[int]:
+    """Process ids of the background watchers of this home that live."""
+    found: list[int] = []
+    for file in (folder / home / "watchers").glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = json.loads(file.read_text())["pid"]
+            if b"orchestrate.commands.background" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def told(tmp_path: Path) -> list[str]:
+    file = tmp_path / "told"
+    return [json.loads(line)["run"] for line in file.read_text().splitlines()] if file.exists() else []
