@@ -19,13 +19,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
 
-from postgres_server import Postgres, postgres_binaries
 from soaking import WAITS, Soak
 
 from orchestrate import sandbox
+from postgres_server import Postgres, postgres_binaries
 
 COLUMNS = ("runs", "jobs", "lost", "doubled", "by_proxy", "wrong_end")
 

@@ -3,6 +3,7 @@ that it wrote."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from tests import key_scan
 from tests.postgres_server import Postgres, postgres_binaries
+
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
+"""No test looks into the keyring of the one who runs it."""
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrate.errors import ConfigError
+from orchestrate.errors import ConfigError, MissingExtra, SetupError
 
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
@@ -17,6 +17,8 @@ mistaken for the other."""
 
 
 MASK = "[removed]"
+_SERVICE = "orchestrate"
+"""The name of our keys in the system's keyring."""
 _SHORTEST = 8
 """A shorter secret is a word that a text may hold by chance."""
 _known: set[str] = set()
@@ -115,16 +117,46 @@ def _toml_string(value: str) -> str:
 
 
 def from_keyring(name: str) -> str | None:
-    from importlib.util import find_spec
-
-    if find_spec("keyring") is None:
-        return None
-    import keyring  # pyright: ignore[reportMissingImports]  # optional
-
     try:
-        return keyring.get_password("orchestrate", name)  # pyright: ignore  # optional, untyped
+        return _keyring().get_password(_SERVICE, name)
     except Exception:  # noqa: BLE001  a locked or absent desktop keyring is as good as an empty one
         return None
+
+
+def write_keyring(name: str, value: str) -> str:
+    """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
+    package, `SetupError` when the keyring does not take it."""
+    keyring = _keyring()
+    try:
+        keyring.set_password(_SERVICE, name, value)
+    except Exception as error:  # whatever a backend raises
+        raise SetupError(
+            f"the keyring did not take the key ({type(error).__name__})",
+            fix="unlock it, or leave --keyring out: the key is then kept in a file that only you can read",
+        ) from error
+    return str(keyring.get_keyring().name)
+
+
+def forget_in_keyring(name: str) -> bool:
+    """Whether there was such a key. Raises `SetupError` when the keyring does not let it go."""
+    if from_keyring(name) is None:
+        return False
+    try:
+        _keyring().delete_password(_SERVICE, name)
+    except Exception as error:
+        raise SetupError(
+            f"the keyring did not remove the key ({type(error).__name__})", fix="unlock it, then again"
+        ) from error
+    return True
+
+
+def _keyring() -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module("keyring")
+    except ImportError as error:
+        raise MissingExtra("keyring", "the system's keyring", "keyring") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from orchestrate import config
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, settings_of, table
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
-from orchestrate.keys import key_file, pin_file, read_keys
+from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
 from orchestrate.types import Feature
 
@@ -27,7 +27,7 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("pyarrow", "fsspec", "numpy"),
     "postgres": ("psycopg",),
     "ray": ("ray",),
-    "skypilot": ("sky",),
+    "keyring": ("keyring",),
 }
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
@@ -106,8 +106,11 @@ def keys_set(
     value: Annotated[
         str | None, typer.Option(help="Better left out: it is asked for, or read from a pipe.")
     ] = None,
+    keyring: Annotated[
+        bool, typer.Option("--keyring", help="Keep it in the system's keyring instead of a file.")
+    ] = False,
 ) -> None:
-    """Keep a key in a file that only you can read. The environment goes before it."""
+    """Keep a key in a file that only you can read, or in the keyring. The environment goes before both."""
     from orchestrate.providers import registry
 
     settings = settings_of(context)
@@ -120,8 +123,14 @@ def keys_set(
     if not (value := (value or "").strip()):
         raise UsageError("the key is empty; nothing was written")
     path = key_file()
-    config.write_key(path, name, value)
-    note(f"{name}: {config.Secret(value)} kept in {path}")
+    if keyring:
+        place = write_keyring(name, value)
+        if name in read_keys(path):  # it would go before the keyring's
+            config.write_key(path, name, None)
+    else:
+        config.write_key(path, name, value)
+        place = str(path)
+    note(f"{name}: {config.Secret(value)} kept in {place}")
     host = settings.hosts.get(name)
     if host is None or host.base_url is None or value.startswith(config.SANDBOX_KEY_PREFIX):
         return
@@ -213,13 +222,15 @@ def _tie(key: str, url: str) -> None:
 
 @keys.command("remove")
 def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
-    """Forget a key of the key file."""
+    """Forget a key of the key file and of the keyring."""
     path = key_file()
-    if name not in read_keys(path):
-        note(f"{path} holds no key called {name}")
-        return
-    config.write_key(path, name, None)
-    note(f"{name}: removed")
+    stored = name in read_keys(path)
+    if stored:
+        config.write_key(path, name, None)
+    if forget_in_keyring(name) or stored:
+        note(f"{name}: removed")
+    else:
+        note(f"{path} and the keyring hold no key called {name}")
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
