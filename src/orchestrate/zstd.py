@@ -5,6 +5,6 @@ import sys
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
-    from backports import zstd
+    from backports import zstd  # pyright: ignore[reportMissingTypeStubs]  # backports.tarfile may be beside
 
 __all__ = ["zstd"]

@@ -91,6 +91,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.STARTS_WRONG: _refused("conversations that the assistant begins"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
             Trait.TEXT_PARTS: _JOINED,
+            Trait.EMPTY_SYSTEM: _lost("an empty system text, which means none there,"),
         },
     ),
     "trl": HostRules(

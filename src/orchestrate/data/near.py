@@ -137,9 +137,11 @@ def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
     leader = list(range(rows))
     bands = np.frombuffer(bytes(signed.bands), dtype=np.uint64).reshape(rows, BANDS)
     sketches = np.frombuffer(bytes(signed.sketches), dtype=np.uint8).reshape(rows, PERMUTATIONS)
+    # Neighbours are compared: which those are must not depend on the order of the rows.
+    content = (bands * np.arange(1, 2 * BANDS, 2, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     for band in range(BANDS):
         keys = bands[:, band]
-        order = np.argsort(keys, kind="stable")
+        order = np.lexsort((content, keys))
         same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
         for start in range(0, len(same), 1 << 16):
             block = same[start : start + (1 << 16)]

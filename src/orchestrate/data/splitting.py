@@ -1,8 +1,10 @@
 """`orchestrate data split`: the same rows fall on the same side, today and after rows were added.
 
 A group of rows goes where the hash of its key says. Rows of one conversation (the same first user message and
-system text) are one group, and near duplicates join groups, so that neither straddles a split. A group's
-key is that of its first row; only a new near duplicate that joins two groups can move a row.
+system text) are one group, and near duplicates join groups, so that neither straddles a split. A group's key
+is the least of its rows' digests, so that the order of the file is without effect. What rows that are added
+can move: a near duplicate whose digest is the least of its new group moves the group with it, for a group of
+n rows in one of n + 1 cases, and a row that joins two groups moves one of them.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def _uniform(key: bytes, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Row:
     key: bytes
     stratum: str
@@ -129,7 +131,12 @@ def split(
         for i, leader in enumerate(leaders):
             near.join(groups, i, leader)
         groups = [near.root(groups, i) for i in range(len(groups))]
-    placed = _stratified(rows, groups, shares, seed) if stratify else _hashed(rows, groups, shares, seed)
+    keys = _least(rows, groups)
+    placed = (
+        _stratified(groups, keys, shares, seed)
+        if stratify
+        else {group: place(key.key, shares, seed) for group, key in keys.items()}
+    )
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
     return SplitReport(
@@ -150,23 +157,25 @@ def _conversations(rows: Sequence[_Row]) -> list[int]:
     return [first.setdefault(row.key, i) for i, row in enumerate(rows)]
 
 
-def _hashed(
-    rows: Sequence[_Row], groups: Sequence[int], shares: Sequence[float], seed: int
-) -> dict[int, int]:
-    return {group: place(rows[group].key, shares, seed) for group in set(groups)}
+def _least(rows: Sequence[_Row], groups: Sequence[int]) -> dict[int, _Row]:
+    """For each group its row with the least key; of rows with one key the one with the least stratum."""
+    least: dict[int, _Row] = {}
+    for row, group in zip(rows, groups, strict=True):
+        least[group] = min(least.get(group, row), row)
+    return least
 
 
 def _stratified(
-    rows: Sequence[_Row], groups: Sequence[int], shares: Sequence[float], seed: int
+    groups: Sequence[int], keys: Mapping[int, _Row], shares: Sequence[float], seed: int
 ) -> dict[int, int]:
     """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
     sizes = Counter(groups)
     strata: dict[str, list[int]] = defaultdict(list)
     for group in sizes:
-        strata[rows[group].stratum].append(group)
+        strata[keys[group].stratum].append(group)
     placed: dict[int, int] = {}
     for members in strata.values():
-        members.sort(key=lambda group: _uniform(rows[group].key, seed))
+        members.sort(key=lambda group: _uniform(keys[group].key, seed))
         total, done, into = sum(sizes[group] for group in members), 0, 0
         for group in members:
             while into < len(shares) - 1 and done + sizes[group] / 2 > total * sum(shares[: into + 1]):

@@ -58,6 +58,8 @@ class Trait(IntFlag):
     """An assistant says something beside its tool calls."""
     ANSWERS_IN_ANOTHER_ORDER = 1048576
     """Answers to tool calls come in another order than the calls."""
+    EMPTY_SYSTEM = 2097152
+    """A system text of nothing: templates then leave out the one that they have themselves."""
 
 
 _FOLLOWERS = {
@@ -214,6 +216,8 @@ class _Unusual:
             self.open_calls.update({call.id: i for call in m.tool_calls})
         elif not m.text.strip():
             self.found += _empty(m, place)
+            if m.role in ("system", "developer") and not m.text:
+                self.traits |= Trait.EMPTY_SYSTEM
         if isinstance(m.content, list):
             images, traits = _parts(m, self.found, place)
             self._images += images

@@ -240,3 +240,18 @@ def test_written_file_is_named_by_content_and_used_again(tmp_path: Path) -> None
     assert data.digest[:16] in first.name
     assert Dataset.open(GOOD / "sharegpt.jsonl").write("openai", tmp_path) == first
     assert first.stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_empty_system_text_is_not_lost_in_silence(tmp_path: Path) -> None:
+    """Alpaca's columns hold an empty one in rows that have none; in a conversation it is one."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    file = written([{"messages": [{"role": "system", "content": ""}, *turns]}, {"messages": turns}], tmp_path)
+    with pytest.raises(DataError, match="empty system text"):
+        convert(str(file), "alpaca", tmp_path / "out.jsonl")
+    report = convert(str(file), "alpaca", tmp_path / "out.jsonl", allow_loss=True)
+    assert [p.code for p in report.losses] == ["not-held"] and report.written == 2
+    alpaca = written([{"instruction": "q", "input": "", "system": "", "output": "a"}], tmp_path)
+    there = convert(str(alpaca), "openai", tmp_path / "there.jsonl")
+    back = convert(there.output, "alpaca", tmp_path / "back.jsonl")
+    digests = [Dataset.open(path).digest for path in (alpaca, there.output, back.output)]
+    assert len(set(digests)) == 1 and back.losses == ()

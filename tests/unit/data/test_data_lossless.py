@@ -81,8 +81,9 @@ def _beside(has: set[str]) -> dict[str, Any]:
 
 def chat(draw: Draw, has: set[str]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
-    if "system" in has or "developer" in has:
-        messages.append({"role": "developer" if "developer" in has else "system", "content": draw(text)})
+    if has & {"system", "developer", "empty"}:
+        said = "" if "empty" in has else draw(text)
+        messages.append({"role": "developer" if "developer" in has else "system", "content": said})
     if "assistant first" in has:
         messages.append(_answer(draw, set()))
     for _ in range(2 if "turns" in has else 1):
@@ -96,8 +97,9 @@ def chat(draw: Draw, has: set[str]) -> dict[str, Any]:
 
 def preference(draw: Draw, has: set[str]) -> dict[str, Any]:
     given = {"messages": _turns(draw, has - {"weight"}), **_beside(has)}
-    if "system" in has:
-        given["messages"].insert(0, {"role": "system", "content": draw(text)})
+    if has & {"system", "empty"}:
+        said = "" if "empty" in has else draw(text)
+        given["messages"].insert(0, {"role": "system", "content": said})
     good = [{"role": "assistant", "content": "good " + draw(text)}]
     if "several" in has:
         good.append(_answer(draw, set()))
@@ -125,14 +127,26 @@ def bare(draw: Draw, has: set[str]) -> dict[str, Any]:
 
 
 CHAT = (
-    "system", "developer", "assistant first", "turns", "parts", "image", "name", "twice", "function", "call",
-    "call and text", "swapped", "tools", "reasoning", "weight", "parallel", "row weight", "system later",
+    "system", "developer", "empty", "assistant first", "turns", "parts", "image", "name", "twice", "function",
+    "call", "call and text", "swapped", "tools", "reasoning", "weight", "parallel", "row weight",
+    "system later",
 )  # fmt: skip
 KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, ...]]] = {
     "chat": (chat, CHAT),
     "preference": (
         preference,
-        ("system", "parts", "name", "call", "call and text", "swapped", "tools", "parallel", "several"),
+        (
+            "system",
+            "empty",
+            "parts",
+            "name",
+            "call",
+            "call and text",
+            "swapped",
+            "tools",
+            "parallel",
+            "several",
+        ),
     ),
     "rl": (rl, ("parts", "image", "name", "tools")),
     "completion": (completion, ()),

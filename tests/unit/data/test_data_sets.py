@@ -101,6 +101,28 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
     assert report.groups == 60 and all(len(found) == 1 for found in where.values())
 
 
+@pytest.mark.parametrize("stratify", [False, True])
+def test_the_order_of_the_file_moves_no_row(tmp_path: Path, stratify: bool) -> None:
+    """Chains of rows, each near the next: who leads a group, and which neighbours are compared, must be a
+    matter of the content."""
+    r = random.Random(3)
+    lines: list[str] = []
+    for topic in range(80):
+        words = [f"{topic}w{r.randrange(1000)}" for _ in range(120)]
+        for copy in range(6):
+            words[r.randrange(120)] = f"changed{copy}"
+            words[r.randrange(120)] = f"again{copy}"
+            lines.append(chat(f"copy {copy} of {topic} " + " ".join(words), f"label {r.randrange(3)}"))
+    found: list[dict[str, str]] = []
+    for turn in range(4):
+        out = tmp_path / str(turn)
+        report = split(write(lines, tmp_path / "a.jsonl"), SHARES, out, stratify=stratify)
+        found.append(sides(out) | {"groups": str(report.groups)})
+        r.shuffle(lines)
+    assert found[1:] == found[:1] * 3
+    assert set(found[0].values()) >= {"train", "validation", "test"}
+
+
 def test_stratified_split_keeps_the_mix(tmp_path: Path) -> None:
     lines = [chat(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(400)]
     file = write(lines, tmp_path / "a.jsonl")
