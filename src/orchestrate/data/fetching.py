@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from orchestrate.data.spooling import spooled
 from orchestrate.errors import DataError, MissingExtra, OrchestrateError, SetupError, UsageError
 
 BLOCK = 1 << 20
@@ -18,11 +19,14 @@ _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """An answer that ended early, as HTTP clients call it."""
+_MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
+"""What HTTP, S3, Google's and Azure's file systems call it."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-def fetch(url: str, target: Path) -> None:
-    """Copies what is at `url` to `target`, in bounded memory.
+def fetch(url: str, target: Path) -> str:
+    """Copies what is at `url` to `target`, in bounded memory. Returns what its host says that it is, as in
+    `text/csv`, when the name does not tell, and else nothing.
 
     Raises `UsageError` for a protocol that fsspec does not know, `SetupError` when the protocol's package or
     the credentials are missing, else `DataError`, with `retryable` where trying again can help.
@@ -39,10 +43,23 @@ def fetch(url: str, target: Path) -> None:
             fix=f"known, among others: {_USUAL}",
         )
     try:
-        with cast("Any", fsspec).open(url, "rb") as remote, target.open("wb") as local:
-            shutil.copyfileobj(remote, local, BLOCK)
+        opened = cast("Any", fsspec).open(url, "rb")
+        with opened as remote, spooled(target, shown(url)) as local:
+            while block := remote.read(BLOCK):
+                local.write(block)
+        return "" if target.suffix else _media_type(opened)
+    except DataError:
+        raise
     except Exception as error:  # each protocol raises what its own client raises
         raise _explained(url, protocol, error) from error
+
+
+def _media_type(opened: Any) -> str:
+    told: dict[str, Any] = {}
+    with suppress(Exception):  # the file is here, and its first bytes may tell as well
+        told = opened.fs.info(opened.path)
+    found = next((told[name] for name in _MEDIA_TYPE if told.get(name)), "")
+    return str(found).partition(";")[0].strip().lower()
 
 
 def shown(url: str) -> str:

@@ -9,16 +9,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from orchestrate.data import counts, shapes, tokens
 from orchestrate.data.dataset import Content, Dataset, TokenCount
 from orchestrate.data.hints import advice
 from orchestrate.data.pool import ordered
+from orchestrate.data.problems import problem
 from orchestrate.data.rows import Row, parse, renamed
 from orchestrate.data.scan import Task, Total, ranges, read_rows, ready, scan
 from orchestrate.data.sources import Source, source
+from orchestrate.data.tables import PYTHON_CELLS
 from orchestrate.data.tokens import counter
 from orchestrate.data.traits import Trait
 from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.types import Problem
 
 PARALLEL_BYTES = 24 << 20
 """Smaller files are read by this process: starting workers would take longer."""
@@ -61,7 +66,7 @@ def open_dataset(
         bytes=lines.bytes,
         digest=total.sha256.hexdigest(),
         content=_content(total),
-        problems=total.reported(path),
+        problems=(*total.reported(path), *_python_cells(lines, total)),
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
@@ -179,6 +184,13 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             fix=advice(path, example),
         )
     raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
+
+
+def _python_cells(lines: Source, total: Total) -> Iterator[Problem]:
+    if lines.python_cells:
+        total.counts[PYTHON_CELLS] = lines.python_cells
+        text = f"{lines.python_cells:,} cells hold lists as Python writes them, and were read as such"
+        yield msgspec.structs.replace(problem(PYTHON_CELLS, text), source=lines.path)
 
 
 def _content(total: Total) -> Content:

@@ -45,6 +45,9 @@ CODES: dict[str, Code] = {
     "mixed-format": Code(
         _E, "the row has another format than the rest of the file", "keep one format in each file"
     ),
+    "python-cells": Code(
+        _I, "cells hold lists as Python writes them", "nothing to do; to_json or Parquet keeps them"
+    ),
     "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),

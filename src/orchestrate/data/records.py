@@ -1,44 +1,27 @@
-"""Containers other than JSONL -> lines of JSON, one for each record, in bounded memory."""
+"""Containers other than JSONL and tables -> lines of JSON, one for each record, in bounded memory."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.tables import LONGEST_RECORD as LONGEST_RECORD
+from orchestrate.data.tables import cell
 from orchestrate.errors import DataError, MissingExtra
 
 BLOCK = 1 << 20
-LONGEST_RECORD = 512 << 20
-"""Characters of one element of a JSON array, bytes of one line."""
 
 _encode = msgspec.json.Encoder().encode
-_STRUCTURED = frozenset(
-    {
-        "messages",
-        "conversations",
-        "tools",
-        "functions",
-        "chosen",
-        "rejected",
-        "input",
-        "preferred_output",
-        "non_preferred_output",
-    }
-)
-"""Columns whose cells may hold JSON."""
-
-
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-def json_lines(file: Path) -> Iterator[bytes]:
+def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
     """The elements of a JSON array, or objects written one after another over many lines.
 
     Raises `DataError` where the JSON is broken: unlike a line, the rest of an array cannot be trusted then.
@@ -77,52 +60,7 @@ def json_lines(file: Path) -> Iterator[bytes]:
             at = end
 
 
-def csv_lines(file: Path) -> Iterator[bytes]:
-    """Records under a header. Cells of columns that hold lists may be JSON."""
-    csv.field_size_limit(sys.maxsize)
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        sample = opened.read(64 << 10)
-        opened.seek(0)
-        delimiter = _delimiter(file, sample)
-        reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)", strict=True)
-        try:
-            for record in reader:
-                yield _encode({key: _cell(key, value) for key, value in record.items() if value is not None})
-        except csv.Error as error:
-            raise DataError(
-                f"{file.name}: line {reader.reader.line_num}: {error}",
-                fix="close each quote, and double those inside a cell",
-            ) from error
-
-
-def _delimiter(file: Path, sample: str) -> str:
-    if file.suffix.lower() in (".tsv", ".tab"):
-        return "\t"
-    header = sample.split("\n", 1)[0]
-    return max(",;\t", key=header.count)
-
-
-def _cell(column: str, value: Any) -> Any:
-    if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
-        return value
-    try:
-        held = msgspec.json.decode(value)
-    except (msgspec.DecodeError, RecursionError):
-        return value
-    return held if _is_meant(column, held) else value
-
-
-def _is_meant(column: str, held: Any) -> bool:
-    """An answer, or Alpaca's `input`, may be JSON and is a text all the same."""
-    if column == "input":
-        return isinstance(held, dict) and "messages" in held
-    if column in ("chosen", "rejected"):
-        items = cast("list[Any]", held if isinstance(held, list) else [held])
-        return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
-    return True
-
-
-def text_lines(file: Path) -> Iterator[bytes]:
+def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
     """Each line that is not blank is a text."""
     with file.open(encoding="utf-8-sig") as opened:
         for line in opened:
@@ -130,23 +68,23 @@ def text_lines(file: Path) -> Iterator[bytes]:
                 yield _encode({"text": line})
 
 
-def utf16_lines(file: Path) -> Iterator[bytes]:
+def utf16_lines(file: Path, told: object = None) -> Iterator[bytes]:
     with file.open(encoding="utf-16") as opened:
         for line in opened:
             yield line.rstrip("\r\n").encode()
 
 
-def parquet_lines(file: Path) -> Iterator[bytes]:
+def parquet_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
     arrow = _pyarrow("parquet")
     try:
         with arrow.ParquetFile(str(file)) as opened:
             for batch in opened.iter_batches(batch_size=256):
-                yield from _batch_lines(batch)
+                yield from _batch_lines(batch, told)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a whole Parquet file: {error}") from error
 
 
-def arrow_lines(file: Path) -> Iterator[bytes]:
+def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
     """An Arrow file or stream, as `datasets` saves them."""
     ipc = _pyarrow("ipc")
     try:
@@ -155,19 +93,19 @@ def arrow_lines(file: Path) -> Iterator[bytes]:
         if streamed:
             with ipc.open_stream(str(file)) as stream:
                 for batch in stream:
-                    yield from _batch_lines(batch)
+                    yield from _batch_lines(batch, told)
         else:
             with ipc.open_file(str(file)) as table:
                 for i in range(table.num_record_batches):
-                    yield from _batch_lines(table.get_batch(i))
+                    yield from _batch_lines(table.get_batch(i), told)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a whole Arrow file: {error}") from error
 
 
-def _batch_lines(batch: Any) -> Iterator[bytes]:
+def _batch_lines(batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
     for start in range(0, batch.num_rows, 256):
         for record in batch.slice(start, 256).to_pylist():
-            yield _encode({key: _cell(key, value) for key, value in _filled(record).items()})
+            yield _encode({key: cell(key, value, told) for key, value in _filled(record).items()})
 
 
 def _filled(value: Any) -> Any:

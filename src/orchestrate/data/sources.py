@@ -7,9 +7,9 @@ bounded memory, so that one fast path reads all inputs; line N of that file is r
 from __future__ import annotations
 
 import gzip
-import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,15 +19,19 @@ from typing import IO, Any, cast
 from orchestrate.data.fetching import fetch
 from orchestrate.data.records import (
     arrow_lines,
-    csv_lines,
     json_lines,
     parquet_lines,
     text_lines,
     utf16_lines,
 )
+from orchestrate.data.spooling import spooled
+from orchestrate.data.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
 
 BLOCK = 1 << 20
+_HEAD = 4096
+
+Reader = Callable[[Path, Counter[str]], Iterator[bytes]]
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _FOREIGN = {
@@ -42,6 +46,16 @@ _FOREIGN = {
     b"GIF8": "a picture",
 }
 """First bytes of files that people give, and what they are."""
+_MEDIA_SUFFIXES = {
+    "text/csv": ".csv",
+    "application/csv": ".csv",
+    "text/x-csv": ".csv",
+    "text/tab-separated-values": ".tsv",
+}
+"""Of tables, whose first bytes do not tell them for certain."""
+_MOST_LAYERS = 4
+"""An archive may hold itself."""
+_ROWS = (".jsonl", ".ndjson", ".json")
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt")
 
 
@@ -55,6 +69,8 @@ class Source:
     bytes: int
     """Size of the input as it lies."""
     line_bytes: int
+    python_cells: int = 0
+    """Cells that held lists as Python writes them."""
 
 
 def source(path: str) -> Source:
@@ -100,34 +116,40 @@ def _prepare(path: str) -> Source:
     given = Path(path)
     if given.is_dir():
         files = _folder_files(given)
-        return _staged(path, arrow_or_parts(files), "folder", sum(f.stat().st_size for f in files))
+        told = Counter[str]()
+        size = sum(f.stat().st_size for f in files)
+        return _staged(path, arrow_or_parts(files, told), "folder", size, told)
     if not given.is_file():
         given = _copied(given)
     return _unfold(path, given, "", given.stat().st_size)
 
 
 def _copied(pipe: Path) -> Path:
-    target = _new_file(".jsonl")
-    with pipe.open("rb") as opened, target.open("wb") as file:
-        shutil.copyfileobj(opened, file, BLOCK)
+    target = _new_file("")
+    with pipe.open("rb") as opened, spooled(target, "standard input") as file:
+        while block := opened.read(BLOCK):
+            file.write(block)
     return target
 
 
 def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
     """Undoes compression, then reads the container."""
+    if outer.count(".") > _MOST_LAYERS:
+        raise DataError(f"{path} is packed more than {_MOST_LAYERS} times", fix="unpack it")
     with file.open("rb") as opened:
-        head = opened.read(4096)
+        head = opened.read(_HEAD)
     if head[:2] == b"\x1f\x8b":
-        return _unfold(path, _unpacked(file, ".gz", _gzip), ".gz" + outer, size)
+        return _unfold(path, _unpacked(path, file, ".gz", _gzip), ".gz" + outer, size)
     if head[:4] == b"\x28\xb5\x2f\xfd":
-        return _unfold(path, _unpacked(file, ".zst", _zstd), ".zst" + outer, size)
+        return _unfold(path, _unpacked(path, file, ".zst", _zstd), ".zst" + outer, size)
     container, reader = _container(file, head)
     if reader is None:
         return Source(path, str(file), container + outer, size, file.stat().st_size)
-    return _staged(path, reader(file), container + outer, size)
+    told = Counter[str]()
+    return _staged(path, reader(file, told), container + outer, size, told)
 
 
-def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[bytes]] | None]:
+def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
     """What the file is, by its first bytes and, for tables of text, by its name."""
     suffix = file.suffix.lower()
     if head[:4] == b"PAR1":
@@ -136,11 +158,11 @@ def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[
         return "arrow", arrow_lines
     if head[:2] in _UTF16:
         return "utf-16", utf16_lines
-    if suffix in (".csv", ".tsv", ".tab"):
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if suffix in (".csv", ".tsv", ".tab") and start[:1] != b"{":
         return suffix[1:], csv_lines
     if suffix == ".txt" and head.lstrip()[:1] != b"{":
         return "txt", text_lines
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if foreign := next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None):
         raise DataError(
             f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
@@ -149,24 +171,46 @@ def _container(file: Path, head: bytes) -> tuple[str, Callable[[Path], Iterator[
         raise DataError(f"{file.name} is a web page, not data", fix="give the address of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
         return "json", json_lines
+    if suffix not in _ROWS and start[:1] != b"{" and is_table(head):
+        return "csv", csv_lines
     return "jsonl", None
 
 
-def _staged(path: str, rows: Iterator[bytes], container: str, size: int) -> Source:
+def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: Counter[str]) -> Source:
     target = _new_file(".jsonl")
-    with target.open("wb") as file:
+    with spooled(target, f"{path}, as rows,") as file:
         for row in rows:
-            file.write(row)
-            file.write(b"\n")
-    return Source(path, str(target), container, size, target.stat().st_size)
+            file.write(row + b"\n")
+    return Source(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
 
 
-def _unpacked(file: Path, suffix: str, open_packed: Callable[[Path], Any]) -> Path:
-    inner = file.name.removesuffix(suffix)
-    target = _new_file(Path(inner).suffix or ".jsonl")
-    with open_packed(file) as packed, target.open("wb") as plain:
-        shutil.copyfileobj(packed, plain, BLOCK)
+def _unpacked(path: str, file: Path, suffix: str, open_packed: Callable[[Path], Any]) -> Path:
+    target = _new_file(Path(file.name.removesuffix(suffix)).suffix)
+    with open_packed(file) as packed, spooled(target, f"{path}, unpacked,") as plain:
+        for block in _blocks(path, packed, target):
+            plain.write(block)
     return target
+
+
+def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
+    """Raises `DataError` at a line that no row can be: a megabyte may unpack to a gigabyte of zeros."""
+    block, line = packed.read(BLOCK), 0
+    in_lines = _in_lines(target, block[:_HEAD])
+    while block:
+        end = block.rfind(b"\n") + 1
+        line = len(block) - end if end else line + len(block)
+        if in_lines and line > LONGEST_RECORD:
+            raise DataError(
+                f"{path} unpacks to a line of over {LONGEST_RECORD >> 20} MiB",
+                fix="write one row to a line (JSONL)",
+            )
+        yield block
+        block = packed.read(BLOCK)
+
+
+def _in_lines(file: Path, head: bytes) -> bool:
+    """Whether no record of such a file is longer than one line may be."""
+    return _container(file, head)[0] in ("jsonl", "csv", "tsv", "tab", "txt")
 
 
 def _gzip(file: Path) -> IO[bytes]:
@@ -196,10 +240,11 @@ def _zstd(file: Path) -> Any:
 
 
 def _fetch(url: str) -> Path:
-    named = Path(url.split("?", 1)[0])
-    target = _new_file("".join(named.suffixes[-2:]) or ".jsonl")  # two, as of rows.csv.gz
-    fetch(url, target)
-    return target
+    suffixes = Path(url.split("?", 1)[0]).suffixes[-2:]  # two, as of rows.csv.gz
+    known = any(suffix.lower() in (*_DATA_SUFFIXES, ".tab") for suffix in suffixes)
+    target = _new_file("".join(suffixes) if known else "")
+    suffix = _MEDIA_SUFFIXES.get(fetch(url, target), "")
+    return target.rename(target.with_suffix(suffix)) if suffix else target
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -230,11 +275,11 @@ def _folder_files(folder: Path) -> list[Path]:
     return files
 
 
-def arrow_or_parts(files: list[Path]) -> Iterator[bytes]:
+def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
     """The rows of each file in turn."""
     for file in files:
         with file.open("rb") as opened:
-            head = opened.read(4096)
+            head = opened.read(_HEAD)
         if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
             part = Path(_unfold(str(file), file, "", 0).lines)
             reader = None
@@ -242,7 +287,7 @@ def arrow_or_parts(files: list[Path]) -> Iterator[bytes]:
             part = file
             _, reader = _container(file, head)
         if reader is not None:
-            yield from reader(part)
+            yield from reader(part, told)
             continue
         with part.open("rb") as opened:
             for line in opened:

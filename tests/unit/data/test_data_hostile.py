@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.checking import Options, check
 from orchestrate.data.rows import reading
 from orchestrate.data.shapes import BY_NAME
+from orchestrate.data.spooling import spooled
 from orchestrate.errors import DataError
 from orchestrate.zstd import zstd
 
@@ -216,3 +221,70 @@ def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
 def test_no_bytes_break_a_reader(line: bytes) -> None:
     read = reading("openai-chat").read(line)
     assert read.example is None and read.problems
+
+
+def _zeros(kind: str) -> bytes:
+    """A gigabyte of zeros in a megabyte, or less."""
+    if kind == "gz":
+        return gzip.compress(bytes(64 << 20)) * 16
+    return zstd.compress(bytes(64 << 20)) * 16
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.gz", "rows.jsonl.zst"])
+def test_a_gigabyte_of_zeros_is_not_unpacked(name: str, tmp_path: Path) -> None:
+    packed = tmp_path / name
+    packed.write_bytes(_zeros(name.rpartition(".")[2]))
+    assert packed.stat().st_size < 2_000_000
+    with pytest.raises(DataError, match=r"unpacks to a line of over 512 MiB"):
+        Dataset.open(packed)
+
+
+def test_an_archive_in_an_archive_in_an_archive_ends(tmp_path: Path) -> None:
+    packed = tmp_path / "rows.gz"
+    content = ROW
+    for _ in range(6):
+        content = gzip.compress(content)
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match="packed more than"):
+        Dataset.open(packed)
+
+
+def test_the_disk_is_not_filled(tmp_path: Path) -> None:
+    target = tmp_path / "rows.jsonl"
+    free = shutil.disk_usage(tmp_path).free
+    with (
+        pytest.raises(DataError, match=r"rows\.gz needs more room") as told,
+        spooled(target, "rows.gz", keep_bytes=free + (1 << 30)) as file,
+    ):
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+    assert not target.exists() and "TMPDIR" in str(told.value.fix)
+    with spooled(target, "rows.gz", keep_bytes=free + (1 << 30)) as file:
+        file.write(ROW)  # a few bytes find a place on any disk
+    assert target.read_bytes() == ROW
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz"])
+def test_no_room_for_what_is_unpacked_is_told(name: str, tmp_path: Path) -> None:
+    """The file may not become longer, as on a disk that is full."""
+    packed = tmp_path / name
+    content = b"prompt,completion\n" + b"a,b\n" * 500_000 if "csv" in name else ROW * 30_000
+    packed.write_bytes(gzip.compress(content))
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "from orchestrate.cli import main\n"
+        "sys.exit(main())"
+    )
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data", "inspect", str(packed)],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "needs more room than there is" in said and "TMPDIR" in said
+    assert list(temporary.iterdir()) == []

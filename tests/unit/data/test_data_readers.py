@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.data import Dataset
+from orchestrate.data.checking import Options, check
 from orchestrate.data.examples import (
     ChatExample,
     CompletionExample,
@@ -21,6 +22,7 @@ from orchestrate.data.examples import (
 )
 from orchestrate.data.rules import accepted
 from orchestrate.errors import DataError
+from orchestrate.types import Severity
 from orchestrate.zstd import zstd
 
 GOOD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"
@@ -418,3 +420,64 @@ def test_folder_with_several_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="several splits") as error:
         Dataset.open(tmp_path)
     assert error.value.fix and "one file" in error.value.fix
+
+
+def _csv(folder: Path, column: str, cells: list[str]) -> Path:
+    import csv
+
+    file = folder / "rows.csv"
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([[column], *([cell] for cell in cells)])
+    return file
+
+
+def test_cells_as_python_writes_them_are_read_and_told(tmp_path: Path) -> None:
+    """As pandas' `to_csv` leaves a column of lists behind."""
+    rows = [
+        [
+            {"role": "user", "content": 'it\'s "so"\n'},
+            {"role": "assistant", "content": "\u00fc", "weight": 1},
+        ],
+        [
+            {"role": "user", "content": "q", "name": None},
+            {"role": "assistant", "content": "True"},
+        ],
+    ]
+    as_python = Dataset.open(_csv(tmp_path, "messages", [repr(row) for row in rows]))
+    [told] = [p for p in as_python.problems if p.code == "python-cells"]
+    assert (told.severity, as_python.rows) == (Severity.INFO, 2) and told.message.startswith("2 cells")
+    as_json = Dataset.open(_csv(tmp_path, "messages", [json.dumps(row) for row in rows]))
+    assert as_json.digest == as_python.digest
+    assert "python-cells" not in {p.code for p in as_json.problems}
+    report = check({"train": str(_csv(tmp_path, "messages", [repr(row) for row in rows]))}, Options(hosts=()))
+    assert report.files[0].counts["python-cells"] == 2 and report.ok
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[('user', 'a'), ('assistant', 'b')]",
+        "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]",  # numpy's
+        "[{'role': 'user', 'content': 'a'}, ...]",
+        "[{'role': 'user', 'content': array(['a'])}]",
+        "[{'role': 'user', 'content': b'a'}]",
+        "[{'role': 'user', 'content': 'a', 1: 2}]",
+        "[{'role': 'user', 'content': '\\ud83d'}]",
+        "[{'role': 'user', 'content': 1e999}]",
+        "[{'role': 'user', 'content': __import__('os').getcwd()}]",
+        "[" * 300 + "]" * 300,
+    ],
+)
+def test_a_cell_that_is_not_exactly_pythons_stays_a_text(cell: str, tmp_path: Path) -> None:
+    good = repr([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    report = check({"train": str(_csv(tmp_path, "messages", [good, good, cell]))}, Options(hosts=()))
+    assert not report.ok and report.files[0].rows == 2
+    assert report.files[0].counts["python-cells"] == 2
+
+
+def test_an_answer_that_looks_like_python_is_an_answer(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("instruction,input,output\nsum,\"[{'a': 1}]\",\"[{'b': 2}]\"\n")
+    [example] = Dataset.open(file).examples()
+    assert isinstance(example, ChatExample)
+    assert [m.text for m in example.messages] == ["sum\n\n[{'a': 1}]", "[{'b': 2}]"]

@@ -24,6 +24,15 @@ BODIES = {
     "/rows.jsonl.gz": gzip.compress(ROW * 3),
     "/table.csv": b"prompt,completion\na,b\n",
     "/table.csv.gz": gzip.compress(b"prompt,completion\na,b\n"),
+    "/export/csv": b"frage,antwort\na,b\n",
+    "/export/rows-as-csv": ROW * 2,
+    "/export/gz": gzip.compress(b"frage;antwort\na;b\n"),
+    "/v1.2/download": b'"prompt","completion"\n"a, b","c\nd"\ne,f\n',
+    "/tabs": b"\xef\xbb\xbfquestion\tanswer\r\na, b\tc\r\n",
+    "/rows": ROW * 3,
+    "/array": b"[" + ROW + b"]",
+    "/prose": b"Hello, world\nIt rains, again\n",
+    "/ragged": b"prompt,completion\nIt rains\n",
     "/page.jsonl": b"<!DOCTYPE html>\n<html><body>Sign in</body></html>",
 }
 
@@ -51,6 +60,8 @@ class Files(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("content-length", str(len(content)))
+        if path.startswith("/export/"):
+            self.send_header("content-type", "text/csv; charset=utf-8")
         self.end_headers()
         if body:
             self.wfile.write(content[:5000] if path == "/torn.jsonl" else content)
@@ -74,11 +85,28 @@ def site() -> Iterator[str]:
         ("rows.jsonl.gz", 3, "jsonl.gz"),
         ("table.csv?download=1", 1, "csv"),
         ("table.csv.gz?x=1.2", 1, "csv.gz"),
+        ("v1.2/download", 2, "csv"),
+        ("tabs", 1, "csv"),
+        ("rows", 3, "jsonl"),
+        ("array", 1, "json"),
+        ("export/rows-as-csv", 2, "jsonl"),
     ],
 )
 def test_what_lies_at_a_url_is_read(site: str, path: str, rows: int, container: str) -> None:
     data = Dataset.open(f"{site}/{path}")
     assert (data.rows, data.container) == (rows, container)
+
+
+@pytest.mark.parametrize(("path", "container"), [("export/csv", "csv"), ("export/gz", "csv.gz")])
+def test_a_table_that_its_host_calls_so_needs_no_known_columns(site: str, path: str, container: str) -> None:
+    data = Dataset.open(f"{site}/{path}", columns={"prompt": "frage", "completion": "antwort"})
+    assert (data.rows, data.container) == (1, container)
+
+
+@pytest.mark.parametrize("path", ["prose", "ragged"])
+def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) -> None:
+    with pytest.raises(DataError, match="no row can be read"):
+        Dataset.open(f"{site}/{path}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""Temporary files of unknown size: written until the disk is nearly full, never until it is."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from orchestrate.errors import DataError
+
+_LOOKED_AT_BYTES = 16 << 20
+"""The disk is looked at whenever so much was written, or as much as is kept."""
+_KEPT_BYTES = 512 << 20
+_KEPT_SHARE = 20
+"""A twentieth of the disk, at most `_KEPT_BYTES`, is left to others."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Spool:
+    """An opened file that is written to, and how much room there is. See `spooled`."""
+
+    def __init__(self, file: IO[bytes], folder: Path, what: str, keep_bytes: int | None) -> None:
+        self._file, self._folder, self._what = file, folder, what
+        share = min(_KEPT_BYTES, shutil.disk_usage(folder).total // _KEPT_SHARE)
+        self._keep = share if keep_bytes is None else keep_bytes
+        self._step = min(_LOOKED_AT_BYTES, self._keep)
+        self._left = self._step
+
+    def write(self, piece: bytes) -> None:
+        """Raises `DataError` when the disk would be nearly full."""
+        self._left -= len(piece)
+        if self._left < 0:
+            self._file.flush()
+            self._look()
+        self._file.write(piece)
+
+    def _look(self) -> None:
+        self._left = self._step
+        if shutil.disk_usage(self._folder).free < self._keep:
+            raise _no_room(self._what, self._folder)
+
+
+def _no_room(what: str, folder: Path) -> DataError:
+    return DataError(
+        f"{what} needs more room than there is in {folder}; nothing of it was kept",
+        fix="free some disk space, or set TMPDIR to a folder on a larger disk",
+    )
+
+
+@contextmanager
+def spooled(path: Path, what: str, keep_bytes: int | None = None) -> Generator[Spool]:
+    """A file to write to, at most until `keep_bytes` of the disk are free; after an error it is gone. Raises
+    `DataError`, which says that `what` needs more room."""
+    try:
+        with path.open("wb") as file:
+            yield Spool(file, path.parent, what, keep_bytes)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:  # what was still to be written out
+            raise _no_room(what, path.parent) from error
+        raise
