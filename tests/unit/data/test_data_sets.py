@@ -356,6 +356,25 @@ def test_the_language_of_a_few_letters_is_not_guessed(tmp_path: Path) -> None:
     assert inspect(write(lines, tmp_path / "a.jsonl")).languages == {"too short": 1, "en": 1}
 
 
+def test_a_language_needs_evidence(tmp_path: Path) -> None:
+    """Of short orders in English the detector takes some for Catalan."""
+    assert set(inspect(str(ORDERS)).languages) <= {"en", "uncertain"}
+    german = "Wann f\u00e4hrt der n\u00e4chste Zug in die Berge ab, und muss ich unterwegs umsteigen?"
+    lines = [
+        *ORDERS.read_text().splitlines()[:60],
+        chat(german, "Um neun Uhr, ohne Umsteigen, von Gleis zwei."),
+    ]
+    lines += [
+        chat(
+            "\u3053\u306e\u8ab2\u984c\u306f\u3044\u3064\u7d42\u308f\u308a\u307e\u3059\u304b",
+            "\u660e\u65e5\u3067\u3059",
+        )
+    ]
+    told = inspect(write(lines, tmp_path / "a.jsonl")).languages
+    assert (told["de"], told["ja"]) == (1, 1) and set(told) <= {"en", "de", "ja", "uncertain"}
+    assert told["en"] >= 55 and sum(told.values()) == 62
+
+
 def test_inspect_names_the_formats_of_a_mixed_file(tmp_path: Path) -> None:
     lines = [
         chat("a", "b"),
