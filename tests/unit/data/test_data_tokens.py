@@ -11,6 +11,8 @@ import pytest
 import tiktoken
 import tiktoken.load
 import tiktoken_ext.openai_public as public
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
 from orchestrate.data.examples import (
@@ -49,6 +51,12 @@ def test_text_counts_equal_tiktokens(encoding: tiktoken.Encoding, texts: list[st
     mine = batch_counter(encoding.name)(texts)
     theirs = [len(ids) for ids in encoding.encode_ordinary_batch(texts)]
     assert [(t, a, b) for t, a, b in zip(texts, mine, theirs, strict=True) if a != b] == []
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=200))
+def test_any_text_counts_as_tiktoken_counts_it(encoding: tiktoken.Encoding, text: str) -> None:
+    assert batch_counter(encoding.name)([text]) == [len(encoding.encode_ordinary(text))]
 
 
 def _cookbook(messages: list[dict[str, str]], encoding: tiktoken.Encoding) -> int:
