@@ -1,0 +1,41 @@
+"""The words of the project as frozen records and enums; no input or output happens here.
+
+Records are `msgspec.Struct`: cheap to import, strictly decoded by `from_json`, and the source of the JSON
+schemas that each command's `--json` follows. The one record that people write by hand, `JobSpec`, lives in
+`orchestrate.spec`, where pydantic gives every error a field and the values that are allowed.
+
+Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows, steps
+are counts.
+"""
+
+from __future__ import annotations
+
+from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
+from orchestrate.types.evaluation import Message as Message
+from orchestrate.types.evaluation import Reply as Reply
+from orchestrate.types.evaluation import Score as Score
+from orchestrate.types.jobs import Artifact as Artifact
+from orchestrate.types.jobs import ArtifactFile as ArtifactFile
+from orchestrate.types.jobs import Checkpoint as Checkpoint
+from orchestrate.types.jobs import Endpoint as Endpoint
+from orchestrate.types.jobs import Event as Event
+from orchestrate.types.jobs import Feature as Feature
+from orchestrate.types.jobs import Job as Job
+from orchestrate.types.jobs import JobError as JobError
+from orchestrate.types.jobs import JobHandle as JobHandle
+from orchestrate.types.jobs import JobStatus as JobStatus
+from orchestrate.types.jobs import MetricPoint as MetricPoint
+from orchestrate.types.jobs import RemoteDataset as RemoteDataset
+from orchestrate.types.jobs import Run as Run
+from orchestrate.types.jobs import SubmitPhase as SubmitPhase
+from orchestrate.types.planning import Bill as Bill
+from orchestrate.types.planning import Confidence as Confidence
+from orchestrate.types.planning import MemoryPlan as MemoryPlan
+from orchestrate.types.planning import Outcome as Outcome
+from orchestrate.types.planning import Problem as Problem
+from orchestrate.types.planning import Quote as Quote
+from orchestrate.types.planning import QuoteLine as QuoteLine
+from orchestrate.types.planning import Setting as Setting
+from orchestrate.types.planning import Severity as Severity
+from orchestrate.types.planning import Translation as Translation
+from orchestrate.types.record import Record as Record

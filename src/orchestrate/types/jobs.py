@@ -1,0 +1,234 @@
+"""A job on its host, what it leaves behind, and the run that tracks it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from orchestrate.types.planning import Bill, Quote
+from orchestrate.types.record import Record
+
+
+class JobStatus(StrEnum):
+    """Where a job stands, in one vocabulary for all backends. `raw_status` keeps the host's own word beside
+    it."""
+
+    SUBMITTING = "submitting"
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class SubmitPhase(StrEnum):
+    """How far the submit protocol got; see `orchestrate.tracking.submit`."""
+
+    INTENT = "intent"
+    UPLOADED = "uploaded"
+    SUBMITTING = "submitting"
+    SUBMITTED = "submitted"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    REFUSED = "refused"
+
+
+class Feature(StrEnum):
+    """What a backend may offer. A backend lists what it has; each absent one carries the reason shown to the
+    user."""
+
+    SFT = "sft"
+    DPO = "dpo"
+    RFT = "rft"
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+    TOOLS = "tools"
+    MESSAGE_WEIGHTS = "message_weights"
+    REASONING = "reasoning"
+    VISION = "vision"
+    CONTINUE_FROM = "continue_from"
+    WANDB = "wandb"
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DELETE = "delete"
+    EVENTS = "events"
+    METRICS = "metrics"
+    CHECKPOINTS = "checkpoints"
+    DOWNLOAD = "download"
+    DEPLOY = "deploy"
+    CHAT = "chat"
+    LIVE_PRICE = "live_price"
+
+
+class RemoteDataset(Record, frozen=True, kw_only=True):
+    """A dataset as a backend holds it: the ids to put into a create request."""
+
+    provider: str
+    digest: str
+    train_id: str
+    validation_id: str | None = None
+    details: dict[str, Any] = {}
+
+
+class JobHandle(Record, frozen=True, kw_only=True):
+    """What is needed to ask a backend about one job again."""
+
+    provider: str
+    job_id: str
+    ref: str | None = None
+    """Our tag on the job, when it could be read back."""
+    kind: str | None = None
+    """The host's own collection, where it has several (Fireworks: supervised, dpo, reinforcement)."""
+
+
+class JobError(Record, frozen=True, kw_only=True):
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """The state of one job as its backend tells it."""
+
+    handle: JobHandle
+    status: JobStatus
+    raw_status: str
+    model: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    estimated_finish: datetime | None = None
+    tuned_model: str | None = None
+    trained_tokens: int | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    percent: float | None = None
+    early_stopped: bool = False
+    error: JobError | None = None
+    cost_usd: Decimal | None = None
+    """The host's own word on the price, when it gives one."""
+    cost_origin: str | None = None
+    payload: dict[str, Any] = {}
+    """The host's answer, secrets removed."""
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """`id` is stable for one provider and job, so that a repeated read adds nothing."""
+
+    id: str
+    at: datetime
+    level: str
+    """info, warning or error."""
+    message: str
+    type: str = "message"
+    step: int | None = None
+    data: dict[str, Any] = {}
+
+
+class MetricPoint(Record, frozen=True, kw_only=True):
+    """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
+    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second;
+    a host's other values keep the host's name."""
+
+    step: int
+    values: dict[str, float]
+    at: datetime | None = None
+    epoch: float | None = None
+
+
+class Checkpoint(Record, frozen=True, kw_only=True):
+    id: str
+    step: int | None = None
+    created_at: datetime | None = None
+    model: str | None = None
+    """An id or path that can be used as a model, where the backend allows it."""
+    metrics: dict[str, float] = {}
+
+
+class ArtifactFile(Record, frozen=True, kw_only=True):
+    path: str
+    """Relative to the artefact's folder."""
+    bytes: int
+    sha256: str
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """A tuned model on this machine."""
+
+    kind: str
+    """adapter, merged or full."""
+    folder: str
+    files: tuple[ArtifactFile, ...]
+    base_model: str | None = None
+    provider: str
+    job_id: str
+
+
+class Endpoint(Record, frozen=True, kw_only=True):
+    """A place where a tuned model answers. `usd_per_hour` is what it costs while it is up, idle included."""
+
+    provider: str
+    id: str
+    model: str
+    state: str
+    base_url: str | None = None
+    usd_per_hour: Decimal | None = None
+    payload: dict[str, Any] = {}
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """The tracked record of one JobSpec on one backend, from the intent to the artefact."""
+
+    id: str
+    ref: str
+    """The tag under which the job is found on the host; derived from `id`."""
+    provider: str
+    model: str
+    """As the user named it."""
+    spec: dict[str, Any]
+    spec_hash: str
+    dataset_digest: str
+    host: str
+    """Base URL or place that the run was sent to; a sandbox is never taken for the real host."""
+    sandbox: bool = False
+    phase: SubmitPhase
+    status: JobStatus
+    raw_status: str | None = None
+    job_id: str | None = None
+    job_kind: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    tuned_model: str | None = None
+    trained_tokens: int | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    percent: float | None = None
+    early_stopped: bool = False
+    error: JobError | None = None
+    quote: Quote | None = None
+    bill: Bill | None = None
+    max_cost_usd: Decimal | None = None
+    tags: dict[str, str] = {}
+
+    @property
+    def handle(self) -> JobHandle:
+        """Raises `ValueError` while the run has no job on the host yet."""
+        if self.job_id is None:
+            raise ValueError(f"run {self.id} has no job on {self.provider} yet (phase {self.phase})")
+        return JobHandle(provider=self.provider, job_id=self.job_id, ref=self.ref, kind=self.job_kind)

@@ -1,0 +1,154 @@
+"""Before and after a run: what is wrong, what becomes of each setting, what it takes and costs."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from orchestrate.types.record import Record
+
+
+class Severity(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing wrong with a dataset or a spec. `row` is the 1-based record number, `None` for the whole
+    file."""
+
+    code: str
+    message: str
+    severity: Severity
+    row: int | None = None
+    field: str | None = None
+    providers: tuple[str, ...] = ()
+    """Backends concerned; empty means all."""
+    fix: str | None = None
+    source: str | None = None
+    """The file or URL in which it was found."""
+
+
+class Outcome(StrEnum):
+    KEPT = "kept"
+    MAPPED = "mapped"
+    DEFAULTED = "defaulted"
+    REFUSED = "refused"
+
+
+class Setting(Record, frozen=True, kw_only=True):
+    """What one setting of the spec becomes on one backend."""
+
+    name: str
+    asked: Any = None
+    outcome: Outcome
+    sent: Any = None
+    wire: str | None = None
+    """The field of the request body that carries it, dotted; `None` when nothing is sent."""
+    rule: str | None = None
+    """How it was mapped, or why it was refused."""
+    exact: bool = True
+    """Whether the mapped value means the same thing; an inexact one is refused under `--strict`."""
+
+
+class MemoryPlan(Record, frozen=True, kw_only=True):
+    """What training needs of a device's memory at its worst moment, by part, and what to do about it."""
+
+    parts: dict[str, int]
+    """Bytes."""
+    total_bytes: int
+    peak: str
+    """The moment of a step at which it is reached."""
+    available_bytes: int | None
+    """Of the device; `None` when it is not known."""
+    device: str
+    fits: bool | None
+    rows: int
+    """Side by side in one forward pass; each of a pair's two counts."""
+    longest: int
+    """Tokens of the longest of them."""
+    advice: tuple[str, ...] = ()
+    """What to change where it does not fit, each with the total that it leads to, one on top of the other."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, and what makes it less exact than measured cases were."""
+
+
+class Translation(Record, frozen=True, kw_only=True):
+    """A JobSpec in the words of one backend. Nothing is dropped silently: every asked-for setting has a
+    row."""
+
+    provider: str
+    model: str
+    """The backend's own id of the base model."""
+    settings: tuple[Setting, ...]
+    body: dict[str, Any]
+    """The create request without what only the upload knows (file ids) and without the ref."""
+    memory: MemoryPlan | None = None
+    """Of a backend that trains on hardware of the user's."""
+
+    @property
+    def refused(self) -> tuple[Setting, ...]:
+        return tuple(s for s in self.settings if s.outcome is Outcome.REFUSED)
+
+    @property
+    def inexact(self) -> tuple[Setting, ...]:
+        return tuple(s for s in self.settings if s.outcome is Outcome.REFUSED or not s.exact)
+
+
+class Confidence(StrEnum):
+    """How a rate is known: quoted by the host, inferred by a stated rule, or quoted once and not seen
+    since."""
+
+    QUOTED = "quoted"
+    INFERRED = "inferred"
+    OLD = "old"
+
+
+class QuoteLine(Record, frozen=True, kw_only=True):
+    """`usd = quantity x usd_per_unit`, with the band of the quantity's uncertainty around it."""
+
+    component: str
+    """training, evaluation, minimum, hosting, serving, storage, electricity ..."""
+    quantity: Decimal
+    unit: str
+    """The unit of the rate, for example `usd_per_mtok` or `usd_per_gpu_hour`; quantity is in its
+    denominator."""
+    usd_per_unit: Decimal
+    usd_low: Decimal
+    usd: Decimal
+    usd_high: Decimal
+    note: str | None = None
+    source: str | None = None
+    as_of: str | None = None
+    confidence: Confidence = Confidence.QUOTED
+
+
+class Quote(Record, frozen=True, kw_only=True):
+    """The price of a spec on one backend before anything is uploaded. `unavailable` says why there is
+    none."""
+
+    provider: str
+    model: str
+    lines: tuple[QuoteLine, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    low_usd: Decimal = Decimal(0)
+    expected_usd: Decimal = Decimal(0)
+    high_usd: Decimal = Decimal(0)
+    billed_tokens: int | None = None
+    train_seconds: float | None = None
+    """Modelled or measured time to train; `None` where nothing is known."""
+    unavailable: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Bill(Record, frozen=True, kw_only=True):
+    """What a run did cost, and from where that is known. `final` is false while the host may still change
+    it."""
+
+    usd: Decimal
+    origin: str
+    """For example `trained_tokens x rate`, `total_price`, `estimatedCost`, `measured hours x rate`."""
+    lines: tuple[QuoteLine, ...] = ()
+    final: bool = True

@@ -1,0 +1,28 @@
+"""What all records share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every record: immutable, keyword-only, convertible to and from JSON without loss."""
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values: `Decimal` and times become strings."""
+        return msgspec.to_builtins(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        """Raises `msgspec.ValidationError` or `msgspec.DecodeError` when the bytes are not such a record."""
+        return msgspec.json.decode(data, type=cls)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return msgspec.convert(data, type=cls, strict=False)
