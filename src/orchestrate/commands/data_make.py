@@ -23,24 +23,26 @@ if TYPE_CHECKING:
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
 _TELL_EVERY_S = 5.0
 
+OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+KeyVariableOpt = Annotated[
+    str | None, typer.Option(help="The variable with the key for --base-url; none is sent without it.")
+]
+MaxCostOpt = Annotated[
+    str | None, typer.Option(metavar="USD", help="Over all runs; needs a model with a known price.")
+]
+
 
 def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
     model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)
-    ] = None,
+    output: OutputOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows the file shall have.")] = 100,
     host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai",
     base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(help="The variable with the key for --base-url; none is sent without it.")
-    ] = None,
+    key_variable: KeyVariableOpt = None,
     max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100,
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Over all runs; needs a model with a known price.")
-    ] = None,
+    max_cost: MaxCostOpt = None,
     instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = "",
     per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10,
     examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5,

@@ -29,9 +29,10 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import UsageError
-from orchestrate.types import MemoryPlan, Outcome, Problem, Severity, Translation
+from orchestrate.types import MemoryPlan, Outcome, Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
+    from orchestrate.costing import Ownership
     from orchestrate.quoting import LivePrice
 
 _OUTCOME_STYLE = {
@@ -42,6 +43,23 @@ _OUTCOME_STYLE = {
 }
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
+
+TrafficOpt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
+]
+MonthsOpt = Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")]
+HoursOpt = Annotated[
+    float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
+]
+CompareOpt = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
+]
+SavedOpt = Annotated[
+    int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
+]
+GpuHoursOpt = Annotated[
+    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host tells it.")
+]
 
 
 def check(
@@ -133,30 +151,20 @@ def quote(
     method: MethodOpt = None,
     epochs: EpochsOpt = None,
     settings: SetOpt = None,
-    traffic: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
-    ] = None,
-    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6,
-    hours_per_day: Annotated[
-        float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
-    ] = 24.0,
-    compare_with: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
-    ] = None,
-    saved_tokens: Annotated[
-        int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
-    ] = 0,
+    traffic: TrafficOpt = None,
+    months: MonthsOpt = 6,
+    hours_per_day: HoursOpt = 24.0,
+    compare_with: CompareOpt = None,
+    saved_tokens: SavedOpt = 0,
     rate: RateOpt = None,
-    gpu_hours: Annotated[
-        float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host tells it.")
-    ] = None,
+    gpu_hours: GpuHoursOpt = None,
     live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
     format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
     json: Json = False,
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live."""
-    from orchestrate import costing, quoting, reports
+    from orchestrate import costing, quoting
 
     if format not in ("table", "md"):
         raise UsageError(f"--format takes table or md; got {format!r}")
@@ -177,8 +185,9 @@ def quote(
         ft.rates = with_flags(ft.rates, rate)
         quotes = ft.quote(asked, provider)
         told = quoting.live_prices(ft, asked, quotes) if live else []
-        totals = (
-            quoting.ownership(
+        totals: list[Ownership] = []
+        if load:
+            totals = quoting.ownership(
                 ft,
                 asked,
                 quotes,
@@ -188,12 +197,18 @@ def quote(
                 compare_with=compare_with,
                 saved_tokens=saved_tokens,
             )
-            if load
-            else []
-        )
     if json:
         print_json({"quotes": quotes, "ownership": totals, "live": told} if totals or told else quotes)
-    elif format == "md":
+    else:
+        _show_quotes(quotes, totals, told, markdown=format == "md")
+
+
+def _show_quotes(
+    quotes: list[Quote], totals: list[Ownership], told: list[LivePrice], *, markdown: bool
+) -> None:
+    from orchestrate import reports
+
+    if markdown:
         typer.echo(reports.quote_markdown(quotes), nl=False)
         if totals:
             typer.echo("\n" + reports.ownership_markdown(totals), nl=False)

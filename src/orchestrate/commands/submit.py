@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
+MaxCostOpt = Annotated[
+    str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
+]
+
 
 def submit(
     context: typer.Context,
@@ -47,9 +51,7 @@ def submit(
     method: MethodOpt = None,
     epochs: EpochsOpt = None,
     settings: SetOpt = None,
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
-    ] = None,
+    max_cost: MaxCostOpt = None,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -75,9 +77,7 @@ def submit(
             ft.ready(name)
         quotes = [_preflight(ft, asked, name, strict=strict) for name in names]
         _announce(ft, names, quotes)
-        spends = any(not q.unavailable and q.high_usd > 0 for q in quotes) or any(
-            q.unavailable for q in quotes
-        )
+        spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
         if spends and max_cost is None and not confirm("Submit?", yes=yes):
             raise UsageError(
                 "not submitted: nobody agreed to the price",
@@ -92,13 +92,7 @@ def submit(
             )
             raise
         if watch and runs:
-            from orchestrate.commands.follow import follow
-
-            try:
-                follow(ft, runs)
-            except OrchestrateError as error:  # the runs were made; that is what has to be told
-                failures.append(error)
-                report_error(error, as_json=json)
+            failures += _follow(ft, runs, json=json)
         _finish(runs, failures, watch=watch, json=json)
 
 
@@ -145,6 +139,17 @@ def _submit_each(
         runs.append(run)
         note(f"{name}: run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else ""))
     return runs, failures
+
+
+def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[OrchestrateError]:
+    from orchestrate.commands.follow import follow
+
+    try:
+        follow(ft, runs)
+    except OrchestrateError as error:  # the runs were made; that is what has to be told
+        report_error(error, as_json=json)
+        return [error]
+    return []
 
 
 def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:

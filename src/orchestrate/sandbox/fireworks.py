@@ -95,6 +95,14 @@ class FireworksHost(Host):
             jobs = aip_filter(self.jobs(kind=kind.method), request, self._filterable)
             return paged(request, kind.collection, jobs, self.render, key=lambda job: job.id)
 
+        return [
+            route(f"{root}:estimateCost", "POST", estimate),
+            route(root, "POST", create),
+            route(root, "GET", list_jobs),
+            *self._one_job_routes(f"{root}/{{id}}", kind),
+        ]
+
+    def _one_job_routes(self, one: str, kind: Kind) -> list[BaseRoute]:
         def get(request: Request) -> Response:
             return json_answer(self.render(self._found(request, kind)))
 
@@ -127,11 +135,7 @@ class FireworksHost(Host):
                 raise HostError(404, "the metrics file has not been written yet")
             return json_answer({"signedUrl": self._metrics_url(job)})
 
-        one = f"{root}/{{id}}"
         return [
-            route(f"{root}:estimateCost", "POST", estimate),
-            route(root, "POST", create),
-            route(root, "GET", list_jobs),
             route(f"{one}:cancel", "POST", cancel),
             route(f"{one}:resume", "POST", resume),
             route(f"{one}:getMetricsFileEndpoint", "GET", metrics_url),
