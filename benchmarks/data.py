@@ -5,7 +5,7 @@
     python benchmarks/data.py --growth 1,10,100,1000,2000      check alone: linear? and the peak of memory
     python benchmarks/data.py --text FOLDER                    rows of other text
 
-Three ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
+Four ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
 
 - `check`: `orchestrate data check` for all backends: format, roles, tools, exact o200k counts of all and of
   trained tokens, duplicates, contradictions, secrets, personal data, damage, portability. Near duplicates
@@ -13,6 +13,7 @@ Three ways, each the whole life of a process, imports and vocabularies included,
 - `cookbook`: what OpenAI's cookbook does in "Data preparation and analysis for chat model fine-tuning": all
   rows in memory, format errors, tiktoken counts of each row and once more of its answers, distributions, and
   the tokens that are billed; with o200k, so that its counts can be compared with ours.
+- `uncounted`: all that `check` does but counting, by `orchestrate.data.checking.check` without a tokenizer.
 - `together`: `together.lib.utils.files.check_file`, which parses each line and counts no tokens.
 
 The rows are cut from the Python files and documents of this environment, or from the text and translations
@@ -48,7 +49,7 @@ URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 ROW_BYTES = 3_100
 SOURCE_CHARACTERS = 60_000_000
 DOCUMENTS = (".py", ".md", ".rst", ".txt", ".po")
-WAYS = ("check", "cookbook", "together")
+WAYS = ("check", "cookbook", "uncounted", "together")
 
 
 # -- the rows
@@ -163,6 +164,13 @@ def cookbook(file: str) -> tuple[int, int]:
     return sum(lengths), sum(answers)
 
 
+def uncounted(file: str) -> tuple[int, int]:
+    from orchestrate.data import checking
+
+    checking.check({"train": file})
+    return 0, 0
+
+
 def together(file: str) -> tuple[int, int]:
     from together.lib.utils.files import check_file
 
@@ -178,8 +186,13 @@ def one(way: str, file: str) -> None:
     largest: what workers share is counted for each."""
     from orchestrate.data.pool import cores
 
-    run: Callable[[str], tuple[int, int]] = {"check": check, "cookbook": cookbook, "together": together}[way]
-    tokens, trained = run(file)
+    ways: dict[str, Callable[[str], tuple[int, int]]] = {
+        "check": check,
+        "cookbook": cookbook,
+        "uncounted": uncounted,
+        "together": together,
+    }
+    tokens, trained = ways[way](file)
     own, workers = (
         resource.getrusage(kind).ru_maxrss / 1024 for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )

@@ -92,7 +92,7 @@ class Judge:
         if row.traits & self._refused_traits:
             return None, "refused-by-host"
         text = visible(row.example).encode()
-        suspects = sorted({pattern for _, pattern in candidates(line, [0])})
+        suspects = sorted({pattern for _, pattern in candidates(text, [0])})
         unwanted = [
             p.code for p in confirmed(text, suspects, answers(row.example).encode()) if p.code in UNWANTED
         ]

@@ -27,6 +27,7 @@ from orchestrate.data.rows import (
     answers,
     canonical,
     canonical_prompt,
+    json_bytes,
     last_answer,
     messages_of,
     reading,
@@ -40,8 +41,10 @@ from orchestrate.types import Problem, Severity
 _TOOLS = Trait.TOOLS.value
 CHUNK = 8 << 20
 """Bytes of one task."""
-PIECE = 1 << 20
-"""Bytes that a task handles at a time: enough for calls that take many rows, and little memory."""
+PIECE = 256 << 10
+"""Bytes that a task handles at a time: enough for calls that take many rows, and within a core's cache."""
+SIZED = 16
+"""One row of so many is measured as JSON."""
 FIRST_ROWS = 20
 """Row numbers kept for each trait."""
 LONGEST_LABEL = 60
@@ -73,6 +76,7 @@ class Part:
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
+    """As JSON lines, from every `SIZED`th row."""
     digests: bytearray = field(default_factory=bytearray)
     """32 bytes for each good row: the sha256 of its canonical form."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
@@ -122,17 +126,24 @@ def bits(mask: int) -> Iterator[int]:
 
 
 def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
-    """The lines of a range with their ends, about `PIECE` bytes at a time; without a byte-order mark."""
-    with Path(path).open("rb", buffering=1 << 16) as file:
+    """The lines of a range without their ends, about `PIECE` bytes at a time; without a byte-order mark."""
+    begun: list[bytes] = []  # of a line that goes on
+    with Path(path).open("rb", buffering=0) as file:
         file.seek(start)
-        while (left := end - file.tell()) > 0:
-            # The hint is a size after which one more line is read.
-            lines = file.readlines(min(PIECE, left - 1)) if left > 1 else [file.readline()]
-            if not lines:
-                return
+        left = end - start
+        while left > 0 and (block := file.read(min(PIECE, left))):
             if left == end:  # nothing was read before
-                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-            yield lines
+                block = block.removeprefix(b"\xef\xbb\xbf")
+            left = end - file.tell()
+            lines = block.split(b"\n")
+            if len(lines) > 1:
+                lines[0] = b"".join((*begun, lines[0]))
+                begun = [lines.pop()]
+                yield lines
+            else:
+                begun.append(block)
+    if last := b"".join(begun):
+        yield [last]
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -186,15 +197,11 @@ def scan(task: Task) -> Part:
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
         rows = _rows(task, lines)
-        texts = [
-            line if row.example is None else canonical(row.example)
-            for line, row in zip(lines, rows, strict=True)
-        ]
-        suspects = _suspects(texts) if task.content else {}
+        content = _content(lines, rows) if task.content else {}
         for index, row in enumerate(rows):
-            if row.problems or index in suspects:
-                _report(part, part.lines + index + 1, row, texts[index], suspects.get(index, []))
-        _note(part, rows, texts, task.compare)
+            if row.problems or index in content:
+                _report(part, part.lines + index + 1, row, content.get(index, []))
+        _note(part, rows, task.compare)
         part.lines += len(lines)
         examples = [row.example for row in rows if row.example is not None]
         for lengths, by in counting:
@@ -202,55 +209,55 @@ def scan(task: Task) -> Part:
     return part
 
 
-def _suspects(texts: list[bytes]) -> dict[int, list[int]]:
-    """The patterns that may match, for each index of a text that has any."""
-    suspects: dict[int, list[int]] = {}
+def _content(lines: list[bytes], rows: list[Row]) -> dict[int, list[Problem]]:
+    """What is found in the content, for each index of a row with any."""
+    texts = [
+        line if row.example is None else visible(row.example).encode()
+        for line, row in zip(lines, rows, strict=True)
+    ]
+    patterns: dict[int, list[int]] = {}
     starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
     for index, pattern in sorted(candidates(b"\n".join(texts), starts[:-1])):
-        suspects.setdefault(index, []).append(pattern)
-    return suspects
+        patterns.setdefault(index, []).append(pattern)
+    found: dict[int, list[Problem]] = {}
+    for index, numbers in patterns.items():
+        example = rows[index].example
+        learnt = None if example is None else answers(example).encode()
+        found[index] = confirmed(texts[index], numbers, learnt)
+    return found
 
 
-def _report(part: Part, number: int, row: Row, text: bytes, suspects: list[int]) -> None:
+def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
     part.report(row.problems, number)
     if row.other is not None:
         part.formats[row.other] += 1
-    if suspects:
-        if row.example is None:
-            found = confirmed(text, suspects)
-        else:
-            found = confirmed(visible(row.example).encode(), suspects, answers(row.example).encode())
-        part.report(found, number)
+    part.report(content, number)
 
 
-def _note(part: Part, rows: list[Row], texts: list[bytes], compare: bool) -> None:
-    """`texts` are the rows' canonical bytes. The next row's number follows on `part.lines`."""
+def _note(part: Part, rows: list[Row], compare: bool) -> None:
+    """The next row's number follows on `part.lines`."""
     first = part.lines + 1
-    good = [
-        (number, row.example, row.traits, text)
-        for number, (row, text) in enumerate(zip(rows, texts, strict=True), first)
-        if row.example is not None
-    ]
+    good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
     part.rows += len(good)
-    part.numbers.extend([number for number, _, _, _ in good])
-    part.canonical_bytes += sum([len(text) + 1 for _, _, _, text in good])
-    part.digests += b"".join([sha256(text).digest() for _, _, _, text in good])
-    part.notice([(traits, number) for number, _, traits, _ in good])
-    sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _, _ in good])
+    part.numbers.extend([number for number, _, _ in good])
+    part.canonical_bytes += SIZED * sum(json_bytes(e) for n, e, _ in good if n % SIZED == 1)
+    part.digests += b"".join([sha256(canonical(example)).digest() for _, example, _ in good])
+    part.notice([(traits, number) for number, _, traits in good])
+    sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _ in good])
     for roles, count in sequences.items():
         for role in roles:
             part.roles[role] += count
         if compare:
             part.turns[roles.count("user")] += count
     if compare:
-        for _, example, traits, text in good:
-            _compare(part, example, traits, text)
+        for _, example, traits in good:
+            _compare(part, example, traits)
 
 
-def _compare(part: Part, example: Example, traits: int, text: bytes) -> None:
+def _compare(part: Part, example: Example, traits: int) -> None:
     if traits & _TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
-    part.prompts.append(xxh3_64_intdigest(canonical_prompt(example, text)))
+    part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
     answer = last_answer(example)
     if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
         part.labels[answer] += 1

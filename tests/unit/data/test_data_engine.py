@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
+from orchestrate.data import scan as scanning
 from orchestrate.data.checking import Options, check
 from orchestrate.data.pool import WorkerDied, ordered
-from orchestrate.data.scan import Task, Total, ranges, scan
+from orchestrate.data.scan import Task, Total, pieces, ranges, scan
 
 ROWS = 3000
 
@@ -97,6 +100,40 @@ def test_a_killed_worker_is_told_too() -> None:
     """As the system kills one when memory runs out."""
     with pytest.raises(WorkerDied, match="exit code 137"):
         list(ordered(signal.raise_signal, [signal.SIGKILL] * 2, workers=2))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.text(st.sampled_from("ab \u20ac\r\0"), max_size=30), min_size=1, max_size=12),
+    ended=st.booleans(),
+    marked=st.booleans(),
+    piece=st.integers(1, 40),
+)
+def test_lines_come_whole_whatever_is_read_at_a_time(
+    lines: list[str], ended: bool, marked: bool, piece: int, tmp_path: Path
+) -> None:
+    content = "\n".join(lines).encode() + (b"\n" if ended else b"")
+    mark = b"\xef\xbb\xbf" if marked else b""
+    path = tmp_path / "lines.txt"
+    path.write_bytes(mark + content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scanning, "PIECE", max(piece, len(mark)))
+        read = [line for some in pieces(str(path), 0, len(mark + content)) for line in some]
+    wanted = content.split(b"\n")
+    assert read == (wanted if wanted[-1] else wanted[:-1])
+
+
+def test_numbers_of_any_size_have_a_digest(tmp_path: Path) -> None:
+    digests: list[str] = []
+    for name, most in (("a", 10**30), ("b", 10**30), ("c", 10**30 + 1)):
+        parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": most}}}
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        (tmp_path / name).write_text(json.dumps({"messages": messages, "tools": [tool]}) + "\n")
+        data = Dataset.open(str(tmp_path / name))
+        assert data.rows == 1
+        digests.append(data.digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_leaving_early_ends_the_workers() -> None:

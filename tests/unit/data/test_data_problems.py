@@ -186,6 +186,7 @@ def test_secrets_are_not_repeated_in_messages() -> None:
         "mail someone@example.com",
         "the year 2024-12-31 and 10.000.000",
         "a mask-sk-learn word",
+        "@final\n@dataclasses.dataclass",
     ],
 )
 def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
