@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
 from orchestrate.data.checking import Options, check
-from orchestrate.data.content import PATTERNS, confirmed
+from orchestrate.data.content import PATTERNS, candidates, confirmed, plain_candidates
 from orchestrate.data.problems import CODES
 from orchestrate.data.scan import Task, scan
 from orchestrate.types import Severity
@@ -29,6 +31,7 @@ ACROSS = {
     "label-imbalance",
     "few-rows",
     "unreviewed",
+    "python-cells",
 }
 
 
@@ -254,6 +257,28 @@ _NUMBERS = st.sampled_from(
     ]
 )
 _AROUND = st.text(st.sampled_from('\n\t"\\/ \x00aZ09-_.,é@ß日'), max_size=3)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), _AROUND, _AROUND, st.randoms(use_true_random=False))
+@pytest.mark.parametrize("number", [i for i, p in enumerate(PATTERNS) if p not in _SIEVED])
+@pytest.mark.parametrize("filtered", [candidates, plain_candidates], ids=["hyperscan", "plain"])
+def test_what_matches_is_a_candidate(
+    filtered: Callable[[bytes, list[int]], set[tuple[int, int]]],
+    number: int,
+    data: st.DataObject,
+    before: str,
+    after: str,
+    case: random.Random,
+) -> None:
+    """In whatever case a text has it, where its pattern ignores case."""
+    found = data.draw(st.from_regex(PATTERNS[number].regex.removeprefix(b"(?i)"), fullmatch=True))
+    if PATTERNS[number].caseless:
+        found = bytes(c ^ 32 if chr(c).isalpha() and c < 128 and case.random() < 0.5 else c for c in found)
+    text = before.encode() + found + after.encode()
+    if confirmed(text, [number]):
+        block = b"first\n" + text + b"\nlast"
+        assert (1, number) in filtered(block, [0, 6, 7 + len(text)])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
