@@ -281,8 +281,9 @@ def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
         if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
-            part = Path(_unfold(str(file), file, "", 0).lines)
-            reader = None
+            unfolded = _unfold(str(file), file, "", 0)
+            told[PYTHON_CELLS] += unfolded.python_cells
+            part, reader = Path(unfolded.lines), None
         else:
             part = file
             _, reader = _container(file, head)

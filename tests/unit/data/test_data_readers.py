@@ -481,3 +481,15 @@ def test_an_answer_that_looks_like_python_is_an_answer(tmp_path: Path) -> None:
     [example] = Dataset.open(file).examples()
     assert isinstance(example, ChatExample)
     assert [m.text for m in example.messages] == ["sum\n\n[{'a': 1}]", "[{'b': 2}]"]
+
+
+def test_cells_of_packed_shards_are_told_too(tmp_path: Path) -> None:
+    cell = repr([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    content = _csv(tmp_path, "messages", [cell, cell]).read_bytes()
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "a.csv").write_bytes(content)
+    (shards / "b.csv.gz").write_bytes(gzip.compress(content))
+    data = Dataset.open(shards)
+    assert data.rows == 4
+    assert next(p for p in data.problems if p.code == "python-cells").message.startswith("4 cells")
