@@ -81,6 +81,21 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
             clock.speed = change.speed or clock.speed
         return JSONResponse({"sandbox": True, "now": clock.now(), "speed": clock.speed})
 
+    return Starlette(
+        routes=[
+            Route("/", index, methods=["GET"]),
+            Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"]),
+            Route("/_sandbox/requests", requests, methods=["GET", "DELETE"]),
+            Route("/_sandbox/clock", time, methods=["GET", "POST"]),
+            Route("/_sandbox/account", _account(host), methods=["GET", "POST"]),
+            Route("/_sandbox/jobs", _jobs(host), methods=["POST"]),
+        ]
+    )
+
+
+def _jobs(host: Host) -> Callable[[Request], Awaitable[Response]]:
+    """Jobs in bulk."""
+
     async def jobs(request: Request) -> Response:
         try:
             bodies = msgspec.json.decode(await request.body(), type=list[dict[str, Any]])
@@ -92,16 +107,7 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
             return host.error(error)
         return JSONResponse({"sandbox": True, "ids": ids})
 
-    return Starlette(
-        routes=[
-            Route("/", index, methods=["GET"]),
-            Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"]),
-            Route("/_sandbox/requests", requests, methods=["GET", "DELETE"]),
-            Route("/_sandbox/clock", time, methods=["GET", "POST"]),
-            Route("/_sandbox/account", _account(host), methods=["GET", "POST"]),
-            Route("/_sandbox/jobs", jobs, methods=["POST"]),
-        ]
-    )
+    return jobs
 
 
 class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
