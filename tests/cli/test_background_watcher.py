@@ -17,7 +17,7 @@ import pytest
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from tests.cli.conftest import Cli
-from tests.cli.terminals import ORCHESTRATE, Terminal, told, until, watchers
+from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, told, until, watchers
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 
@@ -114,6 +114,18 @@ def test_a_killed_watcher_is_started_again_by_the_view_and_by_the_next(
     until(lambda: told(tmp_path) == [run], "the notification")
     until(lambda: not watchers(tmp_path), "the end of the watcher")
     assert told(tmp_path) == [run]
+
+
+def test_a_watcher_that_is_killed_as_soon_as_it_is_up_is_no_failed_start(
+    env: dict[str, str], submit: Any, tmp_path: Path
+) -> None:
+    view = Terminal(env, tmp_path, "watch", submit())
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := watchers(tmp_path)):  # without a pause: before the view has seen it
+        assert time.monotonic() < deadline
+    os.kill(found[0], signal.SIGKILL)
+    until(lambda: watchers(tmp_path) not in ([], found), "another watcher, started by the view")
+    view.close()
 
 
 def test_stop_ends_it_and_the_run_goes_on(

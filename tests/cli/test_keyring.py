@@ -59,7 +59,7 @@ def test_a_key_in_the_keyring_is_used_and_is_in_no_other_file(
     assert ring("keys", "remove", "openai").err.strip() == "openai: removed"
     assert listed(ring("keys", "list", "--json")) == (None, None)
     assert holding(tmp_path, KEY) == []
-    assert "hold no key called openai" in " ".join(ring("keys", "remove", "openai").err.split())
+    assert "holds no key called openai" in " ".join(ring("keys", "remove", "openai").err.split())
 
 
 def test_the_environment_and_the_file_go_before_the_keyring(ring: Keyring, tmp_path: Path) -> None:

@@ -94,10 +94,12 @@ class Background:
         threading.Thread(target=started.wait, daemon=True, name="reap-watcher").start()
         deadline = time.monotonic() + _START_S
         while not self.running():
-            # One that found another at the lock, or nothing to watch, has ended well.
-            if started.poll() == 0:
+            code = started.poll()
+            # One that found another at the lock, or nothing to watch, has ended well; one that was killed is
+            # no failed start, and the next call starts another.
+            if code is not None and code <= 0:
                 return
-            if started.poll() is not None or time.monotonic() > deadline:
+            if code is not None or time.monotonic() > deadline:
                 raise self._broken("the background watcher did not start")
             time.sleep(0.05)
 

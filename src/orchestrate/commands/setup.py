@@ -230,7 +230,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
     if forget_in_keyring(name) or stored:
         note(f"{name}: removed")
     else:
-        note(f"{path} and the keyring hold no key called {name}")
+        note(f"{path} holds no key called {name}, nor does the keyring")
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
