@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import resource
 import subprocess
@@ -54,6 +55,7 @@ def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: P
     assert step is not None and 1 < int(step.group(1)) <= 20, (
         "the first step ran with weights that are numbers"
     )
+    assert state.step == len(run.metrics()) == int(step.group(1)) - 1
 
 
 def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -94,6 +96,53 @@ def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(job: LocalJob, 
     assert curve(full) == curve(whole)
     name = "adapter/adapter_model.safetensors"
     assert (full.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A worker that may grow by 150 MB goes through 4096 tokens of a step in smaller parts. It keeps to them
+    when it is killed and goes on with all the memory there is: to the bit as one that was never in need."""
+    chance, path = random.Random(0), tmp_path / "long.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for _ in range(48):
+            said = " ".join(chance.choices(["red", "green", "blue"], k=100))
+            messages = [{"role": "user", "content": "Say"}, {"role": "assistant", "content": said}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    tight = changed(job, "tight", epochs=2, batch_size=12, evals=1, train=str(path), validation=None)
+    run = launch(tight, home)
+    wait(lambda: bool(events(run, "started")) or run.state().terminal)
+    pid = json.loads((run.path / "worker.json").read_bytes())["pid"]
+    resource.prlimit(pid, resource.RLIMIT_DATA, (written_bytes(pid) + 150 * MB, resource.RLIM_INFINITY))
+    wait(lambda: bool(events(run, "memory")) or run.state().terminal)
+    # What it is short of from here on would be other, slower kernels.
+    resource.prlimit(pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wait(lambda: len(run.metrics()) >= 3 or run.state().terminal)
+    kill(run)
+    assert resume(run), run.log.read_text()
+    assert finish(run) == "succeeded", run.log.read_text()
+    memory = [e for e in run.events() if e.type == "memory"]
+    assert [e.step for e in memory] == [0] * len(memory) != []
+    (resumed,) = (e for e in run.events() if e.type == "resumed")
+    tokens = resumed.data["tokens_at_once"]
+    assert f"at most {tokens} tokens at once" in memory[-1].message and tokens < 4096
+    from orchestrate.local.session import Session  # torch loads here
+
+    there, _ = RunDir.make(home, msgspec.structs.replace(tight, ref="in parts"))
+    session = Session(there, tight, lambda: None, lambda _: None)
+    assert session.loop.max_tokens == 4096
+    session.loop.max_tokens = tokens
+    session.loop.restore()
+    session.loop.run()
+    assert curve(run) == curve(there)
+    assert {p.values["tokens"] for p in run.metrics()} == {p.values["tokens"] for p in there.metrics()}
+
+
+def written_bytes(pid: int) -> int:
+    """What RLIMIT_DATA counts."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(status.partition("VmData:")[2].split()[0]) * 1024
 
 
 @pytest.mark.slow
