@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from tests.faults.test_local_workers import (  # noqa: F401  fixtures
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.space import DiskFull, disk_is_full, require
+from orchestrate.providers.local import reading
 
 MB = 1_000_000
 
@@ -178,6 +183,36 @@ def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) 
     run.ask("cancel")
     assert finish(run) == "cancelled", run.log.read_text()
     assert any("20000000 checkpoints take" in m for m in events(run, "disk"))
+
+
+def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) -> None:  # noqa: F811
+    run = launch(changed(job, "still", epochs=10_000, evals=1), home)
+    wait(lambda: run.state().step >= 1 or run.state().terminal)
+    assert reading.job(run).error is None, run.log.read_text()
+    pid = json.loads((run.path / "worker.json").read_bytes())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    long_ago = time.time() - 3600
+    os.utime(run.path / "worker.json", (long_ago, long_ago))  # an hour passes
+    told = reading.job(run)
+    assert told.raw_status == "running" and run.alive() and not resume(run)
+    assert told.error is not None and told.error.code == "no_heartbeat", told.error
+    assert "no life for 3600 s" in told.error.message and str(run.log) in told.error.message
+    os.kill(pid, signal.SIGCONT)
+    wait(lambda: reading.job(run).error is None)
+    os.kill(pid, signal.SIGSTOP)
+    hour = timedelta(hours=1)
+    stuck = run.written_state()
+    run.write_state(msgspec.structs.replace(stuck, updated_at=stuck.updated_at - hour))
+    told = reading.job(run)
+    assert told.error is not None and told.error.code == "no_progress", told.error
+    assert "no step has ended for 60 min" in told.error.message
+    # A step that takes ten minutes may take an hour with its evaluation.
+    slow = msgspec.structs.replace(stuck, updated_at=stuck.updated_at - hour, seconds=600.0 * stuck.step)
+    run.write_state(slow)
+    assert reading.job(run).error is None
+    os.kill(pid, signal.SIGCONT)
+    run.ask("cancel")
+    assert finish(run) == "cancelled"
 
 
 def test_only_want_of_room_is_a_full_disk() -> None:
