@@ -169,12 +169,12 @@ def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(job: Lo
     wait(lambda: not run.alive())
     assert run.state().status == "paused"
     steps = [p.step for p in run.metrics()]
-    assert steps == list(range(1, len(steps) + 1))
+    assert steps == list(range(1, len(steps) + 1)) and run.state().step == len(steps)
     assert resume(run)
     wait(lambda: len(run.metrics()) > len(steps))
     run.ask("cancel")
     wait(lambda: not run.alive())
-    assert run.state().status == "cancelled"
+    assert run.state().status == "cancelled" and run.state().step == len(run.metrics())
     assert not resume(run)
     assert [p.step for p in run.metrics()] == list(range(1, len(run.metrics()) + 1))
 

@@ -12,9 +12,7 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.rundir import LocalJob
-
-CLOSE = 0.03
-"""Relative distance of hidden states that rounding to 16 bits explains."""
+from orchestrate.local.shortcuts import CLOSE, distance
 
 
 def compile_layers(inner: Any) -> None:
@@ -37,7 +35,11 @@ def use_liger(inner: Any) -> None:
         raise RunFailed(f"Liger has no kernels for {kind} models", fix="engine: fused")
     before = _states(inner)
     apply(model=inner, cross_entropy=False, fused_linear_cross_entropy=False)
-    _same(before, _states(inner), "Liger")
+    apart = distance(_states(inner), before)
+    if not apart <= CLOSE:
+        raise RunFailed(
+            f"with Liger the model gives other states (relative distance {apart:.2g})", fix="engine: fused"
+        )
 
 
 def load_unsloth(job: LocalJob, folder: str, length: int | None) -> tuple[Any, Any]:
@@ -82,11 +84,3 @@ def _states(inner: Any) -> torch.Tensor:
     states = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
     inner.train(training)
     return states
-
-
-def _same(before: torch.Tensor, after: torch.Tensor, who: str) -> None:
-    distance = ((before - after).norm() / before.norm()).item()
-    if not distance <= CLOSE:
-        raise RunFailed(
-            f"with {who} the model gives other states (relative distance {distance:.2g})", fix="engine: fused"
-        )

@@ -12,7 +12,9 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
 
@@ -107,20 +109,41 @@ def _unpack(path: Path, draft: Path, architecture: str) -> None:
     beside = any((path.parent / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json"))
     inside: dict[str, Any] = {} if beside else {"gguf_file": path.name}
     options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.bfloat16, "local_files_only": True}
+    options["output_loading_info"] = True
     if hasattr(transformers, "GgufConfig"):
         # Later versions would leave the weights in their blocks.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, local_files_only=True, **inside)
-        model: Any = AutoModelForCausalLM.from_pretrained(path.parent, **options)
-    except (ValueError, NotImplementedError, KeyError, TypeError, AttributeError) as error:
+        model, told = cast("Any", AutoModelForCausalLM.from_pretrained(path.parent, **options))
+    except OSError:
+        raise
+    # What it raises for what it does not know differs by architecture and quantisation.
+    except Exception as error:
         raise UsageError(
             f"transformers {transformers.__version__} does not read {path.name} ({architecture}): {error}",
             fix="use the model's safetensors; for a tokenizer that is not read, put its tokenizer.json "
             "beside the .gguf file",
         ) from error
+    if lacking := sorted({*told["missing_keys"], *map(str, told["mismatched_keys"])}):
+        raise UsageError(
+            f"{path.name} lacks {len(lacking)} of its model's weights, such as {lacking[0]}: "
+            "they would be made up",
+            fix="take another file; parts of one model that was split (-00001-of-...) are to be joined "
+            "by llama.cpp's gguf-split --merge",
+        )
     model.config.quantization_config = None
     del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    _drop_strangers(draft / "tokenizer.json", int(model.config.get_text_config().vocab_size))
+
+
+def _drop_strangers(path: Path, vocabulary: int) -> None:
+    """transformers adds tokens of a family that the file does not have; the model has no row for them."""
+    if not path.is_file():
+        return
+    tokenizer = msgspec.json.decode(path.read_bytes())
+    tokenizer["added_tokens"] = [t for t in tokenizer.get("added_tokens", []) if t["id"] < vocabulary]
+    path.write_bytes(msgspec.json.encode(tokenizer))

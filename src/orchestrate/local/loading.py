@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,16 @@ class Loaded:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """By name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def judging(self) -> Generator[None]:
+        """Without dropout and noise; afterwards as before."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
     def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
         """[rows, tokens] -> [rows, tokens, hidden], before the output layer. With `places` (flat) only

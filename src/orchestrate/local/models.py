@@ -13,6 +13,7 @@ import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local import gguf_files
+from orchestrate.local.space import FULL
 
 WHOLE_HASH_LIMIT = 4 << 30
 """Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
@@ -123,7 +124,28 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
             fix="convert them with model.save_pretrained(folder, safe_serialization=True); "
             "pickled weights are not loaded, they can run code",
         )
+    if missing := _missing_shards(path):
+        raise UsageError(
+            f"{path} is not whole: its index names {', '.join(missing[:3])}, missing or empty",
+            fix="download or copy the folder again",
+        )
     return ModelFolder(path, hub_id)
+
+
+def _missing_shards(path: Path) -> list[str]:
+    """Files that the index names and that are not there."""
+    try:
+        index = msgspec.json.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
+    except OSError:
+        return []
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'model.safetensors.index.json'} is no index: {error}") from error
+    files = sorted(set(index.weight_map.values()))
+    return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 def fetch(model: str) -> ModelFolder:
@@ -176,12 +198,20 @@ def _download(model: str) -> str:
                 f"{model} is not on this machine, and the hub answered with {status}",
                 fix="try again later; what was downloaded so far is kept",
             ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise ConfigError(
                 f"{model} could not be stored: {error.strerror} ({error.filename})",
                 fix="free disk space, or export HF_HOME=... to a folder with room; downloads are kept",
             ) from error
         raise _unreachable(model) from error
+    except Exception as error:
+        # httpx's or httpx2's, by the version of the hub's client; it has tried some times itself.
+        if "TransportError" not in {kind.__name__ for kind in type(error).__mro__}:
+            raise
+        raise ConfigError(
+            f"the connection broke while {model} was downloaded: {error}",
+            fix="try again: whole files are kept, and nothing is taken for the model before all are there",
+        ) from error
 
 
 def _unreachable(model: str) -> ConfigError:

@@ -110,7 +110,7 @@ class PolicyObjective(Objective):
 
     def _draw(self, prompts: list[list[int]], temperature: float, max_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts)) + self.max_new_tokens
-        with self.judging(), torch.no_grad(), self.precision(), _padded_attention(self.loaded.inner):
+        with self.loaded.judging(), torch.no_grad(), self.precision(), _padded_attention(self.loaded.inner):
             return self.sampler.draw(
                 self.loaded.model,
                 prompts,
@@ -191,7 +191,7 @@ class PolicyObjective(Objective):
         try:
             for name, parameter in now.items():
                 parameter.copy_(self._start[name])
-            with self.judging():
+            with self.loaded.judging():
                 return -token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)[0]
         finally:
             for name, parameter in now.items():

@@ -67,7 +67,7 @@ def with_reference(
     as an earlier worker got. `look_up` runs between the parts and may raise."""
     path = folder / "reference.npy"
     kept = _open(path, len(rows.offsets) - 1)
-    with objective.judging(), torch.no_grad(), objective.precision():
+    with objective.loaded.judging(), torch.no_grad(), objective.precision():
         for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
             numbers = rows.rows_of(part)
             # A part is all or nothing: what is computed beside what changes the last bits.

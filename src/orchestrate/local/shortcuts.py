@@ -6,8 +6,7 @@ then gives other states."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,12 +49,12 @@ class TrainedOnly:
 
         ids = _ids(loaded, 16, 7).view(2, 8)
         places = torch.tensor([3, 6, 9], device=loaded.device)
-        with judging(loaded):
+        with loaded.judging(), torch.no_grad():
             wanted = loaded.hidden(ids).flatten(0, 1)[places]
             mlp.forward = forward
             loaded.trained_only = chosen
             try:
-                if _distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE:
+                if distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE:
                     return chosen
             except (TypeError, ValueError, RuntimeError, IndexError):
                 pass
@@ -74,16 +73,16 @@ def line_limit(loaded: Loaded) -> int:
     rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate((9, 5, 12, 7))]
     beginning = chance.integers(3, 50, 3)
     rows = [np.concatenate([beginning, row]) for row in rows]
-    with judging(loaded):
+    with loaded.judging(), torch.no_grad():
         try:
             together = _states(loaded, rows)
             alone = [loaded.hidden(torch.from_numpy(row)[None])[0, 3:] for row in rows]
             others = _states(loaded, [*rows[:1], np.concatenate([beginning, rows[0][3:]]), *rows[2:]])
         except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError):
             return 0
-    if any(_distance(a, b) > CLOSE for a, b in zip(together, alone, strict=True)):
+    if any(distance(a, b) > CLOSE for a, b in zip(together, alone, strict=True)):
         return 0
-    if any(_distance(together[r], others[r]) > APART for r in (0, 2, 3)):
+    if any(distance(together[r], others[r]) > APART for r in (0, 2, 3)):
         return 0
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min([SHORT_ROW, *(w for w in windows if w)])
@@ -100,22 +99,10 @@ def _states(loaded: Loaded, rows: Sequence[Any]) -> list[Tensor]:
 def head_is_understood(loaded: Loaded) -> bool:
     """Whether decoder plus head gives the model's own logits, on a few tokens."""
     ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
-    with judging(loaded):
+    with loaded.judging(), torch.no_grad():
         own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
         ours = loaded.head.logits(loaded.hidden(ids))
     return torch.allclose(own, ours, atol=1e-2, rtol=1e-2)
-
-
-@contextmanager
-def judging(loaded: Loaded) -> Generator[None]:
-    """Without gradients, dropout and noise; the random state stays as it was."""
-    training = loaded.model.training
-    loaded.model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        loaded.model.train(training)
 
 
 def _ids(loaded: Loaded, count: int, seed: int) -> Tensor:
@@ -124,5 +111,6 @@ def _ids(loaded: Loaded, count: int, seed: int) -> Tensor:
     return torch.from_numpy(ids).to(loaded.device)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def distance(a: Tensor, b: Tensor) -> float:
+    """Of `a` from `b`, relative to the length of `b`."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()

@@ -6,8 +6,8 @@ batch's weight, so that the split has no influence on the result but rounding.""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,20 +238,10 @@ class Objective:
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
-    @contextmanager
-    def judging(self) -> Generator[None]:
-        """Without dropout and noise; afterwards as before."""
-        training = self.loaded.model.training
-        self.loaded.model.eval()
-        try:
-            yield
-        finally:
-            self.loaded.model.train(training)
-
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
         """Mean loss and token accuracy over all rows; the model and every random state stay as they were."""
         sums = Sums()
-        with self.judging():
+        with self.loaded.judging():
             for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
         return {f"valid_{k}": v for k, v in means(sums).items()}

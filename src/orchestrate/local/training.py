@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from orchestrate.errors import RunFailed
 from orchestrate.local import checkpoints, machine
 from orchestrate.local.checkpoints import Progress
+from orchestrate.local.exhaustion import give_back, out_of_memory
 from orchestrate.local.fitting import DEFAULT_TOKENS
 from orchestrate.local.loading import Loaded
 from orchestrate.local.optimizers import make_optimizer, restore_state, state_tensors
@@ -113,6 +115,7 @@ class Loop:
             f"going on from step {self.progress.step} of {self.progress.total_steps}",
             type="resumed",
             step=self.progress.step,
+            tokens_at_once=self.max_tokens,
         )
 
     def save(self, *, kept: bool) -> None:
@@ -153,6 +156,13 @@ class Loop:
     # -- running ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            with suppress(OSError):  # the error that ends the run says more
+                self.report(force=True)
+
+    def _run(self) -> None:
         self.loaded.model.train()
         while self.progress.step < self.progress.total_steps and not self.early_stopped:
             epoch, first = divmod(self.progress.step, self.per_epoch)
@@ -187,7 +197,7 @@ class Loop:
             self.save(kept=True)
         elif word == "pause" or time.monotonic() - self._saved_at > self.hyper.recovery_seconds:
             self.save(kept=False)
-        self.report(values.get("tokens_per_second"), force=last)
+        self.report(values.get("tokens_per_second"))
         if word and not (last and word == "pause"):
             raise Stopped(word)
 
@@ -206,10 +216,11 @@ class Loop:
                     self.save(kept=False)
                 raise
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                self._halve(batch, error)
-                set_random_state(random)
+                said = str(error)
+            self._halve(batch, said)
+            set_random_state(random)
         rate = learning_rate(
             self.progress.step,
             self.progress.total_steps,
@@ -240,17 +251,16 @@ class Loop:
     def _gradients(self, batch: list[int]) -> Sums:
         return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
 
-    def _halve(self, batch: list[int], error: BaseException) -> None:
+    def _halve(self, batch: list[int], said: str) -> None:
         """Less at once, the same batch: the optimiser step keeps its examples."""
         self.optimizer.zero_grad()
-        if self.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.loaded.device)
         longest = self.objective.longest(self.train, batch)
         if self.max_tokens <= longest:
             raise RunFailed(
-                f"one row of {longest} tokens does not fit into memory: {error}",
+                f"one row of {longest} tokens does not fit into memory: {said}",
                 fix="lower max_seq_length, set provider_options.local.gradient_checkpointing, or use qlora",
-            ) from error
+            )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
             f"out of memory; going on with at most {self.max_tokens} tokens at once, "
@@ -323,11 +333,10 @@ class Loop:
             try:
                 return self.objective.evaluate(rows, tokens)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or tokens <= int(rows.lengths.max()):
+                if not out_of_memory(error) or tokens <= int(rows.lengths.max()):
                     raise
-                if self.loaded.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                tokens //= 2
+            give_back(self.loaded.device)
+            tokens //= 2
 
     def report(self, tokens_per_second: float | None = None, *, force: bool = False) -> None:
         at = time.monotonic()
@@ -370,12 +379,6 @@ def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch has no class of its own for it, and oneDNN another message.
-    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", "could not create a primitive")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -39,13 +39,16 @@ GEMMA = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}"
+    "{{ bos_token }}{% set ns = namespace(system='', last=0) %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}"
-    "{% elif m['role'] == 'user' %}"
-    "{{ '[INST] ' + ns.system }}"
-    "{{ m['content'] + '[/INST]' }}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% elif m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST]' + (ns.system if loop.index0 == ns.last else '') + m['content'] + '[/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
+MISTRAL_TEXT = "<bos>[INST]First?[/INST]One answer</s>[INST]Be kind.\n\nSecond?[/INST]Two answers</s>"
+"""What mistral-common 1.13.1 makes of `TALK` (version 3 on Tekken, for tuning). The maker's encoder
+has no Jinja text, and none of the installed packages has one."""
 QWEN3 = (
     "{% if tools %}{{ '<|im_start|>system\n# Tools\n' }}{% for tool in tools %}{{ tool | tojson }}"
     "{% endfor %}"
@@ -120,6 +123,11 @@ def template(source: str, special: list[str], eos: str | None = None) -> Templat
     tokenizer.eos_token = eos or special[-1]
     tokenizer.chat_template = source
     return Template.of(tokenizer)
+
+
+def test_the_short_form_of_mistral_says_what_the_makers_encoder_does() -> None:
+    of = template(*FAMILIES["mistral"][:3])
+    assert of.tokenizer.decode(encode(TALK, of).ids) == MISTRAL_TEXT
 
 
 def trained(encoded: Encoded, of: Template) -> str:

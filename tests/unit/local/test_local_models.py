@@ -38,8 +38,19 @@ TENSORS = {
 }
 
 
-def write_gguf(path: Path, architecture: str = "llama") -> Path:
-    """The tiny model as llama.cpp's converter writes it: queries and keys in its order of rotary halves."""
+def write_gguf(
+    path: Path,
+    architecture: str = "llama",
+    *,
+    kind: str | None = None,
+    vocabulary: bool = False,
+    without: str = "\0",
+) -> Path:
+    """The tiny model as llama.cpp's converter writes it: queries and keys in its order of rotary halves.
+
+    `kind`: quantisation of its matrices. `vocabulary`: with the tokenizer and the template inside.
+    `without`: tensors whose names begin so.
+    """
     import gguf
 
     shape = json.loads((TINY / "config.json").read_bytes())
@@ -69,12 +80,41 @@ def write_gguf(path: Path, architecture: str = "llama") -> Path:
         if parts[-1] in ("q_proj", "k_proj"):
             n = heads if parts[-1] == "q_proj" else kv_heads
             value = value.reshape(n, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
-        writer.add_tensor(new, np.ascontiguousarray(value))
+        value = np.ascontiguousarray(value)
+        if new.startswith(without):
+            continue
+        if kind is None or value.ndim == 1:
+            writer.add_tensor(new, value)
+        else:
+            blocks = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(new, gguf.quants.quantize(value, blocks), raw_dtype=blocks)
+    if vocabulary:
+        add_vocabulary(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_vocabulary(writer: Any) -> None:
+    import gguf
+
+    tokenizer = json.loads((TINY / "tokenizer.json").read_bytes())
+    ids: dict[str, int] = tokenizer["model"]["vocab"]
+    special = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+    tokens = {i: token for token, i in {**ids, **special}.items()}
+    shape = json.loads((TINY / "config.json").read_bytes())
+    names = [tokens.get(i, f"<unused{i}>") for i in range(shape["vocab_size"])]
+    kinds = [gguf.TokenType.CONTROL if n in special else gguf.TokenType.NORMAL for n in names]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(special["<|im_end|>"])
+    writer.add_pad_token_id(special["<|pad|>"])
+    writer.add_chat_template((TINY / "chat_template.jinja").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -117,6 +157,60 @@ def test_a_gguf_is_the_model_that_it_was_made_from_and_trains(beside: Path, tmp_
         session.loop.run()
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("Q8_0", 0.003, 0.01), ("Q4_0", 0.05, 0.12)])
+def test_a_quantised_gguf_with_its_own_vocabulary_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, least: float, most: float
+) -> None:
+    """Rounding to steps of 1/127 or 1/8 of the greatest of 32 numbers costs about 0.6% or 9% of their
+    length."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "alone").mkdir()
+    file = write_gguf(tmp_path / "alone" / "tiny.gguf", kind=kind, vocabulary=True)
+    folder = models.fetch(str(file))
+    found, wanted = load_file(folder.path / "model.safetensors"), load_file(TINY / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        apart = ((found[name].float() - tensor.float()).norm() / tensor.float().norm()).item()
+        assert apart == 0 if tensor.ndim == 1 else least < apart < most, (name, apart)
+    tokenizer, own = (AutoTokenizer.from_pretrained(f, local_files_only=True) for f in (folder.path, TINY))
+    chat = [{"role": "user", "content": "Is 12 even?\n"}, {"role": "assistant", "content": "München: ja"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == own.apply_chat_template(
+        chat, tokenize=False
+    )
+    assert tokenizer.apply_chat_template(chat)["input_ids"] == own.apply_chat_template(chat)["input_ids"]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
+    assert max(tokenizer("<|endoftext|> said the user")["input_ids"]) < folder.config["vocab_size"]
+    train = tmp_path / "train.jsonl"
+    train.write_text(f"{json.dumps({'messages': chat})}\n" * 16)
+    session = make_session(tmp_path, train, method={"type": "sft"}, model=str(file))
+    session.loop.run()
+    first, *_, last = (p.values["train_loss"] for p in session.run.metrics())
+    assert last < first
+
+
+def test_a_gguf_without_a_tokenizer_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"does not read bare\.gguf") as error:
+        models.fetch(str(write_gguf(tmp_path / "bare.gguf")))
+    assert "put its tokenizer.json beside" in str(error.value.fix)
+
+
+def test_a_gguf_without_some_of_its_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "part.gguf", vocabulary=True, without="blk.2.")
+    with pytest.raises(
+        UsageError, match=r"part\.gguf lacks 9 of its model's weights, such as model\.layers\.2"
+    ):
+        models.fetch(str(file))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_a_gguf_that_transformers_does_not_read_is_refused(beside: Path) -> None:

@@ -8,13 +8,21 @@ from orchestrate.local import checkpoints
 from orchestrate.local.rundir import STATUSES, RunDir, State
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
+SILENT_S = 30.0
+"""Without a heartbeat, which comes every other second."""
+STUCK_S = 900.0
+STUCK_STEPS = 50.0
+"""A worker is called stuck after this many steps' time without one, and never before `STUCK_S`: evaluations
+and the drawing of answers come between steps."""
+
 
 def handle(run: RunDir) -> JobHandle:
     return JobHandle(provider="local", job_id=run.ref, ref=run.ref)
 
 
 def job(run: RunDir) -> Job:
-    """As the run directory tells it; a worker that died shows as paused, with the reason in `error`."""
+    """As the run directory tells it; a worker that died shows as paused, with the reason in `error`. So does
+    one that lives and does nothing, which stays what it is: it may go on."""
     state = run.state()
     told = run.job()
     error = state.error
@@ -24,6 +32,8 @@ def job(run: RunDir) -> Job:
             message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
             "it goes on from its newest checkpoint",
         )
+    elif not state.terminal and state.status != "paused" and error is None:
+        error = _still(run, state)
     return Job(
         handle=handle(run),
         status=STATUSES.get(state.status, JobStatus.UNKNOWN),
@@ -43,6 +53,22 @@ def job(run: RunDir) -> Job:
         error=error,
         payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
     )
+
+
+def _still(run: RunDir, state: State) -> JobError | None:
+    """What a living worker's silence comes to; `None` when it shows life."""
+    end_it = f"see {run.log}; killed, the run goes on from its newest checkpoint"
+    beat = run.heartbeat_age()
+    if beat is not None and beat > SILENT_S:
+        message = f"the worker lives but has shown no life for {beat:.0f} s (stopped, or the machine swaps)"
+        return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
+    if state.status != "running" or not state.step:
+        return None
+    waited, usual = (datetime.now(UTC) - state.updated_at).total_seconds(), state.seconds / state.step
+    if waited > max(STUCK_S, STUCK_STEPS * usual):
+        message = f"no step has ended for {waited / 60:.0f} min, where one takes {usual:.1f} s on average"
+        return JobError(code="no_progress", message=f"{message}; {end_it}")
+    return None
 
 
 def checkpoint_list(run: RunDir) -> list[Checkpoint]:
