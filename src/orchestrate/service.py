@@ -376,10 +376,11 @@ class Orchestrator:
 def _check_files(spec: JobSpec) -> list[Problem]:
     """What is wrong with the files wherever they are sent: duplicates, and rows shared between the splits."""
     from orchestrate.data import checking
+    from orchestrate.spec import method_word
 
     named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
     paths = {split: path for split, path in named.items() if path is not None}
-    report = checking.check(paths, checking.Options(hosts=(), method=spec.method.type))
+    report = checking.check(paths, checking.Options(hosts=(), method=method_word(spec.method)))
     return list(report.problems)
 
 

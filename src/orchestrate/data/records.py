@@ -34,6 +34,9 @@ _STRUCTURED = frozenset(
 )
 """Columns whose cells may hold JSON."""
 
+_LABELS = {"true": True, "false": False}
+"""Of unpaired preferences; a cell is text."""
+
 
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -85,9 +88,13 @@ def csv_lines(file: Path) -> Iterator[bytes]:
         opened.seek(0)
         delimiter = _delimiter(file, sample)
         reader = csv.DictReader(opened, delimiter=delimiter, restkey="(more cells)", strict=True)
+        labelled = {"prompt", "completion", "label"} <= set(reader.fieldnames or ())
         try:
             for record in reader:
-                yield _encode({key: _cell(key, value) for key, value in record.items() if value is not None})
+                row = {key: _cell(key, value) for key, value in record.items() if value is not None}
+                if labelled and (label := _LABELS.get(str(row.get("label")).lower())) is not None:
+                    row["label"] = label
+                yield _encode(row)
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",

@@ -27,6 +27,8 @@ ACROSS = {
     "near-leakage",
     "near-duplicate",
     "label-imbalance",
+    "labels-unbalanced",
+    "one-label",
     "few-rows",
     "unreviewed",
 }
