@@ -209,10 +209,11 @@ class Orchestrator:
     def preflight(self, spec: JobSpec, provider: str, *, strict: bool = False) -> tuple[Quote, TrainingData]:
         """All that `submit` checks before it sends anything. Raises as `submit` does."""
         from orchestrate.costing import check_budget
+        from orchestrate.spec import method_word
 
         self._known(spec)
         spec = spec.on(provider)
-        self.provider(provider).require(Feature(spec.method.type))
+        self.provider(provider).require(Feature(method_word(spec.method)))
         self.ready(provider)
         data = self.data(spec, provider)
         translation = self._translation(spec, provider)
