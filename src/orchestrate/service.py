@@ -209,10 +209,11 @@ class Orchestrator:
     def preflight(self, spec: JobSpec, provider: str, *, strict: bool = False) -> tuple[Quote, TrainingData]:
         """All that `submit` checks before it sends anything. Raises as `submit` does."""
         from orchestrate.costing import check_budget
+        from orchestrate.spec import method_word
 
         self._known(spec)
         spec = spec.on(provider)
-        self.provider(provider).require(Feature(spec.method.type))
+        self.provider(provider).require(Feature(method_word(spec.method)))
         self.ready(provider)
         data = self.data(spec, provider)
         translation = self._translation(spec, provider)
@@ -376,10 +377,11 @@ class Orchestrator:
 def _check_files(spec: JobSpec) -> list[Problem]:
     """What is wrong with the files wherever they are sent: duplicates, and rows shared between the splits."""
     from orchestrate.data import checking
+    from orchestrate.spec import method_word
 
     named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
     paths = {split: path for split, path in named.items() if path is not None}
-    report = checking.check(paths, checking.Options(hosts=(), method=spec.method.type))
+    report = checking.check(paths, checking.Options(hosts=(), method=method_word(spec.method)))
     return list(report.problems)
 
 

@@ -29,21 +29,28 @@ class SFT(_Part):
 
 
 class DPO(_Part):
-    """Direct preference optimisation over preference pairs, and ORPO, which needs no reference model."""
+    """Direct preference optimisation over preference pairs; ORPO, which needs no reference model; and KTO,
+    over unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
-    loss: Literal["dpo", "orpo"] | None = None
+    loss: Literal["dpo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=2)
     """Of ORPO: the weight of the odds ratio beside the loss of the preferred answer."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
+    desirable_weight: Float | None = Field(default=None, gt=0)
+    """Of KTO, as `undesirable_weight`: the weight of the loss of the answers with this label."""
+    undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
-            if self.loss == "orpo" and getattr(self, name):
-                raise ValueError(f"{name} belongs to other losses than orpo: leave one of them out")
+            if self.loss in ("orpo", "kto") and getattr(self, name):
+                raise ValueError(f"{name} belongs to other losses than {self.loss}: leave one of them out")
+        for name in ("desirable_weight", "undesirable_weight"):
+            if self.loss != "kto" and getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to the loss kto: add  loss: kto  or leave it out")
         return self
 
 
@@ -104,10 +111,17 @@ class WandB(_Part):
     tags: tuple[str, ...] = ()
 
 
+def method_word(method: SFT | DPO | RFT) -> str:
+    """`kto` where its rows are wanted, else the method's type."""
+    return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
+
+
 def _tagged(default: str) -> BeforeValidator:
     """`method: sft` and `method: {type: sft}` are the same; without a type it is the default."""
 
     def tagged(value: Any) -> Any:
+        if value in ("kto", "orpo"):
+            raise ValueError(f"{value} is a loss of dpo: write {{type: dpo, loss: {value}}}")
         if isinstance(value, str):
             return {"type": value}
         if isinstance(value, dict):

@@ -200,7 +200,7 @@ train: train.jsonl         # chat, preference, prompt+completion or text; orches
 # validation: valid.jsonl
 # test: test.jsonl         # never trained on; orchestrate eval RUN reads it
 
-method: sft                # sft, dpo or rft; with settings:  method: {type: dpo, beta: 0.1}
+method: sft                # sft, dpo or rft; with settings:  method: {type: dpo, loss: kto, beta: 0.1}
 adapter: {type: lora, r: 16}   # lora, qlora or full
 
 epochs: 3                  # what is left out is the backend's own default, and the plan says which

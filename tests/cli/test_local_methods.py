@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import ROOT, Cli
-from tests.unit.local.sessions import EXACT, pairs, prompts
+from tests.unit.local.sessions import EXACT, answers, pairs, prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -83,3 +83,40 @@ def test_the_losses_of_preferences(cli: Cli, tmp_path: Path) -> None:
         points = cli("metrics", "last", "--json").json
         margin = [p["values"]["train_reward_margin"] for p in points]
         assert len(margin) == 6 and margin[-1] > margin[0], (method, margin)
+
+
+def test_kto_from_pairs_to_an_evaluation(cli: Cli, tmp_path: Path) -> None:
+    both = pairs(tmp_path / "both.jsonl", 24)
+    both.write_text(both.read_text().replace('"preferred"', '"chosen"'))
+    for name, above in (("valid", 100), ("test", 200)):
+        answers(tmp_path / f"{name}.jsonl", 9, above)
+    kto = {"type": "dpo", "loss": "kto", "desirable_weight": 1.2}
+    write(tmp_path, kto, epochs=3, train="both.jsonl", validation="valid.jsonl", test="test.jsonl")
+    refused = cli("check", "--provider", "local")
+    assert refused.code == 1 and "--to unpaired" in " ".join(refused.out.split())
+
+    made = cli("data", "convert", "both.jsonl", "--to", "unpaired", "-o", "train.jsonl", "--json").json
+    assert (made["rows"], made["written"], made["left_out"]) == (24, 48, 0)
+    shown = cli("data", "inspect", "train.jsonl", "--json").json
+    assert shown["labels"] == {"desirable": 24, "undesirable": 24}
+    tiny = str(ROOT / "fixtures" / "models" / "tiny-chat")
+    sides = cli("data", "preview", "train.jsonl", "--model", tiny, "--rows", "2", "--json").json["rows"]
+    assert [row["side"] for row in sides[:2]] == ["desirable", "undesirable"]
+    assert all(row["trained"] > 0 for row in sides)
+
+    models = {"openai": "gpt-4.1-mini", "together": "qwen3.5-9b", "fireworks": "qwen3.5-9b", "local": tiny}
+    write(tmp_path, kto, epochs=3, validation="valid.jsonl", test="test.jsonl", model=models)
+    plan = cli("plan", "--provider", "openai,together,fireworks,local", "--json").out
+    assert plan.count("nearest is DPO over preference pairs (loss: dpo); this machine has KTO") == 3
+    quoted = " ".join(cli("quote", "--provider", "local").out.split())
+    assert "for the estimate of the divergence" in quoted
+    done = cli("submit", "--provider", "local", "--yes", "--watch")
+    assert done.code == 0, done.err
+    points = cli("metrics", "last", "--json").json
+    margins = [p["values"]["train_reward_margin"] for p in points if "train_reward_margin" in p["values"]]
+    assert margins[-1] > margins[0]
+    assert {"train_kl", "valid_kl", "valid_loss"} <= points[-1]["values"].keys()
+    scored = cli("eval", "last", "--json")
+    assert scored.code == 0, scored.err
+    assert scored.json[0]["tuned"]["n"] == 6, "the desirable rows"
+    assert cli("compare", "last", "--format", "md").code == 0

@@ -50,6 +50,9 @@ METHODS = st.one_of(
         simpo_gamma=FRACTIONS,
     ),
     kind("dpo", beta=POSITIVE, normalize_by_length=st.just(False)).map(lambda v: {**v, "loss": "orpo"}),
+    kind("dpo", beta=POSITIVE, desirable_weight=POSITIVE, undesirable_weight=POSITIVE).map(
+        lambda v: {**v, "loss": "kto"}
+    ),
     kind(
         "rft",
         reasoning_effort=st.sampled_from(["default", "low"]),

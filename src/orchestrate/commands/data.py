@@ -71,7 +71,7 @@ def check(
     hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all",
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
-    method: Annotated[str | None, typer.Option(help="sft, dpo or rft.")] = None,
+    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     near: Annotated[
         bool | None,
@@ -90,10 +90,11 @@ def check(
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
     from orchestrate.data import checking
+    from orchestrate.data.rules import METHOD_KINDS
 
     wanted = host_names(hosts)
-    if method not in (None, "sft", "dpo", "rft"):
-        raise UsageError(f"no method {method!r}; known: sft, dpo, rft")
+    if method not in (None, *METHOD_KINDS):
+        raise UsageError(f"no method {method!r}; known: {', '.join(METHOD_KINDS)}")
     paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
     options = checking.Options(
         hosts=wanted,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.examples import Example, PreferenceExample
+from orchestrate.data.examples import Example, PreferenceExample, UnpairedExample
 from orchestrate.data.hub_tokens import load, special_ids
 from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.rows import messages_of, visible
+from orchestrate.data.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.errors import DataError, SetupError
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
@@ -28,7 +29,7 @@ def read_preview(
     columns: Mapping[str, str],
 ) -> PreviewReport:
     """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
-    from orchestrate.local.encoding import Encoded, Template, encode, encode_pair
+    from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     tokenizer = load(_folder(model))
     template, special = Template.of(tokenizer), special_ids(tokenizer)
@@ -64,6 +65,9 @@ def read_preview(
             pair = encode_pair(example, template, max_length=max_length)
             add(number, example, pair.preferred, "preferred")
             add(number, example, pair.rejected, "rejected")
+        elif isinstance(example, UnpairedExample):
+            encoded = encode_answer(example, template, max_length=max_length)
+            add(number, example, encoded, DESIRABLE if example.label else UNDESIRABLE)
         else:
             encoded = encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)
             add(number, example, encoded)

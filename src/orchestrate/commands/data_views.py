@@ -41,6 +41,7 @@ def show_inspect(report: InspectReport) -> None:
         ("roles", _counted(report.roles)),
         ("user turns", _counted(report.turns)),
         ("tools", _counted(report.tools)),
+        ("labels", _counted(report.labels)),
         ("languages", _counted(report.languages)),
         ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
         ("problems", _counted(report.problems)),

@@ -16,6 +16,7 @@ from orchestrate.costing.book import Rate, RateBook, rates
 from orchestrate.costing.lines import rounded, summed
 from orchestrate.costing.size import JobSize, measure
 from orchestrate.errors import UsageError
+from orchestrate.spec import DPO, method_word
 from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def quote_hours_job(
     if tokens_per_second <= 0:
         raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
     size = measure(provider, spec, data, translation, resolved)
-    least, work, most = (_work(size, answers, n) for n in range(3))
+    read_only = _read_only(spec, size)
+    least, work, most = (_work(size, answers, n, read_only) for n in range(3))
     seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))
     spread = min(Decimal(str(throughput_band)), Decimal("0.9"))
     tokens = Decimal(str(size.band))
@@ -195,6 +197,7 @@ def quote_hours_job(
             f"{size.epochs} epochs and {size.evals} evaluations "
             f"at {tokens_per_second:,.0f} tokens per second ({throughput_source}, +/-{throughput_band:.0%})",
             *_drawn(answers),
+            *_judged(spec, read_only),
             hourly.label,
         ],
         warnings=resolved.warnings,
@@ -203,16 +206,38 @@ def quote_hours_job(
     )
 
 
-def _work(size: JobSize, answers: Answers | None, likely: int) -> Decimal:
+def _work(size: JobSize, answers: Answers | None, likely: int, read_only: int = 0) -> Decimal:
     """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
-    high one."""
+    high one. `read_only`: tokens that are read beside training and evaluation."""
     trained, evaluated = size.train_tokens * size.epochs, size.validation_tokens * size.evals
     if answers is None:
-        return Decimal(trained) + EVAL_SHARE * evaluated
+        return Decimal(trained) + EVAL_SHARE * (evaluated + read_only)
     answer = ANSWER_SHARE[likely] * answers.most_tokens
     drawn = DRAWN_SHARE[likely] * answer
     each_epoch = answers.samples * ((1 + EVAL_SHARE) * size.train_tokens + size.rows * (answer + drawn))
     return each_epoch * size.epochs + EVAL_SHARE * evaluated + size.validation_rows * size.evals * drawn
+
+
+def _read_only(spec: JobSpec, size: JobSize) -> int:
+    """Tokens that the reference reads before the first step; with KTO also those of each epoch's mismatched
+    answers, which the model reads too."""
+    method = spec.method
+    if not isinstance(method, DPO) or method.loss == "orpo" or method.simpo_gamma is not None:
+        return 0
+    once = size.train_tokens + size.validation_tokens
+    if method.loss != "kto":
+        return once
+    evaluated = size.validation_tokens * (1 + size.evals)
+    return once + 2 * size.train_tokens * size.epochs + evaluated
+
+
+def _judged(spec: JobSpec, read_only: int) -> list[str]:
+    if not read_only:
+        return []
+    why = "by the reference"
+    if method_word(spec.method) == "kto":
+        why += ", and for the estimate of the divergence"
+    return [f"{read_only:,} tokens are read {why}, in a third of the time of trained ones"]
 
 
 def _drawn(answers: Answers | None) -> list[str]:

@@ -9,10 +9,12 @@ from orchestrate.data import compare, near, reviewing, rules
 from orchestrate.data.dataset import TokenCount
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.problems import KEPT_PER_CODE, problem
-from orchestrate.data.scan import MOST_LABELS, Task
+from orchestrate.data.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
+MOST_UNBALANCED = 4
+"""Rows of one label over those of the other that are told."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -168,6 +170,10 @@ def _within(one: Opened, split: str) -> list[Problem]:
         found += _listed(
             "conflict", "the prompt of row {} with another answer", compare.conflicts(one.total), path
         )
+    if one.dataset.kind == "unpaired":
+        text = "the prompt and the answer of row {} with the opposite label"
+        found += _listed("conflict", text, compare.conflicts(one.total), path)
+        found += _balance(one, split)
     if one.total.formats:
         counts = {one.dataset.format: one.dataset.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
@@ -181,8 +187,27 @@ def _within(one: Opened, split: str) -> list[Problem]:
     return found
 
 
+def _balance(one: Opened, split: str) -> list[Problem]:
+    """Of unpaired rows to train on. The KTO paper (eq. 8) has the weights times the rows of both labels
+    within 1 and 4/3 of each other."""
+    good, bad = one.total.labels[DESIRABLE], one.total.labels[UNDESIRABLE]
+    if split != "train" or not good + bad:
+        return []
+    if not good or not bad:
+        which = DESIRABLE if good else UNDESIRABLE
+        return [_whole("one-label", f"all {good + bad:,} answers are {which}", one.dataset.path)]
+    more, fewer = max(good, bad), min(good, bad)
+    if more < MOST_UNBALANCED * fewer:
+        return []
+    name = "undesirable_weight" if bad < good else "desirable_weight"
+    message = f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} evens them"
+    return [_whole("labels-unbalanced", message, one.dataset.path)]
+
+
 def _labels(one: Opened) -> str | None:
     """Says how uneven the answers are, when they are few and short enough to be labels."""
+    if one.dataset.kind == "unpaired":
+        return None
     labels, rows = one.total.labels, one.dataset.rows
     named = sum(labels.values())
     if not 2 <= len(labels) <= min(20, MOST_LABELS) or named < 0.95 * rows or named < 10 * len(labels):

@@ -60,8 +60,9 @@ def duplicates(total: Total, most: int = 100) -> Matches:
 
 
 def conflicts(total: Total, most: int = 100) -> Matches:
-    """Rows with the prompt of an earlier row and another answer."""
-    again, first = repeats(total.prompts)
+    """Rows with the prompt of an earlier row and another answer; unpaired rows with an earlier row's prompt
+    and answer, and the opposite label."""
+    again, first = repeats(total.answered or total.prompts)
     repeated = {int(i) for i in repeats(total.hashes)[0]}
     pairs = [(int(i), int(j)) for i, j in zip(again, first, strict=True)]
     found = [(i, j) for i, j in pairs if total.hashes[i] != total.hashes[j] and i not in repeated]

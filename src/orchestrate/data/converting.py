@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.examples import ChatExample, CompletionExample, Example
+from orchestrate.data.examples import ChatExample, CompletionExample, Example, PreferenceExample
 from orchestrate.data.formats import FORMATS, encoder, write_parquet
 from orchestrate.data.opening import Opened, open_dataset, paying
 from orchestrate.data.outputs import require_writable, whole
@@ -24,6 +24,7 @@ from orchestrate.data.scan import Task, ranges, read_rows
 from orchestrate.data.shapes import message
 from orchestrate.data.sources import source
 from orchestrate.data.traits import Trait
+from orchestrate.data.unpaired import of_pair
 from orchestrate.data.writers import DIALECTS, writer
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record, Severity
@@ -33,7 +34,7 @@ TARGETS = (*DIALECTS, *FORMATS)
 
 class ConvertReport(Record, frozen=True, kw_only=True):
     """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
-    out; `rows` counts those of the file, with errors or not."""
+    out; `rows` counts those of the file, with errors or not. Of a pair two unpaired rows are written."""
 
     path: str
     output: str
@@ -76,7 +77,7 @@ def convert(
         target=target,
         rows=rows,
         written=written,
-        left_out=rows - written,
+        left_out=rows - written // (2 if target == "unpaired" and data.kind == "preference" else 1),
         losses=(*dropped, *losses),
     )
 
@@ -222,4 +223,7 @@ def _kept(piece: _Piece) -> Iterator[Example]:
             example = ChatExample(
                 messages=[message("user", example.prompt), message("assistant", example.completion)]
             )
-        yield example
+        if piece.target == "unpaired" and isinstance(example, PreferenceExample):
+            yield from of_pair(example)
+        else:
+            yield example

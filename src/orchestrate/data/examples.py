@@ -82,6 +82,16 @@ class PreferenceExample(_Canonical):
     parallel_tool_calls: bool | None = None
 
 
+class UnpairedExample(_Canonical):
+    """`prompt`, then one answer, and whether it is one to give (`label`) or one to avoid."""
+
+    prompt: list[ChatMessage]
+    completion: list[ChatMessage]
+    label: bool
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
 class CompletionExample(_Canonical):
     prompt: str
     completion: str
@@ -99,12 +109,13 @@ class RLExample(_Canonical):
     tools: list[dict[str, Any]] | None = None
 
 
-Example = ChatExample | PreferenceExample | CompletionExample | TextExample | RLExample
-Kind = Literal["chat", "preference", "completion", "text", "rl"]
+Example = ChatExample | PreferenceExample | UnpairedExample | CompletionExample | TextExample | RLExample
+Kind = Literal["chat", "preference", "unpaired", "completion", "text", "rl"]
 
 KINDS: dict[type[Any], Kind] = {
     ChatExample: "chat",
     PreferenceExample: "preference",
+    UnpairedExample: "unpaired",
     CompletionExample: "completion",
     TextExample: "text",
     RLExample: "rl",

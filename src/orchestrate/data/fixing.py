@@ -26,6 +26,7 @@ from orchestrate.data.rows import Row, canonical, parse, renamed, repeated_keys,
 from orchestrate.data.scan import pieces, ranges
 from orchestrate.data.sources import source
 from orchestrate.data.traits import Trait, examine
+from orchestrate.data.unpaired import TAGS
 from orchestrate.data.writers import writer
 from orchestrate.types import Record, Severity
 
@@ -144,6 +145,8 @@ class _Mend:
             self.did("mixed-format", f"read as {other.name}")
             shape = other
         self._messages(row)
+        if shape.kind == "unpaired":
+            self._label(row)
         read = row_of(row, shape)
         if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
             read = self._joined(read.example)
@@ -190,6 +193,15 @@ class _Mend:
         messages: Any = row.get("messages")
         if isinstance(messages, list) and "preferred_output" not in row:
             self._cut(cast("list[Any]", messages), row)
+
+    def _label(self, row: dict[str, Any]) -> None:
+        """What was meant as true or false; a grade or a score is nobody's to round."""
+        for name in TAGS & row.keys():
+            value = row[name]
+            meant = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+            if meant is not None and not isinstance(value, bool):
+                row[name] = meant
+                self.did("bad-label", f"{name}: {value!r} became {str(meant).lower()}")
 
     def _message(self, item: dict[str, Any], place: str) -> None:
         role = item.get("role")

@@ -1,4 +1,5 @@
-"""Formats to convert to, beside those of the hosts: ShareGPT, Alpaca, TRL and Parquet.
+"""Formats to convert to, beside those of the hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (of a pair
+two) and Parquet.
 
 Each says which kinds and traits it can hold, in the same words as the hosts' rules.
 """
@@ -6,6 +7,7 @@ Each says which kinds and traits it can hold, in the same words as the hosts' ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from orchestrate.data.examples import (
     Example,
     Kind,
     PreferenceExample,
+    UnpairedExample,
 )
 from orchestrate.data.rules import HostRules, Rule
 from orchestrate.data.traits import Trait
@@ -46,12 +49,15 @@ _WEIGHTS = {
 }
 _JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be held"
+_NO_LABEL = "the labels would be lost, and the answers to avoid be taught like the others"
+_UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
 
 FORMATS: dict[str, HostRules] = {
     "sharegpt": HostRules(
         kinds={
             "chat": None,
             "preference": _CHAT_ONLY,
+            "unpaired": _NO_LABEL,
             "completion": _CHAT_ONLY,
             "text": _CHAT_ONLY,
             "rl": _CHAT_ONLY,
@@ -75,6 +81,7 @@ FORMATS: dict[str, HostRules] = {
         kinds={
             "chat": None,
             "preference": _CHAT_ONLY,
+            "unpaired": _NO_LABEL,
             "completion": None,
             "text": _CHAT_ONLY,
             "rl": _CHAT_ONLY,
@@ -95,13 +102,32 @@ FORMATS: dict[str, HostRules] = {
         },
     ),
     "trl": HostRules(
-        kinds={"chat": None, "preference": None, "completion": None, "text": None, "rl": None},
+        kinds={
+            "chat": None,
+            "preference": None,
+            "unpaired": None,
+            "completion": None,
+            "text": None,
+            "rl": None,
+        },
+        traits=_WEIGHTS,
+    ),
+    "unpaired": HostRules(
+        kinds={
+            "chat": _UNJUDGED,
+            "preference": None,
+            "unpaired": None,
+            "completion": _UNJUDGED,
+            "text": _UNJUDGED,
+            "rl": _UNJUDGED,
+        },
         traits=_WEIGHTS,
     ),
     "parquet": HostRules(
         kinds={
             "chat": None,
             "preference": None,
+            "unpaired": "messages beside a label have no common columnar type",
             "completion": None,
             "text": None,
             "rl": "grader fields have no common columnar type",
@@ -113,7 +139,9 @@ FORMATS: dict[str, HostRules] = {
 
 def encoder(name: str) -> Encode:
     """A function from an example to the row of a format in `FORMATS`."""
-    return {"sharegpt": _sharegpt, "alpaca": _alpaca, "trl": _trl, "parquet": _canonical}[name]
+    return {"sharegpt": _sharegpt, "alpaca": _alpaca, "trl": _trl, "unpaired": _trl, "parquet": _canonical}[
+        name
+    ]
 
 
 def _canonical(example: Example) -> dict[str, Any]:
@@ -182,7 +210,8 @@ def _trl(example: Example) -> dict[str, Any]:
     row = _canonical(example)
     row.pop("weight", None)
     row.pop("parallel_tool_calls", None)
-    for m in row.get("messages", ()):
+    said = (row["prompt"], row["completion"]) if isinstance(example, UnpairedExample) else ()
+    for m in [*row.get("messages", ()), *chain(*said)]:
         m.pop("weight", None)
     return row
 

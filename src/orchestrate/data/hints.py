@@ -25,11 +25,6 @@ _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "ch
 
 def advice(path: str, row: Mapping[str, Any]) -> str:
     """For the user, given one row of the file."""
-    if isinstance(row.get("label"), bool) and {"prompt", "completion"} <= row.keys():
-        return (
-            "these are unpaired preferences (KTO), which no backend trains on; for sft keep the good rows, "
-            "without the label"
-        )
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:

@@ -16,6 +16,7 @@ from orchestrate.data.examples import (
     Example,
     PreferenceExample,
     RLExample,
+    UnpairedExample,
 )
 from orchestrate.data.tokens import Lengths, has_tokenizer
 from orchestrate.errors import MissingExtra, SetupError
@@ -79,6 +80,8 @@ class HubCounter:
                 case PreferenceExample():
                     for side in (example.preferred, example.rejected):
                         self._pair(lengths, example.prompt, side, example.tools)
+                case UnpairedExample():
+                    self._pair(lengths, example.prompt, example.completion, example.tools)
                 case RLExample():
                     total = len(self._ids(example.messages, example.tools, prompt=True))
                     _append(lengths, total, 0)

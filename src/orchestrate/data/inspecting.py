@@ -11,9 +11,11 @@ from orchestrate.data import compare
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.opening import open_dataset
 from orchestrate.data.rows import visible
+from orchestrate.data.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.types import Record
 
 BINS = 16
+LABELS = (DESIRABLE, UNDESIRABLE)
 LONGEST = 5
 LEAST_LETTERS = 20
 """Of Latin text; the language of less is a guess."""
@@ -77,6 +79,8 @@ class InspectReport(Record, frozen=True, kw_only=True):
     """Rows by their number of user messages."""
     tools: dict[str, int]
     """Calls by tool."""
+    labels: dict[str, int]
+    """Of unpaired rows: how many are desirable and undesirable; else empty."""
     languages: dict[str, int]
     """Of the first rows, by ISO 639-1 code, or `uncertain`, `too short`, `none`; empty where langdetect is
     not installed."""
@@ -123,6 +127,7 @@ def inspect(
         roles=dict(total.roles),
         turns={str(turns): rows for turns, rows in sorted(total.turns.items())},
         tools=dict(total.tools.most_common()),
+        labels={name: total.labels[name] for name in LABELS} if data.kind == "unpaired" else {},
         languages=languages(data),
         duplicates=compare.duplicates(total).count,
         problems=dict(total.counts),

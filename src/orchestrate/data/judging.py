@@ -15,9 +15,24 @@ from xxhash import xxh3_64_intdigest
 
 from orchestrate.data import rules, shapes
 from orchestrate.data.content import candidates, confirmed
-from orchestrate.data.examples import ChatExample, Example, Kind, PreferenceExample, RLExample
+from orchestrate.data.examples import (
+    ChatExample,
+    Example,
+    Kind,
+    PreferenceExample,
+    RLExample,
+    UnpairedExample,
+)
 from orchestrate.data.near import Seen
-from orchestrate.data.rows import answers, canonical, canonical_prompt, messages_of, reading, visible
+from orchestrate.data.rows import (
+    answers,
+    canonical,
+    canonical_answered,
+    canonical_prompt,
+    messages_of,
+    reading,
+    visible,
+)
 from orchestrate.data.writers import writer
 from orchestrate.types import Severity
 
@@ -54,7 +69,7 @@ class Judge:
         for example in examples:
             self._rows.add(xxh3_64_intdigest(canonical(example)))
             if self._kind != "text":
-                self._prompts.add(xxh3_64_intdigest(canonical_prompt(example)))
+                self._prompts.add(xxh3_64_intdigest(_asked(example)))
         self._near.add([_own_text(example) for example in examples])
 
     def resume(self, lines: Sequence[bytes]) -> None:
@@ -100,7 +115,7 @@ class Judge:
 
     def _repeats(self, example: Example) -> str | None:
         """Remembers the row unless it says again what was there."""
-        row, prompt = (xxh3_64_intdigest(part) for part in (canonical(example), canonical_prompt(example)))
+        row, prompt = (xxh3_64_intdigest(part) for part in (canonical(example), _asked(example)))
         if row in self._rows:
             return "duplicate"
         if self._kind != "text" and prompt in self._prompts:
@@ -112,9 +127,14 @@ class Judge:
         return None
 
 
+def _asked(example: Example) -> bytes:
+    """What has one answer only; of unpaired rows a prompt has many, and each of them one label."""
+    return canonical_answered(example) if isinstance(example, UnpairedExample) else canonical_prompt(example)
+
+
 def _own_text(example: Example) -> str:
     """Without what all rows of a file may share: a long system message would make them all alike."""
-    if not isinstance(example, ChatExample | PreferenceExample | RLExample):
+    if not isinstance(example, ChatExample | PreferenceExample | UnpairedExample | RLExample):
         return visible(example)
     own = [m for m in messages_of(example) if m.role not in ("system", "developer")]
     return visible(ChatExample(messages=own))

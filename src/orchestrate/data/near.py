@@ -15,6 +15,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.compare import numpy
+from orchestrate.data.examples import UnpairedExample
 from orchestrate.data.pool import ordered
 from orchestrate.data.rows import visible
 from orchestrate.data.scan import Task, ranges, read_rows
@@ -24,6 +25,8 @@ PERMUTATIONS = 128
 BANDS = 16
 WORDS = 5
 SEED = 42
+AVOIDED = 0x5851F42D4C957F2D
+"""Changes the keys of answers that are to be avoided."""
 
 
 @dataclass
@@ -56,13 +59,17 @@ def sign(task: Task) -> Signatures:
     """Signatures of one range; pure."""
     part = Signatures()
     texts: list[str] = []
+    avoided: list[bool] = []
     for number, row in read_rows(task):
         part.lines = number
         if row.example is not None:
             texts.append(visible(row.example))
+            avoided.append(isinstance(row.example, UnpairedExample) and not row.example.label)
             part.numbers.append(number)
     if texts:
         keys, sketches = digests(texts)
+        # Answers that are judged differently are no copies: they never meet in a band.
+        keys[numpy().array(avoided)] ^= numpy().uint64(AVOIDED)
         part.bands += keys.tobytes()
         part.sketches += sketches.tobytes()
     return part

@@ -19,7 +19,7 @@ Pair = tuple[PreferenceExample | None, list[Problem]]
 
 def explicit(row: dict[str, Any]) -> Pair:
     """`prompt` beside both answers."""
-    return _answered(row, *_side(row["prompt"], "user", "prompt"))
+    return _answered(row, *side(row["prompt"], "user", "prompt"))
 
 
 def implicit(row: dict[str, Any]) -> Pair:
@@ -58,7 +58,7 @@ def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Proble
     """An answer that repeats the prompt, as some datasets have it, is cut."""
     sides: list[list[ChatMessage]] = []
     for name in ("chosen", "rejected"):
-        answer, wrong = _side(row[name], "assistant", name)
+        answer, wrong = side(row[name], "assistant", name)
         found += wrong
         if len(answer) > len(prompt) and answer[: len(prompt)] == prompt:
             answer = answer[len(prompt) :]
@@ -95,7 +95,7 @@ def _pair(
     return PreferenceExample(prompt=prompt, preferred=chosen, rejected=rejected, tools=tools), found + wrong
 
 
-def _side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Problem]]:
+def side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     if isinstance(value, str):
         return [message(role, value)], []
     if isinstance(value, dict | list):

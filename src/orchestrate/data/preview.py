@@ -21,7 +21,8 @@ class Token(Record, frozen=True, kw_only=True):
 
 
 class RowTokens(Record, frozen=True, kw_only=True):
-    """One sequence; `side` is preferred or rejected for a preference pair."""
+    """One sequence; `side` is preferred or rejected for a preference pair, desirable or undesirable for an
+    unpaired answer."""
 
     row: int
     tokens: tuple[Token, ...]

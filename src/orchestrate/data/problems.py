@@ -94,6 +94,15 @@ CODES: dict[str, Code] = {
     "side-not-assistant": Code(
         _E, "an answer of the pair is not an assistant message", "give assistant messages only"
     ),
+    "bad-label": Code(_E, "the label is not true or false", "use true or false (--fix maps 0 and 1)"),
+    "one-label": Code(
+        _W, "all answers have the same label", "add the other kind: KTO learns from the difference"
+    ),
+    "labels-unbalanced": Code(
+        _W,
+        "one label is far more frequent than the other",
+        "weigh the rarer one: desirable_weight or undesirable_weight of the method",
+    ),
     # -- the text itself
     "secret": Code(
         _W, "a key or token", "replace it and revoke it: a model can repeat what it was trained on"

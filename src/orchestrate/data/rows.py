@@ -21,6 +21,7 @@ from orchestrate.data.examples import (
     PreferenceExample,
     RLExample,
     TextExample,
+    UnpairedExample,
 )
 from orchestrate.data.problems import problem
 from orchestrate.data.traits import Trait, examine
@@ -212,7 +213,7 @@ def canonical_prompt(example: Example) -> bytes:
     match example:
         case ChatExample():
             return _canonical((example.messages[:-1], example.tools))
-        case PreferenceExample():
+        case PreferenceExample() | UnpairedExample():
             return _canonical((example.prompt, example.tools))
         case RLExample():
             return _canonical((example.messages, example.tools))
@@ -222,6 +223,11 @@ def canonical_prompt(example: Example) -> bytes:
             return example.text.encode()
 
 
+def canonical_answered(example: UnpairedExample) -> bytes:
+    """All but the label: rows that are equal in it and differ in their labels contradict one another."""
+    return _canonical((example.prompt, example.completion, example.tools))
+
+
 def last_answer(example: Example) -> str:
     """The text to learn, of the last message where there are several."""
     match example:
@@ -229,6 +235,8 @@ def last_answer(example: Example) -> str:
             return example.messages[-1].text
         case PreferenceExample():
             return example.preferred[-1].text
+        case UnpairedExample():
+            return example.completion[-1].text
         case CompletionExample():
             return example.completion
         case TextExample():
@@ -238,12 +246,15 @@ def last_answer(example: Example) -> str:
 
 
 def answers(example: Example) -> str:
-    """All text to learn, joined by blank lines; of a pair that of the preferred side."""
+    """All text to learn, joined by blank lines; of a pair that of the preferred side, none of an unpaired
+    answer that is to be avoided."""
     match example:
         case ChatExample():
             said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]
         case PreferenceExample():
             said = [m.text for m in example.preferred]
+        case UnpairedExample():
+            said = [m.text for m in example.completion if example.label]
         case _:
             said = [last_answer(example)]
     return "\n\n".join(said)
@@ -256,6 +267,8 @@ def messages_of(example: Example) -> list[ChatMessage]:
             return example.messages
         case PreferenceExample():
             return [*example.prompt, *example.preferred, *example.rejected]
+        case UnpairedExample():
+            return [*example.prompt, *example.completion]
         case _:
             return []
 

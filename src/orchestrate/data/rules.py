@@ -69,6 +69,9 @@ _NO_ROW_WEIGHT = Rule(
 )
 
 
+_PAIRS = "; this machine has it, and preference pairs (DPO) are taken"
+
+
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
@@ -102,6 +105,7 @@ HOSTS: dict[str, HostRules] = {
         kinds={
             "chat": None,
             "preference": None,
+            "unpaired": "OpenAI has no KTO" + _PAIRS,
             "rl": None,
             "completion": "prompt/completion rows are for models that are shut down; "
             "orchestrate data convert --to openai makes chat rows of them",
@@ -135,6 +139,7 @@ HOSTS: dict[str, HostRules] = {
         kinds={
             "chat": None,
             "preference": None,
+            "unpaired": "Together has no KTO" + _PAIRS,
             "completion": None,
             "text": None,
             "rl": "Together has no RFT",
@@ -168,6 +173,7 @@ HOSTS: dict[str, HostRules] = {
         kinds={
             "chat": None,
             "preference": None,
+            "unpaired": "Fireworks has no KTO" + _PAIRS,
             "completion": None,
             "rl": None,
             "text": "Fireworks takes chat and prompt/completion rows",
@@ -188,6 +194,7 @@ HOSTS: dict[str, HostRules] = {
         kinds={
             "chat": None,
             "preference": None,
+            "unpaired": None,
             "completion": None,
             "text": None,
             "rl": None,
@@ -203,6 +210,7 @@ DEFAULT_HOSTS = ("openai", "together", "fireworks", "local")
 METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
     "sft": ("chat", "completion", "text"),
     "dpo": ("preference",),
+    "kto": ("unpaired",),
     "rft": ("rl",),
 }
 
@@ -226,9 +234,9 @@ def check(
 ) -> list[Problem]:
     """Each reason for which `host` would refuse or change the dataset, with the first rows concerned.
 
-    `method` is sft, dpo or rft; `tokens` a count of the same data, needed for the checks of length; `context`
-    the most tokens that the model trains on; `validation` says that this is the validation file, which has no
-    least number of rows. Problems that are wrong everywhere are in `data.problems`, not here.
+    `method` is sft, dpo, kto or rft; `tokens` a count of the same data, needed for the checks of length;
+    `context` the most tokens that the model trains on; `validation` says that this is the validation file,
+    which has no least number of rows. Problems that are wrong everywhere are in `data.problems`, not here.
     """
     rules = host_rules(host)
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, rules)]
@@ -290,10 +298,13 @@ def _file_problem(
 def _kinds(data: Dataset, host: str, rules: HostRules, method: str | None) -> list[Problem]:
     reason = rules.kinds[data.kind]
     if reason is not None:
-        return [_file_problem(host, data, "kind-refused", reason, f"orchestrate data convert --to {host}")]
+        fix = f"orchestrate data convert --to {host}"
+        if data.kind == "unpaired":
+            fix = "train on pairs with method dpo, or on this machine (--provider local)"
+        return [_file_problem(host, data, "kind-refused", reason, fix)]
     if method is not None and data.kind not in METHOD_KINDS[method]:
         message = f"{method} trains on {' or '.join(METHOD_KINDS[method])} rows; these are {data.kind} rows"
-        return [_file_problem(host, data, "wrong-kind", message, "change the method or the data")]
+        return [_file_problem(host, data, "wrong-kind", message, _other(method, data))]
     if host == "fireworks":
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
@@ -302,6 +313,15 @@ def _kinds(data: Dataset, host: str, rules: HostRules, method: str | None) -> li
                 _file_problem(host, data, "row-weight-mixed", message, "give every row a weight, or none")
             ]
     return []
+
+
+def _other(method: str, data: Dataset) -> str:
+    """The method that takes the rows, or the rows that the method takes."""
+    if method == "kto" and data.kind == "preference":
+        return f"orchestrate data convert {data.path} --to unpaired -o OUT, or method dpo"
+    if data.kind == "unpaired":
+        return "train with method: {type: dpo, loss: kto}; for sft keep the good rows, without the label"
+    return "change the method or the data"
 
 
 def _sizes(data: Dataset, host: str, rules: HostRules, epochs: int | None, validation: bool) -> list[Problem]:

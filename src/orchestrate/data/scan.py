@@ -19,13 +19,14 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.content import candidates, confirmed
-from orchestrate.data.examples import Example
+from orchestrate.data.examples import Example, UnpairedExample
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.records import LONGEST_RECORD
 from orchestrate.data.rows import (
     Row,
     answers,
     canonical,
+    canonical_answered,
     canonical_prompt,
     json_bytes,
     last_answer,
@@ -51,6 +52,9 @@ LONGEST_LABEL = 60
 """Characters of an answer that may be a label."""
 MOST_LABELS = 200
 """More different short answers than these are no labels."""
+
+DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
+"""KTO's words for the labels of unpaired rows."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,11 @@ class Part:
     """The row number of each good row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     """64-bit hash of what comes before the answer, for each good row."""
+    answered: array[int] = field(default_factory=lambda: array("Q"))
+    """64-bit hash of all but the label, for each good unpaired row."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """Short answers; more than `MOST_LABELS` of them are no labels."""
+    """Of unpaired rows their labels, of others short answers; more than `MOST_LABELS` of them are
+    no labels."""
     turns: Counter[int] = field(default_factory=Counter[int])
     """Rows by their number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
@@ -258,6 +265,10 @@ def _compare(part: Part, example: Example, traits: int) -> None:
     if traits & _TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
     part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
+    if isinstance(example, UnpairedExample):
+        part.answered.append(xxh3_64_intdigest(canonical_answered(example)))
+        part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
+        return
     answer = last_answer(example)
     if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
         part.labels[answer] += 1
@@ -274,6 +285,7 @@ class Total:
     """The first 64 bits of each good row's sha256; kept, like the two below, only when rows are compared."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
     prompts: array[int] = field(default_factory=lambda: array("Q"))
+    answered: array[int] = field(default_factory=lambda: array("Q"))
     labels: Counter[str] = field(default_factory=Counter[str])
     turns: Counter[int] = field(default_factory=Counter[int])
     tools: Counter[str] = field(default_factory=Counter[str])
@@ -303,6 +315,7 @@ class Total:
             self.hashes.extend(array("Q", part.digests)[::4])
             self.numbers.extend(number + self.lines for number in part.numbers)
             self.prompts.extend(part.prompts)
+            self.answered.extend(part.answered)
         if len(self.labels) <= MOST_LABELS:
             self.labels.update(part.labels)
         self.turns.update(part.turns)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from orchestrate.data import preferences
+from orchestrate.data import preferences, unpaired
 from orchestrate.data.chat import message, messages_from, tools_from
 from orchestrate.data.examples import (
     ChatExample,
@@ -125,6 +125,11 @@ def _dialogue(*turns: tuple[str, str]) -> ChatExample:
     return ChatExample(messages=[message(role, text) for role, text in turns])
 
 
+def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
+    """A conversation with a label: its end, the assistant's, is what the label judges."""
+    return lambda row: unpaired.judged(row, *read(row))
+
+
 def _are_text(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(isinstance(row.get(name), str) for name in names)
 
@@ -204,6 +209,30 @@ SHAPES: tuple[Shape, ...] = (
         _is_implicit,
         preferences.implicit,
     ),
+    Shape(
+        "trl-unpaired",
+        "unpaired",
+        frozenset({"prompt", "completion", "label", "tools", "parallel_tool_calls"}),
+        unpaired.is_trl,
+        unpaired.trl,
+    ),
+    Shape(
+        "chat-unpaired", "unpaired", _CHAT_FIELDS | unpaired.TAGS, unpaired.is_chat, _unpaired(_openai_chat)
+    ),
+    Shape(
+        "sharegpt-unpaired",
+        "unpaired",
+        frozenset({"conversations", "system", "tools"}) | unpaired.TAGS,
+        unpaired.is_sharegpt,
+        _unpaired(sharegpt),
+    ),
+    Shape(
+        "alpaca-unpaired",
+        "unpaired",
+        frozenset({"instruction", "input", "output", "system", "history"}) | unpaired.TAGS,
+        unpaired.is_alpaca,
+        _unpaired(_alpaca),
+    ),
     Shape("rft", "rl", frozenset(), _is_rl, _rl),
     Shape("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
     Shape(
@@ -231,9 +260,7 @@ SHAPES: tuple[Shape, ...] = (
         "prompt-completion",
         "completion",
         frozenset({"prompt", "completion"}),
-        # A label means unpaired preferences (KTO): training on all of its completions would teach the bad
-        # ones.
-        lambda row: _are_text("prompt", "completion")(row) and not isinstance(row.get("label"), bool),
+        _are_text("prompt", "completion"),
         _prompt_completion,
     ),
     Shape(
@@ -253,10 +280,17 @@ def recognise(row: Row) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
+def _is_meant(row: Row, shape: Shape) -> bool:
+    """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
+    if shape.kind == "unpaired":
+        return unpaired.has_fields(row, shape.fields)
+    return shape.kind == "rl" and "messages" in row
+
+
 def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | None]:
     """The canonical example, the problems, unused fields included, and the name of the format that the row
     has instead, if it is another."""
-    if not shape.fits(row) and not (shape.kind == "rl" and "messages" in row):
+    if not shape.fits(row) and not _is_meant(row, shape):
         other = recognise(row)
         if other is None:
             names = ", ".join(sorted(row)[:8]) or "(none)"

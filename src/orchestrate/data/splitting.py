@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrate.data import near
-from orchestrate.data.examples import ChatMessage, CompletionExample, Example
+from orchestrate.data.examples import ChatMessage, CompletionExample, Example, UnpairedExample
 from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import last_answer, messages_of, visible
-from orchestrate.data.scan import Task
+from orchestrate.data.scan import DESIRABLE, UNDESIRABLE, Task
 from orchestrate.data.writers import writer
 from orchestrate.errors import UsageError
 from orchestrate.types import Record
@@ -187,6 +187,8 @@ def _stratified(
 
 def _stratum(example: Example) -> str:
     """A short answer is a label; longer ones are told apart by length, in powers of two."""
+    if isinstance(example, UnpairedExample):
+        return DESIRABLE if example.label else UNDESIRABLE
     answer = last_answer(example)
     return answer if len(answer) <= 60 else f"length {len(answer).bit_length()}"
 

@@ -43,6 +43,8 @@ _NAMES = frozenset(
     }
 )  # fmt: skip
 """Further columns of tables for training."""
+_LABELS = {"true": True, "false": False}
+"""Of unpaired preferences; a cell is text."""
 _LONGEST_NAME = 64
 """Characters of a column's name."""
 _LONGEST_LITERAL = 4 << 20
@@ -59,11 +61,13 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
         reader = csv.DictReader(
             _lines(opened, file), delimiter=_delimiter(file, sample), restkey="(more cells)", strict=True
         )
+        labelled = {"prompt", "completion", "label"} <= set(reader.fieldnames or ())
         try:
             for record in reader:
-                yield _encode(
-                    {key: cell(key, value, told) for key, value in record.items() if value is not None}
-                )
+                row = {key: cell(key, value, told) for key, value in record.items() if value is not None}
+                if labelled and (label := _LABELS.get(str(row.get("label")).lower())) is not None:
+                    row["label"] = label
+                yield _encode(row)
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",

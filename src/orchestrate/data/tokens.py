@@ -36,6 +36,7 @@ from orchestrate.data.examples import (
     PreferenceExample,
     RLExample,
     TextExample,
+    UnpairedExample,
 )
 from orchestrate.errors import SetupError, UsageError
 
@@ -223,6 +224,8 @@ class _Sheet:
             case PreferenceExample():
                 for answers in (example.preferred, example.rejected):
                     self._chat(example.prompt, example.tools, answers)
+            case UnpairedExample():
+                self._chat(example.prompt, example.tools, example.completion)
             case RLExample():
                 self._chat(example.messages, example.tools, ())
             case CompletionExample():

@@ -20,6 +20,7 @@ from orchestrate.data.examples import (
     PreferenceExample,
     RLExample,
     TextExample,
+    UnpairedExample,
 )
 from orchestrate.data.problems import problem
 from orchestrate.data.tool_schemas import tool_name, tool_problems
@@ -47,7 +48,7 @@ class Trait(IntFlag):
     """The first message is neither system, developer nor user."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """A side of a preference pair has not exactly one message."""
+    """A side of a preference pair, or an unpaired answer, has not exactly one message."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536
@@ -81,6 +82,8 @@ def examine(example: Example) -> tuple[int, list[Problem]]:
             return _chat(example)
         case PreferenceExample():
             return _preference(example)
+        case UnpairedExample():
+            return _unpaired(example)
         case RLExample():
             return _rl(example)
         case CompletionExample():
@@ -127,6 +130,20 @@ def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
     if example.preferred == example.rejected:
         found.append(problem("same-answers", field="rejected"))
     return traits, found
+
+
+def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
+    if not example.prompt:
+        return 0, [problem("no-messages", "the row has no prompt", field="prompt")]
+    traits, found = _messages(example.prompt, example.tools, "prompt")
+    if example.parallel_tool_calls is not None:
+        traits |= Trait.PARALLEL_TOOL_CALLS
+    if len(example.completion) != 1:
+        traits |= Trait.SEVERAL_ANSWERS
+    if not example.completion or any(m.role != "assistant" for m in example.completion):
+        return traits, [*found, problem("side-not-assistant", field="completion")]
+    more, wrong = _messages(example.completion, example.tools, "completion", answers_only=True)
+    return traits | more, found + wrong
 
 
 def _rl(example: RLExample) -> tuple[int, list[Problem]]:

@@ -19,6 +19,7 @@ from orchestrate.data.examples import (
     Example,
     PreferenceExample,
     RLExample,
+    UnpairedExample,
 )
 
 _ENCODER = msgspec.json.Encoder()
@@ -69,6 +70,14 @@ def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
                 "preferred_output": _messages(example.preferred, dialect),
                 "non_preferred_output": _messages(example.rejected, dialect),
             }
+        case UnpairedExample():
+            row = {
+                "prompt": _messages(example.prompt, dialect),
+                "completion": _messages(example.completion, dialect),
+                "label": example.label,
+            }
+            _add(row, example, dialect)
+            return row
         case RLExample():
             row = {"messages": _messages(example.messages, dialect)}
             if example.tools:
@@ -80,7 +89,9 @@ def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
             return {"text": example.text}
 
 
-def _add(row: dict[str, Any], example: ChatExample | PreferenceExample, dialect: Dialect) -> None:
+def _add(
+    row: dict[str, Any], example: ChatExample | PreferenceExample | UnpairedExample, dialect: Dialect
+) -> None:
     if example.tools:
         row["tools"] = example.tools
     if example.parallel_tool_calls is not None and dialect.parallel:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import ChatExample, CompletionExample, Example
+from orchestrate.data.examples import ChatExample, CompletionExample, Example, UnpairedExample
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
@@ -39,7 +39,8 @@ def held_out(dataset: Dataset, limit: int | None = None) -> list[HeldOut]:
     if not rows:
         raise DataError(
             f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
-            fix="evaluation needs chat rows with the expected answer last, or prompt/completion rows",
+            fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, "
+            "or unpaired rows that are desirable",
         )
     return rows
 
@@ -98,6 +99,11 @@ def _held_out(example: Example) -> HeldOut | None:
         *prompt, answer = example.messages
         if prompt and answer.text:
             return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), answer.text)
+    if isinstance(example, UnpairedExample) and example.label and example.completion[-1].text:
+        # An answer to avoid says nothing of the one to expect.
+        return HeldOut(
+            tuple(Message(role=m.role, content=m.text) for m in example.prompt), example.completion[-1].text
+        )
     return None
 
 

@@ -24,6 +24,7 @@ from orchestrate.data.examples import (
     PreferenceExample,
     RLExample,
     TextExample,
+    UnpairedExample,
 )
 from orchestrate.errors import DataError
 
@@ -193,15 +194,26 @@ def encode_pair(
     example: PreferenceExample, template: Template, *, max_length: int | None = None
 ) -> EncodedPair:
     """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight."""
+    sides = (
+        _answered(example, answer, template, max_length) for answer in (example.preferred, example.rejected)
+    )
+    return EncodedPair(*sides)
 
-    def side(answer: list[ChatMessage]) -> Encoded:
-        silent = [
-            msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in example.prompt
-        ]
-        chat = ChatExample(messages=[*silent, *answer], tools=example.tools)
-        return _cut(_encode_chat(chat, template, False), max_length)
 
-    return EncodedPair(side(example.preferred), side(example.rejected))
+def encode_answer(example: UnpairedExample, template: Template, *, max_length: int | None = None) -> Encoded:
+    """The answer after the prompt, whatever its label; only the answer's tokens carry weight."""
+    return _answered(example, example.completion, template, max_length)
+
+
+def _answered(
+    example: PreferenceExample | UnpairedExample,
+    answer: list[ChatMessage],
+    template: Template,
+    max_length: int | None,
+) -> Encoded:
+    silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in example.prompt]
+    chat = ChatExample(messages=[*silent, *answer], tools=example.tools)
+    return _cut(_encode_chat(chat, template, False), max_length)
 
 
 def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool) -> Encoded:
@@ -344,6 +356,8 @@ def decode_row(line: bytes) -> Example:
             return msgspec.json.decode(line, type=PreferenceExample)
         if "messages" in keys:
             return msgspec.json.decode(line, type=ChatExample)
+        if "label" in keys:
+            return msgspec.json.decode(line, type=UnpairedExample)
         if "completion" in keys:
             return msgspec.json.decode(line, type=CompletionExample)
         return msgspec.json.decode(line, type=TextExample)

@@ -173,3 +173,20 @@ class Preference:
             "rejected_reward": self.beta * rejected.detach(),
         }
         return loss, shown
+
+
+@dataclass(frozen=True)
+class Desirability:
+    """KTO (Ethayarajh et al. 2024, eq. 7 and 8)."""
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def loss(self, ratios: Tensor, labels: Tensor, divergence: float) -> Tensor:
+        """`ratios` [n]: log-probability over that of the reference; `labels` [n]: which answers are
+        desirable; `divergence`: the estimate of how far the model is from the reference, not below 0. Returns
+        the loss of each answer [n]."""
+        gain = torch.where(labels, ratios - divergence, divergence - ratios)
+        weights = torch.where(labels, self.desirable_weight, self.undesirable_weight)
+        return weights * (1 - torch.sigmoid(self.beta * gain))

@@ -48,6 +48,8 @@ class Setup(Record, frozen=True, kw_only=True):
     trained: float = 1.0
     """Share of the tokens that have a loss; the others never reach the output layer."""
     pairs: bool = False
+    judged: bool = False
+    """Whether the loss is over the log-probability of each answer, as with pairs, but one by one."""
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = True
@@ -247,7 +249,7 @@ def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
     if setup.adapter == "full":
         # Log-softmax, its gradient and theirs, in 32 bits; then the weight's gradient beside the last.
         return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
-    if setup.pairs or setup.drawn:
+    if setup.pairs or setup.judged or setup.drawn:
         return 12 * size, 0
     return 8 * size, 0  # two of 32 bits
 

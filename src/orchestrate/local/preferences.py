@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,8 @@ from orchestrate.local.rows import Rows, micro_batches
 from orchestrate.local.stepping import MOST_ROWS, Batch, Objective
 
 
-class PairObjective(Objective):
-    """A loss over a preferred and a rejected answer to the same prompt."""
-
-    def __init__(self, loaded: Loaded, pad: int, preference: Preference, *, packing: bool = False) -> None:
-        super().__init__(loaded, pad, packing=packing)
-        self.preference = preference
+class JudgedObjective(Objective):
+    """A loss over the log-probabilities of whole answers."""
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
         return float(len(examples))
@@ -41,6 +38,14 @@ class PairObjective(Objective):
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
         lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
         return nothing.index_add(0, batch.row, -losses * batch.weights), lengths, correct
+
+
+class PairObjective(JudgedObjective):
+    """A loss over a preferred and a rejected answer to the same prompt."""
+
+    def __init__(self, loaded: Loaded, pad: int, preference: Preference, *, packing: bool = False) -> None:
+        super().__init__(loaded, pad, packing=packing)
+        self.preference = preference
 
     def loss(
         self, rows: Rows, numbers: Sequence[int], batch: Batch
@@ -61,12 +66,12 @@ def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
 
 
 def with_reference(
-    objective: PairObjective, rows: Rows, folder: Path, max_tokens: int, look_up: Callable[[], None]
+    objective: JudgedObjective, rows: Rows, folder: Path, max_tokens: int, look_up: Callable[[], None]
 ) -> Rows:
     """The rows with the log-probabilities that the model gives them now, from `folder/reference.npy` as far
     as an earlier worker got. `look_up` runs between the parts and may raise."""
     path = folder / "reference.npy"
-    kept = _open(path, len(rows.offsets) - 1)
+    kept = open_kept(path, (len(rows.offsets) - 1,))
     with objective.loaded.judging(), torch.no_grad(), objective.precision():
         for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
             numbers = rows.rows_of(part)
@@ -79,15 +84,15 @@ def with_reference(
     return replace(rows, reference=np.load(path, mmap_mode="r"))
 
 
-def _open(path: Path, count: int) -> np.memmap[tuple[int], np.dtype[np.float32]]:
-    """One number per row, not a number where there is none yet."""
+def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
+    """Numbers that are made part by part, not a number where there is none yet."""
     if path.exists():
         try:
             kept = np.lib.format.open_memmap(path, mode="r+")
-            if kept.shape == (count,):
+            if kept.shape == shape:
                 return kept
         except (OSError, ValueError):
             pass  # torn while it was made
-    kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count,))
+    kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     kept[:] = np.nan
     return kept

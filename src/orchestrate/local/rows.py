@@ -11,7 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrate.errors import DataError
-from orchestrate.local.encoding import Encoded, Template, decode_row, encode, encode_pair
+from orchestrate.local.encoding import Encoded, Template, decode_row, encode, encode_answer, encode_pair
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Rows:
     pairs: bool = False
     reference: npt.NDArray[np.float32] | None = None
     """The log-probability of each row under the model as training began, where the method needs it."""
+    labels: npt.NDArray[np.bool_] | None = None
+    """Whether each row is an answer to give or one to avoid, where the method trains on unpaired answers."""
+    mismatched: npt.NDArray[np.float32] | None = None
+    """[epochs, rows] The log-probability of another row's answer after each prompt, as training began."""
+    before: npt.NDArray[np.int32] | None = None
+    """[epochs, rows] Which row's answer that is."""
     items: Sequence[dict[str, Any]] = ()
     """What a grader reads beside each prompt, where answers are drawn."""
 
@@ -58,20 +64,27 @@ class Rows:
         """Row numbers of the examples; for pairs all preferred ones first, then all rejected."""
         return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
 
+    def batches(self, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """The examples of each optimiser step of one epoch. Answers that are judged keep the order of chance:
+        good and bad ones differ in length, and sorted would meet only their like."""
+        window = 16 if self.labels is None else 1
+        return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
+
     def save(self, folder: Path) -> None:
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name in ("ids", "weights", "offsets"):
+        for name in ("ids", "weights", "offsets", *(() if self.labels is None else ("labels",))):
             np.save(draft / f"{name}.npy", getattr(self, name))
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
 
     @classmethod
-    def open(cls, folder: Path, *, pairs: bool) -> Rows | None:
+    def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:
         """`None` when there is no whole copy."""
+        names = ("ids", "weights", "offsets", *(("labels",) if labelled else ()))
         try:
-            arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "weights", "offsets")}
+            arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in names}
         except (OSError, ValueError):
             return None
         return cls(**arrays, pairs=pairs)
@@ -106,42 +119,62 @@ class Report:
 
 
 def encode_file(
-    path: Path, template: Template, *, pairs: bool, max_length: int | None, train_on_inputs: bool
+    path: Path,
+    template: Template,
+    *,
+    pairs: bool = False,
+    labelled: bool = False,
+    max_length: int | None,
+    train_on_inputs: bool = False,
 ) -> tuple[Rows, Report]:
-    """All rows of a canonical file. Raises `DataError` naming the row that cannot be encoded."""
+    """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind.
+
+    Raises `DataError` naming the row that cannot be encoded."""
     report = Report(notes=Counter())
     sides: list[Encoded] = []
+    labels: list[bool] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                new = _encode_line(line, template, pairs, max_length, train_on_inputs)
+                example: Any = decode_row(line)
+                if labelled:
+                    new = [_encode_answer(example, template, max_length)]
+                elif pairs:
+                    new = _encode_sides(example, template, max_length)
+                else:
+                    new = [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
             except DataError as error:
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
             report.rows += 1
             _count(report, new)
             if all(e.trained for e in new):
                 sides.extend(new)
+                labels.extend([example.label] if labelled else [])
             else:
                 report.dropped += 1
     if not sides:
         raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
-    return together(sides, pairs), report
+    rows = together(sides, pairs)
+    return (replace(rows, labels=np.array(labels, dtype=np.bool_)) if labelled else rows), report
 
 
-def _encode_line(
-    line: bytes, template: Template, pairs: bool, max_length: int | None, train_on_inputs: bool
-) -> list[Encoded]:
+def _encode_sides(example: Any, template: Template, max_length: int | None) -> list[Encoded]:
     from orchestrate.data.examples import PreferenceExample
 
-    example: Any = decode_row(line)
-    if pairs:
-        if not isinstance(example, PreferenceExample):
-            raise DataError("preference training needs a preferred and a rejected answer")
-        pair = encode_pair(example, template, max_length=max_length)
-        return [pair.preferred, pair.rejected]
-    return [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
+    if not isinstance(example, PreferenceExample):
+        raise DataError("preference training needs a preferred and a rejected answer")
+    pair = encode_pair(example, template, max_length=max_length)
+    return [pair.preferred, pair.rejected]
+
+
+def _encode_answer(example: Any, template: Template, max_length: int | None) -> Encoded:
+    from orchestrate.data.examples import UnpairedExample
+
+    if not isinstance(example, UnpairedExample):
+        raise DataError("KTO needs an answer with a label")
+    return encode_answer(example, template, max_length=max_length)
 
 
 def _count(report: Report, new: list[Encoded]) -> None:
@@ -160,20 +193,22 @@ def together(sides: list[Encoded], pairs: bool = False) -> Rows:
     return Rows(ids, weights, np.cumsum(lengths), pairs)
 
 
-def epoch_batches(lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = 16
+) -> list[list[int]]:
     """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone
     back to.
 
-    Rows are shuffled, sorted by length within windows of 16 batches so that little is padded, and the batches
-    are shuffled again. Every row occurs once; the last batch may be smaller.
+    Rows are shuffled, sorted by length within a `window` of so many batches so that little is padded, and the
+    batches are shuffled again. Every row occurs once; the last batch may be smaller.
     """
     order = list(range(len(lengths)))
     chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
     chance.shuffle(order)
-    window = 16 * batch_size
+    span = window * batch_size
     batches: list[list[int]] = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: int(lengths[i]))
+    for start in range(0, len(order), span):
+        near = sorted(order[start : start + span], key=lambda i: int(lengths[i]))
         batches.extend(near[i : i + batch_size] for i in range(0, len(near), batch_size))
     chance.shuffle(batches)
     return batches

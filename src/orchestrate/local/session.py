@@ -17,14 +17,15 @@ from orchestrate.local import export, fitting, models, space
 from orchestrate.local.encoding import Template
 from orchestrate.local.grading import Grader, refusal
 from orchestrate.local.loading import load, load_tokenizer, pick_device
-from orchestrate.local.losses import Preference
+from orchestrate.local.losses import Desirability, Preference
 from orchestrate.local.policy import PolicyObjective, encode_prompts
-from orchestrate.local.preferences import PairObjective, with_reference
+from orchestrate.local.preferences import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.rows import Rows, encode_file
 from orchestrate.local.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
 from orchestrate.local.sampling import Sampler
 from orchestrate.local.stepping import Objective
 from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.unpaired import Mismatch, UnpairedObjective, with_mismatched
 from orchestrate.types import MemoryPlan
 
 
@@ -52,7 +53,8 @@ class Session:
         choice = self.loaded.choice
         run.add_event(f"engine {choice.engine}: {choice.reason}", type="engine", engine=choice.engine)
         objective = self._objective()
-        if isinstance(objective, PairObjective) and objective.preference.needs_reference:
+        needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
+        if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
             set_stage("judging the rows by the model as it is")
             train = self._with_reference(objective, "train", train)
             valid = valid and self._with_reference(objective, "validation", valid)
@@ -132,6 +134,14 @@ class Session:
         match self.job.method["type"]:
             case "sft":
                 return Objective(self.loaded, pad, packing=packing)
+            case "dpo" if self.job.method.get("loss") == "kto":
+                return UnpairedObjective(
+                    self.loaded,
+                    pad,
+                    _desirability(self.job.method),
+                    Mismatch(self.job.hyper.batch_size, self.job.seed, self.limit),
+                    packing=packing,
+                )
             case "dpo":
                 return PairObjective(self.loaded, pad, _preference(self.job.method), packing=packing)
             case "rft":
@@ -156,9 +166,13 @@ class Session:
             look_up=self._look_up,
         )
 
-    def _with_reference(self, objective: PairObjective, name: str, rows: Rows) -> Rows:
-        folder = self.run.path / "rows" / name
-        return with_reference(objective, rows, folder, DEFAULT_TOKENS[self.device.type], self._look_up)
+    def _with_reference(self, objective: JudgedObjective, name: str, rows: Rows) -> Rows:
+        folder, tokens = self.run.path / "rows" / name, DEFAULT_TOKENS[self.device.type]
+        rows = with_reference(objective, rows, folder, tokens, self._look_up)
+        if not isinstance(objective, UnpairedObjective):
+            return rows
+        epochs = self.job.hyper.epochs if name == "train" else 1
+        return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
 
     def _look_up(self) -> None:
         if word := self.asked():
@@ -167,15 +181,17 @@ class Session:
     def _rows(self, name: str, path: Path) -> Rows:
         if self.job.method["type"] == "rft":
             return self._prompts(name, path)
-        pairs = self.job.method["type"] == "dpo"
+        labelled = self.job.method.get("loss") == "kto"
+        pairs = self.job.method["type"] == "dpo" and not labelled
         folder = self.run.path / "rows" / name
-        if rows := Rows.open(folder, pairs=pairs):
+        if rows := Rows.open(folder, pairs=pairs, labelled=labelled):
             return rows
         _require(path)
         rows, report = encode_file(
             path,
             self.template,
             pairs=pairs,
+            labelled=labelled,
             max_length=self.limit,
             train_on_inputs=bool(self.job.method.get("train_on_inputs")),
         )
@@ -239,6 +255,14 @@ def _preference(method: dict[str, Any]) -> Preference:
         rpo_alpha=method.get("rpo_alpha"),
         simpo_gamma=method.get("simpo_gamma"),
         orpo=method.get("loss") == "orpo",
+    )
+
+
+def _desirability(method: dict[str, Any]) -> Desirability:
+    return Desirability(
+        beta=method.get("beta") or 0.1,
+        desirable_weight=method.get("desirable_weight") or 1.0,
+        undesirable_weight=method.get("undesirable_weight") or 1.0,
     )
 
 

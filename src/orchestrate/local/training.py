@@ -23,7 +23,7 @@ from orchestrate.local.exhaustion import give_back, out_of_memory
 from orchestrate.local.fitting import DEFAULT_TOKENS
 from orchestrate.local.loading import Loaded
 from orchestrate.local.optimizers import make_optimizer, restore_state, state_tensors
-from orchestrate.local.rows import Rows, epoch_batches
+from orchestrate.local.rows import Rows
 from orchestrate.local.rundir import LocalJob, RunDir, now
 from orchestrate.local.stepping import Objective, Sums, learning_rate, means
 
@@ -166,7 +166,7 @@ class Loop:
         self.loaded.model.train()
         while self.progress.step < self.progress.total_steps and not self.early_stopped:
             epoch, first = divmod(self.progress.step, self.per_epoch)
-            batches = epoch_batches(self.train.lengths, self.hyper.batch_size, self.job.seed, epoch)
+            batches = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)
             for batch in batches[first:]:
                 self._one(batch)
                 if self.early_stopped:

@@ -8,6 +8,7 @@ from orchestrate import catalog, costing
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules, tokens
 from orchestrate.errors import MissingKey, UsageError
+from orchestrate.spec import method_word
 from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _of_file(
     found = rules.check(
         dataset,
         provider,
-        method=spec.method.type,
+        method=method_word(spec.method),
         tokens=dataset.tokens(counter),
         context=spec.max_seq_length or model.context(spec.method.type),
         epochs=spec.epochs,

@@ -25,6 +25,11 @@ OURS: Mapping[str, str] = {
 """Settings that no backend is told."""
 
 
+UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO (--provider local)"
+"""Where KTO is refused."""
+KTO_ONLY = ("desirable_weight", "undesirable_weight")
+
+
 class Rows:
     """Rows and body of one translation. `asked` holds what the user gave, flat and dotted."""
 
@@ -73,14 +78,16 @@ class Rows:
         else:
             self.default(name, wire, default, rule)
 
-    def plain_dpo(self, reason: str) -> None:
-        """Keeps DPO's own loss where it was named, and refuses any other."""
+    def plain_dpo(self, reasons: Mapping[str, str]) -> None:
+        """Keeps DPO's own loss where it was named, and refuses any other by its reason."""
         if (loss := self.given("method.loss")) is None:
             return
         if loss == "dpo":
             self.keep("method.loss", None, rule="the backend's own")
         else:
-            self.refuse("method.loss", reason)
+            self.refuse("method.loss", reasons[loss])
+            if loss == "kto":
+                self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
         """Refuses each of these settings that the user gave."""

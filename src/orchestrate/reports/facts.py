@@ -11,7 +11,13 @@ from contextlib import suppress
 from typing import Any, cast
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import ChatExample, CompletionExample, Example, PreferenceExample
+from orchestrate.data.examples import (
+    ChatExample,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    UnpairedExample,
+)
 from orchestrate.types import Record
 
 _SAMPLE = 20_000
@@ -120,6 +126,10 @@ def _parts(example: Example) -> tuple[str, str, str]:
             _joined(said, "user"),
             example.preferred[-1].text if example.preferred else "",
         )
+    if isinstance(example, UnpairedExample):
+        said = [(m.role, m.text) for m in example.prompt]
+        answer = example.completion[-1].text if example.label else ""
+        return _joined(said, "system", "developer"), _joined(said, "user", "tool"), answer
     if isinstance(example, CompletionExample):
         return "", example.prompt, example.completion
     return "", "", ""

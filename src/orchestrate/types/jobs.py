@@ -49,6 +49,7 @@ class Feature(StrEnum):
 
     SFT = "sft"
     DPO = "dpo"
+    KTO = "kto"
     RFT = "rft"
     LORA = "lora"
     QLORA = "qlora"

@@ -110,6 +110,14 @@ def preference(draw: Draw, has: set[str]) -> dict[str, Any]:
     }
 
 
+def unpaired(draw: Draw, has: set[str]) -> dict[str, Any]:
+    pair = preference(draw, has)
+    given = pair["input"]
+    label = draw(st.booleans())
+    answer = pair["preferred_output" if label else "non_preferred_output"]
+    return {"prompt": given.pop("messages"), "completion": answer, "label": label, **given}
+
+
 def rl(draw: Draw, has: set[str]) -> dict[str, Any]:
     row = {
         "messages": _turns(draw, has & {"parts", "image", "name"}),
@@ -148,6 +156,10 @@ KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, .
             "several",
         ),
     ),
+    "unpaired": (
+        unpaired,
+        ("system", "parts", "name", "call", "call and text", "swapped", "tools", "parallel", "several"),
+    ),
     "rl": (rl, ("parts", "image", "name", "tools")),
     "completion": (completion, ()),
     "text": (bare, ()),
@@ -174,10 +186,14 @@ def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataOb
     except DataError as error:
         assert (has or not taken) and error.problems and error.fix and not output.exists()
         return
-    assert taken and (report.written, report.left_out) == (2, 0)
+    halved = kind == "preference" and target == "unpaired"
+    assert taken and (report.written, report.left_out) == (4 if halved else 2, 0)
     assert {p.severity for p in report.losses} <= {Severity.INFO, Severity.WARNING}
     changed = {p.code for p in report.losses} & TOLD
     after = Dataset.open(output)
+    if halved:
+        assert [_halves(e) for e in before.examples()] == _two_by_two(after)
+        return
     if not changed and after.kind == kind:
         assert after.digest == before.digest
     assert [_compared(e, changed) for e in after.examples()] == [
@@ -185,9 +201,20 @@ def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataOb
     ]
 
 
+def _halves(example: object) -> list[Any]:
+    row = msgspec.to_builtins(example)
+    preferred, rejected = row.pop("preferred"), row.pop("rejected")
+    return [row | {"completion": preferred, "label": True}, row | {"completion": rejected, "label": False}]
+
+
+def _two_by_two(data: Dataset) -> list[list[Any]]:
+    rows = [msgspec.to_builtins(e) for e in data.examples()]
+    return [rows[i : i + 2] for i in range(0, len(rows), 2)]
+
+
 def _compared(example: object, changed: set[str]) -> Any:
     row = msgspec.to_builtins(example)
-    if "completion" in row:  # where only conversations are taken, it becomes one
+    if "completion" in row and "label" not in row:  # where only conversations are taken, it becomes one
         return {
             "messages": [
                 {"role": "user", "content": row["prompt"]},

@@ -29,6 +29,8 @@ ACROSS = {
     "near-leakage",
     "near-duplicate",
     "label-imbalance",
+    "labels-unbalanced",
+    "one-label",
     "few-rows",
     "unreviewed",
     "python-cells",

@@ -50,6 +50,12 @@ FORMATS = {
     "trl_preference_chat.jsonl": "trl-preference",
     "trl_implicit.jsonl": "trl-preference-implicit",
     "anthropic_hh.jsonl": "anthropic-hh",
+    "trl_unpaired.jsonl": "trl-unpaired",
+    "trl_unpaired.csv": "trl-unpaired",
+    "trl_unpaired_chat.jsonl": "trl-unpaired",
+    "openai_unpaired.jsonl": "chat-unpaired",
+    "sharegpt_unpaired.jsonl": "sharegpt-unpaired",
+    "alpaca_unpaired.jsonl": "alpaca-unpaired",
     "rft.jsonl": "rft",
     "openai_chat.json": "openai-chat",
     "prompt_completion.csv": "prompt-completion",
@@ -86,6 +92,11 @@ def test_format_is_recognised_without_errors(name: str) -> None:
         ("anthropic_hh.jsonl", "openai_preference.jsonl"),
         ("alpaca_preference.jsonl", "openai_preference.jsonl"),
         ("sharegpt_preference.jsonl", "openai_preference.jsonl"),
+        ("trl_unpaired_chat.jsonl", "trl_unpaired.jsonl"),
+        ("trl_unpaired.csv", "trl_unpaired.jsonl"),
+        ("openai_unpaired.jsonl", "trl_unpaired.jsonl"),
+        ("sharegpt_unpaired.jsonl", "trl_unpaired.jsonl"),
+        ("alpaca_unpaired.jsonl", "trl_unpaired.jsonl"),
     ],
 )
 def test_equal_content_has_one_digest_in_every_format(name: str, same_as: str) -> None:
@@ -258,13 +269,6 @@ def test_other_kinds() -> None:
     assert isinstance(pair, PreferenceExample) and pair.preferred[0].content == "Oslo."
     task = rows(GOOD / "rft.jsonl")[0]
     assert isinstance(task, RLExample) and task.fields == {"reference": "Oslo."}
-
-
-def test_unpaired_preferences_are_not_taken_for_completions(tmp_path: Path) -> None:
-    file = tmp_path / "kto.jsonl"
-    file.write_text('{"prompt": "a", "completion": "b", "label": false}\n')
-    with pytest.raises(DataError, match="label"):
-        Dataset.open(file)
 
 
 def test_columns_are_mapped() -> None:

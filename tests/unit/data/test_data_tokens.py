@@ -21,6 +21,7 @@ from orchestrate.data.examples import (
     CompletionExample,
     PreferenceExample,
     TextExample,
+    UnpairedExample,
 )
 from orchestrate.data.tokens import batch_counter, counter, for_model, names
 from orchestrate.errors import SetupError, UsageError
@@ -150,17 +151,20 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
 def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     """Of every kind of row that it trains on: tools and their calls, weights, reasoning, pairs."""
     from orchestrate.data.hub_tokens import load
-    from orchestrate.local.encoding import Template, encode, encode_pair
+    from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     data = Dataset.open(file)
     template = Template.of(load(TINY))
     rows = list(data.examples())[:50]
-    encoded = [
-        side
-        for row in rows
-        for pair in [encode_pair(row, template) if isinstance(row, PreferenceExample) else None]
-        for side in ((pair.preferred, pair.rejected) if pair else (encode(row, template),))
-    ]
+    encoded: list[Encoded] = []
+    for row in rows:
+        if isinstance(row, PreferenceExample):
+            pair = encode_pair(row, template)
+            encoded += [pair.preferred, pair.rejected]
+        elif isinstance(row, UnpairedExample):
+            encoded.append(encode_answer(row, template))
+        else:
+            encoded.append(encode(row, template))
     counted = counter(f"hf:{TINY}").count(rows)
     assert list(counted.tokens) == [len(e.ids) for e in encoded]
     assert list(counted.trained) == [sum(1 for w in e.weights if w) for e in encoded]

@@ -82,7 +82,23 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo}\n",
-            "method.loss: Input should be 'dpo' or 'orpo'",
+            "method.loss: Input should be 'dpo', 'orpo' or 'kto'",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: kto\n",
+            "line 3: method: kto is a loss of dpo: write {type: dpo, loss: kto}",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, rpo_alpha: 1}\n",
+            "rpo_alpha belongs to other losses than kto",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, desirable_weight: 2}\n",
+            "desirable_weight belongs to the loss kto",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, undesirable_weight: 0}\n",
+            "method.undesirable_weight: Input should be greater than 0",
         ),
         ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: no setting of sft, but of dpo"),
         (

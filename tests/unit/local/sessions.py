@@ -29,6 +29,24 @@ def pairs(path: Path, count: int) -> Path:
     return path
 
 
+def answers(path: Path, count: int, above: int = 0) -> Path:
+    """`count` unpaired answers, one in three of them bad, as `orchestrate.data` writes them, about numbers
+    `above` one."""
+    chance = random.Random(1)
+    with path.open("w", encoding="utf-8") as out:
+        for i in range(count):
+            n = above + chance.randint(1, 99)
+            good = i % 3 > 0
+            said = ("yes" if n % 2 == 0 else "no") if good else "I would rather not say"
+            row = {
+                "prompt": [{"role": "user", "content": f"Is {n} even?"}],
+                "completion": [{"role": "assistant", "content": said}],
+                "label": good,
+            }
+            out.write(json.dumps(row) + "\n")
+    return path
+
+
 def prompts(path: Path, numbers: Iterable[int]) -> Path:
     """A prompt for each number, with the field of a grader."""
     with path.open("w", encoding="utf-8") as out:

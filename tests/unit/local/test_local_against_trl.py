@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.local.sessions import EXACT, TINY, make_session, pairs, prompts
+from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
 from orchestrate.local.encoding import Encoded
 from orchestrate.local.policy import PolicyObjective
 from orchestrate.local.preferences import PairObjective, with_reference
 from orchestrate.local.rows import Rows, together
 from orchestrate.local.session import Session
+from orchestrate.local.unpaired import UnpairedObjective, with_mismatched
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # TRL, accelerate and datasets warn about one another
@@ -216,6 +217,104 @@ def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: dict[str, Any], b
     sums = ours.loop.objective.run(rows, [0, 1, 2, 3], 1.0, backward=False)
     assert sums.shown is not None
     assert sums.shown["reward_margin"] / 4 == pytest.approx(metrics["rewards/margins"], rel=1e-4)
+
+
+def drift(session: Session, divergence: Callable[[], float]) -> None:
+    """Away from the reference, to where the estimate of the divergence is not cut off at 0."""
+    before = {n: p.detach().clone() for n, p in session.loaded.trainable.items()}
+    for seed in range(20):
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in session.loaded.trainable.items():
+                parameter.copy_(before[name] + 0.03 * torch.randn(parameter.shape, generator=noise))
+        if divergence() > 0.1:
+            return
+    pytest.fail("no drift with a divergence")
+
+
+def kto_batch(session: Session, examples: list[int]) -> dict[str, torch.Tensor]:
+    """TRL's own collator makes the batch of prompts and completions in the order of ours, each with the
+    completion before it, as the trainer does when it prepares its data."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    rows = session.loop.train
+    assert rows.labels is not None
+    parts = [
+        (ids[: int((weights > 0).argmax())].tolist(), ids[weights > 0].tolist())
+        for ids, weights in map(rows.row, examples)
+    ]
+    return DataCollatorForUnpairedPreference(pad_token_id=session.tokenizer.pad_token_id or 0)(
+        [
+            {
+                "prompt_ids": prompt,
+                "completion_ids": completion,
+                "KL_completion_ids": parts[i - 1][1],
+                "label": bool(rows.labels[example]),
+            }
+            for i, (example, (prompt, completion)) in enumerate(zip(examples, parts, strict=True))
+        ]
+    )
+
+
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.7}],
+    ids=["defaults", "weighted"],
+)
+def test_kto_is_trls(tmp_path: Path, adapter: dict[str, Any], weights: dict[str, float]) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import KTOConfig, KTOTrainer
+
+    method = {"type": "dpo", "loss": "kto", **weights}
+    rows = answers(tmp_path / "answers.jsonl", 12)
+    ours = make_session(tmp_path, rows, method=method, adapter=adapter, hyper={"batch_size": 6})
+    ours.loaded.model.float()
+    objective = ours.loop.objective
+    assert isinstance(objective, UnpairedObjective)
+    # Anew: the session's own reference was made before the model was in 32 bits.
+    (tmp_path / "exact").mkdir()
+    made = with_reference(objective, ours.loop.train, tmp_path / "exact", 4096, lambda: None)
+    ours.loop.train = with_mismatched(objective, made, tmp_path / "exact", 1, 4096, lambda: None)
+    examples = objective.mismatch.batches(ours.loop.train, 0)[0]
+    drift(ours, lambda: objective.estimate(ours.loop.train, examples, 4096, 6))
+    reference: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
+    trainer = KTOTrainer(
+        model=untrained(ours),
+        ref_model=reference if adapter["type"] == "full" else None,
+        args=KTOConfig(
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            per_device_train_batch_size=6,
+            **weights,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 4),
+        processing_class=copy.deepcopy(ours.tokenizer),
+    )
+    follow(trainer.model, ours)
+    trainer.model.train()
+    theirs = trainer._compute_loss(trainer.model, kto_batch(ours, examples), False)
+    theirs.backward()
+    ours.loaded.model.train()
+    sums = objective.gradients(ours.loop.train, examples, 4096, 2)
+    assert sums.loss / sums.weight == pytest.approx(theirs.item(), rel=1e-4)
+    same_gradient(ours, trainer.model)
+    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    shown = {name: value / sums.weight for name, value in (sums.shown or {}).items()}
+    assert logged["kl"] > 0
+    assert shown == pytest.approx(
+        {
+            "kl": logged["kl"],
+            "preferred_reward": logged["rewards/chosen"],
+            "rejected_reward": logged["rewards/rejected"],
+            "reward_margin": logged["rewards/margins"],
+        },
+        rel=1e-3,
+    )
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.3], ids=["no kl", "kl"])

@@ -169,3 +169,14 @@ def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> Non
     assert planned(method=method, hyper={**hyper, "max_seq_length": 500}).longest == 500
     with_start = planned(method={**method, "kl_beta": 0.1}, hyper=hyper)
     assert with_start.parts["adapter"] == 2 * rft.parts["adapter"]
+
+
+def test_unpaired_answers_are_single_rows_whose_output_layer_keeps_as_much_as_that_of_pairs() -> None:
+    setup = fitting.setup_of({"type": "dpo", "loss": "kto"}, {"type": "lora", "r": 8}, fitting.Hyper())
+    assert (setup.pairs, setup.judged) == (False, True)
+    shape = Shape.like(1e9)
+    both = [
+        plan(shape, msgspec.structs.replace(setup, rows=8, longest=512, pairs=p, judged=not p), device="cpu")
+        for p in (False, True)
+    ]
+    assert both[0].total_bytes == both[1].total_bytes

@@ -110,6 +110,8 @@ def test_mapped_with_a_rule(
         ("method.beta", {"method": DPO(beta=0.5)}),
         ("method.simpo_gamma", {"method": DPO(simpo_gamma=1)}),
         ("method.beta", {"method": DPO(loss="orpo", beta=0.1)}),
+        ("method.loss", {"method": DPO(loss="kto")}),
+        ("method.undesirable_weight", {"method": DPO(loss="kto", undesirable_weight=2)}),
         ("method.grader", {"method": RFT(grader={"type": "string_check"})}),
         ("method.reasoning_effort", {"method": RFT(grader={"evaluator": "e"}, reasoning_effort="low")}),
         ("adapter.type", {"adapter": Full()}),

@@ -102,6 +102,13 @@ def test_orpo_and_its_weight() -> None:
     assert settings({"type": "dpo"})["method.loss"].sent == "dpo"
 
 
+def test_kto_and_its_weights() -> None:
+    found = settings({"type": "dpo", "loss": "kto", "undesirable_weight": 1.5, "normalize_by_length": False})
+    assert (found["method.loss"].sent, found["method.undesirable_weight"].sent) == ("kto", 1.5)
+    assert found["method.desirable_weight"].sent == 1.0 and found["method.beta"].sent == 0.1
+    assert not [s for s in found.values() if s.outcome is Outcome.REFUSED]
+
+
 Check = Callable[..., tuple[LocalProvider, JobSpec, TrainingData]]
 
 

@@ -154,6 +154,8 @@ def test_a_constant_rate_is_a_linear_one_that_ends_where_it_began(together: Toge
         ("method.type", {"method": RFT(grader={"type": "x"})}),
         ("method", {"method": RFT(grader={"type": "x"}, kl_beta=0.1)}),
         ("method.loss", {"method": DPO(loss="orpo")}),
+        ("method.loss", {"method": DPO(loss="kto")}),
+        ("method.desirable_weight", {"method": DPO(loss="kto", desirable_weight=2)}),
         ("batch_tokens", {"batch_tokens": 1000}),
         ("adapter.r", {"adapter": LoRA(r=128)}),
         ("adapter.alpha", {"adapter": LoRA(r=8, alpha=1.5)}),

@@ -38,6 +38,7 @@ from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.rows import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
 from orchestrate.types import (
     Artifact,
@@ -67,8 +68,15 @@ _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 class FireworksProvider(Provider):
     name = "fireworks"
     title = "Fireworks"
-    features = frozenset(Feature) - {Feature.QLORA, Feature.FULL, Feature.PAUSE, Feature.CHECKPOINTS}
+    features = frozenset(Feature) - {
+        Feature.KTO,
+        Feature.QLORA,
+        Feature.FULL,
+        Feature.PAUSE,
+        Feature.CHECKPOINTS,
+    }
     missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
         Feature.QLORA: "Fireworks does not tell its base's precision; such a spec is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
         Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.rows import Rows
+from orchestrate.providers.rows import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.values import table, text
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
@@ -131,6 +131,10 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 
 def _preference(rows: Rows) -> None:
     beta = rows.given("method.beta")
+    if rows.given("method.loss") == "kto":
+        rows.refuse("method.loss", f"Fireworks has no KTO; {UNPAIRED}")
+        rows.refuse_if_asked({f"method.{n}": "part of KTO" for n in KTO_ONLY})
+        return
     if rows.given("method.loss") == "orpo":
         rows.keep("method.loss", "lossConfig.method", "ORPO")
         rows.refuse_if_asked({"method.beta": "Fireworks sets the weight of ORPO's odds ratio itself"})

@@ -14,7 +14,7 @@ from orchestrate.errors import ConfigError, SetupError, UsageError
 from orchestrate.local import engines, fitting, grading
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.rows import Rows
-from orchestrate.spec import RFT
+from orchestrate.spec import RFT, method_word
 from orchestrate.types import MemoryPlan, Outcome, Problem, Setting, Severity, Translation
 
 if TYPE_CHECKING:
@@ -157,10 +157,22 @@ def _method(rows: Rows, spec: JobSpec) -> None:
             if rows.given(f"method.{name}") is not None:
                 rows.keep(f"method.{name}", None, rule="off, as always with ORPO")
         return
+    if method.loss == "kto":
+        _unpaired(rows)
+        return
     rows.offer("method.beta", "method.beta", 0.1)
     rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
     rows.offer("method.rpo_alpha", "method.rpo_alpha")
     rows.offer("method.simpo_gamma", "method.simpo_gamma")
+
+
+def _unpaired(rows: Rows) -> None:
+    rows.offer("method.beta", "method.beta", 0.1, "as with DPO; the reference is made before the first step")
+    for name in ("desirable_weight", "undesirable_weight"):
+        rows.offer(f"method.{name}", f"method.{name}", 1.0)
+    for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
+        if rows.given(f"method.{name}") is not None:
+            rows.keep(f"method.{name}", None, rule="off, as always with KTO")
 
 
 def _reinforcement(rows: Rows, spec: JobSpec, method: RFT) -> None:
@@ -227,6 +239,8 @@ def _schedule(rows: Rows, spec: JobSpec) -> None:
         rows.default("learning_rate", "hyper.learning_rate", base, send=True)
     if spec.batch_size == "max":
         rows.refuse("batch_size", "this machine has no largest batch of its own: give a number of examples")
+    elif spec.batch_size == 1 and method_word(spec.method) == "kto":
+        rows.refuse("batch_size", "KTO compares with the other answers of the batch: at least 2")
     else:
         rows.offer("batch_size", "hyper.batch_size", 16)
     if spec.gradient_accumulation is not None:

@@ -32,6 +32,7 @@ from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.sunset import closed
+from orchestrate.providers.rows import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Checkpoint,
@@ -88,6 +89,7 @@ class OpenAIProvider(Provider):
         }
     )
     missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.KTO: f"OpenAI has no KTO; {UNPAIRED}",
         Feature.LORA: _HOST_CHOOSES,
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,

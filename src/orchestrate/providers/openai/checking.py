@@ -10,7 +10,7 @@ from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
 from orchestrate.data import rules
 from orchestrate.providers.openai.sunset import way_out
-from orchestrate.spec import RFT, JobSpec
+from orchestrate.spec import RFT, JobSpec, method_word
 from orchestrate.types import Problem, Setting, Severity
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _rows(
     problems = rules.check(
         dataset,
         "openai",
-        method=spec.method.type,
+        method=method_word(spec.method),
         tokens=dataset.tokens(costing.tokenizer_for(model)),
         context=model.context(spec.method.type),
         epochs=spec.epochs,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.providers.rows import Rows
+from orchestrate.providers.rows import UNPAIRED, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
 
@@ -98,7 +98,8 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         _inputs(rows)
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
-        rows.plain_dpo("OpenAI has DPO's own loss only")
+        reason = "OpenAI has DPO's own loss only"
+        rows.plain_dpo({"orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
     else:
         inside = "method.reinforcement"
         rows.keep("method.grader", f"{inside}.grader", spec.method.grader)

@@ -30,6 +30,7 @@ from orchestrate.errors import (
 from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.rows import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files
@@ -74,8 +75,9 @@ INFERENCE_URL = "https://api-inference.together.ai"
 class TogetherProvider(Provider):
     name = "together"
     title = "Together"
-    features = frozenset(Feature) - {Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
+    features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
+        Feature.KTO: f"Together has no KTO; {UNPAIRED}",
         Feature.RFT: translation.NO_RFT,
         Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",

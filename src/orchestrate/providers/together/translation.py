@@ -12,7 +12,7 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.rows import Rows
+from orchestrate.providers.rows import UNPAIRED, Rows
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 
@@ -95,7 +95,12 @@ def _method(rows: Rows, spec: JobSpec) -> None:
             rule = "inputs are masked in chat and prompt/completion rows, never in text rows"
             rows.default("method.train_on_inputs", "training_method.train_on_inputs", "auto", rule, send=True)
         return
-    rows.plain_dpo("Together has no ORPO; simpo_gamma gives a loss without a reference model")
+    rows.plain_dpo(
+        {
+            "orpo": "Together has no ORPO; simpo_gamma gives a loss without a reference model",
+            "kto": f"Together has no KTO; {UNPAIRED}",
+        }
+    )
     rows.offer("method.beta", "training_method.dpo_beta", 0.1)
     rows.offer("method.rpo_alpha", "training_method.rpo_alpha", None, "no NLL term")
     if isinstance(spec.method, DPO) and spec.method.simpo_gamma:
