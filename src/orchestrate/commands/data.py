@@ -123,7 +123,11 @@ def check(
 def convert(
     file: FileArg,
     to: Annotated[
-        str, typer.Option(help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet.")
+        str,
+        typer.Option(
+            help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet, or unpaired: "
+            "two rows of each preference pair."
+        ),
     ],
     output: OutputOpt = None,
     allow_loss: Annotated[

@@ -41,7 +41,7 @@ def show_inspect(report: InspectReport) -> None:
         ("roles", _counted(report.roles)),
         ("user turns", _counted(report.turns)),
         ("tools", _counted(report.tools)),
-        ("labels", _counted(report.labels)),
+        ("labels", ", ".join(f"{k} {n:,} ({n / report.rows:.0%})" for k, n in report.labels.items() if n)),
         ("languages", _counted(report.languages)),
         ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
         ("problems", _counted(report.problems)),
