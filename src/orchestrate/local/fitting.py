@@ -23,8 +23,10 @@ LONGEST = 2048
 def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
+    targets = adapter.get("targets")
     return Setup(
         adapter=adapter["type"],
+        targets=targets if isinstance(targets, str | None) else tuple(targets),
         rank=int(adapter.get("r") or 16),
         dropout=bool(adapter.get("dropout")),
         dora=bool(adapter.get("dora")),
@@ -148,7 +150,7 @@ def of_job(
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
     lengths, most_rows = rows_of(body["method"], hyper, [longest] * hyper.batch_size)
     if body["adapter"].get("targets"):
-        notes.append("for an adapter on all linear layers; on fewer of them it needs less")
+        notes.append("activations are counted as for an adapter on all linear layers")
     device = "cuda" if gpu_bytes else body.get("device") or ("cuda" if machine.gpus() else "cpu")
     _, found_plan = fit(
         shape,

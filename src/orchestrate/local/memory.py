@@ -39,6 +39,8 @@ class Setup(Record, frozen=True, kw_only=True):
     rank: int = 16
     dropout: bool = False
     dora: bool = False
+    targets: str | tuple[str, ...] | None = None
+    """Of the adapter; activations are counted as for all linear layers."""
     packing: bool = False
     """`rows` are then lines, each filled up to `longest`."""
     rows: int = 1
@@ -103,7 +105,7 @@ def plan(
 
 def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str]:
     full = setup.adapter == "full"
-    trainable = shape.parameters if full else shape.adapter_parameters(setup.rank, dora=setup.dora)
+    trainable = shape.parameters if full else _adapter(shape, setup)
     peak = max(_moments(shape, setup, device), key=lambda m: m.activations + m.logits + m.gradients)
     copies = 4 * trainable * (setup.copies + (0 if full else 1))
     parts = {
@@ -117,6 +119,10 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
     slack = SLACK * (peak.gradients + peak.activations + peak.logits)
     parts["overhead"] = OVERHEAD[device] + slack
     return {name: int(size) for name, size in parts.items()}, peak.name
+
+
+def _adapter(shape: Shape, setup: Setup) -> int:
+    return shape.adapter_parameters(setup.rank, dora=setup.dora, targets=setup.targets)
 
 
 def kv_cache_bytes(shape: Shape, answers: int, tokens: int) -> int:
@@ -195,7 +201,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     full = setup.adapter == "full"
     b = 4 if full else 2
     layer = _layer(shape, setup, device)
-    trainable = shape.parameters if full else shape.adapter_parameters(setup.rank, dora=setup.dora)
+    trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
     # The products read the adapter in 16 bits; backward keeps those copies.
     copies = 0 if full else 2 * trainable

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +31,13 @@ OTHER_LAYER = 1.4
 """Times what a Llama's layer holds, for other families: Gemma 3 was seen to hold 1.2 to 1.4 times."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
 """Families that norm queries and keys."""
+
+
+NAMES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+"""Of a layer's linear layers, in the order of `Shape.linears`."""
 
 
 class Shape(Record, frozen=True, kw_only=True):
@@ -120,14 +128,37 @@ class Shape(Record, frozen=True, kw_only=True):
             norms += 2 * self.layers * self.head_dim
         return self.linear_parameters + self.expert_parameters + self.embedding_parameters + norms
 
-    def adapter_parameters(self, rank: int, *, dora: bool = False) -> int:
-        """LoRA on all linear layers, and on experts as peft does it: twice the rank on the fused pair. DoRA
-        has a magnitude for each output besides."""
-        each = sum((rank * (i + o) + (o if dora else 0)) * n for i, o, n in self.linears)
+    def adapter_parameters(
+        self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
+    ) -> int:
+        """LoRA on the linear layers that `targets` names as peft reads it (by default all), and on experts as
+        peft does it: twice the rank on the fused pair. DoRA has a magnitude for each output besides. Targets
+        by other names than a Llama's, and those of a mixture of experts, count as all."""
+        every = [(i, o) for _ in range(self.layers) for i, o, n in self.linears for _ in range(n)]
+        chosen = every if self.experts > 1 else self._named(targets) or every
+        count = sum(rank * (i + o) + (o if dora else 0) for i, o in chosen)
         if self.experts > 1:
             h, wide = self.hidden, self.feed_forward
-            each += rank * (self.experts * (2 * (h + 2 * wide) + h + wide) + h + self.experts)
-        return self.layers * each
+            count += self.layers * rank * (self.experts * (2 * (h + 2 * wide) + h + wide) + h + self.experts)
+        return count
+
+    def _named(self, targets: str | Sequence[str] | None) -> list[tuple[int, int]]:
+        """(in, out) of the layers that the targets name."""
+        if targets is None or targets == "all-linear":
+            return []
+        sizes = [(i, o) for i, o, n in self.linears for _ in range(n)]
+        named = {
+            f"model.layers.{k}.{name}": size
+            for k in range(self.layers)
+            for name, size in zip(NAMES, sizes, strict=False)
+        }
+        if isinstance(targets, str):
+            try:
+                return [size for name, size in named.items() if re.fullmatch(targets, name)]
+            except re.error:
+                return []
+        ends = tuple(f".{target}" for target in targets)
+        return [size for name, size in named.items() if f".{name}".endswith(ends)]
 
 
 def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:

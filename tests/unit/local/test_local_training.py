@@ -18,6 +18,7 @@ from orchestrate.local.machine import Load
 from orchestrate.local.rows import epoch_batches, micro_batches
 from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
 from orchestrate.local.session import Session
+from orchestrate.local.shapes import Shape
 from orchestrate.local.stepping import collate, pack
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
@@ -262,6 +263,19 @@ def test_targets_that_the_model_does_not_have_are_named(make: Make) -> None:
     with pytest.raises(RunFailed, match="nonsense") as error:
         make("a", adapter={"targets": ["nonsense"]})
     assert "q_proj" in str(error.value.fix)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [None, "all-linear", ["q_proj", "v_proj"], ["mlp.down_proj"], r".*layers\.[01]\.self_attn\.(q|o)_proj"],
+)
+def test_the_plan_counts_the_adapter_that_the_targets_name(make: Make, targets: Any) -> None:
+    session = make("a", adapter={"targets": targets})
+    adapter = sum(p.numel() for p in session.loop.parameters.values())
+    shape = Shape.of(session.folder.config)
+    assert shape.adapter_parameters(8, targets=targets) == adapter
+    assert session.memory_plan is not None
+    assert session.memory_plan.parts["optimiser"] == 8 * adapter
 
 
 def test_too_little_memory_halves_the_micro_batch_not_the_batch(make: Make) -> None:
