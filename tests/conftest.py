@@ -4,6 +4,7 @@ that it wrote."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from tests.postgres_server import Postgres, postgres_binaries
 
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 """No test looks into the keyring of the one who runs it."""
+
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        # By nohup or in a script's background these are ignored, and so by every command that a test starts.
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 

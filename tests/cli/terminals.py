@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import signal
 import sys
 import threading
 import time
@@ -26,8 +25,6 @@ class Terminal:
         self.shown = b""
         self.pid, self.end = pty.fork()
         if self.pid == 0:
-            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_DFL)  # as on any terminal, also where the tests run by nohup
             os.chdir(cwd)
             os.execve(sys.executable, [*ORCHESTRATE, *words], env)
         self._closing = threading.Event()

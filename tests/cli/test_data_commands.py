@@ -184,7 +184,7 @@ def test_preview_without_the_tokenizer_says_what_to_give(tmp_path: Path) -> None
     [
         (("check", "nowhere.jsonl"), 1, "No such file"),
         (("check", ORDERS / "test.jsonl", "--for", "nowhere"), 2, "nowhere"),
-        (("check", ORDERS / "test.jsonl", "--method", "magic"), 2, "sft, dpo, rft"),
+        (("check", ORDERS / "test.jsonl", "--method", "magic"), 2, "sft, dpo, kto, rft"),
         (("check", ORDERS / "test.jsonl", "--tokenizer", "magic"), 2, "o200k"),
         (("check", ORDERS / "test.jsonl", "--model", "no such model"), 2, "no such model"),
         (("inspect", ORDERS / "test.jsonl", "--map", "prompt"), 2, "FIELD=COLUMN"),
