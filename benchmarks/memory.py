@@ -78,6 +78,8 @@ CASES = (
         llama(256, 2, 4, 4, 65536),
         Setup(adapter="lora", pairs=True, rows=4, longest=256),
     ),
+    Case("QLoRA, unpaired", MIDDLE, Setup(judged=True, rows=4, longest=256)),
+    Case("full, unpaired", MIDDLE, Setup(adapter="full", judged=True, rows=2, longest=512)),
     Case("full", MIDDLE, Setup(adapter="full", rows=2, longest=512)),
     Case("full, one pass to the step", MIDDLE, Setup(adapter="full", rows=2, longest=512, accumulates=False)),
     Case(

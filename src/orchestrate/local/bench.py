@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from orchestrate.local.loading import Loaded
     from orchestrate.local.rows import Rows
+    from orchestrate.local.stepping import Objective
 
 SHAPES: dict[str, dict[str, int]] = {
     "cpu": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8},
@@ -139,20 +140,15 @@ def memory(
     Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
     """
     from orchestrate.local.kernels import undo
-    from orchestrate.local.losses import Preference
     from orchestrate.local.optimizers import make_optimizer, state_tensors
     from orchestrate.local.peaks import held_bytes, peak_bytes
-    from orchestrate.local.preferences import PairObjective
-    from orchestrate.local.stepping import Objective
 
     with tempfile.TemporaryDirectory() as folder:
         loaded = _load(random_model(config, Path(folder)), setup, device)
     if not own_kernels:
         undo(loaded.inner)
     rows = _full_rows(int(config["vocab_size"]), setup)
-    objective = Objective(loaded, 0, packing=setup.packing)
-    if setup.pairs:
-        objective = PairObjective(loaded, 0, Preference(simpo_gamma=0.5))
+    objective = _objective(loaded, setup)
     optimizer = make_optimizer(list(loaded.trainable.values()), setup.optimizer, 0.0)
     loaded.model.train()
     examples = list(range(rows.examples))
@@ -175,6 +171,19 @@ def memory(
         "gradients": gradients if setup.accumulates else 0,
         "in_work": peak_bytes(one, device),
     }
+
+
+def _objective(loaded: Loaded, setup: Setup) -> Objective:
+    from orchestrate.local.losses import Desirability, Preference
+    from orchestrate.local.preferences import PairObjective
+    from orchestrate.local.stepping import Objective
+    from orchestrate.local.unpaired import Mismatch, UnpairedObjective
+
+    if setup.pairs:
+        return PairObjective(loaded, 0, Preference(simpo_gamma=0.5))
+    if setup.judged:
+        return UnpairedObjective(loaded, 0, Desirability(), Mismatch(setup.rows, seed=0))
+    return Objective(loaded, 0, packing=setup.packing)
 
 
 def random_model(config: Mapping[str, Any], folder: Path) -> Path:
@@ -253,7 +262,9 @@ def _full_rows(vocabulary: int, setup: Setup) -> Rows:
     weights = np.zeros((count, length), dtype=np.float32)
     weights[:, length - round(length * setup.trained) :] = 1
     offsets = np.arange(count + 1, dtype=np.int64) * length
-    return Rows(ids, weights.reshape(-1), offsets, pairs=setup.pairs)
+    labels = np.arange(count) % 2 == 0 if setup.judged else None
+    reference = np.zeros(count, dtype=np.float32) if setup.judged else None
+    return Rows(ids, weights.reshape(-1), offsets, pairs=setup.pairs, labels=labels, reference=reference)
 
 
 def main(request: str) -> int:

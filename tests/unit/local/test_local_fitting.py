@@ -40,6 +40,7 @@ CASES = [
     (SMALL, Setup(rows=2, longest=256, packing=True)),
     (SMALL, Setup(rows=4, longest=128, dora=True)),
     (SMALL, Setup(adapter="lora", rows=4, longest=128, pairs=True)),
+    (SMALL, Setup(rows=4, longest=128, judged=True)),
     (SMALL, Setup(adapter="lora", rows=2, longest=128, dropout=True)),
     ({**SMALL, "tie_word_embeddings": False}, Setup(adapter="full", longest=256)),
     (QWEN3, Setup(rows=2, longest=256)),
