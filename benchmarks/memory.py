@@ -16,6 +16,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
+from orchestrate.local import engines, machine
 from orchestrate.local.memory import Setup, kv_cache_bytes, plan
 from orchestrate.local.shapes import Shape
 
@@ -255,7 +258,7 @@ def planned(case: Case, device: str) -> dict[str, int]:
     return parts
 
 
-def measure(device: str, only: str) -> None:
+def measure(device: str, precision: str, only: str) -> None:
     import torch
 
     from orchestrate.local.bench import memory
@@ -265,6 +268,7 @@ def measure(device: str, only: str) -> None:
           f"{'total':>18}{'error':>8}")  # fmt: skip
     worst = 0.0
     for case in (c for c in CASES if only in c.name):
+        case = case._replace(setup=replace(case.setup, precision=precision))
         plans = planned(case, device)
         found = memory(case.config, case.setup, torch.device(device), own_kernels=case.own_kernels)
         totals = sum(plans.values()), sum(found.values())
@@ -306,13 +310,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision", choices=engines.PRECISIONS, default="auto", help="default: what the device is good at"
+    )
     parser.add_argument("--published", action="store_true", help="compare with published figures instead")
     parser.add_argument("--only", default="", help="cases with this in their name")
     asked = parser.parse_args()
     if asked.published:
         published()
     else:
-        measure(asked.device, asked.only)
+        precision = engines.precision(asked.precision, asked.device).name
+        print(f"{machine.cpu_name()}, {precision}" if asked.device == "cpu" else precision)
+        measure(asked.device, precision, asked.only)
 
 
 if __name__ == "__main__":

@@ -66,20 +66,25 @@ def memory(
     pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False,
     eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto",
     device: DeviceOpt = None,
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
     json: Json = False,
 ) -> None:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
+    from orchestrate.local import engines
     from orchestrate.local import memory as planning
 
     if adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {adapter!r}")
+    device = engines.expected_device(device)
+    products = engines.precision(precision, device, full=adapter == "full")
     shape, remark = _shape(model)
     plan = planning.plan(
         shape,
         planning.Setup(
             adapter=adapter,
+            precision=products.name,
             rank=rank,
             rows=rows,
             longest=length,

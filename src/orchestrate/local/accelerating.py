@@ -42,7 +42,7 @@ def use_liger(inner: Any) -> None:
         )
 
 
-def load_unsloth(job: LocalJob, folder: str, length: int | None) -> tuple[Any, Any]:
+def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """(peft model, the transformers model inside it), loaded and patched by Unsloth. Masks and loss stay
     ours: it gives hidden states only. It needs a GPU."""
     if job.hyper.packing or job.continue_from:
@@ -53,7 +53,7 @@ def load_unsloth(job: LocalJob, folder: str, length: int | None) -> tuple[Any, A
     model, _ = fast.from_pretrained(
         model_name=folder,
         max_seq_length=length or 2048,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         load_in_4bit=kind == "qlora",
         full_finetuning=kind == "full",
         use_gradient_checkpointing=job.hyper.gradient_checkpointing,

@@ -20,7 +20,7 @@ from orchestrate.errors import OrchestrateError
 
 MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
-"""Weights up to this size are kept in bf16 with the values that their 4 bits stand for: nothing is unpacked
+"""Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
 for each token."""
 
 Send = Callable[[dict[str, Any]], None]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.local import engines
 from orchestrate.local.memory import Setup, plan
 from orchestrate.local.shapes import Shape
 
@@ -68,7 +69,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             )
         opened = open_folder(path)
         parameters, config = _stored_parameters(path), opened.config
-        loaded = _load(path, Setup(), device)
+        loaded = _load(path, Setup(precision=engines.precision(None, device.type).name), device)
     found, setup = _train(loaded, request.get("seconds", 20), device)
     cuda = device.type == "cuda"
     return {
@@ -118,7 +119,13 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
         "resident_bytes": resident,
     }
     longest = max(int(rows.lengths[i]) for i in largest)
-    return found, Setup(rows=len(largest), longest=longest, trained=0.5, accumulates=False)
+    return found, Setup(
+        precision=loaded.precision.name,
+        rows=len(largest),
+        longest=longest,
+        trained=0.5,
+        accumulates=False,
+    )
 
 
 def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> dict[str, int]:
@@ -213,6 +220,7 @@ def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
         model_name="bench",
         train="",
         method={"type": "sft"},
+        precision=None if setup.adapter == "full" else setup.precision,
         adapter={**adapter, "dora": setup.dora},
         hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing),
         created_at=now(),

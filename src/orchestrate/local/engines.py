@@ -1,4 +1,4 @@
-"""Which accelerators a run uses, and why. Torch-free: `plan` says the same as the worker.
+"""Which accelerators and which precision a run uses, and why. Torch-free: `plan` says the same as the worker.
 
 `fused` is the engine's own: LoRA in one step of autograd, and on a CPU attention, norms and rows in one line.
 The others are kept libraries, used where they are installed.
@@ -13,6 +13,7 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.local import machine
 
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
+PRECISIONS = ("auto", "bf16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
 """Engine -> the module that it needs, and the package that brings it."""
 COMPILE_TOKENS = 20_000_000
@@ -25,7 +26,9 @@ class EngineMissing(SetupError):
 
 @dataclass(frozen=True)
 class Choice:
-    engine: str
+    """Of an engine, or of a precision."""
+
+    name: str
     reason: str
 
 
@@ -56,6 +59,23 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
     return Choice(
         "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
     )
+
+
+def precision(asked: str | None, device: str, *, full: bool = False) -> Choice:
+    """`bf16` or `fp32`: of activations, products, and frozen weights that are not in four bits. `full`: all
+    weights are trained; they are kept in 32 bits, whatever the products have. Raises `UsageError` for an
+    unknown word, `EngineMissing` for what the device does not do."""
+    if asked not in (None, *PRECISIONS):
+        raise UsageError(f"there is no precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
+    if full and device == "cpu":
+        if asked == "bf16":
+            raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
+        return Choice("fp32", "all weights are trained, on a CPU")
+    if asked not in (None, "auto"):
+        return Choice(asked, "asked for by name")
+    if device != "cpu" or machine.cpu_multiplies_bf16():
+        return Choice("bf16", f"the {'CPU' if device == 'cpu' else 'GPU'} multiplies in it")
+    return Choice("fp32", "this CPU has no instructions for bf16, and without them it is many times slower")
 
 
 def expected_device(wanted: str | None) -> str:

@@ -60,6 +60,7 @@ def passport(
     fingerprint: str,
     progress: dict[str, Any],
     device: str,
+    precision: str,
     threads: int,
 ) -> dict[str, Any]:
     """What someone who finds the folder in a year needs to know."""
@@ -78,6 +79,7 @@ def passport(
         "trained": progress,
         "machine": {
             "device": device,
+            "precision": precision,
             "threads": threads,
             "system": platform.platform(),
             "python": platform.python_version(),

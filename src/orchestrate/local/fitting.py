@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local import machine, models
+from orchestrate.local import engines, machine, models
 from orchestrate.local.memory import Setup, plan
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.local.shapes import Shape
@@ -20,12 +20,13 @@ LONGEST = 2048
 """Tokens that the longest row is taken to have where neither the spec nor the data tell."""
 
 
-def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper) -> Setup:
+def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper, *, precision: str) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
     targets = adapter.get("targets")
     return Setup(
         adapter=adapter["type"],
+        precision=precision,
         targets=targets if isinstance(targets, str | None) else tuple(targets),
         rank=int(adapter.get("r") or 16),
         dropout=bool(adapter.get("dropout")),
@@ -152,9 +153,10 @@ def of_job(
     if body["adapter"].get("targets"):
         notes.append("activations are counted as for an adapter on all linear layers")
     device = "cuda" if gpu_bytes else body.get("device") or ("cuda" if machine.gpus() else "cpu")
+    products = engines.precision(body.get("precision"), device, full=body["adapter"]["type"] == "full")
     _, found_plan = fit(
         shape,
-        setup_of(body["method"], body["adapter"], hyper),
+        setup_of(body["method"], body["adapter"], hyper, precision=products.name),
         lengths,
         most_rows=most_rows,
         device=device,

@@ -18,13 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.accelerating import compile_layers, load_unsloth, use_liger
 from orchestrate.local.encoding import CHATML
-from orchestrate.local.engines import PLAIN, Choice, choose
+from orchestrate.local.engines import PLAIN, Choice, choose, precision
 from orchestrate.local.fused import fuse
 from orchestrate.local.kernels import use_on_cpu
 from orchestrate.local.losses import Head
 from orchestrate.local.models import ModelFolder
 from orchestrate.local.rundir import LocalJob
 from orchestrate.local.shortcuts import TrainedOnly, head_is_understood, line_limit
+
+BF16 = Choice("bf16", "asked for by name")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Loaded:
     head: Head
     device: torch.device
     choice: Choice = PLAIN
+    precision: Choice = BF16
     line_limit: int = 0
     """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
     shares: bool = False
@@ -112,10 +116,10 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_base(
-    folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype = torch.bfloat16
-) -> Any:
-    """The base model; NF4 with double quantisation and bf16 products when `four_bit`."""
+def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The base model; NF4 with double quantisation when `four_bit`. `dtype`: of products and of weights that
+    are not in four bits; `None` takes what suits the device."""
+    dtype = dtype or DTYPES[precision(None, device.type).name]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     quantization = None
@@ -150,14 +154,14 @@ def keep_four_bit_weights(model: Any) -> None:
 
 
 def dequantize(model: Any) -> None:
-    """Replaces 4-bit layers by bf16 ones with the values that the 4 bits stand for. For answering only."""
+    """Replaces 4-bit layers by plain ones with the values that the 4 bits stand for. For answering only."""
     import bitsandbytes.functional as bnb
 
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Linear4bit":
             weight = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            plain.weight = torch.nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+            plain.weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
             plain.bias = module.bias
             model.set_submodule(name, plain)
     del model.hf_quantizer
@@ -170,30 +174,32 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
     engine that the job asks for; `tokens` of the whole run help to choose one."""
     kind = job.adapter["type"]
     choice = choose(job.engine, device.type, tokens)
+    products = precision(job.precision, device.type, full=kind == "full")
+    dtype = DTYPES[products.name]
     torch.manual_seed(job.seed)
-    if choice.engine == "unsloth":
-        model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length)
+    if choice.name == "unsloth":
+        model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length, dtype)
     elif kind == "full":
         # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
         inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
         model = inner
     else:
-        inner = load_base(folder.path, four_bit=kind == "qlora", device=device)
+        inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype)
         model = _adapted(inner, job)
-    if choice.engine in ("fused", "liger"):
+    if choice.name in ("fused", "liger"):
         if kind != "full":
             fuse(model)
         if device.type == "cpu":
             use_on_cpu(inner)
-    if choice.engine == "liger":
+    if choice.name == "liger":
         use_liger(inner)
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
-    loaded = Loaded(model, inner, Head.of(inner), device, choice=choice)
+    loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
     fit(loaded, job)
-    if choice.engine == "compile":
+    if choice.name == "compile":
         compile_layers(inner)
     return loaded
 
@@ -203,7 +209,7 @@ def fit(loaded: Loaded, job: LocalJob) -> None:
     if not head_is_understood(loaded):
         loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True
-    if loaded.choice.engine not in ("fused", "liger"):
+    if loaded.choice.name not in ("fused", "liger"):
         return
     if job.hyper.neftune_alpha:
         return  # the noise is measured by each row's length

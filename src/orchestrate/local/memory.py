@@ -36,6 +36,8 @@ class Setup(Record, frozen=True, kw_only=True):
     """What decides about memory beside the model."""
 
     adapter: str = "qlora"
+    precision: str = "bf16"
+    """Or `fp32`: see `engines.precision`. All trained weights are in 32 bits in any case."""
     rank: int = 16
     dropout: bool = False
     dora: bool = False
@@ -64,6 +66,11 @@ class Setup(Record, frozen=True, kw_only=True):
     @property
     def tokens(self) -> int:
         return self.rows * self.longest
+
+    @property
+    def bytes(self) -> int:
+        """Of an activation, and of a weight that is not in four bits."""
+        return 4 if self.adapter == "full" or self.precision == "fp32" else 2
 
 
 class _Moment(NamedTuple):
@@ -109,7 +116,7 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
     peak = max(_moments(shape, setup, device), key=lambda m: m.activations + m.logits + m.gradients)
     copies = 4 * trainable * (setup.copies + (0 if full else 1))
     parts = {
-        "weights": _weights(shape, setup.adapter),
+        "weights": _weights(shape, setup),
         "adapter": copies,
         "gradients": peak.gradients,
         "optimiser": (8 if setup.optimizer == "adamw" else 2 + 16 / 256) * trainable,
@@ -125,18 +132,15 @@ def _adapter(shape: Shape, setup: Setup) -> int:
     return shape.adapter_parameters(setup.rank, dora=setup.dora, targets=setup.targets)
 
 
-def kv_cache_bytes(shape: Shape, answers: int, tokens: int) -> int:
-    """Keys and values in 16 bits of answers drawn side by side, of that many tokens with their prompt."""
-    return 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
+def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> int:
+    """Keys and values, of `each` bytes a number, of answers drawn side by side, of that many tokens with
+    their prompt."""
+    return 2 * each * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
 
 
-def _weights(shape: Shape, adapter: str) -> float:
-    if adapter == "full":
-        return 4 * shape.parameters
-    if adapter == "qlora":
-        rest = shape.parameters - shape.linear_parameters
-        return NF4_BYTES * shape.linear_parameters + 2 * rest
-    return 2 * shape.parameters
+def _weights(shape: Shape, setup: Setup) -> float:
+    four_bit = shape.linear_parameters if setup.adapter == "qlora" else 0
+    return NF4_BYTES * four_bit + setup.bytes * (shape.parameters - four_bit)
 
 
 class _Layer(NamedTuple):
@@ -159,22 +163,23 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     wide = shape.feed_forward * shape.experts_used
     full, ours = setup.adapter == "full", device == "cpu" and setup.adapter != "full"
-    b = 4 if full else 2
-    # transformers' norm keeps its input in 32 bits, ours (kernels.py) its result in 16; one that is trained
-    # keeps both.
-    own, work = (8 * h + 4, 12 * h) if full else (2 * h + 4, 14 * h) if ours else (4 * h + 4, 20 * h)
+    b = setup.bytes
+    # transformers' norm keeps its input in 32 bits, ours (kernels.py) its result in the model's precision;
+    # one that is trained keeps both.
+    own, work = (8 * h + 4, 12 * h) if full else (b * h + 4, 14 * h) if ours else (4 * h + 4, 20 * h)
     norm = own + b * h
     attention = b * (q + 2 * kv)
     if shape.qk_norm:
-        attention += (2 * b if full else 2 if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
+        attention += (2 * b if full else b if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
     if device == "cpu" and setup.longest <= SHORT_ROW:
         scores = shape.heads * setup.longest
-        # 32-bit scores and their softmax, kept in the model's own precision; backward makes two of 32 bits,
-        # and a 32-bit copy of the kept one where that has 16.
-        attention, forward, backward = attention + b * scores, 8 * scores, (8 if full else 12) * scores
+        # 32-bit scores and their softmax, kept in the model's own precision; backward makes two of 32 bits. A
+        # kept one of 16 bits is a copy, and is copied back.
+        copied = 4 if b == 2 else 0
+        attention, forward, backward = attention + b * scores, (4 + copied) * scores, (8 + copied) * scores
     else:
         attention, forward, backward = attention + 4 * shape.heads, b * q, b * (q + 2 * kv)
-    low = 0 if full else 2 * setup.rank * (4 + 3 * shape.experts_used)
+    low = 0 if full else b * setup.rank * (4 + 3 * shape.experts_used)
     feed_forward = 4 * b * wide
     if setup.dropout and not full:
         # peft's own forward: a 32-bit input after dropout and its mask for each linear layer, and what these
@@ -199,12 +204,12 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     h, tokens = shape.hidden, setup.tokens
     wide = shape.feed_forward * shape.experts_used
     full = setup.adapter == "full"
-    b = 4 if full else 2
+    b = setup.bytes
     layer = _layer(shape, setup, device)
     trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
-    # The products read the adapter in 16 bits; backward keeps those copies.
-    copies = 0 if full else 2 * trainable
+    # Products in 16 bits read the adapter in as many; backward keeps those copies.
+    copies = 2 * trainable if b == 2 else 0
     # With frozen embeddings the first norm needs no gradient.
     first = 0 if full else layer.norm - layer.norm_output
     if setup.gradient_checkpointing:
@@ -223,7 +228,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     yield _Moment("the output layer", kept + chosen, max(logits, head_gradient), gradients)
     yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
     # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
-    weight = {"qlora": 2, "lora": 0, "full": 4}[setup.adapter] * h * shape.feed_forward
+    weight = {"qlora": b, "lora": 0, "full": 4}[setup.adapter] * h * shape.feed_forward
     if setup.dora:
         # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
         weight += 4 * shape.feed_forward * (shape.feed_forward + 3 * h)
@@ -239,7 +244,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     )
     yield _Moment("attention, forward", inside + (attention + layer.attention_forward) * tokens, 0, gradients)
     if setup.drawn:
-        cache = kv_cache_bytes(shape, setup.drawn, setup.longest)
+        cache = kv_cache_bytes(shape, setup.drawn, setup.longest, b)
         # The prompts go through one layer after the other; a layer's cache is copied when it grows.
         passing = (2 * b * wide + 4 * b * h) * setup.drawn * setup.longest + cache / shape.layers
         yield _Moment("drawing answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)

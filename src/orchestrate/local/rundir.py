@@ -110,6 +110,8 @@ class LocalJob(Record, frozen=True, kw_only=True):
     """`cpu` or `cuda`; `None` takes a GPU when there is one."""
     engine: str | None = None
     """One of `engines.NAMES`; `None` is auto."""
+    precision: str | None = None
+    """`bf16` or `fp32`; `None` takes what suits the device."""
     continue_from: str | None = None
     """Folder of an adapter to go on from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default

@@ -50,8 +50,11 @@ class Session:
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
         self.loaded = load(job, self.folder, self.device, train.tokens * job.hyper.epochs)
-        choice = self.loaded.choice
-        run.add_event(f"engine {choice.engine}: {choice.reason}", type="engine", engine=choice.engine)
+        choice, precision = self.loaded.choice, self.loaded.precision
+        run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
+        run.add_event(
+            f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
+        )
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
@@ -97,7 +100,9 @@ class Session:
         if found is None:
             return
         hyper = self.job.hyper
-        setup = fitting.setup_of(self.job.method, self.job.adapter, hyper)
+        setup = fitting.setup_of(
+            self.job.method, self.job.adapter, hyper, precision=self.loaded.precision.name
+        )
         lengths, most = fitting.rows_of(self.job.method, hyper, rows.lengths.tolist())
         tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
         self.memory_plan, self.loop.max_tokens = plan, tokens
@@ -239,6 +244,7 @@ class Session:
             fingerprint=self.folder.fingerprint(),
             progress=trained,
             device=str(self.device),
+            precision=self.loaded.precision.name,
             threads=torch.get_num_threads(),
         )
 

@@ -170,7 +170,8 @@ class Objective:
         """Ends what runs beside the training."""
 
     def precision(self) -> AbstractContextManager[Any]:
-        if self.loaded.device.type == "cuda" and self.loaded.inner.dtype == torch.float32:
+        lower = self.loaded.precision.name == "bf16" and self.loaded.inner.dtype == torch.float32
+        if self.loaded.device.type == "cuda" and lower:
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
 

@@ -12,11 +12,11 @@ import pytest
 from sessions import TINY, make_session
 
 from orchestrate.errors import UsageError
-from orchestrate.local import engines
+from orchestrate.local import engines, machine
 from orchestrate.local.engines import COMPILE_TOKENS, EngineMissing, choose
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
-from orchestrate.types import Outcome, Setting
+from orchestrate.types import Outcome, Setting, Translation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -32,13 +32,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def test_auto_takes_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(None, "cpu", 10**9).engine == choose("auto", "cpu").engine == "fused"
-    assert choose("auto", "cuda", COMPILE_TOKENS).engine == "compile"
+    assert choose(None, "cpu", 10**9).name == choose("auto", "cpu").name == "fused"
+    assert choose("auto", "cuda", COMPILE_TOKENS).name == "compile"
     few = choose("auto", "cuda", COMPILE_TOKENS - 1)
-    assert few.engine == "fused" and "pip install liger-kernel" in few.reason
+    assert few.name == "fused" and "pip install liger-kernel" in few.reason
     pretend(monkeypatch, "liger_kernel")
-    assert choose("auto", "cuda", COMPILE_TOKENS).engine == choose("liger", "cuda").engine == "liger"
-    assert choose("auto", "cpu").engine == "fused"
+    assert choose("auto", "cuda", COMPILE_TOKENS).name == choose("liger", "cuda").name == "liger"
+    assert choose("auto", "cpu").name == "fused"
 
 
 @pytest.mark.parametrize(("engine", "package"), [("liger", "liger-kernel"), ("unsloth", "unsloth")])
@@ -49,7 +49,7 @@ def test_an_engine_asked_for_and_absent_is_refused_with_the_way_to_it(
         choose(engine, "cuda")
     assert absent.value.fix == f"pip install {package}"
     pretend(monkeypatch, engines.PACKAGES[engine][0])
-    assert choose(engine, "cuda").engine == engine
+    assert choose(engine, "cuda").name == engine
     with pytest.raises(EngineMissing, match="needs an NVIDIA GPU"):
         choose(engine, "cpu")
 
@@ -60,12 +60,24 @@ def test_an_unknown_engine_is_named_with_those_there_are() -> None:
     assert "liger" in str(error.value.fix)
 
 
-def setting(**options: object) -> Setting:
-    spec = JobSpec.parse(
-        {"model": str(TINY), "train": "t.jsonl", "provider_options": {"local": {"device": "cpu", **options}}}
+def translated(adapter: str = "qlora", **options: object) -> Translation:
+    given = {"device": "cpu", **options}
+    return translate(
+        JobSpec.parse(
+            {
+                "model": str(TINY),
+                "train": "t.jsonl",
+                "adapter": adapter,
+                "provider_options": {"local": given},
+            }
+        ),
+        {},
     )
-    translation = translate(spec, {})
-    (found,) = (s for s in translation.settings if s.name == "provider_options.engine")
+
+
+def setting(name: str = "engine", adapter: str = "qlora", **options: object) -> Setting:
+    translation = translated(adapter, **options)
+    (found,) = (s for s in translation.settings if s.name == f"provider_options.{name}")
     return found
 
 
@@ -84,7 +96,7 @@ def test_a_plan_for_a_gpu_elsewhere_tells_that_gpus_engine() -> None:
 
 
 def test_compiling_is_for_a_gpu() -> None:
-    assert choose("compile", "cuda").engine == "compile"
+    assert choose("compile", "cuda").name == "compile"
     with pytest.raises(EngineMissing, match="for a GPU"):
         choose("compile", "cpu")
 
@@ -101,9 +113,64 @@ def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
     losses: list[list[float]] = []
     for name in ("plain", "fused"):
         session = make_session(tmp_path, train, method={"type": "sft"}, ref=name, engine=name)
-        assert session.loaded.choice.engine == name
+        assert session.loaded.choice.name == name
         session.loop.run()
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
         (event,) = (e for e in session.run.events() if e.type == "engine")
         assert event.message == f"engine {name}: asked for by name"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere the CPU's instructions are not told"
+)
+def test_a_cpu_made_for_bf16_is_known_as_torch_knows_it() -> None:
+    import torch
+
+    here = torch.cpu.get_capabilities()
+    assert machine.cpu_multiplies_bf16() == any(
+        here.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
+
+
+def test_products_have_what_the_machine_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: False)
+    unasked = setting("precision")
+    assert (unasked.outcome, unasked.sent) == (Outcome.DEFAULTED, "fp32")
+    assert "no instructions for bf16" in str(unasked.rule)
+    assert setting("precision", precision="bf16").sent == "bf16"
+    assert engines.precision(None, "cuda").name == "bf16"
+    monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: True)
+    assert setting("precision").sent == "bf16"
+    assert translated(precision="fp32").body["precision"] == "fp32"
+    # The weights that are trained are in 32 bits, and so are their products on a CPU.
+    assert setting("precision", adapter="full").sent == "fp32"
+    for adapter, asked in (("full", "bf16"), ("qlora", "fp8")):
+        assert setting("precision", adapter=adapter, precision=asked).outcome is Outcome.REFUSED
+
+
+def test_32_bits_need_more_memory_than_16() -> None:
+    plans = [translated(precision=p).memory for p in ("bf16", "fp32")]
+    assert plans[0] is not None and plans[1] is not None
+    for part in ("weights", "activations"):
+        assert plans[0].parts[part] < plans[1].parts[part]
+
+
+@pytest.mark.parametrize("adapter", ["qlora", "lora"])
+def test_a_run_has_the_products_that_it_was_given(tmp_path: Path, adapter: str) -> None:
+    import torch
+
+    train = tmp_path / "t.jsonl"
+    talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
+    train.write_text((json.dumps({"messages": talk}) + "\n") * 8, encoding="utf-8")
+    losses: list[list[float]] = []
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        session = make_session(
+            tmp_path, train, method={"type": "sft"}, ref=name, precision=name, adapter={"type": adapter}
+        )
+        assert session.loaded.inner.dtype == dtype
+        session.loop.run()
+        losses.append([p.values["train_loss"] for p in session.run.metrics()])
+        (event,) = (e for e in session.run.events() if e.type == "precision")
+        assert event.message == f"precision {name}: asked for by name"
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)

@@ -189,6 +189,7 @@ class LocalProvider(Provider):
             threads=body.get("threads"),
             device=body.get("device"),
             engine=body.get("engine"),
+            precision=body["precision"],
             continue_from=body.get("continue_from"),
             spec=spec.model_dump(mode="json"),
             created_at=now(),

@@ -18,7 +18,7 @@ from orchestrate.spec import RFT, method_word
 from orchestrate.types import MemoryPlan, Outcome, Problem, Setting, Severity, Translation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
@@ -29,6 +29,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "threads": int,
     "device": str,
     "engine": str,
+    "precision": str,
     "hyper.micro_batch": int,
     "hyper.optimizer": str,
     "hyper.gradient_checkpointing": bool,
@@ -46,11 +47,9 @@ ALLOWED = {
     "nan_policy": ("stop", "skip"),
     "device": ("cpu", "cuda"),
     "engine": engines.NAMES,
+    "precision": engines.PRECISIONS,
 }
 RFT_ONLY = ("max_new_tokens", "run_grader_code", "grader_seconds")
-
-
-ENGINE = "provider_options.engine"
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
@@ -67,8 +66,18 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     built = rows.build(model)
     own, body = _own_options(spec, built.body)
     # Of a GPU that is not here, all of the plan is told.
-    device = body.get("device") or ("cuda" if options.get("gpu_memory_gib") else None)
-    own = [*_engine(own, body.get("engine"), device), *(r for r in own if r.name != ENGINE)]
+    device = engines.expected_device(
+        body.get("device") or ("cuda" if options.get("gpu_memory_gib") else None)
+    )
+    full = spec.adapter.type == "full"
+    chosen = (
+        _chosen(own, "engine", body, lambda: engines.choose(body.get("engine"), device)),
+        _chosen(own, "precision", body, lambda: engines.precision(body.get("precision"), device, full=full)),
+    )
+    names = {row.name for row in chosen}
+    own = [*chosen, *(r for r in own if r.name not in names)]
+    # Settled here: a run that goes on where the CPU is another one must not change it.
+    body["precision"] = chosen[1].sent
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
     return msgspec.structs.replace(whole, memory=memory(spec, whole, options))
 
@@ -328,19 +337,24 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
     return rows, body
 
 
-def _engine(rows: list[Setting], name: str | None, device: str | None) -> list[Setting]:
-    """The accelerators that will be used, and why; refused where one that was asked for is not here."""
-    asked = next((r for r in rows if r.name == ENGINE), None)
-    if asked is not None and asked.outcome is Outcome.REFUSED:
-        return [asked]
+def _chosen(
+    rows: list[Setting], name: str, body: Mapping[str, Any], choose: Callable[[], engines.Choice]
+) -> Setting:
+    """What the machine will use, and why; refused where it does not have what was asked for. The engine is
+    chosen again by the worker, which knows the number of tokens."""
+    setting, asked = f"provider_options.{name}", body.get(name)
+    for row in rows:
+        if row.name == setting and row.outcome is Outcome.REFUSED:
+            return row
     try:
-        choice = engines.choose(name, engines.expected_device(device))
+        found = choose()
     except SetupError as error:
         rule = f"{error.message}: {error.fix}"
-        return [Setting(name=ENGINE, asked=name, outcome=Outcome.REFUSED, rule=rule)]
-    outcome = Outcome.DEFAULTED if name is None else Outcome.KEPT
-    rule = f"{choice.engine}: {choice.reason}"
-    return [Setting(name=ENGINE, asked=name, outcome=outcome, sent=name or "auto", wire="engine", rule=rule)]
+        return Setting(name=setting, asked=asked, outcome=Outcome.REFUSED, rule=rule)
+    outcome = Outcome.DEFAULTED if asked is None else Outcome.KEPT
+    sent = (asked or "auto") if name == "engine" else found.name
+    rule = found.reason if sent == found.name else f"{found.name}: {found.reason}"
+    return Setting(name=setting, asked=asked, outcome=outcome, sent=sent, wire=name, rule=rule)
 
 
 def _option_problem(key: str, wire: str, value: Any, method: str) -> str | None:
