@@ -20,6 +20,12 @@ WHOLE_HASH_LIMIT = 4 << 30
 minutes."""
 
 
+class _Tensor(msgspec.Struct):
+    """Of a safetensors header, whose entry for metadata has no shape."""
+
+    shape: list[int] = []
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model on disk that can be trained: configuration, safetensors, tokenizer."""
@@ -34,6 +40,21 @@ class ModelFolder:
     @property
     def weights(self) -> list[Path]:
         return sorted(self.path.glob("*.safetensors"))
+
+    def modules(self) -> list[str]:
+        """Names of the modules that have a matrix, from the headers of the weights, as far as they can be
+        read."""
+        names: set[str] = set()
+        for path in self.weights:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = file.read(min(length, 1 << 26))
+            try:
+                tensors = msgspec.json.decode(header, type=dict[str, _Tensor])
+            except msgspec.MsgspecError:
+                continue
+            names.update(k.removesuffix(".weight") for k, t in tensors.items() if len(t.shape) == 2)
+        return sorted(names)
 
     def fingerprint(self) -> str:
         """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
@@ -114,8 +135,12 @@ def gguf_file(model: str) -> Path | None:
 
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     """Raises `UsageError` when the folder is not a model that can be trained."""
-    if not (path / "config.json").is_file():
-        raise UsageError(f"{path} has no config.json: it is not a model folder")
+    try:
+        msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise UsageError(f"{path} has no config.json: it is not a model folder") from error
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'config.json'} is no configuration: {error}") from error
     if not list(path.glob("*.safetensors")):
         other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
         raise UsageError(
@@ -130,6 +155,25 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
             fix="download or copy the folder again",
         )
     return ModelFolder(path, hub_id)
+
+
+def here(model: str) -> ModelFolder | None:
+    """The folder that the name points to; `None` for a hub's id, and for a GGUF, which is unpacked first.
+
+    Raises `UsageError` for what is neither and for what cannot be trained, `ConfigError` where the package
+    that reads it is missing.
+    """
+    if file := gguf_file(model):
+        gguf_files.config(file)
+        return None
+    if folder := local_folder(model):
+        return open_folder(folder)
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
+        raise UsageError(
+            f"no model folder at {model}, and it is not a hub id (owner/name)",
+            fix="orchestrate models --provider local",
+        )
+    return None
 
 
 def _missing_shards(path: Path) -> list[str]:
@@ -155,14 +199,7 @@ def fetch(model: str) -> ModelFolder:
     """
     if file := gguf_file(model):
         return open_folder(gguf_files.unpacked(file))
-    if folder := local_folder(model):
-        return open_folder(folder)
-    if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
-        raise UsageError(
-            f"no model folder at {model}, and it is not a hub id (owner/name)",
-            fix="orchestrate models --provider local",
-        )
-    return open_folder(Path(_download(model)), hub_id=model)
+    return here(model) or open_folder(Path(_download(model)), hub_id=model)
 
 
 def _download(model: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
+from orchestrate.errors import ConfigError
 from orchestrate.providers.local import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
@@ -77,7 +78,7 @@ def test_reinforcement_by_default() -> None:
         ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such knob"),
         ("packing", rft(), {"packing": True}, "nothing to pack"),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no prompt"),
-        ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "more than 0"),
+        ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
         ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "no spike"),
         (
             "provider_options.run_grader_code",
@@ -172,3 +173,80 @@ def test_the_quote_counts_the_answers(ready: Check) -> None:
     assert seconds(method=rft(samples_per_prompt=16)) == pytest.approx(2 * once, rel=0.01)
     assert seconds(epochs=6) == pytest.approx(2 * once, rel=0.01)
     assert seconds(provider_options={"local": {"max_new_tokens": 512}}) > 1.8 * once
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    said = ({"role": "user", "content": "Is {} even?"}, {"role": "assistant", "content": "no"})
+    return [{"messages": [{**m, "content": m["content"].format(n)} for m in said]} for n in range(count)]
+
+
+def errors_of(ready: Check, **more: Any) -> dict[str, str]:
+    provider, spec, data = ready(chats(20), method={"type": "sft"}, **more)
+    found = [p for p in provider.check(spec, data) if p.severity.value == "error"]
+    return {p.code: p.message for p in found}
+
+
+def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: Path) -> None:
+    bare, broken, empty = (tmp_path / name for name in ("bare", "broken", "empty"))
+    empty.mkdir()
+    for folder, text in ((bare, "{}"), (broken, "{")):
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+    (tmp_path / "some.gguf").write_text("no GGUF")
+    for model, reason in (
+        ("./nonexist", "no model folder at ./nonexist"),
+        (str(empty), "no config.json"),
+        (str(bare), "no .safetensors"),
+        (str(broken), "is no configuration"),
+    ):
+        assert reason in errors_of(ready, model=model)["model-unusable"]
+    assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]
+    assert not errors_of(ready)
+
+
+def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
+    unknown = errors_of(ready, adapter={"type": "lora", "targets": ["nosuch_proj"]})["unknown-target"]
+    assert "nosuch_proj" in unknown
+    for targets in (["q_proj", "layers.1.mlp.up_proj"], "all-linear", ["lm_head"]):
+        assert not errors_of(ready, adapter={"type": "lora", "targets": targets})
+    provider, spec, data = ready(
+        chats(20), method={"type": "sft"}, adapter={"type": "lora", "targets": ["q_proj", "nosuch"]}
+    )
+    (some,) = (p for p in provider.check(spec, data) if p.code == "unknown-target")
+    assert some.severity.value == "warning" and "q_proj" in str(some.fix)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("threads", 0),
+        ("threads", -3),
+        ("micro_batch", 0),
+        ("neftune_alpha", -3),
+        ("neftune_alpha", float("nan")),
+        ("spike_factor", 1),
+        ("spike_factor", float("inf")),
+        ("recovery_seconds", -1),
+        ("device", "tpu"),
+        ("optimizer", 8),
+        ("gradient_checkpointing", "yes"),
+        ("warmth", 3),
+    ],
+)
+def test_options_out_of_bounds_are_refused(option: str, value: object) -> None:
+    found = settings({"type": "sft"}, options={option: value})[f"provider_options.{option}"]
+    assert found.outcome is Outcome.REFUSED and found.rule
+
+
+def test_the_machine_s_own_settings_have_the_same_bounds() -> None:
+    spec = JobSpec.parse({"model": str(TINY), "train": "t.jsonl"})
+    assert translate(spec, {"threads": 2}).body["threads"] == 2
+    with pytest.raises(ConfigError, match="threads must be at least 1"):
+        translate(spec, {"threads": -1})
+
+
+@pytest.mark.parametrize(("asked", "stops"), [({"evals": 0}, False), ({"epochs": 1}, False), ({}, True)])
+def test_stopping_early_needs_evaluations_to_stop_at(asked: dict[str, int], stops: bool) -> None:
+    found = settings({"type": "sft"}, validation="v.jsonl", early_stopping={"patience": 1}, **asked)
+    refused = [s.name for s in found.values() if s.outcome is Outcome.REFUSED]
+    assert refused == ([] if stops else ["early_stopping"])

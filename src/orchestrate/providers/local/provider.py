@@ -15,7 +15,6 @@ from orchestrate import catalog, costing
 from orchestrate.errors import (
     ArtifactRefused,
     Conflict,
-    MissingExtra,
     NotFound,
     ProviderError,
     TranslationRefused,
@@ -24,8 +23,8 @@ from orchestrate.local import checkpoints, gguf_files, launching, machine, model
 from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.local import reading, reinforcement
-from orchestrate.providers.local.translation import memory_problems, translate
+from orchestrate.providers.local import checking, reading, reinforcement
+from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Artifact,
     ArtifactFile,
@@ -42,7 +41,6 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
-    Severity,
     Translation,
 )
 
@@ -104,23 +102,10 @@ class LocalProvider(Provider):
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
         translation = self.translate(spec)
         found = offline.problems(self.name, spec, data, translation, self.config)
-        found += memory_problems(spec, data, translation, self.config.options)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += reinforcement.problems(self.name, spec, data)
-        try:
-            launching.require_packages()
-        except MissingExtra as error:
-            found.append(
-                Problem(
-                    code="packages-missing",
-                    message=error.message,
-                    severity=Severity.ERROR,
-                    providers=(self.name,),
-                    fix=error.fix,
-                )
-            )
-        return found
+        return [*found, *checking.problems(self.name, spec, data, translation, self.config.options)]
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
         translation = self.translate(spec)

@@ -9,47 +9,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import catalog
-from orchestrate.data import tokens
-from orchestrate.errors import ConfigError, SetupError, UsageError
-from orchestrate.local import engines, fitting, grading
+from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local import fitting, grading, models
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
+from orchestrate.providers.local import options as own_options
 from orchestrate.providers.rows import Rows
 from orchestrate.spec import RFT, method_word
-from orchestrate.types import MemoryPlan, Outcome, Problem, Setting, Severity, Translation
+from orchestrate.types import MemoryPlan, Translation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
 LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
 FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
-OPTIONS: Mapping[str, type | tuple[type, ...]] = {
-    "threads": int,
-    "device": str,
-    "engine": str,
-    "precision": str,
-    "hyper.micro_batch": int,
-    "hyper.optimizer": str,
-    "hyper.gradient_checkpointing": bool,
-    "hyper.neftune_alpha": (int, float),
-    "hyper.nan_policy": str,
-    "hyper.spike_factor": (int, float),
-    "hyper.recovery_seconds": (int, float),
-    "hyper.max_new_tokens": int,
-    "hyper.run_grader_code": bool,
-    "hyper.grader_seconds": (int, float),
-}
-"""`provider_options.local`; those of `hyper` are written without that word."""
-ALLOWED = {
-    "optimizer": ("adamw", "paged_adamw_8bit"),
-    "nan_policy": ("stop", "skip"),
-    "device": ("cpu", "cuda"),
-    "engine": engines.NAMES,
-    "precision": engines.PRECISIONS,
-}
-RFT_ONLY = ("max_new_tokens", "run_grader_code", "grader_seconds")
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
@@ -60,24 +34,10 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     _adapter(rows, spec)
     _schedule(rows, spec)
     _data(rows, spec)
-    for name in ("threads", "device"):
-        if options.get(name) is not None:
-            rows.send(name, options[name])
+    for name, value in own_options.of_machine(options).items():
+        rows.send(name, value)
     built = rows.build(model)
-    own, body = _own_options(spec, built.body)
-    # Of a GPU that is not here, all of the plan is told.
-    device = engines.expected_device(
-        body.get("device") or ("cuda" if options.get("gpu_memory_gib") else None)
-    )
-    full = spec.adapter.type == "full"
-    chosen = (
-        _chosen(own, "engine", body, lambda: engines.choose(body.get("engine"), device)),
-        _chosen(own, "precision", body, lambda: engines.precision(body.get("precision"), device, full=full)),
-    )
-    names = {row.name for row in chosen}
-    own = [*chosen, *(r for r in own if r.name not in names)]
-    # Settled here: a run that goes on where the CPU is another one must not change it.
-    body["precision"] = chosen[1].sent
+    own, body = own_options.answered(spec, built.body, options.get("gpu_memory_gib") is not None)
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
     return msgspec.structs.replace(whole, memory=memory(spec, whole, options))
 
@@ -107,30 +67,6 @@ def memory(
     )
 
 
-def memory_problems(
-    spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
-) -> list[Problem]:
-    """A warning when these rows do not fit: the plan may err, and the engine tries."""
-    if translation.memory is None:
-        return []
-    model = catalog.resolve(spec.model_for("local"), "local")
-    counter = tokens.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
-    plan = memory(spec, translation, options, data.train.tokens(counter).longest)
-    if plan is None or plan.fits is not False or plan.available_bytes is None:
-        return []
-    return [
-        Problem(
-            code="memory",
-            message=f"training takes about {plan.total_bytes / 2**30:.1f} GiB with {plan.rows} row(s) of "
-            f"{plan.longest} tokens at once; there are {plan.available_bytes / 2**30:.1f} on the "
-            + ("GPU" if plan.device == "cuda" else "CPU"),
-            severity=Severity.WARNING,
-            providers=("local",),
-            fix="; then ".join(plan.advice) or None,
-        )
-    ]
-
-
 def _without_options(spec: JobSpec) -> JobSpec:
     """`provider_options.local` is answered here, with types; the rows would merge it as it is."""
     others = {k: v for k, v in spec.provider_options.items() if k != "local"}
@@ -141,7 +77,8 @@ def _model(rows: Rows, spec: JobSpec) -> str:
     name = spec.model_for("local")
     try:
         found = catalog.resolve(name, "local")
-    except UsageError as error:
+        models.config_of(found.id)
+    except (UsageError, ConfigError) as error:
         rows.refuse("model", error.message)
         return name
     path = Path(found.id).expanduser()
@@ -268,6 +205,10 @@ def _schedule(rows: Rows, spec: JobSpec) -> None:
     rows.offer("seed", "seed", 0)
     if spec.early_stopping is not None:
         stop = spec.early_stopping
+        needed = stop.patience + 1
+        if (spec.epochs or 3 if spec.evals is None else spec.evals) < needed:
+            rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
+            return
         rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
         rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
 
@@ -320,59 +261,3 @@ def max_new_tokens(spec: JobSpec) -> int:
     """The most tokens of an answer that is drawn to be graded."""
     asked = spec.provider_options.get("local", {}).get("max_new_tokens")
     return asked if isinstance(asked, int) else Hyper().max_new_tokens
-
-
-def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], dict[str, Any]]:
-    rows: list[Setting] = []
-    hyper: dict[str, Any] = dict(body.get("hyper", {}))
-    body = {**body, "hyper": hyper}
-    for key, value in spec.provider_options.get("local", {}).items():
-        name = f"provider_options.{key}"
-        wire = key if key in OPTIONS else f"hyper.{key}"
-        if problem := _option_problem(key, wire, value, spec.method.type):
-            rows.append(Setting(name=name, asked=value, outcome=Outcome.REFUSED, rule=problem))
-            continue
-        rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
-        (hyper if wire.startswith("hyper.") else body)[key] = value
-    return rows, body
-
-
-def _chosen(
-    rows: list[Setting], name: str, body: Mapping[str, Any], choose: Callable[[], engines.Choice]
-) -> Setting:
-    """What the machine will use, and why; refused where it does not have what was asked for. The engine is
-    chosen again by the worker, which knows the number of tokens."""
-    setting, asked = f"provider_options.{name}", body.get(name)
-    for row in rows:
-        if row.name == setting and row.outcome is Outcome.REFUSED:
-            return row
-    try:
-        found = choose()
-    except SetupError as error:
-        rule = f"{error.message}: {error.fix}"
-        return Setting(name=setting, asked=asked, outcome=Outcome.REFUSED, rule=rule)
-    outcome = Outcome.DEFAULTED if asked is None else Outcome.KEPT
-    sent = (asked or "auto") if name == "engine" else found.name
-    rule = found.reason if sent == found.name else f"{found.name}: {found.reason}"
-    return Setting(name=setting, asked=asked, outcome=outcome, sent=sent, wire=name, rule=rule)
-
-
-def _option_problem(key: str, wire: str, value: Any, method: str) -> str | None:
-    if wire not in OPTIONS:
-        known = ", ".join(sorted(k.removeprefix("hyper.") for k in OPTIONS))
-        return f"the local engine has no such option; it has {known}"
-    wanted = OPTIONS[wire]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        names = "/".join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))
-        return f"must be {names}, got {value!r}"
-    if key in ALLOWED and value not in ALLOWED[key]:
-        return f"must be one of {', '.join(ALLOWED[key])}"
-    if key in RFT_ONLY and method != "rft":
-        return "reinforcement fine-tuning only: no answers are drawn otherwise"
-    if key in ("max_new_tokens", "grader_seconds") and value <= 0:
-        return f"must be more than 0, got {value!r}"
-    if key == "spike_factor" and method == "rft":
-        return (
-            "the loss of reinforcement fine-tuning is about 0 at every step; there is no spike to see in it"
-        )
-    return None
