@@ -8,12 +8,12 @@
 It prints a table for the README, the machine named. Where nothing else runs, wall time counts; elsewhere only
 the ratios by processor time do. Contenders take turns within one run.
 
-Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation,
-bf16) from the same weights on the same rows, 16 rows (or their tokens, where rows are packed) to the
-optimiser step, the same learning rates, in a process of its own. Counted are the rows' own tokens, padding
-left out. Speed is told per second and per second of processor time, the second being the fairer one on a
-machine that does other things. Afterwards one and the same code computes the loss of each adapter on held-out
-rows.
+Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation, in
+bf16 or fp32, whichever the CPU is made for) from the same weights on the same rows, 16 rows (or their tokens,
+where rows are packed) to the optimiser step, the same learning rates, in a process of its own. Counted are
+the rows' own tokens, padding left out. Speed is told per second and per second of processor time, the second
+being the fairer one on a machine that does other things. Afterwards one and the same code computes the loss
+of each adapter on held-out rows.
 
 The model is random: speed does not depend on what a model knows, and a loss that falls from ln(vocabulary)
 shows what each contender learnt from the same tokens.
@@ -38,6 +38,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ORDERS = ROOT / "fixtures" / "datasets" / "orders"
 TINY = ROOT / "fixtures" / "models" / "tiny-chat"
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 BATCH, RATE = 16, 1e-3
 SHAPES = {
     "27M": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8},
@@ -106,6 +107,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
             adapter={"type": "qlora", "r": 16, "alpha": 32.0},
             hyper=hyper,
             threads=args.threads,
+            precision=args.precision,
             created_at=now(),
         )
         run_dir, _ = RunDir.make(args.work / "runs", job)
@@ -122,7 +124,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
 # -- the others ------------------------------------------------------------------------------------------
 
 
-def quantization() -> Any:
+def quantization(precision: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -130,7 +132,7 @@ def quantization() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=getattr(torch, DTYPES[precision]),
     )
 
 
@@ -139,7 +141,9 @@ def base_model(args: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=torch.bfloat16, quantization_config=quantization()
+        args.model,
+        dtype=getattr(torch, DTYPES[args.precision]),
+        quantization_config=quantization(args.precision),
     )
 
 
@@ -148,7 +152,6 @@ COMMON: dict[str, Any] = {
     "learning_rate": RATE,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0,
-    "bf16": True,
     "use_cpu": True,
     "save_strategy": "no",
     "report_to": "none",
@@ -158,6 +161,10 @@ COMMON: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "optim": "adamw_torch_fused",
 }
+
+
+def common(args: argparse.Namespace) -> dict[str, Any]:
+    return {**COMMON, "bf16": args.precision == "bf16"}
 
 
 def trl(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
@@ -172,7 +179,7 @@ def trl(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any
         data = Dataset.from_list(
             [{"messages": r["messages"]} for r in rows(ORDERS / "train.jsonl", args.rows)]
         )
-        config = SFTConfig(output_dir=str(args.work / "trl"), **{**COMMON, **options})
+        config = SFTConfig(output_dir=str(args.work / "trl"), **{**common(args), **options})
         trainer = SFTTrainer(
             model=base_model(args),
             args=config,
@@ -205,7 +212,11 @@ def peft_trainer(args: argparse.Namespace) -> dict[str, Any]:
             {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"], "labels": labels}
         )
     model = get_peft_model(base_model(args), LoraConfig(**LORA, task_type="CAUSAL_LM"))
-    settings = {**COMMON, "per_device_train_batch_size": BATCH, "train_sampling_strategy": "group_by_length"}
+    settings = {
+        **common(args),
+        "per_device_train_batch_size": BATCH,
+        "train_sampling_strategy": "group_by_length",
+    }
     trainer = Trainer(
         model=model,
         args=TrainingArguments(output_dir=str(args.work / "peft"), **settings),
@@ -255,7 +266,7 @@ def llama_factory(args: argparse.Namespace) -> dict[str, Any]:
             clock.__exit__()
             steps[0] = state.global_step
 
-    own = {k: v for k, v in COMMON.items() if k != "logging_steps"}
+    own = {k: v for k, v in common(args).items() if k != "logging_steps"}
     run_exp(
         {
             **own,
@@ -378,6 +389,8 @@ def contend(args: argparse.Namespace, name: str, python: str) -> dict[str, Any] 
         str(args.rows),
         "--threads",
         str(args.threads),
+        "--precision",
+        args.precision,
     ]
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -396,6 +409,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="27M")
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--precision", choices=["auto", *DTYPES], default="auto", help="of all; auto: what suits this CPU"
+    )
     parser.add_argument("--only", help="names of contenders, separated by ;")
     parser.add_argument("--repeat", type=int, default=1, help="the best of so many runs is told")
     for hidden in ("--contender", "--model", "--work", "--out"):
@@ -409,8 +425,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.work = Path(folder)
         args.model = args.work / "model"
+        args.precision = precision(args.precision)
         make_model(args.model, args.shape)
         compare(args)
+
+
+def precision(asked: str) -> str:
+    from orchestrate.local import engines
+
+    return engines.precision(asked, "cpu").name
 
 
 def environment(folder: Path) -> str:
@@ -444,7 +467,8 @@ def compare(args: argparse.Namespace) -> None:
                 results[name] = one
     losses = judge(args, {name: r["adapter"] for name, r in results.items()})
     print(f"{machine.cpu_name()}, {args.threads} of {machine.cores()} threads; {date.today()}; a random")
-    print(f"{args.shape} Llama, NF4, LoRA r=16; {args.rows} short chats, {total} tokens, {trained} trained.")
+    print(f"{args.shape} Llama, NF4, {args.precision}, LoRA r=16; {args.rows} short chats,", end=" ")
+    print(f"{total} tokens, {trained} trained.")
     print()
     print(
         "| | steps | trained tokens/s | per CPU second | the engine is ahead by | peak MB | held-out loss |"
