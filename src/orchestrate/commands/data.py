@@ -133,7 +133,15 @@ def convert(
             "two rows of each preference pair."
         ),
     ],
-    output: OutputOpt = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write; packed if it ends in .gz or .zst. - is standard output.",
+            show_default=False,
+        ),
+    ] = None,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,

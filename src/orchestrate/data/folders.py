@@ -26,7 +26,7 @@ def data_files(folder: Path) -> list[Path]:
     """The files with the rows, in order. Raises `DataError` when the folder holds several splits, or
     nothing."""
     if (folder / "dataset_dict.json").is_file():
-        splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir()}
+        splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "."}
         if not splits:
             raise DataError(f"{folder} holds no split", fix=f"give one: {folder / 'train'}")
         _require_one(folder, splits)

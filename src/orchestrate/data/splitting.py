@@ -116,7 +116,8 @@ def split(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SplitReport:
-    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`.
+    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
+    earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
 
     `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
     boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
