@@ -23,7 +23,9 @@ def _pairs(path: Path) -> list[dict[str, str]]:
     return [{"prompt": e.prompt, "completion": e.completion} for e in data.examples()]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("between", ["\n", "", " " * (BLOCK + 5), "\ufeff"], ids=repr)
+@pytest.mark.parametrize(
+    "between", ["\n", "", " " * (BLOCK + 5), "\ufeff"], ids=("line", "none", "block", "mark")
+)
 def test_arrays_one_after_another_are_all_read(tmp_path: Path, between: str) -> None:
     """As `cat a.json b.json` makes them."""
     file = tmp_path / "two.json"
