@@ -92,6 +92,13 @@ def test_check_counts_for_the_model(tmp_path: Path) -> None:
     assert report["files"][0]["tokenizer"] == "o200k" and report["files"][0]["tokens_exact"] is True
 
 
+def test_fix_replaces_none_of_the_checked_files(tmp_path: Path) -> None:
+    valid = tmp_path / "valid.jsonl"
+    valid.write_bytes((ORDERS / "test.jsonl").read_bytes())
+    arguments = ("check", ORDERS / "train.jsonl", "--validation", valid, "--fix", "-o", valid)
+    assert "is the input" in run(*arguments, cwd=tmp_path, code=2).stderr
+
+
 def test_fix_writes_a_copy_beside(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes((BAD / "bad-role.jsonl").read_bytes())
@@ -115,6 +122,14 @@ def test_convert_refuses_loss(tmp_path: Path) -> None:
     assert "thinking" in refused.stderr and "--allow-loss" in refused.stderr and refused.stdout == ""
     done = run(*arguments, "--allow-loss", cwd=tmp_path)
     assert "3 rows" in done.stdout and "thinking" in done.stderr
+
+
+def test_convert_into_a_pipe(tmp_path: Path) -> None:
+    arguments = ("convert", GOOD / "sharegpt.jsonl", "--to", "fireworks", "-o", "-")
+    done = run(*arguments, cwd=tmp_path)
+    assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["messages"]] * 3
+    assert "3 rows" in done.stderr and not list(tmp_path.glob("-*"))
+    assert "standard output" in run(*arguments, "--json", cwd=tmp_path, code=2).stderr
 
 
 def test_split(tmp_path: Path) -> None:

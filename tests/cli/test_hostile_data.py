@@ -165,4 +165,4 @@ def test_a_split_never_writes_over_its_input(run: Run, tmp_path: Path) -> None:
     assert code == 2 and "kept as it is" in told and file.read_bytes() == MANY
     assert [p for p in tmp_path.iterdir() if p.is_file()] == [file]
     code, told = run("split", str(file), "-o", str(file))
-    assert code == 2 and "is a file" in told
+    assert code == 2 and "is not a folder" in told

@@ -90,12 +90,16 @@ def check(
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
     from orchestrate.data import checking
+    from orchestrate.data.outputs import beside, require_writable
     from orchestrate.data.rules import METHOD_KINDS
 
     wanted = host_names(hosts)
     if method not in (None, *METHOD_KINDS):
         raise UsageError(f"no method {method!r}; known: {', '.join(METHOD_KINDS)}")
     paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
+    repaired = (output or beside(file, "fixed.jsonl")) if fix else None
+    if repaired is not None:
+        require_writable(repaired, *paths.values())
     options = checking.Options(
         hosts=wanted,
         method=method,
@@ -108,7 +112,7 @@ def check(
     )
     with _engine(engine, workers), _progress("checking") as progress:
         report = checking.check(paths, options, progress=progress)
-    fixed = _fix(file, output, wanted, options) if fix else None
+    fixed = _fix(file, repaired, wanted, options) if repaired else None
     if json:
         print_json({"report": report, "fix": fixed})
     else:
@@ -129,7 +133,15 @@ def convert(
             "two rows of each preference pair."
         ),
     ],
-    output: OutputOpt = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write; packed if it ends in .gz or .zst. - is standard output.",
+            show_default=False,
+        ),
+    ] = None,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
@@ -140,9 +152,12 @@ def convert(
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss."""
     from orchestrate.data import converting
+    from orchestrate.data.outputs import beside, is_stdout
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
+    if json and is_stdout(target):
+        raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
     with _engine(engine, workers), _progress("converting") as progress:
         report = converting.convert(
             file,
@@ -158,7 +173,8 @@ def convert(
         return
     for loss in report.losses:
         note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
-    out.print(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
+    tell = note if is_stdout(target) else out.print
+    tell(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 
 @app.command()
@@ -182,6 +198,7 @@ def split(
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
     whole."""
     from orchestrate.data import splitting
+    from orchestrate.data.outputs import beside
 
     with _progress("splitting") as progress, _or("--no-near, and nearly equal rows may be on both sides"):
         report = splitting.split(
@@ -222,6 +239,7 @@ def dedupe(
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.data import deduping
+    from orchestrate.data.outputs import beside
 
     with _engine(engine, workers), _progress("comparing") as progress:
         report = deduping.dedupe(
@@ -286,19 +304,11 @@ def _look_near(paths: Mapping[str, str]) -> bool:
     return False
 
 
-def _fix(file: str, output: Path | None, hosts: tuple[str, ...], options: object) -> object:
+def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> object:
     from orchestrate.data import checking, fixing
 
     assert isinstance(options, checking.Options)  # noqa: S101
-    return fixing.fix(file, output or beside(file, "fixed.jsonl"), hosts=hosts, columns=options.columns)
-
-
-def beside(file: str, suffix: str) -> Path:
-    """`data/train.jsonl.gz` -> `data/train.fixed.jsonl`; what comes from a URL or a pipe is written here."""
-    if file == "-" or file.startswith("/dev/"):
-        return Path(f"data.{suffix}")
-    given = Path(file.rsplit("/", 1)[-1]) if "://" in file else Path(file)
-    return given.with_name(f"{given.name.split('.')[0] or 'data'}.{suffix}")
+    return fixing.fix(file, output, hosts=hosts, columns=options.columns)
 
 
 def _columns(given: Sequence[str] | None) -> dict[str, str]:

@@ -59,14 +59,16 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.commands.data import beside, host_names
+    from orchestrate.commands.data import host_names
     from orchestrate.costing.completions import completion_price
     from orchestrate.data import generating
+    from orchestrate.data.outputs import beside, require_writable
     from orchestrate.local.process import file_lock
     from orchestrate.providers.openai.asking import asker
 
     config = _host(context, host, base_url, key_variable)
     target = output or beside(seeds, "generated.jsonl")
+    require_writable(target, seeds)
     order = generating.Order(
         rows=rows,
         max_requests=max_requests,

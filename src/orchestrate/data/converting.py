@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import ChatExample, CompletionExample, Example, PreferenceExample
+from orchestrate.data.folders import PACKED_SUFFIXES
 from orchestrate.data.formats import FORMATS, encoder, write_parquet
 from orchestrate.data.opening import Opened, open_dataset, paying
-from orchestrate.data.outputs import require_writable, whole
+from orchestrate.data.outputs import require_writable, whole, writing
 from orchestrate.data.pool import ordered
 from orchestrate.data.problems import CODES
 from orchestrate.data.rules import HostRules
@@ -62,7 +63,9 @@ def convert(
     this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
     """
     known = target_rules(target)
-    require_writable(output, path)
+    require_writable(output, path, stream=True)
+    if target == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
+        raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.dataset, opened.total.written
     dropped = _dropped(opened, target)
@@ -105,6 +108,7 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
             f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
         )
+    found += [replace(p, providers=(target,)) for p in data.problems if p.code == "hidden-column"]
     if extra := counts["extra-fields"]:
         add(
             "extra-fields",
@@ -163,23 +167,28 @@ def write_rows(
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
     written = 0
-    with whole(path) as partial:
-        if target == "parquet":
-            nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
-            plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
+    if target == "parquet":
+        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+        plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
+        with whole(path) as partial:
             written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
-        else:
-            with partial.open("wb") as file:
-                for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
-                    file.write(text)
-                    written += count
-        if not written:
-            raise DataError(
-                f"no row of {data.path} can be written for {target}",
-                problems=data.problems,
-                fix=f"orchestrate data check {data.path}",
-            )
+            _require_some(written, data, target)
+    else:
+        with writing(path) as file:
+            for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+                file.write(text)
+                written += count
+            _require_some(written, data, target)
     return written, losses
+
+
+def _require_some(written: int, data: Dataset, target: str) -> None:
+    if not written:
+        raise DataError(
+            f"no row of {data.path} can be written for {target}",
+            problems=data.problems,
+            fix=f"orchestrate data check {data.path}",
+        )
 
 
 def _elsewhere(loss: Problem, data: Dataset) -> Problem:

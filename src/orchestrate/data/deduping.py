@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrate.data import compare, near
 from orchestrate.data.opening import open_dataset, require_rows
-from orchestrate.data.outputs import require_writable, whole
+from orchestrate.data.outputs import log_beside, require_writable, writing
 from orchestrate.data.scan import Task
 from orchestrate.data.writers import writer
 from orchestrate.types import Record
@@ -48,8 +48,10 @@ def dedupe(
 ) -> DedupeReport:
     """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
     tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
+    log = None
     if output is not None:
         require_writable(output, path)
+        log = log_beside(output, "removed", path)
     opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
     data, total = opened.dataset, opened.total
     require_rows(data)
@@ -69,16 +71,14 @@ def dedupe(
         for i, leader in enumerate(leaders)
         if leader != i
     ]
-    log = None
-    if output is not None:
+    if output is not None and log is not None:
         gone = {r.row for r in removed}
         line = writer("local")
-        with whole(output) as partial, partial.open("wb") as file:
+        with writing(output) as file, writing(log) as record:
             for number, example in data.numbered():
                 if number not in gone:
                     file.write(line(example) + b"\n")
-        log = output.with_name(f"{output.stem}.removed.jsonl")
-        log.write_bytes(b"".join(r.to_json() + b"\n" for r in removed))
+            record.writelines(r.to_json() + b"\n" for r in removed)
     return DedupeReport(
         path=path,
         output=str(output) if output else None,

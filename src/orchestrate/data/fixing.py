@@ -21,7 +21,7 @@ from orchestrate.data import shapes
 from orchestrate.data.chat import alias
 from orchestrate.data.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.opening import first_lines, sniff
-from orchestrate.data.outputs import require_writable, whole
+from orchestrate.data.outputs import log_beside, require_writable, writing
 from orchestrate.data.rows import Row, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.scan import pieces, ranges
 from orchestrate.data.sources import source
@@ -77,17 +77,17 @@ def fix(
     alternate. Raises `DataError` when the file cannot be read as any known format.
     """
     require_writable(output, path)
+    log = log_beside(output, "changes", path)
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
     join = "together" in hosts
     line_of = writer("local")
-    log = output.with_name(f"{output.stem}.changes.jsonl")
     repaired: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     seen: dict[bytes, int] = {}
     number = written = 0
-    with whole(output) as partial, partial.open("wb") as copy, log.open("wb") as record:
+    with writing(output) as copy, writing(log) as record:
         for start, end in ranges(lines.lines, lines.line_bytes):
             for line in chain.from_iterable(pieces(lines.lines, start, end)):
                 number += 1

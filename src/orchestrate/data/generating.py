@@ -22,8 +22,10 @@ import msgspec
 from orchestrate.data import reviewing, rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import Example, Kind
+from orchestrate.data.folders import PACKED_SUFFIXES
 from orchestrate.data.journal import Journal
 from orchestrate.data.judging import Judge
+from orchestrate.data.outputs import require_writable
 from orchestrate.data.writers import writer
 from orchestrate.errors import DataError, ProviderError, UsageError
 from orchestrate.types import Message, Record, Reply
@@ -184,6 +186,10 @@ def generate(
     """
     if order.max_cost_usd is not None and order.price is None:
         raise UsageError("the price of this model is not known", fix="limit the run with --max-requests")
+    require_writable(output, seeds)
+    if output.suffix.lower() in PACKED_SUFFIXES:
+        why = "rows are added one by one, which no packed file takes"
+        raise UsageError(f"{output}: {why}", fix="end its name in .jsonl")
     data = Dataset.open(seeds)
     examples = list(data.examples()) if data.rows <= MOST_SEEDS else []
     if not examples:

@@ -22,7 +22,7 @@ from orchestrate.data.sources import Source, source
 from orchestrate.data.tables import PYTHON_CELLS
 from orchestrate.data.tokens import counter
 from orchestrate.data.traits import Trait
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem
 
 PARALLEL_BYTES = 24 << 20
@@ -66,7 +66,7 @@ def open_dataset(
         bytes=lines.bytes,
         digest=total.sha256.hexdigest(),
         content=_content(total),
-        problems=(*total.reported(path), *_python_cells(lines, total)),
+        problems=(*total.reported(path), *_python_cells(lines, total), *_hidden(lines, renaming, total)),
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
@@ -160,8 +160,10 @@ def first_lines(path: str) -> Iterator[bytes]:
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> shapes.Shape:
-    """The format of most of the first rows. Raises `DataError` when none of them fits any."""
+    """The format of most of the first rows. Raises `DataError` when none of them fits any, `UsageError` when
+    none has a column that is mapped."""
     votes: Counter[str] = Counter()
+    given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
     first = None
     example: dict[str, Any] = {}
@@ -170,20 +172,43 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         if not isinstance(value, dict):
             first = first or (wrong.message if wrong else "the row is not an object")
             continue
+        given.update(cast("dict[str, Any]", value).keys())
         row = renamed(cast("dict[str, Any]", value), columns)
         fields.update(row.keys())
         example = example or row
         if (shape := shapes.recognise(row)) is not None:
             votes[shape.name] += 1
+    if given and (absent := [f"{wanted}={column}" for wanted, column in columns if column not in given]):
+        raise UsageError(
+            f"--map {absent[0]}: the first rows of {path} have no such column",
+            fix=f"its columns: {_listed(given)}",
+        )
     if votes:
         return shapes.BY_NAME[votes.most_common(1)[0][0]]
     if fields:
-        names = ", ".join(name for name, _ in fields.most_common(12))
         raise DataError(
-            f"{path}: no known training format has the fields {names}",
+            f"{path}: no known training format has the fields {_listed(fields)}",
             fix=advice(path, example),
         )
     raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
+
+
+def _listed(names: Counter[str]) -> str:
+    return ", ".join(name for name, _ in names.most_common(12))
+
+
+def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
+    """A mapping is obeyed, also where the file has a column of the wanted name."""
+    if not columns:
+        return
+    taken = {column for _, column in columns}
+    rows = [parse(line)[0] for line in islice(first_lines(lines.lines), SAMPLE_ROWS)]
+    there = {name for row in rows if isinstance(row, dict) for name in cast("dict[str, Any]", row)}
+    for wanted, column in columns:
+        if wanted in there - taken:
+            total.counts["hidden-column"] += 1
+            text = f"the file's own column {wanted} is not read: {column} was mapped to that name"
+            yield msgspec.structs.replace(problem("hidden-column", text), source=lines.path)
 
 
 def _python_cells(lines: Source, total: Total) -> Iterator[Problem]:

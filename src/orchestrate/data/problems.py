@@ -48,6 +48,9 @@ CODES: dict[str, Code] = {
     "python-cells": Code(
         _I, "cells hold lists as Python writes them", "nothing to do; to_json or Parquet keeps them"
     ),
+    "hidden-column": Code(
+        _I, "a column is not read: another was mapped to its name", "leave out --map if it is the right one"
+    ),
     "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import msgspec
 
+from orchestrate.data.shapes import SHAPES
 from orchestrate.data.tables import LONGEST_RECORD as LONGEST_RECORD
 from orchestrate.data.tables import cell
 from orchestrate.errors import DataError, MissingExtra
@@ -18,11 +19,13 @@ from orchestrate.errors import DataError, MissingExtra
 BLOCK = 1 << 20
 
 _encode = msgspec.json.Encoder().encode
+_USED = frozenset[str]().union(*(shape.fields for shape in SHAPES))
 _BETWEEN = re.compile(r"[\s,]*")
+_SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """The elements of a JSON array, or objects written one after another over many lines.
+    """The elements of JSON arrays, or objects, written one after another over many lines.
 
     Raises `DataError` where the JSON is broken: unlike a line, the rest of an array cannot be trusted then.
     """
@@ -35,7 +38,16 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
         while True:
             at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty string too
             if in_array and text.startswith("]", at):
-                return
+                text, at = _skipped(opened, text, at + 1)
+                if not text:
+                    return
+                if text[at] != "[":
+                    raise DataError(
+                        f"{file.name}: behind the array, after record {number}, comes {text[at : at + 20]!r}",
+                        fix="keep one array in the file, or write JSON Lines: one object in each line",
+                    )
+                at += 1
+                continue
             try:
                 value, end = decode(text, at)
                 if end == len(text) and not isinstance(value, dict | list):
@@ -60,6 +72,15 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
             at = end
 
 
+def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
+    """Where the next text begins, perhaps in a later block; an empty text at the end of the file."""
+    while (at := _SPACE.match(text, at).end()) == len(text):  # type: ignore[union-attr]  # as above
+        if not (text := opened.read(BLOCK)):
+            break
+        at = 0
+    return text, at
+
+
 def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
     """Each line that is not blank is a text."""
     with file.open(encoding="utf-8-sig") as opened:
@@ -68,18 +89,12 @@ def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
                 yield _encode({"text": line})
 
 
-def utf16_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    with file.open(encoding="utf-16") as opened:
-        for line in opened:
-            yield line.rstrip("\r\n").encode()
-
-
 def parquet_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
     arrow = _pyarrow("parquet")
     try:
         with arrow.ParquetFile(str(file)) as opened:
             for batch in opened.iter_batches(batch_size=256):
-                yield from _batch_lines(batch, told)
+                yield from _batch_lines(file, batch, told)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a whole Parquet file: {error}") from error
 
@@ -93,27 +108,46 @@ def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]
         if streamed:
             with ipc.open_stream(str(file)) as stream:
                 for batch in stream:
-                    yield from _batch_lines(batch, told)
+                    yield from _batch_lines(file, batch, told)
         else:
             with ipc.open_file(str(file)) as table:
                 for i in range(table.num_record_batches):
-                    yield from _batch_lines(table.get_batch(i), told)
+                    yield from _batch_lines(file, table.get_batch(i), told)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a whole Arrow file: {error}") from error
 
 
-def _batch_lines(batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
+def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
     for start in range(0, batch.num_rows, 256):
         for record in batch.slice(start, 256).to_pylist():
-            yield _encode({key: cell(key, value, told) for key, value in _filled(record).items()})
+            row: dict[str, Any] = {}
+            for name, value in record.items():
+                if value is not None:
+                    try:
+                        row[name] = cell(name, _filled(value, name in _USED), told)
+                    except UnicodeDecodeError as error:
+                        raise DataError(
+                            f"{file.name}: the column {name} holds bytes that are not text in UTF-8",
+                            fix="save it as text, or without that column",
+                        ) from error
+            yield _encode(row)
 
 
-def _filled(value: Any) -> Any:
-    """Columnar files give each struct the fields of all; absent ones come as null and are left out again."""
+def _filled(value: Any, used: bool) -> Any:
+    """Columnar files give each struct the fields of all; absent ones come as null and are left out again.
+    Bytes are text, but in columns that are not `used` perhaps pictures, which are not to pass for text."""
     if isinstance(value, dict):
-        return {key: _filled(item) for key, item in cast("dict[str, Any]", value).items() if item is not None}
+        items = cast("dict[str, Any]", value).items()
+        return {key: _filled(item, used) for key, item in items if item is not None}
     if isinstance(value, list):
-        return [_filled(item) for item in cast("list[Any]", value)]
+        return [_filled(item, used) for item in cast("list[Any]", value)]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            if used:
+                raise
+            return {"base64": value}
     return value
 
 

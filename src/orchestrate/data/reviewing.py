@@ -19,7 +19,7 @@ from xxhash import xxh3_128_hexdigest
 
 from orchestrate.data.journal import Journal
 from orchestrate.data.opening import first_lines, sniff
-from orchestrate.data.outputs import require_writable, whole
+from orchestrate.data.outputs import require_writable, writing
 from orchestrate.data.rows import reading
 from orchestrate.data.sources import source
 from orchestrate.errors import DataError, UsageError
@@ -221,7 +221,7 @@ class Review:
             raise UsageError("the reviewed file is kept as it is", fix="export to another name")
         require_writable(output, self.path)
         written = 0
-        with whole(output) as partial, partial.open("wb") as file:
+        with writing(output) as file:
             for line in self._kept():
                 file.write(line + b"\n")
                 written += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import stat
 import tempfile
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from orchestrate.data.fetching import fetch
+from orchestrate.data.folders import DATA_SUFFIXES, data_files
 from orchestrate.data.records import (
     arrow_lines,
     json_lines,
     parquet_lines,
     text_lines,
-    utf16_lines,
 )
 from orchestrate.data.spooling import spooled
 from orchestrate.data.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
@@ -56,7 +57,6 @@ _MEDIA_SUFFIXES = {
 _MOST_LAYERS = 4
 """An archive may hold itself."""
 _ROWS = (".jsonl", ".ndjson", ".json")
-_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".txt")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _prepare(path: str) -> Source:
         return _unfold(path, local, "", local.stat().st_size)
     given = Path(path)
     if given.is_dir():
-        files = _folder_files(given)
+        files = data_files(given)
         told = Counter[str]()
         size = sum(f.stat().st_size for f in files)
         return _staged(path, arrow_or_parts(files, told), "folder", size, told)
@@ -142,6 +142,8 @@ def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
         return _unfold(path, _unpacked(path, file, ".gz", _gzip), ".gz" + outer, size)
     if head[:4] == b"\x28\xb5\x2f\xfd":
         return _unfold(path, _unpacked(path, file, ".zst", _zstd), ".zst" + outer, size)
+    if head[:2] in _UTF16:
+        return _unfold(path, _recoded(path, file), ".utf-16" + outer, size)
     container, reader = _container(file, head)
     if reader is None:
         return Source(path, str(file), container + outer, size, file.stat().st_size)
@@ -156,12 +158,11 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
         return "parquet", parquet_lines
     if head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
         return "arrow", arrow_lines
-    if head[:2] in _UTF16:
-        return "utf-16", utf16_lines
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if suffix in (".csv", ".tsv", ".tab") and start[:1] != b"{":
         return suffix[1:], csv_lines
-    if suffix == ".txt" and head.lstrip()[:1] != b"{":
+    tabbed = b"\t" in start.split(b"\n", 1)[0] and is_table(head)  # as Excel saves "Unicode text"
+    if suffix == ".txt" and start[:1] != b"{" and not tabbed:
         return "txt", text_lines
     if foreign := next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None):
         raise DataError(
@@ -182,6 +183,15 @@ def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: C
         for row in rows:
             file.write(row + b"\n")
     return Source(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
+
+
+def _recoded(path: str, file: Path) -> Path:
+    """UTF-8, in which first bytes tell what a file is."""
+    target = _new_file(file.suffix)
+    with file.open(encoding="utf-16", newline="") as wide, spooled(target, f"{path}, as UTF-8,") as plain:
+        while text := wide.read(BLOCK):
+            plain.write(text.encode())
+    return target
 
 
 def _unpacked(path: str, file: Path, suffix: str, open_packed: Callable[[Path], Any]) -> Path:
@@ -241,38 +251,10 @@ def _zstd(file: Path) -> Any:
 
 def _fetch(url: str) -> Path:
     suffixes = Path(url.split("?", 1)[0]).suffixes[-2:]  # two, as of rows.csv.gz
-    known = any(suffix.lower() in (*_DATA_SUFFIXES, ".tab") for suffix in suffixes)
+    known = any(suffix.lower() in DATA_SUFFIXES for suffix in suffixes)
     target = _new_file("".join(suffixes) if known else "")
     suffix = _MEDIA_SUFFIXES.get(fetch(url, target), "")
     return target.rename(target.with_suffix(suffix)) if suffix else target
-
-
-def _folder_files(folder: Path) -> list[Path]:
-    """The data files of a saved dataset or of a folder of shards. Raises `DataError` when it holds several
-    splits, or nothing."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        if len(splits) == 1:
-            return _folder_files(folder / splits[0])
-        raise DataError(
-            f"{folder} holds {'several splits: ' if splits else 'no split'}{', '.join(splits)}",
-            fix=f"give one: {folder / (splits or ['train'])[0]}",
-        )
-    files = sorted(p for p in folder.rglob("*") if p.suffix in _DATA_SUFFIXES and not p.name.startswith("."))
-    files = [p for p in files if p.name not in ("dataset_info.json", "state.json", "dataset_infos.json")]
-    if not files:
-        raise DataError(f"{folder} holds no data files", fix=f"known: {', '.join(_DATA_SUFFIXES)}")
-    splits = {p.name.split("-")[0].split(".")[0] for p in files} & {
-        "train",
-        "validation",
-        "valid",
-        "test",
-        "dev",
-    }
-    if len(splits) > 1:
-        names = ", ".join(str(p.relative_to(folder)) for p in files[:8])
-        raise DataError(f"{folder} holds several splits: {names}", fix=f"give one file: {files[0]}")
-    return files
 
 
 def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
@@ -280,7 +262,7 @@ def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
     for file in files:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
-        if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
+        if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[:2] in _UTF16:
             unfolded = _unfold(str(file), file, "", 0)
             told[PYTHON_CELLS] += unfolded.python_cells
             part, reader = Path(unfolded.lines), None
@@ -291,6 +273,8 @@ def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
             yield from reader(part, told)
             continue
         with part.open("rb") as opened:
+            if opened.peek(3)[:3] == BOM_UTF8:
+                opened.read(3)
             for line in opened:
                 yield line.rstrip(b"\r\n")
 

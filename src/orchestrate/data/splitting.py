@@ -15,12 +15,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+
+import msgspec
 
 from orchestrate.data import near
 from orchestrate.data.examples import ChatMessage, CompletionExample, Example, UnpairedExample
 from orchestrate.data.opening import open_dataset, require_rows
-from orchestrate.data.outputs import require_writable, whole
+from orchestrate.data.outputs import is_stream, require_writable, writing
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import DESIRABLE, UNDESIRABLE, Task
 from orchestrate.data.writers import writer
@@ -28,6 +31,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Record
 
 NAMES = ("train", "validation", "test")
+_MANIFEST = ".split.json"
 
 
 class SplitFile(Record, frozen=True, kw_only=True):
@@ -35,6 +39,12 @@ class SplitFile(Record, frozen=True, kw_only=True):
     path: str
     rows: int
     share: float
+
+
+class _Manifest(Record, frozen=True, kw_only=True):
+    """Lies hidden in the folder: these files may be written anew."""
+
+    files: tuple[str, ...]
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
@@ -54,7 +64,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
         parts = [float(part) for part in re.split(r"[/:,]", text)]
     except ValueError:
         parts = []
-    if not 2 <= len(parts) <= 3 or min(parts) <= 0:
+    if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
         raise UsageError(f"{text!r} is no split; write train/validation or train/validation/test: 80/10/10")
     return tuple(part / sum(parts) for part in parts)
 
@@ -106,18 +116,20 @@ def split(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SplitReport:
-    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`.
+    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
+    earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
 
     `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
     boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
     `near_duplicates`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", fix="give a folder with -o")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"the seed {seed} is not between 0 and 2^64 - 1")
+    if is_stream(folder) or folder.is_file():
+        raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
     names = NAMES[: len(shares)]
     paths = [folder / f"{name}.jsonl" for name in names]
-    for output in paths if folder.is_dir() else ():
-        require_writable(output, path)
+    own = _require_own(folder, paths, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data = opened.dataset
     require_rows(data)
@@ -139,6 +151,8 @@ def split(
     )
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
+    with writing(folder / _MANIFEST) as file:
+        file.write(_Manifest(files=tuple(sorted(own | {p.name for p in paths}))).to_json())
     return SplitReport(
         path=path,
         files=tuple(
@@ -149,6 +163,28 @@ def split(
         groups=len(set(groups)),
         left_out=opened.total.written - data.rows,
     )
+
+
+def _require_own(folder: Path, paths: Sequence[Path], source: str) -> frozenset[str]:
+    """The names of the files that earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
+    is another's, or a file of an earlier split would stay, with rows that are in others now."""
+    try:
+        own = frozenset(_Manifest.from_json((folder / _MANIFEST).read_bytes()).files)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        own = frozenset[str]()
+    for path in paths if folder.is_dir() else ():
+        require_writable(path, source)
+        if path.exists() and path.name not in own:
+            raise UsageError(
+                f"{path} exists and was not written by a split", fix="give another folder with -o"
+            )
+    for name in sorted(own - {path.name for path in paths}):
+        if (folder / name).exists():
+            raise UsageError(
+                f"{folder / name} is of an earlier split: its rows would be in the others too",
+                fix=f"rm {folder / name}, or give another folder with -o",
+            )
+    return own
 
 
 def _conversations(rows: Sequence[_Row]) -> list[int]:
@@ -197,8 +233,7 @@ def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Pat
     line = writer("local")
     counts: Counter[int] = Counter()
     with ExitStack() as stack:
-        partial = [stack.enter_context(whole(path)) for path in paths]
-        files = [stack.enter_context(path.open("wb")) for path in partial]
+        files = [stack.enter_context(writing(path)) for path in paths]
         for example, target in zip(examples, into, strict=True):
             files[target].write(line(example) + b"\n")
             counts[target] += 1

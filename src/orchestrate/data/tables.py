@@ -61,8 +61,13 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
         reader = csv.DictReader(
             _lines(opened, file), delimiter=_delimiter(file, sample), restkey="(more cells)", strict=True
         )
-        labelled = {"prompt", "completion", "label"} <= set(reader.fieldnames or ())
         try:
+            columns = reader.fieldnames or ()
+            labelled = {"prompt", "completion", "label"} <= set(columns)
+            if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
+                raise DataError(
+                    f"{file.name}: the header names the column {twice[0]} twice", fix="rename one of them"
+                )
             for record in reader:
                 row = {key: cell(key, value, told) for key, value in record.items() if value is not None}
                 if labelled and (label := _LABELS.get(str(row.get("label")).lower())) is not None:

@@ -266,6 +266,13 @@ def _size(rows: bytes, count: int) -> int:
     return sum(len(line) for line in rows.splitlines(keepends=True)[:count])
 
 
+@pytest.mark.parametrize("name", ["-", "rows.jsonl.gz"])
+def test_rows_are_added_to_a_plain_file_only(host: ChatHost, seeds: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        run(host, seeds, Path(name) if name == "-" else tmp_path / name)
+    assert not (tmp_path / name).exists() and not Path("-.generation").exists()
+
+
 def test_files_of_others_are_not_touched(host: ChatHost, seeds: str, tmp_path: Path) -> None:
     output = tmp_path / "mine.jsonl"
     output.write_text("my work\n")

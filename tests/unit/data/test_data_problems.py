@@ -34,6 +34,7 @@ ACROSS = {
     "few-rows",
     "unreviewed",
     "python-cells",
+    "hidden-column",  # needs a mapping: test_data_containers
 }
 
 

@@ -418,14 +418,6 @@ def test_a_saved_dataset_with_one_split_is_that_split(tmp_path: Path) -> None:
         rows(tmp_path)
 
 
-def test_folder_with_several_splits_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"{split}-00000-of-00001.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(DataError, match="several splits") as error:
-        Dataset.open(tmp_path)
-    assert error.value.fix and "one file" in error.value.fix
-
-
 def _csv(folder: Path, column: str, cells: list[str]) -> Path:
     import csv
 
