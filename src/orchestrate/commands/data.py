@@ -113,7 +113,7 @@ def check(
         print_json({"report": report, "fix": fixed})
     else:
         show_check(report, fixed)
-        if not near:
+        if not options.near:
             note("near duplicates were not looked for: --near does, in about twice the time")
     if not report.ok:
         raise typer.Exit(1)
@@ -205,7 +205,7 @@ def split(
     note(f"{report.groups:,} groups kept whole; {report.left_out:,} rows with errors left out")
     for part in report.files:
         if not part.rows:
-            note(f"{part.split} is empty: add rows, give it a larger share, or use --stratify")
+            note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
 
 
 @app.command()

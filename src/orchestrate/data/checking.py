@@ -237,10 +237,13 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
     """All files are clustered together; a row that meets a row of an earlier file leaks."""
     signed = near.Signatures()
     owners: list[tuple[str, int]] = []
+    tasks = {
+        split: Task(one.source.lines, 0, 0, one.dataset.format, one.dataset.columns)
+        for split, one in opened.items()
+    }
+    form = near.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
     for split, one in opened.items():
-        data = one.dataset
-        task = Task(one.source.lines, 0, 0, data.format, data.columns)
-        mine = near.signatures(task, one.source.line_bytes, options.workers)
+        mine = near.signatures(tasks[split], one.source.line_bytes, options.workers, form)
         owners += [(split, number) for number in mine.numbers]
         signed.add(mine)
     hashes = [h for one in opened.values() for h in one.total.hashes]

@@ -24,7 +24,7 @@ from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import DESIRABLE, UNDESIRABLE, Task
 from orchestrate.data.writers import writer
-from orchestrate.errors import UsageError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
 
 NAMES = ("train", "validation", "test")
@@ -109,8 +109,8 @@ def split(
     """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`.
 
     `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
-    boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
-    `near_duplicates`.
+    boundary may then move when rows are added. Raises `DataError`, also when there are fewer groups than
+    splits, or `MissingExtra` without rensa while `near_duplicates`.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", fix="give a folder with -o")
@@ -131,6 +131,8 @@ def split(
         for i, leader in enumerate(leaders):
             near.join(groups, i, leader)
         groups = [near.root(groups, i) for i in range(len(groups))]
+    if len(set(groups)) < len(shares):
+        raise _too_few(path, groups, near_duplicates)
     keys = _least(rows, groups)
     placed = (
         _stratified(groups, keys, shares, seed)
@@ -148,6 +150,15 @@ def split(
         rows=data.rows,
         groups=len(set(groups)),
         left_out=opened.total.written - data.rows,
+    )
+
+
+def _too_few(path: str, groups: Sequence[int], near_duplicates: bool) -> DataError:
+    of = "nearly equal rows" if near_duplicates else "rows of one conversation"
+    return DataError(
+        f"{path}: its {len(groups):,} rows make {len(set(groups))} groups of {of}, which stay whole: "
+        "a split would be empty",
+        fix="add rows that differ" + (", or let nearly equal rows part: --no-near" * near_duplicates),
     )
 
 

@@ -397,3 +397,57 @@ def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: P
         with pytest.raises(DataError, match="no good row"):
             attempt()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+SHARED = " ".join(f"rule{i}" for i in range(120))
+
+
+@pytest.mark.parametrize("form", ["system", "template", "alpaca"])
+def test_what_all_rows_share_makes_no_copies_of_them(tmp_path: Path, form: str) -> None:
+    r = random.Random(4)
+
+    def row(asked: str) -> str:
+        if form == "alpaca":
+            return json.dumps({"instruction": SHARED, "input": asked, "output": "yes"})
+        if form == "template":
+            return chat(f"{SHARED}: {asked}", "yes")
+        messages = [{"role": "system", "content": SHARED}, *json.loads(chat(asked, "yes"))["messages"]]
+        return json.dumps({"messages": messages})
+
+    words = [" ".join(f"w{r.randrange(5000)}" for _ in range(40)) for _ in range(60)]
+    short = [" ".join(f"w{r.randrange(5000)}" for _ in range(6)) for _ in range(140)]
+    lines = [row(asked) for asked in (*words, *short, words[0] + " more")]
+    file = write(lines, tmp_path / "a.jsonl")
+    report = dedupe(file, tmp_path / "out.jsonl", near_duplicates=True)
+    assert [(found.row, found.because_of) for found in report.removed] == [(201, 1)]
+    parts = split(file, SHARES, tmp_path / "out").files
+    assert all(part.rows for part in parts)
+
+
+def test_few_rows_with_one_system_text_are_no_copies(tmp_path: Path) -> None:
+    """Too few to tell what their form is."""
+    lines = [
+        json.dumps({"messages": [{"role": "system", "content": SHARED}, *json.loads(one)["messages"]]})
+        for one in (chat(f"a{i} b{i} c{i} d{i} e{i} f{i}", "yes") for i in range(12))
+    ]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), None, near_duplicates=True)
+    assert report.removed == ()
+
+
+def test_rows_that_the_system_text_alone_tells_apart_are_no_copies(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"messages": [{"role": "system", "content": said}, *json.loads(one)["messages"]]})
+        for said, one in (
+            (" ".join(f"{i}w{k}" for k in range(80)), chat("Sum it up in one single word", "x"))
+            for i in range(100)
+        )
+    ]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), None, near_duplicates=True)
+    assert report.removed == ()
+
+
+def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
+    file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="make 1 groups of nearly equal rows") as caught:
+        split(file, SHARES, tmp_path / "out")
+    assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
