@@ -49,6 +49,11 @@ CODES: dict[str, Code] = {
         _I, "cells hold lists as Python writes them", "nothing to do; to_json or Parquet keeps them"
     ),
     "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
+    "unused-prompt": Code(
+        _E,
+        "a column that may be a part of the prompt is not read",
+        "put it into the prompt, read it as the system text (--map system=COLUMN), or remove the column",
+    ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
     "bad-message": Code(_E, "a message has a wrong field", "see the message"),
