@@ -87,6 +87,14 @@ def test_check_finds_leakage(tmp_path: Path) -> None:
     assert "leakage" in done.stdout
 
 
+def test_what_check_has_not_looked_for_is_said_only_then(tmp_path: Path) -> None:
+    files = (ORDERS / "train.jsonl", "--validation", ORDERS / "validation.jsonl")
+    said = "near duplicates were not looked for"
+    assert said not in run("check", *files, cwd=tmp_path).stderr
+    assert said in run("check", *files, "--no-near", cwd=tmp_path).stderr
+    assert said in run("check", files[0], cwd=tmp_path).stderr
+
+
 def test_check_counts_for_the_model(tmp_path: Path) -> None:
     report = json_of("check", ORDERS / "train.jsonl", "--model", "gpt-4.1-mini", cwd=tmp_path)["report"]
     assert report["files"][0]["tokenizer"] == "o200k" and report["files"][0]["tokens_exact"] is True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrate.data import compare, near, reviewing, rules
 from orchestrate.data.dataset import TokenCount
+from orchestrate.data.examples import Kind
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
@@ -163,16 +164,21 @@ def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Prob
     )
 
 
+_CONFLICTS: dict[Kind, str] = {
+    "chat": "the prompt of row {} with another answer",
+    "completion": "the prompt of row {} with another answer",
+    "preference": "the prompt and the answers of row {}, the other one preferred",
+    "unpaired": "the prompt and the answer of row {} with the opposite label",
+    "rl": "the prompt of row {} with another reference",
+}
+
+
 def _within(one: Opened, split: str) -> list[Problem]:
     path = one.dataset.path
     found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), path)
-    if one.dataset.kind in ("chat", "completion"):
-        found += _listed(
-            "conflict", "the prompt of row {} with another answer", compare.conflicts(one.total), path
-        )
+    if (conflict := _CONFLICTS.get(one.dataset.kind)) is not None:
+        found += _listed("conflict", conflict, compare.conflicts(one.total, one.dataset.kind), path)
     if one.dataset.kind == "unpaired":
-        text = "the prompt and the answer of row {} with the opposite label"
-        found += _listed("conflict", text, compare.conflicts(one.total), path)
         found += _balance(one, split)
     if one.total.formats:
         counts = {one.dataset.format: one.dataset.rows} | dict(one.total.formats)

@@ -92,7 +92,7 @@ class _Turns:
         elif (role := alias(who)) is None:
             shown = msgspec.json.encode(who).decode()[:60]
             self.found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
-        elif role == "assistant" and (written := _calls_in(said)) is not None:
+        elif role == "assistant" and (written := calls_in(said)) is not None:
             self._call(_tagged(said, "tool_call")[1], *_calls(written, self._made, f"{place}.value"))
         else:
             self.messages.append(message(role, said))
@@ -144,7 +144,7 @@ def _tagged(text: str, tag: str) -> tuple[list[str], str]:
     return inside, "".join(rest).strip()
 
 
-def _calls_in(said: str) -> str | None:
+def calls_in(said: str) -> str | None:
     """The calls that a text holds, as a JSON list; `None` when it holds none, or one that cannot be read: it
     then stays the text that it is."""
     written, _ = _tagged(said, "tool_call")

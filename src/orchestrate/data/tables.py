@@ -171,7 +171,8 @@ def _is_meant(column: str, held: Any) -> bool:
     if column == "input":
         return isinstance(held, dict) and "messages" in held
     if column in ("prompt", "completion"):
-        return isinstance(held, list) and bool(held) and all(map(_is_message, cast("list[Any]", held)))
+        items = cast("list[Any]", held) if isinstance(held, list) else []
+        return bool(items) and all(map(_is_message, items))
     if column in ("chosen", "rejected"):
         items = cast("list[Any]", held if isinstance(held, list) else [held])
         return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
