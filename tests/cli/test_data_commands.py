@@ -141,6 +141,23 @@ def test_dedupe(tmp_path: Path) -> None:
     assert report.exact == report.rows // 2 and (tmp_path / "rows.deduped.jsonl").exists()
 
 
+def test_split_and_dedupe_say_what_they_write(tmp_path: Path) -> None:
+    rows = [
+        {"id": i, "conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": f"{i}."}]}
+        for i in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
+        said = run(*command, cwd=tmp_path).stderr
+        assert "read as sharegpt, written as openai-chat" in said
+        assert "fields that no training format uses are left out (12 times)" in said
+    own = (tmp_path / "rows.deduped.jsonl").read_text().splitlines()
+    assert len(own) == 12 and "id" not in json.loads(own[0])
+    again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).stderr
+    assert "written as" not in again and "left out" not in again
+
+
 def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     arguments = ("preview", ORDERS / "train.jsonl", "--model", TINY, "--row", 3)
     report = msgspec.convert(json_of(*arguments, cwd=tmp_path), PreviewReport)

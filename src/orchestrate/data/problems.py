@@ -116,7 +116,7 @@ CODES: dict[str, Code] = {
     "replacement-character": Code(
         _W, "U+FFFD: text was lost on its way", "read the source with its encoding"
     ),
-    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does)"),
+    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does where it can)"),
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
     "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),

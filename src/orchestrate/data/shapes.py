@@ -322,6 +322,15 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape("text", "text", frozenset({"text"}), _are_text("text"), _text),
 )
+WRITTEN: dict[Kind, str] = {
+    "chat": "openai-chat",
+    "preference": "openai-preference",
+    "unpaired": "trl-unpaired",
+    "completion": "prompt-completion",
+    "text": "text",
+    "rl": "rft",
+}
+"""The format of canonical rows, which `split`, `dedupe` and `check --fix` write."""
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
@@ -351,7 +360,7 @@ def _unused(row: Row, shape: Shape) -> list[Problem]:
     names = sorted(name for name in extra if row[name] is not None)
     if not names:
         return []
-    found = [problem("extra-fields", f"unused: {', '.join(names[:8])}")]
+    found = [problem("extra-fields", f"unused: {', '.join(names)}")]
     asked = "\n".join(row[n] for n in _ASKED & shape.fields & row.keys() if isinstance(row[n], str))
     for name in sorted(_PARTS.intersection(names)) if asked else ():
         value: Any = row[name]

@@ -23,6 +23,7 @@ from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.outputs import require_writable, whole
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import DESIRABLE, UNDESIRABLE, Task
+from orchestrate.data.shapes import WRITTEN
 from orchestrate.data.writers import writer
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
@@ -46,6 +47,11 @@ class SplitReport(Record, frozen=True, kw_only=True):
     groups: int
     left_out: int
     """Rows with errors; they are in no file."""
+    source_format: str
+    format: str
+    """Of the files."""
+    fields_left_out: int
+    """Rows and messages with fields that no training format uses; the files are without these."""
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -150,6 +156,9 @@ def split(
         rows=data.rows,
         groups=len(set(groups)),
         left_out=opened.total.written - data.rows,
+        source_format=data.format,
+        format=WRITTEN[data.kind],
+        fields_left_out=opened.total.counts["extra-fields"],
     )
 
 

@@ -451,3 +451,66 @@ def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="make 1 groups of nearly equal rows") as caught:
         split(file, SHARES, tmp_path / "out")
     assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
+
+
+def wrongly_read(text: str, encoding: str) -> str:
+    """As Windows does, which has no character for five bytes and takes them as they are."""
+    return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("text", ["Café", "a “quoted” naïve text", "it’s 5 €", "Привет", "日本語", "Zażółć"])
+def test_damage_is_repaired_beside_what_is_whole(tmp_path: Path, text: str, encoding: str) -> None:
+    damaged = "is damaged: é " + text
+    whole = ("", "😀 for 5 €, “so” ")
+    lines = [chat(before + wrongly_read(damaged, encoding), "ok") for before in whole]
+    report = fix(write(lines, tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == {"mojibake": 2} and report.not_repaired == {}
+    fixed = [
+        json.loads(line)["messages"][0]["content"] for line in Path(report.output).read_text().splitlines()
+    ]
+    assert fixed == [before + damaged for before in whole]
+
+
+@pytest.mark.parametrize("text", ["NÃO … “MINHA IRMÃ” CAFÉ” disse", "le château — «âge»"])
+def test_whole_text_is_not_repaired(tmp_path: Path, text: str) -> None:
+    file = write([chat(text, "ok")], tmp_path / "a.jsonl")
+    report = fix(file, tmp_path / "out.jsonl")
+    assert report.repaired == report.not_repaired == {}
+    assert Dataset.open(report.output).digest == Dataset.open(file).digest
+
+
+def test_damage_beyond_repair_is_logged(tmp_path: Path) -> None:
+    """The last byte of a closing quotation mark was thrown away."""
+    report = fix(write([chat("â€œSoâ€ he said", "ok")], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == report.not_repaired == {"mojibake": 1}
+    logged = [json.loads(line)["action"] for line in Path(report.log).read_text().splitlines()]
+    assert logged == ["repaired", "not repaired"]
+    assert "“Soâ€ he said" in (tmp_path / "out.jsonl").read_text()
+
+
+def test_fields_that_the_copy_has_not_are_logged(tmp_path: Path) -> None:
+    row = json.loads(chat("Hi", "Hello")) | {"id": 7, "source": "web", **{f"x{i}": 1 for i in range(12)}}
+    row["messages"][1]["mood"] = "glad"
+    report = fix(write([json.dumps(row)], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.dropped == {"extra-fields": 2} and report.repaired == {} and report.written == 1
+    details = [json.loads(line)["detail"] for line in Path(report.log).read_text().splitlines()]
+    assert details[0] == "messages[1]: unused: mood"
+    assert all(name in details[1] for name in row.keys() - {"messages"})
+
+
+def test_only_messages_of_one_speaker_are_joined(tmp_path: Path) -> None:
+    def said(role: str, text: str, **beside: str) -> dict[str, str]:
+        return {"role": role, "content": text, **beside}
+
+    def joined(*messages: dict[str, str]) -> list[dict[str, str]]:
+        file = write([json.dumps({"messages": messages})], tmp_path / "a.jsonl")
+        fix(file, tmp_path / "out.jsonl", hosts=("together",))
+        return json.loads((tmp_path / "out.jsonl").read_text())["messages"]
+
+    ann, bob = said("user", "a", name="Ann"), said("user", "b", name="Bob")
+    thought = said("assistant", "d", reasoning="Hm")
+    apart = [ann, bob, said("assistant", "c"), thought]
+    assert joined(*apart) == apart
+    together = joined(ann, ann, said("assistant", "c"), said("assistant", "d"))
+    assert together == [said("user", "a\n\na", name="Ann"), said("assistant", "c\n\nd")]
