@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -301,7 +301,7 @@ def test_the_filter_lets_no_finding_pass(
     }
 
 
-def codes_of(tmp_path: Path, *rows: dict[str, object]) -> list[tuple[str, int | None, str | None]]:
+def codes_of(tmp_path: Path, *rows: Mapping[str, object]) -> list[tuple[str, int | None, str | None]]:
     """The problems of rows of a file, but for those of a file so small."""
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
