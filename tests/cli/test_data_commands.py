@@ -87,6 +87,14 @@ def test_check_finds_leakage(tmp_path: Path) -> None:
     assert "leakage" in done.stdout
 
 
+def test_what_check_has_not_looked_for_is_said_only_then(tmp_path: Path) -> None:
+    files = (ORDERS / "train.jsonl", "--validation", ORDERS / "validation.jsonl")
+    said = "near duplicates were not looked for"
+    assert said not in run("check", *files, cwd=tmp_path).stderr
+    assert said in run("check", *files, "--no-near", cwd=tmp_path).stderr
+    assert said in run("check", files[0], cwd=tmp_path).stderr
+
+
 def test_check_counts_for_the_model(tmp_path: Path) -> None:
     report = json_of("check", ORDERS / "train.jsonl", "--model", "gpt-4.1-mini", cwd=tmp_path)["report"]
     assert report["files"][0]["tokenizer"] == "o200k" and report["files"][0]["tokens_exact"] is True
@@ -146,6 +154,23 @@ def test_dedupe(tmp_path: Path) -> None:
     file.write_text((ORDERS / "test.jsonl").read_text() * 2)
     report = msgspec.convert(json_of("dedupe", file, "--near", cwd=tmp_path), DedupeReport)
     assert report.exact == report.rows // 2 and (tmp_path / "rows.deduped.jsonl").exists()
+
+
+def test_split_and_dedupe_say_what_they_write(tmp_path: Path) -> None:
+    rows = [
+        {"id": i, "conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": f"{i}."}]}
+        for i in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
+        said = run(*command, cwd=tmp_path).stderr
+        assert "read as sharegpt, written as openai-chat" in said
+        assert "fields that no training format uses are left out (12 times)" in said
+    own = (tmp_path / "rows.deduped.jsonl").read_text().splitlines()
+    assert len(own) == 12 and "id" not in json.loads(own[0])
+    again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).stderr
+    assert "written as" not in again and "left out" not in again
 
 
 def test_preview_marks_what_is_trained(tmp_path: Path) -> None:

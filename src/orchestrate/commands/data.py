@@ -14,7 +14,7 @@ import typer
 
 from orchestrate.commands.console import Json, err, note, out, print_json, table
 from orchestrate.commands.data_make import generate, review
-from orchestrate.commands.data_views import show_check, show_inspect, show_preview
+from orchestrate.commands.data_views import note_rewritten, show_check, show_inspect, show_preview
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
 from orchestrate.types import Severity
 
@@ -117,7 +117,7 @@ def check(
         print_json({"report": report, "fix": fixed})
     else:
         show_check(report, fixed)
-        if not near:
+        if not options.near:
             note("near duplicates were not looked for: --near does, in about twice the time")
     if not report.ok:
         raise typer.Exit(1)
@@ -220,9 +220,10 @@ def split(
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
     note(f"{report.groups:,} groups kept whole; {report.left_out:,} rows with errors left out")
+    note_rewritten(report)
     for part in report.files:
         if not part.rows:
-            note(f"{part.split} is empty: add rows, give it a larger share, or use --stratify")
+            note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
 
 
 @app.command()
@@ -260,6 +261,7 @@ def dedupe(
         note(f"{report.left_out:,} rows with errors left out: orchestrate data check {file}")
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
+        note_rewritten(report)
 
 
 @app.command()

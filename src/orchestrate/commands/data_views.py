@@ -12,8 +12,10 @@ from orchestrate.types import Severity
 
 if TYPE_CHECKING:
     from orchestrate.data.checking import CheckReport
+    from orchestrate.data.deduping import DedupeReport
     from orchestrate.data.inspecting import InspectReport
     from orchestrate.data.preview import PreviewReport
+    from orchestrate.data.splitting import SplitReport
 
 SHOWN_PER_CODE = 3
 SHOWN = 60
@@ -87,7 +89,19 @@ def show_check(report: CheckReport, fixed: object) -> None:
             f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
         )
+        if fixed.not_repaired:
+            note(f"not repaired: {_counted(fixed.not_repaired)}")
+        if fixed.dropped:
+            note(f"fields that no training format uses are not in the copy: {_counted(fixed.dropped)}")
         note(f"each change: {fixed.log}; then: orchestrate data check {fixed.output}")
+
+
+def note_rewritten(report: SplitReport | DedupeReport) -> None:
+    """How the written rows differ from those of the file."""
+    if report.source_format != report.format:
+        note(f"read as {report.source_format}, written as {report.format}")
+    if report.fields_left_out:
+        note(f"fields that no training format uses are left out ({report.fields_left_out:,} times)")
 
 
 def _problems(report: CheckReport) -> None:

@@ -16,7 +16,10 @@ from orchestrate.data.problems import problem
 from orchestrate.types import Problem
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
-_REASONING_ALIASES = ("reasoning_content", "thinking")
+REASONING = ("reasoning", "reasoning_content", "thinking")
+"""Names of an answer's thinking."""
+FLAGS = ("loss", "train")
+"""Flags of other trainers (swift's, axolotl's): false takes an answer out of the loss."""
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -43,6 +46,14 @@ def alias(role: Any) -> str | None:
 def message(role: str, text: str) -> ChatMessage:
     """A plain message; `role` is known to be one of `ROLES`."""
     return ChatMessage(role=cast("Role", role), content=text)
+
+
+def flags_of(item: dict[str, Any], role: Any) -> tuple[set[str], bool]:
+    """The flags of a message that can be kept, and whether they take it out of the loss."""
+    flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
+    if role != "assistant":  # nothing else is trained: only a flag that wants it is lost
+        return {name for name, value in flags.items() if not value}, False
+    return set(flags), False in flags.values()
 
 
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
@@ -88,10 +99,13 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     raw = cast("dict[str, Any]", item)
     fields = {key: value for key, value in raw.items() if key in _FIELDS and value is not None}
     found = _legacy(raw, fields, place)
-    for key in _REASONING_ALIASES:
+    for key in REASONING:
         if isinstance(raw.get(key), str):
             fields.setdefault("reasoning", raw[key])
-    known = _FIELDS | {*_REASONING_ALIASES, "function_call"}
+    flags, untrained = flags_of(raw, raw.get("role"))
+    if untrained:
+        fields.setdefault("weight", 0)
+    known = _FIELDS | {*REASONING, "function_call"} | flags
     if extra := sorted(key for key, value in raw.items() if key not in known and value is not None):
         found.append(problem("extra-fields", f"unused: {', '.join(extra)}", field=place))
     if fields.get("role") not in ROLES:
@@ -180,6 +194,25 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
         return None, [*found, problem("bad-tools", "tools is not a list of objects", field="tools")]
     return [_wrapped(tool) for tool in cast("list[dict[str, Any]]", tools)], found
+
+
+def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
+    """The weight of a row or a turn; one that is no number is added to `found`."""
+    weight: Any = row.get("weight")
+    if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
+        return weight
+    found.append(problem("bad-weight", "the weight is not a number", field=field))
+    return None
+
+
+def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None = None) -> bool | None:
+    """The row's `parallel_tool_calls`; what is neither true nor false is added to `found`."""
+    parallel: Any = row.get("parallel_tool_calls")
+    if parallel is None or isinstance(parallel, bool):
+        return parallel
+    message = "unused: parallel_tool_calls, which is not true or false"
+    found.append(problem("extra-fields", message, field=field))
+    return None
 
 
 def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrate.data import compare, near, reviewing, rules
 from orchestrate.data.dataset import TokenCount
+from orchestrate.data.examples import Kind
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
@@ -163,16 +164,21 @@ def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Prob
     )
 
 
+_CONFLICTS: dict[Kind, str] = {
+    "chat": "the prompt of row {} with another answer",
+    "completion": "the prompt of row {} with another answer",
+    "preference": "the prompt and the answers of row {}, the other one preferred",
+    "unpaired": "the prompt and the answer of row {} with the opposite label",
+    "rl": "the prompt of row {} with another reference",
+}
+
+
 def _within(one: Opened, split: str) -> list[Problem]:
     path = one.dataset.path
     found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), path)
-    if one.dataset.kind in ("chat", "completion"):
-        found += _listed(
-            "conflict", "the prompt of row {} with another answer", compare.conflicts(one.total), path
-        )
+    if (conflict := _CONFLICTS.get(one.dataset.kind)) is not None:
+        found += _listed("conflict", conflict, compare.conflicts(one.total, one.dataset.kind), path)
     if one.dataset.kind == "unpaired":
-        text = "the prompt and the answer of row {} with the opposite label"
-        found += _listed("conflict", text, compare.conflicts(one.total), path)
         found += _balance(one, split)
     if one.total.formats:
         counts = {one.dataset.format: one.dataset.rows} | dict(one.total.formats)
@@ -237,10 +243,13 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
     """All files are clustered together; a row that meets a row of an earlier file leaks."""
     signed = near.Signatures()
     owners: list[tuple[str, int]] = []
+    tasks = {
+        split: Task(one.source.lines, 0, 0, one.dataset.format, one.dataset.columns)
+        for split, one in opened.items()
+    }
+    form = near.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
     for split, one in opened.items():
-        data = one.dataset
-        task = Task(one.source.lines, 0, 0, data.format, data.columns)
-        mine = near.signatures(task, one.source.line_bytes, options.workers)
+        mine = near.signatures(tasks[split], one.source.line_bytes, options.workers, form)
         owners += [(split, number) for number in mine.numbers]
         signed.add(mine)
     hashes = [h for one in opened.values() for h in one.total.hashes]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrate.data.examples import Kind
 from orchestrate.data.scan import Total
 from orchestrate.errors import MissingExtra
 
@@ -59,13 +60,14 @@ def duplicates(total: Total, most: int = 100) -> Matches:
     return _matches(total, total, list(zip(*repeats(total.hashes), strict=True)), most)
 
 
-def conflicts(total: Total, most: int = 100) -> Matches:
-    """Rows with the prompt of an earlier row and another answer; unpaired rows with an earlier row's prompt
-    and answer, and the opposite label."""
-    again, first = repeats(total.answered or total.prompts)
+def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
+    """Rows with the prompt of an earlier row and another answer (of RL rows: another reference); rows with an
+    earlier row's prompt and answers, judged the other way round."""
+    again, first = repeats(total.answered if kind in ("preference", "unpaired") else total.prompts)
+    said = total.answered if kind == "rl" else total.hashes
     repeated = {int(i) for i in repeats(total.hashes)[0]}
     pairs = [(int(i), int(j)) for i, j in zip(again, first, strict=True)]
-    found = [(i, j) for i, j in pairs if total.hashes[i] != total.hashes[j] and i not in repeated]
+    found = [(i, j) for i, j in pairs if said[i] != said[j] and i not in repeated]
     return _matches(total, total, found, most)
 
 

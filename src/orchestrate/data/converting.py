@@ -3,6 +3,7 @@ way."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +16,7 @@ from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.examples import ChatExample, CompletionExample, Example, PreferenceExample
 from orchestrate.data.folders import PACKED_SUFFIXES
-from orchestrate.data.formats import FORMATS, encoder, write_parquet
+from orchestrate.data.formats import FORMATS, UNHELD, WEIGHTS_BESIDE_OTHERS, encoder, write_parquet
 from orchestrate.data.opening import Opened, open_dataset, paying
 from orchestrate.data.outputs import require_writable, whole, writing
 from orchestrate.data.pool import ordered
@@ -62,12 +63,13 @@ def convert(
     Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
     this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
     """
-    known = target_rules(target)
+    target_rules(target)
     require_writable(output, path, stream=True)
     if target == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.dataset, opened.total.written
+    known = _rules_for(data, target)
     dropped = _dropped(opened, target)
     if not allow_loss:
         refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR])
@@ -116,6 +118,9 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             f"fields that no training format uses are left out ({extra:,} times)",
             "keep the source, if they are needed again",
         )
+    if target == "alpaca" and data.format == "alpaca":
+        joined = "inputs become part of their instructions"
+        add("input-joined", Severity.WARNING, joined, "nothing to do: they are trained as the same prompt")
     return found
 
 
@@ -140,6 +145,19 @@ def target_rules(target: str) -> HostRules:
     return FORMATS.get(target) or rules.host_rules(target)
 
 
+def _rules_for(data: Dataset, target: str) -> HostRules:
+    """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
+    the file cannot be."""
+    known = target_rules(target)
+    if target == "trl" and _has(data, Trait.LAST_TRAINED) and _has(data, Trait.SEVERAL_TRAINED):
+        return dataclasses.replace(known, traits={**known.traits, Trait.LAST_TRAINED: WEIGHTS_BESIDE_OTHERS})
+    return known
+
+
+def _has(data: Dataset, trait: Trait) -> bool:
+    return any(mask & trait for mask in data.masks)
+
+
 def write_rows(
     data: Dataset,
     target: str,
@@ -154,7 +172,7 @@ def write_rows(
     `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
     `convert` does.
     """
-    known = target_rules(target)
+    known = _rules_for(data, target)
     chat = as_chat and data.kind == "completion" and known.kinds["completion"] is not None
     losses = [] if chat else [_elsewhere(p, data) for p in rules.losses(data, target, known)]
     refused = known.refused(data.kind, allow_loss=allow_loss)
@@ -162,11 +180,13 @@ def write_rows(
     if not allow_loss or any(p.code == "kind-refused" for p in errors):
         refuse(data, target, errors)
     lines = source(data.path)
+    last_only = target == "trl" and data.kind == "chat" and _has(data, Trait.LAST_TRAINED)
+    form = "trl-completion" if last_only and not _has(data, Trait.SEVERAL_TRAINED) else target
     tasks = [
-        _Piece(Task(lines.lines, start, end, data.format, data.columns), target, refused, chat)
+        _Piece(Task(lines.lines, start, end, data.format, data.columns), form, refused, chat)
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
-    written = 0
+    written = unheld = 0
     if target == "parquet":
         nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
         plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
@@ -175,9 +195,13 @@ def write_rows(
             _require_some(written, data, target)
     else:
         with writing(path) as file:
-            for text, count in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+            for text, count, without in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
                 file.write(text)
                 written += count
+                unheld += without
+            if unheld:
+                losses = [*losses, _unheld(data, target, unheld)]
+                refuse(data, target, [] if allow_loss else losses[-1:])
             _require_some(written, data, target)
     return written, losses
 
@@ -199,6 +223,17 @@ def _elsewhere(loss: Problem, data: Dataset) -> Problem:
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
+def _unheld(data: Dataset, target: str, count: int) -> Problem:
+    return Problem(
+        code="not-held",
+        severity=Severity.ERROR,
+        message=f"{UNHELD[target][0]} cannot be held ({count:,} {'row' if count == 1 else 'rows'})",
+        fix="--allow-loss writes it all the same",
+        source=data.path,
+        providers=(target,),
+    )
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
@@ -209,11 +244,17 @@ class _Piece:
     as_chat: bool
 
 
-def _encoded(piece: _Piece) -> tuple[bytes, int]:
-    """The lines of a range for its target, and how many they are; pure."""
+def _encoded(piece: _Piece) -> tuple[bytes, int, int]:
+    """The lines of a range for its target, how many they are, and how many of them hold what it cannot;
+    pure."""
     line = _line(piece.target)
-    lines = [line(example) + b"\n" for example in _kept(piece)]
-    return b"".join(lines), len(lines)
+    _, is_unheld = UNHELD.get(piece.target, ("", None))
+    lines: list[bytes] = []
+    unheld = 0
+    for example in _kept(piece):
+        lines.append(line(example) + b"\n")
+        unheld += is_unheld is not None and is_unheld(example)
+    return b"".join(lines), len(lines), unheld
 
 
 def _line(target: str) -> Callable[[Example], bytes]:

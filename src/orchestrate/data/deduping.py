@@ -9,6 +9,7 @@ from orchestrate.data import compare, near
 from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.outputs import log_beside, require_writable, writing
 from orchestrate.data.scan import Task
+from orchestrate.data.shapes import WRITTEN
 from orchestrate.data.writers import writer
 from orchestrate.types import Record
 
@@ -33,6 +34,11 @@ class DedupeReport(Record, frozen=True, kw_only=True):
     near: int
     left_out: int
     """Rows with errors; they are not in the output."""
+    source_format: str
+    format: str
+    """Of the output."""
+    fields_left_out: int
+    """Rows and messages with fields that no training format uses; the output is without these."""
     removed: tuple[Removed, ...]
 
 
@@ -88,5 +94,8 @@ def dedupe(
         exact=len(exact),
         near=len(removed) - len(exact),
         left_out=total.written - data.rows,
+        source_format=data.format,
+        format=WRITTEN[data.kind],
+        fields_left_out=total.counts["extra-fields"],
         removed=tuple(removed[:100]),
     )

@@ -20,6 +20,8 @@ import msgspec
 from orchestrate.data import shapes
 from orchestrate.data.chat import alias
 from orchestrate.data.examples import ChatExample, ChatMessage, Example
+from orchestrate.data.mojibake import is_damaged
+from orchestrate.data.mojibake import repaired as decoded_anew
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.outputs import log_beside, require_writable, writing
 from orchestrate.data.rows import Row, canonical, parse, renamed, repeated_keys, row_of
@@ -39,11 +41,11 @@ _MESSAGE_LISTS = (
     "chosen",
     "rejected",
 )
-_DAMAGED = ("\u00c3", "\u00e2\u20ac")
 
 
 class Change(Record, frozen=True, kw_only=True):
-    """`action` is repaired or left out; `code` is that of the problem."""
+    """`action` is repaired, not repaired or dropped (a field), and the row is in the copy, or left out;
+    `code` is that of the problem."""
 
     row: int
     code: str
@@ -62,6 +64,9 @@ class FixReport(Record, frozen=True, kw_only=True):
     repaired: dict[str, int]
     """Repairs by the code of their problem."""
     left_out: dict[str, int]
+    dropped: dict[str, int]
+    """Rows and messages with fields that no training format uses, which the copy is without."""
+    not_repaired: dict[str, int]
 
 
 def fix(
@@ -83,8 +88,7 @@ def fix(
     shape = sniff(path, first_lines(lines.lines), renaming)
     join = "together" in hosts
     line_of = writer("local")
-    repaired: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
+    done = {action: Counter[str]() for action in ("repaired", "left out", "dropped", "not repaired")}
     seen: dict[bytes, int] = {}
     number = written = 0
     with writing(output) as copy, writing(log) as record:
@@ -103,15 +107,17 @@ def fix(
                     written += 1
                 for change in mend.changes:
                     record.write(change.to_json() + b"\n")
-                    (repaired if change.action == "repaired" else left_out)[change.code] += 1
+                    done[change.action][change.code] += 1
     return FixReport(
         path=path,
         output=str(output),
         log=str(log),
         lines=number,
         written=written,
-        repaired=dict(repaired),
-        left_out=dict(left_out),
+        repaired=dict(done["repaired"]),
+        left_out=dict(done["left out"]),
+        dropped=dict(done["dropped"]),
+        not_repaired=dict(done["not repaired"]),
     )
 
 
@@ -122,11 +128,11 @@ class _Mend:
         self.changes: list[Change] = []
         self._number = number
 
-    def did(self, code: str, detail: str) -> None:
-        self.changes.append(Change(row=self._number, code=code, action="repaired", detail=detail))
+    def did(self, code: str, detail: str, action: str = "repaired") -> None:
+        self.changes.append(Change(row=self._number, code=code, action=action, detail=detail))
 
     def leave(self, code: str, detail: str) -> None:
-        self.changes.append(Change(row=self._number, code=code, action="left out", detail=detail))
+        self.did(code, detail, "left out")
 
     def row(
         self, line: bytes, shape: shapes.Shape, columns: tuple[tuple[str, str], ...], join: bool
@@ -148,6 +154,9 @@ class _Mend:
         if shape.kind == "unpaired":
             self._label(row)
         read = row_of(row, shape)
+        for p in read.problems:
+            if p.code == "extra-fields" and read.example is not None:
+                self.did(p.code, f"{p.field}: {p.message}" if p.field else p.message, "dropped")
         if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
             read = self._joined(read.example)
         if read.example is None:
@@ -172,12 +181,14 @@ class _Mend:
     def _clean(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with NUL characters removed and wrongly decoded text put right."""
         text = msgspec.json.encode(row).decode()
-        if "\\u0000" not in text and not any(mark in text for mark in _DAMAGED):
+        if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
             return row
         done: set[str] = set()
         cleaned = _mapped(row, lambda s: _repaired_text(s, done))
         for code in sorted(done):
             self.did(code, "NUL removed" if code == "control-character" else "text decoded anew")
+        if is_damaged(msgspec.json.encode(cleaned).decode()):
+            self.did("mojibake", "a part of the damage cannot be undone", "not repaired")
         return cleaned
 
     def _messages(self, row: dict[str, Any]) -> None:
@@ -262,11 +273,10 @@ class _Mend:
 
 
 def _alike(a: ChatMessage, b: ChatMessage) -> bool:
-    """Plain text of the same role, trained alike."""
-    plain = isinstance(a.content, str) and isinstance(b.content, str) and not (a.tool_calls or b.tool_calls)
-    return (
-        plain and a.role == b.role and a.role in ("user", "assistant") and (a.weight == 0) == (b.weight == 0)
-    )
+    """Plain text of one speaker, trained alike: what one message has beside its text is not the other's."""
+    plain = all(isinstance(m.content, str) and not m.tool_calls and m.reasoning is None for m in (a, b))
+    same = (a.role, a.name, a.weight == 0) == (b.role, b.name, b.weight == 0)
+    return plain and same and a.role in ("user", "assistant")
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
@@ -283,14 +293,10 @@ def _repaired_text(text: str, done: set[str]) -> str:
     if "\x00" in text:
         text = text.replace("\x00", "")
         done.add("control-character")
-    if any(mark in text for mark in _DAMAGED):
-        try:
-            better = text.encode("cp1252").decode()
-        except (UnicodeEncodeError, UnicodeDecodeError):
-            return text
+    better = decoded_anew(text)
+    if better != text:
         done.add("mojibake")
-        return better
-    return text
+    return better
 
 
 def _without_surrogates(value: Any) -> Any:

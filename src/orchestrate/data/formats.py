@@ -20,9 +20,12 @@ from orchestrate.data.examples import (
     Example,
     Kind,
     PreferenceExample,
+    RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rows import messages_of
 from orchestrate.data.rules import HostRules, Rule
+from orchestrate.data.sharegpt import calls_in
 from orchestrate.data.traits import Trait
 from orchestrate.data.writers import DIALECTS, fields
 from orchestrate.errors import MissingExtra
@@ -42,6 +45,13 @@ def _refused(what: str) -> Rule:
 _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
+_TRL = {
+    Trait.PARTLY_TRAINED: _lost("weights of messages"),
+    Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+}
+WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
+"""Of TRL's two forms of conversations a file has one."""
 _WEIGHTS = {
     Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
@@ -110,7 +120,7 @@ FORMATS: dict[str, HostRules] = {
             "text": None,
             "rl": None,
         },
-        traits=_WEIGHTS,
+        traits=_TRL,
     ),
     "unpaired": HostRules(
         kinds={
@@ -121,7 +131,7 @@ FORMATS: dict[str, HostRules] = {
             "text": _UNJUDGED,
             "rl": _UNJUDGED,
         },
-        traits=_WEIGHTS,
+        traits=_TRL,
     ),
     "parquet": HostRules(
         kinds={
@@ -138,10 +148,36 @@ FORMATS: dict[str, HostRules] = {
 
 
 def encoder(name: str) -> Encode:
-    """A function from an example to the row of a format in `FORMATS`."""
-    return {"sharegpt": _sharegpt, "alpaca": _alpaca, "trl": _trl, "unpaired": _trl, "parquet": _canonical}[
-        name
-    ]
+    """A function from an example to the row of a format in `FORMATS`, or of `trl-completion`: conversations
+    of which the last answer alone is trained."""
+    return {
+        "sharegpt": _sharegpt,
+        "alpaca": _alpaca,
+        "trl": _trl,
+        "trl-completion": _trl_completion,
+        "unpaired": _trl,
+        "parquet": _canonical,
+    }[name]
+
+
+def _reads_as_calls(example: Example) -> bool:
+    """Whether a text would be read from ShareGPT as a call or the answer to one."""
+    return any(
+        (m.role == "assistant" and "<tool_call>" in m.text and calls_in(m.text) is not None)
+        or (m.role == "tool" and "<tool_response>" in m.text)
+        for m in messages_of(example)
+    )
+
+
+def _has_prompt_field(example: Example) -> bool:
+    return isinstance(example, RLExample) and "prompt" in example.fields
+
+
+UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
+    "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
+    "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
+}
+"""What a format cannot hold and no trait tells: the content is looked at as it is written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:
@@ -208,12 +244,23 @@ def _trl(example: Example) -> dict[str, Any]:
         }
         return shaped | ({"tools": example.tools} if example.tools else {})
     row = _canonical(example)
+    if isinstance(example, RLExample):
+        row = {"prompt": row.pop("messages")} | {name: row[name] for name in row if name != "prompt"}
+        for m in row["prompt"]:
+            m.pop("weight", None)
+        return row
     row.pop("weight", None)
     row.pop("parallel_tool_calls", None)
     said = (row["prompt"], row["completion"]) if isinstance(example, UnpairedExample) else ()
     for m in [*row.get("messages", ()), *chain(*said)]:
         m.pop("weight", None)
     return row
+
+
+def _trl_completion(example: Example) -> dict[str, Any]:
+    row = _trl(example)
+    *prompt, answer = row.pop("messages")
+    return {"prompt": prompt, "completion": [answer], **row}
 
 
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:

@@ -3,6 +3,9 @@
 rensa makes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
 are rows with an equal band, confirmed by their sketches. At a similarity of 0.8 a pair is found with
 probability 0.95, at 0.9 with 0.9999.
+
+What makes rows of one task look alike makes no copies of them: phrases that many rows hold (an instruction, a
+template) are the file's form and left out, and a system text counts for a fifth of its row at the most.
 """
 
 from __future__ import annotations
@@ -10,15 +13,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.compare import numpy
-from orchestrate.data.examples import UnpairedExample
+from orchestrate.data.examples import ChatExample, ChatMessage, Example, UnpairedExample
 from orchestrate.data.pool import ordered
-from orchestrate.data.rows import visible
-from orchestrate.data.scan import Task, ranges, read_rows
+from orchestrate.data.rows import messages_of, reading, visible
+from orchestrate.data.scan import Task, pieces, ranges, read_rows
 from orchestrate.errors import MissingExtra
 
 PERMUTATIONS = 128
@@ -27,6 +31,12 @@ WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
 """Changes the keys of answers that are to be avoided."""
+SAMPLED = 512
+"""Rows by which the file's form is told: those with the least hashes, whatever their order."""
+FORM_SHARE, FORM_ROWS = 0.1, 20
+"""Rows of the sample that hold a phrase of the file's form: this share of them, and this many."""
+SYSTEM_SHARE = 4
+"""Phrases of a row's own to one of its system text."""
 
 
 @dataclass
@@ -45,29 +55,31 @@ class Signatures:
         self.lines += other.lines
 
 
-def signatures(task: Task, size: int, workers: int | None = None) -> Signatures:
-    """Of all good rows of a file. Raises `MissingExtra` without rensa."""
+def signatures(task: Task, size: int, workers: int | None = None, form: Any = None) -> Signatures:
+    """Of all good rows of a file; without `form`, the file's own is taken. Raises `MissingExtra` without
+    rensa."""
     _rensa()
+    form = shared_form([(task, size)]) if form is None else form
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     whole = Signatures()
-    for part in ordered(sign, tasks, workers):
+    for part in ordered(partial(sign, form=form), tasks, workers):
         whole.add(part)
     return whole
 
 
-def sign(task: Task) -> Signatures:
+def sign(task: Task, form: Any) -> Signatures:
     """Signatures of one range; pure."""
     part = Signatures()
-    texts: list[str] = []
+    hashes: list[Any] = []
     avoided: list[bool] = []
     for number, row in read_rows(task):
         part.lines = number
         if row.example is not None:
-            texts.append(visible(row.example))
+            hashes.append(_own_shingles(row.example, form))
             avoided.append(isinstance(row.example, UnpairedExample) and not row.example.label)
             part.numbers.append(number)
-    if texts:
-        keys, sketches = digests(texts)
+    if hashes:
+        keys, sketches = _sketched(hashes)
         # Answers that are judged differently are no copies: they never meet in a band.
         keys[numpy().array(avoided)] ^= numpy().uint64(AVOIDED)
         part.bands += keys.tobytes()
@@ -75,11 +87,62 @@ def sign(task: Task) -> Signatures:
     return part
 
 
+def shared_form(files: Sequence[tuple[Task, int]]) -> Any:
+    """Hashes (uint64, sorted) of the phrases that many rows of files (task, bytes) hold, told by a sample."""
+    np = numpy()
+    sample: dict[int, tuple[Task, bytes]] = {}
+    for task, size in files:
+        for start, end in ranges(task.path, size):
+            for lines in pieces(task.path, start, end):
+                sample.update({xxh3_64_intdigest(line): (task, line) for line in lines if line.strip()})
+                if len(sample) > 2 * SAMPLED:
+                    sample = {key: sample[key] for key in sorted(sample)[:SAMPLED]}
+    examples: list[Example] = []
+    for key in sorted(sample)[:SAMPLED]:
+        task, line = sample[key]
+        if (example := reading(task.format, task.columns).read(line).example) is not None:
+            examples.append(example)
+    if len(examples) < FORM_ROWS:
+        return np.empty(0, dtype=np.uint64)
+    held = np.concatenate([np.unique(_shingles(visible(example))) for example in examples])
+    phrases, times = np.unique(held, return_counts=True)
+    return phrases[times >= max(FORM_ROWS, FORM_SHARE * len(examples))]
+
+
+def _own_shingles(example: Example, form: Any) -> Any:
+    """What tells the row from others of its file. Of the system text as many shingles as keep it from making
+    rows alike, or unlike, by itself: those with the least hashes, which are the same in each copy of it."""
+    np = numpy()
+    texts: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
+    for m in messages_of(example):
+        texts[m.role in ("system", "developer")].append(m)
+    if not all(texts):
+        whole = _shingles(visible(example))
+        own = _without(form, whole)
+        return own if len(own) else whole
+    own, of_system = (_without(form, _shingles(visible(ChatExample(messages=part)))) for part in texts)
+    if not len(own):
+        return of_system if len(of_system) else _shingles(visible(example))
+    return np.concatenate((own, np.unique(of_system)[: -(-len(own) // SYSTEM_SHARE)]))
+
+
+def _without(form: Any, hashes: Any) -> Any:
+    """The shingles that are not of the file's form."""
+    np = numpy()
+    if not len(form):
+        return hashes
+    at = np.minimum(np.searchsorted(form, hashes), len(form) - 1)
+    return hashes[form[at] != hashes]
+
+
 def digests(texts: Sequence[str]) -> tuple[Any, Any]:
     """Band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text. Raises
     `MissingExtra` without numpy or rensa."""
+    return _sketched([_shingles(text) for text in texts])
+
+
+def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
     np = numpy()
-    hashes = [_shingles(text) for text in texts]
     offsets = np.cumsum([0, *map(len, hashes)], dtype=np.uint64)
     matrix = _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(hashes), offsets, PERMUTATIONS, SEED

@@ -11,15 +11,16 @@ from orchestrate.data.problems import problem
 from orchestrate.data.sharegpt import conversation, with_system
 from orchestrate.types import Problem
 
-HUMAN = "\n\nHuman:"
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 Pair = tuple[PreferenceExample | None, list[Problem]]
 
 
 def explicit(row: dict[str, Any]) -> Pair:
     """`prompt` beside both answers."""
-    return _answered(row, *side(row["prompt"], "user", "prompt"))
+    prompt, found = side(row["prompt"], "user", "prompt")
+    return _answered(row, prompt, found)
 
 
 def implicit(row: dict[str, Any]) -> Pair:
@@ -40,18 +41,31 @@ def implicit(row: dict[str, Any]) -> Pair:
 
 
 def alpaca(row: dict[str, Any]) -> Pair:
-    """An instruction, or a question, with two answers."""
-    question, given = row.get("instruction", row.get("question")), row.get("input") or ""
+    """An instruction with its input, or a question with its context, and two answers."""
+    asked, wrong = instructed(row) if isinstance(row.get("instruction"), str) else questioned(row)
+    return (None, [wrong]) if wrong is not None else _answered(row, [message("user", asked)], [])
+
+
+def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
+    """Alpaca's `instruction`, and `input` where there is one."""
+    given = row.get("input") or ""
     if not isinstance(given, str):
-        return None, [problem("bad-content", "input is not text", field="input")]
-    prompt = [message("user", f"{question}\n\n{given}" if given else str(question))]
-    return _answered(row, with_system(row, prompt), [])
+        return "", problem("bad-content", "input is not text", field="input")
+    return f"{row['instruction']}\n\n{given}" if given else row["instruction"], None
+
+
+def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
+    """`question`, after the `context` that it is asked about where there is one, as SQuAD has it."""
+    context = row.get("context") or ""
+    if not isinstance(context, str):
+        return "", problem("bad-content", "context is not text", field="context")
+    return f"{context}\n\n{row['question']}" if context else row["question"], None
 
 
 def sharegpt(row: dict[str, Any]) -> Pair:
     """A conversation that both answers, as turns, go on from."""
     prompt, found = conversation(row["conversations"], "conversations")
-    return _answered(row, with_system(row, prompt), found)
+    return _answered(row, prompt, found)
 
 
 def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Problem]) -> Pair:
@@ -67,8 +81,14 @@ def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Proble
 
 
 def hh(row: dict[str, Any]) -> Pair:
-    """`\\n\\nHuman: ...\\n\\nAssistant: ...`: two transcripts with a common beginning."""
-    return _split(row, _transcript(row["chosen"]), _transcript(row["rejected"]), [])
+    """`\\n\\nHuman: ...\\n\\nAssistant: ...`: two transcripts with a common beginning, which may be the
+    `prompt`."""
+    before = row.get("prompt") or ""
+    whole = (
+        row[name] if row[name].startswith(before) else before + row[name] for name in ("chosen", "rejected")
+    )
+    chosen, rejected = map(_transcript, whole)
+    return _split(row, chosen, rejected, [])
 
 
 def _split(
@@ -91,8 +111,11 @@ def _pair(
     rejected: list[ChatMessage],
     found: list[Problem],
 ) -> Pair:
+    """A system text of the row's own comes first."""
     tools, wrong = tools_from(row)
-    return PreferenceExample(prompt=prompt, preferred=chosen, rejected=rejected, tools=tools), found + wrong
+    found += wrong
+    prompt = with_system(row, prompt, found)
+    return PreferenceExample(prompt=prompt, preferred=chosen, rejected=rejected, tools=tools), found
 
 
 def side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Problem]]:
@@ -114,6 +137,8 @@ def _shared_text(a: str, b: str) -> str:
 
 
 def _transcript(text: str) -> list[ChatMessage]:
-    pieces = _TURN.split(text)[1:]
+    """What stands before the first speaker is for the model: a system text."""
+    before, *pieces = _TURN.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    said = [message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [message("system", before.strip()), *said] if before.strip() else said

@@ -52,6 +52,11 @@ CODES: dict[str, Code] = {
         _I, "a column is not read: another was mapped to its name", "leave out --map if it is the right one"
     ),
     "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
+    "unused-prompt": Code(
+        _E,
+        "a column that may be a part of the prompt is not read",
+        "put it into the prompt, read it as the system text (--map system=COLUMN), or remove the column",
+    ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
     "bad-message": Code(_E, "a message has a wrong field", "see the message"),
@@ -114,7 +119,7 @@ CODES: dict[str, Code] = {
     "replacement-character": Code(
         _W, "U+FFFD: text was lost on its way", "read the source with its encoding"
     ),
-    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does)"),
+    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does where it can)"),
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
     "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),

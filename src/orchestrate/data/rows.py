@@ -223,9 +223,17 @@ def canonical_prompt(example: Example) -> bytes:
             return example.text.encode()
 
 
-def canonical_answered(example: UnpairedExample) -> bytes:
-    """All but the label: rows that are equal in it and differ in their labels contradict one another."""
-    return _canonical((example.prompt, example.completion, example.tools))
+def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample) -> bytes:
+    """All but the judgement (the label, which of both answers is preferred): rows that are equal in it and
+    differ all the same contradict one another. Of an RL row the prompt with what a grader compares with."""
+    match example:
+        case UnpairedExample():
+            return _canonical((example.prompt, example.completion, example.tools))
+        case PreferenceExample():
+            answers = sorted((_canonical(example.preferred), _canonical(example.rejected)))
+            return _canonical((example.prompt, answers, example.tools, example.parallel_tool_calls))
+        case RLExample():
+            return _canonical((example.messages, shapes.reference(example.fields), example.tools))
 
 
 def last_answer(example: Example) -> str:

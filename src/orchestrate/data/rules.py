@@ -5,8 +5,11 @@ A row's traits are judged by each host's table; limits of the whole file are jud
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+
+from msgspec.structs import replace
 
 from orchestrate.data.dataset import Dataset, TokenCount
 from orchestrate.data.examples import Kind
@@ -347,9 +350,20 @@ def _lengths(
     if not limits or tokens.longest <= min(limits):
         return []
     limit = min(limits)
-    long = sum(1 for length in tokens.lengths if length > limit)
+    of_a_row = max(1, len(tokens.lengths) // max(1, data.rows))  # a pair is two sequences
+    long = sorted({i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit})
+    rows = _numbers(data, long[:5])
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"
     longest = f"longest {tokens.longest:,}{counted}"
-    message = f"{long:,} rows are longer than {limit:,} tokens and would be cut ({longest})"
+    which = f"{', '.join(map(str, rows))}{' ...' if len(long) > len(rows) else ''}"
+    many = f"{len(long):,} rows are" if len(long) > 1 else "1 row is"
+    message = f"{many} longer than {limit:,} tokens and would be cut ({longest}): {which}"
     fix = "shorten them, or raise max_seq_length where the model allows it"
-    return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
+    found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
+    return [replace(found, row=rows[0])]
+
+
+def _numbers(data: Dataset, places: Sequence[int]) -> list[int]:
+    """The row numbers of good rows, given by their places among these."""
+    first = islice(data.numbered(), places[-1] + 1)
+    return [number for place, (number, _) in enumerate(first) if place in places]

@@ -19,7 +19,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.content import candidates, confirmed
-from orchestrate.data.examples import Example, UnpairedExample
+from orchestrate.data.examples import Example, PreferenceExample, RLExample, UnpairedExample
 from orchestrate.data.problems import KEPT_PER_CODE, problem
 from orchestrate.data.records import LONGEST_RECORD
 from orchestrate.data.rows import (
@@ -88,7 +88,7 @@ class Part:
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     """64-bit hash of what comes before the answer, for each good row."""
     answered: array[int] = field(default_factory=lambda: array("Q"))
-    """64-bit hash of all but the label, for each good unpaired row."""
+    """64-bit hash of `canonical_answered`, for each good row of the kinds that have it."""
     labels: Counter[str] = field(default_factory=Counter[str])
     """Of unpaired rows their labels, of others short answers; more than `MOST_LABELS` of them are
     no labels."""
@@ -265,8 +265,9 @@ def _compare(part: Part, example: Example, traits: int) -> None:
     if traits & _TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
     part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
-    if isinstance(example, UnpairedExample):
+    if isinstance(example, UnpairedExample | PreferenceExample | RLExample):
         part.answered.append(xxh3_64_intdigest(canonical_answered(example)))
+    if isinstance(example, UnpairedExample):
         part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
         return
     answer = last_answer(example)

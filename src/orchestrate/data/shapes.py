@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from orchestrate.data import preferences, unpaired
-from orchestrate.data.chat import message, messages_from, tools_from
+from orchestrate.data.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.examples import (
     ChatExample,
+    ChatMessage,
     CompletionExample,
     Example,
     Kind,
@@ -38,24 +39,21 @@ class Shape:
     read: Callable[[Row], Read]
 
 
-def _optional(row: Row, found: list[Problem]) -> dict[str, Any]:
-    """Fields of a chat row beside its messages."""
+def _chat(row: Row, messages: list[ChatMessage], found: list[Problem]) -> Read:
+    """The messages with what the row has beside them."""
     tools, wrong = tools_from(row)
     found += wrong
-    parallel, weight = row.get("parallel_tool_calls"), row.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
-        found.append(problem("bad-weight", "the row's weight is not a number", field="weight"))
-        weight = None
-    return {
-        "tools": tools,
-        "parallel_tool_calls": parallel if isinstance(parallel, bool) else None,
-        "weight": weight,
-    }
+    example = ChatExample(
+        messages=with_system(row, messages, found),
+        tools=tools,
+        parallel_tool_calls=parallel_from(row, found),
+        weight=weight_from(row, found),
+    )
+    return example, found
 
 
 def _openai_chat(row: Row) -> Read:
-    messages, found = messages_from(row["messages"], "messages")
-    return ChatExample(messages=messages, **_optional(row, found)), found
+    return _chat(row, *messages_from(row["messages"], "messages"))
 
 
 def _openai_preference(row: Row) -> Read:
@@ -63,10 +61,15 @@ def _openai_preference(row: Row) -> Read:
     prompt, found = messages_from(given.get("messages"), "input.messages")
     preferred, wrong = messages_from(row["preferred_output"], "preferred_output")
     rejected, more = messages_from(row["non_preferred_output"], "non_preferred_output")
-    found += [*wrong, *more]
-    extra = _optional(given, found)
-    del extra["weight"]
-    return PreferenceExample(prompt=prompt, preferred=preferred, rejected=rejected, **extra), found
+    tools, bad = tools_from(given)
+    found += [*wrong, *more, *bad]
+    if unused := sorted(given.keys() - {"messages", "tools", "functions", "parallel_tool_calls"}):
+        found.append(problem("extra-fields", f"unused: {', '.join(unused[:8])}", field="input"))
+    parallel = parallel_from(given, found, "input")
+    example = PreferenceExample(
+        prompt=prompt, preferred=preferred, rejected=rejected, tools=tools, parallel_tool_calls=parallel
+    )
+    return example, found
 
 
 def _rl(row: Row) -> Read:
@@ -90,18 +93,26 @@ def _prompt_completion_chat(row: Row) -> Read:
     for m in prompt:
         if m.role == "assistant":
             m.weight = 0
-    found += wrong
-    return ChatExample(messages=[*prompt, *completion], **_optional(row, found)), found
+    return _chat(row, [*prompt, *completion], found + wrong)
+
+
+def _prompt_completion_system(row: Row) -> Read:
+    return _dialogue(row, [("user", row["prompt"]), ("assistant", row["completion"])])
 
 
 def _question_answer(row: Row) -> Read:
-    return _dialogue(("user", row["question"]), ("assistant", row["answer"])), []
+    asked, wrong = preferences.questioned(row)
+    if wrong is not None:
+        return None, [wrong]
+    return _dialogue(row, [("user", asked), ("assistant", row["answer"])])
 
 
 def _alpaca(row: Row) -> Read:
     turns: list[tuple[str, str]] = []
     history: Any = row.get("history") or []
-    for pair in cast("list[Any]", history) if isinstance(history, list) else []:
+    if not isinstance(history, list):
+        return None, [problem("bad-message", "history is not a list", field="history")]
+    for pair in cast("list[Any]", history):
         said = cast("list[Any]", pair) if isinstance(pair, list) else []
         if len(said) == 2:
             turns += [("user", str(said[0])), ("assistant", str(said[1]))]
@@ -109,20 +120,20 @@ def _alpaca(row: Row) -> Read:
             return None, [
                 problem("bad-message", "history holds pairs of question and answer", field="history")
             ]
-    given = row.get("input") or ""
-    if not isinstance(given, str):
-        return None, [problem("bad-content", "input is not text", field="input")]
-    instruction = row["instruction"]
-    turns += [("user", f"{instruction}\n\n{given}" if given else instruction), ("assistant", row["output"])]
-    return ChatExample(messages=with_system(row, [message(role, text) for role, text in turns])), []
+    asked, wrong = preferences.instructed(row)
+    if wrong is not None:
+        return None, [wrong]
+    return _dialogue(row, [*turns, ("user", asked), ("assistant", row["output"])])
 
 
 def _text(row: Row) -> Read:
     return TextExample(text=row["text"]), []
 
 
-def _dialogue(*turns: tuple[str, str]) -> ChatExample:
-    return ChatExample(messages=[message(role, text) for role, text in turns])
+def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
+    found: list[Problem] = []
+    messages = with_system(row, [message(role, text) for role, text in turns], found)
+    return ChatExample(messages=messages), found
 
 
 def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
@@ -142,15 +153,31 @@ def _is_preference(row: Row) -> bool:
     return isinstance(row.get("input"), dict) and {"preferred_output", "non_preferred_output"} <= row.keys()
 
 
-_CHAT_FIELDS = frozenset({"messages", "tools", "functions", "parallel_tool_calls", "weight"})
+_CHAT_FIELDS = frozenset({"messages", "system", "tools", "functions", "parallel_tool_calls", "weight"})
+_NOTES = frozenset(
+    {
+        "id", "_id", "idx", "index", "uuid", "uid", "row_id", "sample_id", "conversation_id", "source",
+        "dataset", "origin", "split", "metadata", "meta", "created", "created_at", "timestamp", "url",
+    }
+)  # fmt: skip
+"""What a row says about itself."""
+
+
+def reference(fields: Row) -> Row:
+    """Fields of an RL row that a grader may compare with."""
+    return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 
 def _is_rl(row: Row) -> bool:
-    """A prompt without its answer, and something for a grader to compare with."""
+    """A prompt without its answer, and something for a grader to compare with. Beside an answer notes on the
+    row are no such thing: it is a conversation that ends too late."""
     prompt: Any = row.get("messages", row.get("prompt"))
     if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], dict):
         return False
     extra = row.keys() - _CHAT_FIELDS - {"prompt"}
+    roles = [cast("Row", m).get("role") for m in cast("list[Any]", prompt) if isinstance(m, dict)]
+    if "assistant" in roles:
+        extra = reference(dict.fromkeys(extra)).keys()
     last: Any = cast("Row", prompt[-1]).get("role")
     return bool(extra) and not extra & {"completion", "chosen", "rejected"} and last in ("user", "tool")
 
@@ -165,8 +192,18 @@ def _is_implicit(row: Row) -> bool:
 
 
 def _is_hh(row: Row) -> bool:
+    """Transcripts, or the end of them beside a prompt that is one."""
+    before = row.get("prompt") or ""
     texts = (row.get("chosen"), row.get("rejected"))
-    return "prompt" not in row and all(isinstance(t, str) and preferences.HUMAN in t for t in texts)
+    if not all(isinstance(text, str) for text in (before, *texts)):
+        return False
+    if before:
+        return preferences.HUMAN in before and before.rstrip().endswith(preferences.ASSISTANT)
+    return all(preferences.HUMAN in cast("str", text) for text in texts)
+
+
+def _has_system(row: Row) -> bool:
+    return isinstance(row.get("system"), str) and bool(row["system"])
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -177,11 +214,17 @@ SHAPES: tuple[Shape, ...] = (
         _is_preference,
         _openai_preference,
     ),
-    Shape("anthropic-hh", "preference", frozenset({"chosen", "rejected"}), _is_hh, preferences.hh),
+    Shape(
+        "anthropic-hh",
+        "preference",
+        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
+        _is_hh,
+        preferences.hh,
+    ),
     Shape(
         "trl-preference",
         "preference",
-        frozenset({"prompt", "chosen", "rejected", "tools"}),
+        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
         lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
         preferences.explicit,
     ),
@@ -195,7 +238,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "alpaca-preference",
         "preference",
-        frozenset({"instruction", "question", "input", "system", "chosen", "rejected"}),
+        frozenset({"instruction", "question", "input", "context", "system", "chosen", "rejected", "tools"}),
         lambda row: (
             {"chosen", "rejected"} <= row.keys()
             and (_are_text("instruction")(row) or _are_text("question")(row))
@@ -205,14 +248,14 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "trl-preference-implicit",
         "preference",
-        frozenset({"chosen", "rejected", "tools"}),
+        frozenset({"chosen", "rejected", "system", "tools"}),
         _is_implicit,
         preferences.implicit,
     ),
     Shape(
         "trl-unpaired",
         "unpaired",
-        frozenset({"prompt", "completion", "label", "tools", "parallel_tool_calls"}),
+        frozenset({"prompt", "completion", "label", "system", "tools", "parallel_tool_calls"}),
         unpaired.is_trl,
         unpaired.trl,
     ),
@@ -252,26 +295,42 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "prompt-completion-chat",
         "chat",
-        frozenset({"prompt", "completion", "tools", "parallel_tool_calls", "weight"}),
+        _CHAT_FIELDS - {"messages"} | {"prompt", "completion"},
         _are_lists("prompt", "completion"),
         _prompt_completion_chat,
+    ),
+    Shape(
+        "prompt-completion-system",
+        "chat",
+        frozenset({"system", "prompt", "completion"}),
+        lambda row: _are_text("prompt", "completion")(row) and _has_system(row),
+        _prompt_completion_system,
     ),
     Shape(
         "prompt-completion",
         "completion",
         frozenset({"prompt", "completion"}),
-        _are_text("prompt", "completion"),
+        lambda row: _are_text("prompt", "completion")(row) and not _has_system(row),
         _prompt_completion,
     ),
     Shape(
         "question-answer",
         "chat",
-        frozenset({"question", "answer"}),
+        frozenset({"question", "answer", "context", "system"}),
         _are_text("question", "answer"),
         _question_answer,
     ),
     Shape("text", "text", frozenset({"text"}), _are_text("text"), _text),
 )
+WRITTEN: dict[Kind, str] = {
+    "chat": "openai-chat",
+    "preference": "openai-preference",
+    "unpaired": "trl-unpaired",
+    "completion": "prompt-completion",
+    "text": "text",
+    "rl": "rft",
+}
+"""The format of canonical rows, which `split`, `dedupe` and `check --fix` write."""
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
@@ -284,7 +343,30 @@ def _is_meant(row: Row, shape: Shape) -> bool:
     """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
     if shape.kind == "unpaired":
         return unpaired.has_fields(row, shape.fields)
+    if shape.name == "prompt-completion-system":
+        return _are_text("prompt", "completion")(row)
     return shape.kind == "rl" and "messages" in row
+
+
+_ASKED = frozenset({"prompt", "question", "instruction"})
+_PARTS = frozenset({"system", "context", "input", "instruction"})
+"""Names that columns with a part of the prompt have."""
+
+
+def _unused(row: Row, shape: Shape) -> list[Problem]:
+    """Fields that `shape` does not read. A part of the prompt among them is an error beside a prompt of one
+    text, unless that holds it."""
+    extra = row.keys() - shape.fields if shape.fields else ()
+    names = sorted(name for name in extra if row[name] is not None)
+    if not names:
+        return []
+    found = [problem("extra-fields", f"unused: {', '.join(names)}")]
+    asked = "\n".join(row[n] for n in _ASKED & shape.fields & row.keys() if isinstance(row[n], str))
+    for name in sorted(_PARTS.intersection(names)) if asked else ():
+        value: Any = row[name]
+        if value and not (isinstance(value, str) and value.strip() in asked):
+            found.append(problem("unused-prompt", f"{name} is not read", field=name))
+    return found
 
 
 def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | None]:
@@ -298,7 +380,4 @@ def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | N
         found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
         return None, found, other.name
     example, found = shape.read(row)
-    extra = sorted(row.keys() - shape.fields) if shape.fields else []
-    if extra:
-        found.append(problem("extra-fields", f"unused: {', '.join(extra[:8])}"))
-    return example, found, None
+    return example, found + _unused(row, shape), None

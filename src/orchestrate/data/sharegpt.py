@@ -10,7 +10,15 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.chat import alias, message, messages_from, tools_from
+from orchestrate.data.chat import (
+    REASONING,
+    alias,
+    flags_of,
+    message,
+    messages_from,
+    tools_from,
+    weight_from,
+)
 from orchestrate.data.examples import ChatExample, ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.problems import problem
 from orchestrate.types import Problem
@@ -34,17 +42,22 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
         return None, [problem("bad-message", message_, field="conversations")]
     messages, found = conversation(cast("list[Any]", turns), "conversations")
     tools, wrong = tools_from(row)
-    weight = row.get("weight")
-    if weight is not None and not isinstance(weight, int | float):
-        found.append(problem("bad-weight", "the row's weight is not a number", field="weight"))
-        weight = None
-    return ChatExample(messages=with_system(row, messages), tools=tools, weight=weight), found + wrong
+    found += wrong
+    weight = weight_from(row, found)
+    return ChatExample(messages=with_system(row, messages, found), tools=tools, weight=weight), found
 
 
-def with_system(row: dict[str, Any], messages: list[ChatMessage]) -> list[ChatMessage]:
-    """`messages` after the row's own system text, where it has one."""
+def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
+    """`messages` after the row's own system text, where it has one that they do not begin with; one that is
+    no text is added to `found`."""
     system = row.get("system")
-    return [message("system", system), *messages] if isinstance(system, str) and system else messages
+    if not system:
+        return messages
+    if not isinstance(system, str):
+        found.append(problem("bad-content", "system is not text", field="system"))
+        return messages
+    first = message("system", system)
+    return messages if messages[:1] == [first] else [first, *messages]
 
 
 def conversation(items: list[Any], place: str) -> tuple[list[ChatMessage], list[Problem]]:
@@ -79,15 +92,27 @@ class _Turns:
         elif (role := alias(who)) is None:
             shown = msgspec.json.encode(who).decode()[:60]
             self.found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
-        elif role == "assistant" and (written := _calls_in(said)) is not None:
+        elif role == "assistant" and (written := calls_in(said)) is not None:
             self._call(_tagged(said, "tool_call")[1], *_calls(written, self._made, f"{place}.value"))
         else:
             self.messages.append(message(role, said))
-        weight = turn.get("weight")
-        if isinstance(weight, int | float) and not isinstance(weight, bool):
-            for m in self.messages[before:]:
-                if m.role != "tool":
-                    m.weight = weight
+        self._beside(turn, self.messages[before:], place)
+
+    def _beside(self, turn: dict[str, Any], made: list[ChatMessage], place: str) -> None:
+        """What a turn has beside its text belongs to the messages that were made of it."""
+        if turn.keys() <= {"from", "value"}:
+            return
+        weight = weight_from(turn, self.found, f"{place}.weight")
+        kept, untrained = flags_of(turn, made[0].role if made else None)
+        kept |= {name for name in ("name", *REASONING) if isinstance(turn.get(name), str)}
+        thought = next((turn[name] for name in REASONING if name in kept), None)
+        for m in made:
+            if m.role != "tool":
+                m.weight = 0 if untrained and weight is None else weight
+            m.reasoning, m.name = thought, turn.get("name") if "name" in kept else None
+        unused = turn.keys() - kept - {"from", "value", "weight"}
+        if extra := sorted(name for name in unused if turn[name] is not None):
+            self.found.append(problem("extra-fields", f"unused: {', '.join(extra[:8])}", field=place))
 
     def _call(self, said: str, calls: list[ToolCall], wrong: list[Problem]) -> None:
         self.found += wrong
@@ -119,7 +144,7 @@ def _tagged(text: str, tag: str) -> tuple[list[str], str]:
     return inside, "".join(rest).strip()
 
 
-def _calls_in(said: str) -> str | None:
+def calls_in(said: str) -> str | None:
     """The calls that a text holds, as a JSON list; `None` when it holds none, or one that cannot be read: it
     then stays the text that it is."""
     written, _ = _tagged(said, "tool_call")

@@ -26,8 +26,9 @@ from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.outputs import is_stream, require_writable, writing
 from orchestrate.data.rows import last_answer, messages_of, visible
 from orchestrate.data.scan import DESIRABLE, UNDESIRABLE, Task
+from orchestrate.data.shapes import WRITTEN
 from orchestrate.data.writers import writer
-from orchestrate.errors import UsageError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
 
 NAMES = ("train", "validation", "test")
@@ -56,6 +57,11 @@ class SplitReport(Record, frozen=True, kw_only=True):
     groups: int
     left_out: int
     """Rows with errors; they are in no file."""
+    source_format: str
+    format: str
+    """Of the files."""
+    fields_left_out: int
+    """Rows and messages with fields that no training format uses; the files are without these."""
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -120,8 +126,8 @@ def split(
     earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
 
     `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
-    boundary may then move when rows are added. Raises `DataError`, or `MissingExtra` without rensa while
-    `near_duplicates`.
+    boundary may then move when rows are added. Raises `DataError`, also when there are fewer groups than
+    splits, or `MissingExtra` without rensa while `near_duplicates`.
     """
     if not 0 <= seed < 2**64:
         raise UsageError(f"the seed {seed} is not between 0 and 2^64 - 1")
@@ -143,6 +149,8 @@ def split(
         for i, leader in enumerate(leaders):
             near.join(groups, i, leader)
         groups = [near.root(groups, i) for i in range(len(groups))]
+    if len(set(groups)) < len(shares):
+        raise _too_few(path, groups, near_duplicates)
     keys = _least(rows, groups)
     placed = (
         _stratified(groups, keys, shares, seed)
@@ -162,6 +170,18 @@ def split(
         rows=data.rows,
         groups=len(set(groups)),
         left_out=opened.total.written - data.rows,
+        source_format=data.format,
+        format=WRITTEN[data.kind],
+        fields_left_out=opened.total.counts["extra-fields"],
+    )
+
+
+def _too_few(path: str, groups: Sequence[int], near_duplicates: bool) -> DataError:
+    of = "nearly equal rows" if near_duplicates else "rows of one conversation"
+    return DataError(
+        f"{path}: its {len(groups):,} rows make {len(set(groups))} groups of {of}, which stay whole: "
+        "a split would be empty",
+        fix="add rows that differ" + (", or let nearly equal rows part: --no-near" * near_duplicates),
     )
 
 

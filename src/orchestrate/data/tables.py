@@ -27,8 +27,11 @@ _STRUCTURED = frozenset(
         "conversations",
         "tools",
         "functions",
+        "prompt",
+        "completion",
         "chosen",
         "rejected",
+        "history",
         "input",
         "preferred_output",
         "non_preferred_output",
@@ -37,9 +40,9 @@ _STRUCTURED = frozenset(
 """Columns whose cells may hold JSON."""
 _NAMES = frozenset(
     {
-        "answer", "assistant", "completion", "content", "context", "conversation", "instruction", "label",
-        "output", "problem", "prompt", "question", "query", "reference", "response", "solution", "source",
-        "system", "target", "text", "user",
+        "answer", "assistant", "content", "context", "conversation", "instruction", "label", "output",
+        "problem", "question", "query", "reference", "response", "solution", "source", "system", "target",
+        "text", "user",
     }
 )  # fmt: skip
 """Further columns of tables for training."""
@@ -169,10 +172,17 @@ def _is_json(value: Any) -> bool:
 
 
 def _is_meant(column: str, held: Any) -> bool:
-    """An answer, or Alpaca's `input`, may be JSON and is a text all the same."""
+    """A prompt, an answer, or Alpaca's `input`, may be JSON and is a text all the same."""
     if column == "input":
         return isinstance(held, dict) and "messages" in held
+    if column in ("prompt", "completion"):
+        items = cast("list[Any]", held) if isinstance(held, list) else []
+        return bool(items) and all(map(_is_message, items))
     if column in ("chosen", "rejected"):
         items = cast("list[Any]", held if isinstance(held, list) else [held])
         return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
     return True
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and "role" in item and ("content" in item or "tool_calls" in item)

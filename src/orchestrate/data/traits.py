@@ -61,6 +61,12 @@ class Trait(IntFlag):
     """Answers to tool calls come in another order than the calls."""
     EMPTY_SYSTEM = 2097152
     """A system text of nothing: templates then leave out the one that they have themselves."""
+    SEVERAL_TRAINED = 4194304
+    """More than one message of the assistant is trained."""
+    LAST_TRAINED = 8388608
+    """Of several messages of the assistant weights leave the last one to be trained."""
+    PARTLY_TRAINED = 16777216
+    """Weights that say something else than that."""
 
 
 _FOLLOWERS = {
@@ -104,12 +110,25 @@ def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
             found.append(problem("bad-weight", "the row's weight is negative", field="weight"))
     if example.parallel_tool_calls is not None:
         traits |= Trait.PARALLEL_TOOL_CALLS
+    if traits & _MESSAGE_WEIGHTS:
+        traits = _trained(messages, traits)
     if messages[-1].role != "assistant":
         code = "last-not-assistant" if any(m.role == "assistant" for m in messages) else "no-assistant"
         found.append(problem(code, field=f"messages[{len(messages) - 1}].role"))
     elif traits & _MESSAGE_WEIGHTS and all(m.weight == 0 for m in messages if m.role == "assistant"):
         found.append(problem("nothing-trained", field="messages"))
     return traits, found
+
+
+def _trained(messages: Sequence[ChatMessage], traits: int) -> int:
+    """The traits of a conversation with weights."""
+    trained = [m.weight != 0 for m in messages if m.role == "assistant"]
+    traits &= ~(Trait.SEVERAL_TRAINED | Trait.PARTLY_TRAINED)
+    if sum(trained) > 1:
+        traits |= Trait.SEVERAL_TRAINED
+    if all(trained):
+        return traits
+    return traits | (Trait.LAST_TRAINED if trained[-1] and sum(trained) == 1 else Trait.PARTLY_TRAINED)
 
 
 def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
@@ -166,8 +185,8 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
 
 
 # Plain integers: joining flags costs a microsecond each time.
-_TOOLS, _MULTI_TURN, _MESSAGE_WEIGHTS = (
-    t.value for t in (Trait.TOOLS, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS)
+_TOOLS, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
+    t.value for t in (Trait.TOOLS, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
 )
 _ROLE_TRAITS = {
     "developer": Trait.DEVELOPER.value,
@@ -186,15 +205,19 @@ def _messages(
     """The hot loop: a plain text message costs a dictionary look-up and a few comparisons, and the rest is
     left to `_Unusual`."""
     before: str | None = "user" if answers_only else None
-    users = 0
+    users = answers = 0
     unusual = _Unusual(tools, place)
     for i, m in enumerate(messages):
         role, content = m.role, m.content
         if role not in _FOLLOWERS[before]:
             unusual.traits |= _misplaced(before, role)
+        if role == "tool":
+            unusual.answer(i, m, before)
         before = role
         if role == "user":
             users += 1
+        elif role == "assistant":
+            answers += 1
         elif role in _ROLE_TRAITS:
             unusual.traits |= _ROLE_TRAITS[role]
         if m.tool_calls:
@@ -203,8 +226,6 @@ def _messages(
             unusual.content(i, m)
         if m.weight is not None or m.reasoning is not None or m.name is not None:
             unusual.extras(i, m)
-        if role == "tool":
-            unusual.answer(i, m)
     if unusual.open_calls and not answers_only:
         unusual.unanswered(len(messages) - 1)
     if tools:
@@ -212,6 +233,8 @@ def _messages(
         unusual.found += tool_problems(tools)
     if users > 1:
         unusual.traits |= _MULTI_TURN
+    if answers > 1:
+        unusual.traits |= _SEVERAL_TRAINED
     return unusual.traits, unusual.found
 
 
@@ -242,7 +265,7 @@ class _Unusual:
 
     def extras(self, i: int, m: ChatMessage) -> None:
         if m.weight is not None:
-            self.traits |= Trait.MESSAGE_WEIGHTS
+            self.traits |= Trait.MESSAGE_WEIGHTS | Trait.PARTLY_TRAINED
             m.weight = _whole(m.weight)
             _weight(m, self.found, f"{self._place}[{i}].weight")
         if m.reasoning is not None:
@@ -250,7 +273,10 @@ class _Unusual:
         if m.name is not None:
             self.traits |= Trait.NAMES
 
-    def answer(self, i: int, m: ChatMessage) -> None:
+    def answer(self, i: int, m: ChatMessage, before: str | None) -> None:
+        if self.open_calls and before not in ("call", "tool", "function"):
+            message = "other messages come between a call and its answer"
+            self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
         if m.tool_call_id != next(iter(self.open_calls), None):
             self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
         if m.tool_call_id is None or self.open_calls.pop(m.tool_call_id, None) is None:
@@ -323,6 +349,8 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
             arguments = msgspec.json.decode(call.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
             arguments = None
+        if any(call.id == other.id for other in (m.tool_calls or [])[:j]):
+            found.append(problem("bad-tool-call", f"two calls have the id {call.id!r}", field=f"{field}.id"))
         if not isinstance(arguments, dict):
             found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
         if call.function.name not in declared:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from orchestrate.data.chat import tools_from
+from orchestrate.data.chat import parallel_from, tools_from
 from orchestrate.data.examples import ChatExample, Example, PreferenceExample, UnpairedExample
 from orchestrate.data.preferences import side
 from orchestrate.data.problems import problem
+from orchestrate.data.sharegpt import with_system
 from orchestrate.types import Problem
 
 Row = dict[str, Any]
@@ -54,16 +55,16 @@ def trl(row: Row) -> Read:
     if len(completion) > len(prompt) and completion[: len(prompt)] == prompt:
         completion = completion[len(prompt) :]
     tools, more = tools_from(row)
-    parallel = row.get("parallel_tool_calls")
     label, bad = _label(row)
+    found = [*found, *wrong, *more, *bad]
     example = UnpairedExample(
-        prompt=prompt,
+        prompt=with_system(row, prompt, found),
         completion=completion,
         label=label,
         tools=tools,
-        parallel_tool_calls=parallel if isinstance(parallel, bool) else None,
+        parallel_tool_calls=parallel_from(row, found),
     )
-    return example, [*found, *wrong, *more, *bad]
+    return example, found
 
 
 def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:

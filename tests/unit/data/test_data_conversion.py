@@ -255,3 +255,90 @@ def test_an_empty_system_text_is_not_lost_in_silence(tmp_path: Path) -> None:
     back = convert(there.output, "alpaca", tmp_path / "back.jsonl")
     digests = [Dataset.open(path).digest for path in (alpaca, there.output, back.output)]
     assert len(set(digests)) == 1 and back.losses == ()
+
+
+U1, U2 = {"role": "user", "content": "One?"}, {"role": "user", "content": "Two?"}
+A1, A2 = {"role": "assistant", "content": "One."}, {"role": "assistant", "content": "Two."}
+
+
+def rows_for(target: str, rows: list[dict[str, Any]], folder: Path, *, loss: bool = False) -> list[Any]:
+    out = folder / "out.jsonl"
+    convert(str(written(rows, folder)), target, out, allow_loss=loss)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_graded_prompt_has_trls_name_and_all_its_fields(tmp_path: Path) -> None:
+    beside = {"solution": "2", "weight": 3, "parallel_tool_calls": False}
+    for name in ("prompt", "messages"):
+        assert rows_for("trl", [{name: [U1], **beside}], tmp_path) == [{"prompt": [U1], **beside}]
+
+
+def test_a_field_that_trls_prompt_would_hide_is_refused(tmp_path: Path) -> None:
+    row = {"messages": [U1], "prompt": "One?", "solution": "2"}
+    with pytest.raises(DataError, match="field named prompt"):
+        rows_for("trl", [row], tmp_path)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert rows_for("trl", [row], tmp_path, loss=True) == [{"prompt": [U1], "solution": "2"}]
+
+
+def test_trls_prompts_with_completions_stay_such(tmp_path: Path) -> None:
+    rows = [{"prompt": [U1, A1, U2], "completion": [A2]}, {"prompt": [U1], "completion": [A1]}]
+    assert rows_for("trl", rows, tmp_path) == rows
+    chats = [{"messages": [U1, A1 | {"weight": 0}, U2, A2]}, {"messages": [U1, A1]}]
+    assert rows_for("trl", chats, tmp_path) == rows
+    evenly = [{"messages": [U1, A1 | {"weight": 1}, U2, A2]}]
+    assert rows_for("trl", evenly, tmp_path) == [{"messages": [U1, A1, U2, A2]}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [[U1, A1 | {"weight": 0}, U2, A2], [U1, A1, U2, A2]],
+        [[U1, A1, U2, A2 | {"weight": 0}]],
+        [[U1, A1 | {"weight": 0}, U2, A1, U2, A2]],
+    ],
+)
+def test_weights_that_trl_has_no_form_for_are_refused(
+    messages: list[list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    rows = [{"messages": each} for each in messages]
+    with pytest.raises(DataError, match="weights of messages"):
+        rows_for("trl", rows, tmp_path)
+    plain = [[{k: v for k, v in m.items() if k != "weight"} for m in each] for each in messages]
+    assert rows_for("trl", rows, tmp_path, loss=True) == [{"messages": each} for each in plain]
+
+
+CALL = '<tool_call>{"name": "find", "arguments": {}}</tool_call>'
+FIND = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+FOUND = [
+    {"id": "a", "type": "function", "function": {"name": "find", "arguments": "{}"}},
+]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [U1, {"role": "assistant", "content": f"Write {CALL}"}],
+        [
+            U1,
+            {"role": "assistant", "tool_calls": FOUND},
+            {"role": "tool", "tool_call_id": "a", "content": "<tool_response>3</tool_response>"},
+            A1,
+        ],
+    ],
+)
+def test_text_that_sharegpt_reads_as_calls_is_refused(messages: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = [{"messages": messages, "tools": [FIND]}]
+    with pytest.raises(DataError, match=r"reads as a tool call or the answer to one .* \(1 row\)"):
+        rows_for("sharegpt", rows, tmp_path)
+    assert len(rows_for("sharegpt", rows, tmp_path, loss=True)) == 1
+    mentioned = [
+        {"messages": [U1 | {"content": CALL}, {"role": "assistant", "content": "<tool_call> opens"}]}
+    ]
+    assert len(rows_for("sharegpt", mentioned, tmp_path)) == 1
+
+
+def test_alpacas_inputs_are_told_to_be_joined(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "input": "1 1", "output": "2"}]
+    report = convert(str(written(rows, tmp_path)), "alpaca", tmp_path / "out.jsonl")
+    assert [loss.code for loss in report.losses] == ["input-joined"]

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -300,3 +300,72 @@ def test_the_filter_lets_no_finding_pass(
     assert found == {
         (row, p.message) for row, text in enumerate(texts, 1) for p in confirmed(text.encode(), numbers)
     }
+
+
+def codes_of(tmp_path: Path, *rows: Mapping[str, object]) -> list[tuple[str, int | None, str | None]]:
+    """The problems of rows of a file, but for those of a file so small."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check({"train": str(file)}, Options(hosts=()))
+    return [(p.code, p.row, p.field) for p in report.problems if p.code != "few-rows"]
+
+
+def test_pairs_that_are_judged_both_ways_contradict_one_another(tmp_path: Path) -> None:
+    tea = {"prompt": "A drink?", "chosen": "Tea.", "rejected": "Coffee."}
+    coffee = tea | {"chosen": "Coffee.", "rejected": "Tea."}
+    water = tea | {"chosen": "Water."}
+    assert codes_of(tmp_path, tea, water, coffee) == [("conflict", 3, None)]
+
+
+def test_rows_with_one_prompt_and_two_references_contradict_one_another(tmp_path: Path) -> None:
+    def graded(number: int, reference: str) -> dict[str, object]:
+        prompt = [{"role": "user", "content": "2 + 2?"}]
+        return {"messages": prompt, "id": number, "source": f"s{number}", "reference": reference}
+
+    assert codes_of(tmp_path, graded(1, "4"), graded(2, "4"), graded(3, "5")) == [("conflict", 3, None)]
+
+
+FIND = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+
+
+def calling(*said: str) -> dict[str, object]:
+    """`a,b` calls, `=a` answers; else a role."""
+    messages: list[dict[str, object]] = []
+    for one in said:
+        if one.startswith("="):
+            messages.append({"role": "tool", "tool_call_id": one[1:], "content": "3"})
+        elif one in ("user", "assistant"):
+            messages.append({"role": one, "content": "Well."})
+        else:
+            calls = [
+                {"id": name, "type": "function", "function": {"name": "find", "arguments": "{}"}}
+                for name in one.split(",")
+            ]
+            messages.append({"role": "assistant", "tool_calls": calls})
+    return {"messages": messages, "tools": [FIND]}
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (("user", "a,b", "=b", "=a", "assistant"), []),
+        (("user", "a", "user", "=a", "assistant"), [("unanswered-call", 1, "messages[3]")]),
+        (("user", "a,b", "=a", "assistant", "=b", "assistant"), [("unanswered-call", 1, "messages[4]")]),
+        (("user", "a", "=a", "a", "=a", "assistant"), []),
+        (("user", "a,a", "=a", "assistant"), [("bad-tool-call", 1, "messages[1].tool_calls[1].id")]),
+    ],
+)
+def test_answers_follow_their_calls(
+    tmp_path: Path, said: tuple[str, ...], found: list[tuple[str, int, str]]
+) -> None:
+    assert codes_of(tmp_path, calling(*said)) == found
+
+
+def test_notes_on_a_conversation_make_no_prompt_of_it(tmp_path: Path) -> None:
+    said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Thanks")]
+    row = {"messages": [{"role": role, "content": text} for role, text in said], "id": "7", "source": "web"}
+    assert codes_of(tmp_path, row) == [
+        ("extra-fields", 1, None),
+        ("last-not-assistant", 1, "messages[2].role"),
+    ]
+    assert codes_of(tmp_path, row | {"reference": "You are welcome"}) == []

@@ -124,10 +124,21 @@ def test_too_long_for_the_model(tmp_path: Path) -> None:
     data = opened([chat(U, A)] * 9 + [chat(U, {**A, "content": "word " * 400})], tmp_path)
     count = data.tokens("o200k")
     (found,) = rules.check(data, "openai", tokens=count, context=100)
-    assert found.code == "too-long" and "1 rows" in found.message
+    assert found.code == "too-long" and "1 row is longer" in found.message and found.row == 10
     assert rules.check(data, "openai", tokens=count) == []
 
 
 def test_unknown_host(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         rules.check(opened([chat(U, A)], tmp_path), "nowhere")
+
+
+def test_the_first_of_the_rows_that_are_too_long_are_named(tmp_path: Path) -> None:
+    long = {**A, "content": "word " * 400}
+    pair = {"input": {"messages": [U]}, "preferred_output": [long], "non_preferred_output": [A]}
+    both = pair | {"non_preferred_output": [{**A, "content": "other " * 400}]}
+    good = pair | {"preferred_output": [{**A, "content": "Well."}]}
+    data = opened([good, {"broken": 1}, pair, good, both, *[pair] * 6], tmp_path)
+    (found,) = rules.check(data, "local", tokens=data.tokens("o200k"), context=100)
+    assert found.row == 3 and found.message.startswith("8 rows are longer")
+    assert found.message.endswith(": 3, 5, 6, 7, 8 ...")

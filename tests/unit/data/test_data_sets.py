@@ -397,3 +397,120 @@ def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: P
         with pytest.raises(DataError, match="no good row"):
             attempt()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+SHARED = " ".join(f"rule{i}" for i in range(120))
+
+
+@pytest.mark.parametrize("form", ["system", "template", "alpaca"])
+def test_what_all_rows_share_makes_no_copies_of_them(tmp_path: Path, form: str) -> None:
+    r = random.Random(4)
+
+    def row(asked: str) -> str:
+        if form == "alpaca":
+            return json.dumps({"instruction": SHARED, "input": asked, "output": "yes"})
+        if form == "template":
+            return chat(f"{SHARED}: {asked}", "yes")
+        messages = [{"role": "system", "content": SHARED}, *json.loads(chat(asked, "yes"))["messages"]]
+        return json.dumps({"messages": messages})
+
+    words = [" ".join(f"w{r.randrange(5000)}" for _ in range(40)) for _ in range(60)]
+    short = [" ".join(f"w{r.randrange(5000)}" for _ in range(6)) for _ in range(140)]
+    lines = [row(asked) for asked in (*words, *short, words[0] + " more")]
+    file = write(lines, tmp_path / "a.jsonl")
+    report = dedupe(file, tmp_path / "out.jsonl", near_duplicates=True)
+    assert [(found.row, found.because_of) for found in report.removed] == [(201, 1)]
+    parts = split(file, SHARES, tmp_path / "out").files
+    assert all(part.rows for part in parts)
+
+
+def test_few_rows_with_one_system_text_are_no_copies(tmp_path: Path) -> None:
+    """Too few to tell what their form is."""
+    lines = [
+        json.dumps({"messages": [{"role": "system", "content": SHARED}, *json.loads(one)["messages"]]})
+        for one in (chat(f"a{i} b{i} c{i} d{i} e{i} f{i}", "yes") for i in range(12))
+    ]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), None, near_duplicates=True)
+    assert report.removed == ()
+
+
+def test_rows_that_the_system_text_alone_tells_apart_are_no_copies(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"messages": [{"role": "system", "content": said}, *json.loads(one)["messages"]]})
+        for said, one in (
+            (" ".join(f"{i}w{k}" for k in range(80)), chat("Sum it up in one single word", "x"))
+            for i in range(100)
+        )
+    ]
+    report = dedupe(write(lines, tmp_path / "a.jsonl"), None, near_duplicates=True)
+    assert report.removed == ()
+
+
+def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
+    file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="make 1 groups of nearly equal rows") as caught:
+        split(file, SHARES, tmp_path / "out")
+    assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
+
+
+def wrongly_read(text: str, encoding: str) -> str:
+    """As Windows does, which has no character for five bytes and takes them as they are."""
+    return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("text", ["Café", "a “quoted” naïve text", "it’s 5 €", "Привет", "日本語", "Zażółć"])
+def test_damage_is_repaired_beside_what_is_whole(tmp_path: Path, text: str, encoding: str) -> None:
+    damaged = "is damaged: é " + text
+    whole = ("", "😀 for 5 €, “so” ")
+    lines = [chat(before + wrongly_read(damaged, encoding), "ok") for before in whole]
+    report = fix(write(lines, tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == {"mojibake": 2} and report.not_repaired == {}
+    fixed = [
+        json.loads(line)["messages"][0]["content"] for line in Path(report.output).read_text().splitlines()
+    ]
+    assert fixed == [before + damaged for before in whole]
+
+
+@pytest.mark.parametrize("text", ["NÃO … “MINHA IRMÃ” CAFÉ” disse", "le château — «âge»"])
+def test_whole_text_is_not_repaired(tmp_path: Path, text: str) -> None:
+    file = write([chat(text, "ok")], tmp_path / "a.jsonl")
+    report = fix(file, tmp_path / "out.jsonl")
+    assert report.repaired == report.not_repaired == {}
+    assert Dataset.open(report.output).digest == Dataset.open(file).digest
+
+
+def test_damage_beyond_repair_is_logged(tmp_path: Path) -> None:
+    """The last byte of a closing quotation mark was thrown away."""
+    report = fix(write([chat("â€œSoâ€ he said", "ok")], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.repaired == report.not_repaired == {"mojibake": 1}
+    logged = [json.loads(line)["action"] for line in Path(report.log).read_text().splitlines()]
+    assert logged == ["repaired", "not repaired"]
+    assert "“Soâ€ he said" in (tmp_path / "out.jsonl").read_text()
+
+
+def test_fields_that_the_copy_has_not_are_logged(tmp_path: Path) -> None:
+    row = json.loads(chat("Hi", "Hello")) | {"id": 7, "source": "web", **{f"x{i}": 1 for i in range(12)}}
+    row["messages"][1]["mood"] = "glad"
+    report = fix(write([json.dumps(row)], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    assert report.dropped == {"extra-fields": 2} and report.repaired == {} and report.written == 1
+    details = [json.loads(line)["detail"] for line in Path(report.log).read_text().splitlines()]
+    assert details[0] == "messages[1]: unused: mood"
+    assert all(name in details[1] for name in row.keys() - {"messages"})
+
+
+def test_only_messages_of_one_speaker_are_joined(tmp_path: Path) -> None:
+    def said(role: str, text: str, **beside: str) -> dict[str, str]:
+        return {"role": role, "content": text, **beside}
+
+    def joined(*messages: dict[str, str]) -> list[dict[str, str]]:
+        file = write([json.dumps({"messages": messages})], tmp_path / "a.jsonl")
+        fix(file, tmp_path / "out.jsonl", hosts=("together",))
+        return json.loads((tmp_path / "out.jsonl").read_text())["messages"]
+
+    ann, bob = said("user", "a", name="Ann"), said("user", "b", name="Bob")
+    thought = said("assistant", "d", reasoning="Hm")
+    apart = [ann, bob, said("assistant", "c"), thought]
+    assert joined(*apart) == apart
+    together = joined(ann, ann, said("assistant", "c"), said("assistant", "d"))
+    assert together == [said("user", "a\n\na", name="Ann"), said("assistant", "c\n\nd")]

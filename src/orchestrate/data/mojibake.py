@@ -1,0 +1,47 @@
+"""UTF-8 that was read as Windows-1252 or Latin-1 -> the text that it was."""
+
+from __future__ import annotations
+
+import re
+
+_BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
+    char: byte for byte in range(0x80, 0xA0) for char in bytes([byte]).decode("cp1252", "ignore")
+}
+"""The byte that each character was, in either encoding."""
+
+
+def _of(first: int, last: int) -> str:
+    return "".join(char for char, byte in _BYTES.items() if first <= byte <= last)
+
+
+_TWO, _THREE, _FOUR, _NEXT = _of(0xC2, 0xDF), _of(0xE0, 0xEF), _of(0xF0, 0xF4), _of(0x80, 0xBF)
+_CLOSING = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u203a\xa0\xbb\xae\u2122"
+"""Marks that follow on a letter in texts that are whole, such as a quotation in capitals."""
+_INSIDE = "".join(char for char in _NEXT if char not in _CLOSING)
+_ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
+_RUN = re.compile(
+    rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
+)
+_DAMAGED = re.compile(rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)")
+
+
+def is_damaged(text: str) -> bool:
+    return _DAMAGED.search(text) is not None
+
+
+def repaired(text: str) -> str:
+    """As a whole, else run by run: beside the damage a text may hold what was never damaged. What is not
+    exactly such a run stays as it is."""
+    if "\xc3" not in text and "\xe2" not in text:
+        return text
+    try:
+        return text.encode("cp1252").decode()
+    except UnicodeError:
+        return _RUN.sub(_decoded, text) if is_damaged(text) else text
+
+
+def _decoded(run: re.Match[str]) -> str:
+    try:
+        return bytes(_BYTES[char] for char in run.group()).decode()
+    except UnicodeDecodeError:
+        return run.group()
