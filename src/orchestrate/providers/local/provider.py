@@ -99,11 +99,24 @@ class LocalProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translate(spec, self.config.options)
+        told = translate(self._as_local(spec), self.config.options)
+        return msgspec.structs.replace(told, provider=self.name)
+
+    def _as_local(self, spec: JobSpec) -> JobSpec:
+        """What the spec says for this instance under its own name, said for `local`."""
+        kind = LocalProvider.name
+        if self.name == kind:
+            return spec
+        options = spec.provider_options
+        own = {**options.get(kind, {}), **options.get(self.name, {})}
+        return spec.model_copy(
+            update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
+        )
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
         translation = self.translate(spec)
-        found = offline.problems(self.name, spec, data, translation, self.config)
+        spec = self._as_local(spec)
+        found = offline.problems(LocalProvider.name, spec, data, translation, self.config)
         found += memory_problems(spec, data, translation, self.config.options)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
@@ -127,7 +140,8 @@ class LocalProvider(Provider):
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
-        resolved = catalog.resolve(spec.model_for(self.name), self.name)
+        spec = self._as_local(spec)
+        resolved = catalog.resolve(spec.model_for(self.name), LocalProvider.name)
         body = translation.body
         size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
         speed = throughput.estimate(
