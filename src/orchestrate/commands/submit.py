@@ -75,6 +75,10 @@ def submit(
         names = ft.backends(provider)
         for name in names:  # before any of the data is read, which can take a while
             ft.ready(name)
+        if watch:
+            from orchestrate.commands.notify import channels_of
+
+            channels_of(ft.settings)
         quotes: list[Quote] = []
         for name in names:
             quotes.append(_preflight(ft, asked, name, strict=strict, beside=quotes))
