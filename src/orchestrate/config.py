@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
@@ -127,6 +128,13 @@ class Settings:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
+
+    def make_home(self) -> Path:
+        """The home folder, made for its owner alone when it is new: copies of training data and what was
+        answered lie in it. The mode of one that is there is its owner's choice."""
+        with suppress(OSError):  # whoever needs a file in it will say so
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.home
 
     @property
     def extra_hosts(self) -> list[str]:

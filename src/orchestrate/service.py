@@ -52,7 +52,8 @@ Backends = str | Sequence[str]
 
 
 class Orchestrator:
-    """All backends and all runs of one store. Opens nothing until it is needed; use as a context manager."""
+    """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
+    until it is needed; use as a context manager."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """`settings` default to `orchestrate.config.load()`. Raises `ConfigError`."""
@@ -61,6 +62,7 @@ class Orchestrator:
 
             settings = config.load()
         self.settings = settings
+        self.settings.make_home()
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
 
