@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
@@ -170,7 +170,7 @@ def load(
         store_url
         or env.get("ORCHESTRATE_STORE")
         or values.get("store")
-        or f"sqlite:///{home_dir / 'runs.sqlite3'}"
+        or sqlite_url(home_dir / "runs.sqlite3")
     )
     return Settings(
         home=home_dir,
@@ -182,6 +182,25 @@ def load(
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
     )
+
+
+def sqlite_url(path: Path) -> str:
+    """The store's URL of a file; a path may hold `?` and `%`, which mean something else in a URL."""
+    return f"sqlite:///{quote(str(path))}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a store's URL, `None` when it is no SQLite. Raises `ConfigError` for what would put the
+    store somewhere else than it says."""
+    kind, _, place = url.partition("://")
+    if kind.partition("+")[0] != "sqlite":
+        return None
+    if (place and not place.startswith("/")) or "?" in place:
+        raise ConfigError(
+            "a run store in a file is sqlite:/// and the path, without a host and parameters",
+            fix="write a ? in the path as %3F, and a % as %25",
+        )
+    return Path(unquote(place[1:]))
 
 
 def _notify(env: Mapping[str, str]) -> Notify:

@@ -265,7 +265,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
                         None if host.api_key else f"orchestrate keys set {name}",
                     )
             add("home", *_home(ft.settings.home))
-            add("store", True, f"{ft.settings.store_url.split('@')[-1]}, {len(ft.runs(limit=1000))} run(s)")
+            add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
     except OrchestrateError as error:
         add("settings and store", False, error.message, error.fix)
     if json:
