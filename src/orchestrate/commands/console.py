@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
+from orchestrate.keys import hide
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def print_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
+        value = msgspec.to_builtins(value)
+    if isinstance(value, str):
+        return hide(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -120,11 +123,11 @@ def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None =
 
 
 def note(text: str) -> None:
-    err.print(text, style="dim")
+    err.print(hide(text), style="dim")
 
 
 def warn(text: str) -> None:
-    err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+    err.print(Text.assemble(("warning: ", "yellow"), hide(text)), soft_wrap=True)
 
 
 def status_text(status: str, *, sandbox: bool = False) -> Text:
@@ -173,20 +176,20 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
     if as_json:
         ErrorLine(
             error=type(error).__name__,
-            message=error.message,
-            fix=error.fix,
+            message=hide(error.message),
+            fix=error.fix and hide(error.fix),
             retryable=error.retryable,
             exit_code=error.exit_code,
         ).write()
         return
     err.print("error:", style="bold red", end=" ")
-    err.print(error.message, soft_wrap=True)
+    err.print(hide(error.message), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
         again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
-        err.print(f"  {error.fix}", style="cyan", soft_wrap=True)
+        err.print(f"  {hide(error.fix)}", style="cyan", soft_wrap=True)
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:

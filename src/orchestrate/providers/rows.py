@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate.keys import masked
 from orchestrate.types import Outcome, Setting, Translation
 
 if TYPE_CHECKING:
@@ -168,9 +169,9 @@ class Rows:
     ) -> None:
         self._rows[name] = Setting(
             name=name,
-            asked=self._asked(name) if asked is None else asked,
+            asked=masked(self._asked(name) if asked is None else asked, name),
             outcome=outcome,
-            sent=value,
+            sent=masked(value, name),
             wire=wire,
             rule=rule,
             exact=exact,

@@ -20,6 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
+from orchestrate.keys import masked
 from orchestrate.local import checkpoints, gguf_files, launching, machine, models, throughput
 from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
@@ -204,7 +205,7 @@ class LocalProvider(Provider):
             device=body.get("device"),
             engine=body.get("engine"),
             continue_from=body.get("continue_from"),
-            spec=spec.model_dump(mode="json"),
+            spec=masked(spec.model_dump(mode="json")),
             created_at=now(),
         )
         try:

@@ -11,6 +11,7 @@ import msgspec
 from orchestrate import catalog
 from orchestrate.data import tokens
 from orchestrate.errors import ConfigError, SetupError, UsageError
+from orchestrate.keys import masked
 from orchestrate.local import engines, fitting, grading
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.rows import Rows
@@ -321,7 +322,8 @@ def _own_options(spec: JobSpec, body: dict[str, Any]) -> tuple[list[Setting], di
         name = f"provider_options.{key}"
         wire = key if key in OPTIONS else f"hyper.{key}"
         if problem := _option_problem(key, wire, value, spec.method.type):
-            rows.append(Setting(name=name, asked=value, outcome=Outcome.REFUSED, rule=problem))
+            told = masked(value, name)
+            rows.append(Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=problem))
             continue
         rows.append(Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire))
         (hyper if wire.startswith("hyper.") else body)[key] = value
