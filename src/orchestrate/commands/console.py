@@ -18,7 +18,7 @@ from rich.text import Text
 
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.keys import hide
-from orchestrate.types import Record
+from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -54,6 +54,8 @@ STATUS_STYLE = {
     "cancelled": "yellow",
     "running": "cyan",
     "unknown": "magenta",
+    "outcome unknown": "magenta",
+    "not sent": "yellow",
     "paused": "yellow",
 }
 
@@ -133,6 +135,22 @@ def warn(text: str) -> None:
 def status_text(status: str, *, sandbox: bool = False) -> Text:
     text = Text(status, style=STATUS_STYLE.get(status, "white"))
     return Text.assemble(text, " ", SANDBOX) if sandbox else text
+
+
+def stage_text(run: Run) -> Text:
+    """The status as last seen; before the host was asked for it, how far the submit came."""
+    unseen = run.status is JobStatus.SUBMITTING
+    return status_text(_STAGES[run.phase] if unseen else run.status.value, sandbox=run.sandbox)
+
+
+_STAGES = {
+    SubmitPhase.INTENT: "not sent",
+    SubmitPhase.UPLOADED: "not sent",
+    SubmitPhase.SUBMITTING: "outcome unknown",
+    SubmitPhase.OUTCOME_UNKNOWN: "outcome unknown",
+    SubmitPhase.SUBMITTED: "submitted",
+    SubmitPhase.REFUSED: "refused",
+}
 
 
 class ErrorLine(Record, frozen=True, kw_only=True):
