@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
@@ -128,6 +129,13 @@ class Settings:
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
 
+    def make_home(self) -> Path:
+        """The home folder, made for its owner alone when it is new: copies of training data and what was
+        answered lie in it. The mode of one that is there is its owner's choice."""
+        with suppress(OSError):  # whoever needs a file in it will say so
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.home
+
     @property
     def extra_hosts(self) -> list[str]:
         """Names of configured hosts that are instances of another backend's class."""
@@ -162,7 +170,7 @@ def load(
         store_url
         or env.get("ORCHESTRATE_STORE")
         or values.get("store")
-        or f"sqlite:///{home_dir / 'runs.sqlite3'}"
+        or sqlite_url(home_dir / "runs.sqlite3")
     )
     return Settings(
         home=home_dir,
@@ -174,6 +182,25 @@ def load(
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
     )
+
+
+def sqlite_url(path: Path) -> str:
+    """The store's URL of a file; a path may hold `?` and `%`, which mean something else in a URL."""
+    return f"sqlite:///{quote(str(path))}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a store's URL, `None` when it is no SQLite. Raises `ConfigError` for what would put the
+    store somewhere else than it says."""
+    kind, _, place = url.partition("://")
+    if kind.partition("+")[0] != "sqlite":
+        return None
+    if (place and not place.startswith("/")) or "?" in place:
+        raise ConfigError(
+            "a run store in a file is sqlite:/// and the path, without a host and parameters",
+            fix="write a ? in the path as %3F, and a % as %25",
+        )
+    return Path(unquote(place[1:]))
 
 
 def _notify(env: Mapping[str, str]) -> Notify:

@@ -138,11 +138,10 @@ class RunHandle:
     def resume(self) -> Run:
         """Goes on with a paused job, or with a submit that was interrupted before its job was made."""
         if self.record.job_id is None:
-            from orchestrate.spec import JobSpec
-            from orchestrate.tracking import Submitter
+            from orchestrate.tracking import Submitter, stored_spec
 
-            spec = JobSpec.parse(self.record.spec)
-            data = self._ft.data(spec) if self.record.phase is SubmitPhase.INTENT else None
+            intent = self.record.phase is SubmitPhase.INTENT
+            data = self._ft.data(stored_spec(self.record)) if intent else None
             self.record = Submitter(self._ft.store, self.provider).resume(self.record, data)
             return self.record
         self.provider.require(Feature.RESUME)
@@ -233,6 +232,7 @@ class RunHandle:
         """
         from orchestrate.data import Dataset
         from orchestrate.evaluation import METRICS, evaluate, serving
+        from orchestrate.keys import is_masked
 
         if metric not in ("auto", *METRICS):
             raise UsageError(f"no metric is called {metric!r}; known: auto, {', '.join(METRICS)}")
@@ -242,6 +242,11 @@ class RunHandle:
         if path is None:
             raise UsageError(
                 "name the held-out rows: the spec has no test file", fix="orchestrate eval RUN --test F"
+            )
+        if test is None and is_masked(path):
+            raise UsageError(
+                "name the held-out rows: the secrets in the address of the spec's test file are not kept",
+                fix=f"orchestrate eval {self.id} --test F",
             )
         self.check()
         dataset = Dataset.open(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingExtra, SetupError
 
@@ -22,6 +24,10 @@ _SERVICE = "orchestrate"
 _SHORTEST = 8
 """A shorter secret is a word that a text may hold by chance."""
 _known: set[str] = set()
+_SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
+_USER = "***"
+"""In the place of a user and password, where `MASK` would make the address unreadable."""
 
 
 class Secret:
@@ -57,6 +63,57 @@ def hide(text: str) -> str:
         if value in text:
             text = text.replace(value, MASK)
     return text
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """A setting as it may be kept and shown: without texts under names such as `api_key`, and without the
+    user and the query of addresses."""
+    if isinstance(value, Mapping):
+        return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        items = [masked(item, name) for item in cast("list[Any]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if not isinstance(value, str) or not value:
+        return value
+    return MASK if _SECRET_NAME.search(name) else masked_url(value)
+
+
+def masked_url(text: str) -> str:
+    """An address without its user, its password and the values of its query; any other text as it is."""
+    if not _ADDRESS.fullmatch(text):
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return MASK
+    user, _, host = parts.netloc.rpartition("@")
+    fields = [part.partition("=") for part in parts.query.split("&") if part]
+    return parts._replace(
+        netloc=f"{_USER}@{host}" if user else host,
+        query="&".join(f"{name}={MASK}" if equals else MASK for name, equals, _ in fields),
+        fragment=MASK if parts.fragment else "",
+    ).geturl()
+
+
+def is_masked(value: Any) -> bool:
+    """Whether something was removed by `masked`."""
+    if isinstance(value, Mapping):
+        return any(is_masked(item) for item in cast("Mapping[Any, Any]", value).values())
+    if isinstance(value, list | tuple):
+        return any(is_masked(item) for item in cast("list[Any]", value))
+    return isinstance(value, str) and (MASK in value or f"://{_USER}@" in value)
+
+
+def remember(url: str) -> None:
+    """Lets `hide` find the password and the query's values of an address in any text."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return
+    values = [value for _, value in parse_qsl(parts.query)]
+    values += [part.partition("=")[2] for part in parts.query.split("&")]
+    for value in (*values, parts.password or "", unquote(parts.password or "")):
+        Secret(value)
 
 
 def key_file(env: Mapping[str, str] | None = None) -> Path:

@@ -52,7 +52,8 @@ Backends = str | Sequence[str]
 
 
 class Orchestrator:
-    """All backends and all runs of one store. Opens nothing until it is needed; use as a context manager."""
+    """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
+    until it is needed; use as a context manager."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """`settings` default to `orchestrate.config.load()`. Raises `ConfigError`."""
@@ -61,6 +62,7 @@ class Orchestrator:
 
             settings = config.load()
         self.settings = settings
+        self.settings.make_home()
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
 
@@ -206,8 +208,11 @@ class Orchestrator:
         )
         return RunHandle(self, run)
 
-    def preflight(self, spec: JobSpec, provider: str, *, strict: bool = False) -> tuple[Quote, TrainingData]:
-        """All that `submit` checks before it sends anything. Raises as `submit` does."""
+    def preflight(
+        self, spec: JobSpec, provider: str, *, strict: bool = False, beside: Sequence[Quote] = ()
+    ) -> tuple[Quote, TrainingData]:
+        """All that `submit` checks before it sends anything. Raises as `submit` does. `beside` are the quotes
+        of other backends that the spec is about to be submitted to: the budget must hold for all of them."""
         from orchestrate.costing import check_budget
         from orchestrate.spec import method_word
 
@@ -230,12 +235,11 @@ class Orchestrator:
             )
         quote = self._quote(spec, provider, data)
         budget_usd = None if self.provider(provider).sandbox else self.settings.budget_usd
-        check_budget(
-            quote,
-            max_cost_usd=spec.max_cost_usd,
-            budget_usd=budget_usd,
-            used_usd=self.store.spending().total_usd if budget_usd is not None else Decimal(0),
-        )
+        used_usd = Decimal(0)
+        if budget_usd is not None:
+            others = [q.high_usd for q in beside if not self.provider(q.provider).sandbox]
+            used_usd = sum(others, self.store.spending().total_usd)
+        check_budget(quote, max_cost_usd=spec.max_cost_usd, budget_usd=budget_usd, used_usd=used_usd)
         return quote, data
 
     # -- runs -----------------------------------------------------------------------------------------------

@@ -120,8 +120,9 @@ def _tagged(default: str) -> BeforeValidator:
     """`method: sft` and `method: {type: sft}` are the same; without a type it is the default."""
 
     def tagged(value: Any) -> Any:
-        if value in ("kto", "orpo"):
-            raise ValueError(f"{value} is a loss of dpo: write {{type: dpo, loss: {value}}}")
+        word = cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else value
+        if word in ("kto", "orpo"):
+            raise ValueError(f"{word} is a loss of dpo: write {{type: dpo, loss: {word}}}")
         if isinstance(value, str):
             return {"type": value}
         if isinstance(value, dict):

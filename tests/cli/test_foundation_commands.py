@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,38 @@ def test_doctor_and_providers_speak_json(cli: Cli) -> None:
     for backend in backends.values():
         assert all(backend["missing"].values()), "every absent feature has its reason"
         assert not set(backend["missing"]) & set(backend["features"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("quote", "--model", "gpt-4.1-mini", "--train", "t.jsonl"),
+        ("check", "-p", "local", "--model", "tiny-chat", "--train", "t.jsonl"),
+        ("providers",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_home_folder_is_made_for_its_owner_alone_whatever_comes_first(
+    cli: Cli, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    before = os.umask(0o022)
+    try:
+        cli(*command)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_folder_that_is_open_to_others_is_left_and_told(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o755)
+    (tmp_path / "home").chmod(0o755)
+    done = cli("doctor", "--json")
+    told = next(c for c in done.json if c["check"] == "home")
+    assert "open to other users" in told["detail"] and told["fix"].startswith("chmod 700 ")
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_closed_pipe_is_no_error(cli_env: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +141,62 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     assert json.loads(cli(*plan, "--json").out)[0]["memory"] == small
     refused = cli(*plan, "--gpu-memory", "0")
     assert refused.code == 3 and "gpu_memory_gib" in refused.err
+
+
+def test_a_backend_that_asks_too_much_does_not_hide_the_runs_made_before_it(
+    cli: Cli, project: Path, sandbox: Sandbox
+) -> None:
+    """Nobody would know of their jobs, submit again, and pay twice."""
+    (project / "home").mkdir()
+    (project / "home" / "rates.yaml").write_text(
+        "provider: together\nrates:\n"
+        "  - {method: minimum, usd_per_job: 1, start: 2026-01-01, confidence: quoted, source: a hope}\n"
+    )
+    asked = ("submit", "--provider", "openai,together", "--max-cost", "2")
+    done = cli(*asked, "--json", "--watch", **sandbox.env)
+    assert done.code == 6, done.err
+    assert [(run["provider"], run["status"]) for run in done.json] == [("openai", "succeeded")]
+    [told] = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
+    assert told["error"] == "OverBudget" and told["message"].startswith("together: ")
+    again = cli(*asked, **sandbox.env)
+    assert again.code == 6 and len(again.out.split()) == 1
+
+
+def test_a_budget_that_holds_for_each_backend_but_not_for_all_sends_nothing(cli: Cli, project: Path) -> None:
+    (project / "orchestrate.toml").write_text("[hosts.box]\ntype = 'local'\n")
+    high_usd = float(cli("quote", "--provider", "box", "--model", "tiny-chat", "--json").json[0]["high_usd"])
+    asked = ("submit", "--provider", "local,box", "--model", "tiny-chat", "--yes", "--json")
+    done = cli(*asked, ORCHESTRATE_BUDGET_USD=f"{1.5 * high_usd:.9f}")
+    assert done.code == 6 and done.out == "", done.err
+    told = json.loads(done.err.splitlines()[-1])["message"]
+    shown = [float(amount) for amount in re.findall(r"\$(\d+\.\d+)", told)]
+    assert told.startswith("box: ") and shown[0] > shown[-1] > 0, told
+    assert cli("runs", "--json").json == []
+
+
+@pytest.mark.parametrize("backend", ["together", "fireworks", "local"])
+def test_of_a_model_that_a_backend_lacks_nothing_else_is_refused(
+    cli: Cli, project: Path, backend: str
+) -> None:
+    asked = ("--provider", backend, "--model", "gpt-4.1-mini", "--json")
+    [refused] = [p for p in cli("check", *asked).json["problems"] if p["severity"] == "error"]
+    assert refused["field"] == "model" and "model = 'gpt-4.1-mini'" in refused["message"]
+    [told] = cli("plan", *asked).json
+    assert [s["name"] for s in told["settings"] if s["outcome"] == "refused"] == ["model"]
+
+
+def test_a_second_machine_is_checked_by_this_one_s_rules_under_its_own_name(cli: Cli, project: Path) -> None:
+    (project / "orchestrate.toml").write_text("[hosts.box]\ntype = 'local'\n")
+    asked = ("--provider", "box", "--model", "tiny-chat", "--json")
+    assert cli("check", *asked).code == 0
+    assert cli("check", "--model", "tiny-chat").code == 1  # the hosts lack the model; box does not fail it
+    options = ("--set", "provider_options.box.threads=1", "--set", "provider_options.local.nan_policy=skip")
+    [told] = cli("plan", *asked, *options).json
+    assert told["provider"] == "box"
+    assert (told["body"]["threads"], told["body"]["hyper"]["nan_policy"]) == (1, "skip")
+    (project / "train.jsonl").write_text('{"messages": [{"role": "user", "content": "alone"}]}\n')
+    found = cli("check", *asked)
+    assert found.code == 1 and {tuple(p.get("providers", ())) for p in found.json["problems"]} == {
+        ("box",),
+        (),
+    }

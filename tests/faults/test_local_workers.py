@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ import pytest
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
-from orchestrate.local.rundir import now
+from orchestrate.local.rundir import STARTING_S, now
 from orchestrate.providers.local import LocalProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
@@ -177,6 +178,39 @@ def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(job: Lo
     assert run.state().status == "cancelled" and run.state().step == len(run.metrics())
     assert not resume(run)
     assert [p.step for p in run.metrics()] == list(range(1, len(run.metrics()) + 1))
+
+
+MAKE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from orchestrate.local import LocalJob, RunDir
+RunDir.make(Path(sys.argv[1]), LocalJob.from_json(sys.argv[2]))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_submit_killed_before_its_worker_began_is_picked_up(job: LocalJob, tmp_path: Path) -> None:
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path / "home"), "threads": 1}))
+    runs = provider.home / "runs"
+    died = subprocess.run(
+        [sys.executable, "-c", MAKE_AND_DIE, str(runs), job.to_json().decode()], check=False
+    )
+    assert died.returncode == -signal.SIGKILL
+    [handle] = provider.find(job.ref)
+    # A worker may be on its way.
+    assert provider.get(handle).status is JobStatus.QUEUED and not provider.recover(handle)
+
+    run = RunDir(runs / job.ref)
+    long_ago = run.written_state().updated_at - timedelta(seconds=STARTING_S)
+    run.write_state(msgspec.structs.replace(run.written_state(), updated_at=long_ago))
+    lost = provider.get(handle)
+    assert lost.status is JobStatus.PAUSED and lost.error is not None and "before" in lost.error.message
+    try:
+        assert provider.recover(handle) and not provider.recover(handle)
+        wait(lambda: run.written_state().status != "queued")
+        assert provider.get(handle).raw_status == "preparing"
+    finally:
+        kill(run)
 
 
 def test_the_worker_outlives_the_command_and_its_terminal(job: LocalJob, home: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from orchestrate.errors import OrchestrateError, StoreError
+from orchestrate import config
+from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, schema, transitions
 from orchestrate.types import Event
@@ -139,6 +140,39 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 def test_a_url_that_cannot_keep_runs_is_refused(given: str) -> None:
     with pytest.raises(StoreError):
         Store.open(given)
+
+
+SECRET = "SuperSecretPw99"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"postgresql://localhost:1/db?password={SECRET}",
+        f"postgresql://bob:{SECRET}@localhost:1/db",
+        f"postgresql://bob:p@{SECRET}@localhost:1/db",
+        f"postgresql://bob:{SECRET}@h:abc/db",
+        f"postgresql://bob:{SECRET}@[::1/db",
+        f"bob:{SECRET}@h/db",
+        f"mysql://bob:{SECRET}@h/db",
+        f"sqlite:///runs.sqlite3?key={SECRET}",
+    ],
+)
+def test_a_password_in_a_stores_url_is_never_told(given: str) -> None:
+    with pytest.raises(SetupError) as caught:
+        Store.open(given)
+    assert SECRET not in f"{caught.value.message} {caught.value.fix}"
+
+
+@pytest.mark.parametrize("name", ["p?one", "p%41z é", "p%3F", "a#b", "a@b:c", "~"])
+def test_a_store_lies_in_its_home_whatever_the_name_of_the_folder(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    settings = config.load(env={"ORCHESTRATE_KEYS": str(tmp_path / "none")}, cwd=tmp_path, home=home)
+    with Store.open(settings.store_url) as store:
+        run = make(store)
+    assert [file.name for file in tmp_path.iterdir()] == [name] and (home / "runs.sqlite3").is_file()
+    with Store.open(settings.store_url) as again:
+        assert again.run(run.id) == run and again.place == str(home / "runs.sqlite3")
 
 
 MAKERS = """

@@ -19,7 +19,7 @@ import pytest
 from paper_host import Paper, PaperHost
 
 from orchestrate.config import Notify, Secret
-from orchestrate.errors import RateLimited, UsageError
+from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.process import started
 from orchestrate.providers.hosted import retry_after
 from orchestrate.spec import JobSpec
@@ -68,6 +68,17 @@ def store(store_url: str, clock: Moved) -> Iterator[Store]:
 @pytest.fixture
 def host(tmp_path: Path) -> PaperHost:
     return PaperHost(tmp_path / "host")
+
+
+@dataclass
+class Broken:
+    """Fails in a way that nobody foresaw, with words that hold a token."""
+
+    name: str
+    repeatable: bool
+
+    def send(self, run: Run) -> None:
+        raise ZeroDivisionError(TOKEN)
 
 
 @dataclass
@@ -186,6 +197,27 @@ def test_channels_are_what_is_configured() -> None:
 def test_what_cannot_be_told_to_is_refused_at_once(notify: Notify) -> None:
     with pytest.raises(UsageError):
         channels(notify)
+
+
+@pytest.mark.parametrize("text", ["whsec_abc", "whsec_", "whsec_xy zw", "whsec_äöü!"])
+def test_a_secret_that_cannot_sign_is_refused_at_once(text: str) -> None:
+    with pytest.raises(ConfigError, match="base64") as caught:
+        channels(Notify(url=Secret("https://example.org/x")), Secret(text))
+    assert not text[6:] or text[6:] not in caught.value.message
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_watcher_does_not_die_of_a_channel(store: Store, host: PaperHost, repeatable: bool) -> None:
+    watcher = Watcher(store, lambda _: host, channels=[Broken("odd:1", repeatable)])
+    watcher.turn()
+    run = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="done")
+    watcher.wake()
+    watcher.turn()
+    [problem] = watcher.problems
+    assert run.id in problem and "ZeroDivisionError" in problem and TOKEN not in problem
+    assert store.run(run.id).status is JobStatus.SUCCEEDED
+    assert bool(store.untold("odd:1", store.notified_since("odd:1"))) is repeatable
 
 
 def test_the_desktop_is_told_in_words(

@@ -84,6 +84,20 @@ def test_a_crashed_submit_is_resumed_watched_to_its_end_and_told_once(shell: She
     assert sorted(lines) == sorted(run["id"] for run in runs(shell))
 
 
+def test_runs_tell_how_far_their_submit_came(shell: Shell) -> None:
+    told = {
+        "after-uploaded": "not sent",
+        "after-submitting": "outcome unknown",
+        "after-submitted": "submitted",
+    }
+    for point in told:
+        shell.crash("openai", point)
+    lines = shell.run("runs").splitlines()[1:]
+    assert [next(word for word in told.values() if word in line) for line in lines] == [*told.values()][::-1]
+    newest_first = [run["id"] for run in runs(shell)]
+    assert "outcome unknown" in shell.run("show", newest_first[1], "--offline")
+
+
 @pytest.mark.slow
 def test_a_deleted_store_is_recovered_from_the_hosts(shell: Shell) -> None:
     shell.crash("fireworks", "after-submitted")

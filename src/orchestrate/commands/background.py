@@ -232,8 +232,8 @@ def _configuration(settings: Settings) -> str:
 
 def _store(settings: Settings) -> str:
     """The store's URL, a file by its full path: it means the same in every folder."""
-    kind, _, file = settings.store_url.partition(":///")
-    return f"{kind}:///{Path(file).expanduser().resolve()}" if kind == "sqlite" else settings.store_url
+    file = config.sqlite_path(settings.store_url)
+    return settings.store_url if file is None else config.sqlite_url(file.expanduser().resolve())
 
 
 def _environment(settings: Settings) -> dict[str, str]:

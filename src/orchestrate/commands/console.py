@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
-from orchestrate.types import Record
+from orchestrate.keys import hide
+from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -53,6 +54,8 @@ STATUS_STYLE = {
     "cancelled": "yellow",
     "running": "cyan",
     "unknown": "magenta",
+    "outcome unknown": "magenta",
+    "not sent": "yellow",
     "paused": "yellow",
 }
 
@@ -95,7 +98,9 @@ def print_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
+        value = msgspec.to_builtins(value)
+    if isinstance(value, str):
+        return hide(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -120,16 +125,32 @@ def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None =
 
 
 def note(text: str) -> None:
-    err.print(text, style="dim")
+    err.print(hide(text), style="dim")
 
 
 def warn(text: str) -> None:
-    err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+    err.print(Text.assemble(("warning: ", "yellow"), hide(text)), soft_wrap=True)
 
 
 def status_text(status: str, *, sandbox: bool = False) -> Text:
     text = Text(status, style=STATUS_STYLE.get(status, "white"))
     return Text.assemble(text, " ", SANDBOX) if sandbox else text
+
+
+def stage_text(run: Run) -> Text:
+    """The status as last seen; before the host was asked for it, how far the submit came."""
+    unseen = run.status is JobStatus.SUBMITTING
+    return status_text(_STAGES[run.phase] if unseen else run.status.value, sandbox=run.sandbox)
+
+
+_STAGES = {
+    SubmitPhase.INTENT: "not sent",
+    SubmitPhase.UPLOADED: "not sent",
+    SubmitPhase.SUBMITTING: "outcome unknown",
+    SubmitPhase.OUTCOME_UNKNOWN: "outcome unknown",
+    SubmitPhase.SUBMITTED: "submitted",
+    SubmitPhase.REFUSED: "refused",
+}
 
 
 class ErrorLine(Record, frozen=True, kw_only=True):
@@ -173,20 +194,20 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
     if as_json:
         ErrorLine(
             error=type(error).__name__,
-            message=error.message,
-            fix=error.fix,
+            message=hide(error.message),
+            fix=error.fix and hide(error.fix),
             retryable=error.retryable,
             exit_code=error.exit_code,
         ).write()
         return
     err.print("error:", style="bold red", end=" ")
-    err.print(error.message, soft_wrap=True)
+    err.print(hide(error.message), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
         again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
-        err.print(f"  {error.fix}", style="cyan", soft_wrap=True)
+        err.print(f"  {hide(error.fix)}", style="cyan", soft_wrap=True)
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from orchestrate.commands.console import note, out, table
+from orchestrate.keys import hide, masked_url
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def show_inspect(report: InspectReport) -> None:
     rows = f"{report.rows:,} good, {report.rows_with_errors:,} with errors, {report.duplicates:,} repeated"
     percentiles = f"median {lengths['50']:,}, 90% {lengths['90']:,}, 99% {lengths['99']:,}"
     for name, value in (
-        ("file", f"{report.path}  {report.container}, {report.bytes:,} bytes"),
+        ("file", f"{masked_url(report.path)}  {report.container}, {report.bytes:,} bytes"),
         ("format", f"{report.format} ({report.kind})"),
         ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
@@ -126,8 +127,8 @@ def _problems(report: CheckReport) -> None:
             Text(p.severity.value, style=_STYLE[p.severity]),
             Text(p.code),
             Text(where),
-            Text(hosts + p.message),
-            Text(p.fix or "", style="dim"),
+            Text(hosts + hide(p.message)),
+            Text(hide(p.fix or ""), style="dim"),
         )
     out.print(shown)
     if hidden:

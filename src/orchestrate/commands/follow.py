@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 from rich.text import Text
 
-from orchestrate.commands.console import Json, err, note, orchestrator, out, print_json, status_text, warn
+from orchestrate.commands.console import Json, err, note, orchestrator, out, print_json, stage_text, warn
 from orchestrate.commands.live import LiveView
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
@@ -72,8 +72,7 @@ def watch(
             print_json([h.record for h in handles])
         else:
             for h in handles:
-                shown = status_text(h.status, sandbox=h.record.sandbox)
-                out.print(Text.assemble(f"{h.id}  {h.record.provider}  ", shown))
+                out.print(Text.assemble(f"{h.id}  {h.record.provider}  ", stage_text(h.record)))
     if any(not _well(h.record) for h in handles):
         raise typer.Exit(1)
 

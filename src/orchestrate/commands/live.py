@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestrate.commands.console import STATUS_STYLE, err, status_text, table, warn
+from orchestrate.commands.console import STATUS_STYLE, err, stage_text, table, warn
 from orchestrate.types import Event, JobStatus, MetricPoint, Run
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def row(run: Run, metrics: Sequence[MetricPoint], now: datetime) -> tuple[str | 
         run.id,
         run.provider,
         run.model,
-        status_text(run.status, sandbox=run.sandbox),
+        stage_text(run),
         f"{run.step or 0}/{run.total_steps}" if run.total_steps else str(run.step or ""),
         f"{losses[-1]:.4f} {sparkline(losses, 12)}" if losses else "",
         duration(left) if left is not None else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,16 +45,15 @@ DesktopOpt = Annotated[
 
 
 def notify_of(settings: Settings, command: str | None, url: str | None, desktop: bool) -> Notify:
-    """The flags over the environment. Raises `UsageError` for an address that is not taken."""
+    """The flags over the environment. Raises `UsageError` for an address that is not taken, `ConfigError` for
+    a secret that cannot sign."""
     given = settings.notify
     found = Notify(
         command=command or given.command,
         url=Secret(url) if url else given.url,
         desktop=desktop or given.desktop,
     )
-    from orchestrate.tracking.notifying import channels
-
-    channels(found)
+    channels_of(replace(settings, notify=found))
     return found
 
 

@@ -29,6 +29,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import UsageError
+from orchestrate.keys import hide, masked
 from orchestrate.types import MemoryPlan, Outcome, Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def plan(
             ft.settings = dataclasses.replace(ft.settings, local=local)
         translations = ft.plan(asked, provider)
     if json:
-        print_json(translations)
+        print_json(masked([translation.to_dict() for translation in translations]))
     else:
         for translation in translations:
             _show_translation(translation)
@@ -245,7 +246,7 @@ def show_problems(problems: Sequence[Problem]) -> None:
     rows = sorted(problems, key=lambda p: (order.index(p.severity), p.source or "", p.row or 0))
     shown = table("severity", "code", "row", "field", "what", "backends", right=("row",))
     for p in rows[:_SHOWN]:
-        what = p.message + (f"\n→ {p.fix}" if p.fix else "")
+        what = hide(p.message + (f"\n→ {p.fix}" if p.fix else ""))
         shown.add_row(
             Text(p.severity.value, _SEVERITY_STYLE[p.severity]),
             p.code,

@@ -15,11 +15,11 @@ from orchestrate.commands.console import (
     orchestrator,
     out,
     print_json,
-    status_text,
+    stage_text,
     table,
 )
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.types import Feature, JobStatus, Run
+from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -61,7 +61,7 @@ def runs(
             run.id,
             run.provider,
             run.model,
-            status_text(run.status, sandbox=run.sandbox),
+            stage_text(run),
             f"{run.step or 0}/{run.total_steps}" if run.total_steps else "",
             usd(cost_so_far(run)),
             _ago(run.created_at, now),
@@ -82,7 +82,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "run": record.id,
         "backend": f"{record.provider} at {record.host}",
         "model": record.model,
-        "status": Text.assemble(status_text(record.status, sandbox=record.sandbox), (_raw(record), "dim")),
+        "status": Text.assemble(stage_text(record), (_raw(record), "dim")),
         "job": record.job_id,
         "ref": record.ref,
         "submit phase": record.phase.value,
@@ -201,7 +201,9 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     if refresh is False or (refresh is None and record.status.terminal and ft.store.is_closed(record.id)):
         return record
     if record.job_id is None:
-        if not record.status.terminal:
+        if record.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
+            note(f"nothing was sent yet; orchestrate resume {record.id}  goes on, cancel gives it up")
+        elif not record.status.terminal:
             note("the run has no job on the host yet; orchestrate sync settles a lost answer")
         return record
     try:
@@ -217,7 +219,7 @@ def _show_status(run: Run, *, json: bool) -> None:
     if json:
         print_json(run)
     else:
-        out.print(Text.assemble(f"{run.id}  {run.provider}  ", status_text(run.status, sandbox=run.sandbox)))
+        out.print(Text.assemble(f"{run.id}  {run.provider}  ", stage_text(run)))
 
 
 def _raw(run: Run) -> str:

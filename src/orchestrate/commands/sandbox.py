@@ -125,7 +125,7 @@ def _default_home(context: typer.Context) -> Path:
     from orchestrate import config
 
     given: dict[str, Any] = context.find_root().obj or {}
-    return config.load(config_file=given.get("config"), home=given.get("home")).home / "sandbox"
+    return config.load(config_file=given.get("config"), home=given.get("home")).make_home() / "sandbox"
 
 
 def _end_on_signal() -> threading.Event:

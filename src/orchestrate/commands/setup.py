@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import platform
 import re
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -262,7 +264,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
                         f"{host.api_key or 'none'} for {where}",
                         None if host.api_key else f"orchestrate keys set {name}",
                     )
-            add("store", True, f"{ft.settings.store_url.split('@')[-1]}, {len(ft.runs(limit=1000))} run(s)")
+            add("home", *_home(ft.settings.home))
+            add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
     except OrchestrateError as error:
         add("settings and store", False, error.message, error.fix)
     if json:
@@ -274,6 +277,14 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         out.print(shown)
     if any(c["ok"] is False for c in checks):
         raise typer.Exit(3)
+
+
+def _home(home: Path) -> tuple[bool, str, str | None]:
+    if not home.is_dir():
+        return False, f"{home} cannot be made", "check who may write there, or choose another with --home"
+    if os.name == "posix" and home.stat().st_mode & 0o077:
+        return True, f"{home}, open to other users of this machine", f"chmod 700 {shlex.quote(str(home))}"
+    return True, str(home), None
 
 
 def providers(context: typer.Context, json: Json = False) -> None:

@@ -28,7 +28,7 @@ from orchestrate.commands.console import (
     warn,
 )
 from orchestrate.commands.planning import show_problems
-from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
+from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ def submit(
         names = ft.backends(provider)
         for name in names:  # before any of the data is read, which can take a while
             ft.ready(name)
-        quotes = [_preflight(ft, asked, name, strict=strict) for name in names]
+        if watch:
+            from orchestrate.commands.notify import channels_of
+
+            channels_of(ft.settings)
+        quotes: list[Quote] = []
+        for name in names:
+            quotes.append(_preflight(ft, asked, name, strict=strict, beside=quotes))
         _announce(ft, names, quotes)
         spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
         if spends and max_cost is None and not confirm("Submit?", yes=yes):
@@ -83,22 +89,26 @@ def submit(
                 "not submitted: nobody agreed to the price",
                 fix="add --yes, or --max-cost USD to agree up to a limit",
             )
+        runs: list[RunHandle] = []
         try:
-            runs, failures = _submit_each(ft, asked, names, strict=strict)
-        except KeyboardInterrupt:
-            err.print("\ninterrupted; how far it came is written down, and nothing is ever sent twice:")
-            err.print(
-                "  orchestrate runs   names the run; orchestrate resume RUN  goes on with it", style="cyan"
-            )
+            failures = _submit_each(ft, asked, names, runs, strict=strict)
+        except BaseException as error:
+            _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
+            if isinstance(error, KeyboardInterrupt):
+                err.print("\ninterrupted; how far it came is written down, and nothing is ever sent twice:")
+                err.print(
+                    "  orchestrate runs   names the run; orchestrate resume RUN  goes on with it",
+                    style="cyan",
+                )
             raise
         if watch and runs:
             failures += _follow(ft, runs, json=json)
         _finish(runs, failures, watch=watch, json=json)
 
 
-def _preflight(ft: Orchestrator, spec: JobSpec, name: str, *, strict: bool) -> Quote:
+def _preflight(ft: Orchestrator, spec: JobSpec, name: str, *, strict: bool, beside: list[Quote]) -> Quote:
     try:
-        quote, _ = ft.preflight(spec, name, strict=strict)
+        quote, _ = ft.preflight(spec, name, strict=strict, beside=beside)
     except DataError as error:
         show_problems(error.problems)
         raise
@@ -121,24 +131,21 @@ def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
 
 
 def _submit_each(
-    ft: Orchestrator, spec: JobSpec, names: list[str], *, strict: bool
-) -> tuple[list[RunHandle], list[OrchestrateError]]:
-    """One backend's refusal does not keep the others from running; it is reported and decides the exit
-    code."""
-    runs: list[RunHandle] = []
+    ft: Orchestrator, spec: JobSpec, names: list[str], runs: list[RunHandle], *, strict: bool
+) -> list[OrchestrateError]:
+    """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
+    is reported and decides the exit code."""
     failures: list[OrchestrateError] = []
     for name in names:
         try:
             run = ft.submit(spec, name, strict=strict)
-        except OverBudget:
-            raise
         except OrchestrateError as error:
             failures.append(error)
             report_error(error, as_json="--json" in sys.argv)
             continue
         runs.append(run)
         note(f"{name}: run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else ""))
-    return runs, failures
+    return failures
 
 
 def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[OrchestrateError]:
@@ -152,14 +159,18 @@ def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[Orch
     return []
 
 
-def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:
+def _print_runs(runs: list[RunHandle], *, json: bool) -> None:
     if json:
         print_json([run.record for run in runs])
-    else:
-        for run in runs:
-            sys.stdout.write(f"{run.id}\n")
-        if runs and not watch:
-            note(f"follow with: orchestrate watch {' '.join(r.id for r in runs)}")
+        return
+    for run in runs:
+        sys.stdout.write(f"{run.id}\n")
+
+
+def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:
+    _print_runs(runs, json=json)
+    if runs and not watch and not json:
+        note(f"follow with: orchestrate watch {' '.join(r.id for r in runs)}")
     if failures:
         raise typer.Exit(max(failure.exit_code for failure in failures))
     ended_badly: list[Any] = [r for r in runs if r.status in (JobStatus.FAILED, JobStatus.CANCELLED)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from orchestrate.errors import OverBudget
+from orchestrate.errors import OverBudget, usd_down, usd_up
 from orchestrate.types import Bill, JobStatus, Quote, Record, Run, SubmitPhase
 
 
@@ -45,14 +45,15 @@ def check_budget(
     if max_cost_usd is None and budget_usd is None:
         return
     if quote.unavailable:
-        limit = max_cost_usd if max_cost_usd is not None else budget_usd
-        raise UnknownPrice(quote.provider, limit or Decimal(0), quote.unavailable)
+        limit_usd = max_cost_usd if max_cost_usd is not None else budget_usd
+        raise UnknownPrice(quote.provider, limit_usd or Decimal(0), quote.unavailable)
     if max_cost_usd is not None and quote.high_usd > max_cost_usd:
         raise OverBudget(quote.provider, quote.high_usd, max_cost_usd)
     if budget_usd is not None:
         left = max(budget_usd - used_usd, Decimal(0))
         if quote.high_usd > left:
-            what = f"what is left of the budget (${budget_usd:.2f}, ${used_usd:.2f} spent and committed):"
+            taken = f"{usd_down(budget_usd)}, {usd_up(used_usd)} spent and committed"
+            what = f"what is left of the budget ({taken}):"
             raise OverBudget(quote.provider, quote.high_usd, left, what=what)
 
 
@@ -61,7 +62,9 @@ class UnknownPrice(OverBudget):
 
     def __init__(self, provider: str, limit_usd: Decimal, reason: str) -> None:
         super().__init__(provider, limit_usd, limit_usd)
-        self.message = f"{provider}: a limit of ${limit_usd:.2f} is set and the price is not known: {reason}"
+        self.message = (
+            f"{provider}: a limit of {usd_down(limit_usd)} is set and the price is not known: {reason}"
+        )
         self.args = (self.message,)
         self.fix = "give the price with --rate, or drop the limit"
 

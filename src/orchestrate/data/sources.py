@@ -28,6 +28,7 @@ from orchestrate.data.records import (
 from orchestrate.data.spooling import spooled
 from orchestrate.data.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
+from orchestrate.keys import remember
 
 BLOCK = 1 << 20
 _HEAD = 4096
@@ -77,6 +78,7 @@ def source(path: str) -> Source:
     """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
     that is not installed. An unchanged input is prepared once in a process; `-` is standard input."""
     if "://" in path:
+        remember(path)
         return _prepared(path, 0, 0)
     path = "/dev/stdin" if path == "-" else path
     try:

@@ -14,6 +14,7 @@ from orchestrate.data.examples import ChatExample, CompletionExample, Example, U
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
+from orchestrate.keys import masked_url
 from orchestrate.types import EvaluationResult, Message, Reply, Score
 
 Generate = Callable[[Sequence[Sequence[Message]]], list[Reply]]
@@ -78,7 +79,7 @@ def evaluate(
         run_id=run_id,
         provider=provider,
         metric=name,
-        dataset=dataset.path,
+        dataset=masked_url(dataset.path),
         dataset_digest=dataset.digest,
         base=_score(name, base_scores) if base else None,
         tuned=_score(name, tuned_scores),

@@ -38,7 +38,7 @@ def launch(job: LocalJob, home: Path) -> RunDir:
     """
     require_packages()
     run, made = RunDir.make(home, job)
-    if made or not (run.path / "worker.json").exists():
+    if made or not run.had_worker():
         start_worker(run)
     return run
 
@@ -54,12 +54,12 @@ def resume(run: RunDir) -> bool:
     if state.status not in ("paused", "interrupted", "queued") or run.alive():
         return False
     if state.status == "interrupted":
-        run.add_event(
-            f"the worker died at step {state.step}; a new one goes on from the newest checkpoint",
-            level="warning",
-            type="interrupted",
-            step=state.step,
+        told = (
+            f"the worker died at step {state.step}; a new one goes on from the newest checkpoint"
+            if run.had_worker()
+            else "the submit died before it had started a worker; one is started now"
         )
+        run.add_event(told, level="warning", type="interrupted", step=state.step)
     start_worker(run)
     return True
 

@@ -44,7 +44,11 @@ STATUSES: dict[str, JobStatus] = {
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
 }
-"""The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone."""
+"""The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone, or
+never came."""
+
+STARTING_S = 10.0
+"""From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
 
 DEFAULT_SAMPLES = 8
 """Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
@@ -213,7 +217,8 @@ class RunDir:
     # -- where it stands -------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        """As the worker last wrote it, or `interrupted` when the worker died without saying how it ended."""
+        """As the worker last wrote it, or `interrupted` when the worker died without saying how it ended, or
+        was never started by a process that died before it could."""
         state = self.written_state()
         if state.terminal or state.status == "paused" or self.alive():
             return state
@@ -221,8 +226,11 @@ class RunDir:
         state = self.written_state()
         if state.terminal or state.status == "paused":
             return state
-        if state.status == "queued" and not (self.path / "worker.json").exists():
-            return state
+        if state.status == "queued" and not self.had_worker():
+            # One that comes late all the same does no harm: of two workers the lock lets one work.
+            age_s = (now() - state.updated_at).total_seconds()
+            if age_s < STARTING_S:
+                return state
         return msgspec.structs.replace(state, status="interrupted")
 
     def written_state(self) -> State:
@@ -237,6 +245,9 @@ class RunDir:
     def alive(self) -> bool:
         """Whether a worker holds this job now."""
         return process.alive(self.path / "worker.json")
+
+    def had_worker(self) -> bool:
+        return (self.path / "worker.json").exists()
 
     def heartbeat_age(self) -> float | None:
         """Seconds since the worker last showed life; `None` before the first time."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from orchestrate import catalog, costing
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules, tokens
@@ -49,7 +51,8 @@ def problems(
         return found  # the translation's row of the model says so
     for dataset in (data.train, data.validation):
         if dataset is not None:
-            found += _of_file(kind, spec, dataset, model, validation=dataset is data.validation)
+            of_file = _of_file(kind, spec, dataset, model, validation=dataset is data.validation)
+            found += [msgspec.structs.replace(p, providers=(provider,)) for p in of_file]
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate.keys import masked
 from orchestrate.types import Outcome, Setting, Translation
 
 if TYPE_CHECKING:
@@ -121,11 +122,12 @@ class Rows:
             kept = model == self.spec.model
             outcome = Outcome.KEPT if kept else Outcome.MAPPED
             rule = None if kept else f"{self.provider}'s own id of it"
-            self._put("model", outcome, model, None, rule, asked=self.spec.model)
+            self._put("model", outcome, model, None, rule)
             self._rows = {"model": self._rows.pop("model"), **self._rows}
-        for name in self.asked:
-            if not self._answered(name):
-                self.refuse(name, f"{self.provider} has no such setting")
+        if self._rows["model"].outcome is not Outcome.REFUSED:  # else the others were never looked at
+            for name in self.asked:
+                if not self._answered(name):
+                    self.refuse(name, f"{self.provider} has no such setting")
         return Translation(
             provider=self.provider, model=model, settings=tuple(self._rows.values()), body=self.body
         )
@@ -167,9 +169,9 @@ class Rows:
     ) -> None:
         self._rows[name] = Setting(
             name=name,
-            asked=self._asked(name) if asked is None else asked,
+            asked=masked(self._asked(name) if asked is None else asked, name),
             outcome=outcome,
-            sent=value,
+            sent=masked(value, name),
             wire=wire,
             rule=rule,
             exact=exact,
@@ -178,6 +180,8 @@ class Rows:
             self.send(wire, value)
 
     def _asked(self, name: str) -> Any:
+        if name == "model":
+            return self.spec.model
         if name in self.asked:
             return self.asked[name]
         below = {k.removeprefix(f"{name}."): v for k, v in self.asked.items() if k.startswith(f"{name}.")}

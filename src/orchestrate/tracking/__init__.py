@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking.protocol import Submitter as Submitter
     from orchestrate.tracking.protocol import cancel as cancel
     from orchestrate.tracking.protocol import settle as settle
+    from orchestrate.tracking.protocol import stored_spec as stored_spec
     from orchestrate.tracking.protocol import submit as submit
     from orchestrate.tracking.recovering import recover as recover
     from orchestrate.tracking.store import Store as Store
@@ -35,6 +36,7 @@ _PUBLIC = {
     "recover": "recovering",
     "refresh": "sweep",
     "settle": "protocol",
+    "stored_spec": "protocol",
     "submit": "protocol",
     "settle_left_s": "timing",
     "sync": "sweep",

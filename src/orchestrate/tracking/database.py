@@ -47,9 +47,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.engine = engine
         self.clock = clock or Clock()
-        is_file = engine.dialect.name == "sqlite"
-        self.place = str(engine.url.database) if is_file else engine.url.render_as_string(hide_password=True)
-        self._file = opening.identity(self.place) if is_file else None
+        self.place = opening.place_of(engine)
+        self._file = opening.identity(self.place) if engine.dialect.name == "sqlite" else None
         self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
         self._writer = engine.execution_options(writes=True)
 

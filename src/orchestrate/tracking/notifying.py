@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from orchestrate.config import Notify, Secret, is_loopback
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import ConfigError, OrchestrateError, UsageError
 from orchestrate.types import Event, Run
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Webhook:
     repeatable = True
 
     def __init__(self, url: str, secret: Secret | None = None) -> None:
+        """Raises `UsageError` for the address, `ConfigError` for the secret."""
         try:
             parts = urlsplit(url)
         except ValueError as error:
@@ -165,7 +166,7 @@ class Webhook:
             parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         ):
             raise UsageError("a webhook goes to an https address, or to one of this machine")
-        self.url, self.secret = url, secret
+        self.url, self.key = url, None if secret is None else _key(secret)
         self.name = f"webhook:{_digest([url])}"
 
     def send(self, run: Run) -> None:
@@ -179,11 +180,10 @@ class Webhook:
             "webhook-id": message_id(run),
             "webhook-timestamp": str(int(Clock().now().timestamp())),
         }
-        if self.secret is not None:
+        if self.key is not None:
             signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
-            key = _key(self.secret)
             headers["webhook-signature"] = (
-                "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+                "v1," + base64.b64encode(hmac.new(self.key, signed, hashlib.sha256).digest()).decode()
             )
         try:
             answer = httpx.post(self.url, content=body, headers=headers, timeout=_TIMEOUT_S)
@@ -198,7 +198,7 @@ class Webhook:
 
 
 def channels(notify: Notify, secret: Secret | None = None) -> list[Channel]:
-    """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`."""
+    """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
     found: list[Channel] = []
     if notify.command is not None:
         try:
@@ -231,6 +231,14 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
             except PerhapsDelivered as error:
                 problems.append(_uncertain(store, run.id, channel, error.message))
                 break
+            except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
+                reason = f"{_kind(channel)} failed with {type(error).__name__}"  # its words may hold a token
+                if channel.repeatable:
+                    store.finish_notification(run.id, channel.name, sent=False)
+                    problems.append(f"{run.id}: {reason}")
+                else:
+                    problems.append(_uncertain(store, run.id, channel, reason))
+                break
             store.finish_notification(run.id, channel.name, sent=True)
     return problems
 
@@ -249,8 +257,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
     store.close_notification(run_id, channel.name)
-    kind = channel.name.partition(":")[0]
-    text = f"whether the {kind} has told of the end is not known, and it is not repeated ({reason})"
+    text = f"whether the {_kind(channel)} has told of the end is not known, and it is not repeated ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),
@@ -260,6 +267,10 @@ def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     )
     store.add_events(run_id, [told], from_host=False)
     return f"{run_id}: {text}"
+
+
+def _kind(channel: Channel) -> str:
+    return channel.name.partition(":")[0]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -276,4 +287,12 @@ def _digest(parts: Sequence[str]) -> str:
 
 def _key(secret: Secret) -> bytes:
     text = secret.reveal()
-    return base64.b64decode(text.removeprefix("whsec_")) if text.startswith("whsec_") else text.encode()
+    if not text.startswith("whsec_"):
+        return text.encode()
+    with suppress(ValueError):
+        if key := base64.b64decode(text.removeprefix("whsec_"), validate=True):
+            return key
+    raise ConfigError(
+        "the secret that signs webhooks begins with whsec_ and what follows is not base64",
+        fix="copy all of it: orchestrate keys set notify-webhook   (or ORCHESTRATE_NOTIFY_SECRET)",
+    )

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from orchestrate.config import sqlite_path
 from orchestrate.errors import MissingExtra, StoreError
 from orchestrate.tracking import schema
 
@@ -29,20 +30,34 @@ RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jo
 
 def open_engine(url: str) -> Engine:
     """The engine of a store that is ours, whole and current. Raises `StoreError`, `MissingExtra`."""
-    try:
-        parsed = make_url(url)
-    except SQLAlchemyError as error:
-        raise StoreError(
-            f"{url!r} is not a store's URL",
-            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database",
-        ) from error
-    if parsed.get_backend_name() == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
+    if (path := sqlite_path(url)) is not None:
+        if path.name in ("", ":memory:"):
             raise StoreError("runs must outlive the process: name a file, as in sqlite:///runs.sqlite3")
-        return _open_sqlite(Path(parsed.database).expanduser())
-    if parsed.get_backend_name() in ("postgresql", "postgres"):
-        return _open_postgres(str(parsed.set(drivername="postgresql+psycopg").render_as_string(False)))
-    raise StoreError(f"a store is SQLite or Postgres, not {parsed.get_backend_name()}")
+        return _open_sqlite(path.expanduser())
+    return _open_postgres(_postgres_url(url))
+
+
+def _postgres_url(text: str) -> URL:
+    # Neither the text nor the words of the parser are told: a password may stand anywhere in them.
+    try:
+        url = make_url(text)
+    except (SQLAlchemyError, ValueError):
+        url = None
+    if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
+        raise StoreError(
+            "what is given as the run store is not the URL of a SQLite file or of a Postgres database",
+            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; "
+            "an @ or / in a password is written %40 or %2F",
+        ) from None
+    return url.set(drivername="postgresql+psycopg")
+
+
+def place_of(engine: Engine) -> str:
+    """Where a store is, for people: a password stands before the host or in the query, which is left out."""
+    url = engine.url
+    if engine.dialect.name == "sqlite":
+        return str(url.database)
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 @contextmanager
@@ -110,7 +125,8 @@ def _make_room(path: Path) -> None:
 
 
 def _sqlite_engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite+pysqlite:///{path}", connect_args={"timeout": _BUSY_S}, pool_size=4)
+    url = URL.create("sqlite+pysqlite", database=str(path))
+    engine = create_engine(url, connect_args={"timeout": _BUSY_S}, pool_size=4)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -235,14 +251,14 @@ def _back_up(engine: Engine, path: Path, version: int) -> Path:
 # -- Postgres ----------------------------------------------------------------------------------------------
 
 
-def _open_postgres(url: str) -> Engine:
+def _open_postgres(url: URL) -> Engine:
     try:
         import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise MissingExtra("postgres", "a store on Postgres", "psycopg") from error
     # A pre-ping replaces connections that a restart of the server has cut.
     engine = create_engine(url, pool_pre_ping=True, pool_size=4)
-    place = engine.url.render_as_string(hide_password=True)
+    place = place_of(engine)
     try:
         with translated(place):
             _prepare_postgres(engine, place)

@@ -33,6 +33,7 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database import Lease, LeaseHeld
@@ -94,11 +95,17 @@ class Submitter:
             budget_usd=budget_usd,
         )
         self.reached("after-intent")
-        return self.resume(run, data, progress=progress)
+        return self._go_on(run, spec, data, progress)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
         """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
         is not recorded yet. Raises as `submit`, and `LeaseHeld` while another process is at it."""
+        return self._go_on(run, None, data, progress)
+
+    def _go_on(
+        self, run: Run, spec: JobSpec | None, data: TrainingData | None, progress: Progress | None
+    ) -> Run:
+        """`spec` is the run's own, with the secrets that are not stored, where it is at hand."""
         self._require_host(run)
         with self.store.lease(_lease_name(run), self.timing.lease_s) as lease:
             run = self.store.run(run.id)
@@ -106,7 +113,7 @@ class Submitter:
                 raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
             if run.phase not in UNSENT:
                 return run
-            spec = JobSpec.parse(run.spec)
+            spec = spec or stored_spec(run)
             remote = self._uploaded(run, spec, data, progress, lease)
             self._ask_price(run, spec, remote, lease)
             return self._send(run, spec, remote, lease)
@@ -343,6 +350,18 @@ class Submitter:
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
                 fix="use the configuration and key that it was submitted with",
             )
+
+
+def stored_spec(run: Run) -> JobSpec:
+    """What is to be sent for a run that an earlier command began. Raises `UsageError` when a part of it was a
+    secret."""
+    if names := [name for name, value in run.spec.items() if is_masked(value)]:
+        raise UsageError(
+            f"run {run.id} cannot be sent again from what is stored: the secrets in "
+            f"{' and '.join(names)} of its spec are not kept",
+            fix=f"orchestrate cancel {run.id}, then submit again; what was uploaded is used again",
+        )
+    return JobSpec.parse(run.spec)
 
 
 def _asked_wait(error: OrchestrateError) -> float | None:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import OverBudget, UsageError
+from orchestrate.keys import masked
 from orchestrate.tracking import opening, schema
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock, stamp
@@ -68,7 +69,7 @@ class Store(Agenda):
             ref=ref_of(run_id),
             provider=provider,
             model=model or spec.model_for(provider),
-            spec=spec.model_dump(mode="json", exclude_unset=True),
+            spec=masked(spec.model_dump(mode="json", exclude_unset=True)),
             spec_hash=spec.hash(),
             dataset_digest=dataset_digest,
             host=host,

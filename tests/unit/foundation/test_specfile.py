@@ -89,6 +89,10 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "line 3: method: kto is a loss of dpo: write {type: dpo, loss: kto}",
         ),
         (
+            "model: m\ntrain: t\nmethod: {type: kto, beta: 0.2}\n",
+            "line 3: method: kto is a loss of dpo: write {type: dpo, loss: kto}",
+        ),
+        (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, rpo_alpha: 1}\n",
             "rpo_alpha belongs to other losses than kto",
         ),

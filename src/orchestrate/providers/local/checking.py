@@ -90,7 +90,7 @@ def _memory(
             f"{plan.longest} tokens at once; there are {plan.available_bytes / 2**30:.1f} on the "
             + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
-            providers=("local",),
+            providers=(translation.provider,),
             fix="; then ".join(plan.advice) or None,
         )
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrate.errors import ConfigError, SetupError
+from orchestrate.keys import masked
 from orchestrate.local import engines
 from orchestrate.types import Outcome, Setting
 
@@ -58,7 +59,8 @@ def answered(
     for key, value in spec.provider_options.get("local", {}).items():
         name, option = f"provider_options.{key}", OPTIONS.get(key)
         if reason := problem(key, value, spec.method.type):
-            rows[key] = Setting(name=name, asked=value, outcome=Outcome.REFUSED, rule=reason)
+            told = masked(value, name)
+            rows[key] = Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=reason)
             continue
         inside = option is not None and option.in_hyper
         wire = f"hyper.{key}" if inside else key

@@ -19,6 +19,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
+from orchestrate.keys import masked
 from orchestrate.local import checkpoints, gguf_files, launching, machine, models, throughput
 from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.providers import offline
@@ -97,11 +98,24 @@ class LocalProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translate(spec, self.config.options)
+        told = translate(self._as_local(spec), self.config.options)
+        return msgspec.structs.replace(told, provider=self.name)
+
+    def _as_local(self, spec: JobSpec) -> JobSpec:
+        """What the spec says for this instance under its own name, said for `local`."""
+        kind = LocalProvider.name
+        if self.name == kind:
+            return spec
+        options = spec.provider_options
+        own = {**options.get(kind, {}), **options.get(self.name, {})}
+        return spec.model_copy(
+            update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
+        )
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
         translation = self.translate(spec)
-        found = offline.problems(self.name, spec, data, translation, self.config)
+        spec = self._as_local(spec)
+        found = offline.problems(LocalProvider.name, spec, data, translation, self.config)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += reinforcement.problems(self.name, spec, data)
@@ -112,7 +126,8 @@ class LocalProvider(Provider):
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
-        resolved = catalog.resolve(spec.model_for(self.name), self.name)
+        spec = self._as_local(spec)
+        resolved = catalog.resolve(spec.model_for(self.name), LocalProvider.name)
         body = translation.body
         size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
         speed = throughput.estimate(
@@ -176,7 +191,7 @@ class LocalProvider(Provider):
             engine=body.get("engine"),
             precision=body["precision"],
             continue_from=body.get("continue_from"),
-            spec=spec.model_dump(mode="json"),
+            spec=masked(spec.model_dump(mode="json")),
             created_at=now(),
         )
         try:

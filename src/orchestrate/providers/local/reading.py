@@ -30,7 +30,9 @@ def job(run: RunDir) -> Job:
         error = JobError(
             code="interrupted",
             message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
-            "it goes on from its newest checkpoint",
+            "it goes on from its newest checkpoint"
+            if run.had_worker()
+            else "the submit died before it had started a worker; watch, worker and resume start one",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
