@@ -62,7 +62,7 @@ def test_the_check_opens_it_for_leakage_and_keeps_nothing_of_it(spec: Path, cli:
 def test_a_split_keeps_its_test_rows_out_of_the_others(spec: Path, cli: Cli) -> None:
     (spec / "all.jsonl").write_text(_rows("Tell me the number", 300) + _rows("What is this number:", 300))
     assert cli("data", "split", "all.jsonl", "-o", "s").code == 0
-    sides = {p.stem: set(p.read_text().splitlines()) for p in (spec / "s").iterdir()}
+    sides = {p.stem: set(p.read_text().splitlines()) for p in (spec / "s").glob("*.jsonl")}
     assert set(sides) == {"train", "validation", "test"} and all(sides.values())
     assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 600
     arguments = ("--validation", "s/validation.jsonl", "--test", "s/test.jsonl", "--for", "local", "--json")
