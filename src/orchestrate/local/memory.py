@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrate.local import machine
-from orchestrate.local.shapes import OTHER_LAYER, Shape
+from orchestrate.local.shapes import MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.types import MemoryPlan, Record
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -195,7 +195,7 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
         low *= 2
     kept = 2 * norm + attention + b * q + feed_forward + low
     if shape.remark is not None:
-        kept *= OTHER_LAYER
+        kept *= MOE_LAYER if shape.experts > 1 else OTHER_LAYER
     return _Layer(norm, b * h, work, attention, forward, backward, kept)
 
 
@@ -208,8 +208,10 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     layer = _layer(shape, setup, device)
     trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
-    # Products in 16 bits read the adapter in as many; backward keeps those copies.
-    copies = 2 * trainable if b == 2 else 0
+    # Products in 16 bits read the adapter in as many, and peft adds it to the weights of experts before these
+    # are used; backward keeps those copies.
+    experts = 0 if full else b * shape.expert_parameters
+    copies = (2 * trainable if b == 2 else 0) + experts
     # With frozen embeddings the first norm needs no gradient.
     first = 0 if full else layer.norm - layer.norm_output
     if setup.gradient_checkpointing:
@@ -229,6 +231,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
     # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
     weight = {"qlora": b, "lora": 0, "full": 4}[setup.adapter] * h * shape.feed_forward
+    weight += experts / shape.layers  # the gradient of such a copy
     if setup.dora:
         # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
         weight += 4 * shape.feed_forward * (shape.feed_forward + 3 * h)
