@@ -60,11 +60,11 @@ class Finding(History):
     def _named(self, name: str) -> list[Run]:
         table = schema.runs
         newest = select(table.c.record).order_by(table.c.created_at.desc())
+        exact = (table.c.id, table.c.ref, table.c.job_id)
         bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
         tries: list[Select[Any]] = [newest.limit(1)] if name in ("last", "latest") else []
-        tries.append(
-            newest.where(or_(table.c.id == name, table.c.ref == name, table.c.job_id == name)).limit(2)
-        )
+        # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
+        tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
         if bare.isalnum():
             tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
         tries.append(newest.where(table.c.name == name).limit(1))
