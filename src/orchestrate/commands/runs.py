@@ -19,7 +19,8 @@ from orchestrate.commands.console import (
     table,
 )
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import Feature, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -201,7 +202,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     if refresh is False or (refresh is None and record.status.terminal and ft.store.is_closed(record.id)):
         return record
     if record.job_id is None:
-        if record.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
+        if record.phase in UNSENT:
             note(f"nothing was sent yet; orchestrate resume {record.id}  goes on, cancel gives it up")
         elif not record.status.terminal:
             note("the run has no job on the host yet; orchestrate sync settles a lost answer")

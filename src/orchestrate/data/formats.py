@@ -24,7 +24,7 @@ from orchestrate.data.examples import (
     UnpairedExample,
 )
 from orchestrate.data.rows import messages_of
-from orchestrate.data.rules import HostRules, Rule
+from orchestrate.data.rules import EVERY_KIND, HostRules, Rule
 from orchestrate.data.sharegpt import calls_in
 from orchestrate.data.traits import Trait
 from orchestrate.data.writers import DIALECTS, fields
@@ -112,14 +112,7 @@ FORMATS: dict[str, HostRules] = {
         },
     ),
     "trl": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": None,
-            "completion": None,
-            "text": None,
-            "rl": None,
-        },
+        kinds=EVERY_KIND,
         traits=_TRL,
     ),
     "unpaired": HostRules(

@@ -12,7 +12,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from orchestrate.data.dataset import Dataset, TokenCount
-from orchestrate.data.examples import Kind
+from orchestrate.data.examples import KINDS, Kind
 from orchestrate.data.traits import Trait
 from orchestrate.errors import UsageError
 from orchestrate.types import Problem, Severity
@@ -73,6 +73,10 @@ _NO_ROW_WEIGHT = Rule(
 
 
 _PAIRS = "; this machine has it, and preference pairs (DPO) are taken"
+
+
+EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
+"""Nothing is refused."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +198,7 @@ HOSTS: dict[str, HostRules] = {
         most_rows=3_000_000,
     ),
     "local": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": None,
-            "completion": None,
-            "text": None,
-            "rl": None,
-        },
+        kinds=EVERY_KIND,
         traits={
             Trait.IMAGES: _no("no-vision", "the local engine trains on text only", "remove the images"),
         },

@@ -6,7 +6,7 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntFlag
 from typing import Any, cast
 
@@ -132,12 +132,27 @@ def _trained(messages: Sequence[ChatMessage], traits: int) -> int:
 
 
 def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
+    sides = {"preferred": example.preferred, "rejected": example.rejected}
+    traits, found = _answered(example, sides, "pair")
+    if example.prompt and example.preferred == example.rejected:
+        found.append(problem("same-answers", field="rejected"))
+    return traits, found
+
+
+def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
+    return _answered(example, {"completion": example.completion}, "row")
+
+
+def _answered(
+    example: PreferenceExample | UnpairedExample, sides: Mapping[str, list[ChatMessage]], what: str
+) -> tuple[int, list[Problem]]:
+    """A prompt, and answers to it by the name of their field."""
     if not example.prompt:
-        return 0, [problem("no-messages", "the pair has no prompt", field="prompt")]
+        return 0, [problem("no-messages", f"the {what} has no prompt", field="prompt")]
     traits, found = _messages(example.prompt, example.tools, "prompt")
     if example.parallel_tool_calls is not None:
         traits |= Trait.PARALLEL_TOOL_CALLS
-    for side, answers in (("preferred", example.preferred), ("rejected", example.rejected)):
+    for side, answers in sides.items():
         if len(answers) != 1:
             traits |= Trait.SEVERAL_ANSWERS
         if not answers or any(m.role != "assistant" for m in answers):
@@ -146,23 +161,7 @@ def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
         more, wrong = _messages(answers, example.tools, side, answers_only=True)
         traits |= more
         found += wrong
-    if example.preferred == example.rejected:
-        found.append(problem("same-answers", field="rejected"))
     return traits, found
-
-
-def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
-    if not example.prompt:
-        return 0, [problem("no-messages", "the row has no prompt", field="prompt")]
-    traits, found = _messages(example.prompt, example.tools, "prompt")
-    if example.parallel_tool_calls is not None:
-        traits |= Trait.PARALLEL_TOOL_CALLS
-    if len(example.completion) != 1:
-        traits |= Trait.SEVERAL_ANSWERS
-    if not example.completion or any(m.role != "assistant" for m in example.completion):
-        return traits, [*found, problem("side-not-assistant", field="completion")]
-    more, wrong = _messages(example.completion, example.tools, "completion", answers_only=True)
-    return traits | more, found + wrong
 
 
 def _rl(example: RLExample) -> tuple[int, list[Problem]]:

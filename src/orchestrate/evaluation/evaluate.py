@@ -98,14 +98,14 @@ def _held_out(example: Example) -> HeldOut | None:
         return HeldOut((Message(role="user", content=example.prompt),), example.completion)
     if isinstance(example, ChatExample) and example.messages and example.messages[-1].role == "assistant":
         *prompt, answer = example.messages
-        if prompt and answer.text:
-            return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), answer.text)
-    if isinstance(example, UnpairedExample) and example.label and example.completion[-1].text:
+    elif isinstance(example, UnpairedExample) and example.label:
         # An answer to avoid says nothing of the one to expect.
-        return HeldOut(
-            tuple(Message(role=m.role, content=m.text) for m in example.prompt), example.completion[-1].text
-        )
-    return None
+        prompt, answer = example.prompt, example.completion[-1]
+    else:
+        return None
+    if not prompt or not answer.text:
+        return None
+    return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), answer.text)
 
 
 def _scored(name: str, rows: Sequence[HeldOut], generate: Generate) -> tuple[list[str], list[float]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local import engines, machine, models
+from orchestrate.local import engines, models
 from orchestrate.local.memory import Setup, plan
 from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.local.shapes import Shape
@@ -152,7 +152,7 @@ def of_job(
     lengths, most_rows = rows_of(body["method"], hyper, [longest] * hyper.batch_size)
     if body["adapter"].get("targets"):
         notes.append("activations are counted as for an adapter on all linear layers")
-    device = "cuda" if gpu_bytes else body.get("device") or ("cuda" if machine.gpus() else "cpu")
+    device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
     products = engines.precision(body.get("precision"), device, full=body["adapter"]["type"] == "full")
     _, found_plan = fit(
         shape,

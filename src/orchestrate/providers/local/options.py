@@ -57,12 +57,12 @@ def answered(
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
-        name, option = f"provider_options.{key}", OPTIONS.get(key)
+        name = f"provider_options.{key}"
         if reason := problem(key, value, spec.method.type):
             told = masked(value, name)
             rows[key] = Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=reason)
             continue
-        inside = option is not None and option.in_hyper
+        inside = OPTIONS[key].in_hyper
         wire = f"hyper.{key}" if inside else key
         rows[key] = Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire)
         (body["hyper"] if inside else body)[key] = value
