@@ -13,7 +13,7 @@ Four ways, each the whole life of a process, imports and vocabularies included, 
 - `cookbook`: what OpenAI's cookbook does in "Data preparation and analysis for chat model fine-tuning": all
   rows in memory, format errors, tiktoken counts of each row and once more of its answers, distributions, and
   the tokens that are billed; with o200k, so that its counts can be compared with ours.
-- `uncounted`: all that `check` does but counting, by `orchestrate.data.checking.check` without a tokenizer.
+- `uncounted`: all that `check` does but counting, by `orchestrate.data.operations.check.check` without a tokenizer.
 - `together`: `together.lib.utils.files.check_file`, which parses each line and counts no tokens.
 
 The rows are cut from the Python files and documents of this environment, or from the text and translations
@@ -165,7 +165,7 @@ def cookbook(file: str) -> tuple[int, int]:
 
 
 def uncounted(file: str) -> tuple[int, int]:
-    from orchestrate.data import checking
+    from orchestrate.data.operations import check as checking
 
     checking.check({"train": file})
     return 0, 0
@@ -184,7 +184,7 @@ def together(file: str) -> tuple[int, int]:
 def one(way: str, file: str) -> None:
     """Runs in a process of its own. The peak is its own and that of all workers, each as large as the
     largest: what workers share is counted for each."""
-    from orchestrate.data.pool import cores
+    from orchestrate.data.passes.pool import cores
 
     ways: dict[str, Callable[[str], tuple[int, int]]] = {
         "check": check,

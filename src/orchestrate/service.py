@@ -297,14 +297,14 @@ class Orchestrator:
     def _tokenizers(self, spec: JobSpec, names: Iterable[str]) -> list[str]:
         """Those with which these backends count, as far as the models are known."""
         from orchestrate import catalog, costing
-        from orchestrate.data import tokens
+        from orchestrate.data.tokens import counting
 
         found: dict[str, None] = {}
         for name in names:
             try:
                 model = catalog.resolve(spec.on(name).model_for(name), self.settings.host(name).type or name)
                 tokenizer = costing.tokenizer_for(model)
-                tokens.counter(tokenizer)
+                counting.counter(tokenizer)
             except (SpecError, MissingExtra):
                 continue  # that backend tells what it misses; the others can be counted
             found[tokenizer] = None
@@ -380,7 +380,7 @@ class Orchestrator:
 
 def _check_files(spec: JobSpec) -> list[Problem]:
     """What is wrong with the files wherever they are sent: duplicates, and rows shared between the splits."""
-    from orchestrate.data import checking
+    from orchestrate.data.operations import check as checking
     from orchestrate.spec import method_word
 
     named = {"train": spec.train, "validation": spec.validation, "test": spec.test}

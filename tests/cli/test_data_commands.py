@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrate.data.checking import CheckReport
-from orchestrate.data.converting import ConvertReport
-from orchestrate.data.deduping import DedupeReport
-from orchestrate.data.fixing import FixReport
-from orchestrate.data.inspecting import InspectReport
-from orchestrate.data.preview import PreviewReport
-from orchestrate.data.splitting import SplitReport
+from orchestrate.data.operations.check import CheckReport
+from orchestrate.data.operations.convert import ConvertReport
+from orchestrate.data.operations.dedupe import DedupeReport
+from orchestrate.data.operations.fix import FixReport
+from orchestrate.data.operations.inspect import InspectReport
+from orchestrate.data.operations.preview import PreviewReport
+from orchestrate.data.operations.split import SplitReport
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ORDERS = FIXTURES / "datasets" / "orders"

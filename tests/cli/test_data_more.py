@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrate.data.generating import GenerateReport
-from orchestrate.data.reviewing import ExportReport
+from orchestrate.data.operations.generate import GenerateReport
+from orchestrate.data.operations.review import ExportReport
 from orchestrate.sandbox import running
 from tests.chat_host import ChatHost, chat_host
 from tests.cli.conftest import Cli

@@ -56,7 +56,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     vision: bool = False
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
-    """A counter or a family of `orchestrate.data.tokens`: o200k, qwen3.5, llama-3 ..."""
+    """A counter or a family of `orchestrate.data.tokens.counting`: o200k, qwen3.5, llama-3 ..."""
     alternatives: tuple[str, ...] = ()
     """Open models to move to when this one closes, nearest first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])

@@ -50,7 +50,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
-    from orchestrate.data import inspecting
+    from orchestrate.data.operations import inspect as inspecting
 
     name = tokenizer or _tokenizer(model, ("local",))
     with _progress("reading") as progress:
@@ -89,8 +89,8 @@ def check(
     json: Json = False,
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
-    from orchestrate.data import checking
-    from orchestrate.data.outputs import beside, require_writable
+    from orchestrate.data.files.outputs import beside, require_writable
+    from orchestrate.data.operations import check as checking
     from orchestrate.data.rules import METHOD_KINDS
 
     wanted = host_names(hosts)
@@ -151,8 +151,8 @@ def convert(
     json: Json = False,
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss."""
-    from orchestrate.data import converting
-    from orchestrate.data.outputs import beside, is_stdout
+    from orchestrate.data.files.outputs import beside, is_stdout
+    from orchestrate.data.operations import convert as converting
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
@@ -197,8 +197,8 @@ def split(
 ) -> None:
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
     whole."""
-    from orchestrate.data import splitting
-    from orchestrate.data.outputs import beside
+    from orchestrate.data.files.outputs import beside
+    from orchestrate.data.operations import split as splitting
 
     with _progress("splitting") as progress, _or("--no-near, and nearly equal rows may be on both sides"):
         report = splitting.split(
@@ -239,8 +239,8 @@ def dedupe(
     json: Json = False,
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
-    from orchestrate.data import deduping
-    from orchestrate.data.outputs import beside
+    from orchestrate.data.files.outputs import beside
+    from orchestrate.data.operations import dedupe as deduping
 
     with _engine(engine, workers), _progress("comparing") as progress:
         report = deduping.dedupe(
@@ -280,7 +280,7 @@ def preview(
 ) -> None:
     """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
     from orchestrate.commands.data_preview import read_preview
-    from orchestrate.data.preview import html as page
+    from orchestrate.data.operations.preview import html as page
 
     report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns))
     if html is not None:
@@ -307,7 +307,8 @@ def _look_near(paths: Mapping[str, str]) -> bool:
 
 
 def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> object:
-    from orchestrate.data import checking, fixing
+    from orchestrate.data.operations import check as checking
+    from orchestrate.data.operations import fix as fixing
 
     assert isinstance(options, checking.Options)  # noqa: S101
     return fixing.fix(file, output, hosts=hosts, columns=options.columns)
@@ -334,7 +335,7 @@ def host_names(text: str) -> tuple[str, ...]:
 def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     """The counter of a model, by the first backend that has it; o200k when no model is named."""
     from orchestrate import catalog
-    from orchestrate.data import tokens
+    from orchestrate.data.tokens import counting
 
     if model is None:
         return "o200k"
@@ -345,7 +346,7 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
         except OrchestrateError as error:
             failed = failed or error
             continue
-        return tokens.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
+        return counting.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
     assert failed is not None  # noqa: S101  the loop ran at least once
     raise failed
 
@@ -372,7 +373,7 @@ def _engine(name: str, workers: int | None) -> Generator[None]:
     if name == "local":
         yield
         return
-    from orchestrate.data.ray_engine import on_ray
+    from orchestrate.data.passes.ray_engine import on_ray
 
     with redirect_stdout(sys.stderr), on_ray(workers) as cpus:  # Ray prints what befalls its workers
         note(f"on Ray, {cpus} CPUs")

@@ -18,7 +18,7 @@ from orchestrate.errors import ConfigError, MissingKey, UsageError
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
-    from orchestrate.data.generating import GenerateReport
+    from orchestrate.data.operations.generate import GenerateReport
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
 _TELL_EVERY_S = 5.0
@@ -61,8 +61,8 @@ def generate(
     """
     from orchestrate.commands.data import host_names
     from orchestrate.costing.completions import completion_price
-    from orchestrate.data import generating
-    from orchestrate.data.outputs import beside, require_writable
+    from orchestrate.data.files.outputs import beside, require_writable
+    from orchestrate.data.operations import generate as generating
     from orchestrate.local.process import file_lock
     from orchestrate.providers.openai.asking import asker
 
@@ -109,8 +109,8 @@ def review(
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
-    from orchestrate.data.review_server import serving
-    from orchestrate.data.reviewing import Review
+    from orchestrate.data.operations.review import Review
+    from orchestrate.data.operations.review_server import serving
 
     if export is not None:
         report = Review(file).export(export)

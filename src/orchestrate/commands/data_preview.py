@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.examples import Example, PreferenceExample, UnpairedExample
-from orchestrate.data.hub_tokens import load, special_ids
-from orchestrate.data.preview import PreviewReport, RowTokens, Token, texts
-from orchestrate.data.rows import messages_of, visible
-from orchestrate.data.scan import DESIRABLE, UNDESIRABLE
+from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
+from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
+from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample
+from orchestrate.data.shapes.reading import messages_of, visible
+from orchestrate.data.tokens.hub_tokens import load, special_ids
 from orchestrate.errors import DataError, SetupError
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
@@ -98,7 +98,7 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
 
 def _folder(model: str) -> Path:
     from orchestrate import catalog
-    from orchestrate.data import tokens
+    from orchestrate.data.tokens import counting as tokens
 
     found: Any = catalog.resolve(model, "local")
     name = tokens.for_model(tokenizer=None, hub=found.hub, folder=found.folder)

@@ -12,11 +12,11 @@ from orchestrate.keys import hide, masked_url
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
-    from orchestrate.data.checking import CheckReport
-    from orchestrate.data.deduping import DedupeReport
-    from orchestrate.data.inspecting import InspectReport
-    from orchestrate.data.preview import PreviewReport
-    from orchestrate.data.splitting import SplitReport
+    from orchestrate.data.operations.check import CheckReport
+    from orchestrate.data.operations.dedupe import DedupeReport
+    from orchestrate.data.operations.inspect import InspectReport
+    from orchestrate.data.operations.preview import PreviewReport
+    from orchestrate.data.operations.split import SplitReport
 
 SHOWN_PER_CODE = 3
 SHOWN = 60
@@ -69,7 +69,7 @@ def _counted(counts: dict[str, int], most: int = 8) -> str:
 
 
 def show_check(report: CheckReport, fixed: object) -> None:
-    from orchestrate.data.fixing import FixReport
+    from orchestrate.data.operations.fix import FixReport
 
     for file in report.files:
         counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
@@ -137,7 +137,7 @@ def _problems(report: CheckReport) -> None:
 
 def show_preview(report: PreviewReport) -> None:
     """Without colours the trained text stands between ⟦ and ⟧."""
-    from orchestrate.data.preview import heading
+    from orchestrate.data.operations.preview import heading
 
     coloured = out.is_terminal and not out.no_color
     for row in report.rows:

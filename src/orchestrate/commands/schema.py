@@ -10,15 +10,15 @@ import typer
 from orchestrate.catalog import Change, Model
 from orchestrate.commands.console import ErrorLine, print_json
 from orchestrate.costing import Accuracy, Ownership, Rate, Reconciliation
-from orchestrate.data.checking import CheckReport
-from orchestrate.data.converting import ConvertReport
-from orchestrate.data.deduping import DedupeReport
-from orchestrate.data.fixing import FixReport
-from orchestrate.data.generating import GenerateReport
-from orchestrate.data.inspecting import InspectReport
-from orchestrate.data.preview import PreviewReport
-from orchestrate.data.reviewing import ExportReport, ReviewCounts
-from orchestrate.data.splitting import SplitReport
+from orchestrate.data.operations.check import CheckReport
+from orchestrate.data.operations.convert import ConvertReport
+from orchestrate.data.operations.dedupe import DedupeReport
+from orchestrate.data.operations.fix import FixReport
+from orchestrate.data.operations.generate import GenerateReport
+from orchestrate.data.operations.inspect import InspectReport
+from orchestrate.data.operations.preview import PreviewReport
+from orchestrate.data.operations.review import ExportReport, ReviewCounts
+from orchestrate.data.operations.split import SplitReport
 from orchestrate.errors import UsageError
 from orchestrate.local.throughput import Bench
 from orchestrate.quoting import LivePrice

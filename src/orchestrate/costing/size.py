@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.data import tokens
+from orchestrate.data.tokens import counting
 from orchestrate.types import Outcome, Record, Translation
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def measure(
 
 def tokenizer_for(resolved: ModelOnHost) -> str:
     """The name of the best counter on this machine, for `Dataset.tokens`."""
-    return tokens.for_model(tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder)
+    return counting.for_model(tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder)
 
 
 def _counted(count: TokenCount) -> str:

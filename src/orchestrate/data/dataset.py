@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrate.data.examples import Example, Kind
+from orchestrate.data.rows.examples import Example, Kind
 from orchestrate.errors import UsageError
 from orchestrate.types import Problem
 
@@ -70,7 +70,7 @@ class Dataset:
     canonical_bytes: int = 0
     """Size of the rows as canonical JSON lines; what a host's file has, within a few percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
-    """Rows for each combination of `orchestrate.data.traits.Trait` bits."""
+    """Rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """The first row numbers with each trait."""
     columns: tuple[tuple[str, str], ...] = ()
@@ -109,7 +109,7 @@ class Dataset:
         return ((number, row.example) for number, row in rows_of(self) if row.example is not None)
 
     def tokens(self, tokenizer: str) -> TokenCount:
-        """Counts with the named tokenizer (`orchestrate.data.tokens`); counted once, then remembered by
+        """Counts with the named tokenizer (`orchestrate.data.tokens.counting`); counted once, then remembered by
         digest."""
         from orchestrate.data.opening import count_tokens
 
@@ -123,8 +123,8 @@ class Dataset:
         `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
         `allow_loss`.
         """
-        from orchestrate.data.converting import write_rows
-        from orchestrate.data.writers import DIALECTS
+        from orchestrate.data.operations.convert import write_rows
+        from orchestrate.data.targets.dialects import DIALECTS
 
         if target not in DIALECTS:
             raise UsageError(f"no data format for {target!r}; known: {', '.join(DIALECTS)}")

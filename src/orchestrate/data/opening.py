@@ -11,17 +11,18 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data import counts, shapes, tokens
 from orchestrate.data.dataset import Content, Dataset, TokenCount
-from orchestrate.data.hints import advice
-from orchestrate.data.pool import ordered
-from orchestrate.data.problems import problem
-from orchestrate.data.rows import Row, parse, renamed
-from orchestrate.data.scan import Task, Total, ranges, read_rows, ready, scan
-from orchestrate.data.sources import Source, source
-from orchestrate.data.tables import PYTHON_CELLS
-from orchestrate.data.tokens import counter
-from orchestrate.data.traits import Trait
+from orchestrate.data.files.sources import Source, source
+from orchestrate.data.files.tables import PYTHON_CELLS
+from orchestrate.data.passes.pool import ordered
+from orchestrate.data.passes.scan import Task, Total, ranges, read_rows, ready, scan
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.shapes import known
+from orchestrate.data.shapes.hints import advice
+from orchestrate.data.shapes.reading import Row, parse, renamed
+from orchestrate.data.tokens import cache, counting
+from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem
 
@@ -74,7 +75,7 @@ def open_dataset(
         columns=renaming,
     )
     for name, lengths in total.lengths.items():
-        counts.keep(dataset.digest, tokens.base(name), lengths, None)
+        cache.keep(dataset.digest, counting.base(name), lengths, None)
     return Opened(dataset, total, lines)
 
 
@@ -83,18 +84,18 @@ def open_counted(
 ) -> Dataset:
     """See `Dataset.open`. What is kept for the file as it was is not counted in the pass; should the file
     have changed, `count_tokens` finds nothing under its digest and counts."""
-    before = counts.seen(path, columns, memory)
+    before = cache.seen(path, columns, memory)
     due = [
         name
-        for name in dict.fromkeys(map(tokens.base, tokenizers))
-        if (before is None or counts.find(before, name, memory) is None) and _loads(name)
+        for name in dict.fromkeys(map(counting.base, tokenizers))
+        if (before is None or cache.find(before, name, memory) is None) and _loads(name)
     ]
     opened = open_dataset(path, columns=columns, tokenizers=due)
     dataset = replace(opened.dataset, memory=memory)
     for name, lengths in opened.total.lengths.items():
-        counts.keep(dataset.digest, name, lengths, memory)
+        cache.keep(dataset.digest, name, lengths, memory)
     if dataset.digest != before:
-        counts.keep_seen(path, columns, dataset.digest, memory)
+        cache.keep_seen(path, columns, dataset.digest, memory)
     return dataset
 
 
@@ -159,7 +160,7 @@ def first_lines(path: str) -> Iterator[bytes]:
         )
 
 
-def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> shapes.Shape:
+def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.Shape:
     """The format of most of the first rows. Raises `DataError` when none of them fits any, `UsageError` when
     none has a column that is mapped."""
     votes: Counter[str] = Counter()
@@ -176,7 +177,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         row = renamed(cast("dict[str, Any]", value), columns)
         fields.update(row.keys())
         example = example or row
-        if (shape := shapes.recognise(row)) is not None:
+        if (shape := known.recognise(row)) is not None:
             votes[shape.name] += 1
     if given and (absent := [f"{wanted}={column}" for wanted, column in columns if column not in given]):
         raise UsageError(
@@ -184,7 +185,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             fix=f"its columns: {_listed(given)}",
         )
     if votes:
-        return shapes.BY_NAME[votes.most_common(1)[0][0]]
+        return known.BY_NAME[votes.most_common(1)[0][0]]
     if fields:
         raise DataError(
             f"{path}: no known training format has the fields {_listed(fields)}",
@@ -245,16 +246,16 @@ def rows_of(dataset: Dataset) -> Iterator[tuple[int, Row]]:
 
 def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
     """See `Dataset.tokens`."""
-    name = tokens.base(tokenizer)
-    kept = counts.find(dataset.digest, name, dataset.memory)
+    name = counting.base(tokenizer)
+    kept = cache.find(dataset.digest, name, dataset.memory)
     if kept is None:
         lines = source(dataset.path)
         task = Task(lines.lines, 0, 0, dataset.format, dataset.columns, (name,))
         lengths = run(task, lines.line_bytes).lengths[name]
-        kept = counts.keep(dataset.digest, name, lengths, dataset.memory)
-    band = tokens.error_band(tokenizer)
+        kept = cache.keep(dataset.digest, name, lengths, dataset.memory)
+    band = counting.error_band(tokenizer)
     if not tokenizer.startswith("hf:") and (dataset.content.tools or dataset.content.images):
-        band = max(band, tokens.TOOL_BAND)
+        band = max(band, counting.TOOL_BAND)
     sequences = kept.sequences()
     return TokenCount(
         tokens=sum(sequences),

@@ -12,8 +12,8 @@ from itertools import islice
 from msgspec.structs import replace
 
 from orchestrate.data.dataset import Dataset, TokenCount
-from orchestrate.data.examples import KINDS, Kind
-from orchestrate.data.traits import Trait
+from orchestrate.data.rows.examples import KINDS, Kind
+from orchestrate.data.rows.traits import Trait
 from orchestrate.errors import UsageError
 from orchestrate.types import Problem, Severity
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import ChatExample, CompletionExample, Example, UnpairedExample
+from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, UnpairedExample
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric

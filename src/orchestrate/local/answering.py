@@ -104,7 +104,7 @@ class Answerer:
                 send({"replies": self._batched(model, texts, request)})
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        from orchestrate.data.examples import ChatMessage
+        from orchestrate.data.rows.examples import ChatMessage
         from orchestrate.local.encoding import template_message
 
         chat = [template_message(msgspec.convert(m, ChatMessage)) for m in messages]

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
     CompletionExample,

@@ -161,7 +161,7 @@ def encode_file(
 
 
 def _encode_sides(example: Any, template: Template, max_length: int | None) -> list[Encoded]:
-    from orchestrate.data.examples import PreferenceExample
+    from orchestrate.data.rows.examples import PreferenceExample
 
     if not isinstance(example, PreferenceExample):
         raise DataError("preference training needs a preferred and a rejected answer")
@@ -170,7 +170,7 @@ def _encode_sides(example: Any, template: Template, max_length: int | None) -> l
 
 
 def _encode_answer(example: Any, template: Template, max_length: int | None) -> Encoded:
-    from orchestrate.data.examples import UnpairedExample
+    from orchestrate.data.rows.examples import UnpairedExample
 
     if not isinstance(example, UnpairedExample):
         raise DataError("KTO needs an answer with a label")

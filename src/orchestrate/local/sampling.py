@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
-from orchestrate.data.examples import ChatExample, ChatMessage
+from orchestrate.data.rows.examples import ChatExample, ChatMessage
 from orchestrate.local.encoding import Template, encode
 from orchestrate.local.models import ModelFolder
 

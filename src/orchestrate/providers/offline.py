@@ -8,7 +8,8 @@ import msgspec
 
 from orchestrate import catalog, costing
 from orchestrate.config import HostConfig, Secret
-from orchestrate.data import Dataset, rules, tokens
+from orchestrate.data import Dataset, rules
+from orchestrate.data.tokens import counting
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.spec import method_word
 from orchestrate.types import Problem, Quote, Severity, Translation
@@ -77,7 +78,7 @@ def quote(
 def _of_file(
     provider: str, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
-    counter = tokens.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
     found = rules.check(
         dataset,
         provider,

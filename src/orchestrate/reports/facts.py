@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     CompletionExample,
     Example,

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.data.examples import ChatExample, CompletionExample, Example, TextExample
+from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
 from orchestrate.sandbox.host import HostError
 from orchestrate.sandbox.together_bodies import Preview
 from orchestrate.sandbox.together_limits import limits_of

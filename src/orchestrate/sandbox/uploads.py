@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -114,7 +114,7 @@ def write_canonical(path: Path, host: str, target: Path, *, rl: bool = False) ->
 
 def tokens(path: Path, host: str, tokenizer: str) -> int:
     """Tokens of all rows, template included, as the named counter counts them."""
-    from orchestrate.data.tokens import counter
+    from orchestrate.data.tokens.counting import counter
 
     examples = [example for example, _ in read(path, host)]
     return sum(counter(tokenizer).count(examples).tokens)

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrate import catalog
 from orchestrate.catalog import HostModel
-from orchestrate.data import tokens
+from orchestrate.data.tokens import counting
 from orchestrate.errors import SpecError, UsageError
 
 TODAY = date(2026, 11, 25)
@@ -124,11 +124,11 @@ def test_every_model_says_from_where_it_is_known() -> None:
 
 
 def test_every_tokenizer_can_count() -> None:
-    from orchestrate.data.examples import TextExample
+    from orchestrate.data.rows.examples import TextExample
 
     for model in catalog.all_models():
-        name = tokens.for_model(tokenizer=model.tokenizer)
-        assert tokens.counter(name).count([TextExample(text="one two three")]).tokens[0] >= 3
+        name = counting.for_model(tokenizer=model.tokenizer)
+        assert counting.counter(name).count([TextExample(text="one two three")]).tokens[0] >= 3
 
 
 def test_search() -> None:

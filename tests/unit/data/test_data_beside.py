@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
     Example,

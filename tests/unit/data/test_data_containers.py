@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrate.data.checking import Options, check
-from orchestrate.data.converting import convert
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.fixing import fix
-from orchestrate.data.records import BLOCK
+from orchestrate.data.files.records import BLOCK
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.convert import convert
+from orchestrate.data.operations.fix import fix
 from orchestrate.errors import DataError, UsageError
 
 PAIRS = [{"prompt": f"Q{i}", "completion": f"A{i}"} for i in range(20)]

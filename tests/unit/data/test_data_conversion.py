@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.converting import convert
+from orchestrate.data.operations.convert import convert
 from orchestrate.errors import DataError, UsageError
 
 GOOD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "good"

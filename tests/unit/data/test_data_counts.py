@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.data import Dataset, TrainingData, counts
-from orchestrate.data.tokens import Lengths
+from orchestrate.data import Dataset, TrainingData
+from orchestrate.data.tokens import cache
+from orchestrate.data.tokens.counting import Lengths
 from orchestrate.errors import OrchestrateError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -112,6 +113,6 @@ def test_a_tokenizer_that_is_not_there_is_told_when_it_is_needed(tmp_path: Path)
 
 def test_old_counts_make_room(tmp_path: Path) -> None:
     lengths = Lengths()
-    for n in range(counts.MOST_FILES + 5):
-        counts.keep(f"digest {n}", "o200k", lengths, tmp_path)
-    assert len(list(tmp_path.iterdir())) == counts.MOST_FILES
+    for n in range(cache.MOST_FILES + 5):
+        cache.keep(f"digest {n}", "o200k", lengths, tmp_path)
+    assert len(list(tmp_path.iterdir())) == cache.MOST_FILES

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data import scan as scanning
-from orchestrate.data.checking import Options, check
-from orchestrate.data.pool import WorkerDied, ordered
-from orchestrate.data.scan import Task, Total, pieces, ranges, scan
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.passes import scan as scanning
+from orchestrate.data.passes.pool import WorkerDied, ordered
+from orchestrate.data.passes.scan import Task, Total, pieces, ranges, scan
 
 ROWS = 3000
 

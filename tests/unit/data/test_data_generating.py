@@ -13,11 +13,11 @@ from tests.chat_host import ChatHost, chat_host, order_row
 
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset
-from orchestrate.data.checking import check
-from orchestrate.data.generating import BARREN, GenerateReport, Order, generate
-from orchestrate.data.journal import Journal
-from orchestrate.data.judging import Judge, objects
-from orchestrate.data.reviewing import Entry, Review
+from orchestrate.data.files.journal import Journal
+from orchestrate.data.operations.check import check
+from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, generate
+from orchestrate.data.operations.judge import Judge, objects
+from orchestrate.data.operations.review import Entry, Review
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.openai.asking import asker
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.data.checking import Options, check
-from orchestrate.data.examples import ChatExample, ChatMessage
-from orchestrate.data.scan import ranges
-from orchestrate.data.writers import writer
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.passes.scan import ranges
+from orchestrate.data.rows.examples import ChatExample, ChatMessage
+from orchestrate.data.targets.dialects import writer
 
 MB = 1 << 20
 _PEAK = """
 import re, resource, sys
 from pathlib import Path
-from orchestrate.data.checking import Options, check
+from orchestrate.data.operations.check import Options, check
 report = check({"train": sys.argv[1]}, Options(tokenizer="o200k", workers=2))
 # Of itself: what getrusage tells begins with the size of whoever started this process.
 own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.checking import Options, check
-from orchestrate.data.rows import reading
-from orchestrate.data.shapes import BY_NAME
-from orchestrate.data.spooling import spooled
+from orchestrate.data.files.spooling import spooled
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.shapes.known import BY_NAME
+from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError
 from orchestrate.zstd import zstd
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.converting import TARGETS, convert, target_rules
-from orchestrate.data.examples import Kind
+from orchestrate.data.operations.convert import TARGETS, convert, target_rules
+from orchestrate.data.rows.examples import Kind
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
 

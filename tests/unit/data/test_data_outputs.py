@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.data.converting import convert
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.deduping import dedupe
-from orchestrate.data.fixing import fix
-from orchestrate.data.outputs import beside, is_stdout
-from orchestrate.data.splitting import parse_shares, split
+from orchestrate.data.files.outputs import beside, is_stdout
+from orchestrate.data.operations.convert import convert
+from orchestrate.data.operations.dedupe import dedupe
+from orchestrate.data.operations.fix import fix
+from orchestrate.data.operations.split import parse_shares, split
 from orchestrate.errors import UsageError
 from orchestrate.zstd import zstd
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.checking import Options, check
-from orchestrate.data.content import PATTERNS, candidates, confirmed, plain_candidates
-from orchestrate.data.problems import CODES
-from orchestrate.data.scan import Task, scan
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.passes.scan import Task, scan
+from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, plain_candidates
+from orchestrate.data.rows.problems import CODES
 from orchestrate.types import Severity
 
 BAD = Path(__file__).parents[3] / "fixtures" / "datasets" / "formats" / "bad"
@@ -227,7 +227,7 @@ def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
 _ALL = """
 import sys
 sys.modules.update({modules!r})
-from orchestrate.data.checking import Options, check
+from orchestrate.data.operations.check import Options, check
 for file in {files!r}:
     for p in check({{"train": file}}, Options(hosts=())).problems:
         print(p.code, p.row, p.message)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from orchestrate.data.examples import ChatExample, ChatMessage
-from orchestrate.data.scan import CHUNK
-from orchestrate.data.writers import writer
+from orchestrate.data.passes.scan import CHUNK
+from orchestrate.data.rows.examples import ChatExample, ChatMessage
+from orchestrate.data.targets.dialects import writer
 
 BAD = ("not json", '{"messages": []}', '{"prompt": "a", "completion": "b"}', "")
 
@@ -141,8 +141,8 @@ def test_errors_and_dead_workers_are_told(home: Path) -> None:
     script = """
 import os, sys
 from orchestrate.data import pool
-from orchestrate.data.ray_engine import on_ray
-from orchestrate.data.scan import Task, scan
+from orchestrate.data.passes.ray_engine import on_ray
+from orchestrate.data.passes.scan import Task, scan
 with on_ray(2):
     assert list(pool.ordered(abs, range(-40, 0))) == list(range(40, 0, -1))
     for function, tasks, kind in ((scan, [Task("gone", 0, 9, "openai-chat")], FileNotFoundError),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.checking import Options, check
-from orchestrate.data.examples import (
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.rows.examples import (
     ChatExample,
     CompletionExample,
     Example,

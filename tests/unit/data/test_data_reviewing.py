@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, Locator, expect, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from orchestrate.data import Dataset
-from orchestrate.data.review_server import Page, serving
-from orchestrate.data.reviewing import Review, ReviewCounts, beside, require, unreviewed
+from orchestrate.data.operations.review import Review, ReviewCounts, beside, require, unreviewed
+from orchestrate.data.operations.review_server import Page, serving
 from orchestrate.errors import DataError, SetupError, UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.deduping import dedupe
-from orchestrate.data.fixing import fix
-from orchestrate.data.inspecting import inspect
-from orchestrate.data.splitting import parse_shares, split
+from orchestrate.data.operations.dedupe import dedupe
+from orchestrate.data.operations.fix import fix
+from orchestrate.data.operations.inspect import inspect
+from orchestrate.data.operations.split import parse_shares, split
 from orchestrate.errors import DataError, UsageError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "datasets"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -23,7 +23,7 @@ from orchestrate.data.examples import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens import batch_counter, counter, for_model, names
+from orchestrate.data.tokens.counting import batch_counter, counter, for_model, names
 from orchestrate.errors import SetupError, UsageError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
@@ -150,7 +150,7 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
 )
 def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     """Of every kind of row that it trains on: tools and their calls, weights, reasoning, pairs."""
-    from orchestrate.data.hub_tokens import load
+    from orchestrate.data.tokens.hub_tokens import load
     from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     data = Dataset.open(file)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.checking import CheckReport, Options, check
-from orchestrate.data.converting import convert
-from orchestrate.data.deduping import dedupe
-from orchestrate.data.examples import CompletionExample, UnpairedExample
-from orchestrate.data.fixing import fix
-from orchestrate.data.inspecting import inspect
-from orchestrate.data.splitting import split
+from orchestrate.data.operations.check import CheckReport, Options, check
+from orchestrate.data.operations.convert import convert
+from orchestrate.data.operations.dedupe import dedupe
+from orchestrate.data.operations.fix import fix
+from orchestrate.data.operations.inspect import inspect
+from orchestrate.data.operations.split import split
+from orchestrate.data.rows.examples import CompletionExample, UnpairedExample
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
 

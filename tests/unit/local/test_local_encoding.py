@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrate.data.examples import (
+from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
     CompletionExample,

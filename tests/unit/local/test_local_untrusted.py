@@ -15,7 +15,7 @@ LOAD = {
     "model": "import torch; from orchestrate.local.loading import load_base;"
     "load_base(folder, four_bit=False, device=torch.device('cpu'))",
     "tokenizer of a training": "from orchestrate.local.loading import load_tokenizer; load_tokenizer(folder)",
-    "tokenizer of a count": "from orchestrate.data.hub_tokens import load; load(folder)",
+    "tokenizer of a count": "from orchestrate.data.tokens.hub_tokens import load; load(folder)",
     "adapter": "import torch; from orchestrate.local.loading import load_adapter, load_base;"
     f"base = load_base(Path({str(TINY)!r}), four_bit=False, device=torch.device('cpu'));"
     "load_adapter(base, folder)",

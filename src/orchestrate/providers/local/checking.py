@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate import catalog
-from orchestrate.data import tokens
+from orchestrate.data.tokens import counting
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.local import launching, models
 from orchestrate.providers.local.translation import memory
@@ -79,7 +79,7 @@ def _memory(
     if translation.memory is None:
         return []
     model = catalog.resolve(spec.model_for("local"), "local")
-    counter = tokens.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
     plan = memory(spec, translation, options, data.train.tokens(counter).longest)
     if plan is None or plan.fits is not False or plan.available_bytes is None:
         return []

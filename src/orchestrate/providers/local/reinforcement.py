@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
-from orchestrate.data.examples import RLExample
+from orchestrate.data.rows.examples import RLExample
 from orchestrate.errors import UsageError
 from orchestrate.local import grading
 from orchestrate.local.rundir import DEFAULT_SAMPLES

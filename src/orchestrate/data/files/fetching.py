@@ -1,0 +1,141 @@
+"""A file at any fsspec URL -> a file on this machine, or an error that says what to do about it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from orchestrate.data.files.spooling import spooled
+from orchestrate.errors import DataError, MissingExtra, OrchestrateError, SetupError, UsageError
+
+BLOCK = 1 << 20
+_USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
+_HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
+"""Protocols whose address begins with a host."""
+_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
+_BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
+"""An answer that ended early, as HTTP clients call it."""
+_MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
+"""What HTTP, S3, Google's and Azure's file systems call it."""
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def fetch(url: str, target: Path) -> str:
+    """Copies what is at `url` to `target`, in bounded memory. Returns what its host says that it is, as in
+    `text/csv`, when the name does not tell, and else nothing.
+
+    Raises `UsageError` for a protocol that fsspec does not know, `SetupError` when the protocol's package or
+    the credentials are missing, else `DataError`, with `retryable` where trying again can help.
+    """
+    try:
+        import fsspec  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", f"reading {shown(url)}", "fsspec") from error
+    protocol = url.split("://", 1)[0].split("::")[-1]
+    known: set[str] = set(cast("Any", fsspec).available_protocols())
+    if protocol not in known:
+        raise UsageError(
+            f"cannot read {shown(url)}: the protocol {protocol} is not known",
+            fix=f"known, among others: {_USUAL}",
+        )
+    try:
+        opened = cast("Any", fsspec).open(url, "rb")
+        with opened as remote, spooled(target, shown(url)) as local:
+            while block := remote.read(BLOCK):
+                local.write(block)
+        return "" if target.suffix else _media_type(opened)
+    except DataError:
+        raise
+    except Exception as error:  # each protocol raises what its own client raises
+        raise _explained(url, protocol, error) from error
+
+
+def _media_type(opened: Any) -> str:
+    told: dict[str, Any] = {}
+    with suppress(Exception):  # the file is here, and its first bytes may tell as well
+        told = opened.fs.info(opened.path)
+    found = next((told[name] for name in _MEDIA_TYPE if told.get(name)), "")
+    return str(found).partition(";")[0].strip().lower()
+
+
+def shown(url: str) -> str:
+    """The address without what may be secret in it: a user's password, a signature in the query."""
+    parts = urlsplit(url)
+    host = parts.netloc.rsplit("@", 1)[-1]
+    return parts._replace(netloc=host, query="...&" * bool(parts.query), fragment="").geturl().rstrip("&")
+
+
+def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
+    """fsspec hides the reason behind a `FileNotFoundError` that only repeats the address: the chain of causes
+    has it."""
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, ImportError):
+            package = one.name or protocol
+            if one.name is None and one is not chain[-1]:
+                continue  # fsspec's own words; the import that failed follows
+            return SetupError(
+                f"reading {shown(url)} needs the package {package!r}, which is not installed",
+                fix=f"pip install {package}",
+            )
+    place = (urlsplit(url).hostname if protocol in _HOSTED else None) or f"the host of {protocol}"
+    status = next((s for one in chain if isinstance(s := getattr(one, "status", None), int)), None)
+    if status is not None:
+        return _by_status(url, place, status)
+    if any(isinstance(one, PermissionError) or _is(one, _CREDENTIALS) for one in chain):
+        return _by_status(url, place, 403)
+    if any(isinstance(one, socket.gaierror) for one in chain):
+        return _again(
+            f"cannot read {shown(url)}: the name of {place} is not known, or there is no network",
+            "check the address",
+        )
+    if any(isinstance(one, ConnectionRefusedError) for one in chain):
+        return _again(f"cannot read {shown(url)}: {place} takes no connection", "check the address")
+    if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
+        return _again(f"cannot read {shown(url)}: the connection to {place} broke", "try again")
+    if isinstance(error, FileNotFoundError):
+        return _by_status(url, place, 404)
+    if isinstance(error, OSError):
+        reason = error.strerror or type(chain[-1]).__name__
+        return _again(f"cannot read {shown(url)}: {reason}", "try again, or copy the file here")
+    # The message may hold the address, and with it its secrets.
+    return DataError(
+        f"cannot read {shown(url)}: {protocol} failed with {type(error).__name__}",
+        fix="copy the file to this machine",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _is(error: BaseException, names: frozenset[str]) -> bool:
+    """By the names of the types, as their packages need not be installed."""
+    return any(base.__name__ in names for base in type(error).__mro__)
+
+
+def _again(message: str, fix: str) -> DataError:
+    error = DataError(message, fix=f"{fix}; trying again may help")
+    error.retryable = True
+    return error
+
+
+def _by_status(url: str, place: str, status: int) -> OrchestrateError:
+    what = f"cannot read {shown(url)}: "
+    if status == 404:
+        return DataError(f"{what}there is no such file", fix="check the address; trying again will not help")
+    if status in (401, 403):
+        return SetupError(
+            f"{what}{place} does not let this machine in",
+            fix="give the credentials that its client reads from the environment, or a signed address",
+        )
+    if status in _BUSY:
+        return _again(f"{what}{place} answered {status}", "wait a moment")
+    return DataError(f"{what}{place} answered {status}", fix="check the address")

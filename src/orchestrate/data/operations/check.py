@@ -1,0 +1,290 @@
+"""`orchestrate data check`: every problem of all files of a training, in one pass over each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrate.data import rules
+from orchestrate.data.dataset import TokenCount
+from orchestrate.data.opening import Opened, open_dataset
+from orchestrate.data.operations import review
+from orchestrate.data.passes import compare, near
+from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
+from orchestrate.data.rows.examples import Kind
+from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.types import Problem, Record, Severity
+
+FEW_ROWS = 300
+MOST_UNBALANCED = 4
+"""Rows of one label over those of the other that are told."""
+SPLITS = ("train", "validation", "test")
+
+
+class FileFacts(Record, frozen=True, kw_only=True):
+    """One checked file. `counts` has the problems of each code, those not shown included."""
+
+    split: str
+    path: str
+    container: str
+    format: str
+    kind: str
+    rows: int
+    lines: int
+    bytes: int
+    digest: str
+    tokens: int | None = None
+    trained_tokens: int | None = None
+    tokenizer: str | None = None
+    tokens_exact: bool | None = None
+    counts: dict[str, int]
+
+
+class HostFacts(Record, frozen=True, kw_only=True):
+    """What one host would take of the training rows; `rows` counts those with errors too."""
+
+    host: str
+    rows: int
+    accepted: int
+    errors: int
+    warnings: int
+
+
+class CheckReport(Record, frozen=True, kw_only=True):
+    """The answer of `data check`. `ok` is false when any problem is an error."""
+
+    ok: bool
+    files: tuple[FileFacts, ...]
+    hosts: tuple[HostFacts, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
+    near duplicates, which takes about as long again."""
+
+    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
+    method: str | None = None
+    tokenizer: str | None = None
+    contexts: Mapping[str, int] = field(default_factory=dict[str, int])
+    epochs: int | None = None
+    near: bool = False
+    columns: Mapping[str, str] | None = None
+    workers: int | None = None
+
+
+def check(
+    paths: Mapping[str, str],
+    options: Options | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Checks the files of `paths` (split -> path; `train` and, where there are some, `validation`, `test`).
+
+    Raises `DataError` when a file cannot be read at all, `UsageError` for an unknown host.
+    """
+    options = options or Options()
+    opened = {
+        split: open_dataset(
+            path,
+            columns=options.columns,
+            tokenizers=(options.tokenizer,) if options.tokenizer else (),
+            compare=True,
+            content=True,
+            workers=options.workers,
+            progress=progress,
+        )
+        for split, path in paths.items()
+    }
+    found: list[Problem] = []
+    for split, one in opened.items():
+        found += one.dataset.problems
+        found += _within(one, split)
+    found += _between(opened)
+    if options.near:
+        found += _near(opened, options)
+    hosts: list[HostFacts] = []
+    first = next(iter(opened.values()))
+    for host in options.hosts:
+        wrong = [p for split, one in opened.items() for p in _for_host(one, host, split, options)]
+        found += wrong
+        hosts.append(
+            HostFacts(
+                host=host,
+                rows=first.total.written,
+                accepted=rules.accepted(first.dataset, host),
+                errors=_count(wrong, Severity.ERROR),
+                warnings=_count(wrong, Severity.WARNING),
+            )
+        )
+    return CheckReport(
+        ok=not _count(found, Severity.ERROR),
+        files=tuple(_facts(split, one, options.tokenizer) for split, one in opened.items()),
+        hosts=tuple(hosts),
+        problems=tuple(found),
+    )
+
+
+def _count(found: Sequence[Problem], severity: Severity) -> int:
+    return sum(1 for p in found if p.severity is severity)
+
+
+def _tokens(one: Opened, tokenizer: str | None) -> TokenCount | None:
+    return one.dataset.tokens(tokenizer) if tokenizer else None
+
+
+def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
+    data, count = one.dataset, _tokens(one, tokenizer)
+    return FileFacts(
+        split=split,
+        path=data.path,
+        container=data.container,
+        format=data.format,
+        kind=data.kind,
+        rows=data.rows,
+        lines=one.total.lines,
+        bytes=data.bytes,
+        digest=data.digest,
+        tokens=count.tokens if count else None,
+        trained_tokens=count.trained_tokens if count else None,
+        tokenizer=count.tokenizer if count else None,
+        tokens_exact=count.exact if count else None,
+        counts=dict(one.total.counts),
+    )
+
+
+def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Problem]:
+    return rules.check(
+        one.dataset,
+        host,
+        method=options.method,
+        tokens=_tokens(one, options.tokenizer),
+        context=options.contexts.get(host),
+        epochs=options.epochs,
+        validation=split != "train",
+    )
+
+
+_CONFLICTS: dict[Kind, str] = {
+    "chat": "the prompt of row {} with another answer",
+    "completion": "the prompt of row {} with another answer",
+    "preference": "the prompt and the answers of row {}, the other one preferred",
+    "unpaired": "the prompt and the answer of row {} with the opposite label",
+    "rl": "the prompt of row {} with another reference",
+}
+
+
+def _within(one: Opened, split: str) -> list[Problem]:
+    path = one.dataset.path
+    found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), path)
+    if (conflict := _CONFLICTS.get(one.dataset.kind)) is not None:
+        found += _listed("conflict", conflict, compare.conflicts(one.total, one.dataset.kind), path)
+    if one.dataset.kind == "unpaired":
+        found += _balance(one, split)
+    if one.total.formats:
+        counts = {one.dataset.format: one.dataset.rows} | dict(one.total.formats)
+        shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
+        found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
+    if (balance := _labels(one)) is not None:
+        found.append(_whole("label-imbalance", balance, path))
+    if waiting := review.unreviewed(path):
+        found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", path))
+    if split == "train" and 0 < one.dataset.rows < FEW_ROWS:
+        found.append(_whole("few-rows", f"{one.dataset.rows:,} rows to learn from", path))
+    return found
+
+
+def _balance(one: Opened, split: str) -> list[Problem]:
+    """Of unpaired rows to train on. The KTO paper (eq. 8) has the weights times the rows of both labels
+    within 1 and 4/3 of each other."""
+    good, bad = one.total.labels[DESIRABLE], one.total.labels[UNDESIRABLE]
+    if split != "train" or not good + bad:
+        return []
+    if not good or not bad:
+        which = DESIRABLE if good else UNDESIRABLE
+        return [_whole("one-label", f"all {good + bad:,} answers are {which}", one.dataset.path)]
+    more, fewer = max(good, bad), min(good, bad)
+    if more < MOST_UNBALANCED * fewer:
+        return []
+    name = "undesirable_weight" if bad < good else "desirable_weight"
+    message = f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} evens them"
+    return [_whole("labels-unbalanced", message, one.dataset.path)]
+
+
+def _labels(one: Opened) -> str | None:
+    """Says how uneven the answers are, when they are few and short enough to be labels."""
+    if one.dataset.kind == "unpaired":
+        return None
+    labels, rows = one.total.labels, one.dataset.rows
+    named = sum(labels.values())
+    if not 2 <= len(labels) <= min(20, MOST_LABELS) or named < 0.95 * rows or named < 10 * len(labels):
+        return None
+    most, least = labels.most_common(1)[0], labels.most_common()[-1]
+    if most[1] < 10 * least[1]:
+        return None
+    return f"{len(labels)} different answers: {most[0]!r} {most[1]:,} times, {least[0]!r} {least[1]:,} times"
+
+
+def _between(opened: Mapping[str, Opened]) -> list[Problem]:
+    """What a later split shares with an earlier one."""
+    found: list[Problem] = []
+    splits = list(opened)
+    for i, split in enumerate(splits):
+        for earlier in splits[:i]:
+            rows, of = opened[split], opened[earlier]
+            path = rows.dataset.path
+            text = "also in " + earlier + ", row {}"
+            found += _listed("leakage", text, compare.shared(rows.total, of.total), path)
+            prompts = compare.shared(rows.total, of.total, prompts=True)
+            found += _listed("prompt-leakage", "its prompt is in " + earlier + ", row {}", prompts, path)
+    return found
+
+
+def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
+    """All files are clustered together; a row that meets a row of an earlier file leaks."""
+    signed = near.Signatures()
+    owners: list[tuple[str, int]] = []
+    tasks = {
+        split: Task(one.source.lines, 0, 0, one.dataset.format, one.dataset.columns)
+        for split, one in opened.items()
+    }
+    form = near.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
+    for split, one in opened.items():
+        mine = near.signatures(tasks[split], one.source.line_bytes, options.workers, form)
+        owners += [(split, number) for number in mine.numbers]
+        signed.add(mine)
+    hashes = [h for one in opened.values() for h in one.total.hashes]
+    rows: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for i, leader in enumerate(near.clusters(signed)):
+        if leader == i or hashes[leader] == hashes[i]:
+            continue
+        (split, number), (other, first) = owners[i], owners[leader]
+        rows.setdefault((split, other), []).append((number, first))
+    found: list[Problem] = []
+    for (split, other), pairs in rows.items():
+        code = "near-duplicate" if split == other else "near-leakage"
+        where = "row {}" if split == other else other + ", row {}"
+        matches = compare.Matches(tuple(pairs[:KEPT_PER_CODE]), len(pairs))
+        found += _listed(code, "nearly equal to " + where, matches, opened[split].dataset.path)
+    return found
+
+
+def _listed(code: str, text: str, matches: compare.Matches, path: str) -> list[Problem]:
+    found = [
+        _placed(problem(code, text.format(other), row=row), path)
+        for row, other in matches.pairs[:KEPT_PER_CODE]
+    ]
+    if matches.count > len(found):
+        found.append(_whole(code, f"{matches.count - len(found):,} more like this", path))
+    return found
+
+
+def _whole(code: str, message: str, path: str) -> Problem:
+    return _placed(problem(code, message), path)
+
+
+def _placed(found: Problem, path: str) -> Problem:
+    from msgspec.structs import replace
+
+    return replace(found, source=path)

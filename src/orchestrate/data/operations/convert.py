@@ -1,0 +1,279 @@
+"""`orchestrate data convert`: rows in the format of a host or of another tool, with what is lost on the
+way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.data import rules
+from orchestrate.data.dataset import Dataset
+from orchestrate.data.files.folders import PACKED_SUFFIXES
+from orchestrate.data.files.outputs import require_writable, whole, writing
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import Opened, open_dataset, paying
+from orchestrate.data.passes.pool import ordered
+from orchestrate.data.passes.scan import Task, ranges, read_rows
+from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, PreferenceExample
+from orchestrate.data.rows.problems import CODES
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import HostRules
+from orchestrate.data.shapes.known import message
+from orchestrate.data.shapes.unpaired import of_pair
+from orchestrate.data.targets.dialects import DIALECTS, writer
+from orchestrate.data.targets.tools import FORMATS, UNHELD, WEIGHTS_BESIDE_OTHERS, encoder, write_parquet
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Problem, Record, Severity
+
+TARGETS = (*DIALECTS, *FORMATS)
+
+
+class ConvertReport(Record, frozen=True, kw_only=True):
+    """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
+    out; `rows` counts those of the file, with errors or not. Of a pair two unpaired rows are written."""
+
+    path: str
+    output: str
+    source_format: str
+    target: str
+    rows: int
+    written: int
+    left_out: int
+    losses: tuple[Problem, ...]
+
+
+def convert(
+    path: str,
+    target: str,
+    output: Path,
+    *,
+    allow_loss: bool = False,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConvertReport:
+    """Writes the good rows of `path` to `output`.
+
+    Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
+    this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
+    """
+    target_rules(target)
+    require_writable(output, path, stream=True)
+    if target == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
+        raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
+    opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
+    data, rows = opened.dataset, opened.total.written
+    known = _rules_for(data, target)
+    dropped = _dropped(opened, target)
+    if not allow_loss:
+        refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR])
+        refuse(data, target, _lost(data, target, known))
+    written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True, workers=workers)
+    return ConvertReport(
+        path=path,
+        output=str(output),
+        source_format=data.format,
+        target=target,
+        rows=rows,
+        written=written,
+        left_out=rows - written // (2 if target == "unpaired" and data.kind == "preference" else 1),
+        losses=(*dropped, *losses),
+    )
+
+
+def _dropped(opened: Opened, target: str) -> list[Problem]:
+    """What reading the file has already left behind: rows with errors, and fields that no format has."""
+    data, counts = opened.dataset, opened.total.counts
+    rows = opened.total.written
+    found: list[Problem] = []
+
+    def add(code: str, severity: Severity, message: str, fix: str) -> None:
+        found.append(
+            Problem(
+                code=code, severity=severity, message=message, fix=fix, source=data.path, providers=(target,)
+            )
+        )
+
+    if broken := rows - data.rows:
+        why = ", ".join(
+            f"{code} {n:,}" for code, n in counts.most_common() if CODES[code].severity is Severity.ERROR
+        )
+        add(
+            "rows-left-out",
+            Severity.ERROR,
+            f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
+            f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
+        )
+    found += [replace(p, providers=(target,)) for p in data.problems if p.code == "hidden-column"]
+    if extra := counts["extra-fields"]:
+        add(
+            "extra-fields",
+            Severity.WARNING,
+            f"fields that no training format uses are left out ({extra:,} times)",
+            "keep the source, if they are needed again",
+        )
+    if target == "alpaca" and data.format == "alpaca":
+        joined = "inputs become part of their instructions"
+        add("input-joined", Severity.WARNING, joined, "nothing to do: they are trained as the same prompt")
+    return found
+
+
+def _lost(data: Dataset, target: str, known: HostRules) -> list[Problem]:
+    """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
+    lossy = {rule.code for rule in known.traits.values() if rule.lossy}
+    found = [p for p in rules.losses(data, target, known) if p.code in lossy]
+    return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
+
+
+def refuse(data: Dataset, target: str, errors: list[Problem]) -> None:
+    """Raises `DataError` with the problems, when there are any."""
+    if errors:
+        shown = "; ".join(p.message for p in errors[:3])
+        raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
+
+
+def target_rules(target: str) -> HostRules:
+    """Raises `UsageError` for an unknown target."""
+    if target not in TARGETS:
+        raise UsageError(f"no format {target!r}; known: {', '.join(TARGETS)}")
+    return FORMATS.get(target) or rules.host_rules(target)
+
+
+def _rules_for(data: Dataset, target: str) -> HostRules:
+    """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
+    the file cannot be."""
+    known = target_rules(target)
+    if target == "trl" and _has(data, Trait.LAST_TRAINED) and _has(data, Trait.SEVERAL_TRAINED):
+        return dataclasses.replace(known, traits={**known.traits, Trait.LAST_TRAINED: WEIGHTS_BESIDE_OTHERS})
+    return known
+
+
+def _has(data: Dataset, trait: Trait) -> bool:
+    return any(mask & trait for mask in data.masks)
+
+
+def write_rows(
+    data: Dataset,
+    target: str,
+    path: Path,
+    *,
+    allow_loss: bool = False,
+    as_chat: bool = False,
+    workers: int | None = None,
+) -> tuple[int, list[Problem]]:
+    """Writes to `path`, which appears only when it is whole. Returns the rows written and what is lost.
+
+    `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
+    `convert` does.
+    """
+    known = _rules_for(data, target)
+    chat = as_chat and data.kind == "completion" and known.kinds["completion"] is not None
+    losses = [] if chat else [_elsewhere(p, data) for p in rules.losses(data, target, known)]
+    refused = known.refused(data.kind, allow_loss=allow_loss)
+    errors = [p for p in losses if p.severity is Severity.ERROR]
+    if not allow_loss or any(p.code == "kind-refused" for p in errors):
+        refuse(data, target, errors)
+    lines = source(data.path)
+    last_only = target == "trl" and data.kind == "chat" and _has(data, Trait.LAST_TRAINED)
+    form = "trl-completion" if last_only and not _has(data, Trait.SEVERAL_TRAINED) else target
+    tasks = [
+        _Piece(Task(lines.lines, start, end, data.format, data.columns), form, refused, chat)
+        for start, end in ranges(lines.lines, lines.line_bytes)
+    ]
+    written = unheld = 0
+    if target == "parquet":
+        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+        plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
+        with whole(path) as partial:
+            written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
+            _require_some(written, data, target)
+    else:
+        with writing(path) as file:
+            for text, count, without in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+                file.write(text)
+                written += count
+                unheld += without
+            if unheld:
+                losses = [*losses, _unheld(data, target, unheld)]
+                refuse(data, target, [] if allow_loss else losses[-1:])
+            _require_some(written, data, target)
+    return written, losses
+
+
+def _require_some(written: int, data: Dataset, target: str) -> None:
+    if not written:
+        raise DataError(
+            f"no row of {data.path} can be written for {target}",
+            problems=data.problems,
+            fix=f"orchestrate data check {data.path}",
+        )
+
+
+def _elsewhere(loss: Problem, data: Dataset) -> Problem:
+    """A kind that the target cannot hold can be held by these."""
+    if loss.code != "kind-refused":
+        return loss
+    fit = [name for name in TARGETS if target_rules(name).kinds[data.kind] is None and name != "ray"]
+    return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
+
+
+def _unheld(data: Dataset, target: str, count: int) -> Problem:
+    return Problem(
+        code="not-held",
+        severity=Severity.ERROR,
+        message=f"{UNHELD[target][0]} cannot be held ({count:,} {'row' if count == 1 else 'rows'})",
+        fix="--allow-loss writes it all the same",
+        source=data.path,
+        providers=(target,),
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
+
+    task: Task
+    target: str
+    refused: int
+    as_chat: bool
+
+
+def _encoded(piece: _Piece) -> tuple[bytes, int, int]:
+    """The lines of a range for its target, how many they are, and how many of them hold what it cannot;
+    pure."""
+    line = _line(piece.target)
+    _, is_unheld = UNHELD.get(piece.target, ("", None))
+    lines: list[bytes] = []
+    unheld = 0
+    for example in _kept(piece):
+        lines.append(line(example) + b"\n")
+        unheld += is_unheld is not None and is_unheld(example)
+    return b"".join(lines), len(lines), unheld
+
+
+def _line(target: str) -> Callable[[Example], bytes]:
+    if target in DIALECTS:
+        return writer(target)
+    encode, dump = encoder(target), msgspec.json.Encoder().encode
+    return lambda example: dump(encode(example))
+
+
+def _kept(piece: _Piece) -> Iterator[Example]:
+    for _, row in read_rows(piece.task):
+        example = row.example
+        if example is None or row.traits & piece.refused:
+            continue
+        if piece.as_chat and isinstance(example, CompletionExample):
+            example = ChatExample(
+                messages=[message("user", example.prompt), message("assistant", example.completion)]
+            )
+        if piece.target == "unpaired" and isinstance(example, PreferenceExample):
+            yield from of_pair(example)
+        else:
+            yield example

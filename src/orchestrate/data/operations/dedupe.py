@@ -1,0 +1,101 @@
+"""`orchestrate data dedupe`: keeps the first of each set of equal, and on request nearly equal, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrate.data.files.outputs import log_beside, require_writable, writing
+from orchestrate.data.opening import open_dataset, require_rows
+from orchestrate.data.passes import compare, near
+from orchestrate.data.passes.scan import Task
+from orchestrate.data.shapes.known import WRITTEN
+from orchestrate.data.targets.dialects import writer
+from orchestrate.types import Record
+
+
+class Removed(Record, frozen=True, kw_only=True):
+    row: int
+    because_of: int
+    """The earlier row that stays."""
+    near: bool
+
+
+class DedupeReport(Record, frozen=True, kw_only=True):
+    """The answer of `data dedupe`. `removed` lists the first of the removed rows; `log` is the file of
+    all."""
+
+    path: str
+    output: str | None
+    log: str | None
+    rows: int
+    kept: int
+    exact: int
+    near: int
+    left_out: int
+    """Rows with errors; they are not in the output."""
+    source_format: str
+    format: str
+    """Of the output."""
+    fields_left_out: int
+    """Rows and messages with fields that no training format uses; the output is without these."""
+    removed: tuple[Removed, ...]
+
+
+def dedupe(
+    path: str,
+    output: Path | None,
+    *,
+    near_duplicates: bool = False,
+    threshold: float = 0.8,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DedupeReport:
+    """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
+    tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
+    log = None
+    if output is not None:
+        require_writable(output, path)
+        log = log_beside(output, "removed", path)
+    opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
+    data, total = opened.dataset, opened.total
+    require_rows(data)
+    again, first = compare.repeats(total.hashes)
+    leaders = list(range(len(total.numbers)))
+    for i, j in zip(again, first, strict=True):
+        leaders[int(i)] = int(j)
+    exact = {i for i, leader in enumerate(leaders) if leader != i}
+    if near_duplicates:
+        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
+        groups = near.clusters(near.signatures(task, opened.source.line_bytes, workers), threshold)
+        for i, leader in enumerate(groups):
+            near.join(leaders, i, leader)
+        leaders = [near.root(leaders, i) for i in range(len(leaders))]
+    removed = [
+        Removed(row=total.numbers[i], because_of=total.numbers[leader], near=i not in exact)
+        for i, leader in enumerate(leaders)
+        if leader != i
+    ]
+    if output is not None and log is not None:
+        gone = {r.row for r in removed}
+        line = writer("local")
+        with writing(output) as file, writing(log) as record:
+            for number, example in data.numbered():
+                if number not in gone:
+                    file.write(line(example) + b"\n")
+            record.writelines(r.to_json() + b"\n" for r in removed)
+    return DedupeReport(
+        path=path,
+        output=str(output) if output else None,
+        log=str(log) if log else None,
+        rows=data.rows,
+        kept=data.rows - len(removed),
+        exact=len(exact),
+        near=len(removed) - len(exact),
+        left_out=total.written - data.rows,
+        source_format=data.format,
+        format=WRITTEN[data.kind],
+        fields_left_out=total.counts["extra-fields"],
+        removed=tuple(removed[:100]),
+    )

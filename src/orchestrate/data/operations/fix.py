@@ -1,0 +1,304 @@
+"""`orchestrate data check --fix`: a repaired copy, and a log with one line for each change.
+
+A repair is made only where one reading is plain: aliases of roles, numbers as content, weights on inputs,
+what follows the last answer, broken bytes, NUL characters, text decoded with a wrong encoding. A row that
+still has an error, or repeats another, is left out of the copy and in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.files.outputs import log_beside, require_writable, writing
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.passes.scan import pieces, ranges
+from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
+from orchestrate.data.rows.mojibake import is_damaged
+from orchestrate.data.rows.mojibake import repaired as decoded_anew
+from orchestrate.data.rows.traits import Trait, examine
+from orchestrate.data.shapes import known as shapes
+from orchestrate.data.shapes.chat import alias
+from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
+from orchestrate.data.shapes.unpaired import TAGS
+from orchestrate.data.targets.dialects import writer
+from orchestrate.types import Record, Severity
+
+_MESSAGE_LISTS = (
+    "messages",
+    "preferred_output",
+    "non_preferred_output",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+)
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """`action` is repaired, not repaired or dropped (a field), and the row is in the copy, or left out;
+    `code` is that of the problem."""
+
+    row: int
+    code: str
+    action: str
+    detail: str
+
+
+class FixReport(Record, frozen=True, kw_only=True):
+    """The answer of `data check --fix`. `log` is the file with every change."""
+
+    path: str
+    output: str
+    log: str
+    lines: int
+    written: int
+    repaired: dict[str, int]
+    """Repairs by the code of their problem."""
+    left_out: dict[str, int]
+    dropped: dict[str, int]
+    """Rows and messages with fields that no training format uses, which the copy is without."""
+    not_repaired: dict[str, int]
+
+
+def fix(
+    path: str,
+    output: Path,
+    *,
+    hosts: tuple[str, ...] = (),
+    columns: Mapping[str, str] | None = None,
+) -> FixReport:
+    """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
+
+    With `together` among `hosts` neighbouring messages of one role are joined, as Together wants turns to
+    alternate. Raises `DataError` when the file cannot be read as any known format.
+    """
+    require_writable(output, path)
+    log = log_beside(output, "changes", path)
+    lines = source(path)
+    renaming = tuple(sorted((columns or {}).items()))
+    shape = sniff(path, first_lines(lines.lines), renaming)
+    join = "together" in hosts
+    line_of = writer("local")
+    done = {action: Counter[str]() for action in ("repaired", "left out", "dropped", "not repaired")}
+    seen: dict[bytes, int] = {}
+    number = written = 0
+    with writing(output) as copy, writing(log) as record:
+        for start, end in ranges(lines.lines, lines.line_bytes):
+            for line in chain.from_iterable(pieces(lines.lines, start, end)):
+                number += 1
+                mend = _Mend(number)
+                example = mend.row(line.removesuffix(b"\n"), shape, renaming, join)
+                if example is not None:
+                    digest = hashlib.sha256(canonical(example)).digest()[:16]
+                    if seen.setdefault(digest, number) != number:
+                        mend.leave("duplicate", f"equal to row {seen[digest]}")
+                        example = None
+                if example is not None:
+                    copy.write(line_of(example) + b"\n")
+                    written += 1
+                for change in mend.changes:
+                    record.write(change.to_json() + b"\n")
+                    done[change.action][change.code] += 1
+    return FixReport(
+        path=path,
+        output=str(output),
+        log=str(log),
+        lines=number,
+        written=written,
+        repaired=dict(done["repaired"]),
+        left_out=dict(done["left out"]),
+        dropped=dict(done["dropped"]),
+        not_repaired=dict(done["not repaired"]),
+    )
+
+
+class _Mend:
+    """The repairs of one line."""
+
+    def __init__(self, number: int) -> None:
+        self.changes: list[Change] = []
+        self._number = number
+
+    def did(self, code: str, detail: str, action: str = "repaired") -> None:
+        self.changes.append(Change(row=self._number, code=code, action=action, detail=detail))
+
+    def leave(self, code: str, detail: str) -> None:
+        self.did(code, detail, "left out")
+
+    def row(
+        self, line: bytes, shape: shapes.Shape, columns: tuple[tuple[str, str], ...], join: bool
+    ) -> Example | None:
+        if not line.strip():
+            self.leave("blank-line", "the line is blank")
+            return None
+        value = self._parsed(line)
+        if not isinstance(value, dict):
+            if not self.changes or self.changes[-1].action == "repaired":
+                self.leave("not-an-object", "the row is not a JSON object")
+            return None
+        row = self._clean(renamed(cast("dict[str, Any]", value), columns))
+        other = None if shape.fits(row) else shapes.recognise(row)
+        if other is not None and other.kind == shape.kind:
+            self.did("mixed-format", f"read as {other.name}")
+            shape = other
+        self._messages(row)
+        if shape.kind == "unpaired":
+            self._label(row)
+        read = row_of(row, shape)
+        for p in read.problems:
+            if p.code == "extra-fields" and read.example is not None:
+                self.did(p.code, f"{p.field}: {p.message}" if p.field else p.message, "dropped")
+        if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
+            read = self._joined(read.example)
+        if read.example is None:
+            wrong = next(p for p in read.problems if p.severity is Severity.ERROR)
+            self.leave(wrong.code, f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message)
+        return read.example
+
+    def _parsed(self, line: bytes) -> Any:
+        value, wrong = parse(line)
+        if wrong is not None and wrong.code == "encoding":
+            self.did("encoding", f"{wrong.message}; broken bytes became U+FFFD")
+            value, wrong = parse(line.decode("utf-8", "replace").encode())
+        if wrong is not None and wrong.code == "lone-surrogate":
+            self.did("lone-surrogate", "lone surrogates became U+FFFD")
+            value, wrong = _without_surrogates(json.loads(line)), None
+        if wrong is not None:
+            self.leave(wrong.code, wrong.message)
+        for repeated in repeated_keys(line):
+            self.did(repeated.code, repeated.message)
+        return value
+
+    def _clean(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with NUL characters removed and wrongly decoded text put right."""
+        text = msgspec.json.encode(row).decode()
+        if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
+            return row
+        done: set[str] = set()
+        cleaned = _mapped(row, lambda s: _repaired_text(s, done))
+        for code in sorted(done):
+            self.did(code, "NUL removed" if code == "control-character" else "text decoded anew")
+        if is_damaged(msgspec.json.encode(cleaned).decode()):
+            self.did("mojibake", "a part of the damage cannot be undone", "not repaired")
+        return cleaned
+
+    def _messages(self, row: dict[str, Any]) -> None:
+        given: Any = row.get("input")
+        holders = [row, cast("dict[str, Any]", given)] if isinstance(given, dict) else [row]
+        for holder in holders:
+            for name in _MESSAGE_LISTS:
+                items: Any = holder.get(name)
+                if isinstance(items, list):
+                    for i, item in enumerate(cast("list[Any]", items)):
+                        if isinstance(item, dict):
+                            self._message(cast("dict[str, Any]", item), f"{name}[{i}]")
+        messages: Any = row.get("messages")
+        if isinstance(messages, list) and "preferred_output" not in row:
+            self._cut(cast("list[Any]", messages), row)
+
+    def _label(self, row: dict[str, Any]) -> None:
+        """What was meant as true or false; a grade or a score is nobody's to round."""
+        for name in TAGS & row.keys():
+            value = row[name]
+            meant = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+            if meant is not None and not isinstance(value, bool):
+                row[name] = meant
+                self.did("bad-label", f"{name}: {value!r} became {str(meant).lower()}")
+
+    def _message(self, item: dict[str, Any], place: str) -> None:
+        role = item.get("role")
+        known = alias(role)
+        if known is not None and known != role:
+            item["role"] = known
+            self.did("bad-role", f"{place}: {role} became {known}")
+        content = item.get("content")
+        if isinstance(content, list):
+            self._parts(cast("list[Any]", content), place)
+        if isinstance(content, bool | int | float):
+            item["content"] = msgspec.json.encode(content).decode()
+            self.did("bad-content", f"{place}: {content!r} became text")
+        weight = item.get("weight")
+        if weight is not None and item.get("role") != "assistant":
+            del item["weight"]
+            self.did("weight-on-input", f"{place}: weight removed")
+        elif isinstance(weight, bool):
+            item["weight"] = int(weight)
+            self.did("bad-weight", f"{place}: {weight} became {int(weight)}")
+
+    def _parts(self, parts: list[Any], place: str) -> None:
+        """An address stands for an image, and OpenAI's newer API calls text by other names."""
+        for j, item in enumerate(parts):
+            part = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+            kind, image = part.get("type"), part.get("image_url")
+            if kind in ("input_text", "output_text"):
+                part["type"] = "text"
+                self.did("bad-content", f"{place}.content[{j}]: {kind} became text")
+            elif kind == "image_url" and isinstance(image, str):
+                part["image_url"] = {"url": image}
+                self.did("bad-content", f"{place}.content[{j}]: the address became an image")
+
+    def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
+        """What follows the last answer teaches nothing; RFT prompts are left alone."""
+        if shapes.BY_NAME["rft"].fits(row):
+            return
+        roles = [cast("dict[str, Any]", m).get("role") if isinstance(m, dict) else None for m in messages]
+        if "assistant" not in roles or roles[-1] == "assistant":
+            return
+        last = len(roles) - 1 - roles[::-1].index("assistant")
+        self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer cut")
+        del messages[last + 1 :]
+
+    def _joined(self, example: Example) -> Row:
+        if not isinstance(example, ChatExample):
+            return Row(example, *examine(example))
+        joined: list[ChatMessage] = []
+        for m in example.messages:
+            before = joined[-1] if joined else None
+            if before is not None and _alike(before, m):
+                before.content = f"{before.content}\n\n{m.content}"
+                self.did("not-alternating", f"neighbouring {m.role} messages joined")
+            else:
+                joined.append(m)
+        example.messages = joined
+        return Row(example, *examine(example))
+
+
+def _alike(a: ChatMessage, b: ChatMessage) -> bool:
+    """Plain text of one speaker, trained alike: what one message has beside its text is not the other's."""
+    plain = all(isinstance(m.content, str) and not m.tool_calls and m.reasoning is None for m in (a, b))
+    same = (a.role, a.name, a.weight == 0) == (b.role, b.name, b.weight == 0)
+    return plain and same and a.role in ("user", "assistant")
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(item, change) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {change(key): _mapped(item, change) for key, item in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _repaired_text(text: str, done: set[str]) -> str:
+    if "\x00" in text:
+        text = text.replace("\x00", "")
+        done.add("control-character")
+    better = decoded_anew(text)
+    if better != text:
+        done.add("mojibake")
+    return better
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Pairs that were escaped one by one become their character; halves become U+FFFD."""
+    return _mapped(value, lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

@@ -1,0 +1,258 @@
+"""`orchestrate data review`: a person's decision on each row of a file.
+
+Decisions lie in an append-only journal beside the file (`FILE.review`), by the content of the rows: the file
+itself is never changed, rows may be added to it or move, and a review goes on where it was left.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from xxhash import xxh3_128_hexdigest
+
+from orchestrate.data.files.journal import Journal
+from orchestrate.data.files.outputs import require_writable, writing
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.shapes.reading import reading
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Problem, Record
+
+Word = Literal["accepted", "edited", "rejected"]
+State = Literal["pending", "accepted", "edited", "rejected"]
+
+
+class Required(msgspec.Struct, tag="required"):
+    """The rows were not written by a person: they wait for one."""
+
+    at: datetime
+
+
+class Decided(msgspec.Struct, tag="decided", omit_defaults=True):
+    key: str
+    decision: Word
+    at: datetime
+    row: str | None = None
+    """The row as it was edited: one line of JSON."""
+
+
+class Undone(msgspec.Struct, tag="undone"):
+    """Takes back the last decision that stands."""
+
+    at: datetime
+
+
+Entry = Required | Decided | Undone
+
+
+class ReviewCounts(Record, frozen=True, kw_only=True):
+    rows: int
+    pending: int
+    accepted: int
+    edited: int
+    rejected: int
+
+
+class ReviewRow(Record, frozen=True, kw_only=True):
+    """One row as the page shows it. `index` counts from 0; `text` is the row's line, or its edited form, and
+    `pretty` the same over several lines."""
+
+    index: int
+    state: State
+    text: str
+    pretty: str
+    problems: tuple[Problem, ...]
+
+
+class ExportReport(Record, frozen=True, kw_only=True):
+    """The answer of `data review --export`."""
+
+    path: str
+    output: str
+    written: int
+    counts: ReviewCounts
+
+
+@dataclass
+class Decisions:
+    """What stands, by key of the row, and the order in which it can be taken back."""
+
+    stack: list[Decided] = field(default_factory=list[Decided])
+    by_key: dict[str, list[Decided]] = field(default_factory=dict[str, list[Decided]])
+    required: bool = False
+
+    def add(self, entry: Entry) -> None:
+        match entry:
+            case Required():
+                self.required = True
+            case Decided():
+                self.stack.append(entry)
+                self.by_key.setdefault(entry.key, []).append(entry)
+            case Undone():
+                if self.stack:
+                    self.by_key[self.stack.pop().key].pop()
+
+    def of(self, key: str) -> Decided | None:
+        standing = self.by_key.get(key)
+        return standing[-1] if standing else None
+
+
+def beside(path: Path) -> Path:
+    """The journal of a file's review."""
+    return path.with_name(path.name + ".review")
+
+
+def require(path: Path) -> None:
+    """Marks a file's rows as waiting for review; once is enough."""
+    journal: Journal[Entry] = Journal(beside(path), Entry)
+    if not any(isinstance(entry, Required) for entry in journal.entries):
+        journal.append(Required(datetime.now(UTC)))
+
+
+def unreviewed(path: str) -> int:
+    """Rows of a file that was marked by `require` on which nobody has decided; 0 for other files."""
+    if "://" in path or not beside(Path(path)).is_file():
+        return 0
+    review = Review(path)
+    return review.counts().pending if review.required else 0
+
+
+class Review:
+    """A file under review. Only the places of its lines are held in memory."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `DataError` when the file, or the journal beside it, cannot be read."""
+        if "://" in path or (Path(path).exists() and not Path(path).is_file()):
+            raise UsageError(f"{path} is not a file on this machine", fix="copy it here: data convert FILE")
+        lines = source(path)
+        self.path = path
+        self._lines = Path(lines.lines)
+        self._reading = reading(sniff(path, first_lines(lines.lines), ()).name)
+        self._keys: list[str] = []
+        self._starts = array("Q")
+        seen: Counter[str] = Counter()
+        at = 0
+        with self._lines.open("rb") as file:
+            for line in file:
+                if text := line.strip().removeprefix(b"\xef\xbb\xbf"):
+                    digest = xxh3_128_hexdigest(text)
+                    seen[digest] += 1
+                    self._keys.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+                    self._starts.append(at)
+                at += len(line)
+        self._journal: Journal[Entry] = Journal(beside(Path(path)), Entry)
+        self._decisions = Decisions()
+        for entry in self._journal.entries:
+            self._decisions.add(entry)
+        self._places = {key: index for index, key in enumerate(self._keys)}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def required(self) -> bool:
+        return self._decisions.required
+
+    def counts(self) -> ReviewCounts:
+        standing = self._decisions.by_key.items()
+        found = Counter(found[-1].decision for key, found in standing if found and key in self._places)
+        return ReviewCounts(
+            rows=len(self),
+            pending=len(self) - found.total(),
+            accepted=found["accepted"],
+            edited=found["edited"],
+            rejected=found["rejected"],
+        )
+
+    def first_pending(self) -> int:
+        """Index of the first row without a decision; 0 when there is none."""
+        return next((i for i, key in enumerate(self._keys) if self._state(key) == "pending"), 0)
+
+    def row(self, index: int) -> ReviewRow:
+        """Raises `UsageError` for no such row."""
+        key = self._key(index)
+        decided = self._decisions.of(key)
+        line = self._line(index)
+        if decided is not None and decided.row is not None:
+            line = decided.row.encode()
+        text = line.decode("utf-8", "replace")
+        try:
+            pretty = msgspec.json.format(text, indent=2)
+        except (msgspec.DecodeError, RecursionError):
+            pretty = text
+        problems = tuple(self._reading.read(line).problems)
+        return ReviewRow(index=index, state=self._state(key), text=text, pretty=pretty, problems=problems)
+
+    def decide(self, index: int, decision: Word, text: str | None = None) -> None:
+        """Records a decision; `text` is the edited row. Raises `DataError` with the problems of a row that
+        cannot be accepted, `UsageError` for no such row."""
+        key, row = self._key(index), None
+        if decision == "edited":
+            line = " ".join((text or "").splitlines()).encode("utf-8", "surrogatepass")
+            self._must_be_good(line)
+            row = msgspec.json.encode(msgspec.json.decode(line)).decode()
+        elif decision == "accepted":
+            standing = self._decisions.of(key)
+            if standing is not None and standing.row is not None:
+                decision, row = "edited", standing.row
+            else:
+                self._must_be_good(self._line(index))
+        self._record(Decided(key, decision, datetime.now(UTC), row))
+
+    def undo(self) -> int | None:
+        """Takes back the last decision that stands and returns the index of its row; `None` when there is
+        none."""
+        if not self._decisions.stack:
+            return None
+        key = self._decisions.stack[-1].key
+        self._record(Undone(datetime.now(UTC)))
+        return self._places.get(key, 0)
+
+    def export(self, output: Path) -> ExportReport:
+        """Writes the accepted and edited rows, in order, in the file's own format, as JSON lines."""
+        if output.resolve() in (Path(self.path).resolve(), self._journal.path.resolve()):
+            raise UsageError("the reviewed file is kept as it is", fix="export to another name")
+        require_writable(output, self.path)
+        written = 0
+        with writing(output) as file:
+            for line in self._kept():
+                file.write(line + b"\n")
+                written += 1
+        return ExportReport(path=self.path, output=str(output), written=written, counts=self.counts())
+
+    def _kept(self) -> Iterator[bytes]:
+        for index, key in enumerate(self._keys):
+            decided = self._decisions.of(key)
+            if decided is not None and decided.decision != "rejected":
+                yield decided.row.encode() if decided.row is not None else self._line(index)
+
+    def _record(self, entry: Entry) -> None:
+        self._journal.append(entry)
+        self._decisions.add(entry)
+
+    def _state(self, key: str) -> State:
+        decided = self._decisions.of(key)
+        return decided.decision if decided is not None else "pending"
+
+    def _key(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise UsageError(f"there is no row {index + 1}; the file has {len(self):,}")
+        return self._keys[index]
+
+    def _line(self, index: int) -> bytes:
+        with self._lines.open("rb") as file:
+            file.seek(self._starts[index])
+            return file.readline().strip().removeprefix(b"\xef\xbb\xbf")
+
+    def _must_be_good(self, line: bytes) -> None:
+        row = self._reading.read(line)
+        if row.example is None:
+            message = "; ".join(p.message for p in row.problems)
+            raise DataError(f"the row cannot be used: {message}", problems=row.problems, fix="edit it")

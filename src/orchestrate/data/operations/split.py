@@ -1,0 +1,260 @@
+"""`orchestrate data split`: the same rows fall on the same side, today and after rows were added.
+
+A group of rows goes where the hash of its key says. Rows of one conversation (the same first user message and
+system text) are one group, and near duplicates join groups, so that neither straddles a split. A group's key
+is the least of its rows' digests, so that the order of the file is without effect. What rows that are added
+can move: a near duplicate whose digest is the least of its new group moves the group with it, for a group of
+n rows in one of n + 1 cases, and a row that joins two groups moves one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.data.files.outputs import is_stream, require_writable, writing
+from orchestrate.data.opening import open_dataset, require_rows
+from orchestrate.data.passes import near
+from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task
+from orchestrate.data.rows.examples import ChatMessage, CompletionExample, Example, UnpairedExample
+from orchestrate.data.shapes.known import WRITTEN
+from orchestrate.data.shapes.reading import last_answer, messages_of, visible
+from orchestrate.data.targets.dialects import writer
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Record
+
+NAMES = ("train", "validation", "test")
+_MANIFEST = ".split.json"
+
+
+class SplitFile(Record, frozen=True, kw_only=True):
+    split: str
+    path: str
+    rows: int
+    share: float
+
+
+class _Manifest(Record, frozen=True, kw_only=True):
+    """Lies hidden in the folder: these files may be written anew."""
+
+    files: tuple[str, ...]
+
+
+class SplitReport(Record, frozen=True, kw_only=True):
+    """The answer of `data split`. `groups` counts what was kept together."""
+
+    path: str
+    files: tuple[SplitFile, ...]
+    rows: int
+    groups: int
+    left_out: int
+    """Rows with errors; they are in no file."""
+    source_format: str
+    format: str
+    """Of the files."""
+    fields_left_out: int
+    """Rows and messages with fields that no training format uses; the files are without these."""
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`."""
+    try:
+        parts = [float(part) for part in re.split(r"[/:,]", text)]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
+        raise UsageError(f"{text!r} is no split; write train/validation or train/validation/test: 80/10/10")
+    return tuple(part / sum(parts) for part in parts)
+
+
+def group_key(example: Example) -> bytes:
+    """Equal for rows of one conversation."""
+    if isinstance(example, CompletionExample):
+        return example.prompt.encode()
+    opening: list[ChatMessage] = []
+    for m in messages_of(example):
+        opening.append(m)
+        if m.role == "user":
+            break
+    if not opening:
+        return visible(example).encode()
+    return b"\n".join(f"{m.role}:{m.text}".encode() for m in opening)
+
+
+def place(key: bytes, shares: Sequence[float], seed: int) -> int:
+    """The split that a key belongs to: a uniform hash against the cumulative shares."""
+    at = _uniform(key, seed)
+    for i, share in enumerate(shares):
+        at -= share
+        if at < 0:
+            return i
+    return len(shares) - 1
+
+
+def _uniform(key: bytes, seed: int) -> float:
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + key).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@dataclass(frozen=True, order=True)
+class _Row:
+    key: bytes
+    stratum: str
+
+
+def split(
+    path: str,
+    shares: Sequence[float],
+    folder: Path,
+    *,
+    seed: int = 0,
+    near_duplicates: bool = True,
+    stratify: bool = False,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SplitReport:
+    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
+    earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
+
+    `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
+    boundary may then move when rows are added. Raises `DataError`, also when there are fewer groups than
+    splits, or `MissingExtra` without rensa while `near_duplicates`.
+    """
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"the seed {seed} is not between 0 and 2^64 - 1")
+    if is_stream(folder) or folder.is_file():
+        raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
+    names = NAMES[: len(shares)]
+    paths = [folder / f"{name}.jsonl" for name in names]
+    own = _require_own(folder, paths, path)
+    opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
+    data = opened.dataset
+    require_rows(data)
+    rows = [
+        _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if stratify else "") for e in data.examples()
+    ]
+    groups = _conversations(rows)
+    if near_duplicates:
+        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
+        leaders = near.clusters(near.signatures(task, opened.source.line_bytes, workers))
+        for i, leader in enumerate(leaders):
+            near.join(groups, i, leader)
+        groups = [near.root(groups, i) for i in range(len(groups))]
+    if len(set(groups)) < len(shares):
+        raise _too_few(path, groups, near_duplicates)
+    keys = _least(rows, groups)
+    placed = (
+        _stratified(groups, keys, shares, seed)
+        if stratify
+        else {group: place(key.key, shares, seed) for group, key in keys.items()}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = _write(data.examples(), [placed[group] for group in groups], paths)
+    with writing(folder / _MANIFEST) as file:
+        file.write(_Manifest(files=tuple(sorted(own | {p.name for p in paths}))).to_json())
+    return SplitReport(
+        path=path,
+        files=tuple(
+            SplitFile(split=name, path=str(file), rows=counts[i], share=counts[i] / max(1, data.rows))
+            for i, (name, file) in enumerate(zip(names, paths, strict=True))
+        ),
+        rows=data.rows,
+        groups=len(set(groups)),
+        left_out=opened.total.written - data.rows,
+        source_format=data.format,
+        format=WRITTEN[data.kind],
+        fields_left_out=opened.total.counts["extra-fields"],
+    )
+
+
+def _too_few(path: str, groups: Sequence[int], near_duplicates: bool) -> DataError:
+    of = "nearly equal rows" if near_duplicates else "rows of one conversation"
+    return DataError(
+        f"{path}: its {len(groups):,} rows make {len(set(groups))} groups of {of}, which stay whole: "
+        "a split would be empty",
+        fix="add rows that differ" + (", or let nearly equal rows part: --no-near" * near_duplicates),
+    )
+
+
+def _require_own(folder: Path, paths: Sequence[Path], source: str) -> frozenset[str]:
+    """The names of the files that earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
+    is another's, or a file of an earlier split would stay, with rows that are in others now."""
+    try:
+        own = frozenset(_Manifest.from_json((folder / _MANIFEST).read_bytes()).files)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        own = frozenset[str]()
+    for path in paths if folder.is_dir() else ():
+        require_writable(path, source)
+        if path.exists() and path.name not in own:
+            raise UsageError(
+                f"{path} exists and was not written by a split", fix="give another folder with -o"
+            )
+    for name in sorted(own - {path.name for path in paths}):
+        if (folder / name).exists():
+            raise UsageError(
+                f"{folder / name} is of an earlier split: its rows would be in the others too",
+                fix=f"rm {folder / name}, or give another folder with -o",
+            )
+    return own
+
+
+def _conversations(rows: Sequence[_Row]) -> list[int]:
+    """For each row the first row with its key."""
+    first: dict[bytes, int] = {}
+    return [first.setdefault(row.key, i) for i, row in enumerate(rows)]
+
+
+def _least(rows: Sequence[_Row], groups: Sequence[int]) -> dict[int, _Row]:
+    """For each group its row with the least key; of rows with one key the one with the least stratum."""
+    least: dict[int, _Row] = {}
+    for row, group in zip(rows, groups, strict=True):
+        least[group] = min(least.get(group, row), row)
+    return least
+
+
+def _stratified(
+    groups: Sequence[int], keys: Mapping[int, _Row], shares: Sequence[float], seed: int
+) -> dict[int, int]:
+    """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
+    sizes = Counter(groups)
+    strata: dict[str, list[int]] = defaultdict(list)
+    for group in sizes:
+        strata[keys[group].stratum].append(group)
+    placed: dict[int, int] = {}
+    for members in strata.values():
+        members.sort(key=lambda group: _uniform(keys[group].key, seed))
+        total, done, into = sum(sizes[group] for group in members), 0, 0
+        for group in members:
+            while into < len(shares) - 1 and done + sizes[group] / 2 > total * sum(shares[: into + 1]):
+                into += 1
+            placed[group] = into
+            done += sizes[group]
+    return placed
+
+
+def _stratum(example: Example) -> str:
+    """A short answer is a label; longer ones are told apart by length, in powers of two."""
+    if isinstance(example, UnpairedExample):
+        return DESIRABLE if example.label else UNDESIRABLE
+    answer = last_answer(example)
+    return answer if len(answer) <= 60 else f"length {len(answer).bit_length()}"
+
+
+def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Path]) -> Counter[int]:
+    line = writer("local")
+    counts: Counter[int] = Counter()
+    with ExitStack() as stack:
+        files = [stack.enter_context(writing(path)) for path in paths]
+        for example, target in zip(examples, into, strict=True):
+            files[target].write(line(example) + b"\n")
+            counts[target] += 1
+    return counts

@@ -1,0 +1,116 @@
+"""The data commands on Ray: the same functions over the same byte ranges, on as many machines as there are.
+
+Every machine must have this package and see the files under the same path; what is not plain JSONL is
+unpacked on the first machine, into its temporary folder (`TMPDIR`), which must then be seen by all too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrate.data.passes import pool
+from orchestrate.errors import ConfigError, MissingExtra
+
+
+@contextmanager
+def on_ray(workers: int | None = None) -> Generator[int]:
+    """Within the `with` block the data commands run on Ray; gives the number of its CPUs.
+
+    The cluster of `RAY_ADDRESS` is used, else one that `ray start` started on this machine, else one with
+    `workers` CPUs, by default one for each core, is started and ended here. Raises `MissingExtra` without
+    ray, and `ConfigError` where nothing answers at `RAY_ADDRESS`.
+    """
+    ray = _ray()
+    joined = not ray.is_initialized()
+    if joined:
+        _connect(ray, workers)
+    try:
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        run = ray.remote(max_retries=2)(_call)
+
+        def engine(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+            return _ordered(ray, run, function, tasks, cpus * pool.AHEAD)
+
+        with pool.using(engine):
+            yield cpus
+    finally:
+        if joined:
+            ray.shutdown()
+
+
+def _connect(ray: Any, workers: int | None) -> None:
+    # Nothing is told to anybody: Ray would send usage statistics.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _reach(address)
+            ray.init(**quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}",
+                fix="start it, correct RAY_ADDRESS, or unset it to run on a cluster started for this command",
+            ) from error
+        return
+    # Not address="auto": that joins any cluster of this machine, another command's too, which ends with it.
+    own: dict[str, Any] = {"num_cpus": workers or pool.cores(), "include_dashboard": False, **quiet}
+    try:
+        ray.init(**own)
+    except ValueError:  # the number of CPUs is not ours to say: one was started here with `ray start`
+        try:
+            ray.init(**quiet)
+        except ConnectionError:  # it is gone, and left its address behind
+            ray.init(address="local", **own)
+
+
+def _reach(address: str) -> None:
+    """Raises `OSError` where nothing listens at HOST:PORT: Ray itself would wait for many minutes."""
+    named = urlsplit(address if "://" in address else f"//{address}")
+    if named.hostname and named.port:
+        socket.create_connection((named.hostname, named.port), timeout=10).close()
+
+
+def _call(function: Callable[[Any], Any], task: Any) -> Any:
+    return function(task)
+
+
+def _ordered(
+    ray: Any, run: Any, function: Callable[[Any], Any], tasks: Sequence[Any], ahead: int
+) -> Iterator[Any]:
+    """Keeps `ahead` tasks under way, which bounds the results that wait for their turn."""
+    waiting: deque[Any] = deque()
+    left = iter(tasks)
+    try:
+        while True:
+            while len(waiting) < ahead and (task := next(left, None)) is not None:
+                waiting.append(run.remote(function, task))
+            if not waiting:
+                return
+            try:
+                answer = ray.get(waiting.popleft())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:
+                raise pool.WorkerDied(
+                    f"a data worker on Ray ended early: {type(error).__name__}",
+                    fix="free memory on its machine, or give the cluster fewer CPUs",
+                ) from error
+            yield answer
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def _ray() -> Any:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]  an extra
+    except ImportError as error:
+        raise MissingExtra("ray", "--engine ray", "ray") from error
+    return ray

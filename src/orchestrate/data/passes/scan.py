@@ -1,0 +1,350 @@
+"""One pass over the rows of a JSONL file: a pure function of a byte range, and the fold of its results.
+
+`scan` reads a range of lines and returns only counts, arrays and a bounded number of problems, so that ranges
+can be read by many processes, on one machine or on several; `Total.add` puts the parts together in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from orchestrate.data.files.records import LONGEST_RECORD
+from orchestrate.data.rows.content import candidates, confirmed
+from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample
+from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.shapes.reading import (
+    Row,
+    answers,
+    canonical,
+    canonical_answered,
+    canonical_prompt,
+    json_bytes,
+    last_answer,
+    messages_of,
+    reading,
+    visible,
+)
+from orchestrate.data.tokens.counting import Lengths, counter
+from orchestrate.errors import DataError
+from orchestrate.types import Problem, Severity
+
+_TOOLS = Trait.TOOLS.value
+CHUNK = 8 << 20
+"""Bytes of one task."""
+PIECE = 256 << 10
+"""Bytes that a task handles at a time: enough for calls that take many rows, and within a core's cache."""
+SIZED = 16
+"""One row of so many is measured as JSON."""
+FIRST_ROWS = 20
+"""Row numbers kept for each trait."""
+LONGEST_LABEL = 60
+"""Characters of an answer that may be a label."""
+MOST_LABELS = 200
+"""More different short answers than these are no labels."""
+
+DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
+"""KTO's words for the labels of unpaired rows."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Lines of `path` from byte `start` up to `end`; both lie at beginnings of lines."""
+
+    path: str
+    start: int
+    end: int
+    format: str
+    columns: tuple[tuple[str, str], ...] = ()
+    tokenizers: tuple[str, ...] = ()
+    compare: bool = False
+    """Keep hashes of rows and prompts, and short answers, for comparing rows."""
+    content: bool = False
+    """Look for secrets, personal data, damage, refusals and placeholders."""
+
+
+@dataclass
+class Part:
+    """What one range holds. Row numbers count the lines of the range from 1."""
+
+    lines: int = 0
+    rows: int = 0
+    canonical_bytes: int = 0
+    """As JSON lines, from every `SIZED`th row."""
+    digests: bytearray = field(default_factory=bytearray)
+    """32 bytes for each good row: the sha256 of its canonical form."""
+    numbers: array[int] = field(default_factory=lambda: array("I"))
+    """The row number of each good row."""
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    """64-bit hash of what comes before the answer, for each good row."""
+    answered: array[int] = field(default_factory=lambda: array("Q"))
+    """64-bit hash of `canonical_answered`, for each good row of the kinds that have it."""
+    labels: Counter[str] = field(default_factory=Counter[str])
+    """Of unpaired rows their labels, of others short answers; more than `MOST_LABELS` of them are
+    no labels."""
+    turns: Counter[int] = field(default_factory=Counter[int])
+    """Rows by their number of user messages."""
+    tools: Counter[str] = field(default_factory=Counter[str])
+    """Calls of each tool."""
+    formats: Counter[str] = field(default_factory=Counter[str])
+    """Rows that have another format than the file's."""
+    masks: Counter[int] = field(default_factory=Counter[int])
+    first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    roles: Counter[str] = field(default_factory=Counter[str])
+    """Messages of each role."""
+    lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
+    problems: list[Problem] = field(default_factory=list[Problem])
+    """At most `KEPT_PER_CODE` of each code."""
+    counts: Counter[str] = field(default_factory=Counter[str])
+    """Problems of each code, those not kept included."""
+
+    def report(self, found: Sequence[Problem], row: int) -> None:
+        for p in found:
+            self.counts[p.code] += 1
+            if self.counts[p.code] <= KEPT_PER_CODE:
+                self.problems.append(msgspec.structs.replace(p, row=row))
+
+    def notice(self, marked: list[tuple[int, int]]) -> None:
+        """(traits, number) of rows that follow on those noticed before."""
+        for mask, number in marked:
+            self.masks[mask] += 1
+            if mask and self.masks[mask] <= FIRST_ROWS:
+                for bit in bits(mask):
+                    rows = self.first_rows.setdefault(bit, [])
+                    if len(rows) < FIRST_ROWS:
+                        rows.append(number)
+
+
+def bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low
+        mask ^= low
+
+
+def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
+    """The lines of a range without their ends, about `PIECE` bytes at a time; without a byte-order mark."""
+    begun: list[bytes] = []  # of a line that goes on
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(start)
+        left = end - start
+        while left > 0 and (block := file.read(min(PIECE, left))):
+            if left == end:  # nothing was read before
+                block = block.removeprefix(b"\xef\xbb\xbf")
+            left = end - file.tell()
+            lines = block.split(b"\n")
+            if len(lines) > 1:
+                lines[0] = b"".join((*begun, lines[0]))
+                begun = [lines.pop()]
+                yield lines
+            else:
+                begun.append(block)
+    if last := b"".join(begun):
+        yield [last]
+
+
+def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Byte ranges of about `step` bytes that end at ends of lines. Raises `DataError` for a line that is
+    longer than any record may be, before it fills the memory."""
+    with Path(path).open("rb") as file:
+        start = 0
+        while start < size:
+            file.seek(min(start + step, size))
+            while piece := file.readline(step):  # a line may be longer than memory: never hold all of it
+                if piece.endswith(b"\n"):
+                    break
+            end = min(file.tell(), size)
+            if end - start > step + LONGEST_RECORD:
+                raise DataError(
+                    f"{Path(path).name}: a line after byte {start:,} has over {LONGEST_RECORD >> 20} MiB",
+                    fix="write one row to a line (JSONL), or cut the file at its end",
+                )
+            yield start, end
+            start = end
+
+
+def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
+    """Line number within the range and its row; a blank line is a row with that problem only."""
+    number = 0
+    for lines in pieces(task.path, task.start, task.end):
+        for row in _rows(task, lines):
+            number += 1
+            yield number, row
+
+
+def _rows(task: Task, lines: list[bytes]) -> list[Row]:
+    read = reading(task.format, task.columns).read
+    return [
+        Row(None, 0, [problem("blank-line")]) if not line or line.isspace() else read(line) for line in lines
+    ]
+
+
+def ready(task: Task) -> None:
+    """Loads what `scan` needs before its first row, where that may be done once for several processes."""
+    for name in task.tokenizers:
+        if not name.startswith("hf:"):  # those may start threads
+            counter(name).count([])
+    if task.content:
+        candidates(b"", [0])
+
+
+def scan(task: Task) -> Part:
+    """Everything that one range has to tell; the same on every machine."""
+    part = Part()
+    counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
+    for lines in pieces(task.path, task.start, task.end):
+        rows = _rows(task, lines)
+        content = _content(lines, rows) if task.content else {}
+        for index, row in enumerate(rows):
+            if row.problems or index in content:
+                _report(part, part.lines + index + 1, row, content.get(index, []))
+        _note(part, rows, task.compare)
+        part.lines += len(lines)
+        examples = [row.example for row in rows if row.example is not None]
+        for lengths, by in counting:
+            lengths.extend(by.count(examples))
+    return part
+
+
+def _content(lines: list[bytes], rows: list[Row]) -> dict[int, list[Problem]]:
+    """What is found in the content, for each index of a row with any."""
+    texts = [
+        line if row.example is None else visible(row.example).encode()
+        for line, row in zip(lines, rows, strict=True)
+    ]
+    patterns: dict[int, list[int]] = {}
+    starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+    for index, pattern in sorted(candidates(b"\n".join(texts), starts[:-1])):
+        patterns.setdefault(index, []).append(pattern)
+    found: dict[int, list[Problem]] = {}
+    for index, numbers in patterns.items():
+        example = rows[index].example
+        learnt = None if example is None else answers(example).encode()
+        found[index] = confirmed(texts[index], numbers, learnt)
+    return found
+
+
+def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
+    part.report(row.problems, number)
+    if row.other is not None:
+        part.formats[row.other] += 1
+    part.report(content, number)
+
+
+def _note(part: Part, rows: list[Row], compare: bool) -> None:
+    """The next row's number follows on `part.lines`."""
+    first = part.lines + 1
+    good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
+    part.rows += len(good)
+    part.numbers.extend([number for number, _, _ in good])
+    part.canonical_bytes += SIZED * sum(json_bytes(e) for n, e, _ in good if n % SIZED == 1)
+    part.digests += b"".join([sha256(canonical(example)).digest() for _, example, _ in good])
+    part.notice([(traits, number) for number, _, traits in good])
+    sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _ in good])
+    for roles, count in sequences.items():
+        for role in roles:
+            part.roles[role] += count
+        if compare:
+            part.turns[roles.count("user")] += count
+    if compare:
+        for _, example, traits in good:
+            _compare(part, example, traits)
+
+
+def _compare(part: Part, example: Example, traits: int) -> None:
+    if traits & _TOOLS:
+        part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
+    part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
+    if isinstance(example, UnpairedExample | PreferenceExample | RLExample):
+        part.answered.append(xxh3_64_intdigest(canonical_answered(example)))
+    if isinstance(example, UnpairedExample):
+        part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
+        return
+    answer = last_answer(example)
+    if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
+        part.labels[answer] += 1
+
+
+@dataclass
+class Total:
+    """Parts, folded in order."""
+
+    lines: int = 0
+    rows: int = 0
+    canonical_bytes: int = 0
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    """The first 64 bits of each good row's sha256; kept, like the two below, only when rows are compared."""
+    numbers: array[int] = field(default_factory=lambda: array("I"))
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    answered: array[int] = field(default_factory=lambda: array("Q"))
+    labels: Counter[str] = field(default_factory=Counter[str])
+    turns: Counter[int] = field(default_factory=Counter[int])
+    tools: Counter[str] = field(default_factory=Counter[str])
+    formats: Counter[str] = field(default_factory=Counter[str])
+    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
+    masks: Counter[int] = field(default_factory=Counter[int])
+    first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    roles: Counter[str] = field(default_factory=Counter[str])
+    lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
+    problems: list[Problem] = field(default_factory=list[Problem])
+    counts: Counter[str] = field(default_factory=Counter[str])
+
+    def add(self, part: Part) -> None:
+        for p in part.problems:
+            self.counts[p.code] += 1
+            if self.counts[p.code] <= KEPT_PER_CODE:
+                self.problems.append(msgspec.structs.replace(p, row=(p.row or 0) + self.lines))
+        kept = Counter(p.code for p in part.problems)
+        self.counts.update(part.counts - kept)
+        for bit, rows in part.first_rows.items():
+            mine = self.first_rows.setdefault(bit, [])
+            mine.extend(row + self.lines for row in rows[: FIRST_ROWS - len(mine)])
+        for name, lengths in part.lengths.items():
+            self.lengths.setdefault(name, Lengths()).extend(lengths)
+        self.sha256.update(part.digests)
+        if part.prompts:
+            self.hashes.extend(array("Q", part.digests)[::4])
+            self.numbers.extend(number + self.lines for number in part.numbers)
+            self.prompts.extend(part.prompts)
+            self.answered.extend(part.answered)
+        if len(self.labels) <= MOST_LABELS:
+            self.labels.update(part.labels)
+        self.turns.update(part.turns)
+        self.tools.update(part.tools)
+        self.formats.update(part.formats)
+        self.masks.update(part.masks)
+        self.roles.update(part.roles)
+        self.canonical_bytes += part.canonical_bytes
+        self.rows += part.rows
+        self.lines += part.lines
+
+    def reported(self, source: str) -> tuple[Problem, ...]:
+        """All kept problems, and for each code with more rows one that tells how many are not shown."""
+        found = [msgspec.structs.replace(p, source=source) for p in self.problems]
+        shown = Counter(p.code for p in self.problems)
+        for code, count in self.counts.items():
+            if count > shown[code]:
+                message = f"{count - shown[code]:,} more like this"
+                found.append(msgspec.structs.replace(problem(code, message), source=source))
+        return tuple(found)
+
+    @property
+    def written(self) -> int:
+        """Lines that are not blank."""
+        return self.lines - self.counts["blank-line"]
+
+    def errors(self) -> int:
+        return sum(n for code, n in self.counts.items() if problem(code).severity is Severity.ERROR)
+
+    def rows_with(self, trait: Trait) -> int:
+        return sum(n for mask, n in self.masks.items() if mask & trait)

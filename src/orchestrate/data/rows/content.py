@@ -1,0 +1,239 @@
+"""What should not be in training data: secrets, personal data, damaged text, refusals, placeholders.
+
+Two steps. A filter over the texts of many rows finds candidates: hyperscan where it is installed, else a
+search for the literal that each pattern begins with. Each candidate is then confirmed on its own text with
+the exact pattern and, where there is one, its checksum; so both filters give the same findings.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+from orchestrate.data.rows.problems import problem
+from orchestrate.types import Problem
+
+
+def _luhn(digits: bytes) -> bool:
+    """The check digit of payment cards, and the length and first digits that they have."""
+    numbers = [d - 48 for d in digits if 48 <= d <= 57]
+    if not 13 <= len(numbers) <= 19 or len(set(numbers)) < 2 or numbers[0] not in (3, 4, 5, 6):
+        return False
+    doubled = sum(sum(divmod(2 * n, 10)) for n in numbers[-2::-2])
+    return (doubled + sum(numbers[-1::-2])) % 10 == 0
+
+
+def _iban(text: bytes) -> bool:
+    """ISO 13616: moved to the end, the first four characters make the number 1 modulo 97."""
+    compact = text.replace(b" ", b"").decode()
+    if not 15 <= len(compact) <= 34:
+        return False
+    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
+
+
+def _real_address(text: bytes) -> bool:
+    """Addresses that documentation uses are nobody's."""
+    return not re.search(rb"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)\b", text.lower())
+
+
+@dataclass(frozen=True)
+class Pattern:
+    code: str
+    what: str
+    regex: bytes
+    literals: tuple[bytes, ...] = ()
+    """One of them is in every match, in lower case where the regex ignores case; without any the regex itself
+    is searched for."""
+    confirm: Callable[[bytes], bool] | None = None
+    before: bytes | None = None
+    """What stands before the match and belongs to it. A regex that begins with its rarest byte is searched
+    for many times faster."""
+    sieve: bytes | None = None
+    """What hyperscan searches for, if not the regex: found in every match, and as seldom as possible
+    elsewhere. Word boundaries within many patterns at once are what makes it slow."""
+
+    @property
+    def caseless(self) -> bool:
+        return self.regex.startswith(b"(?i)")
+
+
+_KEYS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
+    ("an API key (sk-)", rb"\bsk-(?:ant-|proj-|or-)?[A-Za-z0-9_-]{20,}", (b"sk-",)),
+    ("an AWS access key", rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b", (b"AKIA", b"ASIA")),
+    (
+        "a GitHub token",
+        rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+    ),
+    ("a GitLab token", rb"\bglpat-[A-Za-z0-9_-]{20,}", (b"glpat-",)),
+    ("a Slack token", rb"\bxox[abprs]-[A-Za-z0-9-]{10,}", (b"xox",)),
+    ("a Google API key", rb"\bAIza[0-9A-Za-z_-]{35}", (b"AIza",)),
+    ("a Hugging Face token", rb"\bhf_[A-Za-z0-9]{30,}", (b"hf_",)),
+    ("a Stripe key", rb"\b[sr]k_live_[A-Za-z0-9]{20,}", (b"k_live_",)),
+    ("a private key", rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----", (b"-----BEGIN ",)),
+    ("a JSON web token", rb"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}", (b"eyJ",)),
+)
+
+PATTERNS: tuple[Pattern, ...] = (
+    *(Pattern("secret", what, regex, literals) for what, regex, literals in _KEYS),
+    Pattern(
+        "personal-data",
+        "an e-mail address",
+        rb"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
+        (b"@",),
+        _real_address,
+        before=rb"[A-Za-z0-9._%+-]{1,64}\Z",
+        sieve=rb"[A-Za-z0-9._%+-]@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2}",
+    ),
+    Pattern(
+        "personal-data",
+        "a payment card number",
+        rb"\b\d(?:[ -]?\d){12,18}\b",
+        confirm=_luhn,
+        sieve=rb"\b[3-6](?:[ -]?\d){12}",
+    ),
+    Pattern(
+        "personal-data",
+        "an IBAN",
+        rb"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
+        confirm=_iban,
+        sieve=rb"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2}",
+    ),
+    Pattern(
+        "personal-data", "a US social security number", rb"\b(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b"
+    ),
+    Pattern(
+        "personal-data",
+        "a phone number",
+        rb"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,4}\b",
+    ),
+    Pattern("replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(),)),
+    Pattern(
+        "mojibake",
+        "UTF-8 that was read as Latin-1",
+        rb"\xc3\x83\xc2[\x80-\xbf]|\xc3\xa2\xe2\x82\xac",
+        (b"\xc3\x83\xc2", b"\xc3\xa2\xe2\x82\xac"),
+    ),
+    Pattern("control-character", "a NUL character", rb"\x00", (b"\x00",)),
+    Pattern(
+        "refusal",
+        "an answer that refuses",
+        rb"(?i)\bas an ai(?: language)? (?:model|assistant)\b"
+        rb"|\bI(?:'|\xe2\x80\x99| a)m sorry, (?:but )?I"
+        rb"(?: can(?:'|\xe2\x80\x99)t| can ?not|(?:'|\xe2\x80\x99| a)m (?:unable|not able))"
+        rb"|\bI can(?:(?:'|\xe2\x80\x99)t|not) (?:assist|help) (?:you )?with (?:that|this)\b",
+        (b"n ai ", b"m sorry, ", b"t assist ", b"t help "),  # few: of more, hyperscan takes twice as long
+    ),
+    Pattern(
+        "placeholder",
+        "a placeholder",
+        rb"(?i)\[(?:insert|your)[ _][^\]]{1,40}\]|lorem ipsum|<(?:insert|your)[ _-][^>]{1,40}>",
+        (b"[insert", b"[your", b"orem ipsum", b"<your", b"<insert"),
+    ),
+)
+
+
+def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
+    """The problem of each of the patterns that does match; `text` is the row's as a model would see it,
+    `answers` the part of it that is to be learnt."""
+    found: list[Problem] = []
+    for number in patterns:
+        pattern = PATTERNS[number]
+        learnt = pattern.code == "refusal" and answers is not None
+        match = next(_matches(answers if learnt else text, number), None)  # type: ignore[arg-type]
+        if match is not None:
+            found.append(problem(pattern.code, f"{pattern.what} ({shown(match, pattern.code)})"))
+    return found
+
+
+def _matches(text: bytes, number: int) -> Iterator[bytes]:
+    pattern = PATTERNS[number]
+    for match in _compiled(number).finditer(text):
+        whole = match.group()
+        if pattern.before is not None:
+            head = re.search(pattern.before, text[max(0, match.start() - 64) : match.start()])
+            if head is None:
+                continue
+            whole = head.group() + whole
+        if pattern.confirm is None or pattern.confirm(whole):
+            yield whole
+
+
+def shown(found: bytes, code: str) -> str:
+    """Enough to find it, never the secret itself."""
+    text = found.decode("utf-8", "replace")
+    if code in ("secret", "personal-data"):
+        return f"{text[:4]}... {len(text)} characters"
+    return text[:40]
+
+
+@lru_cache(maxsize=64)
+def _compiled(number: int) -> re.Pattern[bytes]:
+    return re.compile(PATTERNS[number].regex)
+
+
+def _sieve(pattern: Pattern) -> bytes:
+    """The regex without word boundaries and lookahead, and with little of a last repetition: hyperscan would
+    report each further byte, and takes long to compile long ones."""
+    loose = re.sub(rb"\(\?![^)]*\)|\\b", b"", pattern.regex)
+    return pattern.sieve or re.sub(
+        rb"\{(\d+)(?:,\d*)?\}(?=\)?$|\|)", lambda last: b"{%d}" % min(10, int(last[1])), loose
+    )
+
+
+def candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
+    """(text, pattern) pairs that may match; a superset of those that do. `block` holds texts with a byte
+    between them, `starts` their offsets."""
+    found: set[tuple[int, int]] = set()
+    database = _database()
+    if database is not None:
+
+        def hit(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            found.add((bisect_right(starts, end - 1) - 1, number))
+
+        database.scan(block, match_event_handler=hit)
+        return found
+    return plain_candidates(block, starts)
+
+
+def plain_candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
+    """As `candidates`, without hyperscan."""
+    found: set[tuple[int, int]] = set()
+    for number, pattern in enumerate(PATTERNS):
+        for position in _positions(block, pattern):
+            found.add((bisect_right(starts, position) - 1, number))
+    return found
+
+
+def _positions(block: bytes, pattern: Pattern) -> Iterator[int]:
+    if not pattern.literals:
+        yield from (match.end() - 1 for match in re.finditer(_sieve(pattern), block))
+    block = block.lower() if pattern.caseless else block
+    for literal in pattern.literals:
+        at = block.find(literal)
+        while at >= 0:
+            yield at
+            at = block.find(literal, at + 1)
+
+
+@lru_cache(maxsize=1)
+def _database() -> Any:
+    """The filter as one automaton, `None` without hyperscan."""
+    try:
+        import hyperscan  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        return None
+    expressions: list[bytes] = []
+    for pattern in PATTERNS:
+        # The regexes of the others take long, and rarely tell more than their literals.
+        whole = pattern.code in ("secret", "personal-data")
+        literals = b"|".join(b"".join(b"\\x%02x" % byte for byte in each) for each in pattern.literals)
+        expressions.append(_sieve(pattern) if whole else literals)
+    flags = [cast("int", hyperscan.HS_FLAG_CASELESS) if p.caseless else 0 for p in PATTERNS]  # pyright: ignore[reportUnknownMemberType]
+    database = cast("Any", hyperscan).Database()
+    database.compile(expressions=expressions, ids=[*range(len(flags))], elements=len(flags), flags=flags)
+    return database

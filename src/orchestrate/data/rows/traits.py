@@ -1,0 +1,358 @@
+"""What one canonical row holds and what is wrong with it, in one pass over its messages.
+
+Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntFlag
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+    UnpairedExample,
+)
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.rows.tool_schemas import tool_name, tool_problems
+from orchestrate.types import Problem
+
+MOST_IMAGES = 10
+"""Together's limit of images in a row."""
+
+
+class Trait(IntFlag):
+    TOOLS = 1
+    MESSAGE_WEIGHTS = 2
+    ROW_WEIGHT = 4
+    REASONING = 8
+    IMAGES = 16
+    REMOTE_IMAGES = 32
+    """An image by URL instead of inline base64."""
+    IMAGES_NOT_FROM_USER = 64
+    MANY_IMAGES = 128
+    DEVELOPER = 256
+    FUNCTION_ROLE = 512
+    SYSTEM_LATER = 1024
+    """A system message after the first message."""
+    STARTS_WRONG = 2048
+    """The first message is neither system, developer nor user."""
+    NOT_ALTERNATING = 4096
+    SEVERAL_ANSWERS = 8192
+    """A side of a preference pair, or an unpaired answer, has not exactly one message."""
+    PARALLEL_TOOL_CALLS = 16384
+    NAMES = 32768
+    MULTI_TURN = 65536
+    EXTRA_FIELDS = 131072
+    TEXT_PARTS = 262144
+    """Content in parts, all of them text."""
+    TEXT_WITH_CALLS = 524288
+    """An assistant says something beside its tool calls."""
+    ANSWERS_IN_ANOTHER_ORDER = 1048576
+    """Answers to tool calls come in another order than the calls."""
+    EMPTY_SYSTEM = 2097152
+    """A system text of nothing: templates then leave out the one that they have themselves."""
+    SEVERAL_TRAINED = 4194304
+    """More than one message of the assistant is trained."""
+    LAST_TRAINED = 8388608
+    """Of several messages of the assistant weights leave the last one to be trained."""
+    PARTLY_TRAINED = 16777216
+    """Weights that say something else than that."""
+
+
+_FOLLOWERS = {
+    None: ("system", "developer", "user"),
+    "system": ("user",),
+    "developer": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "call": ("tool", "function"),
+    "tool": ("tool", "function", "assistant"),
+    "function": ("tool", "function", "assistant"),
+}
+
+
+def examine(example: Example) -> tuple[int, list[Problem]]:
+    """The row's `Trait` bits, and its problems (without row numbers). Whole weights are made integers."""
+    match example:
+        case ChatExample():
+            return _chat(example)
+        case PreferenceExample():
+            return _preference(example)
+        case UnpairedExample():
+            return _unpaired(example)
+        case RLExample():
+            return _rl(example)
+        case CompletionExample():
+            return _completion(example)
+        case TextExample():
+            return 0, [] if example.text.strip() else [problem("empty-text", field="text")]
+
+
+def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
+    messages = example.messages
+    if not messages:
+        return 0, [problem("no-messages", field="messages")]
+    traits, found = _messages(messages, example.tools, "messages")
+    if example.weight is not None:
+        traits |= Trait.ROW_WEIGHT
+        example.weight = _whole(example.weight)
+        if example.weight < 0:
+            found.append(problem("bad-weight", "the row's weight is negative", field="weight"))
+    if example.parallel_tool_calls is not None:
+        traits |= Trait.PARALLEL_TOOL_CALLS
+    if traits & _MESSAGE_WEIGHTS:
+        traits = _trained(messages, traits)
+    if messages[-1].role != "assistant":
+        code = "last-not-assistant" if any(m.role == "assistant" for m in messages) else "no-assistant"
+        found.append(problem(code, field=f"messages[{len(messages) - 1}].role"))
+    elif traits & _MESSAGE_WEIGHTS and all(m.weight == 0 for m in messages if m.role == "assistant"):
+        found.append(problem("nothing-trained", field="messages"))
+    return traits, found
+
+
+def _trained(messages: Sequence[ChatMessage], traits: int) -> int:
+    """The traits of a conversation with weights."""
+    trained = [m.weight != 0 for m in messages if m.role == "assistant"]
+    traits &= ~(Trait.SEVERAL_TRAINED | Trait.PARTLY_TRAINED)
+    if sum(trained) > 1:
+        traits |= Trait.SEVERAL_TRAINED
+    if all(trained):
+        return traits
+    return traits | (Trait.LAST_TRAINED if trained[-1] and sum(trained) == 1 else Trait.PARTLY_TRAINED)
+
+
+def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
+    sides = {"preferred": example.preferred, "rejected": example.rejected}
+    traits, found = _answered(example, sides, "pair")
+    if example.prompt and example.preferred == example.rejected:
+        found.append(problem("same-answers", field="rejected"))
+    return traits, found
+
+
+def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
+    return _answered(example, {"completion": example.completion}, "row")
+
+
+def _answered(
+    example: PreferenceExample | UnpairedExample, sides: Mapping[str, list[ChatMessage]], what: str
+) -> tuple[int, list[Problem]]:
+    """A prompt, and answers to it by the name of their field."""
+    if not example.prompt:
+        return 0, [problem("no-messages", f"the {what} has no prompt", field="prompt")]
+    traits, found = _messages(example.prompt, example.tools, "prompt")
+    if example.parallel_tool_calls is not None:
+        traits |= Trait.PARALLEL_TOOL_CALLS
+    for side, answers in sides.items():
+        if len(answers) != 1:
+            traits |= Trait.SEVERAL_ANSWERS
+        if not answers or any(m.role != "assistant" for m in answers):
+            found.append(problem("side-not-assistant", field=side))
+            continue
+        more, wrong = _messages(answers, example.tools, side, answers_only=True)
+        traits |= more
+        found += wrong
+    return traits, found
+
+
+def _rl(example: RLExample) -> tuple[int, list[Problem]]:
+    if not example.messages:
+        return 0, [problem("no-messages", field="messages")]
+    traits, found = _messages(example.messages, example.tools, "messages")
+    if example.messages[-1].role == "assistant":
+        last = len(example.messages) - 1
+        found.append(problem("rl-ends-with-answer", field=f"messages[{last}].role"))
+    return traits, found
+
+
+def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
+    found: list[Problem] = []
+    if not example.completion.strip():
+        found.append(problem("empty-completion", field="completion"))
+    if not example.prompt.strip():
+        found.append(problem("empty-prompt", field="prompt"))
+    return 0, found
+
+
+# Plain integers: joining flags costs a microsecond each time.
+_TOOLS, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
+    t.value for t in (Trait.TOOLS, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
+)
+_ROLE_TRAITS = {
+    "developer": Trait.DEVELOPER.value,
+    "function": Trait.FUNCTION_ROLE.value,
+    "tool": Trait.TOOLS.value,
+}
+
+
+def _messages(
+    messages: Sequence[ChatMessage],
+    tools: list[dict[str, Any]] | None,
+    place: str,
+    *,
+    answers_only: bool = False,
+) -> tuple[int, list[Problem]]:
+    """The hot loop: a plain text message costs a dictionary look-up and a few comparisons, and the rest is
+    left to `_Unusual`."""
+    before: str | None = "user" if answers_only else None
+    users = answers = 0
+    unusual = _Unusual(tools, place)
+    for i, m in enumerate(messages):
+        role, content = m.role, m.content
+        if role not in _FOLLOWERS[before]:
+            unusual.traits |= _misplaced(before, role)
+        if role == "tool":
+            unusual.answer(i, m, before)
+        before = role
+        if role == "user":
+            users += 1
+        elif role == "assistant":
+            answers += 1
+        elif role in _ROLE_TRAITS:
+            unusual.traits |= _ROLE_TRAITS[role]
+        if m.tool_calls:
+            before = "call"
+        if not isinstance(content, str) or not content or content.isspace() or m.tool_calls:
+            unusual.content(i, m)
+        if m.weight is not None or m.reasoning is not None or m.name is not None:
+            unusual.extras(i, m)
+    if unusual.open_calls and not answers_only:
+        unusual.unanswered(len(messages) - 1)
+    if tools:
+        unusual.traits |= _TOOLS
+        unusual.found += tool_problems(tools)
+    if users > 1:
+        unusual.traits |= _MULTI_TURN
+    if answers > 1:
+        unusual.traits |= _SEVERAL_TRAINED
+    return unusual.traits, unusual.found
+
+
+class _Unusual:
+    """What few messages have: tool calls, images, weights, nothing at all."""
+
+    def __init__(self, tools: list[dict[str, Any]] | None, place: str) -> None:
+        self.traits = 0
+        self.found: list[Problem] = []
+        self.open_calls: dict[str, int] = {}
+        self._tools, self._place = tools, place
+        self._images = 0
+
+    def content(self, i: int, m: ChatMessage) -> None:
+        place = f"{self._place}[{i}]"
+        if m.tool_calls:
+            self.traits |= Trait.TOOLS | (Trait.TEXT_WITH_CALLS if m.text else 0)
+            self.found += _calls(m, self._tools, place)
+            self.open_calls.update({call.id: i for call in m.tool_calls})
+        elif not m.text.strip():
+            self.found += _empty(m, place)
+            if m.role in ("system", "developer") and not m.text:
+                self.traits |= Trait.EMPTY_SYSTEM
+        if isinstance(m.content, list):
+            images, traits = _parts(m, self.found, place)
+            self._images += images
+            self.traits |= traits | (Trait.MANY_IMAGES if self._images > MOST_IMAGES else 0)
+
+    def extras(self, i: int, m: ChatMessage) -> None:
+        if m.weight is not None:
+            self.traits |= Trait.MESSAGE_WEIGHTS | Trait.PARTLY_TRAINED
+            m.weight = _whole(m.weight)
+            _weight(m, self.found, f"{self._place}[{i}].weight")
+        if m.reasoning is not None:
+            self.traits |= Trait.REASONING
+        if m.name is not None:
+            self.traits |= Trait.NAMES
+
+    def answer(self, i: int, m: ChatMessage, before: str | None) -> None:
+        if self.open_calls and before not in ("call", "tool", "function"):
+            message = "other messages come between a call and its answer"
+            self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
+        if m.tool_call_id != next(iter(self.open_calls), None):
+            self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
+        if m.tool_call_id is None or self.open_calls.pop(m.tool_call_id, None) is None:
+            self.found.append(problem("orphan-answer", field=f"{self._place}[{i}].tool_call_id"))
+
+    def unanswered(self, last: int) -> None:
+        """A call in the last message is the answer to learn and needs none itself."""
+        for call, i in self.open_calls.items():
+            if i != last:
+                message = f"no answer to call {call!r}"
+                self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
+
+
+def _whole(weight: int | float) -> int | float:
+    """1.0 and 1 are one weight, and have to give one digest."""
+    return int(weight) if isinstance(weight, float) and weight.is_integer() else weight
+
+
+def _misplaced(before: str | None, role: str) -> int:
+    if before is None:
+        return Trait.STARTS_WRONG
+    return Trait.SYSTEM_LATER if role in ("system", "developer") else Trait.NOT_ALTERNATING
+
+
+def _empty(m: ChatMessage, place: str) -> list[Problem]:
+    """An image alone is content for a user; an assistant has to say something."""
+    if isinstance(m.content, list) and any(part.image_url for part in m.content):
+        return []
+    if m.role == "assistant":
+        return [] if m.weight == 0 else [problem("empty-content", field=f"{place}.content")]
+    if m.role in ("user", "system", "developer"):
+        return [problem("empty-input", field=f"{place}.content")]
+    return []
+
+
+def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
+    if m.role != "assistant":
+        found.append(problem("weight-on-input", field=field))
+    elif m.weight not in (0, 1):
+        found.append(problem("bad-weight", f"the weight is {str(m.weight)[:20]}, not 0 or 1", field=field))
+
+
+def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
+    images = traits = 0
+    for j, part in enumerate(cast("list[Any]", m.content)):
+        if part.type == "text":
+            if part.text is None:
+                found.append(problem("bad-content", "a text part has no text", field=f"{place}.content[{j}]"))
+            continue
+        if part.image_url is None:
+            found.append(problem("bad-content", "an image part has no image", field=f"{place}.content[{j}]"))
+            continue
+        images += 1
+        traits |= Trait.IMAGES
+        if not part.image_url.url.startswith("data:"):
+            traits |= Trait.REMOTE_IMAGES
+        if m.role != "user":
+            traits |= Trait.IMAGES_NOT_FROM_USER
+    return images, traits if images else Trait.TEXT_PARTS
+
+
+def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> list[Problem]:
+    found: list[Problem] = []
+    declared = {tool_name(tool) for tool in tools or []}
+    for j, call in enumerate(m.tool_calls or []):
+        field = f"{place}.tool_calls[{j}]"
+        if m.role != "assistant":
+            found.append(problem("bad-tool-call", "only the assistant calls tools", field=field))
+        try:
+            arguments = msgspec.json.decode(call.function.arguments or "{}")
+        except (msgspec.DecodeError, RecursionError):
+            arguments = None
+        if any(call.id == other.id for other in (m.tool_calls or [])[:j]):
+            found.append(problem("bad-tool-call", f"two calls have the id {call.id!r}", field=f"{field}.id"))
+        if not isinstance(arguments, dict):
+            found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
+        if call.function.name not in declared:
+            message = f"the tool {call.function.name!r} is not in tools"
+            found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
+    return found

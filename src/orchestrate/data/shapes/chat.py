@@ -1,0 +1,222 @@
+"""Message lists as people write them -> canonical messages, with every problem of the row.
+
+The strict structs decode clean rows; this is the patient path for all others: aliases, OpenAI's retired
+`functions` fields, unknown fields and broken messages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.rows.examples import ROLES, ChatMessage, Role
+from orchestrate.data.rows.problems import problem
+from orchestrate.types import Problem
+
+_FIELDS = frozenset(ChatMessage.__struct_fields__)
+REASONING = ("reasoning", "reasoning_content", "thinking")
+"""Names of an answer's thinking."""
+FLAGS = ("loss", "train")
+"""Flags of other trainers (swift's, axolotl's): false takes an answer out of the loss."""
+_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bard": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "instruction": "user",
+    "function_response": "tool",
+    "observation": "tool",
+}
+"""Roles of other formats. ShareGPT rows are read with them; in chat rows only `--fix` applies them."""
+
+
+def alias(role: Any) -> str | None:
+    """The known role that `role` stands for, in any case; `None` when there is none."""
+    if not isinstance(role, str):
+        return None
+    role = role.strip().lower()
+    return role if role in ROLES else _ALIASES.get(role)
+
+
+def message(role: str, text: str) -> ChatMessage:
+    """A plain message; `role` is known to be one of `ROLES`."""
+    return ChatMessage(role=cast("Role", role), content=text)
+
+
+def flags_of(item: dict[str, Any], role: Any) -> tuple[set[str], bool]:
+    """The flags of a message that can be kept, and whether they take it out of the loss."""
+    flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
+    if role != "assistant":  # nothing else is trained: only a flag that wants it is lost
+        return {name for name, value in flags.items() if not value}, False
+    return set(flags), False in flags.values()
+
+
+def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
+    """Canonical messages of a list of objects; a message with problems is reported and left out."""
+    if not isinstance(value, list):
+        text = "text, which has to be JSON" if isinstance(value, str) else "no list of messages"
+        return [], [problem("bad-message", f"{place} is {text}", field=place)]
+    messages: list[ChatMessage] = []
+    found: list[Problem] = []
+    legacy = _LegacyCalls()
+    for i, item in enumerate(cast("list[Any]", value)):
+        read, wrong = _message(item, f"{place}[{i}]")
+        found += wrong
+        if read is not None:
+            if read.role == "function" or isinstance(item.get("function_call"), dict):
+                legacy.join(read)
+            messages.append(read)
+    return messages, found
+
+
+class _LegacyCalls:
+    """OpenAI's retired calls have no ids, and a message with the role function answers by the name: each call
+    gets an id of its own, and its answer becomes a tool message with that id."""
+
+    def __init__(self) -> None:
+        self._made: Counter[str] = Counter()
+        self._open: dict[str, str] = {}
+
+    def join(self, m: ChatMessage) -> None:
+        if m.role == "function" and m.name in self._open:
+            m.role, m.tool_call_id, m.name = "tool", self._open.pop(m.name), None
+        for call in (m.tool_calls or []) if m.role == "assistant" else []:
+            name = call.function.name
+            self._made[name] += 1
+            if self._made[name] > 1:
+                call.id = f"{call.id}_{self._made[name]}"
+            self._open[name] = call.id
+
+
+def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
+    if not isinstance(item, dict):
+        return None, [problem("bad-message", "the message is not an object", field=place)]
+    raw = cast("dict[str, Any]", item)
+    fields = {key: value for key, value in raw.items() if key in _FIELDS and value is not None}
+    found = _legacy(raw, fields, place)
+    for key in REASONING:
+        if isinstance(raw.get(key), str):
+            fields.setdefault("reasoning", raw[key])
+    flags, untrained = flags_of(raw, raw.get("role"))
+    if untrained:
+        fields.setdefault("weight", 0)
+    known = _FIELDS | {*REASONING, "function_call"} | flags
+    if extra := sorted(key for key, value in raw.items() if key not in known and value is not None):
+        found.append(problem("extra-fields", f"unused: {', '.join(extra)}", field=place))
+    if fields.get("role") not in ROLES:
+        shown = msgspec.json.encode(raw.get("role")).decode()[:60]
+        return None, [*found, problem("bad-role", f"the role {shown} is not known", field=f"{place}.role")]
+    if (wrong := _content_problem(fields.get("content"), place)) is not None:
+        return None, [*found, wrong]
+    if wrongs := _tool_call_problems(fields, place):
+        return None, [*found, *wrongs]
+    try:
+        return msgspec.convert(fields, ChatMessage), found
+    except msgspec.ValidationError as error:
+        return None, [*found, problem("bad-message", str(error).replace("$", place), field=place)]
+
+
+def _content_problem(content: Any, place: str) -> Problem | None:
+    if content is None or isinstance(content, str):
+        return None
+    if not isinstance(content, list):
+        kind = "an object" if isinstance(content, dict) else "no text"
+        return problem(
+            "bad-content", f"the content is {kind}; it has to be text or parts", field=f"{place}.content"
+        )
+    for j, part in enumerate(cast("list[Any]", content)):
+        kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image_url"):
+            message = f"a part has the type {kind!r}; only text and image_url are known"
+            return problem("bad-content", message, field=f"{place}.content[{j}]")
+        if kind == "image_url" and not isinstance(cast("dict[str, Any]", part).get("image_url"), dict):
+            message = "image_url is no object; write {url: ...} (--fix does where it is an address)"
+            return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
+    return None
+
+
+def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Problem]:
+    """OpenAI's retired `function_call` becomes one tool call."""
+    call: Any = raw.get("function_call")
+    if not isinstance(call, dict):
+        return []
+    named = cast("dict[str, Any]", call)
+    fields["tool_calls"] = [{"id": f"call_{named.get('name')}", "type": "function", "function": named}]
+    return [problem("legacy-functions", field=f"{place}.function_call")]
+
+
+def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
+    """Checks and normalises `tool_calls`: arguments given as an object are written as a string."""
+    calls: Any = fields.get("tool_calls")
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        return [problem("bad-tool-call", "tool_calls is not a list", field=f"{place}.tool_calls")]
+    normal: list[dict[str, Any]] = []
+    for j, item in enumerate(cast("list[Any]", calls)):
+        call = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+        function: Any = call.get("function")
+        named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
+        arguments: Any = named.get("arguments", "{}")
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        texts = (call.get("id"), named.get("name"), arguments)
+        if not all(isinstance(text, str) for text in texts):
+            message = "a tool call needs id, function.name and function.arguments as text"
+            return [problem("bad-tool-call", message, field=f"{place}.tool_calls[{j}]")]
+        normal.append({"id": texts[0], "function": {"name": texts[1], "arguments": texts[2]}})
+    if normal:
+        fields["tool_calls"] = normal
+    else:
+        del fields["tool_calls"]
+    return []
+
+
+def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
+    """The row's `tools` (or retired `functions`), as a list or as JSON text of one."""
+    tools: Any = row.get("tools")
+    found: list[Problem] = []
+    if tools is None and isinstance(row.get("functions"), list):
+        tools = [{"type": "function", "function": function} for function in row["functions"]]
+        found.append(problem("legacy-functions", field="functions"))
+    if isinstance(tools, str):
+        try:
+            tools = msgspec.json.decode(tools) if tools.strip() else None
+        except (msgspec.DecodeError, RecursionError):
+            return None, [problem("bad-tools", "tools is text but not JSON", field="tools")]
+    if tools is None:
+        return None, found
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
+        return None, [*found, problem("bad-tools", "tools is not a list of objects", field="tools")]
+    return [_wrapped(tool) for tool in cast("list[dict[str, Any]]", tools)], found
+
+
+def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
+    """The weight of a row or a turn; one that is no number is added to `found`."""
+    weight: Any = row.get("weight")
+    if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
+        return weight
+    found.append(problem("bad-weight", "the weight is not a number", field=field))
+    return None
+
+
+def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None = None) -> bool | None:
+    """The row's `parallel_tool_calls`; what is neither true nor false is added to `found`."""
+    parallel: Any = row.get("parallel_tool_calls")
+    if parallel is None or isinstance(parallel, bool):
+        return parallel
+    message = "unused: parallel_tool_calls, which is not true or false"
+    found.append(problem("extra-fields", message, field=field))
+    return None
+
+
+def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
+    """A bare function schema, as ShareGPT's tool variants hold it, is wrapped as OpenAI's."""
+    if "function" not in tool and isinstance(tool.get("name"), str):
+        return {"type": "function", "function": tool}
+    return tool

@@ -1,0 +1,59 @@
+"""What to do about a file whose rows have the fields of no known format.
+
+Nothing is done by itself: a column that only looks like a prompt may be something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from orchestrate.data.shapes.known import recognise
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "instruction", "question", "query", "input", "user", "human", "source", "problem"),
+    "completion": (
+        "completion", "response", "output", "answer", "assistant", "target", "reply", "solution", "summary",
+    ),
+    "chosen": ("chosen", "preferred", "accepted", "winner"),
+    "rejected": ("rejected", "dispreferred", "loser"),
+    "text": ("text", "content", "document", "body"),
+}  # fmt: skip
+"""Columns that people name so, the likeliest first."""
+_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+
+
+def advice(path: str, row: Mapping[str, Any]) -> str:
+    """For the user, given one row of the file."""
+    for name, value in row.items():
+        rows = cast("list[Any]", value) if isinstance(value, list) else []
+        if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
+            return f"the rows lie in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
+    return f"name the columns: --map {_mapped(row)}"
+
+
+def _mapped(row: Mapping[str, Any]) -> str:
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}
+    if (talk := _named(_LISTS, lists)) is not None:
+        first = lists[talk][:1]
+        turns = bool(first) and isinstance(first[0], dict) and "from" in first[0]
+        return f"{'conversations' if turns else 'messages'}={talk}"
+    found = {wanted: _named(names, texts) for wanted, names in _NAMES.items()}
+    if {"instruction", "context"} <= texts.keys() and found["completion"]:
+        return f"input=context,output={found['completion']}"
+    for wanted in (("prompt", "chosen", "rejected"), ("prompt", "completion"), ("text",)):
+        columns = [found[name] for name in wanted]
+        if all(columns) and len(set(columns)) == len(columns):
+            # Questions and answers become conversations, which every backend takes.
+            chat = wanted[-1] == "completion" and not {"prompt", "completion"} & set(columns)
+            names = ("question", "answer") if chat else wanted
+            pairs = zip(names, columns, strict=True)
+            return ",".join(f"{name}={column}" for name, column in pairs if name != column)
+    return "prompt=COLUMN,completion=COLUMN"
+
+
+def _named(names: Collection[str], columns: Collection[str]) -> str | None:
+    """The column with the first of the names, whatever its case."""
+    plain = {column.strip().lower(): column for column in columns}
+    return next((plain[name] for name in names if name in plain), None)

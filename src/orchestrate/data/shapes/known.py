@@ -1,0 +1,383 @@
+"""The shapes a row can have: how each is recognised and how it becomes a canonical example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    Kind,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+)
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.shapes import preferences, unpaired
+from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
+from orchestrate.data.shapes.sharegpt import sharegpt, with_system
+from orchestrate.types import Problem
+
+Row = dict[str, Any]
+Read = tuple[Example | None, list[Problem]]
+"""The example, `None` when the row is unusable, and the row's problems."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`fits` looks at the names and types of the fields only; `read` reports everything else."""
+
+    name: str
+    kind: Kind
+    fields: frozenset[str]
+    """Fields that `read` uses; others are reported as extra."""
+    fits: Callable[[Row], bool]
+    read: Callable[[Row], Read]
+
+
+def _chat(row: Row, messages: list[ChatMessage], found: list[Problem]) -> Read:
+    """The messages with what the row has beside them."""
+    tools, wrong = tools_from(row)
+    found += wrong
+    example = ChatExample(
+        messages=with_system(row, messages, found),
+        tools=tools,
+        parallel_tool_calls=parallel_from(row, found),
+        weight=weight_from(row, found),
+    )
+    return example, found
+
+
+def _openai_chat(row: Row) -> Read:
+    return _chat(row, *messages_from(row["messages"], "messages"))
+
+
+def _openai_preference(row: Row) -> Read:
+    given = cast("Row", row["input"])
+    prompt, found = messages_from(given.get("messages"), "input.messages")
+    preferred, wrong = messages_from(row["preferred_output"], "preferred_output")
+    rejected, more = messages_from(row["non_preferred_output"], "non_preferred_output")
+    tools, bad = tools_from(given)
+    found += [*wrong, *more, *bad]
+    if unused := sorted(given.keys() - {"messages", "tools", "functions", "parallel_tool_calls"}):
+        found.append(problem("extra-fields", f"unused: {', '.join(unused[:8])}", field="input"))
+    parallel = parallel_from(given, found, "input")
+    example = PreferenceExample(
+        prompt=prompt, preferred=preferred, rejected=rejected, tools=tools, parallel_tool_calls=parallel
+    )
+    return example, found
+
+
+def _rl(row: Row) -> Read:
+    """Free fields are what the grader reads."""
+    name = "messages" if "messages" in row else "prompt"
+    messages, found = messages_from(row[name], name)
+    tools, wrong = tools_from(row)
+    fields = {key: value for key, value in row.items() if key not in (name, "tools", "functions")}
+    return RLExample(messages=messages, fields=fields, tools=tools), found + wrong
+
+
+def _prompt_completion(row: Row) -> Read:
+    return CompletionExample(prompt=row["prompt"], completion=row["completion"]), []
+
+
+def _prompt_completion_chat(row: Row) -> Read:
+    """TRL's conversational form: only the completion carries loss, so answers inside the prompt get weight
+    0."""
+    prompt, found = messages_from(row["prompt"], "prompt")
+    completion, wrong = messages_from(row["completion"], "completion")
+    for m in prompt:
+        if m.role == "assistant":
+            m.weight = 0
+    return _chat(row, [*prompt, *completion], found + wrong)
+
+
+def _prompt_completion_system(row: Row) -> Read:
+    return _dialogue(row, [("user", row["prompt"]), ("assistant", row["completion"])])
+
+
+def _question_answer(row: Row) -> Read:
+    asked, wrong = preferences.questioned(row)
+    if wrong is not None:
+        return None, [wrong]
+    return _dialogue(row, [("user", asked), ("assistant", row["answer"])])
+
+
+def _alpaca(row: Row) -> Read:
+    turns: list[tuple[str, str]] = []
+    history: Any = row.get("history") or []
+    if not isinstance(history, list):
+        return None, [problem("bad-message", "history is not a list", field="history")]
+    for pair in cast("list[Any]", history):
+        said = cast("list[Any]", pair) if isinstance(pair, list) else []
+        if len(said) == 2:
+            turns += [("user", str(said[0])), ("assistant", str(said[1]))]
+        else:
+            return None, [
+                problem("bad-message", "history holds pairs of question and answer", field="history")
+            ]
+    asked, wrong = preferences.instructed(row)
+    if wrong is not None:
+        return None, [wrong]
+    return _dialogue(row, [*turns, ("user", asked), ("assistant", row["output"])])
+
+
+def _text(row: Row) -> Read:
+    return TextExample(text=row["text"]), []
+
+
+def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
+    found: list[Problem] = []
+    messages = with_system(row, [message(role, text) for role, text in turns], found)
+    return ChatExample(messages=messages), found
+
+
+def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
+    """A conversation with a label: its end, the assistant's, is what the label judges."""
+    return lambda row: unpaired.judged(row, *read(row))
+
+
+def _are_text(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(isinstance(row.get(name), str) for name in names)
+
+
+def _are_lists(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(isinstance(row.get(name), list) for name in names)
+
+
+def _is_preference(row: Row) -> bool:
+    return isinstance(row.get("input"), dict) and {"preferred_output", "non_preferred_output"} <= row.keys()
+
+
+_CHAT_FIELDS = frozenset({"messages", "system", "tools", "functions", "parallel_tool_calls", "weight"})
+_NOTES = frozenset(
+    {
+        "id", "_id", "idx", "index", "uuid", "uid", "row_id", "sample_id", "conversation_id", "source",
+        "dataset", "origin", "split", "metadata", "meta", "created", "created_at", "timestamp", "url",
+    }
+)  # fmt: skip
+"""What a row says about itself."""
+
+
+def reference(fields: Row) -> Row:
+    """Fields of an RL row that a grader may compare with."""
+    return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
+
+
+def _is_rl(row: Row) -> bool:
+    """A prompt without its answer, and something for a grader to compare with. Beside an answer notes on the
+    row are no such thing: it is a conversation that ends too late."""
+    prompt: Any = row.get("messages", row.get("prompt"))
+    if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], dict):
+        return False
+    extra = row.keys() - _CHAT_FIELDS - {"prompt"}
+    roles = [cast("Row", m).get("role") for m in cast("list[Any]", prompt) if isinstance(m, dict)]
+    if "assistant" in roles:
+        extra = reference(dict.fromkeys(extra)).keys()
+    last: Any = cast("Row", prompt[-1]).get("role")
+    return bool(extra) and not extra & {"completion", "chosen", "rejected"} and last in ("user", "tool")
+
+
+_PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
+"""Columns that hold the prompt of two answers, or a part of it: it is not what the answers share then."""
+
+
+def _is_implicit(row: Row) -> bool:
+    texts = isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str)
+    return {"chosen", "rejected"} <= row.keys() and not (texts and row.keys() & _PROMPTS)
+
+
+def _is_hh(row: Row) -> bool:
+    """Transcripts, or the end of them beside a prompt that is one."""
+    before = row.get("prompt") or ""
+    texts = (row.get("chosen"), row.get("rejected"))
+    if not all(isinstance(text, str) for text in (before, *texts)):
+        return False
+    if before:
+        return preferences.HUMAN in before and before.rstrip().endswith(preferences.ASSISTANT)
+    return all(preferences.HUMAN in cast("str", text) for text in texts)
+
+
+def _has_system(row: Row) -> bool:
+    return isinstance(row.get("system"), str) and bool(row["system"])
+
+
+SHAPES: tuple[Shape, ...] = (
+    Shape(
+        "openai-preference",
+        "preference",
+        frozenset({"input", "preferred_output", "non_preferred_output"}),
+        _is_preference,
+        _openai_preference,
+    ),
+    Shape(
+        "anthropic-hh",
+        "preference",
+        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
+        _is_hh,
+        preferences.hh,
+    ),
+    Shape(
+        "trl-preference",
+        "preference",
+        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
+        lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
+        preferences.explicit,
+    ),
+    Shape(
+        "sharegpt-preference",
+        "preference",
+        frozenset({"conversations", "chosen", "rejected", "system", "tools"}),
+        lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
+        preferences.sharegpt,
+    ),
+    Shape(
+        "alpaca-preference",
+        "preference",
+        frozenset({"instruction", "question", "input", "context", "system", "chosen", "rejected", "tools"}),
+        lambda row: (
+            {"chosen", "rejected"} <= row.keys()
+            and (_are_text("instruction")(row) or _are_text("question")(row))
+        ),
+        preferences.alpaca,
+    ),
+    Shape(
+        "trl-preference-implicit",
+        "preference",
+        frozenset({"chosen", "rejected", "system", "tools"}),
+        _is_implicit,
+        preferences.implicit,
+    ),
+    Shape(
+        "trl-unpaired",
+        "unpaired",
+        frozenset({"prompt", "completion", "label", "system", "tools", "parallel_tool_calls"}),
+        unpaired.is_trl,
+        unpaired.trl,
+    ),
+    Shape(
+        "chat-unpaired", "unpaired", _CHAT_FIELDS | unpaired.TAGS, unpaired.is_chat, _unpaired(_openai_chat)
+    ),
+    Shape(
+        "sharegpt-unpaired",
+        "unpaired",
+        frozenset({"conversations", "system", "tools"}) | unpaired.TAGS,
+        unpaired.is_sharegpt,
+        _unpaired(sharegpt),
+    ),
+    Shape(
+        "alpaca-unpaired",
+        "unpaired",
+        frozenset({"instruction", "input", "output", "system", "history"}) | unpaired.TAGS,
+        unpaired.is_alpaca,
+        _unpaired(_alpaca),
+    ),
+    Shape("rft", "rl", frozenset(), _is_rl, _rl),
+    Shape("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
+    Shape(
+        "sharegpt",
+        "chat",
+        frozenset({"conversations", "system", "tools", "weight"}),
+        lambda row: "conversations" in row,
+        sharegpt,
+    ),
+    Shape(
+        "alpaca",
+        "chat",
+        frozenset({"instruction", "input", "output", "system", "history"}),
+        _are_text("instruction", "output"),
+        _alpaca,
+    ),
+    Shape(
+        "prompt-completion-chat",
+        "chat",
+        _CHAT_FIELDS - {"messages"} | {"prompt", "completion"},
+        _are_lists("prompt", "completion"),
+        _prompt_completion_chat,
+    ),
+    Shape(
+        "prompt-completion-system",
+        "chat",
+        frozenset({"system", "prompt", "completion"}),
+        lambda row: _are_text("prompt", "completion")(row) and _has_system(row),
+        _prompt_completion_system,
+    ),
+    Shape(
+        "prompt-completion",
+        "completion",
+        frozenset({"prompt", "completion"}),
+        lambda row: _are_text("prompt", "completion")(row) and not _has_system(row),
+        _prompt_completion,
+    ),
+    Shape(
+        "question-answer",
+        "chat",
+        frozenset({"question", "answer", "context", "system"}),
+        _are_text("question", "answer"),
+        _question_answer,
+    ),
+    Shape("text", "text", frozenset({"text"}), _are_text("text"), _text),
+)
+WRITTEN: dict[Kind, str] = {
+    "chat": "openai-chat",
+    "preference": "openai-preference",
+    "unpaired": "trl-unpaired",
+    "completion": "prompt-completion",
+    "text": "text",
+    "rl": "rft",
+}
+"""The format of canonical rows, which `split`, `dedupe` and `check --fix` write."""
+BY_NAME = {shape.name: shape for shape in SHAPES}
+
+
+def recognise(row: Row) -> Shape | None:
+    """The first shape that the row fits; they are ordered from the most to the least specific."""
+    return next((shape for shape in SHAPES if shape.fits(row)), None)
+
+
+def _is_meant(row: Row, shape: Shape) -> bool:
+    """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
+    if shape.kind == "unpaired":
+        return unpaired.has_fields(row, shape.fields)
+    if shape.name == "prompt-completion-system":
+        return _are_text("prompt", "completion")(row)
+    return shape.kind == "rl" and "messages" in row
+
+
+_ASKED = frozenset({"prompt", "question", "instruction"})
+_PARTS = frozenset({"system", "context", "input", "instruction"})
+"""Names that columns with a part of the prompt have."""
+
+
+def _unused(row: Row, shape: Shape) -> list[Problem]:
+    """Fields that `shape` does not read. A part of the prompt among them is an error beside a prompt of one
+    text, unless that holds it."""
+    extra = row.keys() - shape.fields if shape.fields else ()
+    names = sorted(name for name in extra if row[name] is not None)
+    if not names:
+        return []
+    found = [problem("extra-fields", f"unused: {', '.join(names)}")]
+    asked = "\n".join(row[n] for n in _ASKED & shape.fields & row.keys() if isinstance(row[n], str))
+    for name in sorted(_PARTS.intersection(names)) if asked else ():
+        value: Any = row[name]
+        if value and not (isinstance(value, str) and value.strip() in asked):
+            found.append(problem("unused-prompt", f"{name} is not read", field=name))
+    return found
+
+
+def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | None]:
+    """The canonical example, the problems, unused fields included, and the name of the format that the row
+    has instead, if it is another."""
+    if not shape.fits(row) and not _is_meant(row, shape):
+        other = recognise(row)
+        if other is None:
+            names = ", ".join(sorted(row)[:8]) or "(none)"
+            return None, [problem("unknown-format", f"the fields {names} fit no known format")], None
+        found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
+        return None, found, other.name
+    example, found = shape.read(row)
+    return example, found + _unused(row, shape), None

@@ -1,0 +1,303 @@
+"""One line of JSON -> a canonical example, its traits and its problems. Pure, and the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+    UnpairedExample,
+)
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.rows.traits import Trait, examine
+from orchestrate.data.shapes import known
+from orchestrate.types import Problem, Severity
+
+occurrences: Callable[[bytes, bytes], int] = bytes.count
+with suppress(ImportError):  # an extra, seven times as fast
+    from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
+
+_STRICT: dict[str, msgspec.json.Decoder[ChatExample]] = {"openai-chat": msgspec.json.Decoder(ChatExample)}
+"""Formats whose clean rows decode straight into the canonical struct."""
+
+_ENCODER = msgspec.msgpack.Encoder(order="deterministic")
+_JSON = msgspec.json.Encoder(order="deterministic")
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """`example` is `None` when the row has an error: it is then in no output."""
+
+    example: Example | None
+    traits: int = 0
+    problems: Sequence[Problem] = ()
+    other: str | None = None
+    """The format that the row has, when it is not the file's."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a file are read: its format, and columns renamed before (`wanted name -> column`)."""
+
+    format: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shape(self) -> known.Shape:
+        return known.BY_NAME[self.format]
+
+    def read(self, line: bytes) -> Row:
+        """The row in one line of JSON, with its end or without. Never raises for what a line holds."""
+        decoder = None if self.columns else _STRICT.get(self.format)
+        if decoder is not None:
+            try:
+                example: ChatExample = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass
+            else:
+                traits, found = examine(example)
+                count = len(example.messages)
+                if occurrences(line, b'"content"') > count or occurrences(line, b'"role"') > count:
+                    found = [*repeated_keys(line), *found]
+                if not found:
+                    return Row(example, traits)
+                return _row(example, traits, found)
+        return self._patiently(line)
+
+    def _patiently(self, line: bytes) -> Row:
+        value, wrong = parse(line.removesuffix(b"\n"))
+        if wrong is not None:
+            return Row(None, 0, [wrong])
+        if not isinstance(value, dict):
+            return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
+        row = row_of(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
+        if _names(line) > _fields(cast("dict[str, Any]", value)) and (repeated := repeated_keys(line)):
+            row = msgspec.structs.replace(row, problems=(*repeated, *row.problems))
+        return row
+
+
+def row_of(value: dict[str, Any], shape: known.Shape) -> Row:
+    """The row of an object that was read from anywhere."""
+    example, found, other = known.read(value, shape)
+    if example is None:
+        return Row(None, 0, found, other)
+    traits, more = examine(example)
+    if any(p.code == "extra-fields" for p in found):
+        traits |= Trait.EXTRA_FIELDS
+    return _row(example, traits, found + more)
+
+
+def _row(example: Example, traits: int, found: list[Problem]) -> Row:
+    broken = any(p.severity is Severity.ERROR for p in found)
+    return Row(None if broken else example, traits, found)
+
+
+def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The row with each mapped column under the wanted name; the others keep theirs."""
+    if not columns:
+        return row
+    taken = {column for _, column in columns}
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {wanted: row[column] for wanted, column in columns if column in row}
+
+
+def parse(line: bytes) -> tuple[Any, Problem | None]:
+    """The JSON value of a line, or the problem that hides it."""
+    try:
+        return msgspec.json.decode(line), None
+    except RecursionError:
+        return None, problem("too-deep")
+    except UnicodeDecodeError as error:
+        return None, problem("encoding", f"byte {error.start + 1} of a text is not UTF-8")
+    except msgspec.DecodeError as error:
+        return None, _why_not_json(line, str(error))
+
+
+def _why_not_json(line: bytes, reason: str) -> Problem:
+    """The standard parser is slower and more tolerant: what it accepts is named, else it tells the column."""
+    try:
+        text = line.decode()
+        value = json.loads(text, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return problem("encoding", f"byte {error.start + 1} of the line is not UTF-8")
+    except RecursionError:
+        return problem("too-deep")
+    except json.JSONDecodeError as error:
+        return problem("invalid-json", f"{error.msg} at column {error.colno}")
+    except ValueError as error:
+        return problem("invalid-json", str(error))
+    if _holds_surrogate(value):
+        return problem("lone-surrogate")
+    return problem("invalid-json", reason)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; write a number or null")
+
+
+def _names(line: bytes) -> int:
+    """Fields that a line names, those written twice included; a quote inside a text is escaped."""
+    return line.count(b'":') - line.count(b'\\":')
+
+
+def _fields(row: dict[str, Any]) -> int:
+    """Fields of a row and of the objects in its lists; what lies deeper is not looked at."""
+    count = len(row)
+    for value in row.values():
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            count += sum(len(cast("dict[str, Any]", i)) for i in items if isinstance(i, dict))
+    return count
+
+
+def repeated_keys(line: bytes) -> list[Problem]:
+    """A problem when an object of the line names a field twice. Slow: for lines that may."""
+    names: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        names.extend(name for name, times in Counter(name for name, _ in items).items() if times > 1)
+
+    try:
+        json.loads(line, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        return []
+    return [problem("duplicate-key", f"{names[0]!r} occurs twice; the last one counts")] if names else []
+
+
+def _holds_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _named(value: object) -> str:
+    if value is None:
+        return "null"
+    return {"list": "a list", "str": "text", "bool": "true or false"}.get(type(value).__name__, "a number")
+
+
+def canonical(example: Example) -> bytes:
+    """The bytes that the digest is taken over: every field that is set, keys of free objects sorted."""
+    return _canonical(example)
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return _ENCODER.encode(value)
+    except OverflowError:  # a number of over 64 bits, in a schema or a grader's field
+        return _JSON.encode(value)
+
+
+def json_bytes(example: Example) -> int:
+    """Length as a line of compact JSON."""
+    return len(_JSON.encode(example)) + 1
+
+
+def canonical_prompt(example: Example) -> bytes:
+    """What comes before the answer: rows with equal prompts and unequal answers contradict one another."""
+    match example:
+        case ChatExample():
+            return _canonical((example.messages[:-1], example.tools))
+        case PreferenceExample() | UnpairedExample():
+            return _canonical((example.prompt, example.tools))
+        case RLExample():
+            return _canonical((example.messages, example.tools))
+        case CompletionExample():
+            return example.prompt.encode()
+        case TextExample():
+            return example.text.encode()
+
+
+def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample) -> bytes:
+    """All but the judgement (the label, which of both answers is preferred): rows that are equal in it and
+    differ all the same contradict one another. Of an RL row the prompt with what a grader compares with."""
+    match example:
+        case UnpairedExample():
+            return _canonical((example.prompt, example.completion, example.tools))
+        case PreferenceExample():
+            answers = sorted((_canonical(example.preferred), _canonical(example.rejected)))
+            return _canonical((example.prompt, answers, example.tools, example.parallel_tool_calls))
+        case RLExample():
+            return _canonical((example.messages, known.reference(example.fields), example.tools))
+
+
+def last_answer(example: Example) -> str:
+    """The text to learn, of the last message where there are several."""
+    match example:
+        case ChatExample():
+            return example.messages[-1].text
+        case PreferenceExample():
+            return example.preferred[-1].text
+        case UnpairedExample():
+            return example.completion[-1].text
+        case CompletionExample():
+            return example.completion
+        case TextExample():
+            return example.text
+        case RLExample():
+            return ""
+
+
+def answers(example: Example) -> str:
+    """All text to learn, joined by blank lines; of a pair that of the preferred side, none of an unpaired
+    answer that is to be avoided."""
+    match example:
+        case ChatExample():
+            said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]
+        case PreferenceExample():
+            said = [m.text for m in example.preferred]
+        case UnpairedExample():
+            said = [m.text for m in example.completion if example.label]
+        case _:
+            said = [last_answer(example)]
+    return "\n\n".join(said)
+
+
+def messages_of(example: Example) -> list[ChatMessage]:
+    """All messages of the row, none for plain text."""
+    match example:
+        case ChatExample() | RLExample():
+            return example.messages
+        case PreferenceExample():
+            return [*example.prompt, *example.preferred, *example.rejected]
+        case UnpairedExample():
+            return [*example.prompt, *example.completion]
+        case _:
+            return []
+
+
+def visible(example: Example) -> str:
+    """All text that a model sees, joined by blank lines; tool calls included."""
+    if isinstance(example, CompletionExample):
+        return f"{example.prompt}\n\n{example.completion}"
+    if isinstance(example, TextExample):
+        return example.text
+    pieces: list[str] = []
+    for m in messages_of(example):
+        content = m.content
+        pieces.append(content if isinstance(content, str) else m.text)
+        if m.reasoning:
+            pieces.append(m.reasoning)
+        if m.tool_calls:
+            pieces += [call.function.arguments for call in m.tool_calls]
+    return "\n\n".join(pieces)
+
+
+@lru_cache(maxsize=64)
+def reading(format: str, columns: tuple[tuple[str, str], ...] = ()) -> Reading:
+    return Reading(format, columns)

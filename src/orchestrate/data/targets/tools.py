@@ -1,0 +1,307 @@
+"""Formats to convert to, beside those of the hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (of a pair
+two) and Parquet.
+
+Each says which kinds and traits it can hold, in the same words as the hosts' rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    Kind,
+    PreferenceExample,
+    RLExample,
+    UnpairedExample,
+)
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import EVERY_KIND, HostRules, Rule
+from orchestrate.data.shapes.reading import messages_of
+from orchestrate.data.shapes.sharegpt import calls_in
+from orchestrate.data.targets.dialects import DIALECTS, fields
+from orchestrate.errors import MissingExtra
+from orchestrate.types import Severity
+
+Encode = Callable[[Example], dict[str, Any]]
+
+
+def _lost(what: str) -> Rule:
+    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "convert with --allow-loss", lossy=True)
+
+
+def _refused(what: str) -> Rule:
+    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "pick another format for these rows")
+
+
+_AS_SYSTEM = Rule(
+    "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
+)
+_TRL = {
+    Trait.PARTLY_TRAINED: _lost("weights of messages"),
+    Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+}
+WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
+"""Of TRL's two forms of conversations a file has one."""
+_WEIGHTS = {
+    Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
+    Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+}
+_JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
+_CHAT_ONLY = "only conversations can be held"
+_NO_LABEL = "the labels would be lost, and the answers to avoid be taught like the others"
+_UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
+
+FORMATS: dict[str, HostRules] = {
+    "sharegpt": HostRules(
+        kinds={
+            "chat": None,
+            "preference": _CHAT_ONLY,
+            "unpaired": _NO_LABEL,
+            "completion": _CHAT_ONLY,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits={
+            Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+            Trait.REASONING: _lost("thinking"),
+            Trait.NAMES: _lost("names of messages"),
+            Trait.IMAGES: _refused("images"),
+            Trait.DEVELOPER: _AS_SYSTEM,
+            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.TOOLS: Rule(
+                "call-ids-renumbered", Severity.INFO, "ids of tool calls are numbered anew", "nothing to do"
+            ),
+            Trait.TEXT_WITH_CALLS: _lost("one turn of text and tool calls"),
+            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("answers in another order than their tool calls"),
+            Trait.TEXT_PARTS: _JOINED,
+        },
+    ),
+    "alpaca": HostRules(
+        kinds={
+            "chat": None,
+            "preference": _CHAT_ONLY,
+            "unpaired": _NO_LABEL,
+            "completion": None,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits={
+            **_WEIGHTS,
+            Trait.REASONING: _lost("thinking"),
+            Trait.NAMES: _lost("names of messages"),
+            Trait.IMAGES: _refused("images"),
+            Trait.TOOLS: _refused("tool calls"),
+            Trait.DEVELOPER: _AS_SYSTEM,
+            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.SYSTEM_LATER: _refused("system messages after the first message"),
+            Trait.STARTS_WRONG: _refused("conversations that the assistant begins"),
+            Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
+            Trait.TEXT_PARTS: _JOINED,
+            Trait.EMPTY_SYSTEM: _lost("an empty system text, which means none there,"),
+        },
+    ),
+    "trl": HostRules(
+        kinds=EVERY_KIND,
+        traits=_TRL,
+    ),
+    "unpaired": HostRules(
+        kinds={
+            "chat": _UNJUDGED,
+            "preference": None,
+            "unpaired": None,
+            "completion": _UNJUDGED,
+            "text": _UNJUDGED,
+            "rl": _UNJUDGED,
+        },
+        traits=_TRL,
+    ),
+    "parquet": HostRules(
+        kinds={
+            "chat": None,
+            "preference": None,
+            "unpaired": "messages beside a label have no common columnar type",
+            "completion": None,
+            "text": None,
+            "rl": "grader fields have no common columnar type",
+        },
+        traits={},
+    ),
+}
+
+
+def encoder(name: str) -> Encode:
+    """A function from an example to the row of a format in `FORMATS`, or of `trl-completion`: conversations
+    of which the last answer alone is trained."""
+    return {
+        "sharegpt": _sharegpt,
+        "alpaca": _alpaca,
+        "trl": _trl,
+        "trl-completion": _trl_completion,
+        "unpaired": _trl,
+        "parquet": _canonical,
+    }[name]
+
+
+def _reads_as_calls(example: Example) -> bool:
+    """Whether a text would be read from ShareGPT as a call or the answer to one."""
+    return any(
+        (m.role == "assistant" and "<tool_call>" in m.text and calls_in(m.text) is not None)
+        or (m.role == "tool" and "<tool_response>" in m.text)
+        for m in messages_of(example)
+    )
+
+
+def _has_prompt_field(example: Example) -> bool:
+    return isinstance(example, RLExample) and "prompt" in example.fields
+
+
+UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
+    "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
+    "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
+}
+"""What a format cannot hold and no trait tells: the content is looked at as it is written."""
+
+
+def _canonical(example: Example) -> dict[str, Any]:
+    return fields(example, DIALECTS["local"])
+
+
+def _sharegpt(example: Example) -> dict[str, Any]:
+    assert isinstance(example, ChatExample)  # noqa: S101  the kinds above
+    names = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
+    turns: list[dict[str, Any]] = []
+    for m in example.messages:
+        if m.role == "tool":
+            turns.append({"from": "observation", "value": m.text})
+            continue
+        if m.text or not m.tool_calls:
+            turns.append(_weighted({"from": names[m.role], "value": m.text}, m))
+        if m.tool_calls:
+            turns.append(_weighted({"from": "function_call", "value": _calls(m)}, m))
+    row: dict[str, Any] = {"conversations": turns}
+    if example.tools:
+        row["tools"] = msgspec.json.encode(example.tools).decode()
+    if example.weight is not None:
+        row["weight"] = example.weight
+    return row
+
+
+def _weighted(turn: dict[str, Any], m: ChatMessage) -> dict[str, Any]:
+    return turn if m.weight is None else turn | {"weight": m.weight}
+
+
+def _calls(m: ChatMessage) -> str:
+    """Arguments stay as they are written: decoding would round large numbers."""
+    calls = [
+        {"name": c.function.name, "arguments": msgspec.Raw((c.function.arguments or "{}").encode())}
+        for c in m.tool_calls or ()
+    ]
+    return msgspec.json.encode(calls[0] if len(calls) == 1 else calls).decode()
+
+
+def _alpaca(example: Example) -> dict[str, Any]:
+    if isinstance(example, CompletionExample):
+        return {"instruction": example.prompt, "input": "", "output": example.completion}
+    assert isinstance(example, ChatExample)  # noqa: S101  the kinds above
+    row: dict[str, Any] = {}
+    messages = list(example.messages)
+    if messages[0].role in ("system", "developer"):
+        row["system"] = messages.pop(0).text
+    pairs = [[messages[i].text, messages[i + 1].text] for i in range(0, len(messages) - 1, 2)]
+    question, answer = pairs.pop()
+    row |= {"instruction": question, "input": "", "output": answer}
+    if pairs:
+        row["history"] = pairs
+    return row
+
+
+def _trl(example: Example) -> dict[str, Any]:
+    if isinstance(example, PreferenceExample):
+        row = _canonical(example)
+        given: dict[str, Any] = row["input"]
+        shaped = {
+            "prompt": given["messages"],
+            "chosen": row["preferred_output"],
+            "rejected": row["non_preferred_output"],
+        }
+        return shaped | ({"tools": example.tools} if example.tools else {})
+    row = _canonical(example)
+    if isinstance(example, RLExample):
+        row = {"prompt": row.pop("messages")} | {name: row[name] for name in row if name != "prompt"}
+        for m in row["prompt"]:
+            m.pop("weight", None)
+        return row
+    row.pop("weight", None)
+    row.pop("parallel_tool_calls", None)
+    said = (row["prompt"], row["completion"]) if isinstance(example, UnpairedExample) else ()
+    for m in [*row.get("messages", ()), *chain(*said)]:
+        m.pop("weight", None)
+    return row
+
+
+def _trl_completion(example: Example) -> dict[str, Any]:
+    row = _trl(example)
+    *prompt, answer = row.pop("messages")
+    return {"prompt": prompt, "completion": [answer], **row}
+
+
+def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
+    """Writes in batches and returns the number of rows. Without `plain`, lists are written as JSON text:
+    tool schemas and content in parts have no common columnar type. The reader takes both. Raises
+    `MissingExtra` without pyarrow."""
+    try:
+        import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", "writing Parquet", "pyarrow") from error
+    library: Any = arrow
+    schema = library.schema(_columns(library, kind, plain))
+    written = 0
+    with cast("Any", parquet).ParquetWriter(str(path), schema) as out:
+        for batch in _batches(map(_canonical, examples), 1000):
+            rows = batch if plain else [_as_text(row) for row in batch]
+            out.write_table(library.Table.from_pylist(rows, schema=schema))
+            written += len(batch)
+    return written
+
+
+def _columns(library: Any, kind: Kind, plain: bool) -> list[tuple[str, Any]]:
+    text, number, flag = library.string(), library.float64(), library.bool_()
+    if kind == "chat":
+        message = library.struct(
+            [("role", text), ("content", text), ("name", text), ("weight", number), ("reasoning", text)]
+        )
+        messages = library.list_(message) if plain else text
+        return [("messages", messages), ("tools", text), ("weight", number), ("parallel_tool_calls", flag)]
+    if kind == "preference":
+        return [("input", text), ("preferred_output", text), ("non_preferred_output", text)]
+    return [("prompt", text), ("completion", text)] if kind == "completion" else [("text", text)]
+
+
+def _as_text(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+        for name, value in row.items()
+    }
+
+
+def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterable[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

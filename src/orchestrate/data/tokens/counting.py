@@ -1,0 +1,292 @@
+"""Tokens of a row, by tokenizer name.
+
+Names that `counter` knows:
+
+- `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies that come with the package `toktok-rs`, offline. The
+  first two are exact; `harmony` and `qwen3.5` carry a small band, as part of their template, or the
+  vocabulary's origin, is not certain. `tiktoken` counts the first three where that package has no wheel
+  (it may fetch its vocabulary).
+- `hf:FOLDER`: a Hugging Face tokenizer on this machine, with its own chat template.
+- `FAMILY~COUNTER`, for example `llama-3~o200k`: a stand-in. `COUNTER` counts, the name tells for what, and
+  the count carries the family's error band, measured where `STAND_IN_BANDS` has it.
+
+Chat overhead. OpenAI's models: 3 tokens for each message, one for its role, one more for a name, and 3 for
+the row, as in OpenAI's cookbook ("How to count tokens with tiktoken"). `qwen3.5`: ChatML, counted piece by
+piece. Tool schemas and calls are counted as the JSON that they are, since OpenAI does not publish how it
+renders them, and images as nothing: such counts say `exact=False`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import compress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+    UnpairedExample,
+)
+from orchestrate.errors import SetupError, UsageError
+
+TOOL_BAND = 0.05
+"""Half-width for rows with tools, whose rendering the host does not publish."""
+
+STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
+"""Half-widths for families counted by o200k. Tokens of the family's own vocabulary per token of o200k,
+measured on English prose, Python code, short orders with numbers, and Chinese, Japanese and Korean text:
+Llama 3 0.98-1.02, Qwen 3 0.91-1.12."""
+OTHER_BAND = 0.25
+"""Half-width for a family that was not measured."""
+
+
+class Lengths:
+    """Tokens of each sequence and how many of them carry loss. A preference row is two sequences: the prompt
+    with each of its answers, as a trainer feeds it."""
+
+    __slots__ = ("tokens", "trained")
+
+    def __init__(self) -> None:
+        self.tokens = array("I")
+        self.trained = array("I")
+
+    def extend(self, other: Lengths) -> None:
+        self.tokens.extend(other.tokens)
+        self.trained.extend(other.trained)
+
+
+class Counter(Protocol):
+    name: str
+    error_band: float
+    """Relative half-width for plain rows; 0 when the count is the model's own."""
+
+    def count(self, examples: Sequence[Example]) -> Lengths: ...
+
+
+@dataclass(frozen=True)
+class ChatOverhead:
+    """What a chat template adds: fixed tokens for a row and for a message, and text before each content."""
+
+    row: int
+    message: int
+    lead: Callable[[str], str] | None = None
+    trained: int = 0
+    """Correction for a trained message: marks that carry loss, less a lead that carries none."""
+
+
+_VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
+    "o200k": ("o200k_base", ChatOverhead(row=3, message=4), 0.0),
+    "cl100k": ("cl100k_base", ChatOverhead(row=3, message=4), 0.0),
+    # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of
+    # some 60
+    "harmony": ("o200k_harmony", ChatOverhead(row=62, message=4), 0.05),
+    # The package's vocabulary counted 0-10% more than a published one of this family: hence the band.
+    # <|im_start|> role newline content <|im_end|> newline; the last mark is trained, role and newline are not
+    "qwen3.5": ("qwen3.5", ChatOverhead(row=0, message=3, lead="{}\n".format, trained=-1), 0.1),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Counters that are always there."""
+    return tuple(_VOCABULARIES)
+
+
+@lru_cache(maxsize=16)
+def counter(name: str) -> Counter:
+    """Raises `UsageError` for an unknown name, `SetupError` when a tokenizer cannot be loaded."""
+    if name.startswith("hf:"):
+        from orchestrate.data.tokens.hub_tokens import HubCounter
+
+        return HubCounter(Path(name[3:]))
+    band = error_band(name)
+    vocabulary, overhead, _ = _VOCABULARIES[base(name)]
+    return BpeCounter(name, vocabulary, overhead, band)
+
+
+def base(name: str) -> str:
+    """The counter itself: of a stand-in, what comes after the family."""
+    return name if name.startswith("hf:") else name.rpartition("~")[2]
+
+
+def error_band(name: str) -> float:
+    """`Counter.error_band` without loading the counter. Raises `UsageError` for an unknown name."""
+    if name.startswith("hf:"):
+        return 0.0
+    if base(name) not in _VOCABULARIES:
+        raise UsageError(
+            f"unknown tokenizer {name!r}; known: {', '.join(names())}, hf:FOLDER, FAMILY~COUNTER"
+        )
+    family = name.rpartition("~")[0]
+    return STAND_IN_BANDS.get(family, OTHER_BAND) if family else _VOCABULARIES[name][2]
+
+
+def for_model(
+    *, tokenizer: str | None = None, hub: str | None = None, folder: str | Path | None = None
+) -> str:
+    """The name of the best counter on this machine for a model; every argument is optional.
+
+    `folder` is a local model folder, `tokenizer` what the catalog says (a counter's name, or a family such as
+    `llama-3`), `hub` the model's id on the hub, whose tokenizer is used when it is in the hub's local cache.
+    """
+    if folder is not None and has_tokenizer(Path(folder)):
+        return f"hf:{Path(folder).resolve()}"
+    if tokenizer in _VOCABULARIES:
+        return tokenizer
+    if hub is not None and (cached := _cached_tokenizer(hub)) is not None:
+        return f"hf:{cached}"
+    return f"{tokenizer or 'unknown'}~o200k"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
+
+
+def _cached_tokenizer(hub: str) -> Path | None:
+    """The folder of a tokenizer that an earlier download left on this machine."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(hub, "tokenizer.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+@lru_cache(maxsize=8)
+def batch_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
+    """A function from texts to token counts; special-token strings count as ordinary text."""
+    try:
+        import toktok  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        return _tiktoken_counter(vocabulary)
+    return lambda texts: toktok.batch_count(texts, vocabulary, threads=1)
+
+
+def _tiktoken_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
+    import tiktoken
+
+    try:
+        encoding = tiktoken.get_encoding(vocabulary)
+    except Exception as error:  # it raises whatever its HTTP client or registry raises
+        raise SetupError(
+            f"the vocabulary {vocabulary} is not on this machine: {error}", fix="pip install toktok-rs"
+        ) from error
+    return lambda texts: [len(ids) for ids in encoding.encode_ordinary_batch(texts)]
+
+
+class BpeCounter:
+    """Counts text pieces with a byte-pair vocabulary and adds the template's fixed overhead."""
+
+    def __init__(self, name: str, vocabulary: str, overhead: ChatOverhead, error_band: float) -> None:
+        self.name = name
+        self.error_band = error_band
+        self._overhead = overhead
+        self._count = batch_counter(vocabulary)
+
+    def count(self, examples: Sequence[Example]) -> Lengths:
+        sheet = _Sheet(self._overhead)
+        for example in examples:
+            sheet.add(example)
+        return sheet.settle(self._count(sheet.texts))
+
+
+class _Sheet:
+    """Collects the texts of many rows, so that one call counts them all.
+
+    A sequence is (fixed tokens, those of them with loss, end of its texts); `trained` marks the texts with
+    loss.
+    """
+
+    def __init__(self, overhead: ChatOverhead) -> None:
+        self.texts: list[str] = []
+        self._overhead = overhead
+        self._trained: list[bool] = []
+        self._sequences: list[tuple[int, int, int]] = []
+
+    def add(self, example: Example) -> None:
+        match example:
+            case ChatExample():
+                self._chat(example.messages, example.tools, ())
+            case PreferenceExample():
+                for answers in (example.preferred, example.rejected):
+                    self._chat(example.prompt, example.tools, answers)
+            case UnpairedExample():
+                self._chat(example.prompt, example.tools, example.completion)
+            case RLExample():
+                self._chat(example.messages, example.tools, ())
+            case CompletionExample():
+                self._text(example.prompt, False)
+                self._text(example.completion, True)
+                self._end(0, 0)
+            case TextExample():
+                self._text(example.text, True)
+                self._end(0, 0)
+
+    def _text(self, text: str, trained: bool) -> None:
+        if text:
+            self.texts.append(text)
+            self._trained.append(trained)
+
+    def _end(self, fixed: int, trained: int) -> None:
+        self._sequences.append((fixed, trained, len(self.texts)))
+
+    def _chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: list[dict[str, object]] | None,
+        answers: Sequence[ChatMessage],
+    ) -> None:
+        """With `answers`, only they carry loss."""
+        overhead, lead = self._overhead, self._overhead.lead
+        fixed = overhead.row + overhead.message * (len(messages) + len(answers))
+        marks = 0
+        if tools:
+            self._text(msgspec.json.encode(tools).decode(), False)
+        for i, m in enumerate((*messages, *answers) if answers else messages):
+            trained = i >= len(messages) if answers else m.role == "assistant" and m.weight != 0
+            marks += trained
+            text = m.content if isinstance(m.content, str) else m.text
+            if lead is not None:
+                text = lead(m.role) + text
+            if text:
+                self.texts.append(text)
+                self._trained.append(trained)
+            if m.reasoning or m.tool_calls or m.name:
+                fixed += self._extras(m, trained)
+        self._end(fixed, marks * overhead.trained)
+
+    def _extras(self, m: ChatMessage, trained: bool) -> int:
+        """What few messages have; returns the fixed tokens of a name."""
+        if m.reasoning:
+            self._text(m.reasoning, trained)
+        for call in m.tool_calls or ():
+            self._text(call.function.name, trained)
+            self._text(call.function.arguments, trained)
+        if m.name:
+            self._text(m.name, False)
+            return 1
+        return 0
+
+    def settle(self, counts: list[int]) -> Lengths:
+        lengths = Lengths()
+        at = 0
+        for fixed, marks, end in self._sequences:
+            mine = counts[at:end]
+            lengths.tokens.append(sum(mine) + fixed)
+            lengths.trained.append(max(0, sum(compress(mine, self._trained[at:end])) + marks))
+            at = end
+        return lengths
