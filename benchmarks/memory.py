@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate.local import engines, machine
-from orchestrate.local.memory import Setup, kv_cache_bytes, plan
-from orchestrate.local.shapes import Shape
+from orchestrate.local import machine
+from orchestrate.local.model import engines
+from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
+from orchestrate.local.plan.sizes import Shape
 
 
 class Case(NamedTuple):
@@ -261,7 +262,7 @@ def planned(case: Case, device: str) -> dict[str, int]:
 def measure(device: str, precision: str, only: str) -> None:
     import torch
 
-    from orchestrate.local.bench import memory
+    from orchestrate.local.speed.bench import memory
 
     torch.set_num_threads(1)
     print(f"{'MB: planned / measured':<31}{'weights':>17}{'gradients':>15}{'optimiser':>15}{'in work':>17}"

@@ -86,8 +86,8 @@ class Clock:
 
 def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
     def run(args: argparse.Namespace) -> dict[str, Any]:
-        from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
-        from orchestrate.local.session import Session
+        from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+        from orchestrate.local.run.session import Session
 
         data = args.work / "engine.jsonl"
         with data.open("w", encoding="utf-8") as out:
@@ -335,11 +335,11 @@ def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, floa
     import torch
     from peft import PeftModel
 
-    from orchestrate.local.encoding import Template
-    from orchestrate.local.loading import Loaded, load_base, load_tokenizer
-    from orchestrate.local.losses import Head
-    from orchestrate.local.rows import encode_file
-    from orchestrate.local.stepping import Objective
+    from orchestrate.local.encoding.encoded import encode_file
+    from orchestrate.local.encoding.encoding import Template
+    from orchestrate.local.model.loading import Loaded, load_base, load_tokenizer
+    from orchestrate.local.objectives.base import Objective
+    from orchestrate.local.objectives.losses import Head
 
     torch.set_num_threads(args.threads)
     template = Template.of(load_tokenizer(args.model))
@@ -431,7 +431,7 @@ def main() -> None:
 
 
 def precision(asked: str) -> str:
-    from orchestrate.local import engines
+    from orchestrate.local.model import engines
 
     return engines.precision(asked, "cpu").name
 

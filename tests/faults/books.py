@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrate.local.rundir import STATUSES, runs
+from orchestrate.local.run.rundir import STATUSES, runs
 from orchestrate.tracking.ids import REF_PATTERN
 
 

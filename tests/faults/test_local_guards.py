@@ -42,7 +42,7 @@ def changed(base: LocalJob, ref: str, **hyper: Any) -> LocalJob:
 
 def work(run: RunDir) -> None:
     """The worker, waited for."""
-    command = [sys.executable, "-m", "orchestrate.local.worker", str(run.path)]
+    command = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
     subprocess.run(command, capture_output=True, check=True)
 
 
@@ -132,7 +132,7 @@ def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: 
     (resumed,) = (e for e in run.events() if e.type == "resumed")
     tokens = resumed.data["tokens_at_once"]
     assert f"at most {tokens} tokens at once" in memory[-1].message and tokens < 4096
-    from orchestrate.local.session import Session  # torch loads here
+    from orchestrate.local.run.session import Session  # torch loads here
 
     there, _ = RunDir.make(home, msgspec.structs.replace(tight, ref="in parts"))
     session = Session(there, tight, lambda: None, lambda _: None)

@@ -11,7 +11,7 @@ from tests.faults.test_local_workers import curve, finish, kill, wait
 from tests.unit.local.sessions import TINY, answers
 
 from orchestrate.local import Hyper, LocalJob, launch, resume
-from orchestrate.local.rundir import now
+from orchestrate.local.run.rundir import now
 
 
 @pytest.mark.slow

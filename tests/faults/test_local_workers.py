@@ -21,7 +21,7 @@ import pytest
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
-from orchestrate.local.rundir import STARTING_S, now
+from orchestrate.local.run.rundir import STARTING_S, now
 from orchestrate.providers.local import LocalProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
@@ -234,7 +234,7 @@ def test_garbage_in_the_run_directory_ends_in_a_clear_failure(job: LocalJob, hom
     gone = launch(msgspec.structs.replace(job, ref="no-data", train=str(home / "gone.jsonl")), home)
     run, _ = RunDir.make(home, msgspec.structs.replace(job, ref="garbage"))
     (run.path / "job.json").write_text("{}")
-    worker = [sys.executable, "-m", "orchestrate.local.worker", str(run.path)]
+    worker = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
     assert subprocess.run(worker, capture_output=True, check=False).returncode == 0
     for failed, reason in ((run, "job.json"), (missing, "no model folder"), (gone, "gone.jsonl is gone")):
         assert finish(failed) == "failed"
@@ -253,7 +253,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(job: LocalJob, home: Path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 
-    worker = [sys.executable, "-m", "orchestrate.local.worker", str(run.path)]
+    worker = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
     out = subprocess.run(worker, capture_output=True, check=False, preexec_fn=small_files, text=True)
     assert run.state().status == "succeeded", out.stderr
     assert not list(run.checkpoints.iterdir())

@@ -20,7 +20,7 @@ from paper_host import Paper, PaperHost
 
 from orchestrate.config import Notify, Secret
 from orchestrate.errors import ConfigError, RateLimited, UsageError
-from orchestrate.local.process import started
+from orchestrate.local.run.process import started
 from orchestrate.providers.hosted import retry_after
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s, submit

@@ -25,7 +25,7 @@ import msgspec
 from orchestrate import config
 from orchestrate.commands.notify import channels_of
 from orchestrate.errors import OrchestrateError, SetupError
-from orchestrate.local.process import WorkerId, alive, file_lock, me
+from orchestrate.local.run.process import WorkerId, alive, file_lock, me
 from orchestrate.tracking.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def generate(
     from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
-    from orchestrate.local.process import file_lock
+    from orchestrate.local.run.process import file_lock
     from orchestrate.providers.openai.asking import asker
 
     config = _host(context, host, base_url, key_variable)

@@ -29,7 +29,7 @@ def read_preview(
     columns: Mapping[str, str],
 ) -> PreviewReport:
     """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
-    from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
+    from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     tokenizer = load(_folder(model))
     template, special = Template.of(tokenizer), special_ids(tokenizer)

@@ -13,7 +13,7 @@ from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.local.shapes import Shape
+    from orchestrate.local.plan.sizes import Shape
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -33,7 +33,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
-    from orchestrate.local import throughput
+    from orchestrate.local.speed import throughput
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
@@ -72,8 +72,8 @@ def memory(
     json: Json = False,
 ) -> None:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
-    from orchestrate.local import engines
-    from orchestrate.local import memory as planning
+    from orchestrate.local.model import engines
+    from orchestrate.local.plan import memory as planning
 
     if adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {adapter!r}")
@@ -108,8 +108,8 @@ def _shape(model: str) -> tuple[Shape, str | None]:
     import re
 
     from orchestrate import catalog
-    from orchestrate.local import fitting
-    from orchestrate.local.shapes import Shape
+    from orchestrate.local.plan import fitting
+    from orchestrate.local.plan.sizes import Shape
 
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"

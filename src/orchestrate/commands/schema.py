@@ -20,7 +20,7 @@ from orchestrate.data.operations.preview import PreviewReport
 from orchestrate.data.operations.review import ExportReport, ReviewCounts
 from orchestrate.data.operations.split import SplitReport
 from orchestrate.errors import UsageError
-from orchestrate.local.throughput import Bench
+from orchestrate.local.speed.throughput import Bench
 from orchestrate.quoting import LivePrice
 from orchestrate.reports import Comparison
 from orchestrate.reports.advice import Advice

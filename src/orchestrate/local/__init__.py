@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrate.local.generation import Generator
-    from orchestrate.local.launching import launch, resume
-    from orchestrate.local.rundir import Hyper, LocalJob, RunDir, State
+    from orchestrate.local.answers.generation import Generator
+    from orchestrate.local.run.launching import launch, resume
+    from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, State
 
 __all__ = ["Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
 

@@ -59,7 +59,7 @@ def running(
         if find_spec(module) is None:
             raise MissingExtra("sandbox", "the sandbox", package)
     if train:
-        from orchestrate.local.launching import require_packages
+        from orchestrate.local.run.launching import require_packages
 
         require_packages("training in the sandbox")
     from orchestrate.sandbox.server import serve

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local import process
+from orchestrate.local.run import process
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.fireworks import FireworksHost

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
-from orchestrate.local.checkpoints import Progress
+from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.merging import merge

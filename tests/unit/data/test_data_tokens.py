@@ -151,7 +151,7 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
 def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     """Of every kind of row that it trains on: tools and their calls, weights, reasoning, pairs."""
     from orchestrate.data.tokens.hub_tokens import load
-    from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
+    from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     data = Dataset.open(file)
     template = Template.of(load(TINY))

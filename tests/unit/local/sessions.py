@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
-from orchestrate.local.session import Session
+from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+from orchestrate.local.run.session import Session
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 

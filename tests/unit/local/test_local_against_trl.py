@@ -12,12 +12,12 @@ import pytest
 import torch
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
-from orchestrate.local.encoding import Encoded
-from orchestrate.local.policy import PolicyObjective
-from orchestrate.local.preferences import PairObjective, with_reference
-from orchestrate.local.rows import Rows, together
-from orchestrate.local.session import Session
-from orchestrate.local.unpaired import UnpairedObjective, with_mismatched
+from orchestrate.local.encoding.encoded import Rows, together
+from orchestrate.local.encoding.encoding import Encoded
+from orchestrate.local.objectives.dpo import PairObjective, with_reference
+from orchestrate.local.objectives.grpo import PolicyObjective
+from orchestrate.local.objectives.kto import UnpairedObjective, with_mismatched
+from orchestrate.local.run.session import Session
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # TRL, accelerate and datasets warn about one another

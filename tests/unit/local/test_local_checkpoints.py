@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.local.checkpoints import Progress, listed, newest_whole, prune, save, verify
+from orchestrate.local.run.checkpoints import Progress, listed, newest_whole, prune, save, verify
 
 
 def write(folder: Path, step: int, *, kept: bool = True, text: bytes = b"weights") -> Path:

@@ -18,7 +18,7 @@ from orchestrate.data.rows.examples import (
     ToolCall,
 )
 from orchestrate.errors import DataError
-from orchestrate.local.encoding import CHATML, Encoded, Template, decode_row, encode, encode_pair
+from orchestrate.local.encoding.encoding import CHATML, Encoded, Template, decode_row, encode, encode_pair
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 

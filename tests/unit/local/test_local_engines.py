@@ -12,8 +12,9 @@ import pytest
 from sessions import TINY, make_session
 
 from orchestrate.errors import UsageError
-from orchestrate.local import engines, machine
-from orchestrate.local.engines import COMPILE_TOKENS, EngineMissing, choose
+from orchestrate.local import machine
+from orchestrate.local.model import engines
+from orchestrate.local.model.engines import COMPILE_TOKENS, EngineMissing, choose
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting, Translation

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrate.local import engines, fitting
-from orchestrate.local.memory import Setup, kv_cache_bytes, plan
-from orchestrate.local.rows import epoch_batches, micro_batches
-from orchestrate.local.shapes import Shape
+from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
+from orchestrate.local.model import engines
+from orchestrate.local.plan import fitting
+from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
+from orchestrate.local.plan.sizes import Shape
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 SMALL: dict[str, Any] = {
@@ -60,7 +61,7 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak(
 ) -> None:
     import torch
 
-    from orchestrate.local.bench import memory
+    from orchestrate.local.speed.bench import memory
 
     setup = msgspec.structs.replace(setup, precision=precision)
     found = memory(config, setup, torch.device("cpu"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.grading import Grade, Grader, fields_read, lacks, refusal
+from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal
 
 ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
 

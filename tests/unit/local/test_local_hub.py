@@ -18,7 +18,7 @@ import pytest
 from fake_hub import SECOND
 
 from orchestrate.errors import UsageError
-from orchestrate.local import models
+from orchestrate.local.model import models
 
 FETCH = """
 import json

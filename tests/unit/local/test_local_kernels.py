@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrate.local.kernels import SHORT_ROW, attention, use_on_cpu
+from orchestrate.local.model.kernels import SHORT_ROW, attention, use_on_cpu
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import make_session, pairs
 
-from orchestrate.local.kernels import attention
-from orchestrate.local.layout import line_up
-from orchestrate.local.loading import Loaded
-from orchestrate.local.session import Session
-from orchestrate.local.shortcuts import line_limit
-from orchestrate.local.stepping import collate
+from orchestrate.local.model.kernels import attention
+from orchestrate.local.model.line import line_up
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.probes import line_limit
+from orchestrate.local.objectives.base import collate
+from orchestrate.local.run.session import Session
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

@@ -15,10 +15,12 @@ import pytest
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
-from orchestrate.local import machine, models, throughput
-from orchestrate.local.memory import Setup, plan
-from orchestrate.local.shapes import Shape
-from orchestrate.local.throughput import Bench
+from orchestrate.local import machine
+from orchestrate.local.model import models
+from orchestrate.local.plan.memory import Setup, plan
+from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.speed import throughput
+from orchestrate.local.speed.throughput import Bench
 from orchestrate.providers.local import LocalProvider
 from orchestrate.spec import JobSpec
 

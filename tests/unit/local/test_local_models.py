@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sessions import TINY, make_session
 
 from orchestrate.errors import UsageError
-from orchestrate.local import gguf_files, models
+from orchestrate.local.model import gguf_files, models
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

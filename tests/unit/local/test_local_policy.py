@@ -12,9 +12,9 @@ import torch
 from tests.unit.local.sessions import EXACT, make_session, prompts
 
 from orchestrate.errors import DataError, RunFailed, UsageError
-from orchestrate.local.policy import PolicyObjective
-from orchestrate.local.session import Session
-from orchestrate.local.training import Stopped
+from orchestrate.local.objectives.grpo import PolicyObjective
+from orchestrate.local.run.loop import Stopped
+from orchestrate.local.run.session import Session
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

@@ -14,11 +14,11 @@ from tests.unit.local.sessions import TINY, make_session, pairs
 
 from orchestrate import config
 from orchestrate.data import TrainingData
-from orchestrate.local.encoding import Template, decode_row
-from orchestrate.local.loading import load_tokenizer
-from orchestrate.local.preferences import PairObjective, with_reference
-from orchestrate.local.rows import Rows, encode_file
-from orchestrate.local.session import Session
+from orchestrate.local.encoding.encoded import Rows, encode_file
+from orchestrate.local.encoding.encoding import Template, decode_row
+from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.objectives.dpo import PairObjective, with_reference
+from orchestrate.local.run.session import Session
 from orchestrate.providers import registry
 from orchestrate.spec import DPO, JobSpec
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sessions import make_session
 
-from orchestrate.local.session import Session
-from orchestrate.local.stepping import learning_rate
+from orchestrate.local.objectives.base import learning_rate
+from orchestrate.local.run.session import Session
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, FunctionCall, ToolCall
-from orchestrate.local.encoding import Encoded, Template, encode
+from orchestrate.local.encoding.encoding import Encoded, Template, encode
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 CHATML = ["<|im_start|>", "<|im_end|>"]

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.fused import fuse
+from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.machine import Load
-from orchestrate.local.rows import epoch_batches, micro_batches
-from orchestrate.local.rundir import Hyper, LocalJob, RunDir, now
-from orchestrate.local.session import Session
-from orchestrate.local.shapes import Shape
-from orchestrate.local.stepping import collate, pack
+from orchestrate.local.model.fused import fuse
+from orchestrate.local.objectives.base import collate, pack
+from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+from orchestrate.local.run.session import Session
 
 TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 pytestmark = [

@@ -12,10 +12,10 @@ from tests.unit.local.sessions import TINY, answers, make_session
 
 from orchestrate import config
 from orchestrate.data import TrainingData
-from orchestrate.local.encoding import Encoded, decode_row
-from orchestrate.local.rows import together
-from orchestrate.local.session import Session
-from orchestrate.local.unpaired import Mismatch, UnpairedObjective, with_mismatched
+from orchestrate.local.encoding.encoded import together
+from orchestrate.local.encoding.encoding import Encoded, decode_row
+from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
+from orchestrate.local.run.session import Session
 from orchestrate.providers import registry
 from orchestrate.spec import DPO, JobSpec
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from orchestrate import catalog
 from orchestrate.data.tokens import counting
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
-from orchestrate.local import launching, models
+from orchestrate.local.model import models
+from orchestrate.local.run import launching
 from orchestrate.providers.local.translation import memory
 from orchestrate.types import Problem, Severity, Translation
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from orchestrate.data import TrainingData
-    from orchestrate.local.models import ModelFolder
+    from orchestrate.local.model.models import ModelFolder
     from orchestrate.spec import JobSpec
 
 NOT_STORED = ("lm_head",)

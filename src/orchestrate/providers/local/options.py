@@ -9,7 +9,7 @@ import msgspec
 
 from orchestrate.errors import ConfigError, SetupError
 from orchestrate.keys import masked
-from orchestrate.local import engines
+from orchestrate.local.model import engines
 from orchestrate.types import Outcome, Setting
 
 if TYPE_CHECKING:

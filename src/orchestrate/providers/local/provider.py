@@ -20,8 +20,11 @@ from orchestrate.errors import (
     TranslationRefused,
 )
 from orchestrate.keys import masked
-from orchestrate.local import checkpoints, gguf_files, launching, machine, models, throughput
-from orchestrate.local.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
+from orchestrate.local import machine
+from orchestrate.local.model import gguf_files, models
+from orchestrate.local.run import checkpoints, launching
+from orchestrate.local.run.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
+from orchestrate.local.speed import throughput
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
@@ -48,7 +51,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
-    from orchestrate.local.generation import Generator
+    from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
 
 STARTUP_SECONDS = 10.0
@@ -334,7 +337,7 @@ class LocalProvider(Provider):
 
     def _generator(self, job: JobHandle) -> Generator:
         """One process for each model that was asked for, until `close`."""
-        from orchestrate.local.generation import Generator
+        from orchestrate.local.answers.generation import Generator
 
         if job.job_id not in self._generators:
             run = self._run(job)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from orchestrate.local import checkpoints
-from orchestrate.local.rundir import STATUSES, RunDir, State
+from orchestrate.local.run import checkpoints
+from orchestrate.local.run.rundir import STATUSES, RunDir, State
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
 SILENT_S = 30.0

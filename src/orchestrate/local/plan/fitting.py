@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local import engines, models
-from orchestrate.local.memory import Setup, plan
-from orchestrate.local.rundir import DEFAULT_SAMPLES, Hyper
-from orchestrate.local.shapes import Shape
+from orchestrate.local.model import engines, models
+from orchestrate.local.plan.memory import Setup, plan
+from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.run.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.types import MemoryPlan
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}

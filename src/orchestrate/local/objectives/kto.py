@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrate.local.loading import Loaded
-from orchestrate.local.losses import Desirability
-from orchestrate.local.preferences import JudgedObjective, open_kept, reference_of
-from orchestrate.local.rows import Rows, micro_batches
-from orchestrate.local.stepping import MOST_ROWS, Batch, Sums, add, means
+from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.objectives.base import MOST_ROWS, Batch, Sums, add, means
+from orchestrate.local.objectives.dpo import JudgedObjective, open_kept, reference_of
+from orchestrate.local.objectives.losses import Desirability
 
 
 @dataclass(frozen=True)

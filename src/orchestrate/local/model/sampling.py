@@ -13,8 +13,8 @@ import msgspec
 import torch
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.local.encoding import Template, encode
-from orchestrate.local.models import ModelFolder
+from orchestrate.local.encoding.encoding import Template, encode
+from orchestrate.local.model.models import ModelFolder
 
 
 @dataclass(frozen=True)

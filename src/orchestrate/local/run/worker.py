@@ -1,5 +1,5 @@
-"""The worker: `python -m orchestrate.local.worker RUN_DIR`. One job, one process, started by
-`orchestrate.local.launching`.
+"""The worker: `python -m orchestrate.local.run.worker RUN_DIR`. One job, one process, started by
+`orchestrate.local.run.launching`.
 
 It ends with 0 when the run directory says how the job stands, whatever that is, and with 1 when it could not
 even write that.
@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.local import process
-from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.run import process
+from orchestrate.local.run.rundir import LocalJob, RunDir, now, write_whole
 from orchestrate.local.space import disk_is_full
 from orchestrate.types import JobError
 
@@ -117,8 +117,8 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         error=None,
     )
     begun = time.monotonic()
-    from orchestrate.local.session import Session  # torch loads here
-    from orchestrate.local.training import Stopped
+    from orchestrate.local.run.loop import Stopped
+    from orchestrate.local.run.session import Session  # torch loads here
 
     session: Session | None = None
     try:

@@ -16,15 +16,15 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.accelerating import compile_layers, load_unsloth, use_liger
-from orchestrate.local.encoding import CHATML
-from orchestrate.local.engines import PLAIN, Choice, choose, precision
-from orchestrate.local.fused import fuse
-from orchestrate.local.kernels import use_on_cpu
-from orchestrate.local.losses import Head
-from orchestrate.local.models import ModelFolder
-from orchestrate.local.rundir import LocalJob
-from orchestrate.local.shortcuts import TrainedOnly, head_is_understood, line_limit
+from orchestrate.local.encoding.encoding import CHATML
+from orchestrate.local.model.accelerating import compile_layers, load_unsloth, use_liger
+from orchestrate.local.model.engines import PLAIN, Choice, choose, precision
+from orchestrate.local.model.fused import fuse
+from orchestrate.local.model.kernels import use_on_cpu
+from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.probes import TrainedOnly, head_is_understood, line_limit
+from orchestrate.local.objectives.losses import Head
+from orchestrate.local.run.rundir import LocalJob
 
 BF16 = Choice("bf16", "asked for by name")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

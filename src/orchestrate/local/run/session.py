@@ -13,19 +13,22 @@ from typing import Any
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import export, fitting, models, space
-from orchestrate.local.encoding import Template
-from orchestrate.local.grading import Grader, refusal
-from orchestrate.local.loading import load, load_tokenizer, pick_device
-from orchestrate.local.losses import Desirability, Preference
-from orchestrate.local.policy import PolicyObjective, encode_prompts
-from orchestrate.local.preferences import JudgedObjective, PairObjective, with_reference
-from orchestrate.local.rows import Rows, encode_file
-from orchestrate.local.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
-from orchestrate.local.sampling import Sampler
-from orchestrate.local.stepping import Objective
-from orchestrate.local.training import DEFAULT_TOKENS, Loop, Stopped
-from orchestrate.local.unpaired import Mismatch, UnpairedObjective, with_mismatched
+from orchestrate.local import space
+from orchestrate.local.encoding.encoded import Rows, encode_file
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model import models
+from orchestrate.local.model.loading import load, load_tokenizer, pick_device
+from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.objectives.base import Objective
+from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
+from orchestrate.local.objectives.grading import Grader, refusal
+from orchestrate.local.objectives.grpo import PolicyObjective, encode_prompts
+from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
+from orchestrate.local.objectives.losses import Desirability, Preference
+from orchestrate.local.plan import fitting
+from orchestrate.local.run import export
+from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
 from orchestrate.types import MemoryPlan
 
 

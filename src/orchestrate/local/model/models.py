@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.local import gguf_files
+from orchestrate.local.model import gguf_files
 from orchestrate.local.space import FULL
 
 WHOLE_HASH_LIMIT = 4 << 30

@@ -18,8 +18,8 @@ import msgspec
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
-from orchestrate.local.launching import require_packages, worker_environment
-from orchestrate.local.rundir import write_whole
+from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.rundir import write_whole
 from orchestrate.types import Record
 
 CPU_THREAD_OPERATIONS = 6e10
@@ -109,7 +109,7 @@ def measure(
         "seconds": seconds,
     }
     out = subprocess.run(
-        [sys.executable, "-P", "-m", "orchestrate.local.bench", json.dumps(request)],
+        [sys.executable, "-P", "-m", "orchestrate.local.speed.bench", json.dumps(request)],
         capture_output=True,
         text=True,
         env=worker_environment(threads),

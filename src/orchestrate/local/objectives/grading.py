@@ -22,7 +22,7 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.grader_code import GraderCode
+from orchestrate.local.objectives.grader_code import GraderCode
 
 KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrate.errors import DataError
-from orchestrate.local.encoding import Encoded, Template, decode_row, encode, encode_answer, encode_pair
+from orchestrate.local.encoding.encoding import (
+    Encoded,
+    Template,
+    decode_row,
+    encode,
+    encode_answer,
+    encode_pair,
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrate.local import machine
-from orchestrate.local.shapes import MOE_LAYER, OTHER_LAYER, Shape
+from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.types import MemoryPlan, Record
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import process
+from orchestrate.local.run import process
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
 R = TypeVar("R", bound=Record)

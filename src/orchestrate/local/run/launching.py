@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import MissingExtra
-from orchestrate.local import process
-from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.run import process
+from orchestrate.local.run.rundir import LocalJob, RunDir, now, write_whole
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
@@ -71,7 +71,7 @@ def start_worker(run: RunDir) -> None:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
     with run.log.open("ab") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.worker", str(run.path)],
+            [sys.executable, "-P", "-m", "orchestrate.local.run.worker", str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local.loading import Loaded
-from orchestrate.local.models import ModelFolder
-from orchestrate.local.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.run.rundir import LocalJob, RunDir, now, write_whole
 
 
 def result_name(job: LocalJob) -> str:

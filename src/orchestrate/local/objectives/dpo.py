@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrate.local.loading import Loaded
-from orchestrate.local.losses import Preference, token_losses
-from orchestrate.local.rows import Rows, micro_batches
-from orchestrate.local.stepping import MOST_ROWS, Batch, Objective
+from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.objectives.base import MOST_ROWS, Batch, Objective
+from orchestrate.local.objectives.losses import Preference, token_losses
 
 
 class JudgedObjective(Objective):

@@ -18,8 +18,8 @@ import msgspec
 
 from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
-from orchestrate.local.launching import require_packages, worker_environment
-from orchestrate.local.models import source
+from orchestrate.local.model.models import source
+from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
 
 Prompt = Sequence[Message | Mapping[str, Any]]
@@ -66,7 +66,7 @@ class Generator:
         require_packages("answering on this machine")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the worker
         self._worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.answering"],
+            [sys.executable, "-P", "-m", "orchestrate.local.answers.answering"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

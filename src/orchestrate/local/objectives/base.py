@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrate.local.layout import common_start, line_up
-from orchestrate.local.loading import Loaded
-from orchestrate.local.losses import weighted_loss
-from orchestrate.local.rows import Rows, micro_batches
+from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.model.line import common_start, line_up
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.objectives.losses import weighted_loss
 
 MOST_ROWS = 1 << 20
 PACKED_LINE = 256

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from orchestrate.errors import DataError, RunFailed
-from orchestrate.local.encoding import Encoded, Template, decode_prompt, template_message
-from orchestrate.local.fitting import drawn_at_once
-from orchestrate.local.grading import Grade, Grader
-from orchestrate.local.loading import Loaded
-from orchestrate.local.losses import token_losses
-from orchestrate.local.rows import Rows, micro_batches, together
-from orchestrate.local.sampling import Sampler
-from orchestrate.local.stepping import Batch, Objective, Sums, add
+from orchestrate.local.encoding.encoded import Rows, micro_batches, together
+from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt, template_message
+from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.objectives.base import Batch, Objective, Sums, add
+from orchestrate.local.objectives.grading import Grade, Grader
+from orchestrate.local.objectives.losses import token_losses
+from orchestrate.local.plan.fitting import drawn_at_once
 
 EPSILON = 1e-4
 """Added to the spread of a group's rewards, as TRL does."""

@@ -32,10 +32,10 @@ class Answerer:
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
 
-        from orchestrate.local import models
-        from orchestrate.local.encoding import Template
-        from orchestrate.local.loading import load_tokenizer, pick_device
-        from orchestrate.local.sampling import Sampler
+        from orchestrate.local.encoding.encoding import Template
+        from orchestrate.local.model import models
+        from orchestrate.local.model.loading import load_tokenizer, pick_device
+        from orchestrate.local.model.sampling import Sampler
 
         if request.get("threads"):
             torch.set_num_threads(request["threads"])
@@ -64,7 +64,7 @@ class Answerer:
             return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
 
     def _load(self) -> None:
-        from orchestrate.local.loading import dequantize, load_adapter, load_base
+        from orchestrate.local.model.loading import dequantize, load_adapter, load_base
 
         if not self.whole:
             self._base = load_base(self.folder.path, four_bit=bool(self.four_bit), device=self.device)
@@ -86,7 +86,7 @@ class Answerer:
             return (self._tuned if self._tuned is not None else self._base), nullcontext()
         if self.whole:
             if self._base is None:
-                from orchestrate.local.loading import load_base
+                from orchestrate.local.model.loading import load_base
 
                 self._base = load_base(self.folder.path, four_bit=False, device=self.device).eval()
             return self._base, nullcontext()
@@ -105,7 +105,7 @@ class Answerer:
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
-        from orchestrate.local.encoding import template_message
+        from orchestrate.local.encoding.encoding import template_message
 
         chat = [template_message(msgspec.convert(m, ChatMessage)) for m in messages]
         return self.template.tokens(self.template.render(chat, tools, answer_next=True))[0]

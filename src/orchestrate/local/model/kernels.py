@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from orchestrate.local.layout import line_attention
+from orchestrate.local.model.line import line_attention
 
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 512

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrate.local.kernels import NAME, SHORT_ROW
-from orchestrate.local.layout import line_up
+from orchestrate.local.model.kernels import NAME, SHORT_ROW
+from orchestrate.local.model.line import line_up
 
 if TYPE_CHECKING:
-    from orchestrate.local.loading import Loaded
+    from orchestrate.local.model.loading import Loaded
 
 CLOSE = 0.03
 """Relative distance of hidden states that rounding to 16 bits explains."""

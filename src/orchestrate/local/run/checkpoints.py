@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.local.rundir import write_whole
+from orchestrate.local.run.rundir import write_whole
 from orchestrate.types import ArtifactFile, Record
 
 

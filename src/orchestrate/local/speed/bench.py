@@ -1,4 +1,4 @@
-"""Measures training on this machine: `python -m orchestrate.local.bench REQUEST`, one JSON line on stdout.
+"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST`, one JSON line on stdout.
 
 Made-up rows of a short chat's lengths, half of their tokens trained; NF4 base, LoRA r=16, batches of 16.
 Without a model folder a random model of a fixed shape is made, so that the figure depends on the machine
@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.local import engines
-from orchestrate.local.memory import Setup, plan
-from orchestrate.local.shapes import Shape
+from orchestrate.local.model import engines
+from orchestrate.local.plan.memory import Setup, plan
+from orchestrate.local.plan.sizes import Shape
 
 if TYPE_CHECKING:
     import torch
 
-    from orchestrate.local.loading import Loaded
-    from orchestrate.local.rows import Rows
-    from orchestrate.local.stepping import Objective
+    from orchestrate.local.encoding.encoded import Rows
+    from orchestrate.local.model.loading import Loaded
+    from orchestrate.local.objectives.base import Objective
 
 SHAPES: dict[str, dict[str, int]] = {
     "cpu": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8},
@@ -51,8 +51,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """`request`: model (folder or null), threads, device, seconds."""
     import torch
 
-    from orchestrate.local.loading import pick_device
-    from orchestrate.local.models import open_folder
+    from orchestrate.local.model.loading import pick_device
+    from orchestrate.local.model.models import open_folder
 
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
@@ -87,11 +87,11 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[str, Any], Setup]:
     """Speed over `seconds` of steps, then the memory of the largest forward pass among them, and what the
     plan has to know about that pass."""
-    from orchestrate.local.optimizers import make_optimizer
-    from orchestrate.local.peaks import held_bytes, peak_bytes
-    from orchestrate.local.rows import epoch_batches, micro_batches
-    from orchestrate.local.stepping import Objective
-    from orchestrate.local.training import DEFAULT_TOKENS
+    from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
+    from orchestrate.local.objectives.base import Objective
+    from orchestrate.local.run.loop import DEFAULT_TOKENS
+    from orchestrate.local.run.optimizers import make_optimizer
+    from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
     rows = _rows(int(loaded.head.layer.weight.shape[0]))
     objective = Objective(loaded, 0)
@@ -146,9 +146,9 @@ def memory(
 
     Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
     """
-    from orchestrate.local.kernels import undo
-    from orchestrate.local.optimizers import make_optimizer, state_tensors
-    from orchestrate.local.peaks import held_bytes, peak_bytes
+    from orchestrate.local.model.kernels import undo
+    from orchestrate.local.run.optimizers import make_optimizer, state_tensors
+    from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
     with tempfile.TemporaryDirectory() as folder:
         loaded = _load(random_model(config, Path(folder)), setup, device)
@@ -181,10 +181,10 @@ def memory(
 
 
 def _objective(loaded: Loaded, setup: Setup) -> Objective:
-    from orchestrate.local.losses import Desirability, Preference
-    from orchestrate.local.preferences import PairObjective
-    from orchestrate.local.stepping import Objective
-    from orchestrate.local.unpaired import Mismatch, UnpairedObjective
+    from orchestrate.local.objectives.base import Objective
+    from orchestrate.local.objectives.dpo import PairObjective
+    from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective
+    from orchestrate.local.objectives.losses import Desirability, Preference
 
     if setup.pairs:
         return PairObjective(loaded, 0, Preference(simpo_gamma=0.5))
@@ -207,9 +207,9 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
-    from orchestrate.local.loading import load
-    from orchestrate.local.models import open_folder
-    from orchestrate.local.rundir import Hyper, LocalJob, now
+    from orchestrate.local.model.loading import load
+    from orchestrate.local.model.models import open_folder
+    from orchestrate.local.run.rundir import Hyper, LocalJob, now
 
     adapter: dict[str, Any] = {"type": setup.adapter, "r": setup.rank, "alpha": 2.0 * setup.rank}
     if setup.dropout:
@@ -247,7 +247,7 @@ def _rows(vocabulary: int) -> Rows:
     """A short chat's lengths; the second half of each row is trained."""
     import numpy as np
 
-    from orchestrate.local.rows import Rows
+    from orchestrate.local.encoding.encoded import Rows
 
     chance = np.random.default_rng(0)
     lengths = np.clip(chance.lognormal(4.6, 0.5, ROWS), 16, 512).astype(np.int64)
@@ -263,7 +263,7 @@ def _full_rows(vocabulary: int, setup: Setup) -> Rows:
     """As many rows as the setup has, all of its length; packed, two fill a line."""
     import numpy as np
 
-    from orchestrate.local.rows import Rows
+    from orchestrate.local.encoding.encoded import Rows
 
     count, length = (2 * setup.rows, setup.longest // 2) if setup.packing else (setup.rows, setup.longest)
     ids = np.random.default_rng(0).integers(3, vocabulary, count * length).astype(np.int32)
