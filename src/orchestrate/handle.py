@@ -178,13 +178,13 @@ class RunHandle:
             return self.provider.download(
                 self.record.handle, folder, checkpoint=checkpoint, progress=progress
             )
-        from orchestrate.providers import kept
+        from orchestrate.providers import downloads
 
         folder = models / self.id
-        found = kept.read(folder)
+        found = downloads.read(folder)
         if found is None:
             found = self.provider.download(self.record.handle, folder, progress=progress)
-            kept.write(folder, found)
+            downloads.write(folder, found)
         return found
 
     def deployment_price(self, **options: Any) -> Decimal | None:

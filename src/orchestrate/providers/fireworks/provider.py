@@ -38,7 +38,7 @@ from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.rows import UNPAIRED
+from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
 from orchestrate.types import (
     Artifact,

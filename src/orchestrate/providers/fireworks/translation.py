@@ -15,7 +15,7 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.rows import KTO_ONLY, UNPAIRED, Rows
+from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.values import table, text
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation

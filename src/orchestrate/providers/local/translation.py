@@ -15,7 +15,7 @@ from orchestrate.local.objectives import grading
 from orchestrate.local.plan import fitting
 from orchestrate.local.run.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.local import options as own_options
-from orchestrate.providers.rows import Rows
+from orchestrate.providers.settings import Rows
 from orchestrate.spec import RFT, method_word
 from orchestrate.types import MemoryPlan, Translation
 

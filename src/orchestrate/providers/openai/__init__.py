@@ -32,7 +32,7 @@ from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.sunset import closed
-from orchestrate.providers.rows import UNPAIRED
+from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Checkpoint,

@@ -30,7 +30,7 @@ from orchestrate.errors import (
 from orchestrate.providers import archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.rows import UNPAIRED
+from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files

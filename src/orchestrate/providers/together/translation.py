@@ -12,7 +12,7 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.rows import UNPAIRED, Rows
+from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from orchestrate.data import TrainingData
 from orchestrate.errors import NotFound
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.rows import Rows
+from orchestrate.providers.settings import Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
     Event,
