@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from enum import StrEnum
 
+from orchestrate import text
 from orchestrate.costing import Ownership, cheapest
-from orchestrate.reports import text
 from orchestrate.reports.facts import Facts
 from orchestrate.types import Record, Score
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate import costing
+from orchestrate import costing, text
 from orchestrate.errors import UsageError
-from orchestrate.reports import text
 from orchestrate.types import EvaluationResult, JobStatus, MetricPoint, Outcome, Record, Run, Translation
 
 if TYPE_CHECKING:

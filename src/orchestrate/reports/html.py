@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-from orchestrate.reports import rows, svg, text
+from orchestrate import text
+from orchestrate.reports import rows, svg
 from orchestrate.reports.compare import Comparison, billed, quoted
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrate.reports import text
+from orchestrate import text
 from orchestrate.reports.compare import Compared, Reason, billed, ended, quoted
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrate import text
 from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
-from orchestrate.reports import text
 from orchestrate.types import Confidence, Quote
 
 if TYPE_CHECKING:

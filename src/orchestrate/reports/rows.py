@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrate.reports import text
+from orchestrate import text
 from orchestrate.reports.compare import Compared, Comparison, bill_error, billed, quoted
 from orchestrate.types import EvaluationResult
 
