@@ -25,13 +25,13 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.local.run import process
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
-from orchestrate.sandbox.fireworks import FireworksHost
+from orchestrate.sandbox.fireworks.host import FireworksHost
 from orchestrate.sandbox.front import Front
 from orchestrate.sandbox.host import Host, HostError, Settings
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.sandbox.openai import OpenAIHost
+from orchestrate.sandbox.openai.host import OpenAIHost
 from orchestrate.sandbox.state import Clock, State
-from orchestrate.sandbox.together import TogetherHost
+from orchestrate.sandbox.together.host import TogetherHost
 from orchestrate.sandbox.training import Trainer
 
 HOSTS: tuple[type[Host], ...] = (OpenAIHost, TogetherHost, FireworksHost)

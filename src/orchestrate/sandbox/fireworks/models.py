@@ -12,14 +12,14 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.billing import base_model, context_of
-from orchestrate.sandbox.fireworks_names import ACCOUNT, aip_filter, paged, short
-from orchestrate.sandbox.fireworks_shapes import Shapes
+from orchestrate.sandbox.fireworks.names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.fireworks.shapes import Shapes
 from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.state import token
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks import FireworksHost
+    from orchestrate.sandbox.fireworks.host import FireworksHost
 
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 

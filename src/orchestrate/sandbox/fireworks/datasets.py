@@ -11,8 +11,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.files import Files, StoredFile, store_stream
-from orchestrate.sandbox.fireworks_bodies import CreateDataset, UploadEndpoint
-from orchestrate.sandbox.fireworks_names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.fireworks.bodies import CreateDataset, UploadEndpoint
+from orchestrate.sandbox.fireworks.names import ACCOUNT, aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.state import token
 

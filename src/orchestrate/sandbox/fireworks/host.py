@@ -14,10 +14,10 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox import answers
 from orchestrate.sandbox.billing import money
 from orchestrate.sandbox.files import Files
-from orchestrate.sandbox.fireworks_datasets import Datasets
-from orchestrate.sandbox.fireworks_jobs import BY_METHOD, KINDS, JobMaker, Kind
-from orchestrate.sandbox.fireworks_models import Models
-from orchestrate.sandbox.fireworks_names import ACCOUNT, GRPC, aip_filter, paged
+from orchestrate.sandbox.fireworks.datasets import Datasets
+from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
+from orchestrate.sandbox.fireworks.models import Models
+from orchestrate.sandbox.fireworks.names import ACCOUNT, GRPC, aip_filter, paged
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.types import MetricPoint

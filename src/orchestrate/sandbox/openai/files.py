@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.openai_bodies import CompleteUpload, CreateUpload
+from orchestrate.sandbox.openai.bodies import CompleteUpload, CreateUpload
 from orchestrate.sandbox.state import token
 
 MAX_FILE = 536_870_912
@@ -135,7 +135,7 @@ class OpenAIFiles:
         )
 
     def _result(self, id: str) -> tuple[str, bytes] | None:
-        from orchestrate.sandbox.openai import OpenAIHost
+        from orchestrate.sandbox.openai.host import OpenAIHost
 
         return self.host.result_file(id) if isinstance(self.host, OpenAIHost) else None
 

@@ -13,7 +13,7 @@ from orchestrate.sandbox.host import HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.together import TogetherHost
+    from orchestrate.sandbox.together.host import TogetherHost
 
 _DAY = 1_780_000_000.0
 _HARDWARE = (

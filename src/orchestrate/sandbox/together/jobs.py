@@ -9,11 +9,11 @@ from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.together_bodies import CreateJob, Dpo, FullType, LoraType, Sft
-from orchestrate.sandbox.together_limits import limits_of
+from orchestrate.sandbox.together.bodies import CreateJob, Dpo, FullType, LoraType, Sft
+from orchestrate.sandbox.together.limits import limits_of
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.together import TogetherHost
+    from orchestrate.sandbox.together.host import TogetherHost
 
 
 class JobMaker:

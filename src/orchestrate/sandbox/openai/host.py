@@ -19,10 +19,10 @@ from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
-from orchestrate.sandbox.openai_bodies import CreateJob, Dpo, Reinforcement
-from orchestrate.sandbox.openai_events import events_of, rendered_points
-from orchestrate.sandbox.openai_files import OpenAIFiles
-from orchestrate.sandbox.openai_models import ORG, OpenAIModels
+from orchestrate.sandbox.openai.bodies import CreateJob, Dpo, Reinforcement
+from orchestrate.sandbox.openai.events import events_of, rendered_points
+from orchestrate.sandbox.openai.files import OpenAIFiles
+from orchestrate.sandbox.openai.models import ORG, OpenAIModels
 from orchestrate.sandbox.state import token
 
 MIN_EXAMPLES = 10

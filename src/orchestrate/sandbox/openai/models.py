@@ -16,7 +16,7 @@ from orchestrate.sandbox.host import HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.openai import OpenAIHost
+    from orchestrate.sandbox.openai.host import OpenAIHost
 
 ORG = "org-sandbox"
 

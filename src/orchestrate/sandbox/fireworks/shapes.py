@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.billing import base_model
-from orchestrate.sandbox.fireworks_names import aip_filter, paged, short
+from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks_models import Models
+    from orchestrate.sandbox.fireworks.models import Models
 
 _ADDONS = "FULL_PRECISION"
 """The preset that takes LoRA addons."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
 from orchestrate.sandbox.files import StoredFile
-from orchestrate.sandbox.fireworks_bodies import DpoJob, ReinforcementJob, SupervisedJob
-from orchestrate.sandbox.fireworks_names import ACCOUNT, short
+from orchestrate.sandbox.fireworks.bodies import DpoJob, ReinforcementJob, SupervisedJob
+from orchestrate.sandbox.fireworks.names import ACCOUNT, short
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks import FireworksHost
+    from orchestrate.sandbox.fireworks.host import FireworksHost
 
 MIN_EXAMPLES = 3
 MAX_EXAMPLES = 3_000_000

@@ -13,10 +13,10 @@ from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
-from orchestrate.sandbox.together_registry import Registry
+from orchestrate.sandbox.together.registry import Registry
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.together import TogetherHost
+    from orchestrate.sandbox.together.host import TogetherHost
 
 
 class CreateEndpoint(Body):

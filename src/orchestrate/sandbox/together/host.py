@@ -16,14 +16,14 @@ from orchestrate.sandbox.billing import base_model, nano_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.together_bodies import EstimatePrice, Preview
-from orchestrate.sandbox.together_endpoints import Endpoints
-from orchestrate.sandbox.together_events import events_of, metrics_of
-from orchestrate.sandbox.together_files import Known, TogetherFiles
-from orchestrate.sandbox.together_jobs import JobMaker
-from orchestrate.sandbox.together_limits import limits_of
-from orchestrate.sandbox.together_preview import preview
-from orchestrate.sandbox.together_registry import object_id, registry_of
+from orchestrate.sandbox.together.bodies import EstimatePrice, Preview
+from orchestrate.sandbox.together.endpoints import Endpoints
+from orchestrate.sandbox.together.events import events_of, metrics_of
+from orchestrate.sandbox.together.files import Known, TogetherFiles
+from orchestrate.sandbox.together.jobs import JobMaker
+from orchestrate.sandbox.together.limits import limits_of
+from orchestrate.sandbox.together.preview import preview
+from orchestrate.sandbox.together.registry import object_id, registry_of
 
 USER = "sandbox-user"
 PROJECT = "proj-sandbox"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
 from orchestrate.sandbox.host import HostError
-from orchestrate.sandbox.together_bodies import Preview
-from orchestrate.sandbox.together_limits import limits_of
+from orchestrate.sandbox.together.bodies import Preview
+from orchestrate.sandbox.together.limits import limits_of
 from orchestrate.sandbox.uploads import read
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.together import TogetherHost
+    from orchestrate.sandbox.together.host import TogetherHost
 
 FORMATS: dict[type[Any], str] = {
     ChatExample: "conversation",
