@@ -24,8 +24,8 @@ from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, submit
-from orchestrate.tracking.hints import Untrusted, listening, take_openai_hint
 from orchestrate.tracking.notifying import Command, NotDelivered, Webhook, tell
+from orchestrate.tracking.webhooks import Untrusted, listening, take_openai_hint
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

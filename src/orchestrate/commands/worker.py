@@ -102,7 +102,7 @@ def recover(
 def _webhooks(
     ft: Orchestrator, port: int, woken: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[int]:
-    from orchestrate.tracking.hints import listening
+    from orchestrate.tracking.webhooks import listening
 
     secret = config.secret("openai-webhook", "OPENAI_WEBHOOK_SECRET")
     if secret is None:

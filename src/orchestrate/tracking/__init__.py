@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrate.tracking.pace import Pace as Pace
-    from orchestrate.tracking.protocol import Submitter as Submitter
-    from orchestrate.tracking.protocol import cancel as cancel
-    from orchestrate.tracking.protocol import settle as settle
-    from orchestrate.tracking.protocol import stored_spec as stored_spec
-    from orchestrate.tracking.protocol import submit as submit
+    from orchestrate.tracking.polling import Pace as Pace
     from orchestrate.tracking.recovering import recover as recover
     from orchestrate.tracking.store import Store as Store
+    from orchestrate.tracking.submit import Submitter as Submitter
+    from orchestrate.tracking.submit import cancel as cancel
+    from orchestrate.tracking.submit import settle as settle
+    from orchestrate.tracking.submit import stored_spec as stored_spec
+    from orchestrate.tracking.submit import submit as submit
     from orchestrate.tracking.sweep import SyncReport as SyncReport
     from orchestrate.tracking.sweep import refresh as refresh
     from orchestrate.tracking.sweep import sync as sync

@@ -10,7 +10,7 @@ import msgspec
 from orchestrate.errors import OrchestrateError
 from orchestrate.tracking import transitions
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
-from orchestrate.tracking.protocol import Submitter
+from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.sweep import Failure
 from orchestrate.types import Job, JobStatus, Run, SubmitPhase
 

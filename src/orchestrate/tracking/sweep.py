@@ -19,9 +19,9 @@ import msgspec
 
 from orchestrate import costing
 from orchestrate.errors import NotFound, OrchestrateError, ProviderError
-from orchestrate.tracking import capping, transitions
-from orchestrate.tracking.capping import BillHook
-from orchestrate.tracking.protocol import Submitter
+from orchestrate.tracking import cost_cap, transitions
+from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Event, Feature, Job, JobHandle, Run, SubmitPhase
@@ -147,7 +147,7 @@ def refresh(
         return conclude(store, run, job, bill)
     if Feature.CANCEL in provider.features and run.id in store.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
-    capped = capping.enforce(store, provider, run, job, bill, timing)
+    capped = cost_cap.enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
     return store.run(run.id)
@@ -181,7 +181,7 @@ def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
 
 
 def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    run = capping.explained(store, run)
+    run = cost_cap.explained(store, run)
     made = bill(run, job) if bill else None
     if made is not None and made != run.bill:
         run = store.set_bill(run.id, made)
@@ -307,7 +307,7 @@ class _Sweep:
     def _cap(self, run_id: str, job: Job) -> None:
         run = self.store.run(run_id)
         try:
-            if capping.enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
+            if cost_cap.enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
                 self.report.capped.append(run_id)
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)

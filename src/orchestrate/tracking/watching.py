@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.tracking.database import LeaseHeld
 from orchestrate.tracking.notifying import Channel, tell
-from orchestrate.tracking.pace import Pace
+from orchestrate.tracking.polling import Pace
 from orchestrate.tracking.sweep import DETAIL_REQUESTS, BillHook, Failure, SyncReport, fetch_details, sync
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import JobStatus

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.costing import over_cap
-from orchestrate.tracking.protocol import Submitter
+from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import Bill, Event, Feature, Job, JobError, JobStatus, Run
 
