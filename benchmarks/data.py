@@ -13,7 +13,7 @@ Four ways, each the whole life of a process, imports and vocabularies included, 
 - `cookbook`: what OpenAI's cookbook does in "Data preparation and analysis for chat model fine-tuning": all
   rows in memory, format errors, tiktoken counts of each row and once more of its answers, distributions, and
   the tokens that are billed; with o200k, so that its counts can be compared with ours.
-- `uncounted`: all that `check` does but counting, by `orchestrate.data.operations.check.check` without a tokenizer.
+- `uncounted`: all that `check` does but counting, without a tokenizer.
 - `together`: `together.lib.utils.files.check_file`, which parses each line and counts no tokens.
 
 The rows are cut from the Python files and documents of this environment, or from the text and translations

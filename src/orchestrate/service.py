@@ -188,7 +188,7 @@ class Orchestrator:
         request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
         """
         from orchestrate import specfile
-        from orchestrate.tracking import submit
+        from orchestrate.tracking.submit import submit
 
         [name] = self.backends(provider)
         if max_cost_usd is not None:

@@ -83,7 +83,8 @@ def test_a_run_that_was_interrupted_before_its_send_says_what_is_missing(
     (tmp_path / "die.py").write_text(
         "import os, sys\n"
         "from orchestrate import JobSpec, Orchestrator\n"
-        "from orchestrate.tracking import Timing, submit\n"
+        "from orchestrate.tracking import Timing\n"
+        "from orchestrate.tracking.submit import submit\n"
         "with Orchestrator() as ft:\n"
         "    spec = JobSpec(model='gpt-4.1-mini', train=sys.argv[1])\n"
         "    die = lambda point: os.kill(os.getpid(), 9) if point == 'after-uploaded' else None\n"

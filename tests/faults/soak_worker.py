@@ -36,8 +36,9 @@ from orchestrate.providers import local as _l  # noqa: F401
 from orchestrate.providers import openai as _o  # noqa: F401
 from orchestrate.providers import together as _t  # noqa: F401
 from orchestrate.providers.base import Provider
-from orchestrate.tracking import Store, Submitter, Timing, Watcher, cancel, refresh, submit, sync
+from orchestrate.tracking import Store, Submitter, Timing, Watcher, cancel, refresh, sync
 from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.submit import submit
 from orchestrate.types import Run, SubmitPhase
 
 TIMING = Timing(send_limit_s=2.0, requests=3, margin_s=4.0, lease_s=2.0, patience_s=3.0)

@@ -20,7 +20,8 @@ from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Timing, submit
+from orchestrate.tracking import Store, Timing
+from orchestrate.tracking.submit import submit
 
 CHILD = Path(__file__)
 BACKENDS = ("openai", "together", "fireworks", "local")

@@ -12,7 +12,8 @@ from paper_host import Paper, PaperHost
 
 from orchestrate.errors import HostUnavailable, OrchestrateError, OverBudget, QuotaExceeded
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, submit
+from orchestrate.tracking import Store
+from orchestrate.tracking.submit import submit
 from orchestrate.types import Event, JobStatus, Quote, RemoteDataset, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

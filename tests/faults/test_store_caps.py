@@ -16,7 +16,8 @@ from orchestrate.costing import bill_run
 from orchestrate.errors import HostUnavailable
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Watcher, refresh, submit, sync
+from orchestrate.tracking import Store, Watcher, refresh, sync
+from orchestrate.tracking.submit import submit
 from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Quote, QuoteLine, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

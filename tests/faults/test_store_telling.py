@@ -23,7 +23,7 @@ from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.run.process import started
 from orchestrate.providers.hosted import retry_after
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s, submit
+from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.notifying import (
     Command,
@@ -34,6 +34,7 @@ from orchestrate.tracking.notifying import (
     channels,
     tell,
 )
+from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

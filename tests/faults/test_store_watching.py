@@ -23,8 +23,9 @@ from paper_host import Paper, PaperHost
 from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Watcher, submit
+from orchestrate.tracking import Store, Watcher
 from orchestrate.tracking.notifying import Command, NotDelivered, Webhook, tell
+from orchestrate.tracking.submit import submit
 from orchestrate.tracking.webhooks import Untrusted, listening, take_openai_hint
 from orchestrate.types import JobStatus, Run
 

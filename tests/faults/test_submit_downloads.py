@@ -15,7 +15,8 @@ from submitting import backend, spec_for, write_rows
 
 from orchestrate import sandbox
 from orchestrate.data import TrainingData
-from orchestrate.tracking import Store, refresh, submit
+from orchestrate.tracking import Store, refresh
+from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
 
 CHILD = Path(__file__).with_name("downloading.py")

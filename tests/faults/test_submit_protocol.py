@@ -25,9 +25,10 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, submit, sync
+from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.database import LeaseHeld, LeaseLost
+from orchestrate.tracking.submit import submit
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 

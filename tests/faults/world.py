@@ -17,8 +17,9 @@ from submitting import BACKENDS, CHILD, backend, spec_for, write_rows
 
 from orchestrate.data import TrainingData
 from orchestrate.providers.base import Provider
-from orchestrate.tracking import Store, Submitter, Timing, cancel, submit, sync
+from orchestrate.tracking import Store, Submitter, Timing, cancel, sync
 from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.submit import submit
 from orchestrate.tracking.timing import CrashPoint, pass_by
 from orchestrate.types import Run, SubmitPhase
 

@@ -56,7 +56,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def tokenizer(self) -> str | None:
-        """What the catalog calls its tokenizer: a counter or a family of `orchestrate.data.tokens.counting`."""
+        """What the catalog calls its tokenizer: a counter or a family of `data.tokens.counting`."""
         return self.model.tokenizer if self.model else None
 
     @property

@@ -109,8 +109,7 @@ class Dataset:
         return ((number, row.example) for number, row in rows_of(self) if row.example is not None)
 
     def tokens(self, tokenizer: str) -> TokenCount:
-        """Counts with the named tokenizer (`orchestrate.data.tokens.counting`); counted once, then remembered by
-        digest."""
+        """Counts with the named tokenizer (see `data.tokens.counting`); once, then remembered by digest."""
         from orchestrate.data.opening import count_tokens
 
         return count_tokens(self, tokenizer)

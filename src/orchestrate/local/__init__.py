@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
 
 _HOMES = {
-    "Generator": "generation",
-    "launch": "launching",
-    "resume": "launching",
-    "Hyper": "rundir",
-    "LocalJob": "rundir",
-    "RunDir": "rundir",
-    "State": "rundir",
+    "Generator": "answers.generation",
+    "launch": "run.launching",
+    "resume": "run.launching",
+    "Hyper": "run.rundir",
+    "LocalJob": "run.rundir",
+    "RunDir": "run.rundir",
+    "State": "run.rundir",
 }
 
 

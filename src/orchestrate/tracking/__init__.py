@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from orchestrate.tracking.submit import cancel as cancel
     from orchestrate.tracking.submit import settle as settle
     from orchestrate.tracking.submit import stored_spec as stored_spec
-    from orchestrate.tracking.submit import submit as submit
     from orchestrate.tracking.sweep import SyncReport as SyncReport
     from orchestrate.tracking.sweep import refresh as refresh
     from orchestrate.tracking.sweep import sync as sync
@@ -26,18 +25,17 @@ if TYPE_CHECKING:
     from orchestrate.tracking.watching import Watcher as Watcher
 
 _PUBLIC = {
-    "Pace": "pace",
+    "Pace": "polling",
     "Store": "store",
-    "Submitter": "protocol",
+    "Submitter": "submit",
     "SyncReport": "sweep",
     "Timing": "timing",
     "Watcher": "watching",
-    "cancel": "protocol",
+    "cancel": "submit",
     "recover": "recovering",
     "refresh": "sweep",
-    "settle": "protocol",
-    "stored_spec": "protocol",
-    "submit": "protocol",
+    "settle": "submit",
+    "stored_spec": "submit",
     "settle_left_s": "timing",
     "sync": "sweep",
 }

@@ -91,7 +91,8 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     write_whole(path, State(status="running", updated_at=now()).to_json())
     code = (
-        "import sys; from pathlib import Path; from orchestrate.local.run.rundir import State, now, write_whole\n"
+        "import sys; from pathlib import Path\n"
+        "from orchestrate.local.run.rundir import State, now, write_whole\n"
         "for n in range(300): write_whole(Path(sys.argv[1]), State(status='running', updated_at=now(), "
         "stage='x' * (n % 7 * 1000)).to_json())"
     )
@@ -189,7 +190,8 @@ def test_the_words_are_the_design_words() -> None:
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, orchestrate.local.run.rundir, orchestrate.local.run.launching, orchestrate.local.answers.generation, "
+        "import sys, orchestrate.local.run.rundir, orchestrate.local.run.launching, "
+        "orchestrate.local.answers.generation, "
         "orchestrate.local.model.models, orchestrate.local.speed.throughput, orchestrate.providers.local\n"
         "import json\n"
         "print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules]))"

@@ -14,7 +14,8 @@ TINY = Path(__file__).resolve().parents[3] / "fixtures/models/tiny-chat"
 LOAD = {
     "model": "import torch; from orchestrate.local.model.loading import load_base;"
     "load_base(folder, four_bit=False, device=torch.device('cpu'))",
-    "tokenizer of a training": "from orchestrate.local.model.loading import load_tokenizer; load_tokenizer(folder)",
+    "tokenizer of a training": "from orchestrate.local.model.loading import load_tokenizer;"
+    "load_tokenizer(folder)",
     "tokenizer of a count": "from orchestrate.data.tokens.hub_tokens import load; load(folder)",
     "adapter": "import torch; from orchestrate.local.model.loading import load_adapter, load_base;"
     f"base = load_base(Path({str(TINY)!r}), four_bit=False, device=torch.device('cpu'));"

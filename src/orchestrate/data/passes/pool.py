@@ -31,7 +31,10 @@ R = TypeVar("R")
 AHEAD = 3
 """Results that each worker may be ahead of the reader; bounds the memory."""
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from orchestrate.data.passes.pool import serve; serve(sys.argv[1])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from orchestrate.data.passes.pool import serve; serve(sys.argv[1])"
+)
 FORKS = sys.platform == "linux"
 """Elsewhere each worker is started, and gets ready, by itself."""
 

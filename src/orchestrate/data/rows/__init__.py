@@ -1,0 +1,1 @@
+"""The canonical example, what is looked at in it, and the problems that are told of it."""

@@ -1,8 +1,8 @@
 """The canonical example: what every reader makes and every writer takes.
 
 The field names are those of OpenAI's chat format, so that the commonest input decodes straight into these
-structs. They refuse unknown fields: a row that has some goes through `orchestrate.data.shapes.known`, which reports
-them instead of losing them.
+structs. They refuse unknown fields: a row that has some goes through `data.shapes.known`, which reports them
+instead of losing them.
 """
 
 from __future__ import annotations

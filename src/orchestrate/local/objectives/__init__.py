@@ -1,0 +1,1 @@
+"""What is optimised: one module for each loss and for the graders of reinforcement tuning."""

@@ -1,0 +1,1 @@
+"""How fast this machine trains: measured, and predicted for machines that are not here."""

@@ -1,4 +1,4 @@
-"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST`, one JSON line on stdout.
+"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON line.
 
 Made-up rows of a short chat's lengths, half of their tokens trained; NF4 base, LoRA r=16, batches of 16.
 Without a model folder a random model of a fixed shape is made, so that the figure depends on the machine
