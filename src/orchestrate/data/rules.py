@@ -72,6 +72,18 @@ _NO_ROW_WEIGHT = Rule(
 )
 
 
+NO_SPANS = Rule(
+    "loss-spans-lost",
+    Severity.ERROR,
+    "of some answers only a part carries loss; whole answers are trained here",
+    "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
+    lossy=True,
+)
+_LOCAL_IMAGES = _no(
+    "local-image",
+    "an image is a file on this machine",
+    "put it in as a data: URL: orchestrate data convert does",
+)
 _PAIRS = "; this machine has it, and preference pairs (DPO) are taken"
 
 
@@ -134,6 +146,8 @@ HOSTS: dict[str, HostRules] = {
                 "pick that model, or remove the images",
             ),
             Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
+            Trait.LOSS_SPANS: NO_SPANS,
+            Trait.LOCAL_IMAGES: _LOCAL_IMAGES,
         },
         preference_traits={
             Trait.IMAGES: _no("images-in-pairs", "preference pairs are text only", "remove the images")
@@ -170,6 +184,8 @@ HOSTS: dict[str, HostRules] = {
             ),
             Trait.MANY_IMAGES: _no("many-images", "a row holds at most 10 images", "split the row"),
             Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
+            Trait.LOSS_SPANS: NO_SPANS,
+            Trait.LOCAL_IMAGES: _LOCAL_IMAGES,
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.NAMES: _NO_NAMES,
             Trait.PARALLEL_TOOL_CALLS: _NO_PARALLEL,
@@ -190,6 +206,8 @@ HOSTS: dict[str, HostRules] = {
             Trait.SYSTEM_LATER: _SYSTEM_LATER,
             Trait.REMOTE_IMAGES: _INLINE_IMAGES,
             Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
+            Trait.LOSS_SPANS: NO_SPANS,
+            Trait.LOCAL_IMAGES: _LOCAL_IMAGES,
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.NAMES: _NO_NAMES,
             Trait.PARALLEL_TOOL_CALLS: _NO_PARALLEL,
@@ -201,6 +219,7 @@ HOSTS: dict[str, HostRules] = {
         kinds=EVERY_KIND,
         traits={
             Trait.IMAGES: _no("no-vision", "the local engine trains on text only", "remove the images"),
+            Trait.LOSS_SPANS: NO_SPANS,
         },
     ),
 }

@@ -13,6 +13,7 @@ from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.shapes import unread
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
@@ -70,6 +71,8 @@ class Options:
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
     epochs: int | None = None
     near: bool = False
+    strict: bool = False
+    """Every column and field that is not read is an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
 
@@ -99,7 +102,7 @@ def check(
     }
     found: list[Problem] = []
     for split, one in opened.items():
-        found += one.dataset.problems
+        found += map(unread.strict, one.dataset.problems) if options.strict else one.dataset.problems
         found += _within(one, split)
     found += _between(opened)
     if options.near:

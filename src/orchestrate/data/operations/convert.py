@@ -111,11 +111,12 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
         )
     found += [replace(p, providers=(target,)) for p in data.problems if p.code == "hidden-column"]
+    found += [replace(p, providers=(target,)) for p in data.problems if p.code == "unread-column"]
     if extra := counts["extra-fields"]:
         add(
             "extra-fields",
             Severity.WARNING,
-            f"fields that no training format uses are left out ({extra:,} times)",
+            f"fields of messages that are not read are left out ({extra:,} times)",
             "keep the source, if they are needed again",
         )
     if target == "alpaca" and data.format == "alpaca":

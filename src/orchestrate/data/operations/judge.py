@@ -23,6 +23,7 @@ from orchestrate.data.rows.examples import (
     PreferenceExample,
     RLExample,
     UnpairedExample,
+    messages_of,
 )
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
@@ -30,7 +31,6 @@ from orchestrate.data.shapes.reading import (
     canonical,
     canonical_answered,
     canonical_prompt,
-    messages_of,
     reading,
     visible,
 )

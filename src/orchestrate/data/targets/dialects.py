@@ -36,14 +36,15 @@ class Dialect:
     names: bool = True
     parallel: bool = True
     row_weight: bool = True
+    loss_spans: bool = False
 
 
 DIALECTS = {
     "openai": Dialect(row_weight=False),
     "together": Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
     "fireworks": Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
-    "local": Dialect(reasoning="reasoning"),
-    "ray": Dialect(reasoning="reasoning"),
+    "local": Dialect(reasoning="reasoning", loss_spans=True),
+    "ray": Dialect(reasoning="reasoning", loss_spans=True),
 }
 
 
@@ -86,7 +87,8 @@ def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
         case CompletionExample():
             return {"prompt": example.prompt, "completion": example.completion}
         case _:
-            return {"text": example.text}
+            spans = example.loss_spans if dialect.loss_spans else None
+            return {"text": example.text} | ({"loss_spans": spans} if spans else {})
 
 
 def _add(
@@ -117,4 +119,6 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
         item["name"] = m.name
     if m.weight is not None:
         item["weight"] = int(m.weight)
+    if m.loss_spans is not None and dialect.loss_spans:
+        item["loss_spans"] = m.loss_spans
     return item
