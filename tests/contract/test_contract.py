@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import Backend, at, every_setting, methods, new_ref, submit, wait_for
+from tests.contract.backends import Backend, at, every_setting, methods, new_ref, submit, wait_for
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import AuthenticationFailed, NotFound, OutcomeUnknown, ProviderError, Unsupported
