@@ -23,7 +23,7 @@ from orchestrate.data.tokens.counting import Lengths
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
 _LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "transformers")
-_CODE = ("tokens.py", "hub_tokens.py")
+_CODE = ("counting.py", "hub_tokens.py")
 _TOKENIZER_FILES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
     "*.model", "*.tiktoken", "additional_chat_templates/*", "config.json",
