@@ -20,6 +20,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.config import HostConfig
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.run.rundir import STARTING_S, now
@@ -279,8 +280,8 @@ def test_the_backend_from_submit_to_answer(files: tuple[Path, Path], tmp_path: P
         }
     )
     data = TrainingData.open(spec.train, spec.validation)
-    assert provider.check(spec, data) == []
-    quote = provider.quote(spec, data)
+    assert provider.check(spec, data, provider.translate(spec)) == []
+    quote = provider.quote(spec, data, provider.translate(spec), built_in())
     assert quote.unavailable is None and quote.low_usd <= quote.expected_usd <= quote.high_usd
     remote = provider.upload(spec, data)
     handle = provider.create(spec, remote, "orc-1")

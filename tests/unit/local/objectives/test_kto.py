@@ -144,7 +144,7 @@ def test_rows_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
     remote = provider.upload(spec, data)
     examples = [decode_row(line) for line in Path(remote.train_id).read_bytes().splitlines()]
     assert examples == list(data.train.examples()) and len(examples) == 6
-    assert not [p for p in provider.check(spec, data) if p.severity == "error"]
+    assert not [p for p in provider.check(spec, data, provider.translate(spec)) if p.severity == "error"]
 
 
 def test_a_batch_of_one_is_refused_beforehand(tmp_path: Path) -> None:

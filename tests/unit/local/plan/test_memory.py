@@ -14,6 +14,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.config import HostConfig
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
@@ -179,7 +180,7 @@ def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
     provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path), "device": "cpu"}))
     spec = JobSpec.parse({"model": str(TINY), "train": str(train), "epochs": 3, "adapter": "qlora"})
     data = TrainingData.open(spec.train, None)
-    modelled = provider.quote(spec, data)
+    modelled = provider.quote(spec, data, provider.translate(spec), built_in())
     slow = Bench(
         device="cpu",
         threads=machine.cores(),
@@ -190,7 +191,7 @@ def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
         measured_on=date(2026, 11, 1),
     )
     throughput.remember(provider.home, slow)
-    measured = provider.quote(spec, data)
+    measured = provider.quote(spec, data, provider.translate(spec), built_in())
     assert measured.expected_usd > modelled.expected_usd
     said = [" ".join(q.assumptions) for q in (modelled, measured)]
     assert "orchestrate local bench measures it" in said[0]

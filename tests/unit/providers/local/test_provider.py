@@ -11,6 +11,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.config import HostConfig
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.providers.local import LocalProvider
@@ -132,12 +133,16 @@ def row(n: int, **fields: Any) -> dict[str, Any]:
 
 def test_a_row_without_what_the_grader_reads_is_found_before(ready: Check) -> None:
     provider, spec, data = ready([row(n, **({} if n in (3, 5) else {"answer": "x"})) for n in range(20)])
-    missing = [p for p in provider.check(spec, data) if p.code == "grader-field-missing"]
+    missing = [
+        p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "grader-field-missing"
+    ]
     assert [(p.row, p.field, p.message) for p in missing] == [
         (4, "answer", "the grader reads item.answer, which 2 of 20 rows lack")
     ]
     provider, spec, data = ready([row(n, answer="x") for n in range(20)])
-    assert not [p for p in provider.check(spec, data) if p.severity.value == "error"]
+    assert not [
+        p for p in provider.check(spec, data, provider.translate(spec)) if p.severity.value == "error"
+    ]
 
 
 def test_prompts_that_leave_no_room_are_told_before(ready: Check) -> None:
@@ -145,7 +150,7 @@ def test_prompts_that_leave_no_room_are_told_before(ready: Check) -> None:
     rows[7]["messages"][0]["content"] = "word " * 300
     options = {"local": {"max_new_tokens": 20}}
     provider, spec, data = ready(rows, max_seq_length=128, provider_options=options)
-    found = {p.code: p.message for p in provider.check(spec, data)}
+    found = {p.code: p.message for p in provider.check(spec, data, provider.translate(spec))}
     assert "1 of 20 prompts have more than 108 tokens" in found["prompts-left-out"]
     assert "too-long" not in found
 
@@ -156,7 +161,7 @@ def test_chat_rows_are_no_prompts(ready: Check) -> None:
         del r["note"]
         r["messages"].append({"role": "assistant", "content": "no"})
     provider, spec, data = ready(chat)
-    assert "wrong-kind" in [p.code for p in provider.check(spec, data)]
+    assert "wrong-kind" in [p.code for p in provider.check(spec, data, provider.translate(spec))]
 
 
 def test_the_quote_counts_the_answers(ready: Check) -> None:
@@ -164,7 +169,7 @@ def test_the_quote_counts_the_answers(ready: Check) -> None:
 
     def seconds(**more: Any) -> float:
         provider, spec, data = ready(rows, **more)
-        quote = provider.quote(spec, data)
+        quote = provider.quote(spec, data, provider.translate(spec), built_in())
         assert quote.unavailable is None and quote.low_usd < quote.expected_usd < quote.high_usd
         assert any("drawn to each prompt" in a for a in quote.assumptions)
         return (quote.train_seconds or 0) - 10
@@ -182,7 +187,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 def errors_of(ready: Check, **more: Any) -> dict[str, str]:
     provider, spec, data = ready(chats(20), method={"type": "sft"}, **more)
-    found = [p for p in provider.check(spec, data) if p.severity.value == "error"]
+    found = [p for p in provider.check(spec, data, provider.translate(spec)) if p.severity.value == "error"]
     return {p.code: p.message for p in found}
 
 
@@ -212,7 +217,7 @@ def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
     provider, spec, data = ready(
         chats(20), method={"type": "sft"}, adapter={"type": "lora", "targets": ["q_proj", "nosuch"]}
     )
-    (some,) = (p for p in provider.check(spec, data) if p.code == "unknown-target")
+    (some,) = (p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "unknown-target")
     assert some.severity.value == "warning" and "q_proj" in str(some.fix)
 
 

@@ -16,6 +16,7 @@ from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
 from orchestrate import config
 from orchestrate.config import HostConfig, Secret
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     DataError,
@@ -504,7 +505,7 @@ def test_compatible_host(host: ScriptedHost, tmp_path: Path, monkeypatch: pytest
     assert sent.headers["authorization"] == "Bearer sandbox-mine"
     assert sent.headers["x-team"] == "a"
     assert "openai-organization" not in {name.lower() for name in sent.headers}
-    quote = mine.quote(spec, TrainingData.open(spec.train))
+    quote = mine.quote(spec, TrainingData.open(spec.train), mine.translate(spec), built_in())
     assert quote.provider == "mine"
     assert quote.unavailable
     mine.close()
@@ -514,7 +515,8 @@ def test_compatible_host(host: ScriptedHost, tmp_path: Path, monkeypatch: pytest
 
 
 def codes(provider: OpenAIProvider, spec: JobSpec) -> set[str]:
-    found = provider.check(spec, TrainingData.open(spec.train, spec.validation))
+    data = TrainingData.open(spec.train, spec.validation)
+    found = provider.check(spec, data, provider.translate(spec))
     return {p.code for p in found if p.severity is Severity.ERROR}
 
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from orchestrate.config import HostConfig, Secret
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.providers.together import TogetherProvider
 from orchestrate.providers.together.translation import tag
@@ -211,14 +212,15 @@ def test_a_further_instance_goes_by_its_own_name(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     row = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
     path.write_text(row * 3)
-    quote = other.quote(spec(), TrainingData.open(str(path)))
+    quote = other.quote(spec(), TrainingData.open(str(path)), other.translate(spec()), built_in())
     assert quote.provider == "together-eu" and quote.expected_usd > 0
 
 
 def test_check_says_what_the_host_would(together: TogetherProvider, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n')
-    problems = together.check(spec(batch_tokens=5, wandb={"project": "p"}), TrainingData.open(str(path)))
+    asked = spec(batch_tokens=5, wandb={"project": "p"})
+    problems = together.check(asked, TrainingData.open(str(path)), together.translate(asked))
     assert {"setting-refused", "wandb-key-missing"} <= {p.code for p in problems}
     assert {p.code for p in problems} & {"starts-wrong", "too-few-rows", "no-assistant", "not-alternating"}
 
