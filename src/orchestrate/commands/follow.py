@@ -307,15 +307,15 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
     """All active runs but those whose host or key is another's; these are named."""
     found: list[RunHandle] = []
     refused: OrchestrateError | None = None
-    for record in ft.active_runs():
+    for run in ft.active_runs():
         try:
-            require_reachable(ft, record)
+            require_reachable(ft, run.record)
         except OrchestrateError as error:
             if str(error) != str(refused):
-                warn(f"{record.id} is not watched: {error.message}")
+                warn(f"{run.id} is not watched: {error.message}")
             refused = error
         else:
-            found.append(ft.run(record.id))
+            found.append(run)
     if refused is not None and not found:
         raise refused
     if not found:

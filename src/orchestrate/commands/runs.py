@@ -44,7 +44,7 @@ def runs(
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
-        found = ft.runs(provider=provider, status=status, limit=limit)
+        found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
     if json:
         print_json(found)
         return
