@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.errors import Unsupported
+from orchestrate.providers import accounts
 from orchestrate.types import (
+    Account,
     Artifact,
     Checkpoint,
     Endpoint,
@@ -80,6 +82,18 @@ class Provider(ABC):
         """The price before anything is uploaded. Offline; an unpriced model gives a Quote with
         `unavailable`."""
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
+        nothing better goes by its key."""
+        return accounts.of_key(self.config, self.host)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        """Whether this account has the files of an earlier upload, seen by their ids. `False` proves nothing."""
+        del remote
+        return False
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -100,8 +114,9 @@ class Provider(ABC):
         """
 
     @abstractmethod
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
-        """All jobs tagged `ref`; `since` bounds how far back a host without a filter is searched."""
+    def find(self, ref: str) -> list[JobHandle]:
+        """All jobs tagged `ref`, however old: clocks may be wrong. None means that the host certainly has none
+        (of the account, as of now); an answer that is no list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 
