@@ -42,6 +42,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
     from orchestrate.config import HostConfig
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -74,13 +75,23 @@ class Provider(ABC):
         """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
 
     @abstractmethod
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        """Each reason for which the host would refuse, with row and field. Offline."""
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        """Each reason for which the host would refuse, with row and field. Offline. `translation` is what
+        `translate` gave for the spec."""
 
     @abstractmethod
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        """The price before anything is uploaded. Offline; an unpriced model gives a Quote with
-        `unavailable`."""
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        """The price before anything is uploaded, at `rates`. Offline; an unpriced model gives a Quote with
+        `unavailable`. `gpu_hours` is what the user takes an RFT job to need, which no host says
+        beforehand."""
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
+from orchestrate.providers.fireworks.translation import NAME
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import ends_before
 from orchestrate.providers.settings import UNPAIRED
@@ -62,6 +63,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -100,11 +102,19 @@ class FireworksProvider(Provider):
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name)
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        return offline.problems(NAME, spec, data, translation, self.config)
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        return offline.quote(NAME, spec, data, translation, rates, gpu_hours=gpu_hours, sandbox=self.sandbox)
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.config import HostConfig
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -143,19 +144,29 @@ class OpenAIProvider(Provider):
         aliases = () if self.name == OpenAIProvider.name else (OpenAIProvider.name,)
         return translation.translate(self.name, spec, self.resolve(spec), aliases)
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        model, refused = self.resolve(spec), self.translate(spec).refused
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        model, refused = self.resolve(spec), translation.refused
         return checking.check(self.name, spec, data, model, refused, sandbox=self.sandbox)
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
         return costing.quote_tokens_job(
             provider=self.name,
             spec=spec,
             data=data,
-            translation=self.translate(spec),
+            translation=translation,
             resolved=self.resolve(spec),
             prices=str(self.config.options.get("prices", self.name)),
+            gpu_hours=gpu_hours,
             sandbox=self.sandbox,
+            book=rates,
         )
 
     # -- whose jobs ----------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.serving import Serving
+from orchestrate.providers.together.translation import NAME
 from orchestrate.providers.values import (
     items,
     plain,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from together import Together
 
     from orchestrate.catalog import HostModel
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -102,11 +104,19 @@ class TogetherProvider(Provider):
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name)
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        return offline.problems(NAME, spec, data, translation, self.config)
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        return offline.quote(NAME, spec, data, translation, rates, gpu_hours=gpu_hours, sandbox=self.sandbox)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
