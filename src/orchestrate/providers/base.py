@@ -101,7 +101,7 @@ class Provider(ABC):
         return accounts.of_key(self.config, self.host)
 
     def holds(self, remote: RemoteDataset) -> bool:
-        """Whether this account has the files of an earlier upload, seen by their ids. `False` proves nothing."""
+        """Whether this account has the files of an earlier upload, seen by its id. `False` proves nothing."""
         del remote
         return False
 
@@ -126,8 +126,8 @@ class Provider(ABC):
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
-        """All jobs tagged `ref`, however old: clocks may be wrong. None means that the host certainly has none
-        (of the account, as of now); an answer that is no list raises `UnexpectedAnswer`."""
+        """All jobs tagged `ref`, however old: clocks may be wrong. None found means that the account has
+        none now; an answer that is no list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 

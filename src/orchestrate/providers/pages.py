@@ -1,9 +1,9 @@
-"""Lists of the hosts, page by page: an answer that is no list is never taken for an empty one, and a list that
-never ends is left."""
+"""Lists of the hosts, page by page: an answer that is no list is never taken for an empty one, and a list
+that never ends is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast, get_origin
 
@@ -80,6 +80,6 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
 
 def _has_list(page: Any) -> bool:
     """The SDKs check nothing, and read what is no list as an empty one."""
-    fields = type(page).model_fields
+    fields: Mapping[str, Any] = page.__class__.model_fields
     lists = [name for name, field in fields.items() if get_origin(field.annotation) is list]
     return any(isinstance(getattr(page, name, None), list) for name in lists)

@@ -227,9 +227,7 @@ class TogetherProvider(Provider):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         checkpoints = self._client().fine_tuning.list_checkpoints
-        return reading.checkpoints_of(
-            self._wire.entries(lambda: checkpoints(job.job_id), "data"), job.job_id
-        )
+        return reading.checkpoints_of(self._wire.entries(lambda: checkpoints(job.job_id), "data"), job.job_id)
 
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
