@@ -31,6 +31,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
+    Account,
     Artifact,
     ArtifactFile,
     Checkpoint,
@@ -164,6 +165,15 @@ class LocalProvider(Provider):
             answers=reinforcement.answers(spec),
         )
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
+        return Account(id=f"home {machine.mark(self.home)}", told=True)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
@@ -217,7 +227,7 @@ class LocalProvider(Provider):
             )
         return reading.handle(run)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         run = RunDir(self._runs / ref)
         return [reading.handle(run)] if run.exists() else []
 
