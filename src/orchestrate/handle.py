@@ -133,9 +133,11 @@ class RunHandle:
         return self._ft.store.events(self.id)
 
     def metrics(self) -> list[MetricPoint]:
+        """Those in the store, by step."""
         return self._ft.store.metrics(self.id)
 
     def checkpoints(self) -> list[Checkpoint]:
+        """Those in the store."""
         return self._ft.store.checkpoints(self.id)
 
     def cancel(self) -> Run:
@@ -147,6 +149,7 @@ class RunHandle:
         return self.refresh()
 
     def pause(self) -> Run:
+        """Stops until `resume`. Raises `Unsupported` where the host cannot."""
         self.provider.require(Feature.PAUSE)
         self._going("pause")
         self.provider.pause(self.record.handle)
@@ -215,6 +218,7 @@ class RunHandle:
         return self.provider.deploy(self.record.handle, options=options)
 
     def undeploy(self) -> None:
+        """Ends what `deploy` started, and its billing."""
         self.provider.require(Feature.DEPLOY)
         self.provider.undeploy(self.record.handle)
 
