@@ -26,6 +26,7 @@ from orchestrate import config
 from orchestrate.commands.notify import channels_of
 from orchestrate.errors import OrchestrateError, SetupError
 from orchestrate.local.run.process import WorkerId, alive, file_lock, me
+from orchestrate.text import inert
 from orchestrate.tracking.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class _Diary:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {inert(line)}\n")
     sys.stderr.flush()
 
 
