@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contract.scripted_host import Answer, ScriptedHost, scripted_host
 
 from orchestrate.text import inert, inert_json
-from tests.contract.scripted_host import Answer, ScriptedHost, scripted_host
 
 ACTS = {
     "clipboard": "\x1b]52;c;ZXZpbA==\x07",
