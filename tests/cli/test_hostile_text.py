@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
 from orchestrate.text import inert, inert_json
 
