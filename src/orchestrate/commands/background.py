@@ -27,6 +27,7 @@ from orchestrate.commands.notify import channels_of
 from orchestrate.errors import OrchestrateError, SetupError
 from orchestrate.files import locked, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
+from orchestrate.text import inert
 from orchestrate.tracking.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class _Diary:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {inert(line)}\n")
     sys.stderr.flush()
 
 

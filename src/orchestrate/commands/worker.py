@@ -17,6 +17,7 @@ from orchestrate import config
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, channels_of, notify_of
 from orchestrate.errors import MissingKey
+from orchestrate.text import inert_json
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
@@ -115,7 +116,7 @@ def _tell(report: SyncReport, *, as_json: bool) -> None:
     if not moved:
         return
     if as_json:
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        sys.stdout.write(inert_json(msgspec.json.encode(report).decode()) + "\n")
         sys.stdout.flush()
     else:
         out.print(str(report))
