@@ -24,7 +24,7 @@ import msgspec
 
 from orchestrate import config
 from orchestrate.errors import SetupError
-from orchestrate.files import write_whole
+from orchestrate.files import locked, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
 from orchestrate.text import inert
 from orchestrate.tracking.sweep import Failure, SyncReport
