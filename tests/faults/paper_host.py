@@ -72,10 +72,10 @@ class PaperHost(Provider):
     def translate(self, spec: JobSpec) -> Translation:
         return Translation(provider=self.name, model=spec.model_for(self.name), settings=(), body={})
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return []
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+    def quote(self, spec: JobSpec, *_: Any, **__: Any) -> Quote:
         return Quote(provider=self.name, model="m")
 
     # -- submitting

@@ -27,6 +27,12 @@ MapOpt = Annotated[
         "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
     ),
 ]
+IgnoreOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
+    ),
+]
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
@@ -46,6 +52,7 @@ def inspect(
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -55,7 +62,7 @@ def inspect(
     name = tokenizer or _tokenizer(model, ("local",))
     with _progress("reading") as progress:
         report = inspecting.inspect(
-            file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
+            file, tokenizer=name, columns=_columns(columns, ignored), workers=workers, progress=progress
         )
     if json:
         print_json(report)
@@ -79,11 +86,15 @@ def check(
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Every column that is not read is an error.")
+    ] = False,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
     ] = False,
     output: OutputOpt = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     engine: EngineOpt = "local",
     json: Json = False,
@@ -107,7 +118,8 @@ def check(
         contexts=_contexts(model, wanted, method or "sft"),
         epochs=epochs,
         near=_look_near(paths) if near is None else near,
-        columns=_columns(columns),
+        columns=_columns(columns, ignored),
+        strict=strict,
         workers=workers,
     )
     with _engine(engine, workers), _progress("checking") as progress:
@@ -146,6 +158,7 @@ def convert(
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     engine: EngineOpt = "local",
     json: Json = False,
@@ -164,7 +177,7 @@ def convert(
             to,
             target,
             allow_loss=allow_loss,
-            columns=_columns(columns),
+            columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,
         )
@@ -192,6 +205,7 @@ def split(
     ] = False,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -208,7 +222,7 @@ def split(
             seed=seed,
             stratify=stratify,
             near_duplicates=near,
-            columns=_columns(columns),
+            columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,
         )
@@ -234,6 +248,7 @@ def dedupe(
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     engine: EngineOpt = "local",
     json: Json = False,
@@ -248,7 +263,7 @@ def dedupe(
             None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
-            columns=_columns(columns),
+            columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,
         )
@@ -276,13 +291,14 @@ def preview(
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     json: Json = False,
 ) -> None:
     """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
     from orchestrate.commands.data_preview import read_preview
     from orchestrate.data.operations.preview import html as page
 
-    report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns))
+    report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns, ignored))
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
         note(f"written: {html}")
@@ -314,11 +330,13 @@ def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> ob
     return fixing.fix(file, output, hosts=hosts, columns=options.columns)
 
 
-def _columns(given: Sequence[str] | None) -> dict[str, str]:
+def _columns(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
+    """A field of no column is not read."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
-    return {wanted.strip(): column.strip() for wanted, _, column in pairs}
+    left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
+    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
 def host_names(text: str) -> tuple[str, ...]:

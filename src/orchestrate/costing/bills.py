@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import RateBook, rates
+from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
@@ -47,7 +47,7 @@ def bill(
         return _by_hours(job, hourly, final, now)
     if job.trained_tokens is not None:
         on = job.created_at.date() if job.created_at else (today or date.today())
-        rate = training_rate(resolved, spec, prices=prices or provider, book=book or rates(), on=on)
+        rate = training_rate(resolved, spec, prices=prices or provider, book=book or built_in(), on=on)
         if rate is not None and rate.usd_per_mtok is not None:
             entry = line("training", job.trained_tokens / MTOK, rate)
             return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)

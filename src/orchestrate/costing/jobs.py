@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Rate, RateBook, rates
+from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.size import JobSize, measure
 from orchestrate.types import Confidence, Quote, QuoteLine, Translation
@@ -23,19 +21,6 @@ if TYPE_CHECKING:
 
 STALE_DAYS = 60
 """A rate checked longer ago is warned about."""
-
-
-_gpu_hours: ContextVar[Decimal | None] = ContextVar("gpu_hours", default=None)
-
-
-@contextmanager
-def assuming(*, gpu_hours: Decimal | None) -> Generator[None]:
-    """Within the block an RFT job is taken to need so many GPU-hours, which no host tells beforehand."""
-    token = _gpu_hours.set(gpu_hours)
-    try:
-        yield
-    finally:
-        _gpu_hours.reset(token)
 
 
 def training_rate(
@@ -99,7 +84,7 @@ def quote_tokens_job(
     never a guess; a `sandbox` goes on taking jobs after its host has closed.
     """
     on = today or date.today()
-    book = book or rates()
+    book = book or built_in()
     kind = prices or provider
 
     def none(reason: str) -> Quote:
@@ -108,8 +93,7 @@ def quote_tokens_job(
     if reason := None if sandbox else _gone(resolved, kind, on):
         return none(reason)
     if spec.method.type == "rft":
-        hours = gpu_hours if gpu_hours is not None else _gpu_hours.get()
-        return _quote_rft(provider, kind, resolved, hours, book, on)
+        return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
     rate = training_rate(resolved, spec, prices=kind, book=book, on=on)
     if rate is None or rate.usd_per_mtok is None:
         return none(_no_price(resolved, spec, kind, book))

@@ -11,7 +11,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from orchestrate.data.dataset import Dataset, TokenCount
+from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.errors import UsageError
@@ -242,7 +242,7 @@ def host_rules(host: str) -> HostRules:
 
 
 def check(
-    data: Dataset,
+    data: Facts,
     host: str,
     *,
     method: str | None = None,
@@ -266,7 +266,7 @@ def check(
     return found
 
 
-def accepted(data: Dataset, host: str) -> int:
+def accepted(data: Facts, host: str) -> int:
     """Rows that the host would take as they are."""
     rules = host_rules(host)
     if rules.kinds[data.kind] is not None:
@@ -275,14 +275,14 @@ def accepted(data: Dataset, host: str) -> int:
     return sum(n for mask, n in data.masks.items() if not mask & refused)
 
 
-def losses(data: Dataset, host: str, rules: HostRules | None = None) -> list[Problem]:
+def losses(data: Facts, host: str, rules: HostRules | None = None) -> list[Problem]:
     """What the host's format cannot hold of these rows, and rows that it refuses."""
     rules = rules or host_rules(host)
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, rules)]
     return found + _kinds(data, host, rules, None)
 
 
-def _judged(data: Dataset, rules: HostRules) -> list[tuple[Rule, Trait]]:
+def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
     present = 0
     for mask in data.masks:
         present |= mask
@@ -290,7 +290,7 @@ def _judged(data: Dataset, rules: HostRules) -> list[tuple[Rule, Trait]]:
     return [(rule, trait) for rule, trait in judged if rule is not None]
 
 
-def _problem(host: str, data: Dataset, rule: Rule, trait: Trait) -> Problem:
+def _problem(host: str, data: Facts, rule: Rule, trait: Trait) -> Problem:
     count = sum(n for mask, n in data.masks.items() if mask & trait)
     first = data.first_rows.get(trait, ())
     shown = ", ".join(f"{row}" for row in first[:5])
@@ -307,14 +307,14 @@ def _problem(host: str, data: Dataset, rule: Rule, trait: Trait) -> Problem:
 
 
 def _file_problem(
-    host: str, data: Dataset, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
+    host: str, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
 ) -> Problem:
     return Problem(
         code=code, severity=severity, message=message, providers=(host,), fix=fix, source=data.path
     )
 
 
-def _kinds(data: Dataset, host: str, rules: HostRules, method: str | None) -> list[Problem]:
+def _kinds(data: Facts, host: str, rules: HostRules, method: str | None) -> list[Problem]:
     reason = rules.kinds[data.kind]
     if reason is not None:
         fix = f"orchestrate data convert --to {host}"
@@ -334,7 +334,7 @@ def _kinds(data: Dataset, host: str, rules: HostRules, method: str | None) -> li
     return []
 
 
-def _other(method: str, data: Dataset) -> str:
+def _other(method: str, data: Facts) -> str:
     """The method that takes the rows, or the rows that the method takes."""
     if method == "kto" and data.kind == "preference":
         return f"orchestrate data convert {data.path} --to unpaired -o OUT, or method dpo"
@@ -343,7 +343,7 @@ def _other(method: str, data: Dataset) -> str:
     return "change the method or the data"
 
 
-def _sizes(data: Dataset, host: str, rules: HostRules, epochs: int | None, validation: bool) -> list[Problem]:
+def _sizes(data: Facts, host: str, rules: HostRules, epochs: int | None, validation: bool) -> list[Problem]:
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
         message = f"{data.rows:,} good rows; at least {rules.least_rows} are needed"
@@ -360,7 +360,7 @@ def _sizes(data: Dataset, host: str, rules: HostRules, epochs: int | None, valid
 
 
 def _lengths(
-    data: Dataset, host: str, tokens: TokenCount, most: int | None, context: int | None
+    data: Facts, host: str, tokens: TokenCount, most: int | None, context: int | None
 ) -> list[Problem]:
     limits = [limit for limit in (most, context) if limit is not None]
     if not limits or tokens.longest <= min(limits):
@@ -379,7 +379,7 @@ def _lengths(
     return [replace(found, row=rows[0])]
 
 
-def _numbers(data: Dataset, places: Sequence[int]) -> list[int]:
+def _numbers(data: Facts, places: Sequence[int]) -> list[int]:
     """The row numbers of good rows, given by their places among these."""
     first = islice(data.numbered(), places[-1] + 1)
     return [number for place, (number, _) in enumerate(first) if place in places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,7 @@ from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -58,7 +60,14 @@ def problems(
 
 
 def quote(
-    kind: str, spec: JobSpec, data: TrainingData, translation: Translation, *, sandbox: bool = False
+    kind: str,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    rates: RateBook,
+    *,
+    gpu_hours: Decimal | None = None,
+    sandbox: bool = False,
 ) -> Quote:
     provider = translation.provider
     for setting in translation.refused:
@@ -71,7 +80,9 @@ def quote(
         translation=translation,
         resolved=catalog.resolve(spec.model_for(provider), kind),
         prices=kind,
+        gpu_hours=gpu_hours,
         sandbox=sandbox,
+        book=rates,
     )
 
 

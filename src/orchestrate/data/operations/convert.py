@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data import rules
-from orchestrate.data.dataset import Dataset
+from orchestrate.data.facts import Facts
 from orchestrate.data.files.folders import PACKED_SUFFIXES
 from orchestrate.data.files.outputs import require_writable, whole, writing
 from orchestrate.data.files.sources import source
@@ -68,7 +68,7 @@ def convert(
     if target == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
-    data, rows = opened.dataset, opened.total.written
+    data, rows = opened.facts, opened.total.written
     known = _rules_for(data, target)
     dropped = _dropped(opened, target)
     if not allow_loss:
@@ -89,7 +89,7 @@ def convert(
 
 def _dropped(opened: Opened, target: str) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
-    data, counts = opened.dataset, opened.total.counts
+    data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
     found: list[Problem] = []
 
@@ -125,14 +125,14 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
     return found
 
 
-def _lost(data: Dataset, target: str, known: HostRules) -> list[Problem]:
+def _lost(data: Facts, target: str, known: HostRules) -> list[Problem]:
     """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
     lossy = {rule.code for rule in known.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target, known) if p.code in lossy]
     return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
 
 
-def refuse(data: Dataset, target: str, errors: list[Problem]) -> None:
+def refuse(data: Facts, target: str, errors: list[Problem]) -> None:
     """Raises `DataError` with the problems, when there are any."""
     if errors:
         shown = "; ".join(p.message for p in errors[:3])
@@ -146,7 +146,7 @@ def target_rules(target: str) -> HostRules:
     return FORMATS.get(target) or rules.host_rules(target)
 
 
-def _rules_for(data: Dataset, target: str) -> HostRules:
+def _rules_for(data: Facts, target: str) -> HostRules:
     """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
     the file cannot be."""
     known = target_rules(target)
@@ -155,12 +155,12 @@ def _rules_for(data: Dataset, target: str) -> HostRules:
     return known
 
 
-def _has(data: Dataset, trait: Trait) -> bool:
+def _has(data: Facts, trait: Trait) -> bool:
     return any(mask & trait for mask in data.masks)
 
 
 def write_rows(
-    data: Dataset,
+    data: Facts,
     target: str,
     path: Path,
     *,
@@ -207,7 +207,7 @@ def write_rows(
     return written, losses
 
 
-def _require_some(written: int, data: Dataset, target: str) -> None:
+def _require_some(written: int, data: Facts, target: str) -> None:
     if not written:
         raise DataError(
             f"no row of {data.path} can be written for {target}",
@@ -216,7 +216,7 @@ def _require_some(written: int, data: Dataset, target: str) -> None:
         )
 
 
-def _elsewhere(loss: Problem, data: Dataset) -> Problem:
+def _elsewhere(loss: Problem, data: Facts) -> Problem:
     """A kind that the target cannot hold can be held by these."""
     if loss.code != "kind-refused":
         return loss
@@ -224,7 +224,7 @@ def _elsewhere(loss: Problem, data: Dataset) -> Problem:
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
-def _unheld(data: Dataset, target: str, count: int) -> Problem:
+def _unheld(data: Facts, target: str, count: int) -> Problem:
     return Problem(
         code="not-held",
         severity=Severity.ERROR,

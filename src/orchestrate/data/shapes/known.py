@@ -358,8 +358,8 @@ def read(row: Row, shape: Shape) -> Known:
         return Known(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)
-    pictured = example is not None and unread.keys() & set(images.COLUMNS)
-    if pictured and (messages := messages_of(example)):
+    pictured = unread.keys() & set(images.COLUMNS)
+    if pictured and example is not None and (messages := messages_of(example)):
         if held := images.images_of(row):
             found = [*found, *images.place(messages, held)]
         unread = {name: value for name, value in unread.items() if name not in images.COLUMNS}

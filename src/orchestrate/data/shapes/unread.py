@@ -58,7 +58,7 @@ def texts_in(value: Any) -> list[str]:
     items: Any = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return []
-    return [text for item in cast("list[Any]", [*items]) for text in texts_in(item)]
+    return [text for item in [*items] for text in texts_in(item)]
 
 
 def _is_prose(text: str) -> bool:

@@ -170,7 +170,9 @@ class Serving:
         api, account = self._client().lora, self._account()
         entries = [
             entry
-            for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200))
+            for page in self._wire.pages(
+                lambda: api.list(account_id=account, page_size=200), omits_empty=True
+            )
             for entry in items(page)
         ]
         return [
@@ -229,5 +231,5 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
     if kind is None or not count:
         return None
     gpu = kind.removeprefix("NVIDIA_").removeprefix("AMD_").split("_", 1)[0]
-    rate = costing.rates().find("fireworks", "deployment", gpu=gpu, on=date.today())
+    rate = costing.built_in().find("fireworks", "deployment", gpu=gpu, on=date.today())
     return rate.usd * count if rate is not None else None

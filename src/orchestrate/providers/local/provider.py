@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
+from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.model import gguf_files, models
@@ -30,6 +32,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
+    Account,
     Artifact,
     ArtifactFile,
     Checkpoint,
@@ -50,6 +53,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -115,8 +119,7 @@ class LocalProvider(Provider):
             update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
         )
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        translation = self.translate(spec)
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
         found = offline.problems(LocalProvider.name, spec, data, translation, self.config)
         if spec.method.type == "rft":
@@ -124,8 +127,16 @@ class LocalProvider(Provider):
             found += reinforcement.problems(self.name, spec, data)
         return [*found, *checking.problems(self.name, spec, data, translation, self.config.options)]
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        translation = self.translate(spec)
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        del gpu_hours  # the time is modelled
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
@@ -150,10 +161,19 @@ class LocalProvider(Provider):
             tokens_per_second=speed.tokens_per_second,
             throughput_source=speed.source,
             throughput_band=speed.band,
-            hourly=costing.local_rate(gpus[0].name if gpus else "cpu", 1),
+            hourly=costing.local_rate(gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )
+
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
+        return Account(id=f"home {machine.mark(self.home)}", told=True)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -208,7 +228,7 @@ class LocalProvider(Provider):
             )
         return reading.handle(run)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         run = RunDir(self._runs / ref)
         return [reading.handle(run)] if run.exists() else []
 
@@ -394,12 +414,10 @@ def _parameters_on_disk(model: str) -> float | None:
 
 def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     """Copies one file unless it is there already, whole; checks what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and checkpoints.sha256(target) == file.sha256:
+    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, draft)
-    if checkpoints.sha256(draft) != file.sha256:
-        draft.unlink()
-        raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")
-    draft.replace(target)
+    with whole(target) as draft:
+        shutil.copyfile(source, draft)
+        if sha256(draft) != file.sha256:
+            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
+from orchestrate.costing import RateBook
 from orchestrate.data import TrainingData
 from orchestrate.errors import NotFound
 from orchestrate.providers.base import Progress, Provider
@@ -57,7 +59,7 @@ class ShelfProvider(Provider):
         rows.map("adapter.type", None, "none", "nothing is trained", exact=False)
         return rows.build(spec.model_for(self.name))
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         if data.train.kind == "chat":
             return []
         return [
@@ -66,7 +68,15 @@ class ShelfProvider(Provider):
             )
         ]
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
         return Quote(
             provider=self.name, model=spec.model_for(self.name), assumptions=("a shelf costs nothing",)
         )

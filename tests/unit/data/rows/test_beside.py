@@ -1,0 +1,251 @@
+"""What a row has beside its plain text is read, or told: nothing of it is lost in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    Example,
+    PreferenceExample,
+    RLExample,
+    UnpairedExample,
+)
+
+
+def opened(tmp_path: Path, *rows: dict[str, Any]) -> Dataset:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Dataset.open(file)
+
+
+def one(data: Dataset) -> Example:
+    (example,) = data.examples()
+    return example
+
+
+def chat(*said: tuple[str, str]) -> ChatExample:
+    return ChatExample(messages=[ChatMessage(role=role, content=text) for role, text in said])  # type: ignore[arg-type]
+
+
+def told(data: Dataset) -> list[tuple[str, str | None]]:
+    return [(p.code, p.field) for p in data.problems]
+
+
+USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+ASKED, SAID = ("user", "Why?"), ("assistant", "Because.")
+SYSTEM = ("system", "Answer briefly.")
+
+
+# -- cells of tables
+
+
+def table(tmp_path: Path, row: dict[str, Any]) -> Dataset:
+    file = tmp_path / "rows.csv"
+    with file.open("w", newline="") as opened:
+        out = csv.DictWriter(opened, row)
+        out.writeheader()
+        out.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
+    return Dataset.open(file)
+
+
+def test_cells_of_prompts_and_completions_may_be_messages(tmp_path: Path) -> None:
+    pair = one(
+        table(tmp_path, {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER | {"content": "No."}]})
+    )
+    assert isinstance(pair, PreferenceExample) and pair.prompt == chat(ASKED).messages
+    assert one(table(tmp_path, {"prompt": [USER], "completion": [ANSWER]})) == chat(ASKED, SAID)
+    labelled = one(table(tmp_path, {"prompt": [USER], "completion": [ANSWER], "label": "true"}))
+    assert isinstance(labelled, UnpairedExample) and labelled.completion == chat(SAID).messages
+    graded = one(table(tmp_path, {"prompt": [USER], "solution": "2"}))
+    assert graded == RLExample(messages=chat(ASKED).messages, fields={"solution": "2"})
+
+
+def test_a_list_that_is_no_message_stays_a_prompt(tmp_path: Path) -> None:
+    for prompt in ("[1, 2]", '[{"role": "admin"}]', "[]"):
+        data = table(tmp_path, {"prompt": prompt, "completion": '{"role": "user", "content": "x"}'})
+        assert data.format == "prompt-completion" and data.problems == ()
+
+
+def test_a_history_is_read_from_a_table(tmp_path: Path) -> None:
+    row = {"instruction": "Why?", "output": "Because.", "history": [["Hi", "Hello"]]}
+    turns = chat(("user", "Hi"), ("assistant", "Hello"), ASKED, SAID)
+    assert one(table(tmp_path, row)) == turns
+    assert one(table(tmp_path, row | {"history": ""})) == chat(ASKED, SAID)
+
+
+@pytest.mark.parametrize("history", ['[["Hi", "Hello"]]', {"Hi": "Hello"}, 5])
+def test_a_history_that_is_no_list_is_told(tmp_path: Path, history: object) -> None:
+    data = opened(tmp_path, {"instruction": "Why?", "output": "Because.", "history": history})
+    assert told(data) == [("bad-message", "history")] and data.rows == 0
+
+
+# -- turns and inputs
+
+
+def turns(tmp_path: Path, **beside: object) -> Dataset:
+    answers = [{"from": "gpt", "value": "A draft"} | beside, {"from": "human", "value": "Better?"}]
+    row = [{"from": "human", "value": "Why?"}, *answers, {"from": "gpt", "value": "Because."}]
+    return opened(tmp_path, {"conversations": row})
+
+
+@pytest.mark.parametrize(
+    ("beside", "read"),
+    [
+        ({"loss": False}, {"weight": 0}),
+        ({"train": False}, {"weight": 0}),
+        ({"train": True}, {}),
+        ({"weight": 1, "loss": False}, {"weight": 1}),
+        ({"thinking": "Hm"}, {"reasoning": "Hm"}),
+        ({"reasoning_content": "Hm"}, {"reasoning": "Hm"}),
+        ({"name": "Bob"}, {"name": "Bob"}),
+    ],
+)
+def test_what_a_turn_has_beside_its_text_is_read(
+    tmp_path: Path, beside: dict[str, object], read: dict[str, Any]
+) -> None:
+    data = turns(tmp_path, **beside)
+    example = one(data)
+    assert isinstance(example, ChatExample) and data.problems == ()
+    assert example.messages[1] == ChatMessage(role="assistant", content="A draft", **read)
+
+
+@pytest.mark.parametrize("weight", ["0", True, [0]])
+def test_a_weight_of_a_turn_that_is_no_number_is_an_error(tmp_path: Path, weight: object) -> None:
+    data = turns(tmp_path, weight=weight)
+    assert told(data) == [("bad-weight", "conversations[1].weight")] and data.rows == 0
+
+
+def test_unknown_keys_of_turns_are_told(tmp_path: Path) -> None:
+    data = turns(tmp_path, mood="glad", note=None, thinking=["Hm"])
+    (found,) = data.problems
+    assert (found.code, found.field) == ("extra-fields", "conversations[1]")
+    assert found.message == "unused: mood, thinking"
+
+
+def test_flags_of_chat_messages_are_read(tmp_path: Path) -> None:
+    row = {"messages": [USER | {"loss": False}, ANSWER | {"loss": False}, USER, ANSWER | {"train": True}]}
+    data = opened(tmp_path, row)
+    example = one(data)
+    assert isinstance(example, ChatExample) and data.problems == ()
+    assert [m.weight for m in example.messages] == [None, 0, None, None]
+    assert told(opened(tmp_path, {"messages": [USER | {"train": True}, ANSWER]})) == [
+        ("lost-meaning", "messages[0].train")
+    ]
+
+
+def test_unknown_keys_of_an_input_are_told(tmp_path: Path) -> None:
+    given = {"messages": [USER], "tool_choice": "none", "metadata": {}, "parallel_tool_calls": "true"}
+    bad = ANSWER | {"content": "No."}
+    data = opened(tmp_path, {"input": given, "preferred_output": [ANSWER], "non_preferred_output": [bad]})
+    messages = [(p.field, p.message) for p in data.problems]
+    assert messages == [
+        ("input", "unused: metadata, tool_choice"),
+        ("input", "unused: parallel_tool_calls, which is not true or false"),
+    ]
+    chatted = opened(tmp_path, {"messages": [USER, ANSWER], "parallel_tool_calls": "true"})
+    assert told(chatted) == [("extra-fields", None)]
+
+
+# -- the system text, and the context of a question
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"messages": [{"role": "system", "content": SYSTEM[1]}, USER, ANSWER]},
+        {"prompt": "Why?", "completion": "Because."},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"question": "Why?", "answer": "Because."},
+        {"instruction": "Why?", "output": "Because."},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+    ],
+)
+def test_a_system_column_is_read_once(tmp_path: Path, row: dict[str, Any]) -> None:
+    data = opened(tmp_path, row | {"system": SYSTEM[1]})
+    assert one(data) == chat(SYSTEM, ASKED, SAID) and data.problems == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"question": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": "No."}]},
+        {"prompt": "Why?", "completion": "Because.", "label": True},
+    ],
+)
+def test_a_system_column_is_read_beside_judged_answers(tmp_path: Path, row: dict[str, Any]) -> None:
+    data = opened(tmp_path, row | {"system": SYSTEM[1]})
+    example = one(data)
+    assert isinstance(example, PreferenceExample | UnpairedExample) and data.problems == ()
+    assert example.prompt == chat(SYSTEM, ASKED).messages
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"messages": [USER, ANSWER]},
+        {"instruction": "Why?", "output": "Because."},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+    ],
+)
+def test_a_system_column_that_is_no_text_is_an_error(tmp_path: Path, row: dict[str, Any]) -> None:
+    data = opened(tmp_path, row | {"system": ["Answer", "briefly."]})
+    assert told(data) == [("bad-content", "system")] and data.rows == 0
+
+
+def test_rows_without_a_system_text_are_read_beside_those_with_one(tmp_path: Path) -> None:
+    pair = {"prompt": "Why?", "completion": "Because."}
+    data = opened(tmp_path, pair | {"system": SYSTEM[1]}, pair | {"system": SYSTEM[1]}, pair)
+    assert data.format == "prompt-completion-system" and data.problems == ()
+    assert list(data.examples())[1:] == [chat(SYSTEM, ASKED, SAID), chat(ASKED, SAID)]
+    assert opened(tmp_path, pair | {"system": ""}).format == "prompt-completion"
+
+
+def test_a_question_is_asked_about_its_context(tmp_path: Path) -> None:
+    asked = ("user", "It rained.\n\nWhy?")
+    row = {"context": "It rained.", "question": "Why?"}
+    assert one(opened(tmp_path, row | {"answer": "Because."})) == chat(asked, SAID)
+    pair = one(opened(tmp_path, row | {"chosen": "Because.", "rejected": "No."}))
+    assert isinstance(pair, PreferenceExample) and pair.prompt == chat(asked).messages
+    odd = opened(tmp_path, {"context": {"title": ["Rain"]}, "question": "Why?", "answer": "Because."})
+    assert told(odd) == [("bad-content", "context")]
+
+
+@pytest.mark.parametrize("name", ["context", "input", "instruction"])
+def test_an_unread_part_of_the_prompt_is_an_error(tmp_path: Path, name: str) -> None:
+    row = {"prompt": "Text: It rained. Why?", "completion": "Because."}
+    data = opened(tmp_path, row | {name: "It snowed."})
+    assert told(data) == [("unused-prompt", name), ("unread-column", name)] and data.rows == 0
+    for harmless in ("It rained.", "", None):
+        assert opened(tmp_path, row | {name: harmless}).rows == 1
+
+
+# -- Anthropic's transcripts
+
+
+def test_what_stands_before_a_transcript_is_its_system_text(tmp_path: Path) -> None:
+    start = "Answer briefly.\n\nHuman: Why?\n\nAssistant:"
+    example = one(opened(tmp_path, {"chosen": f"{start} Because.", "rejected": f"{start} No."}))
+    assert isinstance(example, PreferenceExample) and example.prompt == chat(SYSTEM, ASKED).messages
+
+
+def test_a_transcript_may_stand_beside_its_answers(tmp_path: Path) -> None:
+    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+    expected = chat(("user", "Hi"), ("assistant", "Hello"), ASKED).messages
+    for before in ("", start):
+        row = {"prompt": start, "chosen": f"{before} Because.", "rejected": f"{before} No."}
+        data = opened(tmp_path, row)
+        example = one(data)
+        assert data.format == "anthropic-hh" and isinstance(example, PreferenceExample)
+        assert example.prompt == expected and example.preferred == chat(SAID).messages
