@@ -30,7 +30,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import registry
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.openai import OpenAIProvider
+from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.spec import DPO, RFT, JobSpec, WandB
 from orchestrate.types import Feature, JobHandle, JobStatus, Message, RemoteDataset, Severity
 

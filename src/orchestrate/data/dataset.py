@@ -114,20 +114,16 @@ class Dataset:
 
         return count_tokens(self, tokenizer)
 
-    def write(self, target: str, folder: Path, *, allow_loss: bool = False) -> Path:
-        """Writes the rows in the format of a backend (openai, together, fireworks, local) and returns the
-        file.
+    def write(self, target: Target, folder: Path, *, allow_loss: bool = False) -> Path:
+        """Writes the rows in the format of a backend and returns the file.
 
         The file's name carries the digest and the target; an existing whole file is used again. Raises
         `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
         `allow_loss`.
         """
         from orchestrate.data.operations.convert import write_rows
-        from orchestrate.data.targets.dialects import DIALECTS
 
-        if target not in DIALECTS:
-            raise UsageError(f"no data format for {target!r}; known: {', '.join(DIALECTS)}")
-        path = folder / f"{self.digest[:16]}.{target}{'.lossy' if allow_loss else ''}.jsonl"
+        path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(self, target, path, allow_loss=allow_loss)

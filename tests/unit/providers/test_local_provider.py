@@ -12,7 +12,7 @@ import pytest
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
-from orchestrate.providers.local import LocalProvider
+from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting

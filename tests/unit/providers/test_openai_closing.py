@@ -11,7 +11,8 @@ import pytest
 from orchestrate import catalog, costing
 from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
-from orchestrate.providers.openai import OpenAIProvider, checking
+from orchestrate.providers.openai import checking
+from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import Problem, Quote, Severity
 

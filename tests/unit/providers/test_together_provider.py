@@ -30,7 +30,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers.together import TogetherProvider
+from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
 from orchestrate.zstd import zstd

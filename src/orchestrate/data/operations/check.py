@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrate.data import rules
+from orchestrate.data.rules import Target
 from orchestrate.data.dataset import TokenCount
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.operations import review
@@ -64,7 +65,7 @@ class Options:
     """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
     near duplicates, which takes about as long again."""
 
-    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
+    hosts: tuple[Target, ...] = ()
     method: str | None = None
     tokenizer: str | None = None
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -111,7 +112,7 @@ def check(
         found += wrong
         hosts.append(
             HostFacts(
-                host=host,
+                host=host.name,
                 rows=first.total.written,
                 accepted=rules.accepted(first.dataset, host),
                 errors=_count(wrong, Severity.ERROR),
@@ -154,13 +155,13 @@ def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
     )
 
 
-def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Problem]:
+def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[Problem]:
     return rules.check(
         one.dataset,
         host,
         method=options.method,
         tokens=_tokens(one, options.tokenizer),
-        context=options.contexts.get(host),
+        context=options.contexts.get(host.name),
         epochs=options.epochs,
         validation=split != "train",
     )

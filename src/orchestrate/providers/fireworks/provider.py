@@ -40,6 +40,8 @@ from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
+from orchestrate.profile import Profile
+from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.types import (
     Artifact,
     Endpoint,
@@ -66,8 +68,7 @@ _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 
 
 class FireworksProvider(Provider):
-    name = "fireworks"
-    title = "Fireworks"
+    profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {
         Feature.KTO,
         Feature.QLORA,
@@ -89,7 +90,7 @@ class FireworksProvider(Provider):
         self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
         self._at = Connection(config, self._wire)
         at = self._at
-        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, sleep=sleep)
+        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
@@ -98,10 +99,10 @@ class FireworksProvider(Provider):
         return translation.translate(spec, self.name)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
+        return offline.problems(self, spec, data, self.translate(spec))
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
+        return offline.quote(self, spec, data, self.translate(spec))
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -200,7 +201,7 @@ class FireworksProvider(Provider):
     def base_models(self) -> Sequence[HostModel]:
         client = self._at.client()
         pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=PAGE))
-        return listing.fireworks_models(row for page in pages for row in items(page))
+        return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         """Of the host's metrics file; none until it is written."""

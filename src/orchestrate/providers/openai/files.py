@@ -36,6 +36,7 @@ class Files:
         self,
         client: Callable[[], OpenAI],
         wire: Wire,
+        target: Target,
         *,
         multipart_bytes: int = MULTIPART_BYTES,
         part_bytes: int = PART_BYTES,
@@ -43,6 +44,7 @@ class Files:
     ) -> None:
         self._client = client
         self._wire = wire
+        self._target = target
         self._multipart_bytes = multipart_bytes
         self._part_bytes = part_bytes
         self._sleep = sleep
@@ -53,7 +55,7 @@ class Files:
         A file that has the digest in its name is used again; an interrupted upload in parts goes on with the
         part after the last. Raises `DataError` when the host does not take the file.
         """
-        path = dataset.write("openai", folder)
+        path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
             send = self._in_parts if path.stat().st_size > self._multipart_bytes else self._whole

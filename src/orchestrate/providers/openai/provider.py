@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate import catalog, costing
+from orchestrate import catalog
 from orchestrate.catalog import HostModel, ModelOnHost
 from orchestrate.errors import (
     Conflict,
@@ -26,6 +26,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.openai import checking, reading, translation
@@ -34,6 +35,8 @@ from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, File
 from orchestrate.providers.openai.sunset import closed
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
+from orchestrate.profile import Profile
+from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.types import (
     Checkpoint,
     Endpoint,
@@ -66,8 +69,7 @@ _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not tell how
 class OpenAIProvider(Provider):
     """See `orchestrate.providers.base` for the contract, `.connection` for the options of a host."""
 
-    name: ClassVar[str] = "openai"
-    title: ClassVar[str] = "OpenAI"
+    profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(
         {
             Feature.SFT,
@@ -98,6 +100,7 @@ class OpenAIProvider(Provider):
         Feature.DEPLOY: "a tuned model answers without a deployment; `orchestrate chat` asks it",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
     }
+    sends_wandb_key: ClassVar[bool] = False
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
@@ -107,6 +110,7 @@ class OpenAIProvider(Provider):
         self._files = Files(
             lambda: self.client,
             self._wire,
+            self.target,
             multipart_bytes=int(options.get("multipart_bytes", MULTIPART_BYTES)),
             part_bytes=int(options.get("part_bytes", PART_BYTES)),
         )
@@ -123,36 +127,31 @@ class OpenAIProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """The spec's model here. A host other than OpenAI is told the name as it is written; Azure, for a
-        model of OpenAI's, OpenAI's id of it. Raises `SpecError`."""
+        """A host other than OpenAI is told the name as it is written; Azure, for a model of OpenAI's,
+        OpenAI's id of it."""
+        if self.name == self.kind:
+            return super().resolve(spec)
         asked = spec.model_for(self.name)
-        if self.name == OpenAIProvider.name:
-            return catalog.resolve(asked, self.name)
         try:
             model = catalog.find(asked)
         except UsageError:
             return ModelOnHost(provider=self.name, id=asked)
-        id = model.ids.get("openai", asked) if is_azure(self.config) else asked
+        id = model.ids.get(self.kind, asked) if is_azure(self.config) else asked
         return ModelOnHost(provider=self.name, id=id, model=model)
 
     def translate(self, spec: JobSpec) -> Translation:
-        aliases = () if self.name == OpenAIProvider.name else (OpenAIProvider.name,)
-        return translation.translate(self.name, spec, self.resolve(spec), aliases)
+        return translation.translate(self.name, spec, self.resolve(spec), (self.kind,))
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        model, refused = self.resolve(spec), self.translate(spec).refused
-        return checking.check(self.name, spec, data, model, refused, sandbox=self.sandbox)
+        return checking.check(self, spec, data)
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return costing.quote_tokens_job(
-            provider=self.name,
-            spec=spec,
-            data=data,
-            translation=self.translate(spec),
-            resolved=self.resolve(spec),
-            prices=str(self.config.options.get("prices", self.name)),
-            sandbox=self.sandbox,
-        )
+        return offline.quote(self, spec, data, self.translate(spec))
+
+    @property
+    def prices(self) -> str:
+        """A compatible host is another company, with prices of its own."""
+        return str(self.config.options.get("prices", self.name))
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -325,7 +324,7 @@ class OpenAIProvider(Provider):
         if model is None:
             raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
         # Reasoning models take neither max_tokens nor a temperature; compatible servers know max_tokens.
-        limit = "max_completion_tokens" if self.name == OpenAIProvider.name else "max_tokens"
+        limit = "max_completion_tokens" if self.name == self.kind else "max_tokens"
         options: dict[str, Any] = {limit: max_tokens}
         if not _REASONING.match(known.model or ""):
             options["temperature"] = temperature

@@ -19,7 +19,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.config import HostConfig
 from orchestrate.errors import (
     ArtifactRefused,
     InvalidRequest,
@@ -27,7 +27,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import archives, chat, listing, offline, transfer
+from orchestrate.providers import archives, chat, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
@@ -44,6 +44,8 @@ from orchestrate.providers.values import (
     tagged,
     text,
 )
+from orchestrate.profile import Profile
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -68,13 +70,11 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-_URL = DEFAULT_URLS["together"]
 INFERENCE_URL = "https://api-inference.together.ai"
 
 
 class TogetherProvider(Provider):
-    name = "together"
-    title = "Together"
+    profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
@@ -90,7 +90,7 @@ class TogetherProvider(Provider):
         self._wire = Wire(self.name, sleep=sleep)
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
-        self._files = Files(self._client, self._wire, sleep=sleep)
+        self._files = Files(self._client, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
@@ -99,10 +99,10 @@ class TogetherProvider(Provider):
         return translation.translate(spec, self.name)
 
     def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(translation.NAME, spec, data, self.translate(spec), self.config)
+        return offline.problems(self, spec, data, self.translate(spec))
 
     def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(translation.NAME, spec, data, self.translate(spec), sandbox=self.sandbox)
+        return offline.quote(self, spec, data, self.translate(spec))
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class TogetherProvider(Provider):
     def base_models(self) -> Sequence[HostModel]:
         client = self._client()
         pages = self._wire.pages(lambda: client.models.list_supported(product="PRODUCT_FINE_TUNING"))
-        return listing.together_models(row for page in pages for row in items(page))
+        return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         answer = self._wire.read(lambda: self._client().fine_tuning.list_metrics(job.job_id))
@@ -319,7 +319,7 @@ class TogetherProvider(Provider):
 
             self._sdk = Together(
                 api_key=self.config.require_key().reveal(),
-                base_url=self.config.base_url or _URL,
+                base_url=self.config.base_url or PROFILE.url,
                 project_id=self.config.project,
                 timeout=self.config.timeout_s,
                 max_retries=0,
@@ -329,8 +329,8 @@ class TogetherProvider(Provider):
     @property
     def _inference_url(self) -> str:
         """The real host answers chats under another name; any other server under its own."""
-        base = self.config.base_url or _URL
-        return INFERENCE_URL if base == _URL else base
+        base = self.config.base_url or PROFILE.url
+        return INFERENCE_URL if base == PROFILE.url else base
 
     def _body(self, spec: JobSpec) -> dict[str, Any]:
         translated = self.translate(spec)
