@@ -127,12 +127,10 @@ class Orchestrator:
 
     def ready(self, name: str) -> Provider:
         """The backend, when the key that it needs is there. Raises `MissingKey`."""
-        from orchestrate.config import DEFAULT_URLS
-
-        host = self.settings.host(name)
-        if (host.type or name) in DEFAULT_URLS:
-            host.require_key()
-        return self.provider(name)
+        backend = self.provider(name)
+        if not backend.profile.keyless:
+            backend.config.require_key()
+        return backend
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -269,8 +267,15 @@ class Orchestrator:
         known."""
         from orchestrate import costing
 
-        prices = self.settings.host(run.provider).options.get("prices")
-        return costing.bill_run(run, job, prices=prices, book=self.rates, now=self.store.clock.now())
+        backend = self.provider(run.provider)
+        return costing.bill_run(
+            run,
+            job,
+            profile=backend.profile,
+            prices=backend.prices,
+            book=self.rates,
+            now=self.store.clock.now(),
+        )
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
@@ -296,14 +301,13 @@ class Orchestrator:
 
     def _tokenizers(self, spec: JobSpec, names: Iterable[str]) -> list[str]:
         """Those with which these backends count, as far as the models are known."""
-        from orchestrate import catalog, costing
+        from orchestrate import costing
         from orchestrate.data.tokens import counting
 
         found: dict[str, None] = {}
         for name in names:
             try:
-                model = catalog.resolve(spec.on(name).model_for(name), self.settings.host(name).type or name)
-                tokenizer = costing.tokenizer_for(model)
+                tokenizer = costing.tokenizer_for(self.provider(name).resolve(spec.on(name)))
                 counting.counter(tokenizer)
             except (SpecError, MissingExtra):
                 continue  # that backend tells what it misses; the others can be counted

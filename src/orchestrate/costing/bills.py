@@ -48,7 +48,8 @@ def bill(
     if job.trained_tokens is not None:
         on = job.created_at.date() if job.created_at else (today or date.today())
         rate = training_rate(
-            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or rates(), on=on)
+            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or rates(), on=on
+        )
         if rate is not None and rate.usd_per_mtok is not None:
             entry = line("training", job.trained_tokens / MTOK, rate)
             return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)

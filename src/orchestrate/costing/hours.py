@@ -84,7 +84,12 @@ def watts(device: str, count: int = 1) -> int:
 
 
 def local_rate(
-    prices: str, device: str = "cpu", count: int = 1, *, book: RateBook | None = None, today: date | None = None
+    prices: str,
+    device: str = "cpu",
+    count: int = 1,
+    *,
+    book: RateBook | None = None,
+    today: date | None = None,
 ) -> HourlyRate:
     """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the whole machine) or
     `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the devices draw at
@@ -126,7 +131,9 @@ def rental_rate(
 
 
 def _flat(book: RateBook, prices: str, on: date) -> Rate | None:
-    return next((r for r in book if r.provider == prices and "gpu_rental" in r.methods and r.gpu is None), None)
+    return next(
+        (r for r in book if r.provider == prices and "gpu_rental" in r.methods and r.gpu is None), None
+    )
 
 
 def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> HourlyRate:

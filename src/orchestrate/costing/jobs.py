@@ -142,7 +142,9 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
         return closed
     host = resolved.host
     if host is not None and host.tunable == "no":
-        return next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+        return (
+            next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+        )
     return None
 
 

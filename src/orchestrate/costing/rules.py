@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
     """What is added so that a job costs its minimum: `max(0, minimum - usd)`.
 

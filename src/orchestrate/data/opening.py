@@ -11,16 +11,16 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.dataset import Content, Dataset, TokenCount
+from orchestrate.data.facts import Content, Facts, TokenCount
 from orchestrate.data.files.sources import Source, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
-from orchestrate.data.passes.scan import Task, Total, ranges, read_rows, ready, scan
+from orchestrate.data.passes.scan import Task, Total, ranges, ready, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.hints import advice
-from orchestrate.data.shapes.reading import Row, parse, renamed
+from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.tokens import cache, counting
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Opened:
-    dataset: Dataset
+    facts: Facts
     total: Total
     source: Source
 
@@ -59,7 +59,7 @@ def open_dataset(
     shape = sniff(path, first_lines(lines.lines), renaming)
     task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
     total = run(task, lines.line_bytes, workers, progress)
-    dataset = Dataset(
+    facts = Facts(
         path=path,
         format=shape.name,
         kind=shape.kind,
@@ -75,13 +75,13 @@ def open_dataset(
         columns=renaming,
     )
     for name, lengths in total.lengths.items():
-        cache.keep(dataset.digest, counting.base(name), lengths, None)
-    return Opened(dataset, total, lines)
+        cache.keep(facts.digest, counting.base(name), lengths, None)
+    return Opened(facts, total, lines)
 
 
 def open_counted(
     path: str, *, columns: Mapping[str, str] | None, tokenizers: Sequence[str], memory: Path | None
-) -> Dataset:
+) -> Facts:
     """See `Dataset.open`. What is kept for the file as it was is not counted in the pass; should the file
     have changed, `count_tokens` finds nothing under its digest and counts."""
     before = cache.seen(path, columns, memory)
@@ -91,15 +91,15 @@ def open_counted(
         if (before is None or cache.find(before, name, memory) is None) and _loads(name)
     ]
     opened = open_dataset(path, columns=columns, tokenizers=due)
-    dataset = replace(opened.dataset, memory=memory)
+    facts = replace(opened.facts, memory=memory)
     for name, lengths in opened.total.lengths.items():
-        cache.keep(dataset.digest, name, lengths, memory)
-    if dataset.digest != before:
-        cache.keep_seen(path, columns, dataset.digest, memory)
-    return dataset
+        cache.keep(facts.digest, name, lengths, memory)
+    if facts.digest != before:
+        cache.keep_seen(path, columns, facts.digest, memory)
+    return facts
 
 
-def require_rows(data: Dataset) -> None:
+def require_rows(data: Facts) -> None:
     """Raises `DataError` when every row has errors: an empty file would be made of it."""
     if not data.rows:
         raise DataError(
@@ -233,34 +233,23 @@ def _content(total: Total) -> Content:
     )
 
 
-def rows_of(dataset: Dataset) -> Iterator[tuple[int, Row]]:
-    """Row number and row of each line of the file. Raises `DataError` when the file has gone."""
-    lines = source(dataset.path)
-    before = 0
-    for start, end in ranges(lines.lines, lines.line_bytes):
-        number = 0
-        for number, row in read_rows(Task(lines.lines, start, end, dataset.format, dataset.columns)):
-            yield before + number, row
-        before += number
-
-
-def count_tokens(dataset: Dataset, tokenizer: str) -> TokenCount:
+def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
     """See `Dataset.tokens`."""
     name = counting.base(tokenizer)
-    kept = cache.find(dataset.digest, name, dataset.memory)
+    kept = cache.find(facts.digest, name, facts.memory)
     if kept is None:
-        lines = source(dataset.path)
-        task = Task(lines.lines, 0, 0, dataset.format, dataset.columns, (name,))
+        lines = source(facts.path)
+        task = Task(lines.lines, 0, 0, facts.format, facts.columns, (name,))
         lengths = run(task, lines.line_bytes).lengths[name]
-        kept = cache.keep(dataset.digest, name, lengths, dataset.memory)
+        kept = cache.keep(facts.digest, name, lengths, facts.memory)
     band = counting.error_band(tokenizer)
-    if not tokenizer.startswith("hf:") and (dataset.content.tools or dataset.content.images):
+    if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
         band = max(band, counting.TOOL_BAND)
     sequences = kept.sequences()
     return TokenCount(
         tokens=sum(sequences),
         trained_tokens=kept.trained,
-        rows=dataset.rows,
+        rows=facts.rows,
         longest=max(sequences, default=0),
         tokenizer=tokenizer,
         exact=band == 0,

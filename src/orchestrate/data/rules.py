@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.data.dataset import Dataset, TokenCount
+from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.targets.dialects import CANONICAL, fields
@@ -41,7 +41,9 @@ def refused(code: str, message: str, fix: str) -> Rule:
     return Rule(code, Severity.ERROR, message, fix)
 
 
-NO_FUNCTION_ROLE = refused("role-refused", "the role function is not taken", "use tool messages with tool_call_id")
+NO_FUNCTION_ROLE = refused(
+    "role-refused", "the role function is not taken", "use tool messages with tool_call_id"
+)
 SYSTEM_LATER = refused(
     "system-not-first", "a system message comes after the first message", "move it to the beginning"
 )
@@ -136,12 +138,14 @@ class Target:
 def target(name: str, profile: Profile) -> Target:
     """The backend of this name. Raises `UsageError` when its profile has no data rules."""
     if profile.rules is None:
-        raise UsageError(f"{name} does not say which rows it takes, so they cannot be checked or written for it")
+        raise UsageError(
+            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
+        )
     return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))
 
 
 def check(
-    data: Dataset,
+    data: Facts,
     host: Target,
     *,
     method: str | None = None,
@@ -164,7 +168,7 @@ def check(
     return found
 
 
-def accepted(data: Dataset, host: Target) -> int:
+def accepted(data: Facts, host: Target) -> int:
     """Rows that the host would take as they are."""
     if host.rules.kinds[data.kind] is not None:
         return 0
@@ -172,13 +176,13 @@ def accepted(data: Dataset, host: Target) -> int:
     return sum(n for mask, n in data.masks.items() if not mask & wrong)
 
 
-def losses(data: Dataset, host: Target) -> list[Problem]:
+def losses(data: Facts, host: Target) -> list[Problem]:
     """What the target's format cannot hold of these rows, and rows that it refuses."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 
 
-def _judged(data: Dataset, rules: HostRules) -> list[tuple[Rule, Trait]]:
+def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
     present = 0
     for mask in data.masks:
         present |= mask
@@ -186,7 +190,7 @@ def _judged(data: Dataset, rules: HostRules) -> list[tuple[Rule, Trait]]:
     return [(rule, trait) for rule, trait in judged if rule is not None]
 
 
-def _problem(host: Target, data: Dataset, rule: Rule, trait: Trait) -> Problem:
+def _problem(host: Target, data: Facts, rule: Rule, trait: Trait) -> Problem:
     count = sum(n for mask, n in data.masks.items() if mask & trait)
     first = data.first_rows.get(trait, ())
     shown = ", ".join(f"{row}" for row in first[:5])
@@ -203,14 +207,14 @@ def _problem(host: Target, data: Dataset, rule: Rule, trait: Trait) -> Problem:
 
 
 def _file_problem(
-    host: Target, data: Dataset, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
+    host: Target, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
 ) -> Problem:
     return Problem(
         code=code, severity=severity, message=message, providers=(host.name,), fix=fix, source=data.path
     )
 
 
-def _kinds(data: Dataset, host: Target, method: str | None) -> list[Problem]:
+def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     reason = host.rules.kinds[data.kind]
     if reason is not None:
         fix = f"orchestrate data convert --to {host.name}"
@@ -230,7 +234,7 @@ def _kinds(data: Dataset, host: Target, method: str | None) -> list[Problem]:
     return []
 
 
-def _other(method: str, data: Dataset) -> str:
+def _other(method: str, data: Facts) -> str:
     """The method that takes the rows, or the rows that the method takes."""
     if method == "kto" and data.kind == "preference":
         return f"orchestrate data convert {data.path} --to unpaired -o OUT, or method dpo"
@@ -239,7 +243,7 @@ def _other(method: str, data: Dataset) -> str:
     return "change the method or the data"
 
 
-def _sizes(data: Dataset, host: Target, epochs: int | None, validation: bool) -> list[Problem]:
+def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> list[Problem]:
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
@@ -256,7 +260,7 @@ def _sizes(data: Dataset, host: Target, epochs: int | None, validation: bool) ->
     return found
 
 
-def _lengths(data: Dataset, host: Target, tokens: TokenCount, context: int | None) -> list[Problem]:
+def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None) -> list[Problem]:
     limits = [limit for limit in (host.rules.most_tokens, context) if limit is not None]
     if not limits or tokens.longest <= min(limits):
         return []
@@ -274,7 +278,7 @@ def _lengths(data: Dataset, host: Target, tokens: TokenCount, context: int | Non
     return [replace(found, row=rows[0])]
 
 
-def _numbers(data: Dataset, places: Sequence[int]) -> list[int]:
+def _numbers(data: Facts, places: Sequence[int]) -> list[int]:
     """The row numbers of good rows, given by their places among these."""
     first = islice(data.numbered(), places[-1] + 1)
     return [number for place, (number, _) in enumerate(first) if place in places]

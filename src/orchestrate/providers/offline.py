@@ -40,11 +40,13 @@ def problems(
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
         for s in translation.refused
     ]
-    if spec.wandb is not None and provider.sends_wandb_key and not provider.config.options.get("wandb_api_key"):
+    if (
+        spec.wandb is not None
+        and provider.sends_wandb_key
+        and not provider.config.options.get("wandb_api_key")
+    ):
         text = "the spec asks for W&B, and there is no W&B key to pass on"
-        found.append(
-            _problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=...")
-        )
+        found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
     try:
         model = provider.resolve(spec)
     except UsageError:
@@ -55,9 +57,7 @@ def problems(
     return found
 
 
-def quote(
-    provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
-) -> Quote:
+def quote(provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
     """By the tokens, as the profile says how the host bills them."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
@@ -87,7 +87,12 @@ def _of_file(
         epochs=spec.epochs,
         validation=validation,
     )
-    if dataset.content.images and model.model is not None and model.host is not None and not model.model.vision:
+    if (
+        dataset.content.images
+        and model.model is not None
+        and model.host is not None
+        and not model.model.vision
+    ):
         fix = "pick a model with vision, or remove the images"
         text = f"{model.name} takes no images"
         found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrate.data import rules
-from orchestrate.data.rules import Target
-from orchestrate.data.dataset import TokenCount
-from orchestrate.data.opening import Opened, open_dataset
+from orchestrate.data.facts import TokenCount
+from orchestrate.data.opening import Opened, count_tokens, open_dataset
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rules import Target
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
@@ -100,7 +100,7 @@ def check(
     }
     found: list[Problem] = []
     for split, one in opened.items():
-        found += one.dataset.problems
+        found += one.facts.problems
         found += _within(one, split)
     found += _between(opened)
     if options.near:
@@ -114,7 +114,7 @@ def check(
             HostFacts(
                 host=host.name,
                 rows=first.total.written,
-                accepted=rules.accepted(first.dataset, host),
+                accepted=rules.accepted(first.facts, host),
                 errors=_count(wrong, Severity.ERROR),
                 warnings=_count(wrong, Severity.WARNING),
             )
@@ -132,11 +132,11 @@ def _count(found: Sequence[Problem], severity: Severity) -> int:
 
 
 def _tokens(one: Opened, tokenizer: str | None) -> TokenCount | None:
-    return one.dataset.tokens(tokenizer) if tokenizer else None
+    return count_tokens(one.facts, tokenizer) if tokenizer else None
 
 
 def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
-    data, count = one.dataset, _tokens(one, tokenizer)
+    data, count = one.facts, _tokens(one, tokenizer)
     return FileFacts(
         split=split,
         path=data.path,
@@ -157,7 +157,7 @@ def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
 
 def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[Problem]:
     return rules.check(
-        one.dataset,
+        one.facts,
         host,
         method=options.method,
         tokens=_tokens(one, options.tokenizer),
@@ -177,22 +177,22 @@ _CONFLICTS: dict[Kind, str] = {
 
 
 def _within(one: Opened, split: str) -> list[Problem]:
-    path = one.dataset.path
+    path = one.facts.path
     found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), path)
-    if (conflict := _CONFLICTS.get(one.dataset.kind)) is not None:
-        found += _listed("conflict", conflict, compare.conflicts(one.total, one.dataset.kind), path)
-    if one.dataset.kind == "unpaired":
+    if (conflict := _CONFLICTS.get(one.facts.kind)) is not None:
+        found += _listed("conflict", conflict, compare.conflicts(one.total, one.facts.kind), path)
+    if one.facts.kind == "unpaired":
         found += _balance(one, split)
     if one.total.formats:
-        counts = {one.dataset.format: one.dataset.rows} | dict(one.total.formats)
+        counts = {one.facts.format: one.facts.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
         found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
     if (balance := _labels(one)) is not None:
         found.append(_whole("label-imbalance", balance, path))
     if waiting := review.unreviewed(path):
         found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", path))
-    if split == "train" and 0 < one.dataset.rows < FEW_ROWS:
-        found.append(_whole("few-rows", f"{one.dataset.rows:,} rows to learn from", path))
+    if split == "train" and 0 < one.facts.rows < FEW_ROWS:
+        found.append(_whole("few-rows", f"{one.facts.rows:,} rows to learn from", path))
     return found
 
 
@@ -204,20 +204,20 @@ def _balance(one: Opened, split: str) -> list[Problem]:
         return []
     if not good or not bad:
         which = DESIRABLE if good else UNDESIRABLE
-        return [_whole("one-label", f"all {good + bad:,} answers are {which}", one.dataset.path)]
+        return [_whole("one-label", f"all {good + bad:,} answers are {which}", one.facts.path)]
     more, fewer = max(good, bad), min(good, bad)
     if more < MOST_UNBALANCED * fewer:
         return []
     name = "undesirable_weight" if bad < good else "desirable_weight"
     message = f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} evens them"
-    return [_whole("labels-unbalanced", message, one.dataset.path)]
+    return [_whole("labels-unbalanced", message, one.facts.path)]
 
 
 def _labels(one: Opened) -> str | None:
     """Says how uneven the answers are, when they are few and short enough to be labels."""
-    if one.dataset.kind == "unpaired":
+    if one.facts.kind == "unpaired":
         return None
-    labels, rows = one.total.labels, one.dataset.rows
+    labels, rows = one.total.labels, one.facts.rows
     named = sum(labels.values())
     if not 2 <= len(labels) <= min(20, MOST_LABELS) or named < 0.95 * rows or named < 10 * len(labels):
         return None
@@ -234,7 +234,7 @@ def _between(opened: Mapping[str, Opened]) -> list[Problem]:
     for i, split in enumerate(splits):
         for earlier in splits[:i]:
             rows, of = opened[split], opened[earlier]
-            path = rows.dataset.path
+            path = rows.facts.path
             text = "also in " + earlier + ", row {}"
             found += _listed("leakage", text, compare.shared(rows.total, of.total), path)
             prompts = compare.shared(rows.total, of.total, prompts=True)
@@ -247,7 +247,7 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
     signed = near.Signatures()
     owners: list[tuple[str, int]] = []
     tasks = {
-        split: Task(one.source.lines, 0, 0, one.dataset.format, one.dataset.columns)
+        split: Task(one.source.lines, 0, 0, one.facts.format, one.facts.columns)
         for split, one in opened.items()
     }
     form = near.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
@@ -267,7 +267,7 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
         code = "near-duplicate" if split == other else "near-leakage"
         where = "row {}" if split == other else other + ", row {}"
         matches = compare.Matches(tuple(pairs[:KEPT_PER_CODE]), len(pairs))
-        found += _listed(code, "nearly equal to " + where, matches, opened[split].dataset.path)
+        found += _listed(code, "nearly equal to " + where, matches, opened[split].facts.path)
     return found
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data import rules
-from orchestrate.data.dataset import Dataset
+from orchestrate.data.facts import Facts
 from orchestrate.data.files.folders import PACKED_SUFFIXES
 from orchestrate.data.files.outputs import require_writable, whole, writing
 from orchestrate.data.files.sources import source
@@ -37,6 +37,7 @@ from orchestrate.data.targets.tools import (
 from orchestrate.errors import DataError, UsageError
 from orchestrate.profile import built_in
 from orchestrate.types import Problem, Record, Severity
+
 
 class ConvertReport(Record, frozen=True, kw_only=True):
     """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
@@ -71,7 +72,7 @@ def convert(
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
-    data, rows = opened.dataset, opened.total.written
+    data, rows = opened.facts, opened.total.written
     target = _for(data, target)
     dropped = _dropped(opened, target)
     if not allow_loss:
@@ -92,14 +93,19 @@ def convert(
 
 def _dropped(opened: Opened, target: Target) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
-    data, counts = opened.dataset, opened.total.counts
+    data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
     found: list[Problem] = []
 
     def add(code: str, severity: Severity, message: str, fix: str) -> None:
         found.append(
             Problem(
-                code=code, severity=severity, message=message, fix=fix, source=data.path, providers=(target.name,)
+                code=code,
+                severity=severity,
+                message=message,
+                fix=fix,
+                source=data.path,
+                providers=(target.name,),
             )
         )
 
@@ -127,37 +133,39 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
     return found
 
 
-def _lost(data: Dataset, target: Target) -> list[Problem]:
+def _lost(data: Facts, target: Target) -> list[Problem]:
     """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]
     return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
 
 
-def refuse(data: Dataset, target: Target, errors: list[Problem]) -> None:
+def refuse(data: Facts, target: Target, errors: list[Problem]) -> None:
     """Raises `DataError` with the problems, when there are any."""
     if errors:
         shown = "; ".join(p.message for p in errors[:3])
         raise DataError(f"{target.name} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
 
 
-def _for(data: Dataset, target: Target) -> Target:
+def _for(data: Facts, target: Target) -> Target:
     """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
     the file cannot be."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):
-        return dataclasses.replace(target, encode=encoder("trl-completion")) if data.kind == "chat" else target
+        return (
+            dataclasses.replace(target, encode=encoder("trl-completion")) if data.kind == "chat" else target
+        )
     traits = {**target.rules.traits, Trait.LAST_TRAINED: WEIGHTS_BESIDE_OTHERS}
     return dataclasses.replace(target, rules=dataclasses.replace(target.rules, traits=traits))
 
 
-def _has(data: Dataset, trait: Trait) -> bool:
+def _has(data: Facts, trait: Trait) -> bool:
     return any(mask & trait for mask in data.masks)
 
 
 def write_rows(
-    data: Dataset,
+    data: Facts,
     target: Target,
     path: Path,
     *,
@@ -202,7 +210,7 @@ def write_rows(
     return written, losses
 
 
-def _require_some(written: int, data: Dataset, target: Target) -> None:
+def _require_some(written: int, data: Facts, target: Target) -> None:
     if not written:
         raise DataError(
             f"no row of {data.path} can be written for {target.name}",
@@ -211,7 +219,7 @@ def _require_some(written: int, data: Dataset, target: Target) -> None:
         )
 
 
-def _elsewhere(loss: Problem, data: Dataset) -> Problem:
+def _elsewhere(loss: Problem, data: Facts) -> Problem:
     """A kind that the target cannot hold can be held by these."""
     if loss.code != "kind-refused":
         return loss
@@ -220,7 +228,7 @@ def _elsewhere(loss: Problem, data: Dataset) -> Problem:
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
-def _unheld(data: Dataset, target: Target, count: int) -> Problem:
+def _unheld(data: Facts, target: Target, count: int) -> Problem:
     return Problem(
         code="not-held",
         severity=Severity.ERROR,

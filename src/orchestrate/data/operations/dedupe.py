@@ -59,7 +59,7 @@ def dedupe(
         require_writable(output, path)
         log = log_beside(output, "removed", path)
     opened = open_dataset(path, columns=columns, compare=True, workers=workers, progress=progress)
-    data, total = opened.dataset, opened.total
+    data, total = opened.facts, opened.total
     require_rows(data)
     again, first = compare.repeats(total.hashes)
     leaders = list(range(len(total.numbers)))

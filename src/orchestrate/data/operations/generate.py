@@ -20,7 +20,6 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.data import rules
-from orchestrate.data.rules import Target
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.folders import PACKED_SUFFIXES
 from orchestrate.data.files.journal import Journal
@@ -28,6 +27,7 @@ from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import review as reviewing
 from orchestrate.data.operations.judge import Judge
 from orchestrate.data.rows.examples import Example, Kind
+from orchestrate.data.rules import Target
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, ProviderError, UsageError
 from orchestrate.types import Message, Record, Reply

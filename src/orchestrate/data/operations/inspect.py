@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from orchestrate.data.dataset import Dataset
-from orchestrate.data.opening import open_dataset
+from orchestrate.data.facts import Facts
+from orchestrate.data.opening import count_tokens, open_dataset
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.data.shapes.reading import visible
@@ -101,8 +101,8 @@ def inspect(
     opened = open_dataset(
         path, columns=columns, tokenizers=(tokenizer,), compare=True, workers=workers, progress=progress
     )
-    data, total = opened.dataset, opened.total
-    count = data.tokens(tokenizer)
+    data, total = opened.facts, opened.total
+    count = count_tokens(data, tokenizer)
     lengths = sorted(count.lengths)
     broken = total.written - total.rows
     return InspectReport(
@@ -162,7 +162,7 @@ def _longest(lengths: Sequence[int], numbers: Sequence[int], each: int) -> tuple
     return tuple(LongRow(row=numbers[i // each], tokens=lengths[i]) for i in order)
 
 
-def languages(data: Dataset) -> dict[str, int]:
+def languages(data: Facts) -> dict[str, int]:
     """Rows by language, of a sample. The guess about a short row is wrong too often to believe one alone:
     a language that only few of them have is `uncertain`."""
     try:

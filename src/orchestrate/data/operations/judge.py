@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from xxhash import xxh3_64_intdigest
 
-from orchestrate.data.rules import Target
 from orchestrate.data.passes.near import Seen
 from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rows.examples import (
@@ -24,6 +23,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
     answers,

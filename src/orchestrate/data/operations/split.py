@@ -137,7 +137,7 @@ def split(
     paths = [folder / f"{name}.jsonl" for name in names]
     own = _require_own(folder, paths, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
-    data = opened.dataset
+    data = opened.facts
     require_rows(data)
     rows = [
         _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if stratify else "") for e in data.examples()

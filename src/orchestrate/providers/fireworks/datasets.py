@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from orchestrate.config import is_loopback
 from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
 from orchestrate.errors import (
     Conflict,
     DataError,

@@ -30,18 +30,18 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import archives, chat, listing, offline, transfer
+from orchestrate.profile import Profile
+from orchestrate.providers import archives, chat, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
+from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
-from orchestrate.profile import Profile
-from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.types import (
     Artifact,
     Endpoint,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from orchestrate import catalog, costing
+from orchestrate import costing
 from orchestrate.errors import (
     ArtifactRefused,
     Conflict,
@@ -25,12 +25,12 @@ from orchestrate.local.model import gguf_files, models
 from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
 from orchestrate.local.speed import throughput
+from orchestrate.profile import Profile
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
-from orchestrate.providers.local.translation import translate
-from orchestrate.profile import Profile
 from orchestrate.providers.local.profile import PROFILE
+from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Artifact,
     ArtifactFile,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire

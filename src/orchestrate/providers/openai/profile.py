@@ -7,8 +7,8 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate.data.rules import GIB, NO_KTO, NO_ROW_WEIGHT, ONE_ANSWER, HostRules, Rule, refused
 from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import GIB, NO_KTO, NO_ROW_WEIGHT, ONE_ANSWER, HostRules, Rule, refused
 from orchestrate.data.targets.dialects import Dialect
 from orchestrate.profile import Profile
 from orchestrate.types import Severity

@@ -26,17 +26,17 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.profile import Profile
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
-from orchestrate.profile import Profile
-from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.types import (
     Checkpoint,
     Endpoint,

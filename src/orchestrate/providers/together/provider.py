@@ -27,6 +27,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
+from orchestrate.profile import Profile
 from orchestrate.providers import archives, chat, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
@@ -34,6 +35,7 @@ from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
 from orchestrate.providers.values import (
     items,
@@ -44,8 +46,6 @@ from orchestrate.providers.values import (
     tagged,
     text,
 )
-from orchestrate.profile import Profile
-from orchestrate.providers.together.profile import PROFILE
 from orchestrate.types import (
     Artifact,
     Checkpoint,

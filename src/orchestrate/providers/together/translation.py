@@ -12,8 +12,8 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.settings import UNPAIRED, Rows
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 

@@ -1,0 +1,99 @@
+"""What is known of a file once it has been read, and the way back to its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrate.data.files.sources import source
+from orchestrate.data.passes.scan import Task, ranges, read_rows
+from orchestrate.data.rows.examples import Example, Kind
+from orchestrate.data.shapes.reading import Row
+from orchestrate.types import Problem
+
+
+@dataclass(frozen=True)
+class Content:
+    """What occurs in the rows; backends decide by it."""
+
+    tools: bool = False
+    weights: bool = False
+    row_weights: bool = False
+    reasoning: bool = False
+    images: bool = False
+    roles: tuple[str, ...] = ()
+    average_turns: float = 1.0
+    """User turns per row."""
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of one dataset under one tokenizer and chat template."""
+
+    tokens: int
+    """Of all rows, template included, before truncation."""
+    trained_tokens: int
+    """Those that carry loss."""
+    rows: int
+    longest: int
+    tokenizer: str
+    """What counted: the model's own tokenizer, or the named stand-in."""
+    exact: bool
+    error_band: float = 0.0
+    """Relative half-width of the count's uncertainty; 0 when exact."""
+    lengths: Sequence[int] = ()
+    """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
+    with each answer)."""
+
+    def truncated(self, limit: int | None) -> int:
+        """Tokens left when every sequence is cut at `limit`."""
+        return self.tokens if limit is None else sum(min(n, limit) for n in self.lengths)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one reading of a file found. `digest` is the sha256 of the canonical rows: equal content, equal
+    digest."""
+
+    path: str
+    format: str
+    """What the reader found: `openai-chat`, `sharegpt`, `alpaca` ..."""
+    kind: Kind
+    rows: int
+    bytes: int
+    digest: str
+    """sha256 over the sha256 of each canonical row, in order."""
+    content: Content
+    problems: tuple[Problem, ...] = ()
+    container: str = "jsonl"
+    """What held the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
+    canonical_bytes: int = 0
+    """Size of the rows as canonical JSON lines; what a host's file has, within a few percent."""
+    masks: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
+    first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    """The first row numbers with each trait."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Columns that were renamed while reading: (wanted, column)."""
+    memory: Path | None = field(default=None, compare=False)
+    """The folder where token counts are kept."""
+
+    def examples(self) -> Iterator[Example]:
+        """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file
+        has gone."""
+        return (example for _, example in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Example]]:
+        """As `examples`, each with its row number in the file."""
+        return ((number, row.example) for number, row in self.read() if row.example is not None)
+
+    def read(self) -> Iterator[tuple[int, Row]]:
+        """Row number and row of each line of the file, rows with errors too."""
+        lines = source(self.path)
+        before = 0
+        for start, end in ranges(lines.lines, lines.line_bytes):
+            number = 0
+            for number, row in read_rows(Task(lines.lines, start, end, self.format, self.columns)):
+                yield before + number, row
+            before += number
