@@ -27,7 +27,7 @@ from orchestrate.keys import write_key as write_key
 from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
 
 CONFIG_NAME = "orchestrate.toml"
-NOTIFY_SECRET = "notify-webhook"
+NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
 """Its name in the key file."""
 NOTIFY_VARIABLES = {
     "command": "ORCHESTRATE_NOTIFY_COMMAND",
@@ -140,7 +140,7 @@ class Settings:
 
     def host(self, name: str) -> HostConfig:
         host = self.hosts.get(name) or HostConfig(name=name)
-        own = self.local if host.kind == this_machine().kind else {}
+        own: Mapping[str, Any] = self.local if host.kind == this_machine().kind else {}
         return replace(host, options={"home": str(self.home), **own, **host.options})
 
 

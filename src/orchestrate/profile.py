@@ -87,7 +87,8 @@ class Profile:
         """Why no new jobs are taken from anyone today; `None` while they are from some account."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
-        return f"{self.title} takes no new fine-tuning jobs since {self.no_new_jobs_after} ({self.closing_source})"
+        since = f"{self.no_new_jobs_after} ({self.closing_source})"
+        return f"{self.title} takes no new fine-tuning jobs since {since}"
 
 
 @cache

@@ -45,7 +45,7 @@ class Backend:
         if self.name == "shelf":
             if str(PLUGIN) not in sys.path:
                 sys.path.insert(0, str(PLUGIN))
-            from orchestrate_shelf import ShelfProvider
+            from orchestrate_shelf.provider import ShelfProvider
 
             return ShelfProvider(settings.host("shelf"))
         return registry.make(self.name, settings)

@@ -4,19 +4,23 @@ generate are offline."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json, table
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import note_rewritten, show_check, show_inspect, show_preview
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
+from orchestrate.profile import this_machine
 from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.data.rules import Target
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -52,7 +56,7 @@ def inspect(
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
     from orchestrate.data.operations import inspect as inspecting
 
-    name = tokenizer or _tokenizer(model, ("local",))
+    name = tokenizer or _tokenizer(model, ())
     with _progress("reading") as progress:
         report = inspecting.inspect(
             file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
@@ -65,6 +69,7 @@ def inspect(
 
 @app.command()
 def check(
+    context: typer.Context,
     file: FileArg,
     validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None,
     test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None,
@@ -92,8 +97,11 @@ def check(
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import check as checking
     from orchestrate.data.rules import METHOD_KINDS
+    from orchestrate.providers import registry
 
-    wanted = host_names(hosts)
+    settings = settings_of(context)
+    wanted = registry.targets(settings, hosts)
+    kinds = {host.name: settings.host(host.name).kind for host in wanted}
     if method not in (None, *METHOD_KINDS):
         raise UsageError(f"no method {method!r}; known: {', '.join(METHOD_KINDS)}")
     paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
@@ -103,8 +111,8 @@ def check(
     options = checking.Options(
         hosts=wanted,
         method=method,
-        tokenizer=tokenizer or _tokenizer(model, wanted),
-        contexts=_contexts(model, wanted, method or "sft"),
+        tokenizer=tokenizer or _tokenizer(model, kinds.values()),
+        contexts=_contexts(model, kinds, method or "sft"),
         epochs=epochs,
         near=_look_near(paths) if near is None else near,
         columns=_columns(columns),
@@ -125,6 +133,7 @@ def check(
 
 @app.command()
 def convert(
+    context: typer.Context,
     file: FileArg,
     to: Annotated[
         str,
@@ -153,6 +162,7 @@ def convert(
     """Rows in another format: without loss, or not at all unless --allow-loss."""
     from orchestrate.data.files.outputs import beside, is_stdout
     from orchestrate.data.operations import convert as converting
+    from orchestrate.providers import registry
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
@@ -161,7 +171,7 @@ def convert(
     with _engine(engine, workers), _progress("converting") as progress:
         report = converting.convert(
             file,
-            to,
+            registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
             columns=_columns(columns),
@@ -306,7 +316,7 @@ def _look_near(paths: Mapping[str, str]) -> bool:
     return False
 
 
-def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> object:
+def _fix(file: str, output: Path, hosts: Sequence[Target], options: object) -> object:
     from orchestrate.data.operations import check as checking
     from orchestrate.data.operations import fix as fixing
 
@@ -321,18 +331,7 @@ def _columns(given: Sequence[str] | None) -> dict[str, str]:
     return {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
-def host_names(text: str) -> tuple[str, ...]:
-    from orchestrate.data import rules
-
-    if text == "all":
-        return rules.DEFAULT_HOSTS
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        rules.host_rules(name)
-    return names
-
-
-def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
+def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
     """The counter of a model, by the first backend that has it; o200k when no model is named."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
@@ -340,9 +339,9 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     if model is None:
         return "o200k"
     failed: OrchestrateError | None = None
-    for host in (*hosts, "local"):
+    for kind in (*kinds, this_machine().kind):
         try:
-            found = catalog.resolve(model, host)
+            found = catalog.resolve(model, kind)
         except OrchestrateError as error:
             failed = failed or error
             continue
@@ -351,13 +350,13 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     raise failed
 
 
-def _contexts(model: str | None, hosts: Sequence[str], method: str) -> dict[str, int]:
+def _contexts(model: str | None, hosts: Mapping[str, str], method: str) -> dict[str, int]:
     from orchestrate import catalog
 
     found: dict[str, int] = {}
-    for host in hosts if model else ():
+    for host, kind in hosts.items() if model else ():
         try:
-            context = catalog.resolve(model or "", host).context(method)
+            context = catalog.resolve(model or "", kind).context(method)
         except OrchestrateError:
             note(f"{host} does not offer {model}: its length limit is not checked")
             continue

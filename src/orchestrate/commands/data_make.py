@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.commands.data import host_names
     from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
     from orchestrate.local.run.process import file_lock
+    from orchestrate.providers import registry
     from orchestrate.providers.openai.asking import asker
 
     config = _host(context, host, base_url, key_variable)
@@ -79,7 +79,7 @@ def generate(
         examples=examples,
         parallel=parallel,
         instructions=_text(instructions),
-        hosts=host_names(hosts),
+        hosts=registry.targets(settings_of(context), hosts),
         threshold=threshold,
         seed=seed,
     )

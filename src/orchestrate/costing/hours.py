@@ -91,9 +91,9 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the whole machine) or
-    `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the devices draw at
-    full load."""
+    """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the
+    whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
+    devices draw at full load."""
     book, on = book or rates(), today or date.today()
     if owned := book.find(prices, "owned", ids=[device], on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
@@ -131,9 +131,8 @@ def rental_rate(
 
 
 def _flat(book: RateBook, prices: str, on: date) -> Rate | None:
-    return next(
-        (r for r in book if r.provider == prices and "gpu_rental" in r.methods and r.gpu is None), None
-    )
+    mine = (r for r in book if r.provider == prices and "gpu_rental" in r.methods)
+    return next((r for r in mine if r.gpu is None), None)
 
 
 def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> HourlyRate:

@@ -1,7 +1,8 @@
 """The contract that every backend keeps, built-in or plug-in.
 
-A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about a job comes from the host or from the arguments. Methods are synchronous;
-`orchestrate.AsyncOrchestrator` wraps them.
+A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
+a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
+wraps them.
 
 Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
 from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from orchestrate.errors import UsageError
 from orchestrate.profile import broken, built_in, plug_ins, profile
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
+    from orchestrate.config import HostConfig, Settings
     from orchestrate.data.rules import Target
     from orchestrate.providers.base import Provider
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 def names(settings: Settings) -> list[str]:
     """All backends, built-in first, then configured hosts, then plug-ins."""
     return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *plug_ins()]))
+
+
+def with_keys(settings: Settings) -> dict[str, HostConfig]:
+    """The backends that are asked with a key."""
+    hosts = {name: settings.host(name) for name in names(settings)}
+    return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
 
 def provider_class(kind: str) -> type[Provider]:
@@ -46,3 +53,14 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
         return tuple(target(name, one) for name, one in known if one.rules is not None)
     given = [name.strip() for name in wanted.split(",") if name.strip()]
     return tuple(target(name, profile(settings.host(name).kind)) for name in given)
+
+
+def format_of(settings: Settings, name: str) -> Target:
+    """What rows are converted to: a format of another tool, or a backend's. Raises `UsageError`."""
+    from orchestrate.data.targets.tools import FORMATS, tool
+
+    if name in FORMATS:
+        return tool(name)
+    if name not in (known := names(settings)):
+        raise UsageError(f"no format {name!r}; known: {', '.join([*known, *FORMATS])}")
+    return targets(settings, name)[0]

@@ -79,7 +79,8 @@ def fix(
 ) -> FixReport:
     """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
 
-    Neighbouring messages of one role are joined where one of the `hosts` wants turns to alternate. Raises `DataError` when the file cannot be read as any known format.
+    Neighbouring messages of one role are joined where one of the `hosts` wants turns to alternate. Raises
+    `DataError` when the file cannot be read as any known format.
     """
     require_writable(output, path)
     log = log_beside(output, "changes", path)

@@ -55,7 +55,7 @@ class Connection:
     @property
     def inference_url(self) -> str:
         """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
-        base = self._config.base_url or PROFILE.url
+        base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 
     def account(self) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from contextlib import suppress
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
+from orchestrate.catalog import HostModel
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import NANO, money, number, ref_in, table, text, when, whole
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint

@@ -329,7 +329,7 @@ class TogetherProvider(Provider):
     @property
     def _inference_url(self) -> str:
         """The real host answers chats under another name; any other server under its own."""
-        base = self.config.base_url or PROFILE.url
+        base = self.config.base_url or PROFILE.url or ""
         return INFERENCE_URL if base == PROFILE.url else base
 
     def _body(self, spec: JobSpec) -> dict[str, Any]:
