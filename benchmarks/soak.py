@@ -19,13 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from soaking import WAITS, Soak
+from tests.faults.soaking import WAITS, Soak
+from tests.postgres_server import Postgres, postgres_binaries
 
 from orchestrate import sandbox
-from postgres_server import Postgres, postgres_binaries
 
 COLUMNS = ("runs", "jobs", "lost", "doubled", "by_proxy", "wrong_end")
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests import key_scan
+from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
@@ -74,7 +73,7 @@ class Keys:
 
     def look(self, session: pytest.Session) -> None:
         factory = session.config._tmp_path_factory  # type: ignore[attr-defined]
-        self.scan = key_scan.session_scan(Path(__file__).parent, [factory.getbasetemp()])
+        self.scan = key_scan.session_scan(ROOT / "tests", [factory.getbasetemp()])
         for where, text in self.told:
             self.scan.text(where, text)
 

@@ -65,6 +65,8 @@ class Orchestrator:
         self.settings.make_home()
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
+        self.gpu_hours: Decimal | None = None
+        """What quotes take an RFT job to need, which no host says beforehand."""
 
     def __enter__(self) -> Self:
         return self
@@ -338,7 +340,8 @@ class Orchestrator:
 
     def _check(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> list[Problem]:
         try:
-            return self.provider(name).check(spec.on(name), data)
+            backend, own = self.provider(name), spec.on(name)
+            return backend.check(own, data, backend.translate(own))
         except (SpecError, MissingExtra) as error:
             missing = isinstance(error, MissingExtra)
             if missing and alone:
@@ -354,11 +357,9 @@ class Orchestrator:
             ]
 
     def _quote(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> Quote:
-        from orchestrate import costing
-
         try:
-            with costing.using(self.rates):
-                return self.provider(name).quote(spec.on(name), data)
+            backend, own = self.provider(name), spec.on(name)
+            return backend.quote(own, data, backend.translate(own), self.rates, gpu_hours=self.gpu_hours)
         except SpecError as error:
             return Quote(provider=name, model="", unavailable=error.message)
         except MissingExtra as error:

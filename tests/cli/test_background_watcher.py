@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Cli
+from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, told, until, watchers
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from tests.cli.conftest import Cli
-from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, told, until, watchers
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Cli
+from tests.cli.terminals import Terminal, told, until, watchers
+from tests.postgres_server import Postgres
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.tracking import Store
-from tests.cli.conftest import Cli
-from tests.cli.terminals import Terminal, told, until, watchers
-from tests.postgres_server import Postgres
 
 HOMES = ("one", "two")
 RUNS = 3

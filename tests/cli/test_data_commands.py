@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.paths import FIXTURES
 
 from orchestrate.data.operations.check import CheckReport
 from orchestrate.data.operations.convert import ConvertReport
@@ -21,7 +22,6 @@ from orchestrate.data.operations.inspect import InspectReport
 from orchestrate.data.operations.preview import PreviewReport
 from orchestrate.data.operations.split import SplitReport
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 ORDERS = FIXTURES / "datasets" / "orders"
 GOOD = FIXTURES / "datasets" / "formats" / "good"
 BAD = FIXTURES / "datasets" / "formats" / "bad"

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.chat_host import ChatHost, chat_host
+from tests.cli.conftest import Cli
+from tests.paths import DATASETS
 
 from orchestrate.data.operations.generate import GenerateReport
 from orchestrate.data.operations.review import ExportReport
 from orchestrate.sandbox import running
-from tests.chat_host import ChatHost, chat_host
-from tests.cli.conftest import Cli
 
-ORDERS = Path(__file__).parents[2] / "fixtures" / "datasets" / "orders" / "train.jsonl"
+ORDERS = DATASETS / "orders" / "train.jsonl"
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from tests.cli.conftest import Cli
 
 from orchestrate.cli import COMMANDS
-from tests.cli.conftest import Cli
 
 
 def test_help_names_every_command(cli: Cli) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.paths import TINY
 
 from orchestrate import cli
 from orchestrate.zstd import zstd
 
-TINY = Path(__file__).parents[2] / "fixtures" / "models" / "tiny-chat"
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 DEEP = b"[" * 200_000 + b"]" * 200_000
 MANY = b"".join(ROW.replace(b'"a"', b'"%d"' % random.Random(i).getrandbits(300)) for i in range(2000))

@@ -8,10 +8,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.cli.conftest import Cli
 
 from orchestrate.cli import COMMANDS, LazyCommand
 from orchestrate.commands.schema import OUTPUTS, of
-from tests.cli.conftest import Cli
 
 ROWS = [
     [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(30)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from tests.cli.conftest import Cli, Result
 from tests.cli.test_keys_and_hosts import KEY, stranger  # noqa: F401  a fixture
 

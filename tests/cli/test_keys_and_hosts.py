@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.cli.conftest import Cli
 
 KEY = "sk-proj-0123456789abcdefghij"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.cli.conftest import ROOT, Cli
+from tests.cli.conftest import Cli
+from tests.paths import ROOT
 from tests.unit.local.sessions import EXACT, answers, pairs, prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
-from tests.cli.conftest import Cli
 
 CREATE = "/v1/fine-tunes"
 

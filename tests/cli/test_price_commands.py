@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.paths import FIXTURES
 
 Cli = Callable[..., Any]
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 ORDERS, TINY = FIXTURES / "datasets" / "orders", FIXTURES / "models" / "tiny-chat"
 
 ALWAYS_OPEN = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from tests.cli.conftest import ROOT, Cli
+from tests.cli.conftest import Cli
+from tests.paths import ROOT
 
 PAGE = (ROOT / "docs" / "quotes.md").read_text()
 SECTIONS = re.findall(r"^```sh\norchestrate ([^\n]+)\n```\n\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
-from tests.cli.conftest import Cli
 
 
 @pytest.fixture(scope="module")

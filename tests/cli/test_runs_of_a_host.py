@@ -14,10 +14,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from tests.cli.conftest import Cli
 
 from orchestrate.commands.schema import of
 from orchestrate.sandbox import running
-from tests.cli.conftest import Cli
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 ODD = "[bold]x[/nothing]"

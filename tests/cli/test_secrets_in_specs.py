@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Cli, Result
 
 from orchestrate.sandbox import running
-from tests.cli.conftest import Cli, Result
 
 TOKEN = "tok-en0123456789abcdef"
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]

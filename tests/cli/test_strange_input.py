@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.cli.conftest import Cli
 
 ODD = "[bold]x[/nothing]:smile:"

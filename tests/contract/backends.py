@@ -13,6 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from tests.paths import ROOT
+
 from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
@@ -20,7 +22,7 @@ from orchestrate.providers.base import Provider
 from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
 from orchestrate.types import Feature, Job, JobHandle
 
-SPECS = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
+SPECS = ROOT.parent / "shared" / "specs"
 """The API descriptions that the hosts publish, where they lie beside the checkout."""
 PLUGIN = Path(__file__).parent / "plugin" / "src"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from backends import BACKENDS, HOSTED, SPECS, Backend, data_files
+from tests.contract.backends import BACKENDS, HOSTED, SPECS, Backend, data_files
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.providers.base import Provider

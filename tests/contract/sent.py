@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backends import Backend, every_setting, new_ref
+from tests.contract.backends import Backend, every_setting, new_ref
 
 from orchestrate.data import TrainingData
 from orchestrate.providers.base import Provider

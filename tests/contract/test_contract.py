@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import Backend, at, every_setting, methods, new_ref, submit, wait_for
+from tests.contract.backends import Backend, at, every_setting, methods, new_ref, submit, wait_for
 
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import AuthenticationFailed, NotFound, OutcomeUnknown, ProviderError, Unsupported
 from orchestrate.providers.base import Provider
@@ -89,7 +90,8 @@ def test_quote_has_sources_or_says_why_there_is_none(
     provider = make(backend)
     for method in methods(provider):
         spec = backend.spec(files, method)
-        quote = provider.quote(spec, TrainingData.open(spec.train, spec.validation))
+        data = TrainingData.open(spec.train, spec.validation)
+        quote = provider.quote(spec, data, provider.translate(spec), built_in())
         assert quote.provider == provider.name
         assert quote.low_usd <= quote.expected_usd <= quote.high_usd
         assert quote.unavailable or all(line.source for line in quote.lines)
@@ -101,7 +103,8 @@ def test_good_data_passes_and_rows_of_another_kind_do_not(
     provider = make(backend)
 
     def errors(spec: JobSpec) -> list[str]:
-        found = provider.check(spec, TrainingData.open(spec.train, spec.validation))
+        data = TrainingData.open(spec.train, spec.validation)
+        found = provider.check(spec, data, provider.translate(spec))
         assert all(provider.name in p.providers or not p.providers for p in found)
         return [p.code for p in found if p.severity is Severity.ERROR]
 

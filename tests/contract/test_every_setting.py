@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import BACKENDS, Backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.contract.backends import BACKENDS, Backend
 
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec

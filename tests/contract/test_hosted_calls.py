@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
 from orchestrate.errors import (
     AuthenticationFailed,

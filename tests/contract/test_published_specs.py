@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from backends import SPECS, Backend, methods
 from jsonschema import Draft202012Validator
-from sent import bodies
+from tests.contract.backends import SPECS, Backend, methods
+from tests.contract.sent import bodies
 
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.server import Sandbox

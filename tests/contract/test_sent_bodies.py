@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 import pytest
-from backends import Backend, methods
 from pydantic import TypeAdapter
-from sent import bodies, full_spec
+from tests.contract.backends import Backend, methods
+from tests.contract.sent import bodies, full_spec
 
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.server import Sandbox

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.paths import DATASETS
 
 from orchestrate import config, costing, quoting
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 
-ORDERS = Path(__file__).resolve().parents[2] / "fixtures" / "datasets" / "orders"
+ORDERS = DATASETS / "orders"
 HOSTS = ("openai", "together", "fireworks")
 
 

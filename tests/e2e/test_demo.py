@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.cli.conftest import ROOT, Cli
+from tests.cli.conftest import Cli
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Cli, Result
+from tests.paths import ROOT
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
-from tests.cli.conftest import ROOT, Cli, Result
 
 pytestmark = pytest.mark.slow
 HOSTS = ("openai", "together", "fireworks")

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Cli
+from tests.paths import ROOT
 
 from orchestrate.local import RunDir
-from tests.cli.conftest import ROOT, Cli
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240

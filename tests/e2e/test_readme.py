@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
 from orchestrate.sandbox import running
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = {"train.jsonl": ("train", 60), "valid.jsonl": ("validation", 20), "test.jsonl": ("test", 20)}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Cli
 
 from orchestrate import config
 from orchestrate.data import TrainingData
@@ -15,7 +16,6 @@ from orchestrate.sandbox import running
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.types import JobHandle, JobStatus
-from tests.cli.conftest import Cli
 
 pytestmark = pytest.mark.slow
 RUNS = 10_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import Counted, World
+from tests.faults.world import Counted, World
 
 from orchestrate import sandbox
 

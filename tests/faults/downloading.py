@@ -1,6 +1,6 @@
 """One download in a process that kills itself at the Nth file that it opens for writing, renames or makes.
 
-    python downloading.py BACKEND HOME JOB_ID KIND DEST N
+    python -m tests.faults.downloading BACKEND HOME JOB_ID KIND DEST N
 
 With N = 0 it lives, and prints how many such moments there were.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from submitting import backend
+from tests.faults.submitting import backend
 
 from orchestrate.types import JobHandle
 

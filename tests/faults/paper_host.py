@@ -30,6 +30,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     RateLimited,
 )
+from orchestrate.profile import Profile
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
@@ -48,8 +49,7 @@ from orchestrate.types import (
 
 
 class PaperHost(Provider):
-    name = "paper"
-    title = "Paper"
+    profile = Profile(kind="paper", title="Paper", provider="paper_host:PaperHost", keyless=True)
     features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS, Feature.CANCEL})
     missing: ClassVar = {}
     status_map: ClassVar = {
@@ -72,10 +72,10 @@ class PaperHost(Provider):
     def translate(self, spec: JobSpec) -> Translation:
         return Translation(provider=self.name, model=spec.model_for(self.name), settings=(), body={})
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return []
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
+    def quote(self, spec: JobSpec, *_: Any, **__: Any) -> Quote:
         return Quote(provider=self.name, model="m")
 
     # -- submitting

@@ -1,6 +1,6 @@
 """Runs commands of the soak, one after another, each in a fork of its own that may die.
 
-    python soak_worker.py FOLDER STORE_URL IN:OUT...
+    python -m tests.faults.soak_worker FOLDER STORE_URL IN:OUT...
 
 Each pair of file descriptors is a slot. A command is a line of JSON on IN; the answers on OUT are the
 child's process id and, when it has ended, its exit status as `os.waitpid` gives it. What a child reached it
@@ -26,7 +26,7 @@ import fireworks  # noqa: F401  imported once, before the forks
 import openai  # noqa: F401
 import together  # noqa: F401
 from sqlalchemy import event
-from submitting import backend, spec_for
+from tests.faults.submitting import backend, spec_for
 
 from orchestrate.costing import spending  # noqa: F401
 from orchestrate.data import TrainingData

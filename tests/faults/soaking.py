@@ -27,9 +27,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from books import jobs_on_host
-from soak_worker import TIMEOUT_S, TIMING
-from submitting import BACKENDS, backend, write_rows
+from tests.faults.books import jobs_on_host
+from tests.faults.soak_worker import TIMEOUT_S, TIMING
+from tests.faults.submitting import BACKENDS, backend, write_rows
+from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import OrchestrateError
@@ -39,7 +40,7 @@ from orchestrate.tracking import Store, Submitter, cancel, sync
 from orchestrate.tracking.timing import POINTS
 from orchestrate.types import Run, SubmitPhase
 
-WORKER = Path(__file__).with_name("soak_worker.py")
+WORKER = "tests.faults.soak_worker"
 HOSTED = [name for name in BACKENDS if name != "local"]
 CREATE = {"openai": "fine_tuning/jobs$", "together": "fine-tunes$", "fireworks": "FineTuningJobs$"}
 WORDS = {
@@ -82,7 +83,8 @@ def workers_of(folder: Path, url: str, env: Mapping[str, str], slots: int) -> It
     pairs = [f"{there}:{back}" for (there, _), (_, back) in zip(orders, answers, strict=True)]
     with (folder / "worker.err").open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, WORKER, folder, url, *pairs],
+            [sys.executable, "-m", WORKER, folder, url, *pairs],
+            cwd=ROOT,
             env={**os.environ, **env},
             stderr=errors,
             pass_fds=theirs,

@@ -1,6 +1,6 @@
 """One submit in a process of its own, for tests that kill it. Also what those tests share.
 
-    python submitting.py STORE_URL BACKEND ROWS MARKS POINT [ACTION]
+    python -m tests.faults.submitting STORE_URL BACKEND ROWS MARKS POINT [ACTION]
 
 It writes each point that it reaches into the file MARKS, and at POINT does ACTION to itself: `kill` (SIGKILL,
 the default) or `stop` (SIGSTOP; whoever started it lets it go on).
@@ -23,7 +23,8 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing
 from orchestrate.tracking.submit import submit
 
-CHILD = Path(__file__)
+CHILD = "tests.faults.submitting"
+"""Its name as a module: `python -m`, started in `ROOT`."""
 BACKENDS = ("openai", "together", "fireworks", "local")
 MODELS = {
     "openai": "gpt-4.1-mini-2025-04-14",

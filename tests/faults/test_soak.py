@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from soaking import WAITS, Soak
+from tests.faults.soaking import WAITS, Soak
 
 from orchestrate import sandbox
 

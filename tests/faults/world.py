@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from books import HostJob, jobs_on_host
-from submitting import BACKENDS, CHILD, backend, spec_for, write_rows
+from tests.faults.books import HostJob, jobs_on_host
+from tests.faults.submitting import BACKENDS, CHILD, backend, spec_for, write_rows
+from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
 from orchestrate.providers.base import Provider
@@ -67,7 +68,10 @@ class World:
         arguments = [self.url, name, self.rows, self.marks, point, action]
         with (self.home / "child.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, CHILD, *map(str, arguments)], env={**os.environ, **self.env}, stderr=log
+                [sys.executable, "-m", CHILD, *map(str, arguments)],
+                cwd=ROOT,
+                env={**os.environ, **self.env},
+                stderr=log,
             )
 
     def submit(self, name: str, *, timing: Timing | None = None, reached: CrashPoint = pass_by) -> Run:

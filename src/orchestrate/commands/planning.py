@@ -182,7 +182,8 @@ def quote(
     )
     load = costing.Traffic.parse(traffic) if traffic else None
     hours = None if gpu_hours is None else Decimal(str(gpu_hours))
-    with orchestrator(context) as ft, costing.assuming(gpu_hours=hours):
+    with orchestrator(context) as ft:
+        ft.gpu_hours = hours
         ft.rates = with_flags(ft.rates, rate)
         quotes = ft.quote(asked, provider)
         told = quoting.live_prices(ft, asked, quotes) if live else []

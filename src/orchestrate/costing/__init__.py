@@ -32,9 +32,7 @@ For the service and the commands:
     age_days(quote, today) -> int | None; worst_confidence(quote) -> Confidence
 
     user_book([settings.home, ...], ["local:owned=0.4"]) -> RateBook    under rates.yaml files, then --rate
-    with using(book): ...                               quotes and bills inside take the rates of this book
-    with assuming(gpu_hours=Decimal(3)): ...            RFT quotes inside take these GPU-hours
-    rates() -> RateBook; built_in(); load(path) -> list[Rate]; parse_flag(text, today) -> Rate
+    built_in() -> RateBook; load(path) -> list[Rate]; parse_flag(text, today) -> Rate
 """
 
 from orchestrate.costing.bills import (
@@ -53,13 +51,11 @@ from orchestrate.costing.book import (
     built_in,
     load,
     parse_flag,
-    rates,
     user_book,
-    using,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
 from orchestrate.costing.hours import Answers, HourlyRate, local_rate, quote_hours_job, rental_rate, watts
-from orchestrate.costing.jobs import assuming, quote_tokens_job, training_rate
+from orchestrate.costing.jobs import quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -92,7 +88,6 @@ __all__ = [
     "Spending",
     "UnknownPrice",
     "accuracy",
-    "assuming",
     "bill",
     "bill_run",
     "built_in",
@@ -104,13 +99,11 @@ __all__ = [
     "quote_hours_job",
     "quoted_hour",
     "quote_tokens_job",
-    "rates",
     "reconcile",
     "rental_rate",
     "spending",
     "tokenizer_for",
     "training_rate",
     "user_book",
-    "using",
     "watts",
 ]

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing.book import RateBook, rates
+from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
@@ -48,7 +48,7 @@ def bill(
     if job.trained_tokens is not None:
         on = job.created_at.date() if job.created_at else (today or date.today())
         rate = training_rate(
-            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or rates(), on=on
+            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or built_in(), on=on
         )
         if rate is not None and rate.usd_per_mtok is not None:
             entry = line("training", job.trained_tokens / MTOK, rate)

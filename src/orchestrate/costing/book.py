@@ -8,9 +8,7 @@ it is known.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -325,23 +323,3 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
         if (path := folder / USER_FILE).is_file():
             book = book.over(load(path))
     return book.over(parse_flag(flag, today or date.today()) for flag in flags)
-
-
-# -- which book is in use ----------------------------------------------------------------------------------
-
-_current: ContextVar[RateBook | None] = ContextVar("rates", default=None)
-
-
-def rates() -> RateBook:
-    """The book in use: the built-in one, or that of the surrounding `using`."""
-    return _current.get() or built_in()
-
-
-@contextmanager
-def using(book: RateBook) -> Generator[RateBook]:
-    """Within the block every quote and bill takes its rates from `book` (the user's file and `--rate`)."""
-    token = _current.set(book)
-    try:
-        yield book
-    finally:
-        _current.reset(token)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Rate, RateBook, rates
+from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.size import measure
 from orchestrate.types import Confidence, Quote, QuoteLine, Translation
@@ -23,19 +20,6 @@ if TYPE_CHECKING:
 
 STALE_DAYS = 60
 """A rate checked longer ago is warned about."""
-
-
-_gpu_hours: ContextVar[Decimal | None] = ContextVar("gpu_hours", default=None)
-
-
-@contextmanager
-def assuming(*, gpu_hours: Decimal | None) -> Generator[None]:
-    """Within the block an RFT job is taken to need so many GPU-hours, which no host tells beforehand."""
-    token = _gpu_hours.set(gpu_hours)
-    try:
-        yield
-    finally:
-        _gpu_hours.reset(token)
 
 
 def training_rate(
@@ -95,11 +79,12 @@ def quote_tokens_job(
 ) -> Quote:
     """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
 
-    `prices` names the rates to use when they are not those of the profile's kind. A model that is gone or without a published price gives a quote with `unavailable`,
-    never a guess; a `sandbox` goes on taking jobs after its host has closed.
+    `prices` names the rates to use when they are not those of the profile's kind. A model that is gone or
+    without a published price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs
+    after its host has closed.
     """
     on = today or date.today()
-    book = book or rates()
+    book = book or built_in()
     kind = prices or profile.kind
 
     def none(reason: str) -> Quote:
@@ -108,8 +93,7 @@ def quote_tokens_job(
     if reason := None if sandbox else _gone(resolved, profile, on):
         return none(reason)
     if spec.method.type == "rft":
-        hours = gpu_hours if gpu_hours is not None else _gpu_hours.get()
-        return _quote_rft(provider, kind, resolved, hours, book, on)
+        return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
     if profile.bills is None:
         return none(f"{provider} does not say how it bills a job, so its price is not known")
     rate = training_rate(resolved, spec, profile=profile, prices=kind, book=book, on=on)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.catalog.models import lookup
-from orchestrate.costing.book import Rate, RateBook, rates
+from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import names
 from orchestrate.costing.lines import MTOK, line, rounded
@@ -199,7 +199,7 @@ def _serving(
     book: RateBook | None,
     on: date,
 ) -> _Serving | str:
-    book, kind = book or rates(), profile.kind
+    book, kind = book or built_in(), profile.kind
     if hourly is not None:
         return _own_machine(hourly, hours_per_day, traffic, training)
     ids = names(resolved)
@@ -373,7 +373,7 @@ def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
     """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
-    book, on = book or rates(), today or date.today()
+    book, on = book or built_in(), today or date.today()
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, on)
     except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog

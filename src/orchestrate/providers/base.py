@@ -40,6 +40,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
     from orchestrate.config import HostConfig
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.rules import Target
     from orchestrate.profile import Profile
@@ -82,14 +83,28 @@ class Provider(ABC):
     def translate(self, spec: JobSpec) -> Translation:
         """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
 
-    @abstractmethod
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        """Each reason for which the host would refuse, with row and field. Offline."""
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        """Each reason for which the host would refuse, with row and field: here those that the translation
+        and the profile tell. Offline. `translation` is what `translate` gave for the spec."""
+        from orchestrate.providers import offline
 
-    @abstractmethod
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        """The price before anything is uploaded. Offline; an unpriced model gives a Quote with
-        `unavailable`."""
+        return offline.problems(self, spec, data, translation)
+
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        """The price before anything is uploaded, at `rates`. Offline; an unpriced model gives a Quote with
+        `unavailable`. `gpu_hours` is what the user takes an RFT job to need, which no host says
+        beforehand. Here by the tokens, as the profile says how the host bills them."""
+        from orchestrate.providers import offline
+
+        return offline.quote(self, spec, data, translation, rates, gpu_hours)
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
         """The spec's model here. Raises `SpecError`."""

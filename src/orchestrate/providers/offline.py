@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import costing
@@ -15,6 +16,7 @@ from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec
@@ -57,7 +59,14 @@ def problems(
     return found
 
 
-def quote(provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation) -> Quote:
+def quote(
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    rates: RateBook,
+    gpu_hours: Decimal | None,
+) -> Quote:
     """By the tokens, as the profile says how the host bills them."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
@@ -71,6 +80,8 @@ def quote(provider: Provider, spec: JobSpec, data: TrainingData, translation: Tr
         resolved=provider.resolve(spec),
         prices=provider.prices,
         sandbox=provider.sandbox,
+        gpu_hours=gpu_hours,
+        book=rates,
     )
 
 

@@ -46,7 +46,7 @@ def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None 
         return None
     method = {"sft": SFT(), "dpo": DPO(), "rft": RFT(grader={"type": "any"})}[job.kind]
     spec = JobSpec(model=job.base, train="-", method=method, adapter=Full() if full else LoRA())
-    book = costing.rates()
+    book = costing.built_in()
     rate = costing.training_rate(resolved, spec, profile=profile(host), prices=host, book=book, on=today)
     if rate is None or rate.usd_per_mtok is None:
         return None

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate import costing
-from orchestrate.costing import Rate, built_in, load, parse_flag, user_book, using
+from orchestrate.costing import Rate, built_in, load, parse_flag, user_book
 from orchestrate.costing.book import parse
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.types import Confidence
@@ -175,9 +174,6 @@ def test_flags_go_before_everything() -> None:
     book = built_in().over([parse_flag("together:sft_lora@Qwen/Qwen3.5-9B=0.10", TODAY)])
     assert book.find("together", "sft_lora", ids=["Qwen/Qwen3.5-9B"], on=TODAY).usd == Decimal("0.10")  # pyright: ignore
     assert book.find("together", "sft_lora", params_b=70.6, on=TODAY).usd == Decimal("2.03")  # pyright: ignore
-    with using(book):
-        assert costing.rates() is book
-    assert costing.rates() is built_in()
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.paths import TINY
+
 from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
 from orchestrate.local.run.session import Session
-
-TINY = Path(__file__).parents[3] / "fixtures" / "models" / "tiny-chat"
 
 
 def pairs(path: Path, count: int) -> Path:

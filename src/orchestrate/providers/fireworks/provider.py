@@ -52,7 +52,6 @@ from orchestrate.types import (
     JobStatus,
     Message,
     MetricPoint,
-    Problem,
     Quote,
     RemoteDataset,
     Reply,
@@ -97,12 +96,6 @@ class FireworksProvider(Provider):
 
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name)
-
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(self, spec, data, self.translate(spec))
-
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(self, spec, data, self.translate(spec))
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)

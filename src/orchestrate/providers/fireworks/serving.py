@@ -229,5 +229,5 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
     if kind is None or not count:
         return None
     gpu = kind.removeprefix("NVIDIA_").removeprefix("AMD_").split("_", 1)[0]
-    rate = costing.rates().find("fireworks", "deployment", gpu=gpu, on=date.today())
+    rate = costing.built_in().find("fireworks", "deployment", gpu=gpu, on=date.today())
     return rate.usd * count if rate is not None else None

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,6 +53,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -116,8 +118,7 @@ class LocalProvider(Provider):
             update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
         )
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        translation = self.translate(spec)
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
         found = offline.problems(self, spec, data, translation)
         if spec.method.type == "rft":
@@ -125,8 +126,16 @@ class LocalProvider(Provider):
             found += reinforcement.problems(self.name, spec, data)
         return [*found, *checking.problems(self.name, spec, data, translation, self.config.options)]
 
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        translation = self.translate(spec)
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        del gpu_hours  # the time is modelled
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
@@ -152,7 +161,7 @@ class LocalProvider(Provider):
             tokens_per_second=speed.tokens_per_second,
             throughput_source=speed.source,
             throughput_band=speed.band,
-            hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1),
+            hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )

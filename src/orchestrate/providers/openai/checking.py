@@ -10,7 +10,7 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.providers import offline
 from orchestrate.providers.openai.sunset import way_out
 from orchestrate.spec import RFT, JobSpec
-from orchestrate.types import Problem, Severity
+from orchestrate.types import Problem, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -21,11 +21,16 @@ RFT_VALIDATION_ROWS = 1_000
 
 
 def check(
-    provider: Provider, spec: JobSpec, data: TrainingData, *, today: date | None = None
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    *,
+    today: date | None = None,
 ) -> list[Problem]:
     """For a model without a catalog entry (a compatible host) only the rules of the wire are checked."""
     name, model = provider.name, provider.resolve(spec)
-    found = offline.problems(provider, spec, data, provider.translate(spec))
+    found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
     found += _model(provider, spec, model, today or date.today())
     if isinstance(spec.method, RFT):

@@ -27,7 +27,6 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.openai import checking, reading, translation
@@ -48,7 +47,6 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Problem,
-    Quote,
     RemoteDataset,
     Reply,
     Translation,
@@ -142,11 +140,8 @@ class OpenAIProvider(Provider):
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(self.name, spec, self.resolve(spec), (self.kind,))
 
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return checking.check(self, spec, data)
-
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(self, spec, data, self.translate(spec))
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        return checking.check(self, spec, data, translation)
 
     @property
     def prices(self) -> str:

@@ -1,1 +1,1 @@
-"""A third-party backend, as small as the contract allows: a folder that takes jobs and finishes them at once."""
+"""A third-party backend, as small as the contract allows: a folder that finishes each job at once."""

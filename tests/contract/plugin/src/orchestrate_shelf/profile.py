@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate.data.rows.examples import KINDS
-from orchestrate.data.rules import NO_NAMES, HostRules
 from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import NO_NAMES, HostRules
 from orchestrate.data.targets.dialects import Dialect
 from orchestrate.profile import Profile
 
@@ -28,7 +28,9 @@ PROFILE = Profile(
     provider="orchestrate_shelf.provider:ShelfProvider",
     url="https://shelf.example.com/v1",
     rules=HostRules(
-        kinds={kind: None if kind == "chat" else "a shelf takes conversations only" for kind in KINDS.values()},
+        kinds={
+            kind: None if kind == "chat" else "a shelf takes conversations only" for kind in KINDS.values()
+        },
         traits={Trait.NAMES: NO_NAMES},
         least_rows=2,
     ),

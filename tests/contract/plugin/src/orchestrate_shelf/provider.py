@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import NotFound
-from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.settings import Rows
 from orchestrate.spec import JobSpec
@@ -21,12 +20,9 @@ from orchestrate.types import (
     Job,
     JobHandle,
     JobStatus,
-    Problem,
-    Quote,
     RemoteDataset,
     Translation,
 )
-
 from orchestrate_shelf.profile import PROFILE
 
 _ABSENT = "a shelf only keeps things"
@@ -54,12 +50,6 @@ class ShelfProvider(Provider):
         rows.offer("epochs", "epochs", 1)
         rows.map("adapter.type", None, "none", "nothing is trained", exact=False)
         return rows.build(spec.model_for(self.name))
-
-    def check(self, spec: JobSpec, data: TrainingData) -> list[Problem]:
-        return offline.problems(self, spec, data, self.translate(spec))
-
-    def quote(self, spec: JobSpec, data: TrainingData) -> Quote:
-        return offline.quote(self, spec, data, self.translate(spec))
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
         self.config.require_key()  # a real host would be sent it

@@ -1,0 +1,224 @@
+"""The guards of the engine, each through a real worker: no number, no room on the disk, damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.faults.local.test_workers import (  # noqa: F401  fixtures
+    curve,
+    files,
+    finish,
+    home,
+    job,
+    kill,
+    wait,
+)
+
+from orchestrate.local import LocalJob, RunDir, launch, resume
+from orchestrate.local.space import DiskFull, disk_is_full, require
+from orchestrate.providers.local import reading
+
+MB = 1_000_000
+
+
+def changed(base: LocalJob, ref: str, **hyper: Any) -> LocalJob:
+    others = {k: hyper.pop(k) for k in ("train", "validation") if k in hyper}
+    changed_hyper = msgspec.structs.replace(base.hyper, **hyper)
+    return msgspec.structs.replace(base, ref=ref, hyper=changed_hyper, **others)
+
+
+def work(run: RunDir) -> None:
+    """The worker, waited for."""
+    command = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
+    subprocess.run(command, capture_output=True, check=True)
+
+
+def events(run: RunDir, kind: str) -> list[str]:
+    return [e.message for e in run.events() if e.type == kind]
+
+
+def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: Path) -> None:  # noqa: F811
+    run, _ = RunDir.make(home, changed(job, "nan", learning_rate=1e30, schedule="constant", evals=1))
+    work(run)
+    state = run.state()
+    assert state.status == "failed" and state.error is not None
+    assert "is not finite" in state.error.message and "lower the learning rate" in state.error.message
+    step = re.search(r"step (\d+):", state.error.message)
+    assert step is not None and 1 < int(step.group(1)) <= 20, (
+        "the first step ran with weights that are numbers"
+    )
+    assert state.step == len(run.metrics()) == int(step.group(1)) - 1
+
+
+def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
+    """One row in 40 is noise; the others are alike, so that the mean soon lies far below it."""
+    path = tmp_path / "noise.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for i in range(40):
+            answer = "".join(chr(0x4E00 + 37 * k) for k in range(30)) if i == 17 else "red"
+            messages = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": answer}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    noisy = changed(job, "spike", epochs=2, batch_size=1, spike_factor=3.0, train=str(path), validation=None)
+    run, _ = RunDir.make(home, noisy)
+    work(run)
+    assert run.state().status == "succeeded"
+    skipped = events(run, "skipped")
+    assert skipped and all("the loss jumped to" in m for m in skipped)
+    assert len(run.metrics()) == 80
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(job: LocalJob, home: Path) -> None:  # noqa: F811
+    """No file may grow beyond what the metrics have by then: neither they nor a checkpoint can be written."""
+    whole = launch(changed(job, "whole"), home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    full = launch(changed(job, "full"), home)
+    wait(lambda: len(full.metrics()) >= 7)
+    pid = json.loads((full.path / "worker.json").read_bytes())["pid"]
+    limit = (full.path / "metrics.jsonl").stat().st_size + 400
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    assert finish(full) == "paused", full.log.read_text()
+    wait(lambda: not full.alive())
+    state = full.state()
+    assert state.error is not None and state.error.code == "disk_full"
+    assert "orchestrate resume full" in state.error.message
+    assert resume(full)
+    assert finish(full) == "succeeded", full.log.read_text()
+    assert full.state().error is None
+    assert curve(full) == curve(whole)
+    name = "adapter/adapter_model.safetensors"
+    assert (full.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A worker that may grow by 150 MB goes through 4096 tokens of a step in smaller parts. It keeps to them
+    when it is killed and goes on with all the memory there is: to the bit as one that was never in need."""
+    chance, path = random.Random(0), tmp_path / "long.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for _ in range(48):
+            said = " ".join(chance.choices(["red", "green", "blue"], k=100))
+            messages = [{"role": "user", "content": "Say"}, {"role": "assistant", "content": said}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    tight = changed(job, "tight", epochs=2, batch_size=12, evals=1, train=str(path), validation=None)
+    run = launch(tight, home)
+    wait(lambda: bool(events(run, "started")) or run.state().terminal)
+    pid = json.loads((run.path / "worker.json").read_bytes())["pid"]
+    resource.prlimit(pid, resource.RLIMIT_DATA, (written_bytes(pid) + 150 * MB, resource.RLIM_INFINITY))
+    wait(lambda: bool(events(run, "memory")) or run.state().terminal)
+    # What it is short of from here on would be other, slower kernels.
+    resource.prlimit(pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wait(lambda: len(run.metrics()) >= 3 or run.state().terminal)
+    kill(run)
+    assert resume(run), run.log.read_text()
+    assert finish(run) == "succeeded", run.log.read_text()
+    memory = [e for e in run.events() if e.type == "memory"]
+    assert [e.step for e in memory] == [0] * len(memory) != []
+    (resumed,) = (e for e in run.events() if e.type == "resumed")
+    tokens = resumed.data["tokens_at_once"]
+    assert f"at most {tokens} tokens at once" in memory[-1].message and tokens < 4096
+    from orchestrate.local.run.session import Session  # torch loads here
+
+    there, _ = RunDir.make(home, msgspec.structs.replace(tight, ref="in parts"))
+    session = Session(there, tight, lambda: None, lambda _: None)
+    assert session.loop.max_tokens == 4096
+    session.loop.max_tokens = tokens
+    session.loop.restore()
+    session.loop.run()
+    assert curve(run) == curve(there)
+    assert {p.values["tokens"] for p in run.metrics()} == {p.values["tokens"] for p in there.metrics()}
+
+
+def written_bytes(pid: int) -> int:
+    """What RLIMIT_DATA counts."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(status.partition("VmData:")[2].split()[0]) * 1024
+
+
+@pytest.mark.slow
+def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(job: LocalJob, home: Path) -> None:  # noqa: F811
+    whole = launch(changed(job, "whole"), home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    hurt = launch(changed(job, "hurt"), home)
+    wait(lambda: len(hurt.metrics()) >= 12)
+    kill(hurt)
+    checkpoints = sorted(hurt.checkpoints.glob("step-*"))
+    assert len(checkpoints) >= 2
+    state = checkpoints[-1] / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1000] + bytes(1000))
+    (hurt.path / "status.json").write_bytes(b"\x00garbage")
+    (hurt.path / "events.jsonl").write_bytes((hurt.path / "events.jsonl").read_bytes() + b"\xff{")
+    assert resume(hurt)
+    assert finish(hurt) == "succeeded", hurt.log.read_text()
+    assert any(f"{checkpoints[-1].name} is damaged" in m for m in events(hurt, "checkpoint"))
+    assert events(hurt, "resumed") == [f"going on from step {int(checkpoints[-2].name[5:])} of 20"]
+    assert curve(hurt) == curve(whole)
+
+
+def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) -> None:  # noqa: F811
+    with pytest.raises(DiskFull, match=r"100 MB free; .* take 117"):
+        require(100 * MB - 1, result=20 * MB, checkpoint=40 * MB, kept=3)
+    assert require(10_000 * MB, result=20 * MB, checkpoint=40 * MB, kept=3) is None
+    warning = require(150 * MB, result=20 * MB, checkpoint=40 * MB, kept=3)
+    assert warning is not None and "3 checkpoints" in warning
+    # More checkpoints than any disk holds: the worker says so and goes on.
+    many = changed(job, "many", epochs=4_000_000, checkpoints=20_000_000, evals=1)
+    run = launch(many, home)
+    wait(lambda: len(run.metrics()) >= 1 or run.state().terminal)
+    run.ask("cancel")
+    assert finish(run) == "cancelled", run.log.read_text()
+    assert any("20000000 checkpoints take" in m for m in events(run, "disk"))
+
+
+def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) -> None:  # noqa: F811
+    run = launch(changed(job, "still", epochs=10_000, evals=1), home)
+    wait(lambda: run.state().step >= 1 or run.state().terminal)
+    assert reading.job(run).error is None, run.log.read_text()
+    pid = json.loads((run.path / "worker.json").read_bytes())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    long_ago = time.time() - 3600
+    os.utime(run.path / "worker.json", (long_ago, long_ago))  # an hour passes
+    told = reading.job(run)
+    assert told.raw_status == "running" and run.alive() and not resume(run)
+    assert told.error is not None and told.error.code == "no_heartbeat", told.error
+    assert "no life for 3600 s" in told.error.message and str(run.log) in told.error.message
+    os.kill(pid, signal.SIGCONT)
+    wait(lambda: reading.job(run).error is None)
+    os.kill(pid, signal.SIGSTOP)
+    hour = timedelta(hours=1)
+    stuck = run.written_state()
+    run.write_state(msgspec.structs.replace(stuck, updated_at=stuck.updated_at - hour))
+    told = reading.job(run)
+    assert told.error is not None and told.error.code == "no_progress", told.error
+    assert "no step has ended for 60 min" in told.error.message
+    # A step that takes ten minutes may take an hour with its evaluation.
+    slow = msgspec.structs.replace(stuck, updated_at=stuck.updated_at - hour, seconds=600.0 * stuck.step)
+    run.write_state(slow)
+    assert reading.job(run).error is None
+    os.kill(pid, signal.SIGCONT)
+    run.ask("cancel")
+    assert finish(run) == "cancelled"
+
+
+def test_only_want_of_room_is_a_full_disk() -> None:
+    assert disk_is_full(OSError(28, "No space left on device"))
+    assert not disk_is_full(PermissionError(13, "no"))
+    try:
+        raise ValueError("outer") from OSError(122, "quota")
+    except ValueError as error:
+        assert disk_is_full(error)

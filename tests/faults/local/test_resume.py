@@ -1,0 +1,108 @@
+"""Resume to the bit, for each kind of training: a worker that is killed at any moment ends as one that was
+not."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from safetensors import safe_open
+from tests.faults.local.test_workers import (  # noqa: F401  fixtures
+    files,
+    finish,
+    home,
+    job,
+    kill,
+    wait,
+)
+
+from orchestrate.local import LocalJob, RunDir, launch, resume
+
+Change = dict[str, dict[str, Any]]
+
+KINDS: dict[str, Change] = {
+    "lora": {"adapter": {"type": "lora"}, "hyper": {"early_stopping_patience": 50}},
+    "dora and rslora": {
+        "adapter": {"dora": True, "rslora": True},
+        "hyper": {"gradient_checkpointing": True, "neftune_alpha": 1.0},
+    },
+    "full": {"adapter": {"type": "full"}, "hyper": {"learning_rate": 3e-4}},
+    # Tensors of fewer than 4096 numbers have their moments in 32 bits.
+    "8-bit AdamW": {"adapter": {"r": 32}, "hyper": {"optimizer": "paged_adamw_8bit"}},
+    "8-bit AdamW, full": {
+        "adapter": {"type": "full"},
+        "hyper": {"learning_rate": 3e-4, "optimizer": "paged_adamw_8bit"},
+    },
+    "dpo": {"method": {"type": "dpo", "rpo_alpha": 0.1}},
+    "orpo": {"method": {"type": "dpo", "loss": "orpo"}, "adapter": {"type": "lora"}},
+}
+
+
+def of_kind(base: LocalJob, change: Change) -> LocalJob:
+    method = {**base.method, **change.get("method", {})}
+    if method["type"] == "dpo":
+        for path in (base.train, str(base.validation)):
+            as_pairs(Path(path))
+    adapter = {**base.adapter, **change.get("adapter", {})}
+    hyper = msgspec.structs.replace(base.hyper, epochs=3, evals=4, **change.get("hyper", {}))
+    return msgspec.structs.replace(base, method=method, adapter=adapter, hyper=hyper)
+
+
+def as_pairs(path: Path) -> None:
+    rows = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as out:
+        for prompt, answer in rows:
+            rejected = {**answer, "content": prompt["content"].partition(": ")[2] + " no"}
+            out.write(json.dumps({"prompt": [prompt], "preferred": [answer], "rejected": [rejected]}) + "\n")
+
+
+def curve(run: RunDir) -> list[tuple[int, dict[str, float]]]:
+    """All values but those of time."""
+    return [(p.step, {k: v for k, v in p.values.items() if k != "tokens_per_second"}) for p in run.metrics()]
+
+
+def result(run: RunDir) -> dict[str, bytes]:
+    folder = run.path / (run.state().result or "none")
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "passport.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(job: LocalJob, home: Path, kind: str) -> None:  # noqa: F811
+    job = of_kind(job, KINDS[kind])
+    whole = launch(job, home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    killed = launch(msgspec.structs.replace(job, ref="killed"), home)
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    at, later = chance.randint(1, 11), chance.uniform(0, whole.state().seconds / 15)
+    wait(lambda: len(killed.metrics()) >= at)
+    time.sleep(later)  # somewhere within the next step, or while its checkpoint is written
+    kill(killed)
+    told = f"seed {seed}: killed {later:.3f} s after step {at}"
+    assert killed.state().status == "interrupted", told
+    if "optimizer" in KINDS[kind].get("hyper", {}):
+        assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimiser"
+    assert resume(killed)
+    assert finish(killed) == "succeeded", killed.log.read_text()
+    resumed = [e.step for e in killed.events() if e.type == "resumed"]
+    assert len(resumed) == 1 and 0 < (resumed[0] or 0) < 15, told
+    assert curve(killed) == curve(whole), told
+    assert len(curve(whole)) == 15 and any(n.endswith(".safetensors") for n in result(whole))
+    assert result(killed) == result(whole), told
+    assert killed.state().trained_tokens == whole.state().trained_tokens
+
+
+def quantised(run: RunDir) -> bool:
+    """Whether the newest checkpoint holds moments in bytes."""
+    newest = max(run.checkpoints.glob("step-*"))
+    with safe_open(newest / "state.safetensors", framework="pt") as tensors:
+        return any(
+            name.endswith(".state1") and tensors.get_tensor(name).element_size() == 1
+            for name in tensors.keys()  # noqa: SIM118  no mapping
+        )

@@ -1,0 +1,521 @@
+"""The submit protocol on one machine: what is sent, what is written down, what is told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.paper_host import Paper, PaperHost
+
+from orchestrate.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    OutcomeUnknown,
+    OverBudget,
+    RateLimited,
+    StoreError,
+    UsageError,
+)
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
+from orchestrate.tracking.clock import Clock, Uptime
+from orchestrate.tracking.database import LeaseHeld, LeaseLost
+from orchestrate.tracking.submit import submit
+from orchestrate.tracking.transitions import ImpossibleTransition
+from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
+
+SPEC = JobSpec(model="m", train="rows.jsonl")
+QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
+DATA: Any = Paper()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> PaperHost:
+    return PaperHost(tmp_path / "host", timeout_s=0.1)
+
+
+def settled(store: Store, host: PaperHost, run: Run) -> Run:
+    time.sleep(QUICK.settle_s(host))
+    return settle(store, host, run, timing=QUICK)
+
+
+def test_a_submit_makes_one_job_and_uploads_equal_data_once(store: Store, host: PaperHost) -> None:
+    first = submit(store, host, SPEC, DATA)
+    second = submit(store, host, SPEC, DATA)
+    assert host.requests == ["upload", "create", "create"]
+    for run in (first, second):
+        assert (run.phase, run.host) == (SubmitPhase.SUBMITTED, host.host)
+        assert [job["id"] for job in host.jobs(run.ref)] == [run.job_id]
+
+
+def test_a_limit_is_kept_before_anything_is_written_or_sent(store: Store, host: PaperHost) -> None:
+    quote = Quote(provider="paper", model="m", high_usd=Decimal(3))
+    with pytest.raises(OverBudget):
+        submit(store, host, SPEC, DATA, quote=quote, max_cost_usd=Decimal("2.99"))
+    with pytest.raises(OverBudget):
+        submit(store, host, SPEC, DATA, quote=quote, budget_usd=Decimal("2.99"))
+    with pytest.raises(UsageError, match="limit cannot be kept"):
+        no_price = Quote(provider="paper", model="m", unavailable="no rate")
+        submit(store, host, SPEC, DATA, quote=no_price, max_cost_usd=Decimal(9))
+    assert (host.requests, store.runs()) == ([], [])
+
+
+def test_a_refusal_ends_the_run_with_its_reason_and_forgets_the_upload(store: Store, host: PaperHost) -> None:
+    host.faults["refused"] = True
+    with pytest.raises(InvalidRequest):
+        submit(store, host, SPEC, DATA)
+    run = store.run("last")
+    assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
+    assert run.error is not None
+    assert (run.error.code, "no such model" in run.error.message) == ("bad", True)
+    assert store.upload("paper", host.host, DATA.digest) is None
+    assert store.runs(closed=False) == []
+
+
+def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:
+    host.faults["busy"] = 3
+    run = submit(store, host, SPEC, DATA, timing=QUICK)
+    assert [job["id"] for job in host.jobs()] == [run.job_id]
+    assert [t.attempt for t in store.transitions(run.id)][-1] == 4
+    host.faults |= {"busy": 1, "retry_after_s": 3600.0}
+    with pytest.raises(RateLimited):
+        submit(store, host, SPEC, DATA, timing=QUICK)
+    assert len(host.jobs()) == 1
+
+
+def test_a_lost_answer_is_settled_at_once_when_the_job_shows(store: Store, host: PaperHost) -> None:
+    host.faults["lost"] = True
+    run = submit(store, host, SPEC, DATA)
+    assert (run.phase, [job["id"] for job in host.jobs()]) == (SubmitPhase.SUBMITTED, [run.job_id])
+    assert host.requests == ["upload", "create", "find"]
+
+
+def test_a_job_that_shows_late_is_adopted_and_nothing_is_sent_twice(store: Store, host: PaperHost) -> None:
+    host.faults["late_s"] = 0.3
+    with pytest.raises(OutcomeUnknown):
+        submit(store, host, SPEC, DATA, timing=QUICK)
+    run = store.run("last")
+    assert run.phase is SubmitPhase.OUTCOME_UNKNOWN
+    with pytest.raises(OutcomeUnknown, match="not settled"):
+        submit(store, host, SPEC, DATA, run_id=run.id, timing=QUICK)
+    assert sync(store, lambda _: host, timing=QUICK).unsettled == [run.id]
+    time.sleep(0.35)
+    report = sync(store, lambda _: host, timing=QUICK)
+    assert report.adopted == [run.id]
+    assert store.run(run.id).job_id == host.jobs()[0]["id"]
+    assert host.posts() == 1
+
+
+def test_a_request_that_never_arrived_is_settled_after_the_settle_time_only(
+    store: Store, host: PaperHost
+) -> None:
+    host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
+    with pytest.raises(OutcomeUnknown):
+        submit(store, host, SPEC, DATA, timing=QUICK)
+    run = store.run("last")
+    assert settle(store, host, run, timing=Timing()).phase is SubmitPhase.OUTCOME_UNKNOWN
+    run = settled(store, host, run)
+    assert run.phase is SubmitPhase.UPLOADED
+    del host.faults["raises"]
+    run = submit(store, host, SPEC, DATA, run_id=run.id)
+    assert [job["id"] for job in host.jobs()] == [run.job_id]
+    assert host.requests.count("upload") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug in the SDK")])
+def test_whatever_breaks_the_send_leaves_its_outcome_open(
+    store: Store, host: PaperHost, error: BaseException
+) -> None:
+    host.faults["raises"] = error
+    with pytest.raises(type(error)):
+        submit(store, host, SPEC, DATA)
+    assert store.run("last").phase is SubmitPhase.OUTCOME_UNKNOWN
+
+
+class Moved(Clock):
+    """The wall clock goes back or ahead, by as many days, at a wanted moment."""
+
+    days = 0
+    jump_s = 0.0
+
+    def now(self) -> Any:
+        return super().now() + timedelta(days=self.days)
+
+    def uptime(self) -> Uptime:
+        up = super().uptime()
+        return Uptime(up.boot, up.seconds + self.jump_s)
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_that_is_set_a_day_off_changes_nothing(store_url: str, host: PaperHost, days: int) -> None:
+    clock = Moved()
+    with Store.open(store_url, clock=clock) as store:
+        host.faults["late_s"] = 0.3
+        with pytest.raises(OutcomeUnknown):
+            submit(store, host, SPEC, DATA, timing=QUICK)
+        clock.days = days
+        run = settle(store, host, store.run("last"), timing=QUICK)
+        assert run.phase is SubmitPhase.OUTCOME_UNKNOWN, "a day on the wall is not the settle time"
+        run = settled(store, host, run)
+        assert run.job_id == host.jobs()[0]["id"]
+        host.set(str(run.job_id), state="done")
+        assert sync(store, lambda _: host).ended == [run.id]
+        assert host.posts() == 1
+
+
+def test_a_process_that_slept_past_the_send_limit_sends_nothing_before_it_has_looked_again(
+    store_url: str, host: PaperHost
+) -> None:
+    clock = Moved()
+    slept: list[str] = []
+
+    def sleeps(point: str) -> None:
+        if point == "after-fence" and not slept:
+            slept.append(point)
+            clock.jump_s += 10.0
+
+    with Store.open(store_url, clock=clock) as store:
+        run = submit(store, host, SPEC, DATA, timing=QUICK, reached=sleeps)
+        notes = [t.note for t in store.transitions(run.id) if t.note]
+        assert notes == ["intent", "too late to send; nothing was sent"]
+        assert host.posts() == 1
+
+
+def test_a_process_that_lost_its_lease_sends_nothing(store: Store, host: PaperHost) -> None:
+    def taken_over(point: str) -> None:
+        if point == "after-submitting":
+            # As another process sees it when this one has slept past its lease.
+            with store.writing() as connection:
+                connection.exec_driver_sql("UPDATE leases SET expires_uptime = 0, expires_at = ''")
+            run = store.run("last")
+            time.sleep(QUICK.settle_s(host))
+            with Store(store.engine) as other:
+                assert settle(other, host, run, timing=QUICK).phase is SubmitPhase.UPLOADED
+                assert submit(other, host, SPEC, DATA, run_id=run.id, timing=QUICK).job_id
+
+    with pytest.raises((LeaseLost, ImpossibleTransition)):
+        submit(store, host, SPEC, DATA, timing=QUICK, reached=taken_over)
+    assert host.posts() == 1
+    assert store.run("last").job_id == host.jobs()[0]["id"]
+
+
+def test_two_jobs_of_one_ref_are_an_alarm_and_the_tracked_one_stays(store: Store, host: PaperHost) -> None:
+    run = submit(store, host, SPEC, DATA)
+    twin = host.add(run.ref)
+    report = sync(store, lambda _: host)
+    assert [alarm.data["others"] for alarm in report.alarms] == [[twin.job_id]]
+    assert store.run(run.id).job_id == run.job_id
+    assert sync(store, lambda _: host).alarms == [], "an alarm is told once"
+    assert [e.type for e in store.events(run.id)] == ["alarm"]
+
+
+def test_a_job_of_a_run_that_was_given_up_is_adopted_when_it_shows(store: Store, host: PaperHost) -> None:
+    host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
+    with pytest.raises(OutcomeUnknown):
+        submit(store, host, SPEC, DATA, timing=QUICK)
+    run = settled(store, host, store.run("last"))
+    run = cancel(store, host, run, timing=QUICK)
+    assert (run.status, store.runs(closed=False)) == (JobStatus.CANCELLED, [])
+    late = host.add(run.ref)
+    del host.faults["raises"]
+    submit(store, host, SPEC, DATA)  # another run is open, so the host is swept
+    assert sync(store, lambda _: host).adopted == [run.id]
+    assert store.run(run.id).job_id == late.job_id
+    assert [job["state"] for job in host.jobs(run.ref)] == ["stopped"], "the wish to cancel outlived its run"
+
+
+# -- cancelling --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "after-intent",
+        "after-upload",
+        "after-uploaded",
+        "after-submitting",
+        "after-fence",
+        "after-post",
+        "after-submitted",
+    ],
+)
+def test_a_cancel_that_races_the_submit_leaves_no_job_running(
+    store: Store, host: PaperHost, point: str
+) -> None:
+    def cancels(reached: str) -> None:
+        if reached == point:
+            cancel(store, host, store.run("last"), timing=QUICK)
+
+    with contextlib.suppress(ImpossibleTransition):
+        submit(store, host, SPEC, DATA, timing=QUICK, reached=cancels)
+    sync(store, lambda _: host)
+    run = store.run("last")
+    assert run.status is JobStatus.CANCELLED
+    assert [job["state"] for job in host.jobs() if job["state"] != "stopped"] == []
+    sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
+    assert len(host.jobs()) == int(sent)
+
+
+class Deaf(PaperHost):
+    """Dies, or does not answer, when it is to cancel."""
+
+    def cancel(self, job: JobHandle) -> None:
+        if raised := self.faults.pop("deaf", None):
+            raise raised
+        super().cancel(job)
+
+
+@pytest.mark.parametrize("by", ["sync", "refresh"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), HostUnavailable("paper", "no answer", status=503)])
+def test_a_cancel_that_did_not_reach_the_host_is_carried_out_by_the_next_look(
+    store: Store, tmp_path: Path, error: BaseException, by: str
+) -> None:
+    host = Deaf(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA)
+    other = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="running")
+    host.faults["deaf"] = error
+    with pytest.raises(type(error)):
+        cancel(store, host, run)
+    for _ in range(2):
+        refresh(store, host, run) if by == "refresh" else sync(store, lambda _: host)
+    refresh(store, host, other)
+    assert store.run(run.id).status is JobStatus.CANCELLED
+    assert store.run(other.id).status is JobStatus.QUEUED
+    assert host.requests.count("cancel") == 1
+
+
+def test_cancelling_twice_asks_and_changes_nothing_more(store: Store, host: PaperHost) -> None:
+    run = submit(store, host, SPEC, DATA)
+    assert cancel(store, host, run).status is JobStatus.CANCELLING
+    assert refresh(store, host, run).status is JobStatus.CANCELLED
+    requests = len(host.requests)
+    assert cancel(store, host, run).status is JobStatus.CANCELLED
+    assert len(host.requests) == requests
+
+
+def test_a_run_is_never_asked_of_another_host(store: Store, host: PaperHost, tmp_path: Path) -> None:
+    run = submit(store, host, SPEC, DATA)
+    other = PaperHost(tmp_path / "other")
+    with pytest.raises(UsageError, match="is on paper at"):
+        cancel(store, other, run)
+    assert sync(store, lambda _: other).checked == 0
+    assert other.requests == []
+
+
+# -- sync and refresh --------------------------------------------------------------------------------------
+
+
+def test_a_sweep_costs_one_list_however_many_runs_there_are(store: Store, host: PaperHost) -> None:
+    for _ in range(12):
+        submit(store, host, SPEC, DATA)
+    host.requests.clear()
+    for job in host.jobs():
+        host.set(job["id"], state="running")
+    assert len(sync(store, lambda _: host).changed) == 12
+    assert host.requests == ["list"]
+
+
+def test_an_ended_run_gets_its_last_events_metrics_and_bill_and_is_then_left_alone(
+    store: Store, host: PaperHost
+) -> None:
+    run = submit(store, host, SPEC, DATA)
+    host.set(
+        str(run.job_id),
+        state="done",
+        model="ft:m",
+        tokens=10,
+        events=[{"id": "e1", "message": "one"}, {"id": "e2", "message": "two"}],
+        metrics=[{"step": 1, "values": {"train_loss": 1.0}}],
+        checkpoints=[{"id": "c1", "step": 1}],
+    )
+    bills = iter(
+        [None, Bill(usd=Decimal(1), origin="guess", final=False), Bill(usd=Decimal(2), origin="host")]
+    )
+    for still_open in (True, True, False):
+        report = sync(store, lambda _: host, bill=lambda _run, _job: next(bills))
+        assert bool(store.runs(closed=False)) is still_open
+    assert report.ended == []
+    run = store.run(run.id)
+    assert (run.status, run.tuned_model, run.trained_tokens) == (JobStatus.SUCCEEDED, "ft:m", 10)
+    assert run.bill == Bill(usd=Decimal(2), origin="host")
+    assert [e.id for e in store.events(run.id)] == ["e1", "e2"]
+    assert len(store.metrics(run.id)) == len(store.checkpoints(run.id)) == 1
+    host.requests.clear()
+    assert sync(store, lambda _: host).checked == 0
+    assert host.requests == []
+
+
+def test_absence_from_a_list_ends_nothing(store: Store, host: PaperHost) -> None:
+    run = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), appears=time.time() + 3600, state="running")
+    assert sync(store, lambda _: host).changed == [run.id], "the job was asked for by its id"
+    (host.folder / "jobs" / f"{run.job_id}.json").unlink()
+    report = sync(store, lambda _: host)
+    assert (report.changed, report.failures) == ([], [])
+    assert store.run(run.id).status is JobStatus.RUNNING
+
+
+def test_a_host_that_is_down_stops_no_other(store: Store, host: PaperHost, tmp_path: Path) -> None:
+    down = PaperHost(tmp_path / "down", name="down")
+    hosts = {"paper": host, "down": down}
+    ours, theirs = submit(store, host, SPEC, DATA), submit(store, down, SPEC, DATA)
+    down.faults["down"] = True
+    host.set(str(ours.job_id), state="done")
+    report = sync(store, hosts.__getitem__)
+    assert report.ended == [ours.id]
+    assert [(f.provider, f.retryable) for f in report.failures] == [("down", True)]
+    assert store.run(theirs.id).status is JobStatus.SUBMITTING
+
+
+def test_refresh_tells_new_events_only(store: Store, host: PaperHost) -> None:
+    run = submit(store, host, SPEC, DATA)
+    told: list[str] = []
+    for count in (1, 1, 3):
+        events = [{"id": f"e{n}", "message": "m"} for n in range(count)]
+        host.set(str(run.job_id), state="running", events=events)
+        refresh(store, host, run, on_event=lambda event: told.append(event.id))
+    assert told == ["e0", "e1", "e2"]
+
+
+# -- many at once ------------------------------------------------------------------------------------------
+
+
+def test_of_many_that_go_on_with_one_run_one_sends(store: Store, host: PaperHost) -> None:
+    host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
+    with pytest.raises(OutcomeUnknown):
+        submit(store, host, SPEC, DATA, timing=QUICK)
+    run = settled(store, host, store.run("last"))
+    del host.faults["raises"]
+    start = threading.Barrier(6)
+
+    def goes_on() -> None:
+        start.wait()
+        with contextlib.suppress(LeaseHeld, OutcomeUnknown):
+            Submitter(store, host, QUICK).resume(run)
+
+    threads = [threading.Thread(target=goes_on) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(host.jobs()) == 1
+
+
+def test_interrupted_before_the_upload_needs_the_same_data_to_go_on(store: Store, host: PaperHost) -> None:
+    class Dies(Exception):
+        pass
+
+    def dies(point: str) -> None:
+        if point == "after-intent":
+            raise Dies
+
+    with pytest.raises(Dies):
+        submit(store, host, SPEC, DATA, reached=dies)
+    run = store.run("last")
+    assert sync(store, lambda _: host).unsent == [run.id]
+    with pytest.raises(UsageError, match="not at hand or have changed"):
+        Submitter(store, host).resume(run)
+    other: Any = Paper()
+    other.digest = "e" * 64
+    with pytest.raises(UsageError):
+        Submitter(store, host).resume(run, other)
+    assert Submitter(store, host).resume(run, DATA).job_id == host.jobs()[0]["id"]
+
+
+def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, host: PaperHost) -> None:
+    import resource
+
+    path = tmp_path / "home" / "runs.sqlite3"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fills(point: str) -> None:
+        if point == "after-post":
+            size = path.with_name(path.name + "-wal").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    with Store.open(f"sqlite:///{path}") as store:
+        try:
+            with pytest.raises(OutcomeUnknown, match="was made but not written down"):
+                submit(store, host, SPEC, DATA, reached=fills, timing=replace(QUICK, lease_s=0.3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        time.sleep(0.4)  # the lease could not be given back either; it runs out
+        assert sync(store, lambda _: host).adopted == [store.run("last").id]
+        assert [job["id"] for job in host.jobs()] == [store.run("last").job_id]
+
+
+@pytest.mark.parametrize("swap", ["removed", "replaced"])
+@pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-uploaded", "after-submitting"])
+def test_a_store_that_is_taken_away_before_the_post_refuses_it(
+    tmp_path: Path, host: PaperHost, point: str, swap: str
+) -> None:
+    path = tmp_path / "home" / "runs.sqlite3"
+
+    def takes(reached: str) -> None:
+        if reached == point:
+            for file in path.parent.iterdir():
+                file.unlink()
+            if swap == "replaced":
+                Store.open(f"sqlite:///{path}").close()
+
+    with Store.open(f"sqlite:///{path}") as store, pytest.raises(StoreError) as caught:
+        submit(store, host, SPEC, DATA, reached=takes)
+    assert caught.value.fix
+    assert host.jobs() == []
+
+
+def test_a_store_that_is_taken_away_after_the_post_is_rebuilt(tmp_path: Path, host: PaperHost) -> None:
+    path = tmp_path / "home" / "runs.sqlite3"
+
+    def takes(reached: str) -> None:
+        if reached == "after-post":
+            for file in path.parent.iterdir():
+                file.unlink()
+
+    with Store.open(f"sqlite:///{path}") as store:
+        run = submit(store, host, SPEC, DATA, reached=takes)
+    twin = host.add(run.ref)
+    with Store.open(f"sqlite:///{path}") as store:
+        report = recover(store, [host])
+        assert (report.recovered, report.doubled) == ([run.id], [run.ref])
+        found = store.run(run.id)
+        [alarm] = store.alarms(run.id)
+        assert {str(found.job_id), *alarm.data["others"]} == {str(run.job_id), twin.job_id}
+        assert sync(store, lambda _: host).alarms == [], "told once"
+
+
+@pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-uploaded", "after-submitting"])
+def test_no_room_before_the_post_refuses_it(tmp_path: Path, host: PaperHost, point: str) -> None:
+    import resource
+
+    path = tmp_path / "home" / "runs.sqlite3"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fills(reached: str) -> None:
+        if reached == point:
+            size = path.with_name(path.name + "-wal").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    with Store.open(f"sqlite:///{path}") as store:
+        try:
+            # The fence is a write too, so that a disk which filled up after SUBMITTING is noticed by it.
+            with pytest.raises(StoreError):
+                submit(store, host, SPEC, DATA, reached=fills)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert host.jobs() == []

@@ -1,0 +1,165 @@
+"""The catalog: names, ids, lifecycle and what passes through."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from orchestrate import catalog
+from orchestrate.catalog import HostModel
+from orchestrate.data.tokens import counting
+from orchestrate.errors import SpecError, UsageError
+from orchestrate.profile import profile
+
+TODAY = date(2026, 11, 25)
+
+
+def test_one_name_for_all_ids() -> None:
+    model = catalog.find("qwen3.5-9b")
+    assert model.ids == {
+        "together": "Qwen/Qwen3.5-9B",
+        "fireworks": "accounts/fireworks/models/qwen3p5-9b",
+        "local": "Qwen/Qwen3.5-9B",
+    }
+    for name in (*model.ids.values(), "QWEN3.5-9B", " qwen3.5-9b "):
+        assert catalog.find(name) is model
+
+
+def test_unknown_names_get_suggestions() -> None:
+    with pytest.raises(UsageError, match=r"no model is called 'gtp-4.1-mini'; did you mean gpt-4.1-mini"):
+        catalog.find("gtp-4.1-mini")
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "id"),
+    [
+        ("gpt-4.1-mini", "openai", "gpt-4.1-mini-2025-04-14"),
+        ("ft:gpt-4o-mini-2024-07-18:acme::abc", "openai", "ft:gpt-4o-mini-2024-07-18:acme::abc"),
+        ("llama-3.3-70b", "together", "meta-llama/Llama-3.3-70B-Instruct-Reference"),
+        ("Qwen/Qwen3-8B", "fireworks", "accounts/fireworks/models/qwen3-8b"),
+        ("qwen3-8b", "local", "Qwen/Qwen3-8B"),
+        ("acme/own-7B", "local", "acme/own-7B"),
+        ("acme/own-7B", "together", "acme/own-7B"),
+        ("accounts/acme/models/mine", "fireworks", "accounts/acme/models/mine"),
+        ("./somewhere/model", "local", "./somewhere/model"),
+    ],
+)
+def test_resolve(name: str, provider: str, id: str) -> None:
+    assert catalog.resolve(name, provider, TODAY).id == id
+
+
+def test_a_tune_of_openai_keeps_its_base() -> None:
+    found = catalog.resolve("ft:gpt-4o-mini-2024-07-18:acme::abc", "openai", TODAY)
+    assert found.name == "gpt-4o-mini"
+    assert found.host is not None and found.host.id == "gpt-4o-mini-2024-07-18"
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "said"),
+    [
+        ("gpt-4.1", "together", "gpt-4.1 cannot be tuned on together; nearest there: llama-3.3-70b"),
+        ("qwen3-14b", "together", "qwen3-14b cannot be tuned on together; there are"),
+        ("llama-4", "openai", "no model is called 'llama-4'"),
+        ("qwen3-8", "fireworks", "did you mean qwen3-8b"),
+        ("gpt4", "local", "no model is called 'gpt4'"),
+    ],
+)
+def test_what_a_backend_does_not_have(name: str, provider: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        catalog.resolve(name, provider, TODAY)
+    assert said in caught.value.message
+    assert caught.value.fix
+
+
+def test_passing_through_warns() -> None:
+    assert "not in the catalog" in catalog.resolve("acme/own-7B", "together", TODAY).warnings[0]
+    assert "may not tune" in catalog.resolve("gpt-oss-20b", "fireworks", TODAY).warnings[0]
+    assert catalog.resolve("qwen3.5-9b", "together", TODAY).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "params_b"),
+    [
+        ("acme/own-7B", 7.0),
+        ("acme/own-1.5B-chat", 1.5),
+        ("acme/own", None),
+        ("accounts/a/models/x-3p5b", 3.5),
+    ],
+)
+def test_size_from_a_raw_id(name: str, params_b: float | None) -> None:
+    provider = "fireworks" if name.startswith("accounts/") else "together"
+    assert catalog.resolve(name, provider, TODAY).params_b == params_b
+
+
+def test_shutdown_is_told_within_ninety_days() -> None:
+    model = catalog.find("gpt-4.1")
+    assert catalog.shutdown_warning(model, "openai", date(2026, 10, 15)) is None  # 91 days
+    near = catalog.shutdown_warning(model, "openai", date(2026, 10, 16))  # 90 days
+    assert near is not None and "2027-01-14 (90 days from now)" in near
+    assert "nearest open model: llama-3.3-70b (together, fireworks, local)" in near
+    gone = catalog.shutdown_warning(model, "openai", date(2027, 1, 15))
+    assert gone is not None and "was shut down on openai on 2027-01-14" in gone
+    assert catalog.shutdown_warning(catalog.find("qwen3-8b"), "fireworks", TODAY) is None
+
+
+def test_openai_closes_on_its_day() -> None:
+    assert profile("openai").closed(date(2027, 1, 5)) is None
+    assert "2027-01-06" in (profile("openai").closed(date(2027, 1, 6)) or "")
+    assert profile("together").closed(date(2027, 6, 1)) is None
+
+
+def test_every_closing_model_has_somewhere_to_go() -> None:
+    for model in catalog.all_models():
+        if any(host.shutdown for host in model.hosts.values()):
+            others = catalog.alternatives(model)
+            assert others and all(other.open for other in others), model.name
+
+
+def test_every_model_says_from_where_it_is_known() -> None:
+    for model in catalog.all_models():
+        for provider, host in model.hosts.items():
+            assert host.sources, (model.name, provider)
+            assert host.methods and host.adapters, (model.name, provider)
+
+
+def test_every_tokenizer_can_count() -> None:
+    from orchestrate.data.rows.examples import TextExample
+
+    for model in catalog.all_models():
+        name = counting.for_model(tokenizer=model.tokenizer)
+        assert counting.counter(name).count([TextExample(text="one two three")]).tokens[0] >= 3
+
+
+def test_search() -> None:
+    assert [m.name for m in catalog.search("gpt oss")] == ["gpt-oss-20b", "gpt-oss-120b"]
+    assert {m.name for m in catalog.search("qwen3.5 9b", "together")} == {"qwen3.5-9b"}
+    assert catalog.search("qwen3-14b", "together") == []
+    assert all(m.open for m in catalog.search("", "local"))
+
+
+def test_differences_with_a_host() -> None:
+    ours = {
+        m.hosts["together"].id: m.hosts["together"] for m in catalog.all_models() if "together" in m.hosts
+    }
+    assert catalog.differences("together", ours.values()) == []
+    seen = [
+        host if id != "Qwen/Qwen3.5-9B" else HostModel(id=id, context=(1024, 512), shutdown=date(2027, 3, 1))
+        for id, host in ours.items()
+        if id != "zai-org/GLM-5.3"
+    ]
+    seen.append(HostModel(id="new/Model-1B"))
+    changes = {(c.model, c.field): (c.ours, c.theirs) for c in catalog.differences("together", seen)}
+    assert changes == {
+        ("Qwen/Qwen3.5-9B", "context"): ("65536/49152", "1024/512"),
+        ("Qwen/Qwen3.5-9B", "shutdown"): (None, "2027-03-01"),
+        ("zai-org/GLM-5.3", "model"): ("tunable", None),
+        ("new/Model-1B", "model"): (None, "tunable"),
+    }
+
+
+def test_the_bundled_model_is_local_only() -> None:
+    model = catalog.find("tiny-chat")
+    assert set(model.ids) == {"local"}
+    with pytest.raises(SpecError, match="cannot be tuned on together"):
+        catalog.resolve("tiny-chat", "together", TODAY)

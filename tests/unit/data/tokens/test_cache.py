@@ -1,0 +1,116 @@
+"""Token counts are kept for the next process, and never taken for another file, tokenizer or version."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.paths import TINY
+
+from orchestrate.data import Dataset, TrainingData
+from orchestrate.data.tokens import cache
+from orchestrate.data.tokens.counting import Lengths
+from orchestrate.errors import OrchestrateError
+
+
+def write(file: Path, *answers: str) -> Path:
+    rows = [
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}]}
+        for text in answers
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def in_a_new_process(file: Path, memory: Path, tokenizer: str) -> tuple[int, int, list[int], float, bool]:
+    """Counts there; the last word tells whether transformers was needed."""
+    code = (
+        "import sys, json; from pathlib import Path; from orchestrate.data import Dataset\n"
+        f"d = Dataset.open({str(file)!r}, tokenizers=[{tokenizer!r}], memory=Path({str(memory)!r}))\n"
+        f"c = d.tokens({tokenizer!r})\n"
+        "print(json.dumps([c.tokens, c.trained_tokens, list(c.lengths), c.error_band,"
+        " 'transformers' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return tuple(json.loads(done.stdout))
+
+
+def test_the_next_process_needs_no_tokenizer(tmp_path: Path) -> None:
+    file, memory, name = write(tmp_path / "t.jsonl", "one", "two words"), tmp_path / "m", f"hf:{TINY}"
+    first = in_a_new_process(file, memory, name)
+    second = in_a_new_process(file, memory, name)
+    assert first[-1] and not second[-1]
+    assert first[:-1] == second[:-1]
+    direct = Dataset.open(file).tokens(name)
+    assert (direct.tokens, direct.trained_tokens, list(direct.lengths)) == second[:3]
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_counted_anew(tmp_path: Path) -> None:
+    file, memory = write(tmp_path / "t.jsonl", "aaaaaaaaaaaa"), tmp_path / "m"
+    stat = file.stat()
+    short = in_a_new_process(file, memory, "o200k")
+    write(file, "q z x j w v ")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    long = in_a_new_process(file, memory, "o200k")
+    assert long[0] > short[0]
+    assert long[:3] == in_a_new_process(file, tmp_path / "fresh", "o200k")[:3]
+
+
+def test_another_tokenizer_in_the_same_folder_is_another_count(tmp_path: Path) -> None:
+    model, memory = tmp_path / "model", tmp_path / "m"
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / name, model)
+    file = write(tmp_path / "t.jsonl", "one")
+    before = in_a_new_process(file, memory, f"hf:{model}")
+    with (model / "chat_template.jinja").open("a") as template:
+        template.write("{{ 'and a long tail of words' }}")
+    after = in_a_new_process(file, memory, f"hf:{model}")
+    assert after[0] > before[0]
+    assert after[-1], "the tokenizer was asked again"
+
+
+def test_a_stand_in_shares_its_counter_and_keeps_its_band(tmp_path: Path) -> None:
+    file, memory = write(tmp_path / "t.jsonl", "one two three"), tmp_path / "m"
+    data = Dataset.open(file, tokenizers=["qwen3~o200k", "o200k", "llama-3~o200k"], memory=memory)
+    assert len(list(memory.glob("*.counts"))) == 1
+    own, other = data.tokens("o200k"), data.tokens("qwen3~o200k")
+    assert (own.tokens, own.error_band, own.exact) == (other.tokens, 0.0, True)
+    assert (other.tokenizer, other.error_band, other.exact) == ("qwen3~o200k", 0.12, False)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x92", b"\x92\xc4\x03abc\x05", b"not a count"])
+def test_a_damaged_memory_is_counted_again(tmp_path: Path, damage: bytes) -> None:
+    file, memory = write(tmp_path / "t.jsonl", "one", "two"), tmp_path / "m"
+    whole = in_a_new_process(file, memory, "cl100k")
+    [kept] = memory.glob("*.counts")
+    kept.write_bytes(damage)
+    assert in_a_new_process(file, memory, "cl100k")[:3] == whole[:3]
+    assert kept.read_bytes() != damage
+
+
+def test_no_memory_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    file = write(tmp_path / "t.jsonl", "one")
+    data = TrainingData.open(str(file), str(file), tokenizers=["o200k"], memory=tmp_path / "taken")
+    assert data.train.tokens("o200k").tokens > 0
+    assert data.train == Dataset.open(file), "where counts are kept is no part of a dataset"
+
+
+def test_a_tokenizer_that_is_not_there_is_told_when_it_is_needed(tmp_path: Path) -> None:
+    data = Dataset.open(write(tmp_path / "t.jsonl", "one"), tokenizers=["hf:/nowhere"], memory=tmp_path / "m")
+    with pytest.raises(OrchestrateError, match="no tokenizer in /nowhere"):
+        data.tokens("hf:/nowhere")
+
+
+def test_old_counts_make_room(tmp_path: Path) -> None:
+    lengths = Lengths()
+    for n in range(cache.MOST_FILES + 5):
+        cache.keep(f"digest {n}", "o200k", lengths, tmp_path)
+    assert len(list(tmp_path.iterdir())) == cache.MOST_FILES

@@ -1,0 +1,177 @@
+"""Which engine is chosen, and that each gives the loss of the plain one."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.unit.local.sessions import TINY, make_session
+
+from orchestrate.errors import UsageError
+from orchestrate.local import machine
+from orchestrate.local.model import engines
+from orchestrate.local.model.engines import COMPILE_TOKENS, EngineMissing, choose
+from orchestrate.providers.local.translation import translate
+from orchestrate.spec import JobSpec
+from orchestrate.types import Outcome, Setting, Translation
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """A package of this name is installed."""
+    there = ModuleType(module)
+    there.__spec__ = importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, module, there)
+
+
+def test_auto_takes_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(None, "cpu", 10**9).name == choose("auto", "cpu").name == "fused"
+    assert choose("auto", "cuda", COMPILE_TOKENS).name == "compile"
+    few = choose("auto", "cuda", COMPILE_TOKENS - 1)
+    assert few.name == "fused" and "pip install liger-kernel" in few.reason
+    pretend(monkeypatch, "liger_kernel")
+    assert choose("auto", "cuda", COMPILE_TOKENS).name == choose("liger", "cuda").name == "liger"
+    assert choose("auto", "cpu").name == "fused"
+
+
+@pytest.mark.parametrize(("engine", "package"), [("liger", "liger-kernel"), ("unsloth", "unsloth")])
+def test_an_engine_asked_for_and_absent_is_refused_with_the_way_to_it(
+    engine: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineMissing) as absent:
+        choose(engine, "cuda")
+    assert absent.value.fix == f"pip install {package}"
+    pretend(monkeypatch, engines.PACKAGES[engine][0])
+    assert choose(engine, "cuda").name == engine
+    with pytest.raises(EngineMissing, match="needs an NVIDIA GPU"):
+        choose(engine, "cpu")
+
+
+def test_an_unknown_engine_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no engine 'warp'") as error:
+        choose("warp", "cpu")
+    assert "liger" in str(error.value.fix)
+
+
+def translated(adapter: str = "qlora", **options: object) -> Translation:
+    given = {"device": "cpu", **options}
+    return translate(
+        JobSpec.parse(
+            {
+                "model": str(TINY),
+                "train": "t.jsonl",
+                "adapter": adapter,
+                "provider_options": {"local": given},
+            }
+        ),
+        {},
+    )
+
+
+def setting(name: str = "engine", adapter: str = "qlora", **options: object) -> Setting:
+    translation = translated(adapter, **options)
+    (found,) = (s for s in translation.settings if s.name == f"provider_options.{name}")
+    return found
+
+
+def test_the_plan_says_which_engine_and_why() -> None:
+    unasked = setting()
+    assert unasked.outcome is Outcome.DEFAULTED and str(unasked.rule).startswith("fused: on a CPU")
+    assert setting(engine="plain").outcome is Outcome.KEPT
+    for engine in ("liger", "warp"):
+        assert setting(engine=engine).outcome is Outcome.REFUSED
+
+
+def test_a_plan_for_a_gpu_elsewhere_tells_that_gpus_engine() -> None:
+    spec = JobSpec.parse({"model": str(TINY), "train": "t.jsonl"})
+    (found,) = (s for s in translate(spec, {"gpu_memory_gib": 24}).settings if "engine" in s.name)
+    assert "Liger" in str(found.rule) and "on a CPU" not in str(found.rule)
+
+
+def test_compiling_is_for_a_gpu() -> None:
+    assert choose("compile", "cuda").name == "compile"
+    with pytest.raises(EngineMissing, match="for a GPU"):
+        choose("compile", "cpu")
+
+
+def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
+    train = tmp_path / "t.jsonl"
+    with train.open("w", encoding="utf-8") as out:
+        for i in range(24):
+            talk = [
+                {"role": "user", "content": f"Is {i} even?" + " Think." * (i % 5)},
+                {"role": "assistant", "content": "yes" if i % 2 == 0 else "no"},
+            ]
+            out.write(json.dumps({"messages": talk}) + "\n")
+    losses: list[list[float]] = []
+    for name in ("plain", "fused"):
+        session = make_session(tmp_path, train, method={"type": "sft"}, ref=name, engine=name)
+        assert session.loaded.choice.name == name
+        session.loop.run()
+        losses.append([p.values["train_loss"] for p in session.run.metrics()])
+        (event,) = (e for e in session.run.events() if e.type == "engine")
+        assert event.message == f"engine {name}: asked for by name"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere the CPU's instructions are not told"
+)
+def test_a_cpu_made_for_bf16_is_known_as_torch_knows_it() -> None:
+    import torch
+
+    here = torch.cpu.get_capabilities()
+    assert machine.cpu_multiplies_bf16() == any(
+        here.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
+
+
+def test_products_have_what_the_machine_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: False)
+    unasked = setting("precision")
+    assert (unasked.outcome, unasked.sent) == (Outcome.DEFAULTED, "fp32")
+    assert "no instructions for bf16" in str(unasked.rule)
+    assert setting("precision", precision="bf16").sent == "bf16"
+    assert engines.precision(None, "cuda").name == "bf16"
+    monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: True)
+    assert setting("precision").sent == "bf16"
+    assert translated(precision="fp32").body["precision"] == "fp32"
+    # The weights that are trained are in 32 bits, and so are their products on a CPU.
+    assert setting("precision", adapter="full").sent == "fp32"
+    for adapter, asked in (("full", "bf16"), ("qlora", "fp8")):
+        assert setting("precision", adapter=adapter, precision=asked).outcome is Outcome.REFUSED
+
+
+def test_32_bits_need_more_memory_than_16() -> None:
+    plans = [translated(precision=p).memory for p in ("bf16", "fp32")]
+    assert plans[0] is not None and plans[1] is not None
+    for part in ("weights", "activations"):
+        assert plans[0].parts[part] < plans[1].parts[part]
+
+
+@pytest.mark.parametrize("adapter", ["qlora", "lora"])
+def test_a_run_has_the_products_that_it_was_given(tmp_path: Path, adapter: str) -> None:
+    import torch
+
+    train = tmp_path / "t.jsonl"
+    talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
+    train.write_text((json.dumps({"messages": talk}) + "\n") * 8, encoding="utf-8")
+    losses: list[list[float]] = []
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        session = make_session(
+            tmp_path, train, method={"type": "sft"}, ref=name, precision=name, adapter={"type": adapter}
+        )
+        assert session.loaded.inner.dtype == dtype
+        session.loop.run()
+        losses.append([p.values["train_loss"] for p in session.run.metrics()])
+        (event,) = (e for e in session.run.events() if e.type == "precision")
+        assert event.message == f"precision {name}: asked for by name"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)

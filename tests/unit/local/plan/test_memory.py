@@ -1,0 +1,198 @@
+"""The memory plan against published sizes and against what autograd really keeps; speed estimates; the
+model's files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from tests.paths import TINY
+
+from orchestrate.config import HostConfig
+from orchestrate.costing import built_in
+from orchestrate.data import TrainingData
+from orchestrate.errors import UsageError
+from orchestrate.local import machine
+from orchestrate.local.model import models
+from orchestrate.local.plan.memory import Setup, plan
+from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.speed import throughput
+from orchestrate.local.speed.throughput import Bench
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.spec import JobSpec
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+LLAMA_70B = {
+    **LLAMA_8B,
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+}
+
+
+def test_parameters_are_those_that_the_makers_state() -> None:
+    assert Shape.of(LLAMA_8B).parameters == 8_030_261_248
+    assert Shape.of(LLAMA_70B).parameters == 70_553_706_496
+    assert Shape.of(LLAMA_8B).adapter_parameters(16) == 41_943_040
+    assert Shape.like(8e9).parameters == pytest.approx(8e9, rel=0.05)
+    assert Shape.like(27e9).parameters == pytest.approx(27e9, rel=0.05)
+
+
+def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
+    """Weights, adapter, its gradients and optimiser; activations come on top."""
+    setup = Setup(longest=2048, gradient_checkpointing=True)
+    found = plan(Shape.of(LLAMA_70B), setup, device="cuda", available_bytes=80 << 30)
+    held = sum(found.parts[p] for p in ("weights", "adapter", "optimiser", "gradients"))
+    assert held == pytest.approx(40e9, rel=0.1)
+    assert found.fits and found.advice == ()
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup(adapter="full", rows=4, longest=2048),
+        Setup(adapter="lora", rows=8, longest=4096),
+        Setup(rows=8, longest=2048),
+        Setup(rows=4, longest=1024, pairs=True),
+    ],
+)
+def test_advice_ends_in_what_fits(setup: Setup) -> None:
+    """Each step names the total that it leads to; the totals fall, and the last one fits."""
+    shape, room = Shape.of(LLAMA_8B), 16 << 30
+    found = plan(shape, setup, device="cuda", available_bytes=room)
+    assert found.fits is False
+    totals = [float(m.group(1)) for a in found.advice if (m := re.search(r"\(([\d.]+) GiB", a))]
+    assert [found.total_bytes / 2**30, *totals] == sorted([found.total_bytes / 2**30, *totals], reverse=True)
+    assert found.advice[-1].endswith("fits)") and totals[-1] <= 16
+
+
+def test_what_fits_nowhere_is_said() -> None:
+    found = plan(Shape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
+    assert found.advice[-1] == "a smaller model, or a larger machine"
+
+
+def test_a_measurement_carries_over_to_models_of_like_size(tmp_path: Path) -> None:
+    modelled = throughput.estimate(tmp_path, parameters=30e6, threads=1, device="cpu")
+    assert "modelled" in modelled.source
+    bench = Bench(
+        device="cpu",
+        threads=1,
+        model="m",
+        parameters=30_000_000,
+        tokens_per_second=1500.0,
+        operations_per_second=1500 * 4 * 30e6,
+        measured_on=date(2026, 11, 1),
+    )
+    throughput.remember(tmp_path, bench)
+    throughput.remember(tmp_path, bench)
+    assert throughput.read(tmp_path) == [bench]
+    near = throughput.estimate(tmp_path, parameters=30e6, threads=1, device="cpu")
+    far = throughput.estimate(tmp_path, parameters=3e9, threads=1, device="cpu")
+    assert near.tokens_per_second == pytest.approx(1500)
+    assert far.tokens_per_second == pytest.approx(15)
+    assert near.band < far.band <= modelled.band + 0.1
+    assert throughput.estimate(
+        tmp_path, parameters=30e6, full=True, threads=1, device="cpu"
+    ).tokens_per_second == pytest.approx(1000)
+    assert "modelled" in throughput.estimate(tmp_path, parameters=30e6, threads=2, device="cpu").source
+
+
+def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
+    throughput.bench_file(tmp_path).write_text("[{")
+    assert throughput.read(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_this_machine_can_be_measured(tmp_path: Path) -> None:
+    found = throughput.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
+    assert found.tokens_per_second > 100 and found.parameters > 1_000_000
+    assert throughput.read(tmp_path) == [found]
+
+
+def test_the_folder_of_a_model_is_checked(tmp_path: Path) -> None:
+    assert models.open_folder(TINY).fingerprint() == models.open_folder(TINY).fingerprint()
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        models.open_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin") as error:
+        models.open_folder(tmp_path)
+    assert "safe_serialization" in str(error.value.fix)
+
+
+def test_a_name_that_is_no_model_is_explained() -> None:
+    with pytest.raises(UsageError, match="not a hub id"):
+        models.fetch("/nowhere/at/all")
+
+
+def test_no_hub_is_explained(tmp_path: Path) -> None:
+    code = (
+        "from orchestrate.errors import ConfigError\nfrom orchestrate.local import models\n"
+        "try: models.fetch('nobody/has-this-model')\nexcept ConfigError as error: print(error, error.fix)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "not on this machine and the hub cannot be reached (HF_HUB_OFFLINE is set)" in said
+    assert "model folder" in said
+
+
+def test_the_driver_s_tool_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in on the path answers as nvidia-smi does; without one there is no GPU."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$1" in *temperature*) echo "61, 97, 20480";;\n*) echo "NVIDIA L4, 23034";; esac\n'
+    )
+    tool.chmod(0o755)
+    machine.gpus.cache_clear()
+    try:
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        assert machine.gpus() == (machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20),)
+        load = machine.gpu_load()
+        assert load is not None
+        assert (load.gpu_temperature_c, load.gpu_use_percent, load.gpu_memory_bytes) == (61, 97, 20480 << 20)
+        assert machine.gpu_load(1) is None
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+        assert machine.gpu_load() is None
+    finally:
+        machine.gpus.cache_clear()
+
+
+def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    row = '{"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "red"}]}\n'
+    train.write_text(row * 40)
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path), "device": "cpu"}))
+    spec = JobSpec.parse({"model": str(TINY), "train": str(train), "epochs": 3, "adapter": "qlora"})
+    data = TrainingData.open(spec.train, None)
+    modelled = provider.quote(spec, data, provider.translate(spec), built_in())
+    slow = Bench(
+        device="cpu",
+        threads=machine.cores(),
+        model="tiny-chat",
+        parameters=1_000_000,
+        tokens_per_second=20.0,
+        operations_per_second=20 * 4 * 1e6,
+        measured_on=date(2026, 11, 1),
+    )
+    throughput.remember(provider.home, slow)
+    measured = provider.quote(spec, data, provider.translate(spec), built_in())
+    assert measured.expected_usd > modelled.expected_usd
+    said = [" ".join(q.assumptions) for q in (modelled, measured)]
+    assert "orchestrate local bench measures it" in said[0]
+    assert "measured on this machine with tiny-chat on 2026-11-01" in said[1]

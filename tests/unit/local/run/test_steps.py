@@ -1,0 +1,62 @@
+"""What happens to one optimiser step: schedule, warm-up, clipping, weight decay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.local.sessions import make_session
+
+from orchestrate.local.objectives.base import learning_rate
+from orchestrate.local.run.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def rates(schedule: str, warmup: float = 0.0, total: int = 100) -> list[float]:
+    return [learning_rate(step, total, 1.0, warmup, schedule) for step in range(total)]
+
+
+def test_schedules_fall_as_they_are_called() -> None:
+    linear, cosine, constant = rates("linear"), rates("cosine"), rates("constant")
+    assert linear[0] == cosine[0] == 1.0 and set(constant) == {1.0}
+    assert linear[50] == pytest.approx(0.5) and cosine[50] == pytest.approx(0.5)
+    assert linear[-1] == pytest.approx(0.01) and 0 < cosine[-1] < 0.001
+    assert cosine[25] > linear[25] and cosine[75] < linear[75]
+
+
+def test_warm_up_rises_to_the_peak_and_never_starts_at_nothing() -> None:
+    rising = rates("cosine", warmup=0.1)
+    assert 0 < rising[0] < rising[5] < rising[9] < rising[10] == 1.0
+    assert rising[10:] == sorted(rising[10:], reverse=True)
+
+
+def test_clipping_bounds_the_gradient_and_decay_shrinks_the_weights(tmp_path: Path) -> None:
+    train = tmp_path / "t.jsonl"
+    talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
+    train.write_text(f"{json.dumps({'messages': talk})}\n" * 8)
+
+    def after_one_step(ref: str, **hyper: Any) -> tuple[Session, torch.Tensor]:
+        given = {"epochs": 1, "schedule": "constant", "warmup_ratio": 0.0, **hyper}
+        session = make_session(tmp_path, train, method={"type": "sft"}, ref=ref, hyper=given)
+        before = torch.cat([p.detach().flatten() for p in session.loop.parameters.values()])
+        session.loop.run()
+        after = torch.cat([p.detach().flatten() for p in session.loop.parameters.values()])
+        return session, after - before * (1 - 2e-3 * hyper.get("weight_decay", 0.0))
+
+    free, moved = after_one_step("a")
+    norm = free.run.metrics()[0].values["grad_norm"]
+    assert norm > 1e-3
+    tight, _ = after_one_step("b", max_grad_norm=norm / 10)
+    moments = [s["exp_avg"] for s in tight.loop.optimizer.state.values()]
+    clipped = torch.cat([m.flatten() for m in moments]).norm().item() / 0.1  # Adam keeps a tenth of the first
+    assert clipped == pytest.approx(norm / 10, rel=1e-3)
+    _, decayed = after_one_step("c", weight_decay=0.5)
+    # Decay takes rate x decay of each weight; the rest of the step is the same.
+    torch.testing.assert_close(decayed, moved, rtol=0, atol=1e-6)

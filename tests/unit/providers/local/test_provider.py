@@ -1,0 +1,257 @@
+"""What this machine says of a spec before it trains: settings, rows, time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.paths import TINY
+
+from orchestrate.config import HostConfig
+from orchestrate.costing import built_in
+from orchestrate.data import TrainingData
+from orchestrate.errors import ConfigError
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.providers.local.translation import translate
+from orchestrate.spec import JobSpec
+from orchestrate.types import Outcome, Setting
+
+SAME = {
+    "type": "string_check",
+    "name": "same",
+    "input": "{{sample.output_text}}",
+    "operation": "eq",
+    "reference": "{{item.answer}}",
+}
+CODE = {"type": "python", "name": "x", "source": "def grade(sample, item): return 1"}
+
+
+def settings(method: dict[str, Any], **more: Any) -> dict[str, Setting]:
+    options = {"local": more.pop("options", {})}
+    values = {"model": str(TINY), "train": "train.jsonl", "method": method, "provider_options": options}
+    found = translate(JobSpec.parse(values | more), {})
+    return {s.name: s for s in found.settings}
+
+
+def rft(**more: Any) -> dict[str, Any]:
+    return {"type": "rft", "grader": SAME, **more}
+
+
+def test_reinforcement_as_asked() -> None:
+    method = rft(samples_per_prompt=4, kl_beta=0.02)
+    options = {"max_new_tokens": 64, "run_grader_code": True, "grader_seconds": 2}
+    values = {
+        "model": str(TINY),
+        "train": "t.jsonl",
+        "method": method,
+        "provider_options": {"local": options},
+    }
+    found = translate(JobSpec.parse(values), {})
+    assert not found.refused
+    assert found.body["method"] == method
+    assert {k: found.body["hyper"][k] for k in options} == options
+    assert found.body["hyper"]["learning_rate"] == 1e-5
+
+
+def test_reinforcement_by_default() -> None:
+    found = settings(rft())
+    assert (found["method.samples_per_prompt"].outcome, found["method.samples_per_prompt"].sent) == (
+        Outcome.DEFAULTED,
+        8,
+    )
+    assert "an answer of 256 tokens" in str(found["max_seq_length"].rule)
+    assert not [s for s in found.values() if s.outcome is Outcome.REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "more", "reason"),
+    [
+        ("method.grader", rft(grader={"evaluator": "accounts/a/evaluators/b"}), {}, "lives on Fireworks"),
+        ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "calls nobody"),
+        ("method.grader", rft(grader=CODE), {}, "run_grader_code: true"),
+        ("method.grader", rft(grader=CODE), {"options": {"run_grader_code": False}}, "run_grader_code"),
+        ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
+        ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
+        ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
+        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such knob"),
+        ("packing", rft(), {"packing": True}, "nothing to pack"),
+        ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no prompt"),
+        ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
+        ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "no spike"),
+        (
+            "provider_options.run_grader_code",
+            {"type": "sft"},
+            {"options": {"run_grader_code": True}},
+            "reinforcement fine-tuning only",
+        ),
+    ],
+)
+def test_what_this_machine_has_not_is_refused(
+    name: str, method: dict[str, Any], more: dict[str, Any], reason: str
+) -> None:
+    found = settings(method, **more)
+    assert found[name].outcome is Outcome.REFUSED and reason in str(found[name].rule), found[name]
+    assert [s.name for s in found.values() if s.outcome is Outcome.REFUSED] == [name]
+
+
+def test_orpo_and_its_weight() -> None:
+    found = settings({"type": "dpo", "loss": "orpo", "beta": 0.2, "normalize_by_length": False})
+    assert (found["method.loss"].sent, found["method.beta"].sent) == ("orpo", 0.2)
+    assert not [s for s in found.values() if s.outcome is Outcome.REFUSED]
+    assert settings({"type": "dpo"})["method.loss"].sent == "dpo"
+
+
+def test_kto_and_its_weights() -> None:
+    found = settings({"type": "dpo", "loss": "kto", "undesirable_weight": 1.5, "normalize_by_length": False})
+    assert (found["method.loss"].sent, found["method.undesirable_weight"].sent) == ("kto", 1.5)
+    assert found["method.desirable_weight"].sent == 1.0 and found["method.beta"].sent == 0.1
+    assert not [s for s in found.values() if s.outcome is Outcome.REFUSED]
+
+
+Check = Callable[..., tuple[LocalProvider, JobSpec, TrainingData]]
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Check:
+    def make(rows: list[dict[str, Any]], **more: Any) -> tuple[LocalProvider, JobSpec, TrainingData]:
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values = {"model": str(TINY), "train": str(path), "method": rft()}
+        spec = JobSpec.parse(values | more)
+        provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
+        return provider, spec, TrainingData.open(spec.train)
+
+    return make
+
+
+def row(n: int, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"Is {n} even?"}], "note": n, **fields}
+
+
+def test_a_row_without_what_the_grader_reads_is_found_before(ready: Check) -> None:
+    provider, spec, data = ready([row(n, **({} if n in (3, 5) else {"answer": "x"})) for n in range(20)])
+    missing = [
+        p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "grader-field-missing"
+    ]
+    assert [(p.row, p.field, p.message) for p in missing] == [
+        (4, "answer", "the grader reads item.answer, which 2 of 20 rows lack")
+    ]
+    provider, spec, data = ready([row(n, answer="x") for n in range(20)])
+    assert not [
+        p for p in provider.check(spec, data, provider.translate(spec)) if p.severity.value == "error"
+    ]
+
+
+def test_prompts_that_leave_no_room_are_told_before(ready: Check) -> None:
+    rows = [row(n, answer="x") for n in range(20)]
+    rows[7]["messages"][0]["content"] = "word " * 300
+    options = {"local": {"max_new_tokens": 20}}
+    provider, spec, data = ready(rows, max_seq_length=128, provider_options=options)
+    found = {p.code: p.message for p in provider.check(spec, data, provider.translate(spec))}
+    assert "1 of 20 prompts have more than 108 tokens" in found["prompts-left-out"]
+    assert "too-long" not in found
+
+
+def test_chat_rows_are_no_prompts(ready: Check) -> None:
+    chat = [row(n) for n in range(20)]
+    for r in chat:
+        del r["note"]
+        r["messages"].append({"role": "assistant", "content": "no"})
+    provider, spec, data = ready(chat)
+    assert "wrong-kind" in [p.code for p in provider.check(spec, data, provider.translate(spec))]
+
+
+def test_the_quote_counts_the_answers(ready: Check) -> None:
+    rows = [row(n, answer="x") for n in range(200)]
+
+    def seconds(**more: Any) -> float:
+        provider, spec, data = ready(rows, **more)
+        quote = provider.quote(spec, data, provider.translate(spec), built_in())
+        assert quote.unavailable is None and quote.low_usd < quote.expected_usd < quote.high_usd
+        assert any("drawn to each prompt" in a for a in quote.assumptions)
+        return (quote.train_seconds or 0) - 10
+
+    once = seconds()
+    assert seconds(method=rft(samples_per_prompt=16)) == pytest.approx(2 * once, rel=0.01)
+    assert seconds(epochs=6) == pytest.approx(2 * once, rel=0.01)
+    assert seconds(provider_options={"local": {"max_new_tokens": 512}}) > 1.8 * once
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    said = ({"role": "user", "content": "Is {} even?"}, {"role": "assistant", "content": "no"})
+    return [{"messages": [{**m, "content": m["content"].format(n)} for m in said]} for n in range(count)]
+
+
+def errors_of(ready: Check, **more: Any) -> dict[str, str]:
+    provider, spec, data = ready(chats(20), method={"type": "sft"}, **more)
+    found = [p for p in provider.check(spec, data, provider.translate(spec)) if p.severity.value == "error"]
+    return {p.code: p.message for p in found}
+
+
+def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: Path) -> None:
+    bare, broken, empty = (tmp_path / name for name in ("bare", "broken", "empty"))
+    empty.mkdir()
+    for folder, text in ((bare, "{}"), (broken, "{")):
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+    (tmp_path / "some.gguf").write_text("no GGUF")
+    for model, reason in (
+        ("./nonexist", "no model folder at ./nonexist"),
+        (str(empty), "no config.json"),
+        (str(bare), "no .safetensors"),
+        (str(broken), "is no configuration"),
+    ):
+        assert reason in errors_of(ready, model=model)["model-unusable"]
+    assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]
+    assert not errors_of(ready)
+
+
+def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
+    unknown = errors_of(ready, adapter={"type": "lora", "targets": ["nosuch_proj"]})["unknown-target"]
+    assert "nosuch_proj" in unknown
+    for targets in (["q_proj", "layers.1.mlp.up_proj"], "all-linear", ["lm_head"]):
+        assert not errors_of(ready, adapter={"type": "lora", "targets": targets})
+    provider, spec, data = ready(
+        chats(20), method={"type": "sft"}, adapter={"type": "lora", "targets": ["q_proj", "nosuch"]}
+    )
+    (some,) = (p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "unknown-target")
+    assert some.severity.value == "warning" and "q_proj" in str(some.fix)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("threads", 0),
+        ("threads", -3),
+        ("micro_batch", 0),
+        ("neftune_alpha", -3),
+        ("neftune_alpha", float("nan")),
+        ("spike_factor", 1),
+        ("spike_factor", float("inf")),
+        ("recovery_seconds", -1),
+        ("device", "tpu"),
+        ("optimizer", 8),
+        ("gradient_checkpointing", "yes"),
+        ("warmth", 3),
+    ],
+)
+def test_options_out_of_bounds_are_refused(option: str, value: object) -> None:
+    found = settings({"type": "sft"}, options={option: value})[f"provider_options.{option}"]
+    assert found.outcome is Outcome.REFUSED and found.rule
+
+
+def test_the_machine_s_own_settings_have_the_same_bounds() -> None:
+    spec = JobSpec.parse({"model": str(TINY), "train": "t.jsonl"})
+    assert translate(spec, {"threads": 2}).body["threads"] == 2
+    with pytest.raises(ConfigError, match="threads must be at least 1"):
+        translate(spec, {"threads": -1})
+
+
+@pytest.mark.parametrize(("asked", "stops"), [({"evals": 0}, False), ({"epochs": 1}, False), ({}, True)])
+def test_stopping_early_needs_evaluations_to_stop_at(asked: dict[str, int], stops: bool) -> None:
+    found = settings({"type": "sft"}, validation="v.jsonl", early_stopping={"patience": 1}, **asked)
+    refused = [s.name for s in found.values() if s.outcome is Outcome.REFUSED]
+    assert refused == ([] if stops else ["early_stopping"])
