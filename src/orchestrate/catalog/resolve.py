@@ -73,13 +73,14 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return self.model.context if self.model else None
 
 
-def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
-    """What `name` is on a kind of backend. `today` decides about shutdown warnings (default: the local date).
+def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
+    """What `name` is on a backend, given by its profile or kind. `today` decides about shutdown warnings (default: the local date).
 
     Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
     that backend.
     """
-    known = profile(provider)
+    known = backend if isinstance(backend, Profile) else profile(backend)
+    provider = known.kind
     base = known.tuned_base(name) if known.tuned_base else None
     model = lookup(base or name)
     if model is None:

@@ -72,7 +72,7 @@ def bill_run(
 
     spec = JobSpec.parse(run.spec)
     try:
-        resolved = catalog.resolve(spec.model_for(run.provider), profile.kind)
+        resolved = catalog.resolve(spec.model_for(run.provider), profile)
     except SpecError:  # a model that has left the catalog since
         resolved = ModelOnHost(provider=run.provider, id=run.model)
     return bill(

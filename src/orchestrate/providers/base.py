@@ -112,7 +112,7 @@ class Provider(ABC):
         """The spec's model here. Raises `SpecError`."""
         from orchestrate import catalog
 
-        return catalog.resolve(spec.model_for(self.name), self.kind)
+        return catalog.resolve(spec.model_for(self.name), self.profile)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
