@@ -14,7 +14,7 @@ from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
 
 def markdown(comparison: ComparedRuns) -> str:
     """A heading, the sandbox banner and the reasons before any number, then the tables."""
-    parts = ["# ComparedRuns of runs"]
+    parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
     if comparison.reasons:

@@ -17,7 +17,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
     """The whole document. Everything that came from outside is escaped."""
     style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
-    title = "ComparedRuns of " + text.joined([c.label for c in comparison.runs])
+    title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
         f"<h1>{escape(title)}</h1>",
