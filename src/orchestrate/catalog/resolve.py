@@ -74,7 +74,8 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
 
 def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
-    """What `name` is on a backend, given by its profile or kind. `today` decides about shutdown warnings (default: the local date).
+    """What `name` is on a backend, given by its profile or kind. `today` decides about shutdown warnings
+    (default: the local date).
 
     Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
     that backend.
