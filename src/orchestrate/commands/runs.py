@@ -19,8 +19,8 @@ from orchestrate.commands.console import (
     table,
 )
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import Feature, JobStatus, Run
+from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle

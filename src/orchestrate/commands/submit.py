@@ -55,9 +55,9 @@ def submit(
         names = ft.backends(provider)
         ft.require(spec, names)  # before any of the data is read, which can take a while
         if watch:
-            from orchestrate.commands.notify import channels_of
+            from orchestrate import watching
 
-            channels_of(ft.settings)
+            watching.channels_of(ft.settings)
         prepared = ft.prepare(spec, names)
         try:
             ft.preflight(prepared, names, strict=strict)
