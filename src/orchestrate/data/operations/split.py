@@ -33,7 +33,7 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.shapes.known import WRITTEN
 from orchestrate.data.shapes.reading import last_answer, visible
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
 
@@ -256,7 +256,7 @@ def _stratum(example: Example) -> str:
 
 
 def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Path]) -> Counter[int]:
-    line = writer("local")
+    line = canonical_line
     counts: Counter[int] = Counter()
     with ExitStack() as stack:
         files = [stack.enter_context(writing(path)) for path in paths]
