@@ -193,7 +193,7 @@ def write_rows(
     ]
     written = unheld = 0
     if target.name == "parquet":
-        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS | Trait.LOSS_SPANS
         plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
         with whole(path) as partial:
             written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)

@@ -20,8 +20,11 @@ from orchestrate.types import Problem
 _SYSTEM = ("systemInstruction", "system_instruction")
 
 
+_FREE = ("args", "response", "parameters", "parameters_json_schema")
+
+
 def _snake(value: Any) -> Any:
-    """Fields in lower case with underscores, as Google's client takes both; not below what tools are given."""
+    """Names with underscores, as Google's client takes both; not below what tools are given."""
     if isinstance(value, list):
         return [_snake(item) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
@@ -36,8 +39,8 @@ def _snake(value: Any) -> Any:
 
 
 def _gemini_part(part: Row, message: Row) -> Row | None:
-    """A part for the content; calls and thoughts go to the message itself. Unknown parts stay as they are, and
-    are reported."""
+    """A part for the content; calls and thoughts go to the message itself. Unknown parts stay as they are,
+    and are reported."""
     if isinstance(made := part.get("function_call"), dict):
         named = cast("Row", made)
         message.setdefault("tool_calls", []).append(
@@ -45,10 +48,11 @@ def _gemini_part(part: Row, message: Row) -> Row | None:
         )
     elif part.get("thought") is True and isinstance(part.get("text"), str):
         message["reasoning"] = message.get("reasoning", "") + part["text"]
-    elif isinstance(data := part.get("inline_data"), dict):
+    elif isinstance(part.get("inline_data"), dict):
+        data = cast("Row", part["inline_data"])
         return image(f"data:{data.get('mime_type')};base64,{data.get('data')}")
-    elif isinstance(data := part.get("file_data"), dict):
-        return image(data.get("file_uri"))
+    elif isinstance(part.get("file_data"), dict):
+        return image(cast("Row", part["file_data"]).get("file_uri"))
     elif isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     else:
@@ -163,7 +167,6 @@ def _gemini_preference(row: Row) -> Read:
 
 def _bedrock(row: Row) -> Read:
     given: list[Row] = []
-    found: list[Problem] = []
     if row.get("system"):
         given.append({"role": "system", "content": _bedrock_content(row["system"], {})})
     for item in cast("list[Any]", row["messages"]):
@@ -187,20 +190,22 @@ def _bedrock(row: Row) -> Read:
         if content is not None or "tool_calls" in message or not answers:
             given.append(message | {"content": content})
     messages, wrong = messages_from(given, "messages")
-    config: Any = row.get("toolConfig") or {}
-    specs = [cast("Row", t).get("toolSpec") for t in config.get("tools", ()) if isinstance(t, dict)]
-    tools = [
-        {
-            "type": "function",
-            "function": {n: spec[n] for n in ("name", "description") if n in spec}
-            | {"parameters": cast("Row", spec.get("inputSchema") or {}).get("json") or {}},
-        }
-        for spec in cast("list[Row | None]", specs)
-        if spec is not None
-    ]
-    if len(tools) != len(config.get("tools", ())):
-        found.append(problem("bad-tools", "only tools with a toolSpec are read", field="toolConfig"))
-    return ChatExample(messages=messages, tools=tools or None), [*found, *wrong]
+    tools, bad = _bedrock_tools(row.get("toolConfig"))
+    return ChatExample(messages=messages, tools=tools or None), [*wrong, *bad]
+
+
+def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
+    given: Any = cast("Row", config).get("tools") if isinstance(config, dict) else None
+    tools: list[Row] = []
+    for item in cast("list[Any]", given or []):
+        spec: Any = cast("Row", item).get("toolSpec") if isinstance(item, dict) else None
+        if not isinstance(spec, dict):
+            return [], [problem("bad-tools", "only tools with a toolSpec are read", field="toolConfig")]
+        named = cast("Row", spec)
+        function: Row = {n: named[n] for n in ("name", "description") if n in named}
+        function["parameters"] = cast("Row", named.get("inputSchema") or {}).get("json") or {}
+        tools.append({"type": "function", "function": function})
+    return tools, []
 
 
 def _bedrock_content(blocks: Any, message: Row) -> Any:
@@ -219,7 +224,7 @@ def _bedrock_content(blocks: Any, message: Row) -> Any:
         elif isinstance(held := block.get("image"), dict):
             source: Row = cast("Row", held).get("source") or {}
             where: Row = source.get("s3Location") or {}
-            data = f"data:image/{held.get('format')};base64,{source.get('bytes')}"
+            data = f"data:image/{cast('Row', held).get('format')};base64,{source.get('bytes')}"
             content.append(image(data if source.get("bytes") else where.get("uri")))
         elif isinstance(thought := block.get("reasoningContent"), dict) and "reasoningText" in thought:
             message["reasoning"] = cast("Row", thought)["reasoningText"].get("text")

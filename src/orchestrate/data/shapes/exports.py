@@ -1,8 +1,8 @@
-"""What tools that record calls of models write: OpenAI's stored completions and Responses, LangSmith, Langfuse.
+"""What recorders of calls write: OpenAI's stored completions and Responses, LangSmith, Langfuse.
 
 Each row is an input and an output. Sources: the types of OpenAI's client (`ChatCompletion`, `Response`,
-`ResponseInputItem`), LangSmith's `Example` and `Run` (`inputs`, `outputs`), Langfuse's observations and items of
-data sets (`input`, `output`, `expectedOutput`).
+`ResponseInputItem`), LangSmith's `Example` and `Run` (`inputs`, `outputs`), Langfuse's observations and items
+of data sets (`input`, `output`, `expectedOutput`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _response_item(item: Row, messages: list[Row], thought: list[str]) -> None:
 
 
 def _message(value: Any) -> Row | None:
-    """A message in OpenAI's form, or one of LangChain's three: constructors, `{type, data}`, `{type, content}`."""
+    """A message in OpenAI's form, or in LangChain's: a constructor, `{type, data}`, `{type, content}`."""
     item = _dict(value)
     if isinstance(item.get("id"), list) and isinstance(item.get("kwargs"), dict):
         names: list[Any] = item["id"]
@@ -150,9 +150,11 @@ def _turns(value: Any, role: str, names: tuple[str, ...]) -> list[Row] | None:
         items = cast("list[Any]", value)
         if len(items) == 1 and isinstance(items[0], list):
             items = cast("list[Any]", items[0])
-        made = [_message(item) for item in items]
+        made = [_message(_dict(item).get("message", item)) for item in items]
         return None if None in made or not made else cast("list[Row]", made)
     item = _dict(value)
+    if not item:
+        return None
     if (one := _message(item)) is not None:
         return [one]
     if "choices" in item:
@@ -213,15 +215,14 @@ def _is_stored(row: Row) -> bool:
 def _is_responses(row: Row) -> bool:
     request, response = _dict(row.get("request")) or row, _dict(row.get("response")) or row
     output = _list(response.get("output"))
-    items = bool(output) and all(isinstance(_dict(item).get("type"), str) for item in output)
-    spoken = {"message", "function_call"} & {_dict(item).get("type") for item in output}
-    return items and bool(spoken) and isinstance(request.get("input"), str | list)
+    kinds = {str(_dict(item).get("type")) for item in output}
+    return bool({"message", "function_call"} & kinds) and isinstance(request.get("input"), str | list)
 
 
 def _holds_messages(value: Any) -> bool:
     if isinstance(value, str):
         return value.lstrip()[:1] in ("{", "[")
-    return isinstance(value, dict | list) and bool(value)
+    return isinstance(value, dict | list) and bool(cast("list[Any]", value))
 
 
 def _is_langfuse(row: Row) -> bool:
@@ -234,26 +235,29 @@ def _is_langfuse(row: Row) -> bool:
 
 _REQUEST = frozenset(
     {
-        "id", "object", "model", "created", "created_at", "request_id", "usage", "metadata", "service_tier",
-        "system_fingerprint", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty",
-        "tool_choice", "response_format", "input_user", "status", "error", "parallel_tool_calls", "store",
-        "incomplete_details", "max_output_tokens", "max_tool_calls", "text", "truncation", "user", "reasoning",
-        "background", "top_logprobs", "prompt", "prompt_cache_key", "safety_identifier", "completed_at",
-        "billing", "conversation", "prompt_cache_retention", "max_completion_tokens", "n", "stop", "stream",
+        "id", "object", "model", "created", "created_at", "request_id", "usage", "metadata",
+        "service_tier", "system_fingerprint", "temperature", "top_p", "seed", "presence_penalty",
+        "frequency_penalty", "tool_choice", "response_format", "input_user", "status", "error",
+        "parallel_tool_calls", "store", "incomplete_details", "max_output_tokens", "max_tool_calls",
+        "text", "truncation", "user", "reasoning", "background", "top_logprobs", "prompt",
+        "prompt_cache_key", "safety_identifier", "completed_at", "billing", "conversation",
+        "prompt_cache_retention", "max_completion_tokens", "n", "stop", "stream",
     }
 )  # fmt: skip
 """What a request sets and an answer reports beside the words; none of it is trained."""
 _TRACE = frozenset(
     {
-        "id", "run_id", "trace_id", "session_id", "dataset_id", "dataset_name", "source_run_id", "parent_run_id",
-        "name", "run_type", "start_time", "end_time", "created_at", "modified_at", "metadata", "extra", "tags",
-        "status", "error", "child_runs", "events", "feedback_stats", "serialized", "split", "attachments",
-        "traceId", "observationId", "datasetId", "datasetName", "sessionId", "parentObservationId", "type",
-        "model", "modelParameters", "usage", "usageDetails", "costDetails", "startTime", "endTime", "level",
-        "statusMessage", "latency", "scores", "version", "createdAt", "updatedAt", "environment", "projectId",
-        "sourceTraceId", "sourceObservationId", "completionStartTime", "timeToFirstToken", "tokens", "release",
-        "userId", "public", "bookmarked", "timestamp", "htmlPath", "totalCost", "observations", "promptName",
-        "promptVersion", "promptId", "reference_example_id", "total_tokens", "total_cost", "first_token_time",
+        "id", "run_id", "trace_id", "session_id", "dataset_id", "dataset_name", "source_run_id",
+        "parent_run_id", "name", "run_type", "start_time", "end_time", "created_at", "modified_at",
+        "metadata", "extra", "tags", "status", "error", "child_runs", "events", "feedback_stats",
+        "serialized", "split", "attachments", "traceId", "observationId", "datasetId", "datasetName",
+        "sessionId", "parentObservationId", "type", "model", "modelParameters", "usage", "usageDetails",
+        "costDetails", "startTime", "endTime", "level", "statusMessage", "latency", "scores", "version",
+        "createdAt", "updatedAt", "environment", "projectId", "sourceTraceId", "sourceObservationId",
+        "completionStartTime", "timeToFirstToken", "tokens", "release", "userId", "public",
+        "bookmarked", "timestamp", "htmlPath", "totalCost", "observations", "promptName",
+        "promptVersion", "promptId", "reference_example_id", "total_tokens", "total_cost",
+        "first_token_time",
     }
 )  # fmt: skip
 """What the recorders note of each call; none of it is said to the model."""

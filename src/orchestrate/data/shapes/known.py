@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
+import msgspec
+
 from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
@@ -18,7 +20,7 @@ from orchestrate.data.rows.examples import (
     messages_of,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import images, preferences, unpaired
+from orchestrate.data.shapes import clouds, columns, exports, images, preferences, unpaired
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
@@ -114,7 +116,12 @@ def _alpaca(row: Row) -> Read:
 
 
 def _text(row: Row) -> Read:
-    return TextExample(text=row["text"]), []
+    try:
+        spans = msgspec.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
+    except msgspec.ValidationError:
+        message_ = "loss_spans holds pairs of numbers"
+        return None, [problem("bad-weight", message_, field="loss_spans")]
+    return TextExample(text=row["text"], loss_spans=spans), []
 
 
 def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
@@ -187,6 +194,9 @@ def _has_system(row: Row) -> bool:
 
 
 SHAPES: tuple[Shape, ...] = (
+    *clouds.SHAPES,
+    *exports.SHAPES,
+    *columns.SHAPES,
     Shape(
         "openai-preference",
         "preference",
@@ -300,7 +310,7 @@ SHAPES: tuple[Shape, ...] = (
         are_text("question", "answer"),
         _question_answer,
     ),
-    Shape("text", "text", frozenset({"text"}), are_text("text"), _text),
+    Shape("text", "text", frozenset({"text", "loss_spans"}), are_text("text"), _text),
 )
 WRITTEN: dict[Kind, str] = {
     "chat": "openai-chat",

@@ -56,7 +56,7 @@ class _Unfolding:
         elif kind == "tool_use":
             self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
         elif kind == "tool_call" and (made := _written(value)) is not None:
-            self._calls.append(made | {"id": f"call_{len(self._calls)}"})
+            self._calls.append(made)
         elif kind == "tool_result":
             said = part.get("content")
             answer = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": said or ""}
