@@ -22,7 +22,7 @@ KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
 and no two steps have the same; the default of 1024 grew a worker from 590 to 1,400 MB within 240 steps and
 made it no faster. 64 are those of one pass: its layers are alike."""
-PASS_MORE = "ORCHESTRATE_PASS_ENV"
+MORE_NAMES = "ORCHESTRATE_PASS_ENV"
 """Names, joined by commas, of further variables that workers get."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
@@ -105,7 +105,7 @@ def start_worker(run: RunDir) -> None:
 def worker_environment(threads: int | None) -> dict[str, str]:
     """What a worker needs and nothing else: no API key of a host is among it. Thread counts must be set
     before the numeric libraries load; the workers report to no one and need no network to start."""
-    more = {name.strip() for name in os.environ.get(PASS_MORE, "").split(",")}
+    more = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     env = {k: v for k, v in os.environ.items() if k in more or PASSED.fullmatch(k.upper())}
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrate.local.run.launching import PASS_MORE, worker_environment
+from orchestrate.local.run.launching import MORE_NAMES, worker_environment
 
 NEEDED = {
     "PATH": "/bin",
@@ -37,6 +37,6 @@ def test_a_worker_gets_what_it_needs_and_no_secret(monkeypatch: pytest.MonkeyPat
     assert "secret" not in found.values()
     assert {name: found[name] for name in NEEDED} == NEEDED
     assert found["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv(PASS_MORE, "AWS_SECRET_ACCESS_KEY, OTHER")
+    monkeypatch.setenv(MORE_NAMES, "AWS_SECRET_ACCESS_KEY, OTHER")
     assert worker_environment(2)["AWS_SECRET_ACCESS_KEY"] == "secret"
     assert worker_environment(2)["OMP_NUM_THREADS"] == "2"
