@@ -17,7 +17,7 @@ from orchestrate.config import Notify, Secret
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
-    from orchestrate.tracking.notifying import Channel
+    from orchestrate.tracking.channels import Channel
 
 CommandOpt = Annotated[
     str | None,
@@ -60,7 +60,7 @@ def notify_of(settings: Settings, command: str | None, url: str | None, desktop:
 def channels_of(settings: Settings) -> list[Channel]:
     if settings.notify == Notify():
         return []
-    from orchestrate.tracking.notifying import channels
+    from orchestrate.tracking.channels import channels
 
     signs = settings.notify.url is not None
     secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
@@ -72,10 +72,10 @@ def telling(ft: Orchestrator) -> Generator[None]:
     """Tells about the runs that were found ended in the block, when nobody else has."""
     found = channels_of(ft.settings)
     for channel in found:
-        ft.store.notified_since(channel.name)
+        ft.store.notifications.since(channel.name)
     yield
     if found:
-        from orchestrate.tracking.notifying import tell
+        from orchestrate.tracking.channels import tell
 
         for problem in tell(ft.store, found):
             warn(f"not told: {problem}")
