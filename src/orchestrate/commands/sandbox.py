@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, note, print_json
+from orchestrate.commands.console import Json, note, print_json, print_text
 from orchestrate.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def sandbox(
             print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
         else:
             for name, value in running.env.items():
-                typer.echo(f"export {name}={shlex.quote(value)}")
+                print_text(f"export {name}={shlex.quote(value)}")
         sys.stdout.flush()
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")

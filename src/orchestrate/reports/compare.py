@@ -12,6 +12,7 @@ import msgspec
 
 from orchestrate import costing, text
 from orchestrate.errors import UsageError
+from orchestrate.text import inert, inert_json
 from orchestrate.types import EvaluationResult, JobStatus, MetricPoint, Outcome, Record, Run, Translation
 
 if TYPE_CHECKING:
@@ -91,7 +92,15 @@ class Comparison(Record, frozen=True, kw_only=True):
         return comparison_table(self)
 
     def render(self, format: str) -> str:
-        """As text. Raises `UsageError` for a format that is not one of table, md, html, csv, json."""
+        """As text in which nothing acts on a terminal. Raises `UsageError` for a format that is not one of
+        table, md, html, csv, json."""
+        from orchestrate.reports import documents
+
+        if format == "json":
+            return inert_json(documents.json_text(self))
+        return inert(self._document(format))
+
+    def _document(self, format: str) -> str:
         from orchestrate.reports import documents
 
         if format == "html":
@@ -102,8 +111,6 @@ class Comparison(Record, frozen=True, kw_only=True):
             return documents.markdown(self)
         if format == "csv":
             return documents.csv_text(self)
-        if format == "json":
-            return documents.json_text(self)
         if format == "table":
             from orchestrate.reports.terminal import plain_text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.reports import rows
 from orchestrate.reports.compare import Compared, Comparison, billed, quoted
-from orchestrate.reports.quotes import markdown_table
+from orchestrate.reports.quotes import markdown_table, markdown_text
 
 
 def markdown(comparison: Comparison) -> str:
@@ -19,9 +19,11 @@ def markdown(comparison: Comparison) -> str:
         parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
     if comparison.reasons:
         parts.append(f"**{rows.NOT_COMPARABLE}:**\n")
-        parts[-1] += "\n".join(f"- {reason.aspect}: {reason.text}" for reason in comparison.reasons)
+        parts[-1] += "\n".join(
+            f"- {reason.aspect}: {markdown_text(reason.text)}" for reason in comparison.reasons
+        )
     if comparison.findings:
-        parts.append("\n".join(f"- {finding}" for finding in comparison.findings))
+        parts.append("\n".join(f"- {markdown_text(finding)}" for finding in comparison.findings))
     labels = [c.label for c in comparison.runs]
     parts.append(markdown_table(["", *labels], [[name, *values] for name, values in rows.facts(comparison)]))
     if settings := rows.settings(comparison):
@@ -31,7 +33,7 @@ def markdown(comparison: Comparison) -> str:
         if any(differ for _, _, differ in settings):
             parts.append("Settings in bold differ.")
     if comparison.notes:
-        parts.append("\n".join(f"- {note}" for note in comparison.notes))
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in comparison.notes))
     return "\n\n".join(parts) + "\n"
 
 
