@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +89,14 @@ def plan(
         raise typer.Exit(2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """What prices are taken."""
+
+    rate: RateOpt = None
+    gpu_hours: GpuHoursOpt = None
+
+
 @grouped
 def quote(
     context: typer.Context,
@@ -95,8 +104,7 @@ def quote(
     provider: ProviderOpt = "all",
     asked: SpecOptions,
     serving: ServingOptions,
-    rate: RateOpt = None,
-    gpu_hours: GpuHoursOpt = None,
+    priced: Priced,
     live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
     format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
     json: Json = False,
@@ -111,9 +119,9 @@ def quote(
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read()
     load = costing.Traffic.parse(serving.traffic) if serving.traffic else None
-    hours = None if gpu_hours is None else Decimal(str(gpu_hours))
+    hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
-        ft.rates = with_flags(ft.rates, rate)
+        ft.rates = with_flags(ft.rates, priced.rate)
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
