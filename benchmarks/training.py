@@ -86,7 +86,8 @@ class Clock:
 
 def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
     def run(args: argparse.Namespace) -> dict[str, Any]:
-        from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+        from orchestrate.local.job import Hyper, LocalJob, Supervised
+        from orchestrate.local.run.rundir import RunDir, now
         from orchestrate.local.run.session import Session
 
         data = args.work / "engine.jsonl"
@@ -103,7 +104,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
             model=str(args.model),
             model_name="random",
             train=str(data),
-            method={"type": "sft"},
+            method=Supervised(),
             adapter={"type": "qlora", "r": 16, "alpha": 32.0},
             hyper=hyper,
             threads=args.threads,

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.job import LocalJob
 from orchestrate.local.model.accelerating import compile_layers, load_unsloth, use_liger
 from orchestrate.local.model.engines import PLAIN, Choice, choose, precision
 from orchestrate.local.model.fused import fuse
@@ -24,7 +25,6 @@ from orchestrate.local.model.kernels import use_on_cpu
 from orchestrate.local.model.models import ModelFolder
 from orchestrate.local.model.probes import TrainedOnly, head_is_understood, line_limit
 from orchestrate.local.objectives.losses import Head
-from orchestrate.local.run.rundir import LocalJob
 
 BF16 = Choice("bf16", "asked for by name")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
