@@ -338,9 +338,10 @@ def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, floa
 
     from orchestrate.local.encoding.encoded import encode_file
     from orchestrate.local.encoding.encoding import Template
-    from orchestrate.local.model.loading import Loaded, load_base, load_tokenizer
+    from orchestrate.local.model.head import Head
+    from orchestrate.local.model.loaded import Loaded
+    from orchestrate.local.model.loading import load_base, load_tokenizer
     from orchestrate.local.objectives.base import Objective
-    from orchestrate.local.objectives.losses import Head
 
     torch.set_num_threads(args.threads)
     template = Template.of(load_tokenizer(args.model))

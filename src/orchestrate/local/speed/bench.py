@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from orchestrate.local.encoding.encoded import Rows
-    from orchestrate.local.model.loading import Loaded
+    from orchestrate.local.model.loaded import Loaded
     from orchestrate.local.objectives.base import Objective
 
 SHAPES: dict[str, dict[str, int]] = {
