@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
@@ -25,7 +24,6 @@ from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
-    from orchestrate.spec import JobSpec
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
 # Model names, messages and errors are other people's text: brackets and colons in it are not markup.
@@ -92,7 +90,12 @@ def settings_of(context: typer.Context) -> Settings:
     from orchestrate import config
 
     given: dict[str, Any] = context.find_root().obj or {}
-    return config.load(config_file=given.get("config"), home=given.get("home"), store_url=given.get("store"))
+    return config.load(
+        config_file=given.get("config"),
+        home=given.get("home"),
+        store_url=given.get("store"),
+        allow_grader_code=given.get("grader_code", False),
+    )
 
 
 def _log(verbose: int, level: str) -> None:
@@ -271,60 +274,3 @@ def confirm(question: str, *, yes: bool) -> bool:
     if not sys.stdin.isatty():
         return False
     return typer.confirm(inert(hide(question)), err=True)
-
-
-# -- options that make a spec --------------------------------------------------------------------------------
-
-SpecArg = Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")]
-ModelOpt = Annotated[
-    list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL; may be repeated.")
-]
-TrainOpt = Annotated[str | None, typer.Option("--train", help="Training data.")]
-ValidationOpt = Annotated[str | None, typer.Option("--validation", help="Validation data.")]
-MethodOpt = Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")]
-EpochsOpt = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
-SetOpt = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
-]
-ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
-
-
-def read_spec(
-    path: Path | None,
-    *,
-    model: list[str] | None = None,
-    train: str | None = None,
-    validation: str | None = None,
-    method: str | None = None,
-    epochs: int | None = None,
-    settings: list[str] | None = None,
-    max_cost: str | None = None,
-) -> JobSpec:
-    """The spec of a command line: the file with the flags over it, or flags that name model and data."""
-    from orchestrate import specfile
-
-    flags: dict[str, Any] = {
-        "model": _model(model),
-        "train": train,
-        "validation": validation,
-        "method": method,
-        "epochs": epochs,
-        "max_cost_usd": max_cost,
-    }
-    overrides = {k: v for k, v in flags.items() if v is not None} | specfile.parse_settings(settings or [])
-    if path is None and not Path(specfile.DEFAULT_NAME).exists() and {"model", "train"} <= overrides.keys():
-        values: dict[str, Any] = {}
-        for name, value in overrides.items():
-            specfile.put(values, name, value)
-        return specfile.build(values, place="the command line")
-    return specfile.load(path or Path(specfile.DEFAULT_NAME), overrides)
-
-
-def _model(given: list[str] | None) -> str | dict[str, str] | None:
-    """`--model M`, or `--model openai=M --model local=N`."""
-    if not given:
-        return None
-    pairs = [item.partition("=") for item in given]
-    if len(given) == 1 and not pairs[0][1]:
-        return given[0]
-    return {(name if equals else "default"): (model if equals else name) for name, equals, model in pairs}

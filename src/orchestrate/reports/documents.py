@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 from orchestrate.reports import rows
-from orchestrate.reports.compare import Compared, Comparison, billed, quoted
 from orchestrate.reports.quotes import markdown_table, markdown_text
+from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: ComparedRuns) -> str:
     """A heading, the sandbox banner and the reasons before any number, then the tables."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
@@ -37,7 +37,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_text(comparison: ComparedRuns) -> str:
     """One row for each run; numbers bare, money in US dollars, times in seconds. Setting columns begin with
     `setting.`, scores with the metric's name."""
     records = [_flat(c, comparison) for c in comparison.runs]
@@ -49,7 +49,7 @@ def csv_text(comparison: Comparison) -> str:
     return out.getvalue()
 
 
-def _flat(c: Compared, comparison: Comparison) -> dict[str, Any]:
+def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
     record: dict[str, Any] = {
         "run": c.run.id,
         "label": c.label,
@@ -88,6 +88,6 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def json_text(comparison: Comparison) -> str:
+def json_text(comparison: ComparedRuns) -> str:
     value = comparison.to_dict() | {"comparable": comparison.comparable, "sandbox": comparison.sandbox}
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -155,12 +155,17 @@ class Session:
         hyper = self.job.hyper
         if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
             raise UsageError(f"grader: {reason}")
+        grader = Grader(method.grader, seconds=hyper.grader_seconds)
+        if grader.isolation is not None:
+            level = "warning" if grader.isolation.way == "limits only" else "info"
+            told = f"the grader's code runs {grader.isolation.told}"
+            self.run.add_event(told, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
             pad,
             sampler=Sampler.of(self.template, self.folder, self.device),
             template=self.template,
-            grader=Grader(method.grader, seconds=hyper.grader_seconds),
+            grader=grader,
             samples=method.samples,
             max_new_tokens=hyper.max_new_tokens,
             kl_beta=method.kl_beta or 0.0,
