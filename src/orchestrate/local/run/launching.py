@@ -15,8 +15,9 @@ import msgspec
 
 from orchestrate.errors import MissingExtra
 from orchestrate.files import write_whole
+from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
-from orchestrate.local.run.rundir import LocalJob, RunDir, now
+from orchestrate.local.run.rundir import RunDir, now
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
