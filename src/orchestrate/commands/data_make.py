@@ -77,11 +77,11 @@ def generate(
     model only repeats itself.
     """
     from orchestrate.commands.data import host_names
-    from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
     from orchestrate.files import locked
     from orchestrate.providers.openai.asking import asker
+    from orchestrate.quoting import completion_price
 
     config = _host(context, writer.host, writer.base_url, writer.key_variable)
     target = output or beside(seeds, "generated.jsonl")
