@@ -73,7 +73,7 @@ def show(
             found.append(r)
     if not found:
         raise UsageError(
-            f"no price of {entry.name} is known", fix="orchestrate models  tells where it can be tuned"
+            f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
         )
     _print(found, json=json)
 
