@@ -141,6 +141,10 @@ def common(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for requests.")
     ] = 0,
+    allow_grader_code: Annotated[
+        bool,
+        typer.Option("--allow-grader-code", help="Run the Python code of a spec's grader on this machine."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -148,7 +152,13 @@ def common(
     del version
     # An empty path would be the working folder, and a store in it.
     given = home if home is not None and home.parts else None
-    context.obj = {"config": config, "home": given, "store": store or None, "verbose": verbose}
+    context.obj = {
+        "config": config,
+        "home": given,
+        "store": store or None,
+        "verbose": verbose,
+        "grader_code": allow_grader_code,
+    }
 
 
 @contextmanager

@@ -90,9 +90,9 @@ def ownership(
     base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
     totals: list[Ownership] = []
     for quote in quotes:
-        kind = ft.settings.host(quote.provider).type or quote.provider
+        backend = ft.provider(quote.provider)
         try:
-            resolved = catalog.resolve(spec.model_for(quote.provider), kind)
+            resolved = backend.resolve(spec)
         except SpecError as error:
             resolved = catalog.ModelOnHost(provider=quote.provider, id=quote.model, warnings=(error.message,))
         totals.append(
@@ -104,7 +104,7 @@ def ownership(
                 hours_per_day=hours_per_day,
                 base=base,
                 hourly=costing.quoted_hour(quote),
-                prices=kind,
+                profile=backend.profile,
                 book=ft.rates,
             )
         )

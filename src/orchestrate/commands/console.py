@@ -90,7 +90,12 @@ def settings_of(context: typer.Context) -> Settings:
     from orchestrate import config
 
     given: dict[str, Any] = context.find_root().obj or {}
-    return config.load(config_file=given.get("config"), home=given.get("home"), store_url=given.get("store"))
+    return config.load(
+        config_file=given.get("config"),
+        home=given.get("home"),
+        store_url=given.get("store"),
+        allow_grader_code=given.get("grader_code", False),
+    )
 
 
 def _log(verbose: int, level: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 
@@ -76,10 +76,10 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.commands.data import host_names
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
     from orchestrate.files import locked
+    from orchestrate.providers import registry
     from orchestrate.providers.openai.asking import asker
     from orchestrate.quoting import completion_price
 
@@ -96,7 +96,7 @@ def generate(
         examples=wish.examples,
         parallel=wish.parallel,
         instructions=_text(wish.instructions),
-        hosts=host_names(wish.hosts),
+        hosts=registry.targets(settings_of(context), wish.hosts),
         threshold=wish.threshold,
         seed=wish.seed,
     )

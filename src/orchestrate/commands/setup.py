@@ -125,8 +125,7 @@ def keys_set(
     from orchestrate.providers import registry
 
     settings = settings_of(context)
-    known = [n for n in registry.names(settings) if (settings.host(n).type or n) != "local"]
-    known += config.OTHER_SECRETS
+    known = [*registry.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(f"no key is called {name!r}; known: {', '.join(known)}")
     if value is None:
@@ -157,14 +156,12 @@ def keys_set(
 def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    import os
+    from orchestrate.providers import registry
 
     settings = settings_of(context)
     stored = read_keys(key_file())
     rows: list[dict[str, Any]] = []
-    for name, host in settings.hosts.items():
-        if (host.type or name) == "local":
-            continue
+    for name, host in registry.with_keys(settings).items():
         variable = host.key_variable or ""
         source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
         masked = str(host.api_key) if host.api_key else None
@@ -246,6 +243,8 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
+    from orchestrate.providers import registry
+
     checks: list[dict[str, Any]] = []
 
     def add(name: str, ok: bool | None, detail: str, fix: str | None = None) -> None:
@@ -264,15 +263,14 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         )
     try:
         with orchestrator(context) as ft:
-            for name, host in ft.settings.hosts.items():
-                if (host.type or name) != "local":
-                    where = f"{host.base_url}{' SANDBOX' if host.sandbox else ''}"
-                    add(
-                        f"key {name}",
-                        True if host.api_key else None,
-                        f"{host.api_key or 'none'} for {where}",
-                        None if host.api_key else f"orchestrate keys set {name}",
-                    )
+            for name, host in registry.with_keys(ft.settings).items():
+                where = f" for {host.base_url}" if host.base_url else ""
+                add(
+                    f"key {name}",
+                    True if host.api_key else None,
+                    f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
+                    None if host.api_key else f"orchestrate keys set {name}",
+                )
             add("home", *_home(ft.settings.home))
             add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
     except OrchestrateError as error:

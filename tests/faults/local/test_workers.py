@@ -24,7 +24,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.run.rundir import STARTING_S, now
-from orchestrate.providers.local import LocalProvider
+from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
 
