@@ -16,7 +16,7 @@ from sqlalchemy import text
 from tests.postgres_server import Postgres, postgres_binaries
 
 from orchestrate.errors import StoreError
-from orchestrate.tracking.opening import open_engine, translated
+from orchestrate.tracking.engines import open_engine, translated
 
 
 @pytest.fixture
