@@ -84,7 +84,7 @@ def advise(
 
 def _base_score(ft: Orchestrator, run: str) -> Score:
     record = ft.run(run).record
-    scored = [(e.created_at, e.base) for e in ft.store.evaluations(record.id) if e.base is not None]
+    scored = [(e.created_at, e.base) for e in ft.store.history.evaluations(record.id) if e.base is not None]
     if not scored:
         raise UsageError(
             f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"

@@ -199,7 +199,9 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
     and no network."""
     record = handle.record
-    if refresh is False or (refresh is None and record.status.terminal and ft.store.is_closed(record.id)):
+    if refresh is False or (
+        refresh is None and record.status.terminal and ft.store.runs.is_closed(record.id)
+    ):
         return record
     if record.job_id is None:
         if record.phase in UNSENT:
