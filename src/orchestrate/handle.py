@@ -130,15 +130,15 @@ class RunHandle:
 
     def events(self) -> list[Event]:
         """Those in the store, oldest first."""
-        return self._ft.store.events(self.id)
+        return self._ft.store.history.events(self.id)
 
     def metrics(self) -> list[MetricPoint]:
         """Those in the store, by step."""
-        return self._ft.store.metrics(self.id)
+        return self._ft.store.history.metrics(self.id)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Those in the store."""
-        return self._ft.store.checkpoints(self.id)
+        return self._ft.store.history.checkpoints(self.id)
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
@@ -286,5 +286,5 @@ class RunHandle:
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
                 served_by=served.by,
             )
-        self._ft.store.add_evaluation(result)
+        self._ft.store.history.add_evaluation(result)
         return result

@@ -258,7 +258,9 @@ class Orchestrator:
             offer.require_fit(strict=strict)
             sandbox = self.provider(name).sandbox
             budget_usd = None if sandbox else self.settings.budget_usd
-            used_usd = Decimal(0) if budget_usd is None else self.store.spending().total_usd + committed_usd
+            used_usd = (
+                Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
+            )
             limit_usd = offer.spec.max_cost_usd if max_cost_usd is None else max_cost_usd
             check_budget(offer.quote, max_cost_usd=limit_usd, budget_usd=budget_usd, used_usd=used_usd)
             if not sandbox:
@@ -268,18 +270,18 @@ class Orchestrator:
 
     def run(self, run_id: str) -> RunHandle:
         """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
-        return RunHandle(self, self.store.run(run_id))
+        return RunHandle(self, self.store.runs.get(run_id))
 
     def runs(
         self, *, provider: str | None = None, status: JobStatus | None = None, limit: int = 100
     ) -> list[RunHandle]:
         """Newest first."""
-        found = self.store.runs(provider=provider, status=[status] if status else None, limit=limit)
+        found = self.store.runs.matching(provider=provider, status=[status] if status else None, limit=limit)
         return [RunHandle(self, record) for record in found]
 
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
-        return [RunHandle(self, record) for record in self.store.active_runs()]
+        return [RunHandle(self, record) for record in self.store.runs.active()]
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
@@ -307,21 +309,21 @@ class Orchestrator:
         from orchestrate import reports
 
         records = [self._record(r) for r in runs]
-        metrics = {r.id: self.store.metrics(r.id) for r in records}
+        metrics = {r.id: self.store.history.metrics(r.id) for r in records}
         evaluations = {r.id: self.evaluations(r.id) for r in records}
         sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
         return reports.compare(records, metrics, evaluations, translations=sent)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
-        return self.store.evaluations(run_id)
+        return self.store.history.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _record(self, run: RunHandle | Run | str) -> Run:
         if isinstance(run, RunHandle):
             return run.record
-        return self.store.run(run) if isinstance(run, str) else run
+        return self.store.runs.get(run) if isinstance(run, str) else run
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
@@ -340,9 +342,9 @@ class Orchestrator:
 
     def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
         """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.is_run(spec.continue_from):
+        if spec.continue_from is None or not self.store.runs.exists(spec.continue_from):
             return spec
-        earlier = self.store.run(spec.continue_from)
+        earlier = self.store.runs.get(spec.continue_from)
         if earlier.provider != provider:
             raise UsageError(
                 f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from orchestrate.tracking import SyncReport as SyncReport
     from orchestrate.tracking import Watcher
     from orchestrate.tracking.background import Background
-    from orchestrate.tracking.database import Lease as Lease
-    from orchestrate.tracking.notifying import Channel
-    from orchestrate.tracking.recovering import Recovery
+    from orchestrate.tracking.channels import Channel
+    from orchestrate.tracking.leases import Lease as Lease
+    from orchestrate.tracking.recovery import Recovery
     from orchestrate.tracking.sweep import Failure as Failure
     from orchestrate.types import Run
 
@@ -39,7 +39,7 @@ def channels_of(settings: Settings) -> list[Channel]:
     that cannot sign."""
     if settings.notify == config.Notify():
         return []
-    from orchestrate.tracking.notifying import channels
+    from orchestrate.tracking.channels import channels
 
     signs = settings.notify.url is not None
     secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
@@ -52,10 +52,10 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
     did. After the block the list has what went wrong."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
-        ft.store.notified_since(channel.name)
+        ft.store.notifications.since(channel.name)
     yield problems
     if found:
-        from orchestrate.tracking.notifying import tell
+        from orchestrate.tracking.channels import tell
 
         problems += tell(ft.store, found)
 

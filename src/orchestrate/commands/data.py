@@ -289,7 +289,7 @@ def dedupe(
     output: OutputOpt = None,
     near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     *,
     reading: Reading,
     json: Json = False,

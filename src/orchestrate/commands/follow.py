@@ -109,7 +109,7 @@ def _draw(following: _Following, *, here: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     ft, handles = following.ft, list(following.handles.values())
     try:
-        with LiveView(ft.store.metrics, ft.store.events) as view:
+        with LiveView(ft.store.history.metrics, ft.store.history.events) as view:
             try:
                 with _thread(ft, handles) if here else _background(ft) as source:
                     following.run(view, source)
@@ -171,7 +171,7 @@ class _Following:
             for lease in self._looks.values():
                 if lease is not None:
                     with suppress(OrchestrateError):
-                        self.ft.store.release(lease)
+                        self.ft.store.leases.release(lease)
 
     def _ask(self, handle: RunHandle) -> None:
         """A run about which its host will never answer is followed no more, the others are."""
@@ -188,7 +188,7 @@ class _Following:
 
     def _show(self, view: LiveView) -> bool:
         """True when none of the runs is on its way any more."""
-        for record in self.ft.store.runs_of(self.handles):
+        for record in self.ft.store.runs.of_ids(self.handles):
             self.handles[record.id].record = record
             if record.id not in self._at_work and record.id in self._told:
                 continue
@@ -200,12 +200,12 @@ class _Following:
         return not self._at_work
 
     def _over(self, run: Run) -> bool:
-        unsent = run.phase in UNSENT and not self.ft.store.held(f"run:{run.id}")
+        unsent = run.phase in UNSENT and not self.ft.store.leases.held(f"run:{run.id}")
         return run.status.terminal or unsent
 
     def _hint(self, run: Run) -> str | None:
         if run.phase in UNSENT and not run.status.terminal:
-            if self.ft.store.held(f"run:{run.id}"):
+            if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is sending it"
             return f"nothing is on the host; to send it: orchestrate resume {run.id}"
         left = watching.settle_left_s(self.ft, run)
@@ -223,12 +223,12 @@ class _Following:
         self._looked = time.monotonic()
         records = [h.record for h in self.handles.values() if h.id in self._at_work]
         for account in {f"{r.provider}@{r.host}" for r in records}:
-            self._looks[account] = self.ft.store.look(account, self._looks.get(account))
+            self._looks[account] = self.ft.store.watching.look(account, self._looks.get(account))
 
     def _heed(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
         live = [h for h in self.handles.values() if h.id in self._at_work]
         ours = {h.record.provider for h in live}
-        others = tuple(f"{name}: " for name in self.ft.store.open_providers() if name not in ours)
+        others = tuple(f"{name}: " for name in self.ft.store.runs.open_providers() if name not in ours)
         for problem in problems:
             if problem not in self._told and not problem.startswith(others):
                 self._told.add(problem)
@@ -340,7 +340,7 @@ def _stop(ft: Orchestrator, *, json: bool) -> None:
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
     ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
-    err.print(f"\ninterrupted; the run goes on. Return with: orchestrate watch {ids}".rstrip())
+    err.print(f"\ninterrupted; the run continues. Return with: orchestrate watch {ids}".rstrip())
     if in_background:
         err.print("it is watched in the background; to end that: orchestrate watch --stop")
     sys.stderr.flush()

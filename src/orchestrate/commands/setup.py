@@ -114,41 +114,46 @@ keys = typer.Typer(help="Set, list and remove API keys, and the hosts they may g
 def keys_set(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Backend, as in together.")],
-    value: Annotated[
-        str | None, typer.Option(help="Better left out: it is asked for, or read from a pipe.")
-    ] = None,
+    value: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+    value_option: Annotated[str | None, typer.Option("--value", hidden=True)] = None,
     keyring: Annotated[
         bool, typer.Option("--keyring", help="Keep it in the system's keyring instead of a file.")
     ] = False,
 ) -> None:
-    """Keep a key in a file that only you can read, or in the keyring. The environment goes before both."""
+    """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
+    pipe. The environment goes before both."""
     from orchestrate.providers import registry
 
+    if value or value_option is not None:
+        raise UsageError(
+            "a key on the command line is seen by every program of this machine and kept in the shell's "
+            "history; it was not taken. Treat it as known to others",
+            fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
+        )
     settings = settings_of(context)
     known = [*registry.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
-        raise UsageError(f"no key is called {name!r}; known: {', '.join(known)}")
-    if value is None:
-        value = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    if not (value := (value or "").strip()):
+        raise UsageError(f"no key has this name (it may be a key: not shown); known: {', '.join(known)}")
+    given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not (key := given.strip()):
         raise UsageError("the key is empty; nothing was written")
     path = key_file()
     if keyring:
-        place = write_keyring(name, value)
+        place = write_keyring(name, key)
         if name in read_keys(path):  # it would go before the keyring's
             config.write_key(path, name, None)
     else:
-        config.write_key(path, name, value)
+        config.write_key(path, name, key)
         place = str(path)
-    note(f"{name}: {config.Secret(value)} kept in {place}")
+    note(f"{name}: {config.Secret(key)} kept in {place}")
     host = settings.hosts.get(name)
-    if host is None or host.base_url is None or value.startswith(config.SANDBOX_KEY_PREFIX):
+    if host is None or host.base_url is None or key.startswith(config.SANDBOX_KEY_PREFIX):
         return
     if host.url_from_file:
         note(f"{host.base_url} comes from {settings.config_file}")
         note(f"if you trust it: orchestrate keys trust {name}")
-    elif not Pins(pin_file()).hosts(value):
-        _tie(value, host.base_url)
+    elif not Pins(pin_file()).hosts(key):
+        _tie(key, host.base_url)
         note(f"it goes to {origin(host.base_url)} and to no other host")
 
 
@@ -324,6 +329,36 @@ def providers(context: typer.Context, json: Json = False) -> None:
         for b in backends:
             for feature, reason in b.missing.items():
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+
+
+def plugins(json: Json = False) -> None:
+    """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
+    from orchestrate.profile import plug_ins
+    from orchestrate.providers import registry
+
+    rows: list[dict[str, str | None]] = []
+    for kind, point in plug_ins().items():
+        error = None
+        try:
+            registry.provider_class(kind)
+        except SetupError as broken:
+            error = broken.message
+        package, number = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        rows.append(
+            {"kind": kind, "package": package, "version": number, "profile": point.value, "error": error}
+        )
+    if json:
+        print_json(rows)
+    elif not rows:
+        note("no package adds a backend; docs/plugins.md says how one does")
+    else:
+        shown = table("backend", "package", "version", "profile", "")
+        for row in rows:
+            error = Text(row["error"] or "loaded", "red" if row["error"] else "green")
+            shown.add_row(row["kind"], row["package"] or "-", row["version"] or "-", row["profile"], error)
+        out.print(shown)
+    if any(row["error"] for row in rows):
+        raise typer.Exit(3)
 
 
 def _installed(package: str) -> tuple[bool, str]:

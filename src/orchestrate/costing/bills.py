@@ -1,4 +1,4 @@
-"""What a run did cost, how that compares with its quote, and how good the quotes have been."""
+"""What a run cost, how that compares with its quote, and how good the quotes have been."""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ from orchestrate.errors import (
 from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
+from orchestrate.local.job import Hyper, LocalJob, Method
 from orchestrate.local.model import gguf_files, models
 from orchestrate.local.run import checkpoints, launching
-from orchestrate.local.run.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
+from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
 from orchestrate.providers import offline
@@ -207,7 +208,7 @@ class LocalProvider(Provider):
             train=remote.train_id,
             validation=remote.validation_id,
             dataset_digest=remote.digest,
-            method=body["method"],
+            method=msgspec.convert(body["method"], Method),
             adapter=body["adapter"],
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),
