@@ -176,8 +176,8 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet, or unpaired: "
-            "two rows of each preference pair."
+            help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
+            "unpaired: two rows of each preference pair."
         ),
     ],
     output: Annotated[
