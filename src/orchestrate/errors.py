@@ -225,6 +225,8 @@ class ProviderError(OrchestrateError):
     none."""
 
     exit_code = 4
+    certain: bool = False
+    """The host's code is one whose meaning is known: what was asked was certainly not done."""
 
     def __init__(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +16,23 @@ from orchestrate.types import Record
 class Gpu(Record, frozen=True, kw_only=True):
     name: str
     memory_bytes: int
+
+
+def mark(folder: Path) -> str:
+    """A random word that stays with a folder, made with the first call: it tells folders of one name on two
+    machines apart. Where nothing can be written it is the folder's name."""
+    file = folder / "mark"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".mark.{os.getpid()}.{secrets.token_hex(4)}"
+        if not file.exists():
+            draft.write_text(secrets.token_hex(8), encoding="ascii")
+            with suppress(FileExistsError):
+                os.link(draft, file)  # whole or not at all, and the first one stays
+            draft.unlink()
+        return file.read_text(encoding="ascii")
+    except OSError:
+        return str(folder)
 
 
 class Load(Record, frozen=True, kw_only=True):

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.errors import Unsupported
+from orchestrate.providers import accounts
 from orchestrate.types import (
+    Account,
     Artifact,
     Checkpoint,
     Endpoint,
@@ -91,6 +93,18 @@ class Provider(ABC):
         `unavailable`. `gpu_hours` is what the user takes an RFT job to need, which no host says
         beforehand."""
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
+        nothing better goes by its key."""
+        return accounts.of_key(self.config, self.host)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        """Whether this account has the files of an earlier upload, seen by its id. `False` proves nothing."""
+        del remote
+        return False
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -111,8 +125,9 @@ class Provider(ABC):
         """
 
     @abstractmethod
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
-        """All jobs tagged `ref`; `since` bounds how far back a host without a filter is searched."""
+    def find(self, ref: str) -> list[JobHandle]:
+        """All jobs tagged `ref`, however old: clocks may be wrong. None found means that the account has
+        none now; an answer that is no list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 

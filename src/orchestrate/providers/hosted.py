@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -38,6 +38,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.providers import logs
+from orchestrate.providers.pages import MOST_PAGES, P, entries_of, pages_of
 from orchestrate.providers.payloads import payload as payload
 from orchestrate.providers.payloads import redact_text
 
@@ -105,9 +106,9 @@ def hosted_error(
     status = status_of(error)
     if status is not None:
         code, message = words_of(error)
-        kind = {**CODE_ERRORS, **(codes or {})}.get((code or "").lower()) or _by_status(status)
-        headers = _headers(error)
-        return kind(
+        known = {**CODE_ERRORS, **(codes or {})}.get((code or "").lower())
+        headers = headers_of(error)
+        refusal = (known or _by_status(status))(
             provider,
             message,
             status=status,
@@ -116,6 +117,8 @@ def hosted_error(
             retry_after_s=retry_after(headers),
             fix=fix,
         )
+        refusal.certain = known is not None
+        return refusal
     if _names(error) & _TRANSPORT:
         reason = _reason(error)
         return HostUnavailable(
@@ -197,7 +200,8 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _headers(error: BaseException) -> Mapping[str, str]:
+def headers_of(error: BaseException) -> Mapping[str, str]:
+    """Those of the answer that an SDK or httpx error came with; empty when none came."""
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
@@ -240,16 +244,6 @@ class Retry:
     budget_s: float = 60.0
     first_s: float = 0.5
     longest_s: float = 8.0
-
-
-class Page(Protocol):
-    """A page of a list, as each of the SDKs has it."""
-
-    def has_next_page(self) -> bool: ...
-    def get_next_page(self) -> Any: ...
-
-
-P = TypeVar("P", bound=Page)
 
 
 class Wire:
@@ -327,26 +321,24 @@ class Wire:
             raise OutcomeUnknown(self.provider, ref, f"{_kind(answer)} instead of a job")
         return answer
 
-    def pages(self, first: Callable[[], P]) -> Iterator[P]:
-        """The pages of an SDK list, each read with retries. A caller that stops early asks for no more."""
-        page = self._page(first)
-        while True:
-            yield page
-            if not page.has_next_page():
-                return
-            page = self._page(cast("Callable[[], P]", page.get_next_page))
+    def pages(
+        self, first: Callable[[], P], *, omits_empty: bool = False, most: int = MOST_PAGES
+    ) -> Iterator[P]:
+        """The pages of an SDK list, each read with retries. A caller that stops early asks for no more.
+
+        Raises `UnexpectedAnswer` for an answer that is no list (`{}`, `{"data": null}`, an error, HTML): it
+        does not say that there is nothing. With `omits_empty` the host may leave out a list that is empty. A
+        list that does not end (its cursor comes again, or `most` pages came) raises it too.
+        """
+        return pages_of(self.provider, self.read, first, omits_empty, most)
+
+    def entries(self, call: Callable[[], object], field: str) -> list[dict[str, Any]]:
+        """The objects of a list that comes whole, in `field` of the answer. Raises as `pages`, and for an
+        entry that is no object."""
+        return self.read(lambda: entries_of(call(), field), expect=list)
 
     def error(self, error: BaseException) -> ProviderError:
         return hosted_error(self.provider, error, codes=self._codes)
-
-    def _page(self, call: Callable[[], P]) -> P:
-        def checked() -> P:
-            page = call()
-            if not hasattr(page, "has_next_page"):
-                raise TypeError(f"{_kind(page)} instead of a page")
-            return page
-
-        return self.read(checked)
 
     def _wait(self, state: Any) -> float:
         from tenacity import wait_random_exponential

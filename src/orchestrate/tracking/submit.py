@@ -37,7 +37,7 @@ from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database import Lease, LeaseHeld
-from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, Feature, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
 
@@ -256,7 +256,7 @@ class Submitter:
 
     def find(self, run: Run) -> list[JobHandle]:
         """The host's jobs with the run's ref."""
-        return self.provider.find(run.ref, since=run.created_at - CLOCK_SKEW)
+        return self.provider.find(run.ref)
 
     def settle(self, run: Run) -> Run:
         """Learns what became of a create whose answer was lost; changes nothing on the host.

@@ -190,6 +190,15 @@ class Endpoint(Record, frozen=True, kw_only=True):
     payload: dict[str, Any] = {}
 
 
+class Account(Record, frozen=True, kw_only=True):
+    """Whose jobs a backend's key shows."""
+
+    id: str
+    """`organization o, project p` as the host tells it, else `key 0123456789abcdef`, a fingerprint."""
+    told: bool
+    """By the host: then another id is another account. Another fingerprint may be a new key of the same."""
+
+
 class Run(Record, frozen=True, kw_only=True):
     """The tracked record of one JobSpec on one backend, from the intent to the artefact."""
 
@@ -204,6 +213,8 @@ class Run(Record, frozen=True, kw_only=True):
     dataset_digest: str
     host: str
     """Base URL or place that the run was sent to; a sandbox is never taken for the real host."""
+    account: str | None = None
+    """Id of the `Account` that the run was sent to; `None` for runs from before it was kept."""
     sandbox: bool = False
     phase: SubmitPhase
     status: JobStatus

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.config import DEFAULT_URLS, HostConfig
-from orchestrate.errors import NotFound, UsageError
+from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import items, table
+from orchestrate.providers.values import items, plain, table
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:
@@ -76,13 +76,22 @@ class Connection:
             self._found_account = names[0]
         return self._found_account
 
+    def seen_account(self) -> str | None:
+        """The account's id, once the host has shown the account to this key: a configured id is a claim."""
+        account_id, client = self.account(), self.client()
+        shown = plain(self._wire.read(lambda: client.accounts.get(account_id=account_id)))
+        return account_id if id_of(shown.get("name")) == account_id else None
+
     def path(self, kind: str, job_id: str) -> str:
         return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
 
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
         """A job as the host tells it, odd values included."""
         path, client = self.path(kind, job_id), self.client()
-        return table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
+        raw = table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
+        if id_of(raw.get("name")) != job_id:
+            raise UnexpectedAnswer(self._wire.provider, f"no job {job_id} in the answer")
+        return raw
 
     def find(self, job: JobHandle) -> tuple[dict[str, Any], str]:
         """The job and its kind; one whose kind was not kept is looked for in every collection."""
@@ -102,7 +111,8 @@ class Connection:
             "reinforcement": client.reinforcement_fine_tuning_jobs.list,
         }[kind]
         for page in self._wire.pages(
-            lambda: first(account_id=account, page_size=PAGE, order_by="create_time desc")
+            lambda: first(account_id=account, page_size=PAGE, order_by="create_time desc"),
+            omits_empty=True,  # as protobuf writes JSON; nothing is concluded from what this list lacks
         ):
             yield items(page)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -30,7 +31,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import archives, chat, listing, offline, transfer
+from orchestrate.providers import accounts, archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
@@ -39,9 +40,11 @@ from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_o
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.fireworks.translation import NAME
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.pages import ends_before
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
 from orchestrate.types import (
+    Account,
     Artifact,
     Endpoint,
     Event,
@@ -116,6 +119,20 @@ class FireworksProvider(Provider):
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        return self._account
+
+    @cached_property
+    def _account(self) -> Account:
+        return accounts.asked(lambda: accounts.told(account=self._at.seen_account()), self.config, self.host)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        prefix, _, dataset_id = remote.train_id.rpartition("/")
+        mine = prefix == f"accounts/{self._at.account()}/datasets"
+        return mine and (self._datasets.get(dataset_id) or {}).get("name") == remote.train_id
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
@@ -178,7 +195,7 @@ class FireworksProvider(Provider):
             raise OutcomeUnknown(self.name, ref, "the host already has a job of this id") from error
         return JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         """By name: one request for each of the three collections."""
         job_id = translation.job_id(ref)
         found: list[JobHandle] = []
@@ -245,9 +262,17 @@ class FireworksProvider(Provider):
                 raise
 
     def resume(self, job: JobHandle) -> None:
-        """Goes on with a job that was stopped or failed, from its last state at the host."""
+        """Of a paused job only: one that has ended the host would start and bill again, under its old id and
+        without a price."""
         raw, kind = self._at.find(job)
-        if self.status(state_of(raw.get("state"))) in (JobStatus.RUNNING, JobStatus.QUEUED):
+        status = self.status(state_of(raw.get("state")))
+        if status.terminal or status is JobStatus.CANCELLING:
+            raise UsageError(
+                f"job {job.job_id} has ended ({raw.get('state')}), and a job that is started again is billed "
+                "again, outside the price that was agreed to",
+                fix="submit a new run",
+            )
+        if status is not JobStatus.PAUSED:
             return
         self._at.act(kind, job.job_id, "resume")
 
@@ -353,12 +378,10 @@ class FireworksProvider(Provider):
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
-        """Ends with the first page that is all older than `since`."""
         for page in self._at.pages(kind):
             jobs = [reading.job_of(raw, kind, None, self.name) for raw in page]
-            new = [j for j in jobs if since is None or j.created_at is None or j.created_at >= since]
-            yield from new
-            if jobs and not new:
+            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
+            if ends_before(jobs, since):
                 return
 
     def _get_file(self, url: str) -> list[str]:

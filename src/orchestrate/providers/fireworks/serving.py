@@ -170,7 +170,9 @@ class Serving:
         api, account = self._client().lora, self._account()
         entries = [
             entry
-            for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200))
+            for page in self._wire.pages(
+                lambda: api.list(account_id=account, page_size=200), omits_empty=True
+            )
             for entry in items(page)
         ]
         return [

@@ -20,6 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
+from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.model import gguf_files, models
@@ -31,6 +32,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
+    Account,
     Artifact,
     ArtifactFile,
     Checkpoint,
@@ -164,6 +166,15 @@ class LocalProvider(Provider):
             answers=reinforcement.answers(spec),
         )
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
+        return Account(id=f"home {machine.mark(self.home)}", told=True)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
@@ -217,7 +228,7 @@ class LocalProvider(Provider):
             )
         return reading.handle(run)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         run = RunDir(self._runs / ref)
         return [reading.handle(run)] if run.exists() else []
 
@@ -403,12 +414,10 @@ def _parameters_on_disk(model: str) -> float | None:
 
 def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     """Copies one file unless it is there already, whole; checks what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and checkpoints.sha256(target) == file.sha256:
+    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, draft)
-    if checkpoints.sha256(draft) != file.sha256:
-        draft.unlink()
-        raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")
-    draft.replace(target)
+    with whole(target) as draft:
+        shutil.copyfile(source, draft)
+        if sha256(draft) != file.sha256:
+            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")

@@ -21,20 +21,24 @@ from orchestrate.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
+    PermissionRefused,
     TrainingClosed,
     TranslationRefused,
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.providers import accounts
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.hosted import Wire, headers_of
 from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.sunset import closed
+from orchestrate.providers.pages import ends_before
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
+    Account,
     Checkpoint,
     Endpoint,
     Event,
@@ -165,6 +169,35 @@ class OpenAIProvider(Provider):
             book=rates,
         )
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """The organization and project, which OpenAI names in the headers of its answers; it has no call that
+        tells them, and a project's jobs are that project's alone. An Azure resource is its address."""
+        return self._account
+
+    @cached_property
+    def _account(self) -> Account:
+        if is_azure(self.config):
+            return Account(id=f"resource {self.host}", told=True)
+        return accounts.asked(self._ask_account, self.config, self.host)
+
+    def _ask_account(self) -> Account | None:
+        jobs = self.client.fine_tuning.jobs.with_raw_response
+        try:
+            headers = self._wire.read(lambda: jobs.list(limit=1)).headers
+        except PermissionRefused as error:
+            headers = headers_of(error.__cause__ or error)
+        organization = headers.get("openai-organization")
+        project = headers.get("openai-project") or self.config.project
+        return accounts.told(organization=organization, project=project) if organization and project else None
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        try:
+            return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
+        except (NotFound, PermissionRefused):
+            return False
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
@@ -198,9 +231,9 @@ class OpenAIProvider(Provider):
             raise closed(error, self.resolve(spec)) from error
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         wanted = {translation.REF_KEY: ref}
-        found = [job.handle for job in self._jobs(since, metadata=wanted) if job.handle.ref == ref]
+        found = [job.handle for job in self._jobs(None, metadata=wanted) if job.handle.ref == ref]
         return list({handle.job_id: handle for handle in found}.values())
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -213,13 +246,13 @@ class OpenAIProvider(Provider):
         return self._jobs(since)
 
     def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
-        jobs = self.client.fine_tuning.jobs
-        for page in self._wire.pages(lambda: jobs.list(limit=100, **filters)):
-            for answer in page.data:
-                job = self._job(answer)
-                if since is not None and job.created_at is not None and job.created_at < _second(since):
-                    return
-                yield job
+        since = _second(since) if since else None
+        source = self.client.fine_tuning.jobs
+        for page in self._wire.pages(lambda: source.list(limit=100, **filters)):
+            jobs = [self._job(answer) for answer in page.data]
+            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
+            if ends_before(jobs, since):
+                return
 
     def _job(self, answer: object) -> Job:
         job = reading.job_of(answer, self.name)

@@ -11,7 +11,7 @@ from orchestrate.data import Dataset
 from orchestrate.errors import DataError, HostUnavailable
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import plain, rows, table, text
+from orchestrate.providers.values import plain, table, text
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ class Files:
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)
 
+    def get(self, file_id: str) -> dict[str, Any]:
+        return plain(self._wire.read(lambda: self._client().files.retrieve(file_id)))
+
     def _known(self, path: Path) -> dict[str, Any] | None:
-        listed = rows(plain(self._wire.read(lambda: self._client().files.list())).get("data"))
+        listed = self._wire.entries(lambda: self._client().files.list(), "data")
         same = (
             f
             for f in listed
@@ -68,7 +71,7 @@ class Files:
         waited, pause = 0.0, 0.5
         file_id = str(file["id"])
         while True:
-            file = plain(self._wire.read(lambda: self._client().files.retrieve(file_id)))
+            file = self.get(file_id)
             status = text(file.get("processing_status"))
             if status in BAD:
                 raise _refused(file, dataset)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -24,10 +25,12 @@ from orchestrate.errors import (
     ArtifactRefused,
     InvalidRequest,
     NotFound,
+    PermissionRefused,
     TranslationRefused,
+    UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.providers import archives, chat, listing, offline, transfer
+from orchestrate.providers import accounts, archives, chat, listing, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
@@ -46,6 +49,7 @@ from orchestrate.providers.values import (
     text,
 )
 from orchestrate.types import (
+    Account,
     Artifact,
     Checkpoint,
     Endpoint,
@@ -114,6 +118,29 @@ class TogetherProvider(Provider):
     ) -> Quote:
         return offline.quote(NAME, spec, data, translation, rates, gpu_hours=gpu_hours, sandbox=self.sandbox)
 
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        return self._account
+
+    @cached_property
+    def _account(self) -> Account:
+        return accounts.asked(self._ask_account, self.config, self.host)
+
+    def _ask_account(self) -> Account | None:
+        who = plain(self._wire.read(lambda: self._client().whoami()))
+        project = text(table(who.get("project")).get("id")) or self.config.project
+        organization = text(table(who.get("organization")).get("id"))
+        if organization is None:
+            return accounts.told(user=text(table(who.get("user")).get("id")))
+        return accounts.told(organization=organization, project=project)
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        try:
+            return self._files.get(remote.train_id).get("id") == remote.train_id
+        except (NotFound, PermissionRefused):
+            return False
+
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
@@ -161,7 +188,7 @@ class TogetherProvider(Provider):
         )
         return JobHandle(provider=self.name, job_id=str(plain(answer)["id"]), ref=ref)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         return [
             JobHandle(provider=self.name, job_id=str(raw["id"]), ref=ref)
             for raw in self._raw_jobs()
@@ -184,8 +211,8 @@ class TogetherProvider(Provider):
                 yield job
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        answer = self._wire.read(lambda: self._client().fine_tuning.list_events(job.job_id))
-        found = reading.events_of(rows(plain(answer).get("data")))
+        listed = self._wire.entries(lambda: self._client().fine_tuning.list_events(job.job_id), "data")
+        found = reading.events_of(listed)
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
 
@@ -195,12 +222,12 @@ class TogetherProvider(Provider):
         return listing.together_models(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        answer = self._wire.read(lambda: self._client().fine_tuning.list_metrics(job.job_id))
-        return reading.metrics_of(rows(plain(answer).get("metrics")))
+        metrics = self._client().fine_tuning.list_metrics
+        return reading.metrics_of(self._wire.entries(lambda: metrics(job.job_id), "metrics"))
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        answer = self._wire.read(lambda: self._client().fine_tuning.list_checkpoints(job.job_id))
-        return reading.checkpoints_of(rows(plain(answer).get("data")), job.job_id)
+        checkpoints = self._client().fine_tuning.list_checkpoints
+        return reading.checkpoints_of(self._wire.entries(lambda: checkpoints(job.job_id), "data"), job.job_id)
 
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
@@ -368,11 +395,16 @@ class TogetherProvider(Provider):
         return self._limits[model]
 
     def _raw_job(self, job: JobHandle) -> dict[str, Any]:
-        return plain(self._wire.read(lambda: self._client().fine_tuning.retrieve(job.job_id)))
+        raw = plain(self._wire.read(lambda: self._client().fine_tuning.retrieve(job.job_id)))
+        if raw.get("id") != job.job_id:
+            raise UnexpectedAnswer(self.name, f"no job {job.job_id} in the answer")
+        return raw
 
     def _raw_jobs(self) -> list[dict[str, Any]]:
-        listed = plain(self._wire.read(lambda: self._client().fine_tuning.list()))
-        return [raw for raw in rows(listed.get("data")) if text(raw.get("id"))]
+        listed = self._wire.entries(lambda: self._client().fine_tuning.list(), "data")
+        if not all(text(raw.get("id")) for raw in listed):
+            raise UnexpectedAnswer(self.name, "a job without an id in the list of jobs")
+        return listed
 
 
 def _ref(raw: Mapping[str, Any]) -> str | None:

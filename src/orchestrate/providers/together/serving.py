@@ -220,7 +220,7 @@ class Serving:
 
     def _prices(self) -> dict[str, Decimal]:
         """US dollars per hour of one replica, by hardware name and id."""
-        listed = rows(plain(self._wire.read(lambda: self._client().endpoints.hardware.list())).get("data"))
+        listed = self._wire.entries(lambda: self._client().endpoints.hardware.list(), "data")
         prices: dict[str, Decimal] = {}
         for entry in listed:
             cents = money(entry.get("priceCentsPerHour"))

@@ -1,0 +1,85 @@
+"""Lists of the hosts, page by page: an answer that is no list is never taken for an empty one, and a list
+that never ends is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, cast, get_origin
+
+from orchestrate.errors import UnexpectedAnswer
+from orchestrate.providers.payloads import redact_text
+from orchestrate.providers.values import plain
+from orchestrate.types import Job
+
+MOST_PAGES = 2_000
+"""Of one list: 200,000 jobs of the shortest pages."""
+
+
+class Page(Protocol):
+    """A page of a list, as each of the SDKs has it."""
+
+    def has_next_page(self) -> bool: ...
+    def next_page_info(self) -> Any: ...
+    def get_next_page(self) -> Any: ...
+
+
+P = TypeVar("P", bound=Page)
+Read = Callable[[Callable[[], Any]], Any]
+"""As `hosted.Wire.read`."""
+
+
+def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: bool, most: int) -> Iterator[P]:
+    """As `hosted.Wire.pages`."""
+    page, seen = _page(read, first, omits_empty), set[str]()
+    for _ in range(most):
+        yield page
+        if not page.has_next_page():
+            return
+        cursor = str(page.next_page_info())
+        if cursor in seen:
+            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came before")
+        seen.add(cursor)
+        page = _page(read, page.get_next_page, omits_empty)
+    raise UnexpectedAnswer(provider, f"the list has not ended after {most} pages")
+
+
+def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
+    """The objects of a list that comes whole. Raises `TypeError` when it is none."""
+    found = plain(answer).get(field)
+    if not isinstance(found, list):
+        raise TypeError(f"no list of {field}")
+    entries = cast("list[Any]", found)
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise TypeError(f"an entry of {field} is no object")
+    return entries
+
+
+def ends_before(jobs: Sequence[Job], since: datetime | None) -> bool:
+    """Whether the pages after this one of `jobs` are all older than `since`. Only a page that is seen to run
+    from new to old says so: a list that comes oldest first is read to its end."""
+    times = [job.created_at for job in jobs]
+    if since is None or not times or None in times:
+        return False
+    known = [at for at in times if at is not None]
+    falling = known[0] > known[-1] and known == sorted(known, reverse=True)
+    return falling and known[0] < since
+
+
+def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
+    def checked() -> P:
+        page = call()
+        if not hasattr(page, "has_next_page"):
+            raise TypeError(f"{type(page).__name__} instead of a page")
+        if not _has_list(page) and not (omits_empty and not plain(page)):
+            raise TypeError(f"no list in {redact_text(str(plain(page)))[:120]}")
+        return page
+
+    return read(checked)
+
+
+def _has_list(page: Any) -> bool:
+    """The SDKs check nothing, and read what is no list as an empty one."""
+    fields: Mapping[str, Any] = page.__class__.model_fields
+    lists = [name for name, field in fields.items() if get_origin(field.annotation) is list]
+    return any(isinstance(getattr(page, name, None), list) for name in lists)
