@@ -32,7 +32,8 @@ WARM = (
     "together",
     "tests.command",
 )
-"""What nearly every command imports. Nothing that reads the environment as it is imported belongs here: a console, say, reads its width."""
+"""What nearly every command imports. Nothing that reads the environment as it is imported belongs here: a
+console, say, reads its width."""
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(list(WARM))
