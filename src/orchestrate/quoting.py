@@ -1,17 +1,31 @@
-"""What quotes need beyond one backend's offline price: the hosts' live prices, and months of serving."""
+"""Prices as the commands show them: rates and quotes of `costing`, and what quotes need beyond one backend's
+offline price: the hosts' live prices, and months of serving."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
-from orchestrate.costing import Ownership, Traffic
+from orchestrate.costing import Accuracy as Accuracy
+from orchestrate.costing import Ownership as Ownership
+from orchestrate.costing import Rate as Rate
+from orchestrate.costing import RateBook as RateBook
+from orchestrate.costing import Reconciliation as Reconciliation
+from orchestrate.costing import Traffic as Traffic
+from orchestrate.costing import accuracy as accuracy
+from orchestrate.costing import built_in as built_in
+from orchestrate.costing import load as load
+from orchestrate.costing import parse_flag as parse_flag
+from orchestrate.costing.completions import completion_price as completion_price
+from orchestrate.costing.jobs import names as names
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
 if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.prepared import Offer, Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
@@ -30,27 +44,26 @@ class LivePrice(Record, frozen=True, kw_only=True):
     """Why there is no live price."""
 
 
-def live_prices(ft: Orchestrator, spec: JobSpec, quotes: Iterable[Quote]) -> list[LivePrice]:
+def live_prices(ft: Orchestrator, prepared: Prepared) -> list[LivePrice]:
     """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
     created."""
-    return [_live(ft, spec, quote) for quote in quotes]
+    return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
-def _live(ft: Orchestrator, spec: JobSpec, quote: Quote) -> LivePrice:
+def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
+    name, quote = offer.provider, offer.quote
     offline = None if quote.unavailable else quote.expected_usd
-    name = quote.provider
     provider = ft.provider(name)
     if Feature.LIVE_PRICE not in provider.features:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        own = spec.on(name)
-        live = provider.live_price(own, provider.upload(own, ft.data(own)))
+        live = provider.live_price(offer.spec, provider.upload(offer.spec, data))
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
     if live.unavailable or offline is None:
-        told = None if live.unavailable else live.expected_usd
-        return LivePrice(provider=name, offline_usd=offline, live_usd=told, reason=live.unavailable)
+        live_usd = None if live.unavailable else live.expected_usd
+        return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
     return LivePrice(
         provider=name,
         offline_usd=offline,
@@ -77,9 +90,9 @@ def ownership(
     base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
     totals: list[Ownership] = []
     for quote in quotes:
-        kind = ft.settings.host(quote.provider).type or quote.provider
+        backend = ft.provider(quote.provider)
         try:
-            resolved = catalog.resolve(spec.model_for(quote.provider), kind)
+            resolved = backend.resolve(spec)
         except SpecError as error:
             resolved = catalog.ModelOnHost(provider=quote.provider, id=quote.model, warnings=(error.message,))
         totals.append(
@@ -91,7 +104,7 @@ def ownership(
                 hours_per_day=hours_per_day,
                 base=base,
                 hourly=costing.quoted_hour(quote),
-                prices=kind,
+                profile=backend.profile,
                 book=ft.rates,
             )
         )

@@ -4,19 +4,25 @@ generate are offline."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json, table
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import note_rewritten, show_check, show_inspect, show_preview
+from orchestrate.commands.options import grouped
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
+from orchestrate.profile import this_machine
 from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.data.rules import Target
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -52,7 +58,7 @@ def inspect(
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
     from orchestrate.data.operations import inspect as inspecting
 
-    name = tokenizer or _tokenizer(model, ("local",))
+    name = tokenizer or _tokenizer(model, ())
     with _progress("reading") as progress:
         report = inspecting.inspect(
             file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
@@ -63,56 +69,84 @@ def inspect(
         show_inspect(report)
 
 
-@app.command()
-def check(
-    file: FileArg,
-    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None,
-    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None,
-    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all",
-    model: ModelOpt = None,
-    tokenizer: TokenizerOpt = None,
-    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+@dataclass(frozen=True, kw_only=True)
+class OtherFiles:
+    """The other files of a training."""
+
+    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None
+    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the data are checked for."""
+
+    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
+    model: ModelOpt = None
+    tokenizer: TokenizerOpt = None
+    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1)] = None
     near: Annotated[
         bool | None,
         typer.Option(
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the files are read."""
+
+    columns: MapOpt = None
+    workers: WorkersOpt = None
+    engine: EngineOpt = "local"
+
+
+@app.command()
+@grouped
+def check(
+    context: typer.Context,
+    file: FileArg,
+    *,
+    others: OtherFiles,
+    wanted: Wanted,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
     ] = False,
     output: OutputOpt = None,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import check as checking
     from orchestrate.data.rules import METHOD_KINDS
+    from orchestrate.providers import registry
 
-    wanted = host_names(hosts)
-    if method not in (None, *METHOD_KINDS):
-        raise UsageError(f"no method {method!r}; known: {', '.join(METHOD_KINDS)}")
-    paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
+    settings = settings_of(context)
+    hosts = registry.targets(settings, wanted.hosts)
+    kinds = {host.name: settings.host(host.name).kind for host in hosts}
+    if wanted.method not in (None, *METHOD_KINDS):
+        raise UsageError(f"no method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
+    named = {"train": file, "validation": others.validation, "test": others.test}
+    paths = {split: path for split, path in named.items() if path}
     repaired = (output or beside(file, "fixed.jsonl")) if fix else None
     if repaired is not None:
         require_writable(repaired, *paths.values())
     options = checking.Options(
-        hosts=wanted,
-        method=method,
-        tokenizer=tokenizer or _tokenizer(model, wanted),
-        contexts=_contexts(model, wanted, method or "sft"),
-        epochs=epochs,
-        near=_look_near(paths) if near is None else near,
-        columns=_columns(columns),
-        workers=workers,
+        hosts=hosts,
+        method=wanted.method,
+        tokenizer=wanted.tokenizer or _tokenizer(wanted.model, kinds.values()),
+        contexts=_contexts(wanted.model, kinds, wanted.method or "sft"),
+        epochs=wanted.epochs,
+        near=_look_near(paths) if wanted.near is None else wanted.near,
+        columns=_columns(reading.columns),
+        workers=reading.workers,
     )
-    with _engine(engine, workers), _progress("checking") as progress:
+    with _engine(reading.engine, reading.workers), _progress("checking") as progress:
         report = checking.check(paths, options, progress=progress)
-    fixed = _fix(file, repaired, wanted, options) if repaired else None
+    fixed = _fix(file, repaired, hosts, options) if repaired else None
     if json:
         print_json({"report": report, "fix": fixed})
     else:
@@ -124,8 +158,11 @@ def check(
 
 
 @app.command()
+@grouped
 def convert(
+    context: typer.Context,
     file: FileArg,
+    *,
     to: Annotated[
         str,
         typer.Option(
@@ -145,27 +182,26 @@ def convert(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss."""
     from orchestrate.data.files.outputs import beside, is_stdout
     from orchestrate.data.operations import convert as converting
+    from orchestrate.providers import registry
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
-    with _engine(engine, workers), _progress("converting") as progress:
+    with _engine(reading.engine, reading.workers), _progress("converting") as progress:
         report = converting.convert(
             file,
-            to,
+            registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
-            columns=_columns(columns),
-            workers=workers,
+            columns=_columns(reading.columns),
+            workers=reading.workers,
             progress=progress,
         )
     if json:
@@ -177,7 +213,19 @@ def convert(
     tell(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """How the rows are shared out."""
+
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    stratify: Annotated[bool, typer.Option("--stratify", help="The same mix of answers in each split.")] = (
+        False
+    )
+    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
+
+
 @app.command()
+@grouped
 def split(
     file: FileArg,
     shares: Annotated[
@@ -186,11 +234,8 @@ def split(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    stratify: Annotated[
-        bool, typer.Option("--stratify", help="The same mix of answers in each split.")
-    ] = False,
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True,
+    *,
+    sides: Sides,
     columns: MapOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
@@ -205,9 +250,9 @@ def split(
             file,
             splitting.parse_shares(shares),
             output or beside(file, "split"),
-            seed=seed,
-            stratify=stratify,
-            near_duplicates=near,
+            seed=sides.seed,
+            stratify=sides.stratify,
+            near_duplicates=sides.near,
             columns=_columns(columns),
             workers=workers,
             progress=progress,
@@ -227,29 +272,29 @@ def split(
 
 
 @app.command()
+@grouped
 def dedupe(
     file: FileArg,
     output: OutputOpt = None,
     near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    *,
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.data.files.outputs import beside
     from orchestrate.data.operations import dedupe as deduping
 
-    with _engine(engine, workers), _progress("comparing") as progress:
+    with _engine(reading.engine, reading.workers), _progress("comparing") as progress:
         report = deduping.dedupe(
             file,
             None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
-            columns=_columns(columns),
-            workers=workers,
+            columns=_columns(reading.columns),
+            workers=reading.workers,
             progress=progress,
         )
     if json:
@@ -264,16 +309,25 @@ def dedupe(
         note_rewritten(report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which rows, and how training takes them."""
+
+    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
+    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
+    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+
+
 @app.command()
+@grouped
 def preview(
     file: FileArg,
     model: Annotated[
         str, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
     ],
-    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None,
-    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False,
+    *,
+    shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     json: Json = False,
@@ -282,7 +336,15 @@ def preview(
     from orchestrate.commands.data_preview import read_preview
     from orchestrate.data.operations.preview import html as page
 
-    report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns))
+    report = read_preview(
+        file,
+        model,
+        shown.row,
+        shown.rows,
+        shown.max_length,
+        shown.train_on_inputs,
+        _columns(columns),
+    )
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
         note(f"written: {html}")
@@ -306,7 +368,7 @@ def _look_near(paths: Mapping[str, str]) -> bool:
     return False
 
 
-def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> object:
+def _fix(file: str, output: Path, hosts: Sequence[Target], options: object) -> object:
     from orchestrate.data.operations import check as checking
     from orchestrate.data.operations import fix as fixing
 
@@ -321,18 +383,7 @@ def _columns(given: Sequence[str] | None) -> dict[str, str]:
     return {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
-def host_names(text: str) -> tuple[str, ...]:
-    from orchestrate.data import rules
-
-    if text == "all":
-        return rules.DEFAULT_HOSTS
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        rules.host_rules(name)
-    return names
-
-
-def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
+def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
     """The counter of a model, by the first backend that has it; o200k when no model is named."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
@@ -340,9 +391,9 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     if model is None:
         return "o200k"
     failed: OrchestrateError | None = None
-    for host in (*hosts, "local"):
+    for kind in (*kinds, this_machine().kind):
         try:
-            found = catalog.resolve(model, host)
+            found = catalog.resolve(model, kind)
         except OrchestrateError as error:
             failed = failed or error
             continue
@@ -351,13 +402,13 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     raise failed
 
 
-def _contexts(model: str | None, hosts: Sequence[str], method: str) -> dict[str, int]:
+def _contexts(model: str | None, hosts: Mapping[str, str], method: str) -> dict[str, int]:
     from orchestrate import catalog
 
     found: dict[str, int] = {}
-    for host in hosts if model else ():
+    for host, kind in hosts.items() if model else ():
         try:
-            context = catalog.resolve(model or "", host).context(method)
+            context = catalog.resolve(model or "", kind).context(method)
         except OrchestrateError:
             note(f"{host} does not offer {model}: its length limit is not checked")
             continue

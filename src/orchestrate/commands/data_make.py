@@ -6,14 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
+from orchestrate.commands.options import grouped
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 
 if TYPE_CHECKING:
@@ -32,26 +33,42 @@ MaxCostOpt = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Where the model that writes is."""
+
+    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai"
+    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None
+    key_variable: KeyVariableOpt = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for, and within which limits."""
+
+    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100
+    max_cost: MaxCostOpt = None
+    instructions: Annotated[str, typer.Option(help="What the rows should be about, or @FILE with it.")] = ""
+    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
+    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8
+    hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
+    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0
+
+
+@grouped
 def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
     model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
     output: OutputOpt = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows the file shall have.")] = 100,
-    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai",
-    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None,
-    key_variable: KeyVariableOpt = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100,
-    max_cost: MaxCostOpt = None,
-    instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = "",
-    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10,
-    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8,
-    hosts: Annotated[str, typer.Option("--for", help="Backends that shall take the rows.")] = "all",
-    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows the file should have.")] = 100,
+    *,
+    writer: Writer,
+    wish: Wish,
     json: Json = False,
 ) -> None:
     """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
@@ -59,31 +76,31 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.commands.data import host_names
-    from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
     from orchestrate.files import locked
+    from orchestrate.providers import registry
     from orchestrate.providers.openai.asking import asker
+    from orchestrate.quoting import completion_price
 
-    config = _host(context, host, base_url, key_variable)
+    config = _host(context, writer.host, writer.base_url, writer.key_variable)
     target = output or beside(seeds, "generated.jsonl")
     require_writable(target, seeds)
     order = generating.Order(
         rows=rows,
-        max_requests=max_requests,
-        max_cost_usd=_dollars(max_cost),
+        max_requests=wish.max_requests,
+        max_cost_usd=_dollars(wish.max_cost),
         price=completion_price(model, config.base_url),
-        max_tokens=max_tokens,
-        rows_per_request=per_request,
-        examples=examples,
-        parallel=parallel,
-        instructions=_text(instructions),
-        hosts=host_names(hosts),
-        threshold=threshold,
-        seed=seed,
+        max_tokens=wish.max_tokens,
+        rows_per_request=wish.per_request,
+        examples=wish.examples,
+        parallel=wish.parallel,
+        instructions=_text(wish.instructions),
+        hosts=registry.targets(settings_of(context), wish.hosts),
+        threshold=wish.threshold,
+        seed=wish.seed,
     )
-    ask = asker(config, model, max_tokens=max_tokens, temperature=temperature)
+    ask = asker(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature)
     lock = target.with_name(f".{target.name}.lock")
     with locked(lock, keep=False) as held, _progress(rows) as progress:
         if not held:
@@ -202,7 +219,7 @@ def _show(report: GenerateReport) -> None:
     if report.last_error:
         note(f"the last one that failed: {report.last_error}")
     if report.refused:
-        note("not kept: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
+        note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")

@@ -9,7 +9,6 @@ import typer
 
 from orchestrate.catalog import Change, Model
 from orchestrate.commands.console import ErrorLine, print_json
-from orchestrate.costing import Accuracy, Ownership, Rate, Reconciliation
 from orchestrate.data.operations.check import CheckReport
 from orchestrate.data.operations.convert import ConvertReport
 from orchestrate.data.operations.dedupe import DedupeReport
@@ -21,11 +20,11 @@ from orchestrate.data.operations.review import ExportReport, ReviewCounts
 from orchestrate.data.operations.split import SplitReport
 from orchestrate.errors import UsageError
 from orchestrate.local.speed.throughput import Bench
-from orchestrate.quoting import LivePrice
+from orchestrate.quoting import Accuracy, LivePrice, Ownership, Rate, Reconciliation
 from orchestrate.reports import Comparison
 from orchestrate.reports.advice import Advice
 from orchestrate.tracking import SyncReport
-from orchestrate.tracking.recovering import Recovery
+from orchestrate.tracking.recovery import Recovery
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -124,6 +123,14 @@ class Backend(TypedDict):
     missing: dict[str, str]
 
 
+class Plugin(TypedDict):
+    kind: str
+    package: str | None
+    version: str | None
+    profile: str
+    error: str | None
+
+
 class SandboxUp(TypedDict):
     sandbox: bool
     env: dict[str, str]
@@ -175,6 +182,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "keys list": (list[Key],),
     "doctor": (list[Check],),
     "providers": (list[Backend],),
+    "plugins": (list[Plugin],),
     "sandbox": (SandboxUp,),
     "local bench": (Bench,),
     "local memory": (MemoryPlan,),

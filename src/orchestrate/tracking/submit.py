@@ -36,7 +36,7 @@ from orchestrate.errors import (
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
-from orchestrate.tracking.database import Lease, LeaseHeld
+from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, Feature, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
@@ -83,7 +83,7 @@ class Submitter:
                 )
             if quote.high_usd > max_cost_usd:
                 raise OverBudget(name, quote.high_usd, max_cost_usd)
-        run = self.store.create_run(
+        run = self.store.runs.create(
             spec,
             name,
             model=_model(spec, self.provider),
@@ -107,8 +107,8 @@ class Submitter:
     ) -> Run:
         """`spec` is the run's own, with the secrets that are not stored, where it is at hand."""
         self._require_host(run)
-        with self.store.lease(_lease_name(run), self.timing.lease_s) as lease:
-            run = self.store.run(run.id)
+        with self.store.leases.hold(_lease_name(run), self.timing.lease_s) as lease:
+            run = self.store.runs.get(run.id)
             if run.phase in UNSETTLED:
                 raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
             if run.phase not in UNSENT:
@@ -122,7 +122,7 @@ class Submitter:
         self, run: Run, spec: JobSpec, data: TrainingData | None, progress: Progress | None, lease: Lease
     ) -> RemoteDataset:
         key = (run.provider, run.host, run.dataset_digest)
-        remote = self.store.upload(*key)
+        remote = self.store.history.upload(*key)
         if remote is None:
             if data is None or data.digest != run.dataset_digest:
                 raise UsageError(
@@ -135,7 +135,7 @@ class Submitter:
                 self._refuse(run, error, lease)
                 raise
             self.reached("after-upload")
-            self.store.record_upload(run.provider, run.host, remote)
+            self.store.history.record_upload(run.provider, run.host, remote)
         self._apply(run, transitions.uploaded, lease)
         self.reached("after-uploaded")
         return remote
@@ -166,7 +166,7 @@ class Submitter:
             message=f"{self.provider.title}: {told}",
             data={} if usd is None else {"usd": str(usd)},
         )
-        self.store.add_events(run.id, [event], from_host=False)
+        self.store.history.add_events(run.id, [event], from_host=False)
 
     def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> Run:
         patience = self.timing.patience_s
@@ -201,7 +201,7 @@ class Submitter:
             self._apply(run, transitions.submitting, lease, new_attempt=True)
             self.reached("after-submitting")
             # The fence: another process that took this run over has raised it.
-            self.store.check(lease, self.timing.lease_s)
+            self.store.leases.check(lease, self.timing.lease_s)
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
@@ -234,7 +234,7 @@ class Submitter:
     def _refuse(self, run: Run, error: OrchestrateError, lease: Lease) -> None:
         if isinstance(error, (InvalidRequest, NotFound)):
             # The host may have dropped the file that we remember; the next submit brings it again.
-            self.store.forget_upload(run.provider, run.host, run.dataset_digest)
+            self.store.history.forget_upload(run.provider, run.host, run.dataset_digest)
         reason = JobError(message=error.message, code=getattr(error, "code", None))
         self._apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
 
@@ -248,7 +248,7 @@ class Submitter:
         new_attempt: bool = False,
     ) -> Run:
         at = self.store.clock.now()
-        return self.store.apply(
+        return self.store.runs.apply(
             run.id, lambda current: step(current, at), lease=lease, note=note, new_attempt=new_attempt
         )
 
@@ -267,34 +267,34 @@ class Submitter:
         """
         self._require_host(run)
         try:
-            with self.store.lease(_lease_name(run), self.timing.lease_s) as lease:
-                run = self.store.run(run.id)
+            with self.store.leases.hold(_lease_name(run), self.timing.lease_s) as lease:
+                run = self.store.runs.get(run.id)
                 if run.phase not in UNSETTLED:
                     return run
                 # Before asking: an absence counts only when the whole search came after the settle time.
-                waited = self.store.waited(run.id)
+                waited = self.store.runs.waited(run.id)
                 if handles := self.find(run):
                     return self.adopt(run, handles)
                 if waited < self.timing.settle_s(self.provider):
                     return self._apply(run, transitions.outcome_unknown, lease)
                 run = self._apply(run, transitions.not_made, lease, note="the host has no job with this ref")
-                return self._withdraw(run) if self.store.cancel_requested(run.id) else run
+                return self._withdraw(run) if self.store.runs.cancel_requested(run.id) else run
         except LeaseHeld:
-            return self.store.run(run.id)  # its submit is under way
+            return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
         """Writes down the job of a run. With more than one on the host the first stays or becomes the
         run's, and an alarm is kept with the run."""
-        known = self.store.run(run.id)
+        known = self.store.runs.get(run.id)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
         try:
             run = self._apply(run, lambda run, at: transitions.submitted(run, handle, at), None)
         except ImpossibleTransition:
-            run = self.store.run(run.id)
+            run = self.store.runs.get(run.id)
         others = {h.job_id for h in handles} - {run.job_id}
         if others:
             self.alarm(run, others)
-        if self.store.cancel_requested(run.id):
+        if self.store.runs.cancel_requested(run.id):
             return self._cancel_on_host(run)
         return run
 
@@ -310,7 +310,7 @@ class Submitter:
             f"tracked, {names} is not and may be billed; cancel it there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
-        return next(iter(self.store.add_events(run.id, [event], from_host=False)), None)
+        return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
 
     # -- cancelling ----------------------------------------------------------------------------------------
 
@@ -321,15 +321,15 @@ class Submitter:
         wish is kept, and whoever learns the job cancels it.
         """
         self._require_host(run)
-        self.store.request_cancel(run.id)
-        run = self.store.run(run.id)
+        self.store.runs.request_cancel(run.id)
+        run = self.store.runs.get(run.id)
         if run.status.terminal:
             return run
         if run.phase in UNSENT:
             try:
                 return self._withdraw(run)
             except ImpossibleTransition:
-                run = self.store.run(run.id)
+                run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED:
             return self._cancel_on_host(run)
         return run if run.status.terminal else self.settle(run)
@@ -399,7 +399,7 @@ def submit(
     """As `Submitter.submit`; with `run_id` an interrupted run goes on (`Submitter.resume`)."""
     submitter = Submitter(store, provider, timing, reached)
     if run_id is not None:
-        return submitter.resume(store.run(run_id), data, progress=progress)
+        return submitter.resume(store.runs.get(run_id), data, progress=progress)
     return submitter.submit(
         spec, data, quote=quote, max_cost_usd=max_cost_usd, budget_usd=budget_usd, progress=progress
     )

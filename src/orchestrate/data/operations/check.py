@@ -13,6 +13,7 @@ from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rules import Target
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
@@ -64,7 +65,7 @@ class Options:
     """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
     near duplicates, which takes about as long again."""
 
-    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
+    hosts: tuple[Target, ...] = ()
     method: str | None = None
     tokenizer: str | None = None
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -97,11 +98,7 @@ def check(
         )
         for split, path in paths.items()
     }
-    found: list[Problem] = []
-    for split, one in opened.items():
-        found += one.facts.problems
-        found += _within(one, split)
-    found += _between(opened)
+    found = problems_of_files(opened)
     if options.near:
         found += _near(opened, options)
     hosts: list[HostFacts] = []
@@ -111,7 +108,7 @@ def check(
         found += wrong
         hosts.append(
             HostFacts(
-                host=host,
+                host=host.name,
                 rows=first.total.written,
                 accepted=rules.accepted(first.facts, host),
                 errors=_count(wrong, Severity.ERROR),
@@ -124,6 +121,16 @@ def check(
         hosts=tuple(hosts),
         problems=tuple(found),
     )
+
+
+def problems_of_files(opened: Mapping[str, Opened]) -> list[Problem]:
+    """What is wrong with the files (split -> file, read with `compare` and `content`) wherever they go:
+    damaged rows, duplicates, and rows that the splits share."""
+    found: list[Problem] = []
+    for split, one in opened.items():
+        found += one.facts.problems
+        found += _within(one, split)
+    return [*found, *_between(opened)]
 
 
 def _count(found: Sequence[Problem], severity: Severity) -> int:
@@ -154,13 +161,13 @@ def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
     )
 
 
-def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Problem]:
+def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[Problem]:
     return rules.check(
         one.facts,
         host,
         method=options.method,
         tokens=_tokens(one, options.tokenizer),
-        context=options.contexts.get(host),
+        context=options.contexts.get(host.name),
         epochs=options.epochs,
         validation=split != "train",
     )

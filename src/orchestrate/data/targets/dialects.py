@@ -6,9 +6,10 @@ they lack. What is left out here is reported by `orchestrate.data.rules`, trait 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +22,11 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rules import Target
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -38,20 +44,13 @@ class Dialect:
     row_weight: bool = True
 
 
-DIALECTS = {
-    "openai": Dialect(row_weight=False),
-    "together": Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
-    "fireworks": Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
-    "local": Dialect(reasoning="reasoning"),
-    "ray": Dialect(reasoning="reasoning"),
-}
+CANONICAL = Dialect(reasoning="reasoning")
+"""As this machine trains on them; nothing is left out."""
 
 
-def writer(target: str) -> Callable[[Example], bytes]:
-    """A function from an example to its line, without the line's end. Raises `KeyError` for no such
-    target."""
-    dialect = DIALECTS[target]
-    return lambda example: _ENCODER.encode(fields(example, dialect))
+def canonical_line(example: Example) -> bytes:
+    """Without the line's end."""
+    return _ENCODER.encode(fields(example, CANONICAL))
 
 
 def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
@@ -118,3 +117,12 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
     if m.weight is not None:
         item["weight"] = int(m.weight)
     return item
+
+
+def target(name: str, profile: Profile) -> Target:
+    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
+    if profile.rules is None:
+        raise UsageError(
+            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
+        )
+    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

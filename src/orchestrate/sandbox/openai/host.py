@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.costing.rules import openai_auto_epochs
+from orchestrate.providers.openai.profile import auto_epochs
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
@@ -58,7 +58,7 @@ class OpenAIHost(Host):
     def routes(self) -> list[BaseRoute]:
         jobs = "/v1/fine_tuning/jobs"
         return [
-            *OpenAIFiles(self.files).routes(),
+            *OpenAIFiles(self.files, self.result_file).routes(),
             route(jobs, "POST", self.create),
             route(jobs, "GET", self.list_jobs),
             route(f"{jobs}/{{id}}", "GET", self.retrieve),
@@ -67,7 +67,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/resume", "POST", self.resume),
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
-            *OpenAIModels(self).routes(),
+            *OpenAIModels(self, self.tuned).routes(),
         ]
 
     # -- creating ------------------------------------------------------------------------------------------
@@ -133,9 +133,8 @@ class OpenAIHost(Host):
         model takes long."""
         hyper = asked.hyper()
         n = max(1, job.examples)
-        auto_epochs = openai_auto_epochs(n)
         auto_batch = max(8, min(256, round(n * 0.002)))
-        job.epochs = auto_epochs if hyper.n_epochs == "auto" else hyper.n_epochs
+        job.epochs = auto_epochs(n) if hyper.n_epochs == "auto" else hyper.n_epochs
         job.batch_size = auto_batch if hyper.batch_size == "auto" else hyper.batch_size
         rate = hyper.learning_rate_multiplier
         job.learning_rate = 2.0 if rate == "auto" else rate
@@ -178,7 +177,7 @@ class OpenAIHost(Host):
         return file
 
     def _base(self, model: str) -> str:
-        found = base_model(model, self.name)
+        found = base_model(model, self.name, undated=True)
         if found is None:
             raise HostError(
                 404,
