@@ -75,7 +75,6 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[P
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     sys.argv = ["orchestrate", *arguments]
     from orchestrate.cli import main
 
