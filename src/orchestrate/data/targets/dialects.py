@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +22,11 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rules import Target
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -36,9 +42,10 @@ class Dialect:
     names: bool = True
     parallel: bool = True
     row_weight: bool = True
+    loss_spans: bool = False
 
 
-CANONICAL = Dialect(reasoning="reasoning")
+CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
 """As this machine trains on them; nothing is left out."""
 
 
@@ -79,7 +86,8 @@ def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
         case CompletionExample():
             return {"prompt": example.prompt, "completion": example.completion}
         case _:
-            return {"text": example.text}
+            spans = example.loss_spans if dialect.loss_spans else None
+            return {"text": example.text} | ({"loss_spans": spans} if spans else {})
 
 
 def _add(
@@ -110,4 +118,15 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
         item["name"] = m.name
     if m.weight is not None:
         item["weight"] = int(m.weight)
+    if m.loss_spans is not None and dialect.loss_spans:
+        item["loss_spans"] = m.loss_spans
     return item
+
+
+def target(name: str, profile: Profile) -> Target:
+    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
+    if profile.rules is None:
+        raise UsageError(
+            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
+        )
+    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))
