@@ -42,7 +42,7 @@ def _gemini(messages: Sequence[ChatMessage], tools: list[Row] | None) -> Row:
 
 def _with_schema(function: Row) -> Row:
     """JSON Schema has a field of its own; `parameters` is Google's dialect of it."""
-    schema = function.pop("parameters", None)
+    schema: Any = function.pop("parameters", None)
     return function | ({"parametersJsonSchema": schema} if schema else {})
 
 
@@ -102,7 +102,7 @@ def bedrock(example: Example) -> Row:
 
 def _spec(function: Row) -> Row:
     described = {"description": function["description"]} if function.get("description") else {}
-    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    schema: Row = function.get("parameters") or {"type": "object", "properties": {}}
     return {"name": function["name"], **described, "inputSchema": {"json": schema}}
 
 
