@@ -25,6 +25,11 @@ from orchestrate.types import Record
 
 _TEXTS = ("text", "body", "message", "content", "comment", "description", "plain_body")
 _TIMES = ("time", "date", "created_at", "created", "timestamp", "sent_at", "created_date", "datetime")
+_IN_ORDER = (
+    "SELECT m.thread, sender, text, tree FROM m"
+    " JOIN (SELECT thread, MIN(n) AS first FROM m GROUP BY thread) AS t ON t.thread = m.thread"
+    " ORDER BY first, at, n"
+)
 SHOWN = 5
 
 
@@ -61,20 +66,17 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
 
 
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
-    """Writes conversations in OpenAI's form. Memory does not grow with the file: messages are sorted on disk.
+    """Writes conversations in OpenAI's form; the messages are sorted on disk, not in memory.
 
-    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read and where no
-    thread has an answer.
+    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read and where
+    no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
         base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns))
         told = _Told(path, columns.assistant)
-        found = base.execute(
-            "SELECT m.thread, sender, text, tree FROM m JOIN "
-            "(SELECT thread, MIN(n) AS first FROM m GROUP BY thread) AS t ON t.thread = m.thread ORDER BY first, at, n"
-        )
+        found = base.execute(_IN_ORDER)
         with writing(output) as file:
             for thread, messages in groupby(found, key=lambda row: row[0]):
                 talk = told.conversation(str(thread), [(s, t, tree) for _, s, t, tree in messages])
