@@ -56,6 +56,7 @@ class Store(Agenda):
         model: str | None = None,
         dataset_digest: str,
         host: str,
+        account: str | None = None,
         sandbox: bool = False,
         quote: Quote | None = None,
         max_cost_usd: Decimal | None = None,
@@ -73,6 +74,7 @@ class Store(Agenda):
             spec_hash=spec.hash(),
             dataset_digest=dataset_digest,
             host=host,
+            account=account,
             sandbox=sandbox,
             phase=SubmitPhase.INTENT,
             status=JobStatus.SUBMITTING,
@@ -182,7 +184,8 @@ class Store(Agenda):
                 schema.stamps.insert().values(run_id=run_id, attempt=attempt, boot=up.boot, uptime=up.seconds)
             )
         if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
-            columns["closed"] = after.phase is SubmitPhase.REFUSED
+            # What was sent and refused is looked for once more: some hosts say no and do it.
+            columns["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
         connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **columns))
         if note or (before.phase, before.status, before.raw_status) != (
             after.phase,
@@ -263,6 +266,7 @@ def _columns(run: Run, clock: Clock) -> dict[str, Any]:
         "name": run.spec.get("suffix"),
         "provider": run.provider,
         "host": run.host,
+        "account": run.account,
         "sandbox": run.sandbox,
         "phase": run.phase.value,
         "status": run.status.value,

@@ -256,6 +256,8 @@ class Watcher:
         alone."""
         soonest = timedelta(seconds=1 if account.near else 10)
         for run in self.store.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
+            if is_here(self.store, account.backend, run.account) is False:
+                continue
             self._take(account, DETAIL_REQUESTS, credit=True)
             try:
                 fetch_details(self.store, account.backend, run)
