@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingExtra, SetupError
+from orchestrate.files import write_whole
 
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
@@ -158,19 +160,9 @@ def write_key(path: Path, name: str, value: str | None) -> None:
     else:
         keys[name] = value
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.writelines(f"{_toml_string(k)} = {_toml_string(v)}\n" for k, v in sorted(keys.items()))
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)
-
-
-def _toml_string(value: str) -> str:
-    import json
-
-    return json.dumps(value)  # a JSON string is a TOML basic string
+    # A JSON string is a TOML basic string.
+    lines = (f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in sorted(keys.items()))
+    write_whole(path, "".join(lines).encode(), private=True)
 
 
 def from_keyring(name: str) -> str | None:

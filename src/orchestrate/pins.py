@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrate.errors import ConfigError, KeyElsewhere
+from orchestrate.files import locked, write_whole
 
 FAMILIES = (
     frozenset({"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}),
@@ -94,28 +93,12 @@ class Pins:
             ) from error
 
     def _write(self, kept: _File) -> None:
-        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(kept)))
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(self.path)
+        write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)), private=True)
 
     @contextmanager
     def _locked(self) -> Generator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "r+b") as lock:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(lock.fileno(), msvcrt.LK_LOCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path.with_suffix(".lock"), wait_s=None):
             yield
 
 

@@ -25,7 +25,8 @@ import msgspec
 from orchestrate import config
 from orchestrate.commands.notify import channels_of
 from orchestrate.errors import OrchestrateError, SetupError
-from orchestrate.local.run.process import WorkerId, alive, file_lock, me
+from orchestrate.files import locked, write_whole
+from orchestrate.local.run.process import WorkerId, alive, me
 from orchestrate.tracking.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Background:
             raise self._broken("the background watcher ends again and again")
         self._starts.append(time.monotonic())
         self._base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _private(self.log) as log:
+        with _log_file(self.log) as log:
             started = subprocess.Popen(
                 [sys.executable, "-P", "-m", "orchestrate.commands.background"],
                 stdin=subprocess.DEVNULL,
@@ -111,10 +112,7 @@ class Background:
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
         state = State(**me().to_dict(), problems=tuple(problems), failures=tuple(failures))
-        draft = self.state_file.with_suffix(".new")
-        with _private(draft, fresh=True) as out:
-            out.write(state.to_json())
-        draft.replace(self.state_file)
+        write_whole(self.state_file, state.to_json(), private=True)
 
 
 def stop(settings: Settings) -> int:
@@ -147,8 +145,7 @@ def main() -> int:
     settings = config.load()
     own = Background(settings)
     own.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _private(own.lock).close()
-    with file_lock(own.lock, wait_s=_LOCK_S) as held:
+    with locked(own.lock, wait_s=_LOCK_S) as held:
         if held:
             _watch(own, stopped)
     return 0
@@ -248,10 +245,9 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, **given}
 
 
-def _private(path: Path, *, fresh: bool = False) -> BinaryIO:
-    """Opens a file for writing that only its owner can read."""
-    if path.exists() and path.stat().st_size > _LOG_BYTES:
-        fresh = True
+def _log_file(path: Path) -> BinaryIO:
+    """Opens the log, begun anew when it is long; only its owner can read it."""
+    fresh = path.exists() and path.stat().st_size > _LOG_BYTES
     mode = os.O_TRUNC if fresh else os.O_APPEND
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "wb" if fresh else "ab")
 

@@ -63,7 +63,7 @@ def generate(
     from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
-    from orchestrate.local.run.process import file_lock
+    from orchestrate.files import locked
     from orchestrate.providers.openai.asking import asker
 
     config = _host(context, host, base_url, key_variable)
@@ -84,7 +84,8 @@ def generate(
         seed=seed,
     )
     ask = asker(config, model, max_tokens=max_tokens, temperature=temperature)
-    with file_lock(generating.log_of(target)) as held, _progress(rows) as progress:
+    lock = target.with_name(f".{target.name}.lock")
+    with locked(lock, keep=False) as held, _progress(rows) as progress:
         if not held:
             raise UsageError(f"another command is writing {target}", fix="wait for it, or give another -o")
         report = generating.generate(seeds, target, ask, order, progress=progress)

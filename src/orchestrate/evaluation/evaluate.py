@@ -14,6 +14,7 @@ from orchestrate.data.rows.examples import ChatExample, CompletionExample, Examp
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
+from orchestrate.files import whole
 from orchestrate.keys import masked_url
 from orchestrate.types import EvaluationResult, Message, Reply, Score
 
@@ -128,8 +129,7 @@ def _write_items(
     base_scores: Sequence[float],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    with draft.open("w", encoding="utf-8") as out:
+    with whole(path) as draft, draft.open("w", encoding="utf-8") as out:
         for i, row in enumerate(rows):
             item: dict[str, Any] = {
                 "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
@@ -140,4 +140,3 @@ def _write_items(
             if base:
                 item |= {"base": base[i], "base_score": base_scores[i]}
             out.write(json.dumps(item, ensure_ascii=False) + "\n")
-    draft.replace(path)

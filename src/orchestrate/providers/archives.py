@@ -8,14 +8,12 @@ code.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import re
 import shutil
 import struct
 import tarfile
-import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from orchestrate.errors import ArtifactRefused, UsageError
+from orchestrate.files import sha256, whole_folder
 from orchestrate.types import ArtifactFile
 
 WANTED = (
@@ -84,14 +83,9 @@ def staged(dest: Path) -> Generator[Path]:
     """
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".new", dir=dest.parent))
-    try:
+    with whole_folder(dest, replace=False) as folder:
         yield folder
         require_empty(dest)
-        folder.chmod(0o755)
-        folder.replace(dest)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_empty(dest: Path) -> None:
@@ -122,7 +116,7 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
     for path in weights:
         _require_safetensors(path)
     return tuple(
-        ArtifactFile(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=_sha256(p))
+        ArtifactFile(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=sha256(p))
         for p in paths
     )
 
@@ -280,8 +274,3 @@ def _tensor_bytes(header: Any) -> int | None:
         return max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

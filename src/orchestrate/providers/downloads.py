@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from orchestrate.files import sha256, write_whole
 from orchestrate.types import Artifact
 
 
@@ -21,8 +22,9 @@ def read(folder: Path) -> Artifact | None:
     except (OSError, msgspec.MsgspecError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    if all(_sha256(folder / file.path) == file.sha256 for file in artifact.files):
-        return artifact
+    with suppress(OSError):
+        if all(sha256(folder / file.path) == file.sha256 for file in artifact.files):
+            return artifact
     _description(folder).unlink()
     shutil.rmtree(folder)
     return None
@@ -30,18 +32,8 @@ def read(folder: Path) -> Artifact | None:
 
 def write(folder: Path, artifact: Artifact) -> None:
     """Written last: a description means that the folder is whole."""
-    draft = _description(folder).with_suffix(".tmp")
-    draft.write_bytes(artifact.to_json())
-    draft.replace(_description(folder))
+    write_whole(_description(folder), artifact.to_json())
 
 
 def _description(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.json"
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import ProviderError, UnexpectedAnswer
+from orchestrate.files import move_into_place, write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 
@@ -115,7 +116,7 @@ class _Part:
     def start_over(self, etag: str | None = None, total: int | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(b"")
-        self._about.write_text(json.dumps({"etag": etag, "total": total}), encoding="utf-8")
+        write_whole(self._about, json.dumps({"etag": etag, "total": total}).encode())
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -124,7 +125,7 @@ class _Part:
             return {}
 
     def finish(self) -> None:
-        self.path.replace(self.file)
+        move_into_place(self.path, self.file)
         self._about.unlink(missing_ok=True)
 
 

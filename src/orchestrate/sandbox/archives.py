@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrate.files import whole
 from orchestrate.sandbox.host import HostError
 from orchestrate.zstd import zstd
 
@@ -31,9 +32,11 @@ def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
     if target.exists():
         return target
     files = host.trainer.merged(job, step) if merged else weights(host, job, step)
-    draft = target.with_suffix(".part")
-    with zstd.ZstdFile(draft, "w", level=3) as out, tarfile.open(fileobj=out, mode="w|") as tar:
+    with (
+        whole(target) as draft,
+        zstd.ZstdFile(draft, "w", level=3) as out,
+        tarfile.open(fileobj=out, mode="w|") as tar,
+    ):
         for file in files:
             tar.add(file, arcname=file.name)
-    draft.replace(target)
     return target

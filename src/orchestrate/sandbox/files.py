@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.files import whole
 from orchestrate.sandbox import uploads
 from orchestrate.sandbox.host import Host, HostError
 
@@ -81,15 +82,11 @@ class Files:
 
 async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | None = None) -> int:
     """Writes a request's body to `path` in one step. Raises `HostError` 413 above `most` bytes."""
-    draft = path.with_name(path.name + ".part")
     size = 0
-    with draft.open("wb") as out:
+    with whole(path) as draft, draft.open("wb") as out:
         async for chunk in chunks:
             size += len(chunk)
             if most is not None and size > most:
-                out.close()
-                draft.unlink()
                 raise HostError(413, f"the upload is larger than {most} bytes")
             out.write(chunk)
-    draft.replace(path)
     return size

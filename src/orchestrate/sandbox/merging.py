@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrate.files import whole
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -73,9 +75,7 @@ def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str
         at += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    draft = path.with_suffix(".part")
-    with draft.open("wb") as out:
+    with whole(path) as draft, draft.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for values in tensors.values():
             out.write(values.tobytes())
-    draft.replace(path)

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local.run import process
+from orchestrate.files import locked
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.fireworks.host import FireworksHost
@@ -113,7 +113,7 @@ def serve(
     result_encoding: str = "base64",
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
-    with _home(home) as folder, process.file_lock(folder / "lock") as held:
+    with _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
         state = State(folder)

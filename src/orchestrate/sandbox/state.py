@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrate.files import whole
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -160,14 +162,8 @@ class State:
 
     def save_bytes(self, name: str, chunks: Iterable[bytes]) -> int:
         """Writes an uploaded file in one step and returns its size."""
-        draft = self.files / f"{name}.part"
-        size = 0
-        with draft.open("wb") as out:
-            for chunk in chunks:
-                out.write(chunk)
-                size += len(chunk)
-        draft.replace(self.files / name)
-        return size
+        with whole(self.files / name) as draft, draft.open("wb") as out:
+            return sum(out.write(chunk) for chunk in chunks)
 
 
 class Clock:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.files import whole
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
@@ -233,9 +234,8 @@ class Trainer:
     def _rows(self, job: Job, file: str) -> Path:
         target = self.state.files / f"{file}.canonical.jsonl"
         if not target.exists():
-            draft = target.with_suffix(".part")
-            write_canonical(self.state.files / file, job.host, draft, rl=job.kind == "rft")
-            draft.replace(target)
+            with whole(target) as draft:
+                write_canonical(self.state.files / file, job.host, draft, rl=job.kind == "rft")
         return target
 
     def _continued(self, job: Job) -> Path | None:

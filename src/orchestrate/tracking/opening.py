@@ -10,7 +10,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from orchestrate.config import sqlite_path
 from orchestrate.errors import MissingExtra, StoreError
+from orchestrate.files import whole
 from orchestrate.tracking import schema
 
 _HEADER = b"SQLite format 3\x00"
@@ -235,16 +236,13 @@ def _upgrade(engine: Engine, path: Path) -> None:
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
     """A whole copy beside the store, as it was last committed."""
     target = path.with_name(f"{path.name}.schema-{version}.backup")
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    os.close(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
-    copy = sqlite3.connect(draft)
-    try:
-        with engine.connect() as connection:
-            source: Any = connection.connection.dbapi_connection
-            source.backup(copy)
-    finally:
-        copy.close()
-    draft.replace(target)
+    with (
+        whole(target, private=True) as draft,
+        closing(sqlite3.connect(draft)) as copy,
+        engine.connect() as connection,
+    ):
+        source: Any = connection.connection.dbapi_connection
+        source.backup(copy)
     return target
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from orchestrate import files
 from orchestrate.data.files.folders import DATA_SUFFIXES, PACKED_SUFFIXES
 from orchestrate.errors import UsageError
 
@@ -84,7 +85,7 @@ def log_beside(output: Path, what: str, *sources: str) -> Path:
 @contextmanager
 def whole(path: Path) -> Generator[Path]:
     """A name to write to; what is there at the end of the block becomes `path`, or goes through it where it
-    is a stream; after an error nothing. What a link points to is written, and the link kept."""
+    is a stream; after an error nothing."""
     if is_stream(path):
         with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
             partial = Path(folder, "rows")
@@ -92,13 +93,8 @@ def whole(path: Path) -> Generator[Path]:
             with partial.open("rb") as made, _stream(path) as target:
                 shutil.copyfileobj(made, target)
         return
-    target = _behind_links(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with files.whole(path) as partial:
         yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _stream(path: Path) -> IO[bytes]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.data.tokens.counting import Lengths
+from orchestrate.files import sha256, write_whole
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
@@ -93,7 +93,7 @@ def _file(folder: Path, digest: str, counter: str) -> Path:
 @lru_cache(maxsize=64)
 def _version(counter: str) -> str:
     """Changes with all that a count depends on beside the rows."""
-    parts = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in _CODE]
+    parts = [sha256(Path(__file__).with_name(name)) for name in _CODE]
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
             parts.append(f"{library} {version(library)}")
@@ -106,7 +106,7 @@ def _contents(folder: Path) -> Iterator[str]:
     for pattern in _TOKENIZER_FILES:
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
-                yield f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+                yield f"{file.relative_to(folder)} {sha256(file)}"
 
 
 def _hash(*parts: object) -> str:
@@ -117,9 +117,7 @@ def _write(file: Path, content: bytes) -> None:
     """Whole or not at all. A folder that cannot be written to costs time later, and nothing else."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".", delete=False) as draft:
-            draft.write(content)
-        Path(draft.name).replace(file)
+        write_whole(file, content)
         _prune(file.parent)
 
 

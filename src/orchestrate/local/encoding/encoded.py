@@ -6,9 +6,7 @@ encoding."""
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrate.errors import DataError
+from orchestrate.files import whole_folder
 from orchestrate.local.encoding.encoding import (
     Encoded,
     Template,
@@ -78,13 +77,9 @@ class Rows:
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
     def save(self, folder: Path) -> None:
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for name in ("ids", "weights", "offsets", *(() if self.labels is None else ("labels",))):
-            np.save(draft / f"{name}.npy", getattr(self, name))
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
+        with whole_folder(folder) as draft:
+            for name in ("ids", "weights", "offsets", *(() if self.labels is None else ("labels",))):
+                np.save(draft / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:

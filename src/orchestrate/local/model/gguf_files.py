@@ -9,14 +9,13 @@ whatever the file had."""
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
+from orchestrate.files import whole_folder
 
 NAMES = {
     "context_length": "max_position_embeddings",
@@ -75,20 +74,15 @@ def unpacked(path: Path) -> Path:
     folder = _home(path)
     if (folder / "config.json").is_file():
         return folder
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
-        _unpack(path, draft, shape["model_type"])
-        if not folder.exists():
-            draft.rename(folder)
+        with whole_folder(folder, replace=False) as draft:
+            _unpack(path, draft, shape["model_type"])
     except OSError as error:
-        raise ConfigError(
-            f"{path} could not be unpacked into {folder.parent}: {error}",
-            fix="free disk space (16 bits for each parameter are needed), then try again",
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not (folder / "config.json").is_file():  # another process was faster
+            raise ConfigError(
+                f"{path} could not be unpacked into {folder.parent}: {error}",
+                fix="free disk space (16 bits for each parameter are needed), then try again",
+            ) from error
     return folder
 
 

@@ -9,8 +9,6 @@ step-00000120/
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.local.run.rundir import write_whole
+from orchestrate.files import sha256, whole_folder, write_whole
 from orchestrate.types import ArtifactFile, Record
 
 
@@ -63,22 +61,10 @@ def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path
     disk) nothing is left behind."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
-    draft = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir()
+    with whole_folder(final) as draft:
         fill(draft)
         write_whole(draft / "progress.json", progress.to_json())
         write_whole(draft / "manifest.json", msgspec.json.encode(manifest(draft)))
-        for path in draft.rglob("*"):
-            _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        draft.rename(final)
-        _sync(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return final
 
 
@@ -143,18 +129,5 @@ def prune(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _named(folder: Path) -> Iterator[Path]:
     return (p for p in folder.glob("step-*") if p.is_dir())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

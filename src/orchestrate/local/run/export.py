@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.files import whole_folder, write_whole
 from orchestrate.local.model.loading import Loaded
 from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.run.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.run.rundir import LocalJob, RunDir, now
 
 
 def result_name(job: LocalJob) -> str:
@@ -103,14 +102,7 @@ def versions() -> dict[str, str]:
 def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
     """Puts the finished folder in its place in one step."""
     final = run.path / name
-    draft = run.path / f".{name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with whole_folder(final) as draft:
         fill(draft)
         write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport_of)))
-        shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return final

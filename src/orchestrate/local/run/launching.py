@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import MissingExtra
+from orchestrate.files import write_whole
 from orchestrate.local.run import process
-from orchestrate.local.run.rundir import LocalJob, RunDir, now, write_whole
+from orchestrate.local.run.rundir import LocalJob, RunDir, now
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,

@@ -8,8 +8,6 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -59,22 +57,3 @@ def alive(path: Path) -> bool:
     if worker.machine != socket.gethostname():
         return age < FOREIGN_HEARTBEAT_S
     return started(worker.pid) == worker.started
-
-
-@contextmanager
-def file_lock(path: Path, *, wait_s: float = 0.0) -> Generator[bool]:
-    """An exclusive lock that the kernel lets go of when the process ends, however it ends."""
-    import fcntl
-
-    with path.open("a") as file:
-        deadline = time.monotonic() + wait_s
-        held = False
-        while not held:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except OSError:
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(0.02)
-        yield held

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.files import locked, whole_folder, write_whole
 from orchestrate.local.run import process
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
@@ -187,17 +188,12 @@ class RunDir:
         run = cls(home / job.ref)
         if run.exists():
             return run, False
-        draft = home / f".{job.ref}.{os.getpid()}.{time.monotonic_ns()}"
-        draft.mkdir()
-        write_whole(draft / "job.json", msgspec.json.format(job.to_json()))
-        state = State(status="queued", updated_at=now())
-        write_whole(draft / "status.json", state.to_json())
         try:
-            draft.rename(run.path)
+            with whole_folder(run.path, replace=False) as draft:
+                write_whole(draft / "job.json", msgspec.json.format(job.to_json()))
+                state = State(status="queued", updated_at=now())
+                write_whole(draft / "status.json", state.to_json())
         except OSError:
-            for file in draft.iterdir():
-                file.unlink()
-            draft.rmdir()
             if not run.exists():
                 raise
             return run, False
@@ -275,11 +271,9 @@ class RunDir:
         except OSError:
             return None
 
-    @contextmanager
-    def lock(self, *, wait_s: float = 0.0) -> Generator[bool]:
+    def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
         """Holds the job against other workers; gives False when another has it."""
-        with process.file_lock(self.path / "lock", wait_s=wait_s) as held:
-            yield held
+        return locked(self.path / "lock", wait_s=wait_s)
 
     # -- what happened ---------------------------------------------------------------------------------------
 
@@ -324,20 +318,6 @@ class RunDir:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces the file in one step; a reader sees the old bytes or the new ones, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        with draft.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def append_line(path: Path, line: bytes) -> None:

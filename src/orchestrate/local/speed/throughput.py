@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import RunFailed
+from orchestrate.files import write_whole
 from orchestrate.local import machine
 from orchestrate.local.run.launching import require_packages, worker_environment
-from orchestrate.local.run.rundir import write_whole
 from orchestrate.types import Record
 
 CPU_THREAD_OPERATIONS = 6e10

@@ -20,6 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
+from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.model import gguf_files, models
@@ -413,12 +414,10 @@ def _parameters_on_disk(model: str) -> float | None:
 
 def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     """Copies one file unless it is there already, whole; checks what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and checkpoints.sha256(target) == file.sha256:
+    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, draft)
-    if checkpoints.sha256(draft) != file.sha256:
-        draft.unlink()
-        raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")
-    draft.replace(target)
+    with whole(target) as draft:
+        shutil.copyfile(source, draft)
+        if sha256(draft) != file.sha256:
+            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")

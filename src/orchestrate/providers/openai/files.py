@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
+from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import plain, text, whole
@@ -167,9 +168,7 @@ class _Unfinished:
             "part_bytes": self._part_bytes,
             "opened_at": self._opened_at,
         }
-        draft = self._file.with_suffix(".tmp")
-        draft.write_text(json.dumps(known), encoding="utf-8")
-        draft.replace(self._file)
+        write_whole(self._file, json.dumps(known).encode())
 
     def forget(self) -> None:
         self._file.unlink(missing_ok=True)

@@ -273,7 +273,7 @@ def hub() -> Iterator[str]:
 FETCH = """
 import json, sys
 from orchestrate.errors import OrchestrateError
-from orchestrate.local import models
+from orchestrate.local.model import models
 said = []
 for name in sys.argv[1:]:
     try:

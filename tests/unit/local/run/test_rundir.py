@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.files import write_whole
 from orchestrate.local.run import process
-from orchestrate.local.run.rundir import LocalJob, RunDir, State, now, read_lines, runs, write_whole
+from orchestrate.local.run.rundir import LocalJob, RunDir, State, now, read_lines, runs
 from orchestrate.types import JobStatus
 
 
@@ -92,7 +93,8 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     write_whole(path, State(status="running", updated_at=now()).to_json())
     code = (
         "import sys; from pathlib import Path\n"
-        "from orchestrate.local.run.rundir import State, now, write_whole\n"
+        "from orchestrate.files import write_whole\n"
+        "from orchestrate.local.run.rundir import State, now\n"
         "for n in range(300): write_whole(Path(sys.argv[1]), State(status='running', updated_at=now(), "
         "stage='x' * (n % 7 * 1000)).to_json())"
     )

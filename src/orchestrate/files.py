@@ -1,0 +1,117 @@
+"""Files and folders that appear whole or not at all, locks between processes, hashes.
+
+One durability for all: what is written lies on the disk before it gets its name, and the name does before the
+call returns. A reader sees the old content or the new, also after a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path, *, private: bool = False) -> Generator[Path]:
+    """A name to write to; what is there at the end of the block becomes `path`, after an error nothing.
+
+    What a link points to is written, and the link stays. `private` files can be read by their owner only.
+    """
+    target = _behind_links(path)
+    draft = _draft(target)
+    try:
+        if private:
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield draft
+        move_into_place(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replaces the content of a file in one step."""
+    with whole(path, private=private) as draft:
+        draft.write_bytes(data)
+
+
+def move_into_place(draft: Path, path: Path) -> None:
+    """Gives a finished file its name, in the place of what had it."""
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
+    """A new folder to fill, which becomes `path` at the end of the block; after an error nothing is left.
+    Without `replace` a folder with content that is there already stays: raises `OSError`."""
+    draft = _draft(path)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for entry in (*draft.rglob("*"), draft):
+            sync(entry)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        draft.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; some file systems know no such wait for
+    folders."""
+    folder = path.is_dir()
+    if folder and sys.platform == "win32":
+        return
+    with suppress(*([OSError] if folder else [])):
+        descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Generator[bool]:
+    """Holds the lock file at `path` against other processes; gives False when another has it after `wait_s`
+    (`None`: however long that takes). The kernel lets go of it when the process ends, however it ends.
+
+    The file is emptied, so it is never one that holds something. It stays, unless `keep` is false, where
+    nobody waits for it.
+    """
+    from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
+
+    lock = FileLock(path, timeout=-1 if wait_s is None else wait_s, mode=0o600, poll_interval=0.02)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if not keep:
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()
+        lock.release()
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def _behind_links(path: Path) -> Path:
+    return Path(os.path.realpath(path))

@@ -1,0 +1,110 @@
+"""Files that appear whole or not at all, folders too, and locks between processes."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrate.files import locked, sha256, whole, whole_folder, write_whole
+
+
+def test_a_file_is_replaced_in_one_step_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, b"old")
+    with whole(path) as draft:
+        draft.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_after_an_error_the_old_file_is_there_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, b"old")
+    with pytest.raises(KeyboardInterrupt), whole(path) as draft:
+        draft.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_private_file_is_never_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.touch(0o644)
+    with whole(path, private=True) as draft:
+        assert stat.S_IMODE(draft.stat().st_mode) == 0o600
+        draft.write_bytes(b"secret")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "rows", tmp_path / "rows"
+    link.symlink_to(target)
+    write_whole(link, b"1")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"1"
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for content in (b"old", b"new"):
+        with whole_folder(folder) as draft:
+            (draft / "sub").mkdir()
+            (draft / "sub" / "weights").write_bytes(content)
+    assert (folder / "sub" / "weights").read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_filled_folder_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(OSError, match="model"), whole_folder(folder, replace=False) as draft:
+        (draft / "mine").touch()
+        folder.mkdir()
+        (folder / "theirs").touch()
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_one_holds_the_lock_and_the_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib\n"
+            "from orchestrate.files import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])) as held:\n"
+            "    print(held, flush=True)\n"
+            "    sys.stdin.read()\n",
+            str(lock),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        with locked(lock) as held:
+            assert not held
+        holder.send_signal(signal.SIGKILL)
+    with locked(lock) as held:
+        assert held
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
+def test_a_lock_file_can_go_with_its_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", keep=False) as held:
+        assert held
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
