@@ -184,8 +184,9 @@ class Store(Agenda):
                 schema.stamps.insert().values(run_id=run_id, attempt=attempt, boot=up.boot, uptime=up.seconds)
             )
         if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
-            # What was sent and refused is looked for once more: some hosts say no and do it.
-            columns["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
+            # What was sent and refused is looked for once more: it may have been done all the same.
+            doubtful = attempt > 0 and after.status is JobStatus.FAILED
+            columns["closed"] = after.phase is SubmitPhase.REFUSED and not doubtful
         connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **columns))
         if note or (before.phase, before.status, before.raw_status) != (
             after.phase,

@@ -270,7 +270,7 @@ class Submitter(Settler):
         try:
             return self.adopt(run, handles)
         except StoreError as error:
-            made = f"job {handles[0].job_id} was made, but this cannot be written down: {error}"
+            made = f"job {handles[0].job_id} was made but not written down: {error}"
             unknown = OutcomeUnknown(self.provider.name, run.ref, made)
             unknown.fix = (
                 f"{error.fix or 'mend the run store'}; then  orchestrate sync  (do not submit again)"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
+from orchestrate.tracking.accounts import is_here
 from orchestrate.tracking.database import LeaseHeld
 from orchestrate.tracking.notifying import Channel, tell
 from orchestrate.tracking.polling import Pace

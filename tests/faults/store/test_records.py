@@ -218,12 +218,13 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     assert store.checkpoints(run.id) == [early, msgspec.structs.replace(late, model="m")]
 
     remote = RemoteDataset(provider="paper", digest="d" * 64, train_id="file-1", details={"n": 1})
-    assert store.upload("paper", "here", remote.digest) is None
-    store.record_upload("paper", "here", remote)
-    assert store.upload("paper", "here", remote.digest) == remote
-    assert store.upload("paper", "elsewhere", remote.digest) is None
-    store.forget_upload("paper", "here", remote.digest)
-    assert store.upload("paper", "here", remote.digest) is None
+    assert store.upload("paper", "here", "a", remote.digest) is None
+    store.record_upload("paper", "here", "a", remote)
+    assert store.upload("paper", "here", "a", remote.digest) == remote
+    assert store.upload("paper", "elsewhere", "a", remote.digest) is None
+    assert store.upload("paper", "here", "b", remote.digest) is None
+    store.forget_upload("paper", "here", "a", remote.digest)
+    assert store.upload("paper", "here", "a", remote.digest) is None
 
     result = EvaluationResult(
         run_id=run.id,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import answers
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
@@ -18,7 +19,10 @@ from orchestrate.sandbox.jobs import Job, Phase
 if TYPE_CHECKING:
     from orchestrate.sandbox.openai.host import OpenAIHost
 
-ORG = "org-sandbox"
+
+def organization() -> str:
+    """Of the account of the request at hand."""
+    return f"org-{here()}"
 
 
 class OpenAIModels:
@@ -103,7 +107,7 @@ def _tuned_model(job: Job) -> dict[str, Any]:
         "id": job.output,
         "object": "model",
         "created": int(job.finished_at or job.created_at),
-        "owned_by": ORG,
+        "owned_by": organization(),
         "shutdown_date": None,
         "sandbox": True,
     }
