@@ -36,9 +36,9 @@ def track(store: Store, provider: str, host: str, job_ids: Iterator[str] | list[
     """Runs that are already on the host, one for each job."""
     made: list[str] = []
     for job_id in job_ids:
-        run = store.create_run(SPEC, provider, model="m", dataset_digest="d", host=host, sandbox=True)
+        run = store.runs.create(SPEC, provider, model="m", dataset_digest="d", host=host, sandbox=True)
         handle = JobHandle(provider=provider, job_id=job_id)
-        store.apply(run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now()))
+        store.runs.apply(run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now()))
         made.append(run.id)
     return made
 
@@ -56,14 +56,14 @@ def transitions_per_second(folder: Path, seconds: float = 5.0) -> dict[str, floa
 
         count, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
-            store.apply(ids[count % 500], change(count % 500, words[(count // 500) % 2]))
+            store.runs.apply(ids[count % 500], change(count % 500, words[(count // 500) % 2]))
             count += 1
         single = count / (time.perf_counter() - begun)
         count, turn, begun = 0, 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
             turn += 1
             word = words[turn % 2]
-            count += len(store.apply_many([(run_id, change(n, word)) for n, run_id in enumerate(ids)]))
+            count += len(store.runs.apply_many([(run_id, change(n, word)) for n, run_id in enumerate(ids)]))
         batched = count / (time.perf_counter() - begun)
     return {"transitions_per_s": round(single), "batched_transitions_per_s": round(batched)}
 
@@ -91,7 +91,7 @@ def sweep(folder: Path, runs: int) -> dict[str, float]:
             assert report.checked == len(with_jobs) == runs
             assert len(report.changed) == runs, len(report.changed)
             begun = time.perf_counter()
-            listed = len(store.runs(limit=50))
+            listed = len(store.runs.matching(limit=50))
             newest = time.perf_counter() - begun
             assert listed == min(50, runs)
         provider.close()

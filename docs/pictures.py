@@ -28,8 +28,8 @@ def watch() -> Path:
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=118, file=nowhere, force_terminal=True)
         with Orchestrator(config.load(home=HOME)) as ft:
-            for record in reversed(ft.runs()):
-                run = ft.run(record.id)
+            for run in reversed(ft.runs()):
+                record = run.record
                 at = record.finished_at or record.updated_at
                 console.print(panel(record, run.metrics(), run.events(), at))
     path = IMAGES / "watch.svg"

@@ -3,60 +3,159 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from decimal import Decimal
-from typing import TYPE_CHECKING, Self
+import contextvars
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from orchestrate.service import Backends, Orchestrator
-from orchestrate.types import Event, Problem, Quote, Run, Translation
+from orchestrate.handle import RunHandle
+from orchestrate.service import Orchestrator
+from orchestrate.types import JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
-    from orchestrate.handle import RunHandle
+    from orchestrate.costing import RateBook
+    from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
-    from orchestrate.spec import JobSpec
-    from orchestrate.tracking import SyncReport
+    from orchestrate.tracking import Store
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_Sync = TypeVar("_Sync")
+_THREADS = 64
+"""Calls at once; each run that is waited for is one."""
 
 
-class AsyncOrchestrator:
-    """`Orchestrator` for asyncio: the same methods, each run in a thread so that the loop stays free."""
+class _Threaded(Generic[_Sync]):
+    """Calls an object that blocks in threads, so that the loop stays free."""
+
+    def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
+        self.sync_api = sync_api
+        """What does the work; everything of it blocks."""
+        self.threads = threads
+
+    async def call(self, call: Callable[[], _T]) -> _T:
+        """Runs anything that blocks beside the loop."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, context.run, call)
+
+    def _run(self, run: RunHandle) -> AsyncRunHandle:
+        return AsyncRunHandle(run, self.threads)
+
+    def _runs(self, runs: list[RunHandle]) -> list[AsyncRunHandle]:
+        return [self._run(run) for run in runs]
+
+
+def _in_thread(
+    method: Callable[Concatenate[_Sync, _P], _T],
+) -> Callable[Concatenate[_Threaded[_Sync], _P], Coroutine[Any, Any, _T]]:
+    """The method for asyncio, with the same parameters, result and errors."""
+    return _then(method, lambda _, result: result)
+
+
+def _then(
+    method: Callable[Concatenate[_Sync, _P], _T], give: Callable[[_Threaded[_Sync], _T], _R]
+) -> Callable[Concatenate[_Threaded[_Sync], _P], Coroutine[Any, Any, _R]]:
+    @functools.wraps(method)
+    async def threaded(self: _Threaded[_Sync], /, *args: _P.args, **options: _P.kwargs) -> _R:
+        return give(self, await self.call(lambda: method(self.sync_api, *args, **options)))
+
+    return threaded
+
+
+class AsyncRunHandle(_Threaded[RunHandle]):
+    """`RunHandle` for asyncio: the same members. Callbacks are called in the thread that does the work."""
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync_api)[1:]}"
+
+    @property
+    def id(self) -> str:
+        return self.sync_api.id
+
+    @property
+    def status(self) -> JobStatus:
+        return self.sync_api.status
+
+    @property
+    def record(self) -> Run:
+        return self.sync_api.record
+
+    @property
+    def provider(self) -> Coroutine[Any, Any, Provider]:
+        """To be awaited."""
+        return self.call(lambda: self.sync_api.provider)
+
+    refresh = _in_thread(RunHandle.refresh)
+    wait = _in_thread(RunHandle.wait)
+    check = _in_thread(RunHandle.check)
+    events = _in_thread(RunHandle.events)
+    metrics = _in_thread(RunHandle.metrics)
+    checkpoints = _in_thread(RunHandle.checkpoints)
+    cancel = _in_thread(RunHandle.cancel)
+    pause = _in_thread(RunHandle.pause)
+    resume = _in_thread(RunHandle.resume)
+    download = _in_thread(RunHandle.download)
+    deployment_price = _in_thread(RunHandle.deployment_price)
+    deploy = _in_thread(RunHandle.deploy)
+    undeploy = _in_thread(RunHandle.undeploy)
+    chat = _in_thread(RunHandle.chat)
+    evaluate = _in_thread(RunHandle.evaluate)
+
+
+class AsyncOrchestrator(_Threaded[Orchestrator]):
+    """`Orchestrator` for asyncio: the same members, each call run in a thread so that the loop stays free.
+    Runs may be waited for side by side: `await asyncio.gather(*(run.wait() for run in runs))`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.sync_api = Orchestrator(settings)
+        super().__init__(Orchestrator(settings), ThreadPoolExecutor(_THREADS, "orchestrate"))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await asyncio.to_thread(self.sync_api.close)
+        await self.close()
 
-    async def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
-        return await asyncio.to_thread(self.sync_api.plan, spec, provider)
+    async def close(self) -> None:
+        """As `Orchestrator.close`. What still runs in a thread ends by itself."""
+        await self.call(self.sync_api.close)
+        self.threads.shutdown(wait=False)
 
-    async def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
-        return await asyncio.to_thread(self.sync_api.check, spec, provider)
+    @property
+    def settings(self) -> Settings:
+        return self.sync_api.settings
 
-    async def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
-        return await asyncio.to_thread(self.sync_api.quote, spec, provider)
+    @property
+    def store(self) -> Coroutine[Any, Any, Store]:
+        """To be awaited."""
+        return self.call(lambda: self.sync_api.store)
 
-    async def submit(
-        self,
-        spec: JobSpec,
-        provider: str,
-        *,
-        max_cost_usd: Decimal | float | str | None = None,
-        strict: bool = False,
-    ) -> RunHandle:
-        return await asyncio.to_thread(
-            self.sync_api.submit, spec, provider, max_cost_usd=max_cost_usd, strict=strict
-        )
+    @property
+    def rates(self) -> Coroutine[Any, Any, RateBook]:
+        """To be awaited."""
+        return self.call(lambda: self.sync_api.rates)
 
-    async def wait(self, run: RunHandle, *, on_event: Callable[[Event], object] | None = None) -> Run:
-        """Runs may be waited for side by side: `await asyncio.gather(*(ft.wait(r) for r in runs))`."""
-        return await asyncio.to_thread(run.wait, on_event=on_event)
+    backends = _in_thread(Orchestrator.backends)
+    provider = _in_thread(Orchestrator.provider)
+    ready = _in_thread(Orchestrator.ready)
+    data = _in_thread(Orchestrator.data)
+    prepare = _in_thread(Orchestrator.prepare)
+    plan = _in_thread(Orchestrator.plan)
+    check = _in_thread(Orchestrator.check)
+    quote = _in_thread(Orchestrator.quote)
+    submit = _then(Orchestrator.submit, _Threaded[Orchestrator]._run)
+    require = _in_thread(Orchestrator.require)
+    preflight = _in_thread(Orchestrator.preflight)
+    run = _then(Orchestrator.run, _Threaded[Orchestrator]._run)
+    runs = _then(Orchestrator.runs, _Threaded[Orchestrator]._runs)
+    active_runs = _then(Orchestrator.active_runs, _Threaded[Orchestrator]._runs)
+    sync = _in_thread(Orchestrator.sync)
+    bill = _in_thread(Orchestrator.bill)
+    evaluations = _in_thread(Orchestrator.evaluations)
 
-    async def sync(self) -> SyncReport:
-        return await asyncio.to_thread(self.sync_api.sync)
-
-    async def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
-        return await asyncio.to_thread(self.sync_api.compare, list(runs))
+    async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
+        """As `Orchestrator.compare`."""
+        given = [run.sync_api if isinstance(run, AsyncRunHandle) else run for run in runs]
+        return await self.call(lambda: self.sync_api.compare(given))

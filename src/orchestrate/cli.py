@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
+
+from orchestrate.text import inert
 
 _WORK = "Train"
 _RUNS = "Follow runs"
@@ -137,6 +141,10 @@ def common(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for requests.")
     ] = 0,
+    allow_grader_code: Annotated[
+        bool,
+        typer.Option("--allow-grader-code", help="Run the Python code of a spec's grader on this machine."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -144,15 +152,52 @@ def common(
     del version
     # An empty path would be the working folder, and a store in it.
     given = home if home is not None and home.parts else None
-    context.obj = {"config": config, "home": given, "store": store or None, "verbose": verbose}
+    context.obj = {
+        "config": config,
+        "home": given,
+        "store": store or None,
+        "verbose": verbose,
+        "grader_code": allow_grader_code,
+    }
+
+
+@contextmanager
+def guarded_streams() -> Generator[None]:
+    """What is written past our consoles (warnings, traces, other libraries) cannot act on the terminal
+    either."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast("TextIO", _Guarded(streams[0])), cast("TextIO", _Guarded(streams[1]))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+class _Guarded:
+    """A text stream on which all that is written is inert."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+        """Where rich's consoles write: their escape sequences are our own styles and cursors."""
+
+    def write(self, text: str) -> int:
+        return self.rich_proxied_file.write(inert(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
 
 
 def main() -> None:
     """Entry point of the command: runs it, and turns an error into a message and an exit code."""
     as_json = "--json" in sys.argv
     try:
-        # With --json a wrong command line is told as JSON as well, so that typer must not print it.
-        code = app(standalone_mode=not as_json)
+        # A wrong command line may hold a hostile file name, so that typer must not print it.
+        with guarded_streams():
+            code = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130

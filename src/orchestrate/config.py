@@ -128,6 +128,9 @@ class Settings:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
+    allow_grader_code: bool = False
+    """Whether graders that are Python code may run on this machine. From a flag or the environment, never
+    from a project's file or a spec: whoever brings the code must not be who allows it."""
 
     def make_home(self) -> Path:
         """The home folder, made for its owner alone when it is new: copies of training data and what was
@@ -144,7 +147,8 @@ class Settings:
     def host(self, name: str) -> HostConfig:
         host = self.hosts.get(name) or HostConfig(name=name)
         if (host.type or name) == "local":
-            return replace(host, options={"home": str(self.home), **self.local, **host.options})
+            options = {"home": str(self.home), **self.local, **host.options}
+            return replace(host, options={**options, "allow_grader_code": self.allow_grader_code})
         return replace(host, options={"home": str(self.home), **host.options})
 
 
@@ -155,6 +159,7 @@ def load(
     config_file: Path | None = None,
     home: Path | None = None,
     store_url: str | None = None,
+    allow_grader_code: bool = False,
 ) -> Settings:
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
     env = os.environ if env is None else env
@@ -181,6 +186,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
+        allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
 
@@ -203,12 +209,16 @@ def sqlite_path(url: str) -> Path | None:
     return Path(unquote(place[1:]))
 
 
+def _yes(value: str | None) -> bool:
+    return (value or "").lower() in ("1", "true", "yes")
+
+
 def _notify(env: Mapping[str, str]) -> Notify:
     url = env.get(NOTIFY_VARIABLES["url"])
     return Notify(
         command=env.get(NOTIFY_VARIABLES["command"]) or None,
         url=Secret(url) if url else None,
-        desktop=env.get(NOTIFY_VARIABLES["desktop"], "").lower() in ("1", "true", "yes"),
+        desktop=_yes(env.get(NOTIFY_VARIABLES["desktop"])),
     )
 
 

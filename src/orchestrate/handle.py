@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.types import (
     Artifact,
+    Bill,
     Checkpoint,
     Endpoint,
     EvaluationResult,
     Event,
     Feature,
+    Job,
     JobStatus,
     Message,
     MetricPoint,
@@ -25,15 +27,30 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from orchestrate.config import Settings
+    from orchestrate.data import TrainingData
     from orchestrate.providers.base import Progress, Provider
-    from orchestrate.service import Orchestrator
+    from orchestrate.spec import JobSpec
+    from orchestrate.tracking import Store
+
+
+class Home(Protocol):
+    """What a run's handle needs of the `Orchestrator` that gave it."""
+
+    settings: Settings
+
+    @property
+    def store(self) -> Store: ...
+    def provider(self, name: str) -> Provider: ...
+    def data(self, spec: JobSpec) -> TrainingData: ...
+    def bill(self, run: Run, job: Job) -> Bill | None: ...
 
 
 class RunHandle:
     """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
 
-    def __init__(self, orchestrator: Orchestrator, record: Run) -> None:
-        self._ft = orchestrator
+    def __init__(self, home: Home, record: Run) -> None:
+        self._ft = home
         self.record = record
 
     def __repr__(self) -> str:
@@ -78,16 +95,16 @@ class RunHandle:
         near = self.record.sandbox or self.provider.config.base_url is None
         pace = Pace(poll_s, near=near)
         started = time.monotonic()
-        told = 0
+        seen = 0
         while True:
             record = pace.attempt(self.refresh) or self.record
             if record.status is JobStatus.PAUSED:
                 self.provider.recover(record.handle)
             events = self.events()
-            for event in events[told:]:
+            for event in events[seen:]:
                 if on_event:
                     on_event(event)
-            told = len(events)
+            seen = len(events)
             if on_change:
                 on_change(self)
             if record.status.terminal:
@@ -113,13 +130,15 @@ class RunHandle:
 
     def events(self) -> list[Event]:
         """Those in the store, oldest first."""
-        return self._ft.store.events(self.id)
+        return self._ft.store.history.events(self.id)
 
     def metrics(self) -> list[MetricPoint]:
-        return self._ft.store.metrics(self.id)
+        """Those in the store, by step."""
+        return self._ft.store.history.metrics(self.id)
 
     def checkpoints(self) -> list[Checkpoint]:
-        return self._ft.store.checkpoints(self.id)
+        """Those in the store."""
+        return self._ft.store.history.checkpoints(self.id)
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
@@ -130,6 +149,7 @@ class RunHandle:
         return self.refresh()
 
     def pause(self) -> Run:
+        """Stops until `resume`. Raises `Unsupported` where the host cannot."""
         self.provider.require(Feature.PAUSE)
         self._going("pause")
         self.provider.pause(self.record.handle)
@@ -198,6 +218,7 @@ class RunHandle:
         return self.provider.deploy(self.record.handle, options=options)
 
     def undeploy(self) -> None:
+        """Ends what `deploy` started, and its billing."""
         self.provider.require(Feature.DEPLOY)
         self.provider.undeploy(self.record.handle)
 
@@ -225,7 +246,7 @@ class RunHandle:
         on: str = "auto",
         max_tokens: int = 512,
     ) -> EvaluationResult:
-        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run.
+        """Base against tuned on held-out rows (`test`, by default the spec's), stored with the run.
 
         `on`: `host` asks the backend's endpoint, `here` downloads the adapter and answers on this machine,
         `auto` takes the first that is possible without starting anything that bills.
@@ -265,5 +286,5 @@ class RunHandle:
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
                 served_by=served.by,
             )
-        self._ft.store.add_evaluation(result)
+        self._ft.store.history.add_evaluation(result)
         return result

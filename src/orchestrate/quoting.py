@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
 if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.prepared import Offer, Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
@@ -30,27 +32,26 @@ class LivePrice(Record, frozen=True, kw_only=True):
     """Why there is no live price."""
 
 
-def live_prices(ft: Orchestrator, spec: JobSpec, quotes: Iterable[Quote]) -> list[LivePrice]:
+def live_prices(ft: Orchestrator, prepared: Prepared) -> list[LivePrice]:
     """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
     created."""
-    return [_live(ft, spec, quote) for quote in quotes]
+    return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
-def _live(ft: Orchestrator, spec: JobSpec, quote: Quote) -> LivePrice:
+def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
+    name, quote = offer.provider, offer.quote
     offline = None if quote.unavailable else quote.expected_usd
-    name = quote.provider
     provider = ft.provider(name)
     if Feature.LIVE_PRICE not in provider.features:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        own = spec.on(name)
-        live = provider.live_price(own, provider.upload(own, ft.data(own)))
+        live = provider.live_price(offer.spec, provider.upload(offer.spec, data))
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
     if live.unavailable or offline is None:
-        told = None if live.unavailable else live.expected_usd
-        return LivePrice(provider=name, offline_usd=offline, live_usd=told, reason=live.unavailable)
+        live_usd = None if live.unavailable else live.expected_usd
+        return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
     return LivePrice(
         provider=name,
         offline_usd=offline,

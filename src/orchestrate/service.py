@@ -9,32 +9,27 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import (
-    DataError,
-    MissingExtra,
     OrchestrateError,
-    SpecError,
-    TranslationRefused,
     UsageError,
 )
 from orchestrate.handle import RunHandle
+from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
     Bill,
     EvaluationResult,
     Feature,
     Job,
     JobStatus,
-    Outcome,
     Problem,
     Quote,
     Run,
-    Setting,
-    Severity,
     Translation,
 )
 
@@ -65,8 +60,7 @@ class Orchestrator:
         self.settings.make_home()
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
-        self.gpu_hours: Decimal | None = None
-        """What quotes take an RFT job to need, which no host says beforehand."""
+        self._opening = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +80,12 @@ class Orchestrator:
     @property
     def store(self) -> Store:
         """Raises `StoreError` when the store cannot be used as it is."""
-        if self._opened is None:
-            from orchestrate.tracking import Store
+        with self._opening:
+            if self._opened is None:
+                from orchestrate.tracking import Store
 
-            self._opened = Store.open(self.settings.store_url)
-        return self._opened
+                self._opened = Store.open(self.settings.store_url)
+            return self._opened
 
     @cached_property
     def rates(self) -> RateBook:
@@ -121,11 +116,12 @@ class Orchestrator:
 
     def provider(self, name: str) -> Provider:
         """The backend, ready to use; nothing is sent yet."""
-        if name not in self._providers:
-            from orchestrate.providers import registry
+        with self._opening:
+            if name not in self._providers:
+                from orchestrate.providers import registry
 
-            self._providers[name] = registry.make(name, self.settings)
-        return self._providers[name]
+                self._providers[name] = registry.make(name, self.settings)
+            return self._providers[name]
 
     def ready(self, name: str) -> Provider:
         """The backend, when the key that it needs is there. Raises `MissingKey`."""
@@ -139,44 +135,58 @@ class Orchestrator:
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
-        """The spec's files, read and checked once, and counted in the same pass for these backends. Raises
-        `DataError` for what cannot be read."""
+        """The spec's training and validation file, each read once, and counted in the same pass for these
+        backends. Raises `DataError` for what cannot be read."""
         from orchestrate.data import TrainingData
 
+        names = self.backends(provider) if provider else []
         return TrainingData.open(
             spec.train,
             spec.validation,
-            tokenizers=self._tokenizers(spec, self.backends(provider) if provider else ()),
+            tokenizers=tokenizers_of(self.settings, {name: spec.on(name) for name in names}),
             memory=self.settings.home / "counts",
         )
 
-    def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
-        """What each setting becomes on each backend; what cannot be kept is refused in the result.
-        Offline."""
+    def prepare(
+        self,
+        spec: JobSpec,
+        provider: Backends = "all",
+        *,
+        gpu_hours: Decimal | None = None,
+        checked: bool = True,
+    ) -> Prepared:
+        """The spec translated, checked and quoted once for each backend, and each of its files read once;
+        `submit` takes it. Offline.
+
+        `gpu_hours` is what an RFT job is taken to need. Without `checked` the files are counted for
+        the quotes only, and the test file is not read. Raises `DataError` for a file that cannot be read.
+        """
         self._known(spec)
-        return [self._translation(spec, name) for name in self.backends(provider)]
+        terms = Terms(self.settings, self.rates, self._continued, gpu_hours, checked)
+        return prepare(spec, [self.provider(name) for name in self.backends(provider)], terms)
+
+    def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
+        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
+        no file is read."""
+        self._known(spec)
+        terms = Terms(self.settings, self.rates, self._continued)
+        return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
-        self._known(spec)
-        names = self.backends(provider)
-        data = self.data(spec, names)
-        found = [p for name in names for p in self._check(spec, name, data, alone=len(names) == 1)]
-        return _merged([*_check_files(spec), *found])
+        return self.prepare(spec, provider).problems
 
-    def quote(self, spec: JobSpec, provider: Backends = "all") -> list[Quote]:
+    def quote(
+        self, spec: JobSpec, provider: Backends = "all", *, gpu_hours: Decimal | None = None
+    ) -> list[Quote]:
         """One quote for each backend, cheapest first, those without a price last. Offline."""
-        self._known(spec)
-        names = self.backends(provider)
-        data = self.data(spec, names)
-        quotes = [self._quote(spec, name, data, alone=len(names) == 1) for name in names]
-        return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd))
+        return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False).quotes
 
     # -- spending -------------------------------------------------------------------------------------------
 
     def submit(
         self,
-        spec: JobSpec,
+        spec: JobSpec | Prepared,
         provider: str,
         *,
         max_cost_usd: Decimal | float | str | None = None,
@@ -185,80 +195,95 @@ class Orchestrator:
     ) -> RunHandle:
         """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
 
-        `strict` refuses every setting that would not be kept or exactly mapped. Raises `TranslationRefused`,
-        `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the answer to the create
-        request was lost (the run is kept; `sync` settles it); `ProviderError` when the host refused.
+        What `prepare` gave is not checked and quoted again; a file that has changed since then is refused
+        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped. Raises
+        `TranslationRefused`, `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the
+        answer to the create request was lost (the run stays in the store; `sync` settles it);
+        `ProviderError` when the host refused.
         """
         from orchestrate import specfile
         from orchestrate.tracking.submit import submit
 
         [name] = self.backends(provider)
-        if max_cost_usd is not None:
-            spec = spec.model_copy(update={"max_cost_usd": Decimal(str(max_cost_usd))})
-        self._known(spec)
-        spec = self._continued(specfile.anchored(spec.on(name)), name)
-        quote, data = self.preflight(spec, name, strict=strict)
+        if isinstance(spec, Prepared):
+            prepared = spec
+        else:
+            self.require(spec, name)
+            prepared = self.prepare(spec, name)
+        limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
+        self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
+        prepared.require_unchanged()
+        offer = prepared.offer(name)
+        own = specfile.anchored(offer.spec)
+        if limit is not None:
+            own = own.model_copy(update={"max_cost_usd": limit})
         run = submit(
             self.store,
             self.provider(name),
-            spec,
-            data,
-            quote=quote,
-            max_cost_usd=spec.max_cost_usd,
+            own,
+            prepared.data,
+            quote=offer.quote,
+            max_cost_usd=own.max_cost_usd,
             budget_usd=self.settings.budget_usd,
             progress=progress,
         )
         return RunHandle(self, run)
 
-    def preflight(
-        self, spec: JobSpec, provider: str, *, strict: bool = False, beside: Sequence[Quote] = ()
-    ) -> tuple[Quote, TrainingData]:
-        """All that `submit` checks before it sends anything. Raises as `submit` does. `beside` are the quotes
-        of other backends that the spec is about to be submitted to: the budget must hold for all of them."""
-        from orchestrate.costing import check_budget
+    def require(self, spec: JobSpec, provider: Backends) -> None:
+        """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
+        not offer, and `MissingKey`."""
         from orchestrate.spec import method_word
 
         self._known(spec)
-        spec = spec.on(provider)
-        self.provider(provider).require(Feature(method_word(spec.method)))
-        self.ready(provider)
-        data = self.data(spec, provider)
-        translation = self._translation(spec, provider)
-        refused = translation.inexact if strict else translation.refused
-        if refused:
-            raise TranslationRefused(provider, refused)
-        found = [*_check_files(spec), *self._check(spec, provider, data)]
-        problems = [p for p in _merged(found) if p.severity is Severity.ERROR]
-        if problems:
-            raise DataError(
-                f"the data is not fit for {provider}: {len(problems)} error(s)",
-                problems=problems,
-                fix=f"orchestrate check --provider {provider}",
+        for name in self.backends(provider):
+            self.provider(name).require(Feature(method_word(spec.on(name).method)))
+            self.ready(name)
+
+    def preflight(
+        self,
+        prepared: Prepared,
+        provider: Backends,
+        *,
+        strict: bool = False,
+        max_cost_usd: Decimal | None = None,
+    ) -> None:
+        """All that `submit` checks before it sends anything, for backends to which the spec is about to be
+        submitted one after the other: the budget must hold for all of them. Raises as `submit` does."""
+        from orchestrate.costing import check_budget
+
+        if not prepared.checked:
+            raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
+        committed_usd = Decimal(0)
+        for name in self.backends(provider):
+            self.require(prepared.offer(name).spec, name)
+            offer = prepared.offer(name)
+            offer.require_fit(strict=strict)
+            sandbox = self.provider(name).sandbox
+            budget_usd = None if sandbox else self.settings.budget_usd
+            used_usd = (
+                Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
             )
-        quote = self._quote(spec, provider, data)
-        budget_usd = None if self.provider(provider).sandbox else self.settings.budget_usd
-        used_usd = Decimal(0)
-        if budget_usd is not None:
-            others = [q.high_usd for q in beside if not self.provider(q.provider).sandbox]
-            used_usd = sum(others, self.store.spending().total_usd)
-        check_budget(quote, max_cost_usd=spec.max_cost_usd, budget_usd=budget_usd, used_usd=used_usd)
-        return quote, data
+            limit_usd = offer.spec.max_cost_usd if max_cost_usd is None else max_cost_usd
+            check_budget(offer.quote, max_cost_usd=limit_usd, budget_usd=budget_usd, used_usd=used_usd)
+            if not sandbox:
+                committed_usd += offer.quote.high_usd
 
     # -- runs -----------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> RunHandle:
         """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
-        return RunHandle(self, self.store.run(run_id))
+        return RunHandle(self, self.store.runs.get(run_id))
 
     def runs(
         self, *, provider: str | None = None, status: JobStatus | None = None, limit: int = 100
-    ) -> list[Run]:
+    ) -> list[RunHandle]:
         """Newest first."""
-        return self.store.runs(provider=provider, status=[status] if status else None, limit=limit)
+        found = self.store.runs.matching(provider=provider, status=[status] if status else None, limit=limit)
+        return [RunHandle(self, record) for record in found]
 
-    def active_runs(self) -> list[Run]:
+    def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
-        return self.store.active_runs()
+        return [RunHandle(self, record) for record in self.store.runs.active()]
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
@@ -267,8 +292,7 @@ class Orchestrator:
         return sync(self.store, self.ready, bill=self.bill)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """What a run did cost, or has cost so far, from the best source that there is; `None` when nothing is
-        known."""
+        """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
         from orchestrate import costing
 
         prices = self.settings.host(run.provider).options.get("prices")
@@ -280,40 +304,24 @@ class Orchestrator:
         from orchestrate import reports
 
         records = [self._record(r) for r in runs]
-        metrics = {r.id: self.store.metrics(r.id) for r in records}
+        metrics = {r.id: self.store.history.metrics(r.id) for r in records}
         evaluations = {r.id: self.evaluations(r.id) for r in records}
         sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
         return reports.compare(records, metrics, evaluations, translations=sent)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
-        return self.store.evaluations(run_id)
+        return self.store.history.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _record(self, run: RunHandle | Run | str) -> Run:
         if isinstance(run, RunHandle):
             return run.record
-        return self.store.run(run) if isinstance(run, str) else run
-
-    def _tokenizers(self, spec: JobSpec, names: Iterable[str]) -> list[str]:
-        """Those with which these backends count, as far as the models are known."""
-        from orchestrate import catalog, costing
-        from orchestrate.data.tokens import counting
-
-        found: dict[str, None] = {}
-        for name in names:
-            try:
-                model = catalog.resolve(spec.on(name).model_for(name), self.settings.host(name).type or name)
-                tokenizer = costing.tokenizer_for(model)
-                counting.counter(tokenizer)
-            except (SpecError, MissingExtra):
-                continue  # that backend tells what it misses; the others can be counted
-            found[tokenizer] = None
-        return list(found)
+        return self.store.runs.get(run) if isinstance(run, str) else run
 
     def _known(self, spec: JobSpec) -> None:
-        """Raises `SpecError` when a part of the spec is for a backend that there is not."""
+        """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
 
         specfile.require_backends(spec, self.backends())
@@ -327,80 +335,18 @@ class Orchestrator:
         except OrchestrateError:
             return None
 
-    def _translation(self, spec: JobSpec, name: str) -> Translation:
-        try:
-            return self.provider(name).translate(spec.on(name))
-        except SpecError as error:
-            row = Setting(name="model", asked=spec.model, outcome=Outcome.REFUSED, rule=error.message)
-            return Translation(provider=name, model="", settings=(row,), body={})
-
-    def _check(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> list[Problem]:
-        try:
-            backend, own = self.provider(name), spec.on(name)
-            return backend.check(own, data, backend.translate(own))
-        except (SpecError, MissingExtra) as error:
-            missing = isinstance(error, MissingExtra)
-            if missing and alone:
-                raise
-            return [
-                Problem(
-                    code="missing-extra" if missing else "no-model",
-                    message=error.message,
-                    severity=Severity.ERROR,
-                    providers=(name,),
-                    fix=error.fix,
-                )
-            ]
-
-    def _quote(self, spec: JobSpec, name: str, data: TrainingData, *, alone: bool = True) -> Quote:
-        try:
-            backend, own = self.provider(name), spec.on(name)
-            return backend.quote(own, data, backend.translate(own), self.rates, gpu_hours=self.gpu_hours)
-        except SpecError as error:
-            return Quote(provider=name, model="", unavailable=error.message)
-        except MissingExtra as error:
-            if alone:
-                raise
-            model = spec.on(name).model_for(name)
-            return Quote(provider=name, model=model, unavailable=f"{error.message}: {error.fix}")
-
     def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
         """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.is_run(spec.continue_from):
+        if spec.continue_from is None or not self.store.runs.exists(spec.continue_from):
             return spec
-        earlier = self.store.run(spec.continue_from)
+        earlier = self.store.runs.get(spec.continue_from)
         if earlier.provider != provider:
             raise UsageError(
-                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot go on from it",
+                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
                 fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
             )
         if earlier.status is not JobStatus.SUCCEEDED:
-            raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be gone on from")
+            raise UsageError(
+                f"run {earlier.id} is {earlier.status}; training continues from a finished run only"
+            )
         return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
-
-
-def _check_files(spec: JobSpec) -> list[Problem]:
-    """What is wrong with the files wherever they are sent: duplicates, and rows shared between the splits."""
-    from orchestrate.data.operations import check as checking
-    from orchestrate.spec import method_word
-
-    named = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-    paths = {split: path for split, path in named.items() if path is not None}
-    report = checking.check(paths, checking.Options(hosts=(), method=method_word(spec.method)))
-    return list(report.problems)
-
-
-def _merged(problems: Iterable[Problem]) -> list[Problem]:
-    """The same problem of several backends becomes one that names them all."""
-    by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
-    for problem in problems:
-        key = (problem.code, problem.row, problem.field, problem.message, problem.source)
-        seen = by_place.get(key)
-        if seen is None:
-            by_place[key] = problem
-        elif seen.providers and problem.providers:
-            names = tuple(dict.fromkeys((*seen.providers, *problem.providers)))
-            by_place[key] = Problem.from_dict(seen.to_dict() | {"providers": names})
-        else:
-            by_place[key] = Problem.from_dict(seen.to_dict() | {"providers": ()})
-    return list(by_place.values())

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 from orchestrate.types import Score
 
 NOTHING = "-"
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+"""What a terminal or a reader's eye would act on: control characters but tab and line feed, in their 7- and
+8-bit forms, marks that turn the direction of writing, and halves of characters, which cannot be written."""
+
+
+def inert(text: str) -> str:
+    """A text of others as it may go to a terminal: what would act there is replaced by a sign for it, one
+    for one, so that the length stays (`\\r\\n` becomes one line feed)."""
+    return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
+
+
+def _sign(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x20:
+        return chr(0x2400 + code)  # Unicode's picture of the control character
+    return "\u2421" if code == 0x7F else "\ufffd"
+
+
+def inert_json(text: str) -> str:
+    """JSON text with the same characters in its escaped form, which means the same to whoever reads it."""
+    return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def money(amount: Decimal | None) -> str:

@@ -68,7 +68,7 @@ def watchers(folder: Path, home: str = "home") -> list[int]:
     for file in (folder / home / "watchers").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             pid = json.loads(file.read_text())["pid"]
-            if b"orchestrate.commands.background" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"orchestrate.watching" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 

@@ -85,7 +85,7 @@ def start(machines: dict[str, dict[str, str]], tmp_path: Path) -> Callable[[str]
 
 
 def statuses(store: Store) -> set[str]:
-    return {run.status.value for run in store.runs()}
+    return {run.status.value for run in store.runs.matching()}
 
 
 def gone(tmp_path: Path) -> bool:
@@ -118,7 +118,7 @@ def test_watchers_of_two_machines_cancel_once(
     sandbox.clear_requests()
     with Store.open(machines["one"]["ORCHESTRATE_STORE"]) as store:
         for run in runs:
-            store.request_cancel(run)
+            store.runs.request_cancel(run)
         until(lambda: statuses(store) <= {"cancelling", "cancelled"}, "the cancel of each")
         sandbox.skip(1000)
         until(lambda: statuses(store) == {"cancelled"}, "the end of each")

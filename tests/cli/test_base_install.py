@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "jinja2", "starlette", "uvicorn")
+EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "starlette", "uvicorn")
 EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 START = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); from orchestrate.cli import main; main()"
 ROWS = [

@@ -47,17 +47,19 @@ def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
     given: dict[str, Any] = {"epochs": 3, "validation": "valid.jsonl", "schedule": "constant"}
     write(tmp_path, method, **given)
     refused = cli("check", "--provider", "local")
-    assert refused.code == 1 and "run_grader_code: true" in refused.out.replace("\n", " ")
+    assert refused.code == 1 and "--allow-grader-code" in refused.out.replace("\n", " ")
     assert cli("submit", "--provider", "local", "--yes").code != 0
     assert not list(tmp_path.rglob("job.json"))
 
-    write(tmp_path, method, options={"max_new_tokens": 8, "run_grader_code": True}, **given)
-    checked = cli("check", "--provider", "local")
+    write(tmp_path, method, options={"max_new_tokens": 8}, **given)
+    checked = cli("--allow-grader-code", "check", "--provider", "local")
     assert checked.code == 0, checked.out
     assert "method.kl_beta" in cli("plan", "--provider", "local").out
-    assert "drawn to each prompt" in " ".join(cli("quote", "--provider", "local").out.split())
-    done = cli("submit", "--provider", "local", "--yes", "--watch")
+    allowed = {"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}
+    assert "drawn to each prompt" in " ".join(cli("quote", "--provider", "local", **allowed).out.split())
+    done = cli("--allow-grader-code", "submit", "--provider", "local", "--yes", "--watch")
     assert done.code == 0, done.err
+    assert "the grader's code runs" in " ".join(cli("events", "last").out.split())
     assert "validation reward" in done.err
     points = cli("metrics", "last", "--json").json
     rewards = [p["values"]["train_reward"] for p in points]

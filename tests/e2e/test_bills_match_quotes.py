@@ -38,10 +38,10 @@ def test_three_hosts(tmp_path: Path) -> None:
             live = {p.provider: p for p in quoting.live_prices(ft, spec, ft.quote(spec, HOSTS))}
             runs = [ft.submit(spec, name).id for name in HOSTS]
             deadline = time.monotonic() + 400
-            while any(ft.store.run(id).bill is None for id in runs) and time.monotonic() < deadline:
+            while any(ft.store.runs.get(id).bill is None for id in runs) and time.monotonic() < deadline:
                 ft.sync()
                 time.sleep(1)
-            done = [ft.store.run(id) for id in runs]
+            done = [ft.store.runs.get(id) for id in runs]
             report = ft.compare(runs)
     origins = {run.provider: run.bill.origin if run.bill else None for run in done}
     assert origins == {

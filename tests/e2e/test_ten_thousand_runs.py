@@ -53,9 +53,9 @@ def test_a_sync_costs_pages_not_runs(cli: Cli, cli_env: dict[str, str], tmp_path
         assert (len(report["ended"]), report["failures"]) == (RUNS, [])
         assert REQUESTS[host] < requests <= 150, "the details of a few of those that ended are fetched"
     with Store.open(settings.store_url) as store:
-        ended = store.runs(status=[JobStatus.SUCCEEDED], limit=RUNS + 1)
+        ended = store.runs.matching(status=[JobStatus.SUCCEEDED], limit=RUNS + 1)
         assert len(ended) == RUNS and all(run.bill is not None for run in ended)
-        assert 0 < len(store.runs(closed=True, limit=RUNS)) <= 40
+        assert 0 < len(store.runs.matching(closed=True, limit=RUNS)) <= 40
 
 
 def body(translated: dict[str, Any], host: str, file: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def track(store: Store, spec: JobSpec, host: str, place: str, jobs: list[str]) -
     for first in range(0, len(jobs), 500):
         changes: list[Any] = []
         for job in jobs[first : first + 500]:
-            run = store.create_run(spec, host, dataset_digest="d", host=place, sandbox=True)
+            run = store.runs.create(spec, host, dataset_digest="d", host=place, sandbox=True)
             handle = JobHandle(provider=host, job_id=job, kind="supervised" if host == "fireworks" else None)
             changes.append((run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now())))
-        store.apply_many(changes)
+        store.runs.apply_many(changes)

@@ -117,7 +117,7 @@ class Child:
             watcher.wake()
 
     def _any(self, fits: Any) -> Run | None:
-        found = [run for run in self.store.runs(limit=60) if fits(run)]
+        found = [run for run in self.store.runs.matching(limit=60) if fits(run)]
         # Those whose job is not known are where the protocol can go wrong.
         open_ = [run for run in found if run.phase not in (SubmitPhase.SUBMITTED, SubmitPhase.REFUSED)]
         found = open_ if open_ and self.chance.random() < 0.6 else found
@@ -129,13 +129,13 @@ class Child:
         """From the `at`th transaction on no file may grow: SQLite cannot commit."""
         seen = 0
 
-        @event.listens_for(self.store.engine, "begin")
+        @event.listens_for(self.store.database.engine, "begin")
         def _begun(_connection: object) -> None:
             nonlocal seen
             seen += 1
             if seen == at:
                 self.mark("full disk")
-                log = Path(f"{self.store.engine.url.database}-wal")
+                log = Path(f"{self.store.database.engine.url.database}-wal")
                 size = log.stat().st_size if log.exists() else 0
                 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -279,9 +279,9 @@ class Soak:
                 time.sleep(0.5)
             self.running = session.running_though_cancelled()
             self.hosts.skip(7200.0)
-            for run in session.store.runs(provider="local", active=True):
+            for run in session.store.runs.matching(provider="local", active=True):
                 cancel(session.store, session.provider("local"), run)
-            while still := session.store.runs(closed=False):
+            while still := session.store.runs.matching(closed=False):
                 assert time.monotonic() < deadline, f"not ended: {still[:3]}"
                 sync(session.store, session.provider, timing=TIMING)
                 time.sleep(0.2)
@@ -290,8 +290,10 @@ class Soak:
         """By backend: runs in the store, jobs on the host, lost, doubled, doubled by a proxy, wrong ends."""
         with Store.open(self.url) as store:
             assert store.verify() == []
-            runs = {run.ref: run for run in store.runs()}
-            alarmed = {job for run in runs.values() for e in store.alarms(run.id) for job in e.data["others"]}
+            runs = {run.ref: run for run in store.runs.matching()}
+            alarmed = {
+                job for run in runs.values() for e in store.history.alarms(run.id) for job in e.data["others"]
+            }
         return {name: self._books(name, runs, alarmed) for name in BACKENDS}
 
     def _books(self, name: str, runs: dict[str, Run], alarmed: set[str]) -> dict[str, int]:
@@ -354,12 +356,12 @@ class _Session:
         return self.providers[name]
 
     def unknown(self) -> list[Run]:
-        return [run for run in self.store.runs(active=True) if run.phase is not SubmitPhase.SUBMITTED]
+        return [run for run in self.store.runs.active() if run.phase is not SubmitPhase.SUBMITTED]
 
     def end_or_go_on(self, run: Run, *, go_on: bool) -> None:
         provider = self.provider(run.provider)
         with suppress(OrchestrateError):
-            if self.store.cancel_requested(run.id) or not go_on:
+            if self.store.runs.cancel_requested(run.id) or not go_on:
                 cancel(self.store, provider, run, timing=TIMING)
             else:
                 Submitter(self.store, provider, TIMING).resume(run, TrainingData.open(run.spec["train"]))
@@ -372,8 +374,8 @@ class _Session:
         going = ("validating", "queued", "running", "paused", "finalizing")
         return [
             run.id
-            for run in self.store.runs()
-            if self.store.cancel_requested(run.id) and phases.get(str(run.job_id)) in going
+            for run in self.store.runs.matching()
+            if self.store.runs.cancel_requested(run.id) and phases.get(str(run.job_id)) in going
         ]
 
 

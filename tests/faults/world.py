@@ -96,9 +96,9 @@ class World:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             report = self.sync()
-            waiting = [r for r in self.store.runs(active=True) if r.phase is not SubmitPhase.SUBMITTED]
+            waiting = [r for r in self.store.runs.active() if r.phase is not SubmitPhase.SUBMITTED]
             for run_id in (*report.unsent, *report.not_made):
-                run = self.store.run(run_id)
+                run = self.store.runs.get(run_id)
                 if not run.status.terminal:
                     Submitter(self.store, self.provider(run.provider), UNHURRIED).resume(run, self.data())
             if not waiting:
@@ -119,9 +119,11 @@ class World:
         """Jobs on the host against runs in the store. A job is lost when no run has it and no alarm names it;
         a run is lost when it should have a job and has none. `by_proxy` jobs were doubled by another's hand,
         and are only no fault of ours when an alarm names them."""
-        runs = self.store.runs(provider=name)
+        runs = self.store.runs.matching(provider=name)
         tracked = {run.job_id for run in runs if run.job_id}
-        alarmed = {job for run in runs for alarm in self.store.alarms(run.id) for job in alarm.data["others"]}
+        alarmed = {
+            job for run in runs for alarm in self.store.history.alarms(run.id) for job in alarm.data["others"]
+        }
         there = self.jobs(name)
         ids, refs = {job.id for job in there}, [job.ref for job in there]
         wanted = [run for run in runs if run.phase is not SubmitPhase.REFUSED]
@@ -135,7 +137,7 @@ class World:
         }
 
     def close(self) -> None:
-        for run in self.store.runs(active=True):
+        for run in self.store.runs.active():
             if run.provider == "local" and run.job_id:
                 cancel(self.store, self.provider("local"), run)
         for provider in self.providers.values():

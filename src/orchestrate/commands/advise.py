@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,29 +19,45 @@ if TYPE_CHECKING:
     from orchestrate.types import Score
 
 
+@dataclass(frozen=True, kw_only=True)
+class Money:
+    """What serving is priced by."""
+
+    traffic: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='"20k req/day, 900 in, 150 out": weighs the money too.')
+    ] = None
+    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6
+    model: Annotated[str, typer.Option(help="The open model that would be tuned; with --traffic.")] = (
+        "qwen3.5-9b"
+    )
+    compare_with: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model that would be prompted instead; with --traffic.")
+    ] = "gpt-4.1"
+    saved_tokens: Annotated[int, typer.Option(min=0, help="Prompt tokens that a tuned model can drop.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedOptions:
+    """What the answers must be."""
+
+    private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
+    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None
+    changing: Annotated[
+        bool, typer.Option("--changing", help="What is true in the answers changes often.")
+    ] = False
+    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
+    evaluated: Annotated[
+        str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
+    ] = None
+
+
+@grouped
 def advise(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
-    traffic: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='"20k req/day, 900 in, 150 out": weighs the money too.')
-    ] = None,
-    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6,
-    model: Annotated[
-        str, typer.Option(help="The open model that would be tuned; with --traffic.")
-    ] = "qwen3.5-9b",
-    compare_with: Annotated[
-        str, typer.Option(metavar="MODEL", help="The model that would be prompted instead; with --traffic.")
-    ] = "gpt-4.1",
-    saved_tokens: Annotated[int, typer.Option(min=0, help="Prompt tokens that a tuned model can drop.")] = 0,
-    private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False,
-    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None,
-    changing: Annotated[
-        bool, typer.Option("--changing", help="What is true in the answers changes often.")
-    ] = False,
-    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False,
-    evaluated: Annotated[
-        str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
-    ] = None,
+    *,
+    money: Money,
+    needed: NeedOptions,
     json: Json = False,
 ) -> None:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
@@ -50,17 +68,13 @@ def advise(
     dataset = Dataset.open(file)
     with orchestrator(context) as ft:
         needs = advice.Needs(
-            private=private,
-            latency_ms=latency_ms,
-            changing=changing,
-            own_gpu=own_gpu,
-            base_score=_base_score(ft, evaluated) if evaluated else None,
+            private=needed.private,
+            latency_ms=needed.latency_ms,
+            changing=needed.changing,
+            own_gpu=needed.own_gpu,
+            base_score=_base_score(ft, needed.evaluated) if needed.evaluated else None,
         )
-        totals = (
-            _totals(ft, file, model, traffic, months, compare_with, saved_tokens)
-            if traffic and not private
-            else []
-        )
+        totals = _totals(ft, file, money.traffic, money) if money.traffic and not needed.private else []
     found = advice.advise(facts.measure(dataset), needs, totals)
     if json:
         print_json(found)
@@ -70,7 +84,7 @@ def advise(
 
 def _base_score(ft: Orchestrator, run: str) -> Score:
     record = ft.run(run).record
-    scored = [(e.created_at, e.base) for e in ft.store.evaluations(record.id) if e.base is not None]
+    scored = [(e.created_at, e.base) for e in ft.store.history.evaluations(record.id) if e.base is not None]
     if not scored:
         raise UsageError(
             f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"
@@ -78,22 +92,20 @@ def _base_score(ft: Orchestrator, run: str) -> Score:
     return max(scored, key=lambda pair: pair[0])[1]
 
 
-def _totals(
-    ft: Orchestrator, file: str, model: str, traffic: str, months: int, compare_with: str, saved_tokens: int
-) -> list[Ownership]:
+def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Ownership]:
     from orchestrate import quoting
     from orchestrate.costing import Traffic
     from orchestrate.spec import JobSpec
 
-    spec = JobSpec.parse({"model": model, "train": file, "epochs": 3})
+    spec = JobSpec.parse({"model": money.model, "train": file, "epochs": 3})
     return quoting.ownership(
         ft,
         spec,
         ft.quote(spec),
         traffic=Traffic.parse(traffic),
-        months=months,
-        compare_with=compare_with,
-        saved_tokens=saved_tokens,
+        months=money.months,
+        compare_with=money.compare_with,
+        saved_tokens=money.saved_tokens,
     )
 
 

@@ -7,23 +7,23 @@ import shutil
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.keys import hide
+from orchestrate.text import inert, inert_json
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
-    from orchestrate.spec import JobSpec
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
 # Model names, messages and errors are other people's text: brackets and colons in it are not markup.
@@ -31,6 +31,19 @@ _WIDTH = shutil.get_terminal_size((120, 24)).columns
 
 
 class _Console(Console):
+    """Where all text for people goes out: what came from outside cannot act on the terminal from here."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(inert(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, Text) and (plain := inert(renderable.plain)) != renderable.plain:
+            renderable = renderable.copy()
+            renderable.plain = plain
+        for segment in super().render(renderable, options):
+            # Control segments move the cursor of live views; rich makes them, never out of a text.
+            yield segment if segment.control else Segment(inert(segment.text), segment.style)
+
     def on_broken_pipe(self) -> None:
         """The reader of the pipe has gone, as with `| head`: it has what it wanted."""
         with suppress(SystemExit):
@@ -77,7 +90,12 @@ def settings_of(context: typer.Context) -> Settings:
     from orchestrate import config
 
     given: dict[str, Any] = context.find_root().obj or {}
-    return config.load(config_file=given.get("config"), home=given.get("home"), store_url=given.get("store"))
+    return config.load(
+        config_file=given.get("config"),
+        home=given.get("home"),
+        store_url=given.get("store"),
+        allow_grader_code=given.get("grader_code", False),
+    )
 
 
 def _log(verbose: int, level: str) -> None:
@@ -93,7 +111,13 @@ def _log(verbose: int, level: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout. Records, lists of records and plain values are taken."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(inert_json(text) + "\n")
+
+
+def print_text(text: str) -> None:
+    """A text on stdout as it is, never wrapped or cut: paths and documents."""
+    sys.stdout.write(inert(text) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -163,7 +187,7 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     exit_code: int
 
     def write(self) -> None:
-        sys.stderr.write(self.to_json().decode() + "\n")
+        sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
 
 
 def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
@@ -173,7 +197,11 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         return error.exit_code
     # What typer says of a wrong command line; its exceptions have no public home that all its versions share.
     if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
-        report_error(UsageError(str(told())), as_json=as_json)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return UsageError.exit_code  # the help was printed already
+        command: Any = getattr(error, "ctx", None)
+        fix = f"{command.command_path} --help" if command is not None else None
+        report_error(UsageError(str(told()), fix=fix), as_json=as_json)
         return UsageError.exit_code
     if type(error).__name__ == "Abort":
         report_error(UsageError("stopped at the question"), as_json=as_json)
@@ -216,7 +244,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
 
     from orchestrate.providers.payloads import redact_text
 
-    trace = redact_text("".join(traceback.format_exception(error)))
+    trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")
     if as_json and not verbose:
         ErrorLine(error="Defect", message=message, fix=f"please report {_kept(trace)}", exit_code=1).write()
@@ -245,61 +273,4 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         return False
-    return typer.confirm(question, err=True)
-
-
-# -- options that make a spec --------------------------------------------------------------------------------
-
-SpecArg = Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")]
-ModelOpt = Annotated[
-    list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL; may be repeated.")
-]
-TrainOpt = Annotated[str | None, typer.Option("--train", help="Training data.")]
-ValidationOpt = Annotated[str | None, typer.Option("--validation", help="Validation data.")]
-MethodOpt = Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")]
-EpochsOpt = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
-SetOpt = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
-]
-ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
-
-
-def read_spec(
-    path: Path | None,
-    *,
-    model: list[str] | None = None,
-    train: str | None = None,
-    validation: str | None = None,
-    method: str | None = None,
-    epochs: int | None = None,
-    settings: list[str] | None = None,
-    max_cost: str | None = None,
-) -> JobSpec:
-    """The spec of a command line: the file with the flags over it, or flags that name model and data."""
-    from orchestrate import specfile
-
-    flags: dict[str, Any] = {
-        "model": _model(model),
-        "train": train,
-        "validation": validation,
-        "method": method,
-        "epochs": epochs,
-        "max_cost_usd": max_cost,
-    }
-    overrides = {k: v for k, v in flags.items() if v is not None} | specfile.parse_settings(settings or [])
-    if path is None and not Path(specfile.DEFAULT_NAME).exists() and {"model", "train"} <= overrides.keys():
-        values: dict[str, Any] = {}
-        for name, value in overrides.items():
-            specfile.put(values, name, value)
-        return specfile.build(values, place="the command line")
-    return specfile.load(path or Path(specfile.DEFAULT_NAME), overrides)
-
-
-def _model(given: list[str] | None) -> str | dict[str, str] | None:
-    """`--model M`, or `--model openai=M --model local=N`."""
-    if not given:
-        return None
-    pairs = [item.partition("=") for item in given]
-    if len(given) == 1 and not pairs[0][1]:
-        return given[0]
-    return {(name if equals else "default"): (model if equals else name) for name, equals, model in pairs}
+    return typer.confirm(inert(hide(question)), err=True)

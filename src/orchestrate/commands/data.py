@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ import typer
 from orchestrate.commands.console import Json, err, note, out, print_json, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import note_rewritten, show_check, show_inspect, show_preview
+from orchestrate.commands.options import grouped
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
 from orchestrate.types import Severity
 
@@ -63,29 +65,52 @@ def inspect(
         show_inspect(report)
 
 
-@app.command()
-def check(
-    file: FileArg,
-    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None,
-    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None,
-    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all",
-    model: ModelOpt = None,
-    tokenizer: TokenizerOpt = None,
-    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+@dataclass(frozen=True, kw_only=True)
+class OtherFiles:
+    """The other files of a training."""
+
+    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None
+    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the data are checked for."""
+
+    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
+    model: ModelOpt = None
+    tokenizer: TokenizerOpt = None
+    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1)] = None
     near: Annotated[
         bool | None,
         typer.Option(
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the files are read."""
+
+    columns: MapOpt = None
+    workers: WorkersOpt = None
+    engine: EngineOpt = "local"
+
+
+@app.command()
+@grouped
+def check(
+    file: FileArg,
+    *,
+    others: OtherFiles,
+    wanted: Wanted,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
     ] = False,
     output: OutputOpt = None,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
@@ -93,26 +118,27 @@ def check(
     from orchestrate.data.operations import check as checking
     from orchestrate.data.rules import METHOD_KINDS
 
-    wanted = host_names(hosts)
-    if method not in (None, *METHOD_KINDS):
-        raise UsageError(f"no method {method!r}; known: {', '.join(METHOD_KINDS)}")
-    paths = {"train": file} | {k: v for k, v in (("validation", validation), ("test", test)) if v}
+    hosts = host_names(wanted.hosts)
+    if wanted.method not in (None, *METHOD_KINDS):
+        raise UsageError(f"no method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
+    named = {"train": file, "validation": others.validation, "test": others.test}
+    paths = {split: path for split, path in named.items() if path}
     repaired = (output or beside(file, "fixed.jsonl")) if fix else None
     if repaired is not None:
         require_writable(repaired, *paths.values())
     options = checking.Options(
-        hosts=wanted,
-        method=method,
-        tokenizer=tokenizer or _tokenizer(model, wanted),
-        contexts=_contexts(model, wanted, method or "sft"),
-        epochs=epochs,
-        near=_look_near(paths) if near is None else near,
-        columns=_columns(columns),
-        workers=workers,
+        hosts=hosts,
+        method=wanted.method,
+        tokenizer=wanted.tokenizer or _tokenizer(wanted.model, hosts),
+        contexts=_contexts(wanted.model, hosts, wanted.method or "sft"),
+        epochs=wanted.epochs,
+        near=_look_near(paths) if wanted.near is None else wanted.near,
+        columns=_columns(reading.columns),
+        workers=reading.workers,
     )
-    with _engine(engine, workers), _progress("checking") as progress:
+    with _engine(reading.engine, reading.workers), _progress("checking") as progress:
         report = checking.check(paths, options, progress=progress)
-    fixed = _fix(file, repaired, wanted, options) if repaired else None
+    fixed = _fix(file, repaired, hosts, options) if repaired else None
     if json:
         print_json({"report": report, "fix": fixed})
     else:
@@ -177,7 +203,19 @@ def convert(
     tell(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """How the rows are shared out."""
+
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    stratify: Annotated[bool, typer.Option("--stratify", help="The same mix of answers in each split.")] = (
+        False
+    )
+    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
+
+
 @app.command()
+@grouped
 def split(
     file: FileArg,
     shares: Annotated[
@@ -186,11 +224,8 @@ def split(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    stratify: Annotated[
-        bool, typer.Option("--stratify", help="The same mix of answers in each split.")
-    ] = False,
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True,
+    *,
+    sides: Sides,
     columns: MapOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
@@ -205,9 +240,9 @@ def split(
             file,
             splitting.parse_shares(shares),
             output or beside(file, "split"),
-            seed=seed,
-            stratify=stratify,
-            near_duplicates=near,
+            seed=sides.seed,
+            stratify=sides.stratify,
+            near_duplicates=sides.near,
             columns=_columns(columns),
             workers=workers,
             progress=progress,
@@ -227,29 +262,29 @@ def split(
 
 
 @app.command()
+@grouped
 def dedupe(
     file: FileArg,
     output: OutputOpt = None,
     near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    *,
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.data.files.outputs import beside
     from orchestrate.data.operations import dedupe as deduping
 
-    with _engine(engine, workers), _progress("comparing") as progress:
+    with _engine(reading.engine, reading.workers), _progress("comparing") as progress:
         report = deduping.dedupe(
             file,
             None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
-            columns=_columns(columns),
-            workers=workers,
+            columns=_columns(reading.columns),
+            workers=reading.workers,
             progress=progress,
         )
     if json:
@@ -264,16 +299,25 @@ def dedupe(
         note_rewritten(report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which rows, and how training takes them."""
+
+    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
+    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
+    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+
+
 @app.command()
+@grouped
 def preview(
     file: FileArg,
     model: Annotated[
         str, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
     ],
-    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None,
-    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False,
+    *,
+    shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     json: Json = False,
@@ -282,7 +326,15 @@ def preview(
     from orchestrate.commands.data_preview import read_preview
     from orchestrate.data.operations.preview import html as page
 
-    report = read_preview(file, model, row, rows, max_length, train_on_inputs, _columns(columns))
+    report = read_preview(
+        file,
+        model,
+        shown.row,
+        shown.rows,
+        shown.max_length,
+        shown.train_on_inputs,
+        _columns(columns),
+    )
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
         note(f"written: {html}")

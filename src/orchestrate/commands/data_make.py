@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.commands.options import grouped
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 
 if TYPE_CHECKING:
@@ -32,26 +33,42 @@ MaxCostOpt = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Where the model that writes is."""
+
+    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai"
+    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None
+    key_variable: KeyVariableOpt = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for, and within which limits."""
+
+    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100
+    max_cost: MaxCostOpt = None
+    instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = ""
+    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
+    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8
+    hosts: Annotated[str, typer.Option("--for", help="Backends that shall take the rows.")] = "all"
+    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0
+
+
+@grouped
 def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
     model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
     output: OutputOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows the file shall have.")] = 100,
-    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai",
-    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None,
-    key_variable: KeyVariableOpt = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100,
-    max_cost: MaxCostOpt = None,
-    instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = "",
-    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10,
-    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8,
-    hosts: Annotated[str, typer.Option("--for", help="Backends that shall take the rows.")] = "all",
-    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0,
+    *,
+    writer: Writer,
+    wish: Wish,
     json: Json = False,
 ) -> None:
     """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
@@ -66,24 +83,24 @@ def generate(
     from orchestrate.files import locked
     from orchestrate.providers.openai.asking import asker
 
-    config = _host(context, host, base_url, key_variable)
+    config = _host(context, writer.host, writer.base_url, writer.key_variable)
     target = output or beside(seeds, "generated.jsonl")
     require_writable(target, seeds)
     order = generating.Order(
         rows=rows,
-        max_requests=max_requests,
-        max_cost_usd=_dollars(max_cost),
+        max_requests=wish.max_requests,
+        max_cost_usd=_dollars(wish.max_cost),
         price=completion_price(model, config.base_url),
-        max_tokens=max_tokens,
-        rows_per_request=per_request,
-        examples=examples,
-        parallel=parallel,
-        instructions=_text(instructions),
-        hosts=host_names(hosts),
-        threshold=threshold,
-        seed=seed,
+        max_tokens=wish.max_tokens,
+        rows_per_request=wish.per_request,
+        examples=wish.examples,
+        parallel=wish.parallel,
+        instructions=_text(wish.instructions),
+        hosts=host_names(wish.hosts),
+        threshold=wish.threshold,
+        seed=wish.seed,
     )
-    ask = asker(config, model, max_tokens=max_tokens, temperature=temperature)
+    ask = asker(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature)
     lock = target.with_name(f".{target.name}.lock")
     with locked(lock, keep=False) as held, _progress(rows) as progress:
         if not held:

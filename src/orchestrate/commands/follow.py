@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 from rich.text import Text
 
+from orchestrate import watching
 from orchestrate.commands.console import Json, err, note, orchestrator, out, print_json, stage_text, warn
 from orchestrate.commands.live import LiveView
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
-from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import JobStatus, Run
+from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
     from orchestrate.service import Orchestrator
-    from orchestrate.tracking.database import Lease
-    from orchestrate.tracking.sweep import Failure
+    from orchestrate.watching import Failure, Lease
 
 _TICK_S = 0.5
 _CHECK_S = 2.0
@@ -109,7 +109,7 @@ def _draw(following: _Following, *, here: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     ft, handles = following.ft, list(following.handles.values())
     try:
-        with LiveView(ft.store.metrics, ft.store.events) as view:
+        with LiveView(ft.store.history.metrics, ft.store.history.events) as view:
             try:
                 with _thread(ft, handles) if here else _background(ft) as source:
                     following.run(view, source)
@@ -171,14 +171,12 @@ class _Following:
             for lease in self._looks.values():
                 if lease is not None:
                     with suppress(OrchestrateError):
-                        self.ft.store.release(lease)
+                        self.ft.store.leases.release(lease)
 
     def _ask(self, handle: RunHandle) -> None:
         """A run about which its host will never answer is followed no more, the others are."""
-        from orchestrate.tracking import Pace
-
         try:
-            Pace().attempt(handle.refresh)
+            watching.ask(handle)
         except ProviderError as error:
             warn(f"{handle.id} is not followed any more: {error.message}")
             self._lost = self._lost or error
@@ -190,7 +188,7 @@ class _Following:
 
     def _show(self, view: LiveView) -> bool:
         """True when none of the runs is on its way any more."""
-        for record in self.ft.store.runs_of(self.handles):
+        for record in self.ft.store.runs.of_ids(self.handles):
             self.handles[record.id].record = record
             if record.id not in self._at_work and record.id in self._told:
                 continue
@@ -202,17 +200,15 @@ class _Following:
         return not self._at_work
 
     def _over(self, run: Run) -> bool:
-        unsent = run.phase in UNSENT and not self.ft.store.held(f"run:{run.id}")
+        unsent = run.phase in UNSENT and not self.ft.store.leases.held(f"run:{run.id}")
         return run.status.terminal or unsent
 
     def _hint(self, run: Run) -> str | None:
-        from orchestrate.tracking import settle_left_s
-
         if run.phase in UNSENT and not run.status.terminal:
-            if self.ft.store.held(f"run:{run.id}"):
+            if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is sending it"
             return f"nothing is on the host; to send it: orchestrate resume {run.id}"
-        left = settle_left_s(self.ft.store, self.ft.provider(run.provider), run)
+        left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
         return (
@@ -227,12 +223,12 @@ class _Following:
         self._looked = time.monotonic()
         records = [h.record for h in self.handles.values() if h.id in self._at_work]
         for account in {f"{r.provider}@{r.host}" for r in records}:
-            self._looks[account] = self.ft.store.look(account, self._looks.get(account))
+            self._looks[account] = self.ft.store.watching.look(account, self._looks.get(account))
 
     def _heed(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
         live = [h for h in self.handles.values() if h.id in self._at_work]
         ours = {h.record.provider for h in live}
-        others = tuple(f"{name}: " for name in self.ft.store.open_providers() if name not in ours)
+        others = tuple(f"{name}: " for name in self.ft.store.runs.open_providers() if name not in ours)
         for problem in problems:
             if problem not in self._told and not problem.startswith(others):
                 self._told.add(problem)
@@ -256,9 +252,7 @@ class _Following:
 
 @contextmanager
 def _background(ft: Orchestrator) -> Generator[_Source]:
-    from orchestrate.commands.background import Background
-
-    watcher = Background(ft.settings)
+    watcher = watching.background(ft.settings)
 
     class Source:
         def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
@@ -271,11 +265,7 @@ def _background(ft: Orchestrator) -> Generator[_Source]:
 
 @contextmanager
 def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
-    from orchestrate.commands.notify import channels_of
-    from orchestrate.tracking import Watcher
-
-    names = sorted({h.record.provider for h in handles})
-    watcher = Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(ft.settings), only=names)
+    watcher = watching.watcher(ft, only=sorted({h.record.provider for h in handles}))
     stopped, broken = threading.Event(), list[BaseException]()
 
     def work() -> None:
@@ -307,15 +297,15 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
     """All active runs but those whose host or key is another's; these are named."""
     found: list[RunHandle] = []
     refused: OrchestrateError | None = None
-    for record in ft.active_runs():
+    for run in ft.active_runs():
         try:
-            require_reachable(ft, record)
+            require_reachable(ft, run.record)
         except OrchestrateError as error:
             if str(error) != str(refused):
-                warn(f"{record.id} is not watched: {error.message}")
+                warn(f"{run.id} is not watched: {error.message}")
             refused = error
         else:
-            found.append(ft.run(record.id))
+            found.append(run)
     if refused is not None and not found:
         raise refused
     if not found:
@@ -339,9 +329,7 @@ def _well(run: Run) -> bool:
 
 
 def _stop(ft: Orchestrator, *, json: bool) -> None:
-    from orchestrate.commands import background
-
-    ended = background.stop(ft.settings)
+    ended = watching.stop_background(ft.settings)
     if json:
         print_json({"stopped": ended})
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, print_text, table
 from orchestrate.errors import UsageError
 from orchestrate.types import EvaluationResult, Score
 
@@ -93,13 +93,13 @@ def compare(
         if json:
             print_json({"output": str(output)})
         else:
-            typer.echo(str(output))
+            print_text(str(output))
     elif json or format == "json":
-        typer.echo(comparison.render("json"))
+        print_text(comparison.render("json"))
     elif format == "table":
         out.print(comparison.table())
     else:
-        typer.echo(comparison.render(format))
+        print_text(comparison.render(format))
 
 
 def _score(score: Score | None) -> Text:

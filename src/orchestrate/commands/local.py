@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import msgspec
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json
+from orchestrate.commands.options import grouped
 from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
 
@@ -56,17 +58,26 @@ def bench(
     note(f"kept in {throughput.bench_file(home)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is trained, and how."""
+
+    adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
+    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Of the adapter.")] = 16
+    length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048
+    rows: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 1
+    pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False
+    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False
+    precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto"
+
+
 @app.command()
+@grouped
 def memory(
     model: Annotated[str, typer.Argument(help="Catalog name, model folder, or a size such as 8B.")],
-    adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora",
-    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Of the adapter.")] = 16,
-    length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048,
-    rows: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 1,
-    pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False,
-    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto",
+    *,
+    how: Trained,
     device: DeviceOpt = None,
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
     json: Json = False,
@@ -75,22 +86,22 @@ def memory(
     from orchestrate.local.model import engines
     from orchestrate.local.plan import memory as planning
 
-    if adapter not in ("qlora", "lora", "full"):
-        raise UsageError(f"--adapter takes qlora, lora or full; got {adapter!r}")
+    if how.adapter not in ("qlora", "lora", "full"):
+        raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")
     device = engines.expected_device(device)
-    products = engines.precision(precision, device, full=adapter == "full")
+    products = engines.precision(how.precision, device, full=how.adapter == "full")
     shape, remark = _shape(model)
     plan = planning.plan(
         shape,
         planning.Setup(
-            adapter=adapter,
+            adapter=how.adapter,
             precision=products.name,
-            rank=rank,
-            rows=rows,
-            longest=length,
-            pairs=pairs,
-            gradient_checkpointing=gradient_checkpointing,
-            optimizer="paged_adamw_8bit" if eight_bit else "adamw",
+            rank=how.rank,
+            rows=how.rows,
+            longest=how.length,
+            pairs=how.pairs,
+            gradient_checkpointing=how.gradient_checkpointing,
+            optimizer="paged_adamw_8bit" if how.eight_bit else "adamw",
         ),
         device=device,
         available_bytes=int(available * 2**30) if available else None,

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate import config
+from orchestrate import watching
 from orchestrate.commands.console import warn
 from orchestrate.config import Notify, Secret
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
-    from orchestrate.tracking.notifying import Channel
 
 CommandOpt = Annotated[
     str | None,
@@ -53,29 +52,14 @@ def notify_of(settings: Settings, command: str | None, url: str | None, desktop:
         url=Secret(url) if url else given.url,
         desktop=desktop or given.desktop,
     )
-    channels_of(replace(settings, notify=found))
+    watching.channels_of(replace(settings, notify=found))
     return found
-
-
-def channels_of(settings: Settings) -> list[Channel]:
-    if settings.notify == Notify():
-        return []
-    from orchestrate.tracking.notifying import channels
-
-    signs = settings.notify.url is not None
-    secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
-    return channels(settings.notify, secret)
 
 
 @contextmanager
 def telling(ft: Orchestrator) -> Generator[None]:
-    """Tells about the runs that were found ended in the block, when nobody else has."""
-    found = channels_of(ft.settings)
-    for channel in found:
-        ft.store.notified_since(channel.name)
-    yield
-    if found:
-        from orchestrate.tracking.notifying import tell
-
-        for problem in tell(ft.store, found):
-            warn(f"not told: {problem}")
+    """As `watching.telling`, with a warning for each channel that could not be told."""
+    with watching.telling(ft) as problems:
+        yield
+    for problem in problems:
+        warn(f"not told: {problem}")

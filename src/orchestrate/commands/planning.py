@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from orchestrate.commands.console import (
-    EpochsOpt,
-    Json,
-    MethodOpt,
-    ModelOpt,
-    ProviderOpt,
-    SetOpt,
-    SpecArg,
-    TrainOpt,
-    ValidationOpt,
-    note,
-    orchestrator,
-    out,
-    print_json,
-    read_spec,
-    table,
-)
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.options import ProviderOpt, ServingOptions, SpecOptions, grouped
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
@@ -45,49 +31,23 @@ _OUTCOME_STYLE = {
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
 
-TrafficOpt = Annotated[
-    str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
-]
-MonthsOpt = Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")]
-HoursOpt = Annotated[
-    float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
-]
-CompareOpt = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
-]
-SavedOpt = Annotated[
-    int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
-]
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host tells it.")
+    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host says it beforehand.")
 ]
 
 
+@grouped
 def check(
     context: typer.Context,
-    spec: SpecArg = None,
+    *,
     provider: ProviderOpt = "all",
-    model: ModelOpt = None,
-    train: TrainOpt = None,
-    validation: ValidationOpt = None,
-    method: MethodOpt = None,
-    epochs: EpochsOpt = None,
-    settings: SetOpt = None,
+    asked: SpecOptions,
     json: Json = False,
 ) -> None:
     """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
-    asked = read_spec(
-        spec,
-        model=model,
-        train=train,
-        validation=validation,
-        method=method,
-        epochs=epochs,
-        settings=settings,
-    )
     with orchestrator(context) as ft:
-        problems = ft.check(asked, provider)
-        backends = ft.backends(provider)
+        prepared = ft.prepare(asked.read(), provider)
+    problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     if json:
         print_json({"backends": backends, "problems": problems})
     else:
@@ -100,16 +60,12 @@ def check(
         raise typer.Exit(1)
 
 
+@grouped
 def plan(
     context: typer.Context,
-    spec: SpecArg = None,
+    *,
     provider: ProviderOpt = "all",
-    model: ModelOpt = None,
-    train: TrainOpt = None,
-    validation: ValidationOpt = None,
-    method: MethodOpt = None,
-    epochs: EpochsOpt = None,
-    settings: SetOpt = None,
+    asked: SpecOptions,
     strict: Annotated[bool, typer.Option(help="Refuse all that is not kept or exactly mapped.")] = False,
     gpu_memory: Annotated[
         float | None,
@@ -119,20 +75,11 @@ def plan(
 ) -> None:
     """What each setting of the spec becomes on each backend, and the memory that training takes where it is
     yours. Offline; exit code 2 when one is refused."""
-    asked = read_spec(
-        spec,
-        model=model,
-        train=train,
-        validation=validation,
-        method=method,
-        epochs=epochs,
-        settings=settings,
-    )
     with orchestrator(context) as ft:
         if gpu_memory is not None:
             local = {**ft.settings.local, "gpu_memory_gib": gpu_memory}
             ft.settings = dataclasses.replace(ft.settings, local=local)
-        translations = ft.plan(asked, provider)
+        translations = ft.plan(asked.read(), provider)
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
@@ -142,23 +89,22 @@ def plan(
         raise typer.Exit(2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """What prices are taken."""
+
+    rate: RateOpt = None
+    gpu_hours: GpuHoursOpt = None
+
+
+@grouped
 def quote(
     context: typer.Context,
-    spec: SpecArg = None,
+    *,
     provider: ProviderOpt = "all",
-    model: ModelOpt = None,
-    train: TrainOpt = None,
-    validation: ValidationOpt = None,
-    method: MethodOpt = None,
-    epochs: EpochsOpt = None,
-    settings: SetOpt = None,
-    traffic: TrafficOpt = None,
-    months: MonthsOpt = 6,
-    hours_per_day: HoursOpt = 24.0,
-    compare_with: CompareOpt = None,
-    saved_tokens: SavedOpt = 0,
-    rate: RateOpt = None,
-    gpu_hours: GpuHoursOpt = None,
+    asked: SpecOptions,
+    serving: ServingOptions,
+    priced: Priced,
     live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
     format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
     json: Json = False,
@@ -169,44 +115,38 @@ def quote(
 
     if format not in ("table", "md"):
         raise UsageError(f"--format takes table or md; got {format!r}")
-    if compare_with and not traffic:
+    if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
-    asked = read_spec(
-        spec,
-        model=model,
-        train=train,
-        validation=validation,
-        method=method,
-        epochs=epochs,
-        settings=settings,
-    )
-    load = costing.Traffic.parse(traffic) if traffic else None
-    hours = None if gpu_hours is None else Decimal(str(gpu_hours))
+    spec = asked.read()
+    load = costing.Traffic.parse(serving.traffic) if serving.traffic else None
+    hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
-        ft.gpu_hours = hours
-        ft.rates = with_flags(ft.rates, rate)
-        quotes = ft.quote(asked, provider)
-        told = quoting.live_prices(ft, asked, quotes) if live else []
+        ft.rates = with_flags(ft.rates, priced.rate)
+        prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
+        quotes = prepared.quotes
+        live_prices = quoting.live_prices(ft, prepared) if live else []
         totals: list[Ownership] = []
         if load:
             totals = quoting.ownership(
                 ft,
-                asked,
+                spec,
                 quotes,
                 traffic=load,
-                months=months,
-                hours_per_day=hours_per_day,
-                compare_with=compare_with,
-                saved_tokens=saved_tokens,
+                months=serving.months,
+                hours_per_day=serving.hours_per_day,
+                compare_with=serving.compare_with,
+                saved_tokens=serving.saved_tokens,
             )
     if json:
-        print_json({"quotes": quotes, "ownership": totals, "live": told} if totals or told else quotes)
+        print_json(
+            {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes
+        )
     else:
-        _show_quotes(quotes, totals, told, markdown=format == "md")
+        _show_quotes(quotes, totals, live_prices, markdown=format == "md")
 
 
 def _show_quotes(
-    quotes: list[Quote], totals: list[Ownership], told: list[LivePrice], *, markdown: bool
+    quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], *, markdown: bool
 ) -> None:
     from orchestrate import reports
 
@@ -219,8 +159,8 @@ def _show_quotes(
         if totals:
             out.print()
             out.print(reports.ownership_table(totals))
-        if told:
-            _show_live(told)
+        if live:
+            _show_live(live)
 
 
 def _show_live(prices: Sequence[LivePrice]) -> None:

@@ -134,8 +134,8 @@ def accuracy(
     from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:
-        found = measured(ft.store.runs())
-        kept = ft.store.reconciliations() if runs else []
+        found = measured(ft.store.runs.matching())
+        kept = ft.store.history.reconciliations() if runs else []
     if runs:
         _print_reconciliations(kept, json=json)
         return

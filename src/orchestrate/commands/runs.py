@@ -19,8 +19,8 @@ from orchestrate.commands.console import (
     table,
 )
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import Feature, JobStatus, Run
+from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -44,7 +44,7 @@ def runs(
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
-        found = ft.runs(provider=provider, status=status, limit=limit)
+        found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
     if json:
         print_json(found)
         return
@@ -199,7 +199,9 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
     and no network."""
     record = handle.record
-    if refresh is False or (refresh is None and record.status.terminal and ft.store.is_closed(record.id)):
+    if refresh is False or (
+        refresh is None and record.status.terminal and ft.store.runs.is_closed(record.id)
+    ):
         return record
     if record.job_id is None:
         if record.phase in UNSENT:

@@ -10,13 +10,15 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, note, print_json
+from orchestrate.commands.console import Json, note, print_json, print_text
+from orchestrate.commands.options import grouped
 from orchestrate.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -45,15 +47,24 @@ PortOpt = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """How the hosts are started."""
+
+    home: HomeOpt = None
+    speed: SpeedOpt = 1.0
+    train: TrainOpt = True
+    model: ModelOpt = None
+    slots: SlotsOpt = 1
+    threads: ThreadsOpt = 1
+
+
 @app.callback()
+@grouped
 def sandbox(
     context: typer.Context,
-    home: HomeOpt = None,
-    speed: SpeedOpt = 1.0,
-    train: TrainOpt = True,
-    model: ModelOpt = None,
-    slots: SlotsOpt = 1,
-    threads: ThreadsOpt = 1,
+    *,
+    hosts: Hosts,
     port: PortOpt = FIRST_PORT,
     json: Json = False,
 ) -> None:
@@ -63,15 +74,14 @@ def sandbox(
     """
     if context.invoked_subcommand is not None:
         return
-    kept = home or _default_home(context)
-    hosts = _start(home=kept, speed=speed, train=train, model=model, slots=slots, threads=threads, port=port)
-    with hosts as running:
+    kept = hosts.home or _default_home(context)
+    with _start(replace(hosts, home=kept), port) as running:
         ended = _end_on_signal()
         if json:
             print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
         else:
             for name, value in running.env.items():
-                typer.echo(f"export {name}={shlex.quote(value)}")
+                print_text(f"export {name}={shlex.quote(value)}")
         sys.stdout.flush()
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")
@@ -80,15 +90,12 @@ def sandbox(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@grouped
 def run(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="What to run.")],
-    home: HomeOpt = None,
-    speed: SpeedOpt = 1.0,
-    train: TrainOpt = True,
-    model: ModelOpt = None,
-    slots: SlotsOpt = 1,
-    threads: ThreadsOpt = 1,
+    *,
+    hosts: Hosts,
     port: PortOpt = 0,
 ) -> None:
     """Runs a command with the sandbox's environment and stops the hosts when it ends; its exit code is kept.
@@ -96,8 +103,7 @@ def run(
     Without --sandbox-home everything is thrown away at the end.
     """
     words = [*command, *context.args]
-    hosts = _start(home=home, speed=speed, train=train, model=model, slots=slots, threads=threads, port=port)
-    with hosts as running:
+    with _start(hosts, port) as running:
         try:
             child = subprocess.Popen(words, env={**os.environ, **running.env})
         except OSError as error:
@@ -106,19 +112,19 @@ def run(
 
 
 @contextmanager
-def _start(*, port: int, **options: Any) -> Generator[Sandbox]:
+def _start(hosts: Hosts, port: int) -> Generator[Sandbox]:
     from orchestrate.sandbox import running
 
     ports = (port, port + 1, port + 2) if port else (0, 0, 0)
     with ExitStack() as stack:
         try:
-            hosts = stack.enter_context(running(ports=ports, **options))
+            running_hosts = stack.enter_context(running(ports=ports, **vars(hosts)))
         except OSError as error:
             raise SetupError(
                 f"the sandbox cannot start on ports {ports[0]} to {ports[2]}: {error}",
                 fix="orchestrate sandbox --port 0   (any free ports), or another first port",
             ) from error
-        yield hosts
+        yield running_hosts
 
 
 def _default_home(context: typer.Context) -> Path:

@@ -25,7 +25,7 @@ from orchestrate.quoting import LivePrice
 from orchestrate.reports import Comparison
 from orchestrate.reports.advice import Advice
 from orchestrate.tracking import SyncReport
-from orchestrate.tracking.recovering import Recovery
+from orchestrate.tracking.recovery import Recovery
 from orchestrate.types import (
     Artifact,
     Checkpoint,

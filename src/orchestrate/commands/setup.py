@@ -17,7 +17,16 @@ import typer
 from rich.text import Text
 
 from orchestrate import config
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, settings_of, table
+from orchestrate.commands.console import (
+    Json,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    settings_of,
+    table,
+)
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
@@ -95,7 +104,7 @@ def init(
     if json:
         print_json(written)
     else:
-        typer.echo("\n".join(written))
+        print_text("\n".join(written))
 
 
 keys = typer.Typer(help="Set, list and remove API keys, and the hosts they may go to.", no_args_is_help=True)

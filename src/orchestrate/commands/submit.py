@@ -10,47 +10,36 @@ from rich.text import Text
 
 from orchestrate.commands.console import (
     SANDBOX,
-    EpochsOpt,
     Json,
-    MethodOpt,
-    ModelOpt,
-    SetOpt,
-    SpecArg,
-    TrainOpt,
-    ValidationOpt,
     confirm,
     err,
     note,
     orchestrator,
     print_json,
-    read_spec,
     report_error,
     warn,
 )
+from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
+    from orchestrate.prepared import Prepared
     from orchestrate.service import Orchestrator
-    from orchestrate.spec import JobSpec
 
 MaxCostOpt = Annotated[
     str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
 ]
 
 
+@grouped
 def submit(
     context: typer.Context,
-    spec: SpecArg = None,
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")] = ...,  # type: ignore[assignment]
-    model: ModelOpt = None,
-    train: TrainOpt = None,
-    validation: ValidationOpt = None,
-    method: MethodOpt = None,
-    epochs: EpochsOpt = None,
-    settings: SetOpt = None,
+    *,
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    asked: SpecOptions,
     max_cost: MaxCostOpt = None,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
@@ -61,27 +50,21 @@ def submit(
 
     Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost.
     """
-    asked = read_spec(
-        spec,
-        model=model,
-        train=train,
-        validation=validation,
-        method=method,
-        epochs=epochs,
-        settings=settings,
-        max_cost=max_cost,
-    )
+    spec = asked.read(max_cost=max_cost)
     with orchestrator(context) as ft:
         names = ft.backends(provider)
-        for name in names:  # before any of the data is read, which can take a while
-            ft.ready(name)
+        ft.require(spec, names)  # before any of the data is read, which can take a while
         if watch:
-            from orchestrate.commands.notify import channels_of
+            from orchestrate import watching
 
-            channels_of(ft.settings)
-        quotes: list[Quote] = []
-        for name in names:
-            quotes.append(_preflight(ft, asked, name, strict=strict, beside=quotes))
+            watching.channels_of(ft.settings)
+        prepared = ft.prepare(spec, names)
+        try:
+            ft.preflight(prepared, names, strict=strict)
+        except DataError as error:
+            show_problems(error.problems)
+            raise
+        quotes = [prepared.offer(name).quote for name in names]
         _announce(ft, names, quotes)
         spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
         if spends and max_cost is None and not confirm("Submit?", yes=yes):
@@ -91,7 +74,7 @@ def submit(
             )
         runs: list[RunHandle] = []
         try:
-            failures = _submit_each(ft, asked, names, runs, strict=strict)
+            failures = _submit_each(ft, prepared, names, runs, strict=strict)
         except BaseException as error:
             _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
             if isinstance(error, KeyboardInterrupt):
@@ -104,15 +87,6 @@ def submit(
         if watch and runs:
             failures += _follow(ft, runs, json=json)
         _finish(runs, failures, watch=watch, json=json)
-
-
-def _preflight(ft: Orchestrator, spec: JobSpec, name: str, *, strict: bool, beside: list[Quote]) -> Quote:
-    try:
-        quote, _ = ft.preflight(spec, name, strict=strict, beside=beside)
-    except DataError as error:
-        show_problems(error.problems)
-        raise
-    return quote
 
 
 def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
@@ -131,14 +105,14 @@ def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
 
 
 def _submit_each(
-    ft: Orchestrator, spec: JobSpec, names: list[str], runs: list[RunHandle], *, strict: bool
+    ft: Orchestrator, prepared: Prepared, names: list[str], runs: list[RunHandle], *, strict: bool
 ) -> list[OrchestrateError]:
     """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
     is reported and decides the exit code."""
     failures: list[OrchestrateError] = []
     for name in names:
         try:
-            run = ft.submit(spec, name, strict=strict)
+            run = ft.submit(prepared, name, strict=strict)
         except OrchestrateError as error:
             failures.append(error)
             report_error(error, as_json="--json" in sys.argv)

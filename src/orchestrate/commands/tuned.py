@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, RunArg, confirm, err, note, orchestrator, out, print_json
+from orchestrate.commands.console import (
+    Json,
+    RunArg,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+)
 from orchestrate.errors import UsageError
 from orchestrate.types import Message, Reply
 
@@ -75,7 +85,7 @@ def download(
         return
     for file in artifact.files:
         note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
-    sys.stdout.write(f"{artifact.folder}\n")
+    print_text(str(artifact.folder))
 
 
 def deploy(

@@ -6,21 +6,19 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from orchestrate import config
+from orchestrate import watching
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
-from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, channels_of, notify_of
-from orchestrate.errors import MissingKey
+from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.text import inert_json
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
-    from orchestrate.tracking.sweep import SyncReport
+    from orchestrate.watching import SyncReport
 
 
 def worker(
@@ -41,32 +39,24 @@ def worker(
     json: Json = False,
 ) -> None:
     """Watch the runs of this store until interrupted. Any number of workers may share one store."""
-    from orchestrate.tracking import Watcher
-
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stop.set())
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
         notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
         ft.settings = replace(ft.settings, notify=notify)
-        watcher = Watcher(
-            ft.store,
-            ft.ready,
-            bill=ft.bill,
-            channels=channels_of(ft.settings),
-            only=None if provider == "all" else ft.backends(provider),
-        )
+        watcher = watching.watcher(ft, only=None if provider == "all" else ft.backends(provider))
         if webhooks is not None:
-            port = stack.enter_context(_webhooks(ft, webhooks, watcher.wake))
+            port = stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake))
             note(f"taking webhooks on http://127.0.0.1:{port}/openai")
 
-        def told(reports: list[SyncReport]) -> None:
+        def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:
                 warn(problem)
             for report in reports:
                 _tell(report, as_json=json)
 
-        watcher.run(stop, until_idle=until_idle, on_turn=told)
+        watcher.run(stop, until_idle=until_idle, on_turn=shown)
     if stop.is_set():
         note("stopped watching; the runs go on")
 
@@ -79,11 +69,8 @@ def recover(
     json: Json = False,
 ) -> None:
     """Rebuild a lost store: every job on the hosts that carries one of our refs becomes a run again."""
-    from orchestrate.tracking import recover as rebuild
-
     with orchestrator(context) as ft:
-        backends = [ft.provider(name) for name in ft.backends(provider)]
-        report = rebuild(ft.store, backends)
+        report = watching.recover(ft, provider)
         synced = ft.sync()
     if json:
         print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
@@ -99,23 +86,12 @@ def recover(
         raise typer.Exit(1)
 
 
-def _webhooks(
-    ft: Orchestrator, port: int, woken: Callable[[str], None]
-) -> contextlib.AbstractContextManager[int]:
-    from orchestrate.tracking.webhooks import listening
-
-    secret = config.secret("openai-webhook", "OPENAI_WEBHOOK_SECRET")
-    if secret is None:
-        raise MissingKey("openai-webhook", "OPENAI_WEBHOOK_SECRET")
-    return listening(ft.store, secret, port, woken)
-
-
 def _tell(report: SyncReport, *, as_json: bool) -> None:
     moved = report.changed or report.adopted or report.not_made or report.alarms
     if not moved:
         return
     if as_json:
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        sys.stdout.write(inert_json(msgspec.json.encode(report).decode()) + "\n")
         sys.stdout.flush()
     else:
         out.print(str(report))

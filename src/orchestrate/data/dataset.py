@@ -32,8 +32,12 @@ class Dataset(Facts):
         Raises `DataError` when the file cannot be read as any known format; problems of single rows are
         collected in `problems` instead, and those rows are left out of `examples`.
         """
-        facts = opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory)
-        return cls(**vars(facts))
+        return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
+
+    @classmethod
+    def of(cls, opened: opening.Opened) -> Dataset:
+        """Of a file that was read already."""
+        return cls(**vars(opened.facts))
 
     def tokens(self, tokenizer: str) -> TokenCount:
         """Counts with the named tokenizer (see `data.tokens.counting`); once, then remembered by digest."""

@@ -80,23 +80,30 @@ def open_dataset(
 
 
 def open_counted(
-    path: str, *, columns: Mapping[str, str] | None, tokenizers: Sequence[str], memory: Path | None
-) -> Facts:
-    """See `Dataset.open`. What is kept for the file as it was is not counted in the pass; should the file
-    have changed, `count_tokens` finds nothing under its digest and counts."""
+    path: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    tokenizers: Sequence[str] = (),
+    memory: Path | None = None,
+    compare: bool = False,
+    content: bool = False,
+) -> Opened:
+    """See `Dataset.open`; looks at what `Task` names in the same pass. What is kept for the file as it was
+    is not counted in it; should the file have changed, `count_tokens` finds nothing under its digest and
+    counts."""
     before = cache.seen(path, columns, memory)
     due = [
         name
         for name in dict.fromkeys(map(counting.base, tokenizers))
         if (before is None or cache.find(before, name, memory) is None) and _loads(name)
     ]
-    opened = open_dataset(path, columns=columns, tokenizers=due)
+    opened = open_dataset(path, columns=columns, tokenizers=due, compare=compare, content=content)
     facts = replace(opened.facts, memory=memory)
     for name, lengths in opened.total.lengths.items():
         cache.keep(facts.digest, name, lengths, memory)
     if facts.digest != before:
         cache.keep_seen(path, columns, facts.digest, memory)
-    return facts
+    return replace(opened, facts=facts)
 
 
 def require_rows(data: Facts) -> None:

@@ -49,7 +49,10 @@ def _snake(name: str) -> str:
 
 
 def _unsigned(match: re.Match[str]) -> str:
-    parts = urlsplit(match.group())
+    try:
+        parts = urlsplit(match.group())
+    except ValueError:  # brackets that hold no address
+        return MASK
     if not _SIGNED.search("?" + parts.query):
         return match.group()
     return urlunsplit(parts._replace(query=MASK))

@@ -11,7 +11,7 @@ ownership_table(totals) -> rich renderable; ownership_markdown(totals) -> str
     What serving a tuned model comes to, over months, against prompting a base model.
 """
 
-from orchestrate.reports.compare import Compared, Comparison, Reason, compare
+from orchestrate.reports.compare import Comparison, compare
 from orchestrate.reports.quotes import (
     ownership_markdown,
     ownership_table,
@@ -19,6 +19,7 @@ from orchestrate.reports.quotes import (
     quote_table,
     verdict,
 )
+from orchestrate.reports.records import Compared, Reason
 
 __all__ = [
     "Compared",

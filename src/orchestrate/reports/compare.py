@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
-from orchestrate import costing, text
+from orchestrate import costing
 from orchestrate.errors import UsageError
-from orchestrate.types import EvaluationResult, JobStatus, MetricPoint, Outcome, Record, Run, Translation
+from orchestrate.reports import documents, html, terminal
+from orchestrate.reports.judgement import findings, notes, reasons
+from orchestrate.reports.records import Compared, ComparedRuns, Point
+from orchestrate.text import inert, inert_json
+from orchestrate.types import EvaluationResult, MetricPoint, Outcome, Run, Translation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,91 +24,29 @@ _POINTS = 300
 _NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
 
 
-class Point(Record, frozen=True, kw_only=True):
-    tokens: float
-    """Trained so far; steps where `Compared.tokens_known` is false for all runs."""
-    value: float
-
-
-class Reason(Record, frozen=True, kw_only=True):
-    """Why one aspect of the runs must not be compared."""
-
-    aspect: str
-    """data, loss, scores, cost or all."""
-    text: str
-
-
-class Compared(Record, frozen=True, kw_only=True):
-    """One run of a comparison with what was derived from its rows."""
-
-    run: Run
-    label: str
-    """Short and unique within the comparison."""
-    seconds: float | None
-    tokens: int | None
-    tokens_per_second: float | None
-    train_loss: float | None
-    """The last one."""
-    valid_loss: float | None
-    """The last one."""
-    reward: float | None = None
-    """The last one of reinforcement fine-tuning: on the validation prompts where there are some."""
-    train_curve: tuple[Point, ...] = ()
-    valid_curve: tuple[Point, ...] = ()
-    tokens_known: bool = True
-    """False when the token axis is the run's steps spread over its tokens."""
-    settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    reconciliation: costing.Reconciliation | None = None
-    evaluations: tuple[EvaluationResult, ...] = ()
-    serving: str | None = None
-
-
-class Comparison(Record, frozen=True, kw_only=True):
-    """What `compare` found. `reasons` is empty when the runs may be compared in every respect."""
-
-    runs: tuple[Compared, ...]
-    reasons: tuple[Reason, ...] = ()
-    findings: tuple[str, ...] = ()
-    """What the numbers say, in sentences."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def comparable(self) -> bool:
-        return not self.reasons
-
-    @property
-    def sandbox(self) -> bool:
-        """Whether any run was trained by a sandbox."""
-        return any(c.run.sandbox for c in self.runs)
-
-    @property
-    def setting_names(self) -> list[str]:
-        return sorted({name for c in self.runs for name in c.settings})
+class Comparison(ComparedRuns, frozen=True, kw_only=True):
+    """What `compare` found, to be shown or saved."""
 
     def table(self) -> RenderableType:
         """For a terminal."""
-        from orchestrate.reports.terminal import comparison_table
-
-        return comparison_table(self)
+        return terminal.comparison_table(self)
 
     def render(self, format: str) -> str:
-        """As text. Raises `UsageError` for a format that is not one of table, md, html, csv, json."""
-        from orchestrate.reports import documents
+        """As text in which nothing acts on a terminal. Raises `UsageError` for a format that is not one of
+        table, md, html, csv, json."""
+        if format == "json":
+            return inert_json(documents.json_text(self))
+        return inert(self._document(format))
 
+    def _document(self, format: str) -> str:
         if format == "html":
-            from orchestrate.reports.html import page
-
-            return page(self)
+            return html.page(self)
         if format == "md":
             return documents.markdown(self)
         if format == "csv":
             return documents.csv_text(self)
-        if format == "json":
-            return documents.json_text(self)
         if format == "table":
-            from orchestrate.reports.terminal import plain_text
-
-            return plain_text(self.table())
+            return terminal.plain_text(self.table())
         raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
 
     def save(self, path: str | Path) -> Path:
@@ -156,8 +95,6 @@ def compare(
         )
         for run in unique
     )
-    from orchestrate.reports.judgement import findings, notes, reasons
-
     return Comparison(
         runs=compared,
         reasons=tuple(reasons(compared)),
@@ -299,21 +236,3 @@ def _latest(results: Sequence[EvaluationResult]) -> tuple[EvaluationResult, ...]
     for result in sorted(results, key=lambda r: r.created_at):
         newest[(result.metric, result.dataset_digest)] = result
     return tuple(newest.values())
-
-
-def quoted(compared: Compared) -> Decimal | None:
-    quote = compared.run.quote
-    return None if quote is None or quote.unavailable else quote.expected_usd
-
-
-def billed(compared: Compared) -> Decimal | None:
-    return compared.run.bill.usd if compared.run.bill else None
-
-
-def bill_error(compared: Compared) -> str:
-    found = compared.reconciliation
-    return text.signed(found.total.relative) if found else text.NOTHING
-
-
-def ended(compared: Compared) -> bool:
-    return compared.run.status is JobStatus.SUCCEEDED

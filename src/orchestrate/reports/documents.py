@@ -8,20 +8,22 @@ import json
 from typing import Any
 
 from orchestrate.reports import rows
-from orchestrate.reports.compare import Compared, Comparison, billed, quoted
-from orchestrate.reports.quotes import markdown_table
+from orchestrate.reports.quotes import markdown_table, markdown_text
+from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: ComparedRuns) -> str:
     """A heading, the sandbox banner and the reasons before any number, then the tables."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
     if comparison.reasons:
         parts.append(f"**{rows.NOT_COMPARABLE}:**\n")
-        parts[-1] += "\n".join(f"- {reason.aspect}: {reason.text}" for reason in comparison.reasons)
+        parts[-1] += "\n".join(
+            f"- {reason.aspect}: {markdown_text(reason.text)}" for reason in comparison.reasons
+        )
     if comparison.findings:
-        parts.append("\n".join(f"- {finding}" for finding in comparison.findings))
+        parts.append("\n".join(f"- {markdown_text(finding)}" for finding in comparison.findings))
     labels = [c.label for c in comparison.runs]
     parts.append(markdown_table(["", *labels], [[name, *values] for name, values in rows.facts(comparison)]))
     if settings := rows.settings(comparison):
@@ -31,11 +33,11 @@ def markdown(comparison: Comparison) -> str:
         if any(differ for _, _, differ in settings):
             parts.append("Settings in bold differ.")
     if comparison.notes:
-        parts.append("\n".join(f"- {note}" for note in comparison.notes))
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in comparison.notes))
     return "\n\n".join(parts) + "\n"
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_text(comparison: ComparedRuns) -> str:
     """One row for each run; numbers bare, money in US dollars, times in seconds. Setting columns begin with
     `setting.`, scores with the metric's name."""
     records = [_flat(c, comparison) for c in comparison.runs]
@@ -47,7 +49,7 @@ def csv_text(comparison: Comparison) -> str:
     return out.getvalue()
 
 
-def _flat(c: Compared, comparison: Comparison) -> dict[str, Any]:
+def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
     record: dict[str, Any] = {
         "run": c.run.id,
         "label": c.label,
@@ -86,6 +88,6 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def json_text(comparison: Comparison) -> str:
+def json_text(comparison: ComparedRuns) -> str:
     value = comparison.to_dict() | {"comparable": comparison.comparable, "sandbox": comparison.sandbox}
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -9,12 +9,12 @@ from importlib.resources import files
 
 from orchestrate import text
 from orchestrate.reports import rows, svg
-from orchestrate.reports.compare import Comparison, billed, quoted
+from orchestrate.reports.records import ComparedRuns, billed, quoted
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(comparison: Comparison, now: datetime | None = None) -> str:
+def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
     """The whole document. Everything that came from outside is escaped."""
     style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
@@ -43,7 +43,7 @@ def page(comparison: Comparison, now: datetime | None = None) -> str:
     )
 
 
-def _banner(comparison: Comparison) -> str:
+def _banner(comparison: ComparedRuns) -> str:
     if not comparison.sandbox:
         return ""
     labels = [c.label for c in comparison.runs if c.run.sandbox]
@@ -55,7 +55,7 @@ def _banner(comparison: Comparison) -> str:
     )
 
 
-def _reasons(comparison: Comparison) -> str:
+def _reasons(comparison: ComparedRuns) -> str:
     if comparison.comparable:
         return ""
     items = "".join(f"<li><b>{escape(r.aspect)}</b>: {escape(r.text)}</li>" for r in comparison.reasons)
@@ -66,7 +66,7 @@ def _list(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>" if sentences else ""
 
 
-def _table(comparison: Comparison, cells: Sequence[tuple[str, Sequence[str], bool]]) -> str:
+def _table(comparison: ComparedRuns, cells: Sequence[tuple[str, Sequence[str], bool]]) -> str:
     heads = "".join(
         f'<th scope="col"{" class=tag" if c.run.sandbox else ""}>{escape(c.label)}</th>'
         for c in comparison.runs
@@ -87,7 +87,7 @@ def _figure(heading: str, chart: str, caption: str) -> str:
     return f"<h2>{escape(heading)}</h2><figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _losses(comparison: Comparison) -> str:
+def _losses(comparison: ComparedRuns) -> str:
     """Validation loss where a run has it, its training loss faint behind; training loss otherwise."""
     series: list[svg.Series] = []
     for i, c in enumerate(comparison.runs):
@@ -108,7 +108,7 @@ def _losses(comparison: Comparison) -> str:
     return _figure("Loss", chart, " ".join([caption, *(f"Not on one scale: {w}." for w in warned)]))
 
 
-def _scores(comparison: Comparison) -> str:
+def _scores(comparison: ComparedRuns) -> str:
     parts: list[str] = []
     for metric in rows.metrics(comparison):
         items: list[svg.Interval] = []
@@ -132,7 +132,7 @@ def _scores(comparison: Comparison) -> str:
     return "".join(parts)
 
 
-def _costs(comparison: Comparison) -> str:
+def _costs(comparison: ComparedRuns) -> str:
     items: list[svg.Bar] = []
     for i, c in enumerate(comparison.runs):
         quote = c.run.quote
@@ -150,7 +150,7 @@ def _costs(comparison: Comparison) -> str:
     return _figure("Cost of training", chart, "Dashed: quoted, with its low and high end; filled: billed.")
 
 
-def _settings(comparison: Comparison) -> str:
+def _settings(comparison: ComparedRuns) -> str:
     found = rows.settings(comparison)
     if not found:
         return ""

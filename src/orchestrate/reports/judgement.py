@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrate import text
-from orchestrate.reports.compare import Compared, Reason, billed, ended, quoted
+from orchestrate.reports.records import Compared, Reason, billed, ended, quoted
 
 if TYPE_CHECKING:
     from orchestrate.types import EvaluationResult

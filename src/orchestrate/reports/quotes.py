@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -236,13 +237,20 @@ def ownership_markdown(totals: Sequence[Ownership]) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table; pipes and line breaks in cells are escaped."""
+    """A pipe table; what would end a cell, or be HTML or a link in one, is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in lines)
 
 
 def _cell(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return markdown_text(value).replace("|", "\\|").replace("\n", " ")
+
+
+def markdown_text(value: str) -> str:
+    """A text of others in a Markdown document: neither HTML, nor a link, nor a picture."""
+    value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
+    # Readers make links of bare addresses too.
+    return value.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def total_usd(quotes: Sequence[Quote]) -> Decimal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrate import text
-from orchestrate.reports.compare import Compared, Comparison, bill_error, billed, quoted
+from orchestrate.reports.records import Compared, ComparedRuns, bill_error, billed, quoted
 from orchestrate.types import EvaluationResult
 
 NOT_COMPARABLE = "These runs are not comparable in every respect"
@@ -14,7 +14,7 @@ def status(compared: Compared) -> str:
     return f"{compared.run.status.value}{early}"
 
 
-def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
+def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
     """(name, one value for each run), in the order in which they are read."""
     runs = comparison.runs
     found: list[tuple[str, list[str]]] = [
@@ -40,7 +40,7 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in found if any(v != text.NOTHING for v in values)]
 
 
-def metrics(comparison: Comparison) -> list[str]:
+def metrics(comparison: ComparedRuns) -> list[str]:
     return sorted({e.metric for c in comparison.runs for e in c.evaluations})
 
 
@@ -55,7 +55,7 @@ def _score(compared: Compared, metric: str, *, base: bool = False) -> str:
     return text.NOTHING if found is None else text.score(found.base if base else found.tuned)
 
 
-def settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
+def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
     """(setting, one value for each run, whether they differ); those that differ come first."""
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate.reports import rows
-from orchestrate.reports.compare import Comparison
+from orchestrate.reports.records import ComparedRuns
 
 
-def comparison_table(comparison: Comparison) -> RenderableType:
+def comparison_table(comparison: ComparedRuns) -> RenderableType:
     """Facts by row and runs by column, then settings that differ, then what may be said of them."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
@@ -32,7 +32,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def _grid(comparison: Comparison, cells: list[tuple[str, list[str]]]) -> Table:
+def _grid(comparison: ComparedRuns, cells: list[tuple[str, list[str]]]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for compared in comparison.runs:

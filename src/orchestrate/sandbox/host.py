@@ -6,7 +6,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -16,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.jobs import Durations, Job, Phase, Trouble
+from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
 from orchestrate.sandbox.state import Clock, State, token
 
 if TYPE_CHECKING:
@@ -90,19 +89,6 @@ async def json_body(request: Request) -> dict[str, Any]:
 
 def iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-@dataclass
-class Settings:
-    """How a sandbox behaves; see `orchestrate.sandbox.running`."""
-
-    train: bool = True
-    waits: Durations = field(default_factory=Durations)
-    result_encoding: str = "base64"
-    credit_usd: float = 1000.0
-    """The account's limit at Together; a job above it is not allowed to proceed."""
-    tells_account: bool = True
-    """Whether OpenAI and Together say whose a key is. Fireworks' resources are named by it anyway."""
 
 
 class Host(ABC):

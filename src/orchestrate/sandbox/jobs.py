@@ -7,6 +7,7 @@ so ten thousand jobs cost nothing until somebody looks at them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -202,3 +203,16 @@ class Job(msgspec.Struct, kw_only=True):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Job:
         return msgspec.convert(values, cls)
+
+
+@dataclass
+class Settings:
+    """How a sandbox behaves; see `orchestrate.sandbox.running`."""
+
+    train: bool = True
+    waits: Durations = field(default_factory=Durations)
+    result_encoding: str = "base64"
+    credit_usd: float = 1000.0
+    """The account's limit at Together; a job above it is not allowed to proceed."""
+    tells_account: bool = True
+    """Whether OpenAI and Together say whose a key is. Fireworks' resources are named by it anyway."""

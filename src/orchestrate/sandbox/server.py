@@ -27,8 +27,8 @@ from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.fireworks.host import FireworksHost
 from orchestrate.sandbox.front import Front
-from orchestrate.sandbox.host import Host, HostError, Settings
-from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.host import Host, HostError
+from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.openai.host import OpenAIHost
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.together.host import TogetherHost

@@ -8,11 +8,11 @@ on it when the sandbox runs without training.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -20,14 +20,13 @@ from orchestrate.files import whole
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
-from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
+from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Settings, Trouble
 from orchestrate.sandbox.merging import merge
 from orchestrate.sandbox.untrained import ANSWER, made_up_metrics, placeholder_adapter
 from orchestrate.sandbox.uploads import write_canonical
 from orchestrate.types import Message, MetricPoint, Reply
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.host import Host, Settings
     from orchestrate.sandbox.state import Clock, State
 
 POLL_S = 0.25
@@ -46,6 +45,16 @@ class CheckpointFiles:
     folder: Path | None
 
 
+class JobStore(Protocol):
+    """The jobs of one host, as the trainer sees them."""
+
+    name: ClassVar[str]
+
+    def job(self, id: str) -> Job | None: ...
+    def wait(self, name: str) -> float: ...
+    def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]: ...
+
+
 class Trainer:
     """Starts, watches and steers the engine's workers for all hosts of one sandbox."""
 
@@ -58,7 +67,7 @@ class Trainer:
         self.model = model
         self.slots = slots
         self.threads = threads
-        self._hosts: Mapping[str, Host] = {}
+        self._hosts: Mapping[str, JobStore] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._active: dict[tuple[str, str], None] = {}
@@ -68,7 +77,7 @@ class Trainer:
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    def start(self, hosts: Mapping[str, Host]) -> None:
+    def start(self, hosts: Mapping[str, JobStore]) -> None:
         """Takes up the jobs that an earlier sandbox on this home left, and watches from now on."""
         self._hosts = hosts
         now = self.clock.now()
@@ -121,7 +130,7 @@ class Trainer:
 
     # -- one job -------------------------------------------------------------------------------------------
 
-    def _advance(self, host: Host, id: str) -> bool:
+    def _advance(self, host: JobStore, id: str) -> bool:
         """Brings one job on; True when there is nothing left to do for it."""
         job = host.job(id)
         if job is None:
@@ -153,7 +162,7 @@ class Trainer:
         jobs = (self._hosts[host].job(id) for host, id in list(self._active))
         return sum(1 for job in jobs if job is not None and job.phase(now) is Phase.RUNNING)
 
-    def _begin(self, host: Host, job: Job, run: RunDir) -> None:
+    def _begin(self, host: JobStore, job: Job, run: RunDir) -> None:
         try:
             local = self._local_job(job, run.ref)
             launch(local, self.state.runs)
@@ -162,7 +171,7 @@ class Trainer:
             return
         _set(host, job.id, started_at=self.clock.now())
 
-    def _follow(self, host: Host, job: Job, run: RunDir) -> None:
+    def _follow(self, host: JobStore, job: Job, run: RunDir) -> None:
         state = run.state()
         now = self.clock.now()
         if state.status in ("paused", "interrupted"):
@@ -190,7 +199,7 @@ class Trainer:
                 engine_epoch=state.epoch,
             )
 
-    def _fail(self, host: Host, job: Job, message: str) -> None:
+    def _fail(self, host: JobStore, job: Job, message: str) -> None:
         _set(
             host, job.id, failed_at=self.clock.now(), trouble=Trouble(message=message, code="training_failed")
         )
@@ -342,7 +351,7 @@ def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:
             yield CheckpointFiles(progress.step, folder.stat().st_mtime, folder / "adapter")
 
 
-def _set(host: Host, id: str, **values: Any) -> None:
+def _set(host: JobStore, id: str, **values: Any) -> None:
     def act(job: Job, now: float) -> bool:
         for name, value in values.items():
             setattr(job, name, value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrate.tracking.polling import Pace as Pace
-    from orchestrate.tracking.recovering import recover as recover
+    from orchestrate.tracking.recovery import recover as recover
     from orchestrate.tracking.store import Store as Store
     from orchestrate.tracking.submit import Submitter as Submitter
     from orchestrate.tracking.submit import cancel as cancel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking.sweep import sync as sync
     from orchestrate.tracking.timing import Timing as Timing
     from orchestrate.tracking.timing import settle_left_s as settle_left_s
-    from orchestrate.tracking.watching import Watcher as Watcher
+    from orchestrate.tracking.watcher import Watcher as Watcher
 
 _PUBLIC = {
     "Pace": "polling",
@@ -30,9 +30,9 @@ _PUBLIC = {
     "Submitter": "submit",
     "SyncReport": "sweep",
     "Timing": "timing",
-    "Watcher": "watching",
+    "Watcher": "watcher",
     "cancel": "submit",
-    "recover": "recovering",
+    "recover": "recovery",
     "refresh": "sweep",
     "settle": "submit",
     "stored_spec": "submit",

@@ -27,7 +27,7 @@ _FINGERPRINT = "key "
 
 def account_of(store: Store, provider: Provider) -> str:
     """The id under which the store knows the account of the backend's key."""
-    with store.reading() as connection:
+    with store.database.reading() as connection:
         return _first_id(connection, provider, provider.account().id)
 
 
@@ -36,7 +36,7 @@ def is_here(store: Store, provider: Provider, account: str | None) -> bool | Non
     if account is None:
         return None
     here = provider.account()
-    with store.reading() as connection:
+    with store.database.reading() as connection:
         first = _first_id(connection, provider, here.id)
         known = _first_id(connection, provider, account)
     if first == known:
@@ -71,7 +71,7 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
     """Writes down that the run's account is the one of the backend's key: what is only the run's was seen."""
     here = account_of(store, provider)
     if run.account is None:
-        store.apply(run.id, lambda run: placed(run, here))
+        store.runs.apply(run.id, lambda run: placed(run, here))
     elif is_here(store, provider, run.account) is None:
         _join(store, provider, run.account, here)
 
@@ -87,7 +87,7 @@ def _sees(store: Store, provider: Provider, run: Run) -> bool:
             return True
     except (NotFound, PermissionRefused):
         pass
-    remote = store.upload(run.provider, run.host, run.account, run.dataset_digest)
+    remote = store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
     return remote is not None and provider.holds(remote)
 
 
@@ -103,14 +103,14 @@ def _first_id(connection: Connection, provider: Provider, account: str) -> str:
 def _join(store: Store, provider: Provider, known: str, here: str) -> None:
     table = schema.accounts
     at = {"provider": provider.config.name, "host": provider.host}
-    with store.writing() as connection:
+    with store.database.writing() as connection:
         first, second = _first_id(connection, provider, known), _first_id(connection, provider, here)
         if first.startswith(_FINGERPRINT) and not second.startswith(_FINGERPRINT):
             first, second = second, first  # so that an account that is told can never be joined to another
         mine = (table.c.provider == at["provider"]) & (table.c.host == at["host"])
         connection.execute(table.update().where(mine, table.c.first_id == second).values(first_id=first))
         for id in {known, here, second}:
-            row = store.insert(table).values(**at, id=id, first_id=first)
+            row = store.database.insert(table).values(**at, id=id, first_id=first)
             connection.execute(
                 row.on_conflict_do_update(index_elements=["provider", "host", "id"], set_={"first_id": first})
             )

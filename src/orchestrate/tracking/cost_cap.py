@@ -56,7 +56,7 @@ def enforce(
         data={"usd": str(so_far.usd), "max_cost_usd": str(run.max_cost_usd)},
     )
     # The event first: should this process end in between, the next look finds the job running and goes on.
-    added = store.add_events(run.id, [event], from_host=False)
+    added = store.history.add_events(run.id, [event], from_host=False)
     if able:
         Submitter(store, provider, timing).cancel(run)
     return next(iter(added), None)
@@ -66,8 +66,10 @@ def explained(store: Store, run: Run) -> Run:
     """A cancelled run with the cap as its reason, when it was that."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
-    said = next((e for e in store.events(run.id) if e.id == _EVENT), None)
+    said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
     if said is None:
         return run
     error = JobError(message=said.message, code=OVER_CAP)
-    return store.apply(run.id, lambda now: msgspec.structs.replace(now, error=error), note="over its cap")
+    return store.runs.apply(
+        run.id, lambda now: msgspec.structs.replace(now, error=error), note="over its cap"
+    )

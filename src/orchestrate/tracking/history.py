@@ -1,4 +1,4 @@
-"""What belongs to a run beside its row: events, metrics, checkpoints, evaluations, and the uploaded data."""
+"""What belongs to a run beside its row: steps, events, metrics, checkpoints, records, uploads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,38 @@ from sqlalchemy import ColumnElement, func, select
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
-from orchestrate.types import Checkpoint, EvaluationResult, Event, MetricPoint, RemoteDataset
+from orchestrate.types import (
+    Checkpoint,
+    EvaluationResult,
+    Event,
+    JobStatus,
+    MetricPoint,
+    RemoteDataset,
+    SubmitPhase,
+)
 
 if TYPE_CHECKING:
     from orchestrate.costing import Reconciliation
 
 
-class History(Database):
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a run, as it was written down when it happened."""
+
+    at: datetime
+    phase: SubmitPhase
+    status: JobStatus
+    raw_status: str | None
+    attempt: int
+    actor: str
+    """Machine, process and a random part of the one that wrote it."""
+    note: str | None
+
+
+class History:
     """Adding is idempotent: what is there already, by its id or step, is not added again."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
 
     def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
         """The events that were new, in order."""
@@ -28,10 +52,10 @@ class History(Database):
         events = list(events)
         if not events:
             return added
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             for event in events:
                 done = connection.execute(
-                    self.insert(schema.events)
+                    self._db.insert(schema.events)
                     .values(
                         run_id=run_id,
                         id=event.id,
@@ -53,7 +77,7 @@ class History(Database):
         if after is not None:
             seq = select(table.c.seq).where(table.c.run_id == run_id, table.c.id == after).scalar_subquery()
             query = query.where(table.c.seq > func.coalesce(seq, 0))
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             rows = connection.execute(query.limit(limit)).scalars().all()
         return [Event.from_json(row) for row in reversed(rows)]
 
@@ -65,7 +89,7 @@ class History(Database):
             .where(table.c.run_id == run_id, ~table.c.from_host, table.c.id.startswith("orchestrate-"))
             .order_by(table.c.seq)
         )
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             found = [Event.from_json(row) for row in connection.execute(query).scalars()]
         return [event for event in found if event.type == "alarm"]
 
@@ -78,7 +102,7 @@ class History(Database):
             .order_by(table.c.seq.desc())
             .limit(1)
         )
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             return connection.execute(query).scalar()
 
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
@@ -87,12 +111,12 @@ class History(Database):
         table, points = schema.metrics, list(points)
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and a look needs no lock.
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             known = {step: record for step, record in connection.execute(known_of)}
         if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
             return 0
         changed: set[int] = set()
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             known = {step: record for step, record in connection.execute(known_of)}
             for point in points:
                 record = _merged(known.get(point.step), point)
@@ -100,7 +124,7 @@ class History(Database):
                     continue
                 known[point.step] = record
                 changed.add(point.step)
-                insert = self.insert(table).values(run_id=run_id, step=point.step, record=record)
+                insert = self._db.insert(table).values(run_id=run_id, step=point.step, record=record)
                 connection.execute(
                     insert.on_conflict_do_update(
                         index_elements=["run_id", "step"], set_={"record": insert.excluded.record}
@@ -112,7 +136,7 @@ class History(Database):
         """In order of steps."""
         table = schema.metrics
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
@@ -121,9 +145,9 @@ class History(Database):
         new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
         if not new:
             return
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             for checkpoint in new:
-                insert = self.insert(table).values(
+                insert = self._db.insert(table).values(
                     run_id=run_id, id=checkpoint.id, record=checkpoint.to_json().decode()
                 )
                 connection.execute(
@@ -135,7 +159,7 @@ class History(Database):
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
         """In order of steps; those without a step first."""
         table = schema.checkpoints
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
             found = [Checkpoint.from_json(row) for row in rows]
         return sorted(found, key=lambda c: (c.step or 0, c.id))
@@ -144,15 +168,15 @@ class History(Database):
 
     def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
         """Remembers where an account keeps a dataset, so that the same content is never sent twice."""
-        insert = self.insert(schema.uploads).values(
+        insert = self._db.insert(schema.uploads).values(
             provider=provider,
             host=host,
             account=account,
             digest=remote.digest,
-            at=stamp(self.clock.now()),
+            at=stamp(self._db.clock.now()),
             record=remote.to_json().decode(),
         )
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=["provider", "host", "account", "digest"],
@@ -163,13 +187,13 @@ class History(Database):
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
         """`None` asks for an upload from before accounts were kept."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             row = connection.execute(query).scalar()
         return None if row is None else RemoteDataset.from_json(row)
 
     def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
         """The host no longer has it, or would not take it."""
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
 
     # -- records of other rooms ----------------------------------------------------------------------------
@@ -180,10 +204,10 @@ class History(Database):
         values = {
             "run_id": run_id,
             "kind": kind,
-            "at": stamp(self.clock.now()),
+            "at": stamp(self._db.clock.now()),
             "record": msgspec.json.encode(record).decode(),
         }
-        with self.writing() as connection:
+        with self._db.writing() as connection:
             done = connection.execute(schema.records.insert().values(values))
             key = done.inserted_primary_key
             return int(key[0]) if key else 0
@@ -194,7 +218,7 @@ class History(Database):
         query = select(table).where(table.c.kind == kind).order_by(table.c.id)
         if run_ids is not None:
             query = query.where(table.c.run_id.in_(run_ids))
-        with self.reading() as connection:
+        with self._db.reading() as connection:
             return [
                 StoredRecord(
                     id=row.id,
@@ -224,6 +248,28 @@ class History(Database):
         """Oldest first; of all runs when none are named."""
         found = self.records("evaluation", run_ids or None)
         return [msgspec.convert(record.data, EvaluationResult, strict=False) for record in found]
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def transitions(self, run_id: str) -> list[Transition]:
+        """Oldest first."""
+        table = schema.transitions
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.run_id == run_id).order_by(table.c.id)
+            ).all()
+        return [
+            Transition(
+                at=datetime.fromisoformat(row.at),
+                phase=SubmitPhase(row.phase),
+                status=JobStatus(row.status),
+                raw_status=row.raw_status,
+                attempt=row.attempt,
+                actor=row.actor,
+                note=row.note,
+            )
+            for row in rows
+        ]
 
 
 class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):

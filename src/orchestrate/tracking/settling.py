@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import ProviderError, UsageError
 from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.database import Lease, LeaseHeld
+from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, JobHandle, Run, SubmitPhase
@@ -42,12 +42,12 @@ class Settler:
         """
         self.require_host(run)
         try:
-            with self.store.lease(lease_name(run), self.timing.lease_s) as lease:
-                run = self.store.run(run.id)
+            with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
+                run = self.store.runs.get(run.id)
                 if run.phase not in UNSETTLED:
                     return run
                 # Before asking: an absence counts only when the whole search came after the settle time.
-                waited = self.store.waited(run.id)
+                waited = self.store.runs.waited(run.id)
                 here = accounts.shows(self.store, self.provider, run)
                 if here is not False and (handles := self.find(run)):
                     return self.adopt(run, handles)
@@ -56,24 +56,24 @@ class Settler:
                 if waited < self.timing.settle_s(self.provider):
                     return self.apply(run, transitions.outcome_unknown, lease)
                 run = self.apply(run, transitions.not_made, lease, note="the host has no job with this ref")
-                return self._withdraw(run) if self.store.cancel_requested(run.id) else run
+                return self._withdraw(run) if self.store.runs.cancel_requested(run.id) else run
         except LeaseHeld:
-            return self.store.run(run.id)  # its submit is under way
+            return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
         """Writes down the job of a run. With more than one on the host the first stays or becomes the
         run's, and an alarm is kept with the run."""
-        known = self.store.run(run.id)
+        known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
         try:
             run = self.apply(run, lambda run, at: transitions.submitted(run, handle, at), None)
         except ImpossibleTransition:
-            run = self.store.run(run.id)
+            run = self.store.runs.get(run.id)
         others = {h.job_id for h in handles} - {run.job_id}
         if others:
             self.alarm(run, others)
-        if self.store.cancel_requested(run.id):
+        if self.store.runs.cancel_requested(run.id):
             return self._cancel_on_host(run)
         return run
 
@@ -89,7 +89,7 @@ class Settler:
             f"tracked, {names} is not and may be billed; cancel it there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
-        return next(iter(self.store.add_events(run.id, [event], from_host=False)), None)
+        return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
 
     # -- cancelling ----------------------------------------------------------------------------------------
 
@@ -100,18 +100,18 @@ class Settler:
         wish is kept, and whoever learns the job cancels it.
         """
         self.require_host(run)
-        run = self.store.run(run.id)
+        run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:
             self._require_account_or_wish(run)
-        self.store.request_cancel(run.id)
-        run = self.store.run(run.id)
+        self.store.runs.request_cancel(run.id)
+        run = self.store.runs.get(run.id)
         if run.status.terminal:
             return run
         if run.phase in UNSENT:
             try:
                 return self._withdraw(run)
             except ImpossibleTransition:
-                run = self.store.run(run.id)
+                run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED:
             return self._cancel_on_host(run)
         return run if run.status.terminal else self.settle(run)
@@ -120,7 +120,7 @@ class Settler:
         try:
             accounts.require(self.store, self.provider, run)
         except ProviderError:
-            self.store.request_cancel(run.id)  # for whoever reaches the host
+            self.store.runs.request_cancel(run.id)  # for whoever reaches the host
             raise
 
     def _withdraw(self, run: Run) -> Run:
@@ -152,7 +152,7 @@ class Settler:
         new_attempt: bool = False,
     ) -> Run:
         at = self.store.clock.now()
-        return self.store.apply(
+        return self.store.runs.apply(
             run.id, lambda current: step(current, at), lease=lease, note=note, new_attempt=new_attempt
         )
 

@@ -35,7 +35,7 @@ from orchestrate.errors import (
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.database import Lease
+from orchestrate.tracking.leases import Lease
 from orchestrate.tracking.settling import Settler, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
@@ -80,7 +80,7 @@ class Submitter(Settler):
                 )
             if quote.high_usd > max_cost_usd:
                 raise OverBudget(name, quote.high_usd, max_cost_usd)
-        run = self.store.create_run(
+        run = self.store.runs.create(
             spec,
             name,
             model=_model(spec, self.provider),
@@ -113,8 +113,8 @@ class Submitter(Settler):
     ) -> Run:
         """`spec` is the run's own, with the secrets that are not stored, where it is at hand."""
         self.require_host(run)
-        with self.store.lease(lease_name(run), self.timing.lease_s) as lease:
-            run = self.store.run(run.id)
+        with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
+            run = self.store.runs.get(run.id)
             if run.phase in UNSETTLED:
                 raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
             if run.phase not in UNSENT:
@@ -122,7 +122,7 @@ class Submitter(Settler):
             if again:
                 if there := self._there(run):
                     return there
-                run = self.store.run(run.id)  # its account is known now
+                run = self.store.runs.get(run.id)  # its account is known now
             spec = spec or stored_spec(run)
             remote = self._uploaded(run, spec, data, progress, lease)
             self._ask_price(run, spec, remote, lease)
@@ -132,7 +132,7 @@ class Submitter(Settler):
         """The run with the job that another copy of the store made, or a host that had said no. Raises
         `OtherAccount` where its absence would prove nothing."""
         if run.account is None and run.phase is SubmitPhase.INTENT:  # nothing of it is anywhere
-            self.store.apply(
+            self.store.runs.apply(
                 run.id, lambda run: accounts.placed(run, accounts.account_of(self.store, self.provider))
             )
         else:
@@ -156,15 +156,16 @@ class Submitter(Settler):
                 self._refuse(run, error, lease)
                 raise
             self.reached("after-upload")
-            self.store.record_upload(run.provider, run.host, run.account or "", remote)
+            self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
         self.apply(run, transitions.uploaded, lease)
         self.reached("after-uploaded")
         return remote
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
         """What the run's account has. An upload from before accounts were kept must be seen there."""
-        remote = self.store.upload(run.provider, run.host, run.account, run.dataset_digest)
-        if remote is None and (old := self.store.upload(run.provider, run.host, None, run.dataset_digest)):
+        known = self.store.history
+        remote = known.upload(run.provider, run.host, run.account, run.dataset_digest)
+        if remote is None and (old := known.upload(run.provider, run.host, None, run.dataset_digest)):
             remote = old if self.provider.holds(old) else None
         return remote
 
@@ -194,7 +195,7 @@ class Submitter(Settler):
             message=f"{self.provider.title}: {told}",
             data={} if usd is None else {"usd": str(usd)},
         )
-        self.store.add_events(run.id, [event], from_host=False)
+        self.store.history.add_events(run.id, [event], from_host=False)
 
     def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
         patience = self.timing.patience_s
@@ -234,7 +235,7 @@ class Submitter(Settler):
             self.apply(run, transitions.submitting, lease, new_attempt=True)
             self.reached("after-submitting")
             # The fence: another process that took this run over has raised it.
-            self.store.check(lease, self.timing.lease_s)
+            self.store.leases.check(lease, self.timing.lease_s)
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
@@ -281,7 +282,7 @@ class Submitter(Settler):
         if isinstance(error, (InvalidRequest, NotFound, PermissionRefused)):
             # The host may have dropped the file that we remember; the next submit brings it again.
             for account in (run.account, None):
-                self.store.forget_upload(run.provider, run.host, account, run.dataset_digest)
+                self.store.history.forget_upload(run.provider, run.host, account, run.dataset_digest)
         reason = JobError(message=error.message, code=getattr(error, "code", None))
         self.apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
 
@@ -329,7 +330,7 @@ def submit(
     """As `Submitter.submit`; with `run_id` an interrupted run goes on (`Submitter.resume`)."""
     submitter = Submitter(store, provider, timing, reached)
     if run_id is not None:
-        return submitter.resume(store.run(run_id), data, progress=progress)
+        return submitter.resume(store.runs.get(run_id), data, progress=progress)
     return submitter.submit(
         spec, data, quote=quote, max_cost_usd=max_cost_usd, budget_usd=budget_usd, progress=progress
     )

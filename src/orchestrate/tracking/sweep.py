@@ -121,7 +121,7 @@ def sync(
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
-    for name in store.open_providers():
+    for name in store.runs.open_providers():
         if wanted is not None and name not in wanted:
             continue
         try:
@@ -155,23 +155,23 @@ def refresh(
     Raises `OtherAccount`, and `ProviderError` when the host cannot be asked. A run that is not on the host
     yet is settled or returned as it is.
     """
-    run = store.run(run.id)
+    run = store.runs.get(run.id)
     if run.phase in UNSETTLED:
         run = Submitter(store, provider, timing).settle(run)
     if run.phase is not SubmitPhase.SUBMITTED:
         return run
     require(store, provider, run)
     job = provider.get(run.handle)
-    run = store.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
+    run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
     fetch_details(store, provider, run, on_event=on_event)
     if run.status.terminal:
         return conclude(store, run, job, bill)
-    if Feature.CANCEL in provider.features and run.id in store.uncancelled(run.provider, run.host):
+    if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
     capped = cost_cap.enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
-    return store.run(run.id)
+    return store.runs.get(run.id)
 
 
 def fetch_details(
@@ -179,16 +179,16 @@ def fetch_details(
 ) -> None:
     """Stores the events, metrics and checkpoints that are new. An ended run's events are read from the
     beginning: hosts write some late, behind the newest one that was seen."""
-    after = None if run.status.terminal else store.last_event_id(run.id)
+    after = None if run.status.terminal else store.history.last_event_id(run.id)
     if Feature.EVENTS in provider.features:
-        added = store.add_events(run.id, provider.events(run.handle, after=after))
+        added = store.history.add_events(run.id, provider.events(run.handle, after=after))
         for event in added:
             if on_event is not None:
                 on_event(event)
     if Feature.METRICS in provider.features:
-        store.add_metrics(run.id, provider.metrics(run.handle))
+        store.history.add_metrics(run.id, provider.metrics(run.handle))
     if Feature.CHECKPOINTS in provider.features:
-        store.set_checkpoints(run.id, provider.checkpoints(run.handle))
+        store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 
 
 def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
@@ -197,7 +197,7 @@ def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     ended = run.finished_at or run.updated_at
     waiting = bill is not None and (run.bill is None or not run.bill.final)
     if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
-        store.close_run(run.id)
+        store.runs.close(run.id)
     return run
 
 
@@ -205,9 +205,9 @@ def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     run = cost_cap.explained(store, run)
     made = bill(run, job) if bill else None
     if made is not None and made != run.bill:
-        run = store.set_bill(run.id, made)
+        run = store.runs.set_bill(run.id, made)
         if (found := costing.reconcile(run)) is not None:
-            store.add_reconciliation(found)
+            store.history.add_reconciliation(found)
     return run
 
 
@@ -223,7 +223,7 @@ class _Sweep:
 
     def run(self) -> None:
         name, host = self.provider.config.name, self.provider.host
-        runs = self.store.runs(provider=name, host=host, closed=False)
+        runs = self.store.runs.matching(provider=name, host=host, closed=False)
         self.report.checked += len(runs)
         places = {
             account: is_here(self.store, self.provider, account) for account in {r.account for r in runs}
@@ -234,7 +234,7 @@ class _Sweep:
         for run in runs:
             if run.phase in UNSETTLED:
                 self._settle(run)
-            elif run.phase is not SubmitPhase.SUBMITTED and not self.store.held(lease_name(run)):
+            elif run.phase is not SubmitPhase.SUBMITTED and not self.store.leases.held(lease_name(run)):
                 unmade.append(run)
         self._look_for(unmade)
         tracked = [run for run in runs if run.phase is SubmitPhase.SUBMITTED]
@@ -257,7 +257,7 @@ class _Sweep:
         for run in _some(unmade, _LOOKUPS):
             self.report.asked += 1
             submitter = Submitter(self.store, self.provider, self.timing)
-            waited = self.store.waited(run.id)
+            waited = self.store.runs.waited(run.id)
             try:
                 handles = submitter.find(run)
             except ProviderError as error:
@@ -268,7 +268,7 @@ class _Sweep:
                 self.report.adopted.append(run.id)
                 self.report.unsent = [run_id for run_id in self.report.unsent if run_id != run.id]
             elif run.phase is SubmitPhase.REFUSED and waited >= self.timing.settle_s(self.provider):
-                self.store.close_run(run.id)
+                self.store.runs.close(run.id)
 
     def _settle(self, run: Run) -> None:
         self.report.asked += 1
@@ -305,7 +305,7 @@ class _Sweep:
             )
         self._observe(seen)
         if Feature.CANCEL in self.provider.features:
-            for run_id in self.store.uncancelled(self.provider.config.name, self.provider.host):
+            for run_id in self.store.watching.uncancelled(self.provider.config.name, self.provider.host):
                 self._cancel(run_id)
         ended = [
             run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
@@ -325,17 +325,17 @@ class _Sweep:
         for job in jobs.values():
             if job.handle.ref:
                 by_ref.setdefault(job.handle.ref, []).append(job.handle)
-        for run in self.store.runs_by_ref(by_ref):
+        for run in self.store.runs.of_refs(by_ref):
             handles = by_ref[run.ref]
             if [h.job_id for h in handles] == [run.job_id] or run.host != self.provider.host:
                 continue
             if is_here(self.store, self.provider, run.account) is False:
                 continue
             submitter = Submitter(self.store, self.provider, self.timing)
-            before = {event.id for event in self.store.alarms(run.id)}
+            before = {event.id for event in self.store.history.alarms(run.id)}
             if submitter.adopt(run, handles).job_id != run.job_id:
                 self.report.adopted.append(run.id)
-            self.report.alarms.extend(e for e in self.store.alarms(run.id) if e.id not in before)
+            self.report.alarms.extend(e for e in self.store.history.alarms(run.id) if e.id not in before)
 
     def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
         capped = _some([run for run in missing if run.max_cost_usd is not None], _LOOKUPS)
@@ -354,21 +354,21 @@ class _Sweep:
         at, account = self.store.clock.now(), account_of(self.store, self.provider)
         changes = [(run_id, _observation(job, at, account)) for run_id, job in seen.items()]
         for start in range(0, len(changes), _BATCH):
-            for run in self.store.apply_many(changes[start : start + _BATCH]):
+            for run in self.store.runs.apply_many(changes[start : start + _BATCH]):
                 self.report.changed.append(run.id)
                 if run.status.terminal:
                     self.report.ended.append(run.id)
 
     def _cancel(self, run_id: str) -> None:
         try:
-            Submitter(self.store, self.provider, self.timing).cancel(self.store.run(run_id))
+            Submitter(self.store, self.provider, self.timing).cancel(self.store.runs.get(run_id))
         except OtherAccount:
             return
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
 
     def _cap(self, run_id: str, job: Job) -> None:
-        run = self.store.run(run_id)
+        run = self.store.runs.get(run_id)
         try:
             if cost_cap.enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
                 self.report.capped.append(run_id)
@@ -376,7 +376,7 @@ class _Sweep:
             self.report.failed(self.provider.config.name, error)
 
     def _conclude(self, run_id: str, job: Job, *, details: bool) -> None:
-        run = self.store.run(run_id)
+        run = self.store.runs.get(run_id)
         if not details:
             _billed(self.store, run, job, self.bill)
             return  # it stays open, for a later sync

@@ -61,7 +61,7 @@ def settle_left_s(
     answer was not lost."""
     if run.phase not in UNSETTLED:
         return None
-    return max(timing.settle_s(provider) - store.waited(run.id), 0.0)
+    return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)
 
 
 def pass_by(_point: str) -> None:

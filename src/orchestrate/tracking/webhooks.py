@@ -38,9 +38,11 @@ def take_openai_hint(store: Store, body: str, headers: Mapping[str, str], secret
         delivery = msgspec.json.decode(body, type=_Delivery)
     except (InvalidWebhookSignatureError, ValueError) as error:
         raise Untrusted(f"a webhook was refused: {error}") from error
-    if not delivery.type.startswith("fine_tuning.job.") or not store.take_delivery(f"openai:{delivery.id}"):
+    if not delivery.type.startswith("fine_tuning.job.") or not store.watching.take_delivery(
+        f"openai:{delivery.id}"
+    ):
         return None
-    run = store.make_due("openai", delivery.data.id)
+    run = store.watching.make_due("openai", delivery.data.id)
     return None if run is None else run.id
 
 

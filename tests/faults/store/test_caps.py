@@ -50,7 +50,7 @@ def capped(store: Store, host: PaperHost, **values: Any) -> Run:
 
 
 def said(store: Store, run: Run) -> list[Event]:
-    return [event for event in store.events(run.id) if event.type == "over_cap"]
+    return [event for event in store.history.events(run.id) if event.type == "over_cap"]
 
 
 def test_the_watcher_cancels_once_and_the_record_says_why(store: Store, host: PaperHost) -> None:
@@ -63,19 +63,19 @@ def test_the_watcher_cancels_once_and_the_record_says_why(store: Store, host: Pa
     watcher.wake()
     [report] = watcher.turn()
     assert report.capped == [run.id]
-    assert store.run(run.id).status is JobStatus.CANCELLING
+    assert store.runs.get(run.id).status is JobStatus.CANCELLING
     for _ in range(2):
         watcher.wake()
         watcher.turn()
     assert host.requests.count("cancel") == 1
-    ended = store.run(run.id)
+    ended = store.runs.get(run.id)
     assert (ended.status, ended.error and ended.error.code) == (JobStatus.CANCELLED, "over_cap")
     assert ended.bill is not None and (ended.bill.usd, ended.bill.final) == (6, True)
     [event] = said(store, run)
     assert "over its cap of $5: $6 so far (tokens x rate)" in event.message
     assert ended.error is not None and ended.error.message == event.message
-    assert store.transitions(run.id)[-1].note == "over its cap"
-    assert store.run(other.id).status is JobStatus.RUNNING, "a run without a cap goes on"
+    assert store.history.transitions(run.id)[-1].note == "over its cap"
+    assert store.runs.get(other.id).status is JobStatus.RUNNING, "a run without a cap goes on"
 
 
 def test_a_refresh_cancels_too_and_tells(store: Store, host: PaperHost) -> None:
@@ -102,12 +102,12 @@ def test_a_lost_cancel_is_tried_again_and_told_once(store: Store, tmp_path: Path
     host = Deaf(tmp_path / "host", deaf=True)
     run = capped(store, host, tokens=6)
     report = sync(store, lambda _: host, bill=by_tokens)
-    assert report.failures and store.run(run.id).status is JobStatus.RUNNING
+    assert report.failures and store.runs.get(run.id).status is JobStatus.RUNNING
     host.faults.clear()
     for _ in range(2):
         sync(store, lambda _: host, bill=by_tokens)
     assert host.requests.count("cancel") == 2
-    assert store.run(run.id).status is JobStatus.CANCELLED
+    assert store.runs.get(run.id).status is JobStatus.CANCELLED
     assert len(said(store, run)) == 1
 
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_cancelled_is_told_once(store: Store, tmp_path: Path) -> 
     assert "cannot cancel it" in event.message
     host.set(str(run.job_id), state="done")
     sync(store, lambda _: host, bill=by_tokens)
-    ended = store.run(run.id)
+    ended = store.runs.get(run.id)
     assert (ended.status, ended.error) == (JobStatus.SUCCEEDED, None)
 
 
@@ -132,7 +132,7 @@ def test_the_user_cancelling_is_not_blamed_on_the_cap(store: Store, host: PaperH
     run = capped(store, host, tokens=1)
     host.cancel(run.handle)
     sync(store, lambda _: host, bill=by_tokens)
-    ended = store.run(run.id)
+    ended = store.runs.get(run.id)
     assert (ended.status, ended.error, said(store, run)) == (JobStatus.CANCELLED, None, [])
 
 
@@ -166,7 +166,7 @@ def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
             time.sleep(0.3)
         ended = handle.record
         [event] = said(ft.store, run)
-        [kept] = ft.store.reconciliations(run.id)
+        [kept] = ft.store.history.reconciliations(run.id)
         job = local.get(ended.handle)
     assert ended.status is JobStatus.CANCELLED
     assert ended.error is not None and ended.error.code == "over_cap"

@@ -31,7 +31,7 @@ def url(path: Path) -> str:
 
 
 def make(store: Store) -> Any:
-    return store.create_run(SPEC, "paper", dataset_digest="d" * 64, host="here")
+    return store.runs.create(SPEC, "paper", dataset_digest="d" * 64, host="here")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_folder_and_the_files_are_the_users_alone(path: Path) -> None:
 
 
 def test_writes_are_durable_and_readers_do_not_block(path: Path) -> None:
-    with Store.open(url(path)) as store, store.reading() as connection:
+    with Store.open(url(path)) as store, store.database.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         make(store)  # while the reading transaction is open
@@ -105,7 +105,7 @@ def test_a_store_without_its_tables_is_refused(path: Path) -> None:
 def test_a_damaged_store_is_refused(path: Path, damage: str) -> None:
     with Store.open(url(path)) as store:
         runs = [make(store) for _ in range(30)]
-        store.add_events(
+        store.history.add_events(
             runs[0].id,
             [Event(id=str(n), at=datetime.now(UTC), level="info", message="x" * 300) for n in range(200)],
         )
@@ -172,7 +172,7 @@ def test_a_store_lies_in_its_home_whatever_the_name_of_the_folder(tmp_path: Path
         run = make(store)
     assert [file.name for file in tmp_path.iterdir()] == [name] and (home / "runs.sqlite3").is_file()
     with Store.open(settings.store_url) as again:
-        assert again.run(run.id) == run and again.place == str(home / "runs.sqlite3")
+        assert again.runs.get(run.id) == run and again.place == str(home / "runs.sqlite3")
 
 
 MAKERS = """
@@ -183,7 +183,7 @@ url, count = sys.argv[1], int(sys.argv[2])
 sys.stdin.read()
 with Store.open(url) as store:
     for _ in range(count):
-        store.create_run(JobSpec(model="m", train="rows.jsonl"), "paper", dataset_digest="d", host="here")
+        store.runs.create(JobSpec(model="m", train="rows.jsonl"), "paper", dataset_digest="d", host="here")
 """
 
 
@@ -197,7 +197,7 @@ def test_eight_processes_make_one_store_and_lose_no_run(store_url: str) -> None:
         maker.stdin.close()
     assert [maker.wait(120) for maker in makers] == [0] * 8
     with Store.open(store_url) as store:
-        assert len(store.runs()) == 80
+        assert len(store.runs.matching()) == 80
         assert store.verify() == []
     if store_url.startswith("sqlite"):
         left = sorted(f.name for f in Path(store_url.removeprefix("sqlite:///")).parent.iterdir())
@@ -213,7 +213,7 @@ def test_threads_share_a_store(store_url: str) -> None:
             try:
                 for n in range(10):
                     event = Event(id=f"{name}-{n}", at=datetime.now(UTC), level="info", message="m")
-                    store.add_events(run.id, [event])
+                    store.history.add_events(run.id, [event])
             except OrchestrateError as error:
                 failures.append(error)
 
@@ -223,7 +223,7 @@ def test_threads_share_a_store(store_url: str) -> None:
         for thread in threads:
             thread.join()
         assert not failures
-        assert len(store.events(run.id)) == 60
+        assert len(store.history.events(run.id)) == 60
 
 
 def test_no_room_leaves_the_store_as_it_was(path: Path) -> None:
@@ -236,12 +236,12 @@ def test_no_room_leaves_the_store_as_it_was(path: Path) -> None:
             with pytest.raises(StoreError):
                 make(store)
             with pytest.raises(StoreError):
-                store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
-            assert store.run(run.id) == run
+                store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+            assert store.runs.get(run.id) == run
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
-        assert len(store.runs()) == 1
+        store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+        assert len(store.runs.matching()) == 1
         assert store.verify() == []
 
 
@@ -267,10 +267,10 @@ def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> No
             for _ in range(20):
                 make(store)
         assert "free some disk space" in str(caught.value.fix)
-        kept = len(store.runs())
+        kept = len(store.runs.matching())
         ballast.unlink()
         make(store)
-        assert len(store.runs()) == kept + 1
+        assert len(store.runs.matching()) == kept + 1
         assert store.verify() == []
 
 
@@ -308,12 +308,12 @@ def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None
         run = make(store)
         postgres.stop("immediate")
         with pytest.raises(StoreError) as caught:
-            store.runs()
+            store.runs.matching()
         assert caught.value.retryable
         postgres.start()
-        assert store.run(run.id) == run
+        assert store.runs.get(run.id) == run
         make(store)
-        assert len(store.runs()) == 2
+        assert len(store.runs.matching()) == 2
 
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -321,12 +321,12 @@ SCHEMAS = [FOLDER / f"schema-{n}.sql" for n in range(1, schema.VERSION)]
 
 
 def require_the_three_runs(store: Store) -> None:
-    runs = store.runs()
+    runs = store.runs.matching()
     assert [run.spec["suffix"] for run in runs] == ["s2", "s1", "s0"]
     assert [run.status.value for run in runs] == ["succeeded", "succeeded", "running"]
-    assert len(store.events(runs[0].id)) == len(store.metrics(runs[0].id)) == 1
-    assert store.take_delivery("new in schema 2")
-    store.claim_due("paper", runs[0].host, limit=5)
+    assert len(store.history.events(runs[0].id)) == len(store.history.metrics(runs[0].id)) == 1
+    assert store.watching.take_delivery("new in schema 2")
+    store.watching.claim_due("paper", runs[0].host, limit=5)
     make(store)
     assert store.verify() == []
 
@@ -365,7 +365,7 @@ def test_a_postgres_store_of_each_released_schema_is_migrated(postgres: Any, ver
     with Store.open(database) as store:
         require_the_three_runs(store)
     with Store.open(database) as store:
-        assert len(store.runs()) == 4
+        assert len(store.runs.matching()) == 4
 
 
 def test_the_present_schema_is_the_one_that_was_released(path: Path) -> None:
@@ -400,6 +400,6 @@ def test_many_processes_that_migrate_at_once_do_it_once(path: Path) -> None:
         maker.stdin.close()
     assert [maker.wait(120) for maker in makers] == [0] * 4
     with Store.open(url(path)) as store:
-        assert len(store.runs()) == 7
+        assert len(store.runs.matching()) == 7
     [backup] = path.parent.glob("*.backup")
     assert inside(backup) == ("1", 3), "the backup is of the old store"

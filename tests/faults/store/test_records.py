@@ -17,7 +17,7 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.database import LeaseHeld, LeaseLost
+from orchestrate.tracking.leases import LeaseHeld, LeaseLost
 from orchestrate.types import (
     Bill,
     Checkpoint,
@@ -69,17 +69,17 @@ def clocked(store_url: str) -> Iterator[tuple[Store, MovedClock]]:
 
 
 def make(store: Store, provider: str = "paper", spec: JobSpec = SPEC, **values: Any) -> Run:
-    return store.create_run(spec, provider, dataset_digest="d" * 64, host="here", **values)
+    return store.runs.create(spec, provider, dataset_digest="d" * 64, host="here", **values)
 
 
 def has_job(store: Store, run: Run, job_id: str) -> Run:
     handle = JobHandle(provider=run.provider, job_id=job_id)
-    return store.apply(run.id, lambda r: transitions.submitted(r, handle, store.clock.now()))
+    return store.runs.apply(run.id, lambda r: transitions.submitted(r, handle, store.clock.now()))
 
 
 def ends(store: Store, run: Run, status: JobStatus = JobStatus.SUCCEEDED) -> Run:
     job = Job(handle=run.handle, status=status, raw_status=status.value)
-    return store.apply(run.id, lambda r: transitions.observed(r, job, store.clock.now()))
+    return store.runs.apply(run.id, lambda r: transitions.observed(r, job, store.clock.now()))
 
 
 def quoted(usd: str) -> Quote:
@@ -90,7 +90,7 @@ def test_a_run_comes_back_as_it_was_written_after_reopening(store_url: str) -> N
     with Store.open(store_url) as store:
         run = make(store, quote=quoted("1.2345678901"), max_cost_usd=Decimal("2.50"))
     with Store.open(store_url) as store:
-        again = store.run(run.id)
+        again = store.runs.get(run.id)
     assert again == run
     assert JobSpec.parse(again.spec) == SPEC
     assert JobSpec.parse(again.spec).asked() == SPEC.asked()
@@ -123,15 +123,15 @@ def test_a_run_is_found_by_each_of_its_names(store: Store) -> None:
         "last",
         "orders",
     ):
-        assert store.run(name).id == new.id, name
-    assert store.run("job-old").id == old.id
+        assert store.runs.get(name).id == new.id, name
+    assert store.runs.get("job-old").id == old.id
     with pytest.raises(UsageError, match="no run is called 'nothing'"):
-        store.run("nothing")
+        store.runs.get("nothing")
     with pytest.raises(UsageError, match="fits several"):
-        store.run(old.id[:6])
-    assert store.is_run(old.ref)
-    assert not store.is_run(old.id[:6])
-    assert not store.is_run("%")
+        store.runs.get(old.id[:6])
+    assert store.runs.exists(old.ref)
+    assert not store.runs.exists(old.id[:6])
+    assert not store.runs.exists("%")
 
 
 def test_runs_are_listed_newest_first_and_filtered(store: Store) -> None:
@@ -140,27 +140,27 @@ def test_runs_are_listed_newest_first_and_filtered(store: Store) -> None:
     b = make(store, "two", spec=JobSpec(model="m", train="rows.jsonl", tags={"team": "b"}))
     time.sleep(0.002)
     c = has_job(store, make(store, "one"), "j3")
-    assert [r.id for r in store.runs()] == [c.id, b.id, a.id]
-    assert [r.id for r in store.runs(limit=2)] == [c.id, b.id]
-    assert [r.id for r in store.runs(provider="one", active=True)] == [c.id]
-    assert [r.id for r in store.active_runs()] == [c.id, b.id]
-    assert [r.id for r in store.runs(status=JobStatus.SUCCEEDED)] == [a.id]
-    assert [r.id for r in store.runs(phase=[SubmitPhase.INTENT])] == [b.id]
-    assert [r.id for r in store.runs(tags={"team": "b"})] == [b.id]
-    assert [r.id for r in store.runs(since=c.created_at)] == [c.id]
-    assert store.open_providers() == ["one", "two"]
-    store.close_run(a.id)
-    store.close_run(c.id)
-    assert store.open_providers() == ["two"]
+    assert [r.id for r in store.runs.matching()] == [c.id, b.id, a.id]
+    assert [r.id for r in store.runs.matching(limit=2)] == [c.id, b.id]
+    assert [r.id for r in store.runs.matching(provider="one", active=True)] == [c.id]
+    assert [r.id for r in store.runs.active()] == [c.id, b.id]
+    assert [r.id for r in store.runs.matching(status=JobStatus.SUCCEEDED)] == [a.id]
+    assert [r.id for r in store.runs.matching(phase=[SubmitPhase.INTENT])] == [b.id]
+    assert [r.id for r in store.runs.matching(tags={"team": "b"})] == [b.id]
+    assert [r.id for r in store.runs.matching(since=c.created_at)] == [c.id]
+    assert store.runs.open_providers() == ["one", "two"]
+    store.runs.close(a.id)
+    store.runs.close(c.id)
+    assert store.runs.open_providers() == ["two"]
 
 
 def test_transitions_are_appended_and_tell_the_story(store: Store) -> None:
     run = make(store)
-    store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
-    store.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
-    store.apply(run.id, lambda r: transitions.submitting(r, store.clock.now()), new_attempt=True)
+    store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+    store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
+    store.runs.apply(run.id, lambda r: transitions.submitting(r, store.clock.now()), new_attempt=True)
     run = ends(store, has_job(store, run, "j1"))
-    story = [(t.phase.value, t.status.value, t.attempt) for t in store.transitions(run.id)]
+    story = [(t.phase.value, t.status.value, t.attempt) for t in store.history.transitions(run.id)]
     assert story == [
         ("intent", "submitting", 0),
         ("uploaded", "submitting", 0),
@@ -180,32 +180,32 @@ def test_a_change_that_raises_changes_nothing(store: Store) -> None:
         return msgspec.structs.replace(run, tags={"changed": "yes"})
 
     with pytest.raises(RuntimeError):
-        store.apply_many(sorted([(run.id, works), (other.id, fails)], key=lambda p: p[1] is fails))
-    assert [store.run(r.id) for r in (run, other)] == [run, other]
+        store.runs.apply_many(sorted([(run.id, works), (other.id, fails)], key=lambda p: p[1] is fails))
+    assert [store.runs.get(r.id) for r in (run, other)] == [run, other]
 
 
 def test_events_are_kept_once_and_in_order(store: Store) -> None:
     run = make(store)
     at = datetime(2026, 1, 1, tzinfo=UTC)
     events = [Event(id=f"e{n}", at=at, level="info", message=f"m{n}", data={"n": n}) for n in range(3)]
-    assert store.add_events(run.id, events[:2]) == events[:2]
+    assert store.history.add_events(run.id, events[:2]) == events[:2]
     own = Event(id="orchestrate-note", at=at, level="error", message="x", type="alarm")
-    store.add_events(run.id, [own], from_host=False)
-    assert store.add_events(run.id, events) == events[2:]
-    assert store.events(run.id) == [*events[:2], own, events[2]]
-    assert store.events(run.id, after="e1") == [own, events[2]]
-    assert store.events(run.id, limit=1) == [events[2]]
-    assert store.last_event_id(run.id) == "e2"
-    assert store.alarms(run.id) == [own]
+    store.history.add_events(run.id, [own], from_host=False)
+    assert store.history.add_events(run.id, events) == events[2:]
+    assert store.history.events(run.id) == [*events[:2], own, events[2]]
+    assert store.history.events(run.id, after="e1") == [own, events[2]]
+    assert store.history.events(run.id, limit=1) == [events[2]]
+    assert store.history.last_event_id(run.id) == "e2"
+    assert store.history.alarms(run.id) == [own]
 
 
 def test_metrics_of_one_step_are_merged(store: Store) -> None:
     run = make(store)
     train = [MetricPoint(step=s, values={"train_loss": 1.0 / (s + 1)}, epoch=0.5) for s in range(3)]
-    assert store.add_metrics(run.id, train) == 3
-    assert store.add_metrics(run.id, train) == 0
-    assert store.add_metrics(run.id, [MetricPoint(step=1, values={"valid_loss": 0.25})]) == 1
-    points = store.metrics(run.id)
+    assert store.history.add_metrics(run.id, train) == 3
+    assert store.history.add_metrics(run.id, train) == 0
+    assert store.history.add_metrics(run.id, [MetricPoint(step=1, values={"valid_loss": 0.25})]) == 1
+    points = store.history.metrics(run.id)
     assert [p.step for p in points] == [0, 1, 2]
     assert points[1] == MetricPoint(step=1, values={"train_loss": 0.5, "valid_loss": 0.25}, epoch=0.5)
 
@@ -213,18 +213,18 @@ def test_metrics_of_one_step_are_merged(store: Store) -> None:
 def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     run = make(store)
     late, early = Checkpoint(id="a", step=20), Checkpoint(id="b", step=10, metrics={"valid_loss": 1.0})
-    store.set_checkpoints(run.id, [late, early])
-    store.set_checkpoints(run.id, [msgspec.structs.replace(late, model="m")])
-    assert store.checkpoints(run.id) == [early, msgspec.structs.replace(late, model="m")]
+    store.history.set_checkpoints(run.id, [late, early])
+    store.history.set_checkpoints(run.id, [msgspec.structs.replace(late, model="m")])
+    assert store.history.checkpoints(run.id) == [early, msgspec.structs.replace(late, model="m")]
 
     remote = RemoteDataset(provider="paper", digest="d" * 64, train_id="file-1", details={"n": 1})
-    assert store.upload("paper", "here", "a", remote.digest) is None
-    store.record_upload("paper", "here", "a", remote)
-    assert store.upload("paper", "here", "a", remote.digest) == remote
-    assert store.upload("paper", "elsewhere", "a", remote.digest) is None
-    assert store.upload("paper", "here", "b", remote.digest) is None
-    store.forget_upload("paper", "here", "a", remote.digest)
-    assert store.upload("paper", "here", "a", remote.digest) is None
+    assert store.history.upload("paper", "here", "a", remote.digest) is None
+    store.history.record_upload("paper", "here", "a", remote)
+    assert store.history.upload("paper", "here", "a", remote.digest) == remote
+    assert store.history.upload("paper", "elsewhere", "a", remote.digest) is None
+    assert store.history.upload("paper", "here", "b", remote.digest) is None
+    store.history.forget_upload("paper", "here", "a", remote.digest)
+    assert store.history.upload("paper", "here", "a", remote.digest) is None
 
     result = EvaluationResult(
         run_id=run.id,
@@ -235,24 +235,24 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
         tuned=msgspec.convert({f: 1 for f in Score.__struct_fields__}, Score, strict=False),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    store.add_evaluation(result)
-    assert store.evaluations(run.id) == store.evaluations() == [result]
-    assert store.evaluations("run-other") == []
+    store.history.add_evaluation(result)
+    assert store.history.evaluations(run.id) == store.history.evaluations() == [result]
+    assert store.history.evaluations("run-other") == []
 
 
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
-    assert store.spending() == Spending(committed_usd=Decimal(5))
-    store.set_bill(done.id, Bill(usd=Decimal("0.1"), origin="total_price"))
+    assert store.runs.spending() == Spending(committed_usd=Decimal(5))
+    store.runs.set_bill(done.id, Bill(usd=Decimal("0.1"), origin="total_price"))
     make(store, quote=quoted("0.2"))
     make(store, quote=quoted("900"), sandbox=True)
     gone = make(store, quote=quoted("7"))
-    store.apply(gone.id, lambda r: transitions.withdrawn(r, store.clock.now()))
-    assert store.spending() == Spending(spent_usd=Decimal("0.1"), committed_usd=Decimal("0.2"))
+    store.runs.apply(gone.id, lambda r: transitions.withdrawn(r, store.clock.now()))
+    assert store.runs.spending() == Spending(spent_usd=Decimal("0.1"), committed_usd=Decimal("0.2"))
     with pytest.raises(OverBudget):
         make(store, quote=quoted("0.71"), budget_usd=Decimal(1))
     make(store, quote=quoted("0.70"), budget_usd=Decimal(1))
-    assert len(store.runs(active=True)) == 3
+    assert len(store.runs.active()) == 3
 
 
 def test_a_budget_holds_when_many_ask_at_once(store_url: str) -> None:
@@ -273,35 +273,35 @@ def test_a_budget_holds_when_many_ask_at_once(store_url: str) -> None:
 
 def test_a_lease_has_one_holder_and_a_rising_fence(clocked: tuple[Store, MovedClock]) -> None:
     store, clock = clocked
-    first = store.acquire("work", 30)
+    first = store.leases.acquire("work", 30)
     assert first is not None
-    assert store.acquire("work", 30) is None
-    assert store.held("work")
+    assert store.leases.acquire("work", 30) is None
+    assert store.leases.held("work")
     clock.passes(29)
-    assert store.acquire("work", 30) is None
-    assert store.renew(first, 30)
+    assert store.leases.acquire("work", 30) is None
+    assert store.leases.renew(first, 30)
     clock.passes(29)
-    assert store.acquire("work", 30) is None, "it was renewed"
+    assert store.leases.acquire("work", 30) is None, "it was renewed"
     clock.passes(2)
-    second = store.acquire("work", 30)
+    second = store.leases.acquire("work", 30)
     assert second is not None
     assert second.fence > first.fence
-    assert not store.renew(first, 30)
-    store.release(first)
-    assert store.held("work"), "one who lost it cannot give it away"
-    store.release(second)
-    assert not store.held("work")
+    assert not store.leases.renew(first, 30)
+    store.leases.release(first)
+    assert store.leases.held("work"), "one who lost it cannot give it away"
+    store.leases.release(second)
+    assert not store.leases.held("work")
 
 
 def test_a_write_with_a_lost_lease_is_refused(clocked: tuple[Store, MovedClock]) -> None:
     store, clock = clocked
     run = make(store)
-    slept = store.acquire(f"run:{run.id}", 30)
+    slept = store.leases.acquire(f"run:{run.id}", 30)
     clock.passes(31)
-    store.acquire(f"run:{run.id}", 30)
+    store.leases.acquire(f"run:{run.id}", 30)
     with pytest.raises(LeaseLost):
-        store.apply(run.id, lambda r: transitions.uploaded(r, clock.now()), lease=slept)
-    assert store.run(run.id) == run
+        store.runs.apply(run.id, lambda r: transitions.uploaded(r, clock.now()), lease=slept)
+    assert store.runs.get(run.id) == run
 
 
 @pytest.mark.parametrize("days", [-1, 1])
@@ -309,30 +309,30 @@ def test_a_moved_wall_clock_neither_ends_nor_prolongs_a_lease(
     clocked: tuple[Store, MovedClock], days: int
 ) -> None:
     store, clock = clocked
-    store.acquire("work", 30)
+    store.leases.acquire("work", 30)
     clock.at += timedelta(days=days)
-    assert store.acquire("work", 30) is None
+    assert store.leases.acquire("work", 30) is None
     clock.up = Uptime(clock.up.boot, clock.up.seconds + 31)
-    assert store.acquire("work", 30) is not None
+    assert store.leases.acquire("work", 30) is not None
 
 
 def test_a_lease_from_before_the_machine_started_again_ends_by_the_wall_clock(
     clocked: tuple[Store, MovedClock],
 ) -> None:
     store, clock = clocked
-    store.acquire("work", 30)
+    store.leases.acquire("work", 30)
     clock.up = Uptime("another-start", 5.0)
-    assert store.acquire("work", 30) is None
+    assert store.leases.acquire("work", 30) is None
     clock.passes(31)
-    assert store.acquire("work", 30) is not None
+    assert store.leases.acquire("work", 30) is not None
 
 
 def test_a_held_lease_is_renewed_while_its_work_goes_on(store: Store) -> None:
-    with store.lease("work", ttl_s=0.6):
+    with store.leases.hold("work", ttl_s=0.6):
         time.sleep(1.5)
-        with pytest.raises(LeaseHeld), store.lease("work", ttl_s=0.6):
+        with pytest.raises(LeaseHeld), store.leases.hold("work", ttl_s=0.6):
             pass
-    with store.lease("work", ttl_s=0.6):
+    with store.leases.hold("work", ttl_s=0.6):
         pass
 
 
@@ -342,12 +342,12 @@ def test_waiting_is_measured_on_the_own_clock_of_each_machine(
 ) -> None:
     store, clock = clocked
     run = make(store)
-    store.apply(run.id, lambda r: transitions.uploaded(r, clock.now()))
-    store.apply(run.id, lambda r: transitions.submitting(r, clock.now()), new_attempt=True)
+    store.runs.apply(run.id, lambda r: transitions.uploaded(r, clock.now()))
+    store.runs.apply(run.id, lambda r: transitions.submitting(r, clock.now()), new_attempt=True)
     clock.passes(10)
     clock.at += timedelta(days=days)
-    assert store.waited(run.id) == pytest.approx(10)
+    assert store.runs.waited(run.id) == pytest.approx(10)
     clock.up = Uptime("another-machine", 99_999.0)
-    assert store.waited(run.id) == 0, "a first look from elsewhere knows nothing of the time before it"
+    assert store.runs.waited(run.id) == 0, "a first look from elsewhere knows nothing of the time before it"
     clock.passes(7)
-    assert store.waited(run.id) == pytest.approx(7)
+    assert store.runs.waited(run.id) == pytest.approx(7)

@@ -24,8 +24,7 @@ from orchestrate.local.run.process import started
 from orchestrate.providers.hosted import retry_after
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.notifying import (
+from orchestrate.tracking.channels import (
     Command,
     Desktop,
     NotDelivered,
@@ -34,6 +33,7 @@ from orchestrate.tracking.notifying import (
     channels,
     tell,
 )
+from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
 
@@ -104,18 +104,18 @@ def ended(store: Store, host: PaperHost) -> Run:
     run = submit(store, host, SPEC, DATA)
     host.set(str(run.job_id), state="done")
     Watcher(store, lambda _: host).turn()
-    return store.run(run.id)
+    return store.runs.get(run.id)
 
 
 def test_what_is_changed_about_an_old_end_is_no_end(store: Store, host: PaperHost) -> None:
     old, heard = ended(store, host), Deaf(hears=True)
     tell(store, [heard])
-    store.set_tags(old.id, {"kept": "yes"})
+    store.runs.set_tags(old.id, {"kept": "yes"})
     tell(store, [heard])
     assert heard.told == []
     new = ended(store, host)
     tell(store, [heard])
-    store.set_tags(new.id, {"kept": "yes"})
+    store.runs.set_tags(new.id, {"kept": "yes"})
     tell(store, [heard])
     assert heard.told == [new.id]
 
@@ -217,8 +217,8 @@ def test_a_watcher_does_not_die_of_a_channel(store: Store, host: PaperHost, repe
     watcher.turn()
     [problem] = watcher.problems
     assert run.id in problem and "ZeroDivisionError" in problem and TOKEN not in problem
-    assert store.run(run.id).status is JobStatus.SUCCEEDED
-    assert bool(store.untold("odd:1", store.notified_since("odd:1"))) is repeatable
+    assert store.runs.get(run.id).status is JobStatus.SUCCEEDED
+    assert bool(store.notifications.due("odd:1", store.notifications.since("odd:1"))) is repeatable
 
 
 def test_the_desktop_is_told_in_words(
@@ -297,9 +297,9 @@ def test_a_command_that_may_have_told_is_not_repeated(
     ids = (tmp_path / "acted").read_text().split()
     assert ids == [f"{run.id}-succeeded" for run in (first, second)]
     for run in (first, second):
-        [event] = [e for e in store.events(run.id) if e.type == "notification"]
+        [event] = [e for e in store.history.events(run.id) if e.type == "notification"]
         assert event.level == "warning" and "not known" in event.message
-    assert store.alarms(first.id) == []
+    assert store.history.alarms(first.id) == []
 
 
 def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
@@ -312,7 +312,7 @@ def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
     (tmp_path / "up").touch()
     assert tell(store, [command]) == [] and tell(store, [command]) == []
     assert (tmp_path / "acted").read_text().split() == [f"{run.id}-succeeded"] * 2
-    assert [e for e in store.events(run.id) if e.type == "notification"] == []
+    assert [e for e in store.history.events(run.id) if e.type == "notification"] == []
 
 
 def test_what_a_hanging_command_started_ends_with_it_and_what_a_done_one_started_goes_on(
@@ -348,7 +348,7 @@ def test_all_processes_take_from_one_bucket(store_url: str, clock: Moved) -> Non
     with Store.open(store_url, clock=clock) as one, Store.open(store_url, clock=clock) as two:
 
         def take(store: Store, count: int, *, credit: bool = False) -> float:
-            return store.take_tokens("a", count, per_minute=60, burst=10, credit=credit)
+            return store.watching.take_tokens("a", count, per_minute=60, burst=10, credit=credit)
 
         assert [take(one, 6), take(two, 4)] == [0.0, 0.0]
         assert 0.5 < take(two, 1) <= 1.0
@@ -363,7 +363,7 @@ def test_all_processes_take_from_one_bucket(store_url: str, clock: Moved) -> Non
 
 def test_a_clock_that_was_set_back_stops_nobody(store: Store, clock: Moved) -> None:
     def take() -> float:
-        return store.take_tokens("a", 1, per_minute=60, burst=1)
+        return store.watching.take_tokens("a", 1, per_minute=60, burst=1)
 
     assert take() == 0.0 and take() > 0
     clock.wall_s -= 86_400
@@ -408,7 +408,7 @@ def test_a_lost_answer_tells_how_long_settling_takes(store: Store, tmp_path: Pat
     host = PaperHost(tmp_path / "host", late_s=1e6)
     with pytest.raises(Exception, match="was lost"):
         submit(store, host, SPEC, DATA)
-    [run] = store.runs()
+    [run] = store.runs.matching()
     timing = Timing()
     whole = timing.settle_s(host)
     assert settle_left_s(store, host, run) == pytest.approx(whole)
@@ -417,8 +417,8 @@ def test_a_lost_answer_tells_how_long_settling_takes(store: Store, tmp_path: Pat
     clock.up_s += 60
     assert settle_left_s(store, host, run) == 0.0
     Watcher(store, lambda _: host).turn()
-    assert settle_left_s(store, host, store.run(run.id)) is None
-    assert json.loads(store.run(run.id).to_json())["phase"] == "uploaded"
+    assert settle_left_s(store, host, store.runs.get(run.id)) is None
+    assert json.loads(store.runs.get(run.id).to_json())["phase"] == "uploaded"
 
 
 def test_somebody_who_looks_makes_the_watcher_look_sooner(
@@ -431,10 +431,10 @@ def test_somebody_who_looks_makes_the_watcher_look_sooner(
     clock.up_s += 1.0
     watcher.turn()
     assert host.requests.count("list") == 1
-    lease = store.look(key, None)
+    lease = store.watching.look(key, None)
     assert lease is not None
-    assert store.look(key, None) is None, "one of many viewers says it for all"
-    assert store.look(key, lease) == lease
+    assert store.watching.look(key, None) is None, "one of many viewers says it for all"
+    assert store.watching.look(key, lease) == lease
     watcher.turn()
     assert host.requests.count("list") == 2 and watcher.wait_s() < 3
-    assert JobStatus.SUCCEEDED not in {run.status for run in store.runs()}
+    assert JobStatus.SUCCEEDED not in {run.status for run in store.runs.matching()}

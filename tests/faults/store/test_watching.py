@@ -24,7 +24,7 @@ from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
-from orchestrate.tracking.notifying import Command, NotDelivered, Webhook, tell
+from orchestrate.tracking.channels import Command, NotDelivered, Webhook, tell
 from orchestrate.tracking.submit import submit
 from orchestrate.tracking.webhooks import Untrusted, listening, take_openai_hint
 from orchestrate.types import JobStatus, Run
@@ -81,9 +81,9 @@ def test_a_watch_until_idle_brings_every_run_to_its_end(store: Store, host: Pape
         watcher.wake()
 
     watcher.run(threading.Event(), until_idle=True, on_turn=soon)
-    assert {store.run(run.id).status for run in runs} == {JobStatus.SUCCEEDED}
+    assert {store.runs.get(run.id).status for run in runs} == {JobStatus.SUCCEEDED}
     assert sorted(heard.told) == sorted((run.id, JobStatus.SUCCEEDED) for run in runs)
-    assert all(len(store.events(run.id)) == 1 for run in runs)
+    assert all(len(store.history.events(run.id)) == 1 for run in runs)
 
 
 def test_an_account_is_not_asked_before_it_is_due(store: Store, host: PaperHost) -> None:
@@ -120,9 +120,9 @@ def test_a_wish_to_be_left_alone_holds_for_every_worker(store_url: str, tmp_path
 
 
 def test_a_pause_ends_when_the_wall_clock_was_set_back(store: Store) -> None:
-    store.pause("paper@here", 100.0)
-    store.pause("paper@here", 10.0)
-    assert 90 < store.paused_s("paper@here") <= 100
+    store.watching.pause("paper@here", 100.0)
+    store.watching.pause("paper@here", 10.0)
+    assert 90 < store.watching.paused_s("paper@here") <= 100
     now = type(store.clock).now
 
     class Back(type(store.clock)):
@@ -130,7 +130,7 @@ def test_a_pause_ends_when_the_wall_clock_was_set_back(store: Store) -> None:
             return now(self) - timedelta(days=1)
 
     store.clock = Back()
-    assert store.paused_s("paper@here") == 0
+    assert store.watching.paused_s("paper@here") == 0
 
 
 def test_one_worker_sweeps_an_account_at_a_time(store_url: str, host: PaperHost) -> None:
@@ -161,7 +161,7 @@ def test_a_backend_without_its_key_stops_no_other(store: Store, host: PaperHost,
 
     watcher = Watcher(store, provider)
     watcher.turn()
-    assert store.run(run.id).status is JobStatus.SUCCEEDED
+    assert store.runs.get(run.id).status is JobStatus.SUCCEEDED
     assert "LOCKED_API_KEY" in watcher.problems[0]
 
 
@@ -174,7 +174,7 @@ def test_workers_that_claim_at_once_get_different_runs(store_url: str, host: Pap
     def claim() -> None:
         with Store.open(store_url) as own:
             start.wait()
-            claimed.extend(run.id for run in own.claim_due("paper", host.host, limit=4))
+            claimed.extend(run.id for run in own.watching.claim_due("paper", host.host, limit=4))
 
     threads = [threading.Thread(target=claim) for _ in range(4)]
     for thread in threads:
@@ -183,10 +183,10 @@ def test_workers_that_claim_at_once_get_different_runs(store_url: str, host: Pap
         thread.join()
     assert len(claimed) == len(set(claimed))
     with Store.open(store_url) as store:
-        rest = {run.id for run in store.claim_due("paper", host.host, limit=100)}
+        rest = {run.id for run in store.watching.claim_due("paper", host.host, limit=100)}
         assert rest.isdisjoint(claimed)
         assert rest | set(claimed) == runs
-        assert store.claim_due("paper", host.host, limit=100) == []
+        assert store.watching.claim_due("paper", host.host, limit=100) == []
 
 
 def test_a_worker_goes_on_after_its_postgres_was_restarted(postgres: Any, host: PaperHost) -> None:
@@ -203,7 +203,7 @@ def test_a_worker_goes_on_after_its_postgres_was_restarted(postgres: Any, host: 
         thread.join(60)
         stop.set()
         assert not thread.is_alive()
-        assert store.run(run.id).status is JobStatus.SUCCEEDED
+        assert store.runs.get(run.id).status is JobStatus.SUCCEEDED
 
 
 # -- notifications -----------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_a_teller_that_died_is_repeated_only_where_repeats_are_dropped(
     run = submit(store, host, SPEC, DATA)
     end(host, run)
     Watcher(store, lambda _: host).turn()
-    assert store.claim_notification(run.id, heard.name)  # and here it dies
+    assert store.notifications.claim(run.id, heard.name)  # and here it dies
     tell(store, [heard])
     assert heard.told == [], "it may still be sending"
     now = type(store.clock).now
@@ -348,8 +348,8 @@ def delivery(
 @pytest.fixture
 def tracked(store: Store, tmp_path: Path) -> Run:
     run = submit(store, PaperHost(tmp_path / "openai", name="openai"), SPEC, DATA)
-    store.claim_due("openai", run.host, limit=10)
-    assert store.claim_due("openai", run.host, limit=10) == []
+    store.watching.claim_due("openai", run.host, limit=10)
+    assert store.watching.claim_due("openai", run.host, limit=10) == []
     return run
 
 
@@ -357,8 +357,8 @@ def test_a_signed_delivery_makes_its_run_due_once_and_changes_nothing_else(
     store: Store, tracked: Run
 ) -> None:
     assert take_openai_hint(store, *delivery(str(tracked.job_id)), SECRET) == tracked.id
-    assert store.run(tracked.id) == tracked, "a hint is not believed, only followed"
-    assert [run.id for run in store.claim_due("openai", tracked.host, limit=10)] == [tracked.id]
+    assert store.runs.get(tracked.id) == tracked, "a hint is not believed, only followed"
+    assert [run.id for run in store.watching.claim_due("openai", tracked.host, limit=10)] == [tracked.id]
     assert take_openai_hint(store, *delivery(str(tracked.job_id)), SECRET) is None, "a repeat"
     assert take_openai_hint(store, *delivery("ftjob-of-another", id="evt_2"), SECRET) is None
 
@@ -378,7 +378,7 @@ def test_a_delivery_that_is_not_the_hosts_is_refused(
         take_openai_hint(store, body, {k: v for k, v in headers.items() if k != "webhook-signature"}, SECRET)
     with pytest.raises(Untrusted):
         take_openai_hint(store, body.replace("succeeded", "failed"), headers, SECRET)
-    assert store.claim_due("openai", tracked.host, limit=10) == []
+    assert store.watching.claim_due("openai", tracked.host, limit=10) == []
 
 
 def test_the_listener_answers_each_caller_as_it_deserves(store: Store, tracked: Run) -> None:
@@ -407,4 +407,4 @@ def test_a_host_that_is_down_is_asked_again(store: Store, host: PaperHost) -> No
     host.faults["down"] = False
     watcher.wake()
     watcher.turn()
-    assert store.run(run.id).status is JobStatus.SUCCEEDED
+    assert store.runs.get(run.id).status is JobStatus.SUCCEEDED

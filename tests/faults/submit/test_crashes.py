@@ -39,7 +39,7 @@ def test_a_process_killed_at_each_point_loses_and_doubles_nothing(
     world.heal()
     found = counted(f"SIGKILL {point}", name)
     assert (found["runs"], found["jobs"]) == (1, 1)
-    run = world.store.run("last")
+    run = world.store.runs.get("last")
     assert (run.provider, run.phase) == (name, SubmitPhase.SUBMITTED)
 
 
@@ -75,7 +75,7 @@ def test_a_process_that_slept_past_its_lease_sends_nothing_when_it_wakes(
         assert os.WIFSTOPPED(status)
         time.sleep(2.5)  # past its lease and its send limit
         world.heal()
-        assert world.store.run("last").phase is SubmitPhase.SUBMITTED
+        assert world.store.runs.get("last").phase is SubmitPhase.SUBMITTED
     finally:
         child.send_signal(signal.SIGCONT)
     assert child.wait(60) != 0, "it must notice that it was overtaken"
@@ -111,7 +111,7 @@ def test_a_lost_store_is_rebuilt_from_the_hosts(world: World, counted: Counted) 
     report = recover(world.store, [world.provider(name) for name in HOSTED])
     assert report.failures == []
     assert set(before) <= set(report.recovered)
-    assert {run_id: world.store.run(run_id).job_id for run_id in before} == before
+    assert {run_id: world.store.runs.get(run_id).job_id for run_id in before} == before
     again = recover(world.store, [world.provider(name) for name in HOSTED])
     assert (again.recovered, set(before) <= set(again.known)) == ([], True)
     world.sync()

@@ -48,7 +48,7 @@ def host(tmp_path: Path) -> EstimatingHost:
 
 
 def price_events(store: Store) -> list[Event]:
-    return [event for event in store.events(store.run("last").id) if event.type == "live_price"]
+    return [event for event in store.history.events(store.runs.get("last").id) if event.type == "live_price"]
 
 
 def test_the_estimate_comes_before_each_create_and_is_kept(store: Store, host: EstimatingHost) -> None:
@@ -71,7 +71,7 @@ def test_an_estimate_above_a_limit_sends_nothing(
     with pytest.raises(raised) as caught:
         submit(store, host, SPEC, DATA, quote=CHEAP, max_cost_usd=Decimal("1.25"))
     assert (host.posts(), host.requests) == (0, ["upload", "estimate"])
-    run = store.run("last")
+    run = store.runs.get("last")
     assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
     assert run.error is not None and run.error.message == caught.value.message
     host.told = Decimal(0)

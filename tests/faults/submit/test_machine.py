@@ -45,7 +45,7 @@ def test_a_wall_clock_that_is_a_day_off_loses_and_doubles_nothing(
     clock.days = days
     world.heal()
     assert name == "local" or hosts.fronts[name].faults.waiting() == [], "the fault befell nothing"
-    assert world.store.run("last").phase is SubmitPhase.SUBMITTED
+    assert world.store.runs.get("last").phase is SubmitPhase.SUBMITTED
     found = world.count(name)
     tally("clock a day off", name, found)
     assert (found["runs"], found["jobs"], found["lost"], found["doubled"]) == (1, 1, 0, 0)

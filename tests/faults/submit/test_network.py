@@ -68,7 +68,7 @@ def test_a_host_that_goes_away_before_the_post_and_comes_back(
             world.submit(name, reached=goes)
     with sandbox.running(home=home, train=False, speed=20, ports=ports) as world.hosts:
         world.heal()
-        ended = world.store.run("last").phase is SubmitPhase.REFUSED
+        ended = world.store.runs.get("last").phase is SubmitPhase.REFUSED
         found = world.count(name)
         tally("host gone before the POST", name, found)
         assert (found["runs"], found["jobs"]) == (1, 0 if ended else 1)
@@ -98,7 +98,7 @@ def test_a_storm_of_429_that_will_not_end_ends_the_run_and_leaves_the_others_alo
         world.submit(name)
     [failure] = world.sync().failures
     assert (failure.provider, failure.retry_after_s) == (name, 3600)
-    assert world.store.run(tracked.id) == tracked
+    assert world.store.runs.get(tracked.id) == tracked
     hosts.clear_faults()
     world.heal()
     assert counted("429 storm", name)["jobs"] == 1
@@ -111,7 +111,7 @@ def test_a_host_that_takes_no_new_jobs_ends_the_run(
     hosts.fault(name, "error", method="POST", path=CREATE[name], status=400)
     with pytest.raises(ProviderError):
         world.submit(name)
-    run = world.store.run("last")
+    run = world.store.runs.get("last")
     assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
     assert counted("refused", name)["jobs"] == 0
 
@@ -162,11 +162,11 @@ def test_an_unknown_status_is_kept_and_ends_nothing(
     run = world.submit(name)
     hosts.fault(name, "unknown_status", method="GET", count=0, word="defrosting")
     world.sync()
-    seen = world.store.run(run.id)
+    seen = world.store.runs.get(run.id)
     assert (seen.status, "defrosting" in str(seen.raw_status).lower()) == (JobStatus.UNKNOWN, True)
     hosts.clear_faults()
     world.sync()
-    assert world.store.run(run.id).status is not JobStatus.UNKNOWN
+    assert world.store.runs.get(run.id).status is not JobStatus.UNKNOWN
     counted("unknown status", name)
 
 
@@ -187,7 +187,7 @@ def test_statuses_that_come_twice_or_go_back_change_nothing(
     provider = world.provider(name)
     hosts.skip(seconds)
     assert world.sync().changed == [run.id]
-    assert world.store.run(run.id).status.value == stands
+    assert world.store.runs.get(run.id).status.value == stands
     assert world.sync().changed == [], "the same answer again"
     hosts.fault(name, "unknown_status", method="GET", count=0, word=old)
     assert world.sync().changed == [], "an old answer"
@@ -198,7 +198,7 @@ def test_statuses_that_come_twice_or_go_back_change_nothing(
     hosts.fault(name, "unknown_status", method="GET", count=0, word=old)
     ended = refresh(world.store, provider, run, timing=SETTLED)
     assert ended.status is JobStatus.SUCCEEDED
-    story = [step.status.value for step in world.store.transitions(run.id)]
+    story = [step.status.value for step in world.store.history.transitions(run.id)]
     assert story == ["submitting"] * 4 + [stands, "succeeded"]
     counted("statuses twice and backwards", name)
 
@@ -216,14 +216,14 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     def cancels(reached: str) -> None:
         stand_still(reached)
         if reached == point:
-            cancel(world.store, world.provider(name), world.store.run("last"), timing=SETTLED)
+            cancel(world.store, world.provider(name), world.store.runs.get("last"), timing=SETTLED)
 
     with contextlib.suppress(ImpossibleTransition):
         world.submit(name, reached=cancels)
     world.heal()
     hosts.skip(200.0)
     world.sync()
-    assert world.store.run("last").status is JobStatus.CANCELLED
+    assert world.store.runs.get("last").status is JobStatus.CANCELLED
     assert {job.phase for job in world.jobs(name)} <= {"cancelled"}
     sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
     assert counted("cancel races the submit", name)["jobs"] == int(sent)

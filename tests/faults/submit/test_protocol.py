@@ -27,7 +27,7 @@ from orchestrate.errors import (
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.database import LeaseHeld, LeaseLost
+from orchestrate.tracking.leases import LeaseHeld, LeaseLost
 from orchestrate.tracking.submit import submit
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
@@ -71,30 +71,30 @@ def test_a_limit_is_kept_before_anything_is_written_or_sent(store: Store, host: 
     with pytest.raises(UsageError, match="limit cannot be kept"):
         no_price = Quote(provider="paper", model="m", unavailable="no rate")
         submit(store, host, SPEC, DATA, quote=no_price, max_cost_usd=Decimal(9))
-    assert (host.requests, store.runs()) == ([], [])
+    assert (host.requests, store.runs.matching()) == ([], [])
 
 
 def test_a_refusal_ends_the_run_with_its_reason_and_forgets_the_upload(store: Store, host: PaperHost) -> None:
     host.faults["refused"] = True
     with pytest.raises(InvalidRequest):
         submit(store, host, SPEC, DATA)
-    run = store.run("last")
+    run = store.runs.get("last")
     assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
     assert run.error is not None
     assert (run.error.code, "no such model" in run.error.message) == ("bad", True)
-    assert store.upload("paper", host.host, host.account().id, DATA.digest) is None
+    assert store.history.upload("paper", host.host, host.account().id, DATA.digest) is None
     assert sync(store, lambda _: host, timing=QUICK).adopted == []
-    assert store.runs(closed=False) == [run], "it is too early to tell that the host did not make it"
+    assert store.runs.matching(closed=False) == [run], "it is too early to tell that the host did not make it"
     time.sleep(QUICK.settle_s(host))
     sync(store, lambda _: host, timing=QUICK)
-    assert store.runs(closed=False) == []
+    assert store.runs.matching(closed=False) == []
 
 
 def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:
     host.faults["busy"] = 3
     run = submit(store, host, SPEC, DATA, timing=QUICK)
     assert [job["id"] for job in host.jobs()] == [run.job_id]
-    assert [t.attempt for t in store.transitions(run.id)][-1] == 4
+    assert [t.attempt for t in store.history.transitions(run.id)][-1] == 4
     host.faults |= {"busy": 1, "retry_after_s": 3600.0}
     with pytest.raises(RateLimited):
         submit(store, host, SPEC, DATA, timing=QUICK)
@@ -112,7 +112,7 @@ def test_a_job_that_shows_late_is_adopted_and_nothing_is_sent_twice(store: Store
     host.faults["late_s"] = 0.3
     with pytest.raises(OutcomeUnknown):
         submit(store, host, SPEC, DATA, timing=QUICK)
-    run = store.run("last")
+    run = store.runs.get("last")
     assert run.phase is SubmitPhase.OUTCOME_UNKNOWN
     with pytest.raises(OutcomeUnknown, match="not settled"):
         submit(store, host, SPEC, DATA, run_id=run.id, timing=QUICK)
@@ -120,7 +120,7 @@ def test_a_job_that_shows_late_is_adopted_and_nothing_is_sent_twice(store: Store
     time.sleep(0.35)
     report = sync(store, lambda _: host, timing=QUICK)
     assert report.adopted == [run.id]
-    assert store.run(run.id).job_id == host.jobs()[0]["id"]
+    assert store.runs.get(run.id).job_id == host.jobs()[0]["id"]
     assert host.posts() == 1
 
 
@@ -130,7 +130,7 @@ def test_a_request_that_never_arrived_is_settled_after_the_settle_time_only(
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
         submit(store, host, SPEC, DATA, timing=QUICK)
-    run = store.run("last")
+    run = store.runs.get("last")
     assert settle(store, host, run, timing=Timing()).phase is SubmitPhase.OUTCOME_UNKNOWN
     run = settled(store, host, run)
     assert run.phase is SubmitPhase.UPLOADED
@@ -147,7 +147,7 @@ def test_whatever_breaks_the_send_leaves_its_outcome_open(
     host.faults["raises"] = error
     with pytest.raises(type(error)):
         submit(store, host, SPEC, DATA)
-    assert store.run("last").phase is SubmitPhase.OUTCOME_UNKNOWN
+    assert store.runs.get("last").phase is SubmitPhase.OUTCOME_UNKNOWN
 
 
 class Moved(Clock):
@@ -172,7 +172,7 @@ def test_a_clock_that_is_set_a_day_off_changes_nothing(store_url: str, host: Pap
         with pytest.raises(OutcomeUnknown):
             submit(store, host, SPEC, DATA, timing=QUICK)
         clock.days = days
-        run = settle(store, host, store.run("last"), timing=QUICK)
+        run = settle(store, host, store.runs.get("last"), timing=QUICK)
         assert run.phase is SubmitPhase.OUTCOME_UNKNOWN, "a day on the wall is not the settle time"
         run = settled(store, host, run)
         assert run.job_id == host.jobs()[0]["id"]
@@ -194,7 +194,7 @@ def test_a_process_that_slept_past_the_send_limit_sends_nothing_before_it_has_lo
 
     with Store.open(store_url, clock=clock) as store:
         run = submit(store, host, SPEC, DATA, timing=QUICK, reached=sleeps)
-        notes = [t.note for t in store.transitions(run.id) if t.note]
+        notes = [t.note for t in store.history.transitions(run.id) if t.note]
         assert notes == ["intent", "too late to send; nothing was sent"]
         assert host.posts() == 1
 
@@ -203,18 +203,18 @@ def test_a_process_that_lost_its_lease_sends_nothing(store: Store, host: PaperHo
     def taken_over(point: str) -> None:
         if point == "after-submitting":
             # As another process sees it when this one has slept past its lease.
-            with store.writing() as connection:
+            with store.database.writing() as connection:
                 connection.exec_driver_sql("UPDATE leases SET expires_uptime = 0, expires_at = ''")
-            run = store.run("last")
+            run = store.runs.get("last")
             time.sleep(QUICK.settle_s(host))
-            with Store(store.engine) as other:
+            with Store(store.database.engine) as other:
                 assert settle(other, host, run, timing=QUICK).phase is SubmitPhase.UPLOADED
                 assert submit(other, host, SPEC, DATA, run_id=run.id, timing=QUICK).job_id
 
     with pytest.raises((LeaseLost, ImpossibleTransition)):
         submit(store, host, SPEC, DATA, timing=QUICK, reached=taken_over)
     assert host.posts() == 1
-    assert store.run("last").job_id == host.jobs()[0]["id"]
+    assert store.runs.get("last").job_id == host.jobs()[0]["id"]
 
 
 def test_two_jobs_of_one_ref_are_an_alarm_and_the_tracked_one_stays(store: Store, host: PaperHost) -> None:
@@ -222,23 +222,23 @@ def test_two_jobs_of_one_ref_are_an_alarm_and_the_tracked_one_stays(store: Store
     twin = host.add(run.ref)
     report = sync(store, lambda _: host)
     assert [alarm.data["others"] for alarm in report.alarms] == [[twin.job_id]]
-    assert store.run(run.id).job_id == run.job_id
+    assert store.runs.get(run.id).job_id == run.job_id
     assert sync(store, lambda _: host).alarms == [], "an alarm is told once"
-    assert [e.type for e in store.events(run.id)] == ["alarm"]
+    assert [e.type for e in store.history.events(run.id)] == ["alarm"]
 
 
 def test_a_job_of_a_run_that_was_given_up_is_adopted_when_it_shows(store: Store, host: PaperHost) -> None:
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
         submit(store, host, SPEC, DATA, timing=QUICK)
-    run = settled(store, host, store.run("last"))
+    run = settled(store, host, store.runs.get("last"))
     run = cancel(store, host, run, timing=QUICK)
-    assert (run.status, store.runs(closed=False)) == (JobStatus.CANCELLED, [])
+    assert (run.status, store.runs.matching(closed=False)) == (JobStatus.CANCELLED, [])
     late = host.add(run.ref)
     del host.faults["raises"]
     submit(store, host, SPEC, DATA)  # another run is open, so the host is swept
     assert sync(store, lambda _: host).adopted == [run.id]
-    assert store.run(run.id).job_id == late.job_id
+    assert store.runs.get(run.id).job_id == late.job_id
     assert [job["state"] for job in host.jobs(run.ref)] == ["stopped"], "the wish to cancel outlived its run"
 
 
@@ -262,12 +262,12 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
 ) -> None:
     def cancels(reached: str) -> None:
         if reached == point:
-            cancel(store, host, store.run("last"), timing=QUICK)
+            cancel(store, host, store.runs.get("last"), timing=QUICK)
 
     with contextlib.suppress(ImpossibleTransition):
         submit(store, host, SPEC, DATA, timing=QUICK, reached=cancels)
     sync(store, lambda _: host)
-    run = store.run("last")
+    run = store.runs.get("last")
     assert run.status is JobStatus.CANCELLED
     assert [job["state"] for job in host.jobs() if job["state"] != "stopped"] == []
     sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
@@ -298,8 +298,8 @@ def test_a_cancel_that_did_not_reach_the_host_is_carried_out_by_the_next_look(
     for _ in range(2):
         refresh(store, host, run) if by == "refresh" else sync(store, lambda _: host)
     refresh(store, host, other)
-    assert store.run(run.id).status is JobStatus.CANCELLED
-    assert store.run(other.id).status is JobStatus.QUEUED
+    assert store.runs.get(run.id).status is JobStatus.CANCELLED
+    assert store.runs.get(other.id).status is JobStatus.QUEUED
     assert host.requests.count("cancel") == 1
 
 
@@ -352,13 +352,13 @@ def test_an_ended_run_gets_its_last_events_metrics_and_bill_and_is_then_left_alo
     )
     for still_open in (True, True, False):
         report = sync(store, lambda _: host, bill=lambda _run, _job: next(bills))
-        assert bool(store.runs(closed=False)) is still_open
+        assert bool(store.runs.matching(closed=False)) is still_open
     assert report.ended == []
-    run = store.run(run.id)
+    run = store.runs.get(run.id)
     assert (run.status, run.tuned_model, run.trained_tokens) == (JobStatus.SUCCEEDED, "ft:m", 10)
     assert run.bill == Bill(usd=Decimal(2), origin="host")
-    assert [e.id for e in store.events(run.id)] == ["e1", "e2"]
-    assert len(store.metrics(run.id)) == len(store.checkpoints(run.id)) == 1
+    assert [e.id for e in store.history.events(run.id)] == ["e1", "e2"]
+    assert len(store.history.metrics(run.id)) == len(store.history.checkpoints(run.id)) == 1
     host.requests.clear()
     assert sync(store, lambda _: host).checked == 0
     assert host.requests == []
@@ -371,7 +371,7 @@ def test_absence_from_a_list_ends_nothing(store: Store, host: PaperHost) -> None
     (host.folder / "jobs" / f"{run.job_id}.json").unlink()
     report = sync(store, lambda _: host)
     assert (report.changed, report.failures) == ([], [])
-    assert store.run(run.id).status is JobStatus.RUNNING
+    assert store.runs.get(run.id).status is JobStatus.RUNNING
 
 
 def test_a_host_that_is_down_stops_no_other(store: Store, host: PaperHost, tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_host_that_is_down_stops_no_other(store: Store, host: PaperHost, tmp_p
     report = sync(store, hosts.__getitem__)
     assert report.ended == [ours.id]
     assert [(f.provider, f.retryable) for f in report.failures] == [("down", True)]
-    assert store.run(theirs.id).status is JobStatus.SUBMITTING
+    assert store.runs.get(theirs.id).status is JobStatus.SUBMITTING
 
 
 def test_refresh_tells_new_events_only(store: Store, host: PaperHost) -> None:
@@ -403,7 +403,7 @@ def test_of_many_that_go_on_with_one_run_one_sends(store: Store, host: PaperHost
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
         submit(store, host, SPEC, DATA, timing=QUICK)
-    run = settled(store, host, store.run("last"))
+    run = settled(store, host, store.runs.get("last"))
     del host.faults["raises"]
     start = threading.Barrier(6)
 
@@ -430,7 +430,7 @@ def test_interrupted_before_the_upload_needs_the_same_data_to_go_on(store: Store
 
     with pytest.raises(Dies):
         submit(store, host, SPEC, DATA, reached=dies)
-    run = store.run("last")
+    run = store.runs.get("last")
     assert sync(store, lambda _: host).unsent == [run.id]
     with pytest.raises(UsageError, match="not at hand or have changed"):
         Submitter(store, host).resume(run)
@@ -459,8 +459,8 @@ def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, hos
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         time.sleep(0.4)  # the lease could not be given back either; it runs out
-        assert sync(store, lambda _: host).adopted == [store.run("last").id]
-        assert [job["id"] for job in host.jobs()] == [store.run("last").job_id]
+        assert sync(store, lambda _: host).adopted == [store.runs.get("last").id]
+        assert [job["id"] for job in host.jobs()] == [store.runs.get("last").job_id]
 
 
 @pytest.mark.parametrize("swap", ["removed", "replaced"])
@@ -497,8 +497,8 @@ def test_a_store_that_is_taken_away_after_the_post_is_rebuilt(tmp_path: Path, ho
     with Store.open(f"sqlite:///{path}") as store:
         report = recover(store, [host])
         assert (report.recovered, report.doubled) == ([run.id], [run.ref])
-        found = store.run(run.id)
-        [alarm] = store.alarms(run.id)
+        found = store.runs.get(run.id)
+        [alarm] = store.history.alarms(run.id)
         assert {str(found.job_id), *alarm.data["others"]} == {str(run.job_id), twin.job_id}
         assert sync(store, lambda _: host).alarms == [], "told once"
 

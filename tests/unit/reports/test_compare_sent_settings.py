@@ -14,7 +14,7 @@ def test_settings_as_sent(tmp_path: Path) -> None:
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Orchestrator(settings) as ft:
         runs = [
-            ft.store.create_run(spec.on(name), name, dataset_digest="d" * 64, host=name)
+            ft.store.runs.create(spec.on(name), name, dataset_digest="d" * 64, host=name)
             for name in ("together", "local", "a-plugin-that-was-removed")
         ]
         sent = ft.provider("local").translate(spec.on("local"))

@@ -97,11 +97,7 @@ def check(
         )
         for split, path in paths.items()
     }
-    found: list[Problem] = []
-    for split, one in opened.items():
-        found += one.facts.problems
-        found += _within(one, split)
-    found += _between(opened)
+    found = problems_of_files(opened)
     if options.near:
         found += _near(opened, options)
     hosts: list[HostFacts] = []
@@ -124,6 +120,16 @@ def check(
         hosts=tuple(hosts),
         problems=tuple(found),
     )
+
+
+def problems_of_files(opened: Mapping[str, Opened]) -> list[Problem]:
+    """What is wrong with the files (split -> file, read with `compare` and `content`) wherever they go:
+    damaged rows, duplicates, and rows that the splits share."""
+    found: list[Problem] = []
+    for split, one in opened.items():
+        found += one.facts.problems
+        found += _within(one, split)
+    return [*found, *_between(opened)]
 
 
 def _count(found: Sequence[Problem], severity: Severity) -> int:

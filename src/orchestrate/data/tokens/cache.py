@@ -17,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.data.tokens.counting import Lengths
+from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.files import sha256, write_whole
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
-_LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "transformers")
-_CODE = ("counting.py", "hub_tokens.py")
+_LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "jinja2", "transformers")
+_CODE = ("counting.py", "hub_tokens.py", "chat_templates.py", "tokenizer_files.py")
 _TOKENIZER_FILES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
     "*.model", "*.tiktoken", "additional_chat_templates/*", "config.json",

@@ -18,13 +18,11 @@ renders them, and images as nothing: such counts say `exact=False`.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -38,6 +36,7 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
+from orchestrate.data.tokens.lengths import Counter, Lengths, has_tokenizer
 from orchestrate.errors import SetupError, UsageError
 
 TOOL_BAND = 0.05
@@ -49,29 +48,6 @@ measured on English prose, Python code, short orders with numbers, and Chinese, 
 Llama 3 0.98-1.02, Qwen 3 0.91-1.12."""
 OTHER_BAND = 0.25
 """Half-width for a family that was not measured."""
-
-
-class Lengths:
-    """Tokens of each sequence and how many of them carry loss. A preference row is two sequences: the prompt
-    with each of its answers, as a trainer feeds it."""
-
-    __slots__ = ("tokens", "trained")
-
-    def __init__(self) -> None:
-        self.tokens = array("I")
-        self.trained = array("I")
-
-    def extend(self, other: Lengths) -> None:
-        self.tokens.extend(other.tokens)
-        self.trained.extend(other.trained)
-
-
-class Counter(Protocol):
-    name: str
-    error_band: float
-    """Relative half-width for plain rows; 0 when the count is the model's own."""
-
-    def count(self, examples: Sequence[Example]) -> Lengths: ...
 
 
 @dataclass(frozen=True)
@@ -146,10 +122,6 @@ def for_model(
     if hub is not None and (cached := _cached_tokenizer(hub)) is not None:
         return f"hf:{cached}"
     return f"{tokenizer or 'unknown'}~o200k"
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
 
 
 def _cached_tokenizer(hub: str) -> Path | None:

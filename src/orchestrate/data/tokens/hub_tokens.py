@@ -1,13 +1,11 @@
-"""Counts with a Hugging Face tokenizer and its own chat template. The only importer of transformers here."""
+"""Counts with a Hugging Face tokenizer and its own chat template. The only importer of transformers here, and
+that only where a tokenizer's files do not say all."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
-
-import msgspec
 
 from orchestrate.data.rows.examples import (
     ChatExample,
@@ -18,10 +16,10 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.counting import Lengths, has_tokenizer
+from orchestrate.data.tokens.chat_templates import CHATML, chosen, is_marked, message, render
+from orchestrate.data.tokens.lengths import Lengths, has_tokenizer
+from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.errors import MissingExtra, SetupError
-
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def load(folder: Path) -> Any:
@@ -47,13 +45,12 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     }
 
 
-CHATML = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""For tokenizers that bring no chat template, as the local engine trains them."""
+def of_transformers(tokenizer: Any) -> HubTokenizer:
+    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+        return out["input_ids"], out.get("offset_mapping", [])
+
+    return HubTokenizer(encode, tokenizer.special_tokens_map, special_ids(tokenizer), tokenizer.chat_template)
 
 
 class HubCounter:
@@ -63,13 +60,9 @@ class HubCounter:
 
     def __init__(self, folder: Path) -> None:
         self.name = f"hf:{folder}"
-        self._tokenizer = load(folder)
-        template: Any = self._tokenizer.chat_template
-        if isinstance(template, dict):  # several named templates
-            named = cast("dict[str, str]", template)
-            template = named.get("default") or next(iter(named.values()))
-        self._tokenizer.chat_template = template or CHATML
-        self._special = special_ids(self._tokenizer)
+        self._tokenizer = read(folder) or of_transformers(load(folder))
+        self._template = chosen(self._tokenizer.template) or CHATML
+        self._is_marked = is_marked(self._template)
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()
@@ -94,14 +87,16 @@ class HubCounter:
         return lengths
 
     def _plain(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return len(self._tokenizer.encode(text)[0])
 
     def _ids(
         self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, *, prompt: bool = False
-    ) -> list[int]:
-        return self._tokenizer.apply_chat_template(
-            plain(messages), tools=tools, tokenize=True, return_dict=False, add_generation_prompt=prompt
-        )
+    ) -> Sequence[int]:
+        shown = [message(m) for m in messages]
+        names = self._tokenizer.names
+        return self._tokenizer.encode(
+            render(self._template, shown, tools, names=names, answer_next=prompt)[0]
+        )[0]
 
     def _chat(
         self, lengths: Lengths, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None
@@ -109,16 +104,13 @@ class HubCounter:
         """Trained tokens come from the template's own marks where it has them, else from the difference that
         each answer makes to the rendered conversation. Weight 0 takes an answer out."""
         masked = any(m.weight == 0 for m in messages)
-        if _MARKED.search(self._tokenizer.chat_template) and not masked:
-            encoded = self._tokenizer.apply_chat_template(
-                plain(messages),
-                tools=tools,
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-            )
-            _append(lengths, len(encoded["input_ids"]), sum(encoded["assistant_masks"]))
-            return
+        if self._is_marked and not masked:
+            shown = [message(m) for m in messages]
+            text, spans = render(self._template, shown, tools, names=self._tokenizer.names)
+            ids, offsets = self._tokenizer.encode(text)
+            if len(offsets) == len(ids):
+                _append(lengths, len(ids), _inside(offsets, spans))
+                return
         trained = sum(
             self._answer(messages[:i], messages[: i + 1], tools)
             for i, m in enumerate(messages)
@@ -134,7 +126,7 @@ class HubCounter:
     ) -> int:
         """Tokens that an answer adds after the generation prompt, up to the mark that ends the turn."""
         ids = self._ids(after, tools)[len(self._ids(before, tools, prompt=True)) :]
-        ends = [i for i, token in enumerate(ids) if token in self._special]
+        ends = [i for i, token in enumerate(ids) if token in self._tokenizer.special]
         return ends[-1] + 1 if ends else len(ids)
 
     def _pair(
@@ -153,32 +145,13 @@ def _append(lengths: Lengths, tokens: int, trained: int) -> None:
     lengths.trained.append(trained)
 
 
-def plain(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them: text content, tool arguments as objects."""
-    shown: list[dict[str, Any]] = []
-    for m in messages:
-        item: dict[str, Any] = {"role": m.role, "content": m.text}
-        if m.reasoning is not None:
-            item["reasoning_content"] = m.reasoning
-        if m.tool_calls:
-            item["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": call.type,
-                    "function": {"name": call.function.name, "arguments": _object(call.function.arguments)},
-                }
-                for call in m.tool_calls
-            ]
-        if m.tool_call_id is not None:
-            item["tool_call_id"] = m.tool_call_id
-        if m.name is not None:
-            item["name"] = m.name
-        shown.append(item)
-    return shown
-
-
-def _object(arguments: str) -> Any:
-    try:
-        return msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return arguments
+def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> int:
+    """Tokens that overlap a span; both are in order."""
+    inside = at = 0
+    for start, end in offsets:
+        while at < len(spans) and start >= spans[at][1]:
+            at += 1
+        if at == len(spans):
+            break
+        inside += end > spans[at][0]
+    return inside

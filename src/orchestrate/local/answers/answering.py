@@ -105,10 +105,10 @@ class Answerer:
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
-        from orchestrate.local.encoding.encoding import template_message
+        from orchestrate.data.tokens.chat_templates import message
 
-        chat = [template_message(msgspec.convert(m, ChatMessage)) for m in messages]
-        return self.template.tokens(self.template.render(chat, tools, answer_next=True))[0]
+        chat = [message(msgspec.convert(m, ChatMessage)) for m in messages]
+        return self.template.tokens(self.template.render(chat, tools, answer_next=True)[0])[0]
 
     def _batched(self, model: Any, prompts: list[list[int]], request: dict[str, Any]) -> list[dict[str, Any]]:
         answers = self.sampler.draw(

@@ -8,11 +8,10 @@ The token that ends the turn is always the assistant's.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -26,17 +25,9 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
+from orchestrate.data.tokens.chat_templates import CHATML, Spans, chosen, is_marked, message, render
 from orchestrate.errors import DataError
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""For tokenizers that bring no chat template of their own."""
-
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SENTINEL = "\u241f\u241fX\u241f"
 """Stands for an assistant's words; characters that no real answer begins with."""
 
@@ -81,19 +72,16 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Template:
-        given: Any = tokenizer.chat_template
-        if isinstance(given, dict):  # several named templates
-            named = cast("dict[str, str]", given)
-            given = named.get("default") or next(iter(named.values()))
-        template = cls(tokenizer, source=str(given or CHATML), own=bool(given))
-        template.marked = bool(_MARKED.search(template.source))
+        given = chosen(tokenizer.chat_template)
+        template = cls(tokenizer, source=given or CHATML, own=given is not None)
+        template.marked = is_marked(template.source)
         added = tokenizer.added_tokens_decoder
         template.special = frozenset(int(i) for i, t in added.items() if t.special) | frozenset(
             tokenizer.all_special_ids
         )
         question = [{"role": "user", "content": "Hi"}]
-        before = template.render(question)
-        after = template.render(question, answer_next=True)
+        before, _ = template.render(question)
+        after, _ = template.render(question, answer_next=True)
         template.prompt = after[len(before) :] if after.startswith(before) else ""
         return template
 
@@ -103,74 +91,15 @@ class Template:
         tools: list[dict[str, Any]] | None = None,
         *,
         answer_next: bool = False,
-    ) -> str:
-        return self._render(messages, tools, answer_next, False)[0]
-
-    def render_with_spans(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The text and the template's own assistant spans, in characters."""
-        return self._render(messages, tools, False, True)
-
-    def _render(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: list[dict[str, Any]] | None,
-        answer_next: bool,
-        spans: bool,
-    ) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError
-        from transformers.utils import chat_template_utils
-
-        # Annotated as giving a str, it gives texts and spans.
-        render_jinja_template: Any = getattr(chat_template_utils, "render_jinja_template")  # noqa: B009
-        try:
-            texts, indices = render_jinja_template(
-                conversations=[list(messages)],
-                tools=tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=spans,
-                add_generation_prompt=answer_next,
-                **self.tokenizer.special_tokens_map,
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise DataError(f"the model's chat template refuses the conversation: {error}") from error
-        return texts[0], [(start, end) for start, end in indices[0]] if spans else []
+    ) -> tuple[str, Spans]:
+        """The text and the template's own assistant spans; see `chat_templates.render`."""
+        names = self.tokenizer.special_tokens_map
+        return render(self.source, messages, tools, names=names, answer_next=answer_next)
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its place in the text."""
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
-
-
-def template_message(message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates expect it: arguments of tool calls as an object, thinking as
-    `reasoning_content`."""
-    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
-    out: dict[str, Any] = {"role": role, "content": message.text}
-    if message.name:
-        out["name"] = message.name
-    if message.tool_call_id:
-        out["tool_call_id"] = message.tool_call_id
-    if message.reasoning:
-        out["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        out["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return out
-
-
-def _arguments(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return text
 
 
 def encode(
@@ -217,17 +146,13 @@ def _answered(
 
 
 def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool) -> Encoded:
-    messages = [template_message(m) for m in example.messages]
+    messages = [message(m) for m in example.messages]
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     row = 1.0 if example.weight is None else example.weight
     asked = [(1.0 if (w := example.messages[i].weight) is None else w) * row for i in turns]
     notes: list[str] = []
-    spans: list[tuple[int, int]] = []
-    text = ""
-    if template.marked:
-        text, spans = template.render_with_spans(messages, example.tools)
+    text, spans = template.render(messages, example.tools)
     if len(spans) != len(turns):
-        text = template.render(messages, example.tools)
         spans = [_span(template, messages, example.tools, text, i) for i in turns]
     for i, (start, end) in zip(turns, spans, strict=True):
         if end <= start and (messages[i]["content"] or messages[i].get("tool_calls")):
@@ -270,7 +195,7 @@ def _span(
     """Where message `turn` lies in `text`: between what a rendering with other words shares with it before
     and after."""
     bare = {"role": "assistant", "content": _SENTINEL}
-    other = template.render([*messages[:turn], bare, *messages[turn + 1 :]], tools)
+    other, _ = template.render([*messages[:turn], bare, *messages[turn + 1 :]], tools)
     start = _common_prefix(text, other)
     rest = min(len(text), len(other)) - start
     end = len(text) - _common_prefix(text[::-1][:rest], other[::-1][:rest])

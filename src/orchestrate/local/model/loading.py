@@ -15,8 +15,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.encoding.encoding import CHATML
 from orchestrate.local.model.accelerating import compile_layers, load_unsloth, use_liger
 from orchestrate.local.model.engines import PLAIN, Choice, choose, precision
 from orchestrate.local.model.fused import fuse

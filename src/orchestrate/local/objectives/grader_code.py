@@ -1,9 +1,5 @@
-"""A user's `def grade(sample, item) -> float`, in a process of its own: run as a script, this file is that
-process.
-
-It answers each line of its input by one line: the source by `{}`, a question by `{"score": ...}`, and what
-the code did wrong by `{"error": ...}`.
-"""
+"""A user's `def grade(sample, item) -> float`, in a process of its own (`grader_process.py`), as far from
+everything else as `isolation` can have it."""
 
 from __future__ import annotations
 
@@ -13,12 +9,16 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from orchestrate.local.objectives.isolation import Isolation
+
+_AHEAD = 4
+"""Answers that may wait to be read; there is one to each question."""
+_LONGEST_BYTES = 64 << 10
 STARTUP_SECONDS = 30.0
 """For Python and the code's own imports, beside the limit for one answer."""
 
@@ -26,10 +26,10 @@ STARTUP_SECONDS = 30.0
 class GraderCode:
     """Starts the process with the first answer to grade, and again when an answer killed it."""
 
-    def __init__(self, source: str, seconds: float) -> None:
-        self._source, self._seconds = source, seconds
+    def __init__(self, source: str, seconds: float, isolation: Isolation) -> None:
+        self._source, self._seconds, self._isolation = source, seconds, isolation
         self._process: subprocess.Popen[bytes] | None = None
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._answers: queue.Queue[bytes] = queue.Queue(_AHEAD)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._broken: dict[str, Any] | None = None
 
@@ -49,36 +49,39 @@ class GraderCode:
     def _start(self) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="grader-")
-        # No environment: keys are not the grader's business.
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT") if name in os.environ}
+        script = Path(__file__).resolve().with_name("grader_process.py")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).resolve())],
+            self._isolation.command(script, Path(self._folder.name)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=self._folder.name,
-            env=kept,
+            env=self._isolation.environment(),
             start_new_session=True,  # so that what the code starts can be ended with it
         )
-        self._answers = queue.SimpleQueue()
+        self._answers = queue.Queue(_AHEAD)
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
         said = self._exchange(self._source, STARTUP_SECONDS + self._seconds)
         self._broken = said or None
 
     def _exchange(self, line: Any, seconds: float) -> dict[str, Any]:
         process = self._process
-        assert process is not None and process.stdin is not None  # noqa: S101  opened as a pipe
-        with contextlib.suppress(OSError):  # the code ended its own process
-            process.stdin.write(json.dumps(line).encode() + b"\n")
-            process.stdin.flush()
+        assert process is not None  # noqa: S101  started by `ask`
+        # Code that reads nothing would hold the writer up.
+        threading.Thread(
+            target=_write, args=(process, json.dumps(line).encode() + b"\n"), daemon=True
+        ).start()
         try:
             answer = self._answers.get(timeout=seconds)
         except queue.Empty:
             self._stop()
             return {"error": f"the code took longer than {seconds:g} s"}
-        if answer:
-            return json.loads(answer)
-        return {"error": f"the code's process ended with {self._stop()}"}
+        if not answer:
+            return {"error": f"the code's process ended with {self._stop()}"}
+        if (said := _said(answer)) is None:
+            self._stop()
+            return {"error": "the code wrote into its own answers; it was ended"}
+        return said
 
     def _stop(self) -> int | None:
         process, self._process = self._process, None
@@ -86,9 +89,9 @@ class GraderCode:
             return None
         assert process.stdin is not None  # noqa: S101  opened as a pipe
         code = process.poll()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
         _end_all(process)
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.close()
         return process.wait() if code is None else code
 
 
@@ -102,39 +105,35 @@ def _end_all(process: subprocess.Popen[bytes]) -> None:
             killpg(process.pid, signal.SIGKILL)
 
 
-def _read(process: subprocess.Popen[bytes], answers: queue.SimpleQueue[bytes]) -> None:
-    """A reader of its own can be waited for with a limit, on every system."""
+def _write(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdin is not None  # noqa: S101  opened as a pipe
+    with contextlib.suppress(OSError, ValueError):  # the code ended its own process, or was ended
+        process.stdin.write(line)
+        process.stdin.flush()
+
+
+def _read(process: subprocess.Popen[bytes], answers: queue.Queue[bytes]) -> None:
+    """A reader of its own can be waited for with a limit, on every system. What comes unasked fills no
+    memory: it is left in the pipe."""
     assert process.stdout is not None  # noqa: S101  opened as a pipe
-    with process.stdout as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                answers.put(line)
-    process.wait()
-    answers.put(b"")
+    with process.stdout as lines, contextlib.suppress(queue.Full):
+        while line := lines.readline(_LONGEST_BYTES):
+            if line.endswith(b"\n") or len(line) == _LONGEST_BYTES:
+                answers.put(line, timeout=STARTUP_SECONDS)
+        process.wait()
+        answers.put(b"", timeout=STARTUP_SECONDS)
 
 
-def _serve() -> None:
-    # What the code prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    me = os.getpid()
-    names: dict[str, Any] = {"__name__": "grader"}
-    for number, line in enumerate(sys.stdin.buffer):
-        answer: dict[str, Any]
-        try:
-            if number == 0:
-                exec(compile(json.loads(line), "grader", "exec"), names)  # noqa: S102  what it is for
-                there = callable(names.get("grade"))
-                answer = {} if there else {"error": "there is no grade(sample, item) in the code"}
-            else:
-                answer = {"score": float(names["grade"](**json.loads(line)))}
-        except Exception as error:  # noqa: BLE001  whatever the code does is its answer
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        if os.getpid() != me:
-            os._exit(0)  # a copy that the code made of this process has no say
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    _serve()
+def _said(answer: bytes) -> dict[str, Any] | None:
+    """An answer as our part of the process writes it, `None` for all that the code wrote itself."""
+    try:
+        said: Any = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    match said:
+        case {"score": int() | float()} | {"error": str()}:
+            return cast("dict[str, Any]", said) if len(cast("dict[str, Any]", said)) == 1 else None
+        case dict() if not said:
+            return {}
+        case _:
+            return None

@@ -2,9 +2,8 @@
 
 The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
 over these. What needs another model or a service is refused with the reason by `refusal`. The code of a
-`python` grader is the user's own; it runs only when the spec says so, in a process of its own without this
-process's environment, with a limit of time for each answer. That keeps a slip from hanging or ending the
-run; it is no wall against hostile code.
+`python` grader runs only when the user says so, never because the spec that brings it does, in a process of
+its own (`isolation` says how far from everything else), with limits of time, memory and files.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.errors import RunFailed
+from orchestrate.local.objectives import isolation as isolating
 from orchestrate.local.objectives.grader_code import GraderCode
+from orchestrate.local.objectives.isolation import Isolation
 
 KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
@@ -40,8 +41,8 @@ _FIELDS = {
 }
 _SAMPLE = ("output_text", "output_json", "choices")
 _CODE = (
-    "its code would run on this machine, with your rights; "
-    "allow it with provider_options: {local: {run_grader_code: true}}"
+    "its code would run on this machine; when you trust it: orchestrate --allow-grader-code ... "
+    "(or ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
 )
 _SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _PLACE = re.compile(r"\w[\w.\[\]-]*")
@@ -66,10 +67,15 @@ Score = Callable[[dict[str, Any], dict[str, Any]], float]
 class Grader:
     """Grades answers; a context, because code runs in a process of its own."""
 
-    def __init__(self, grader: Mapping[str, Any], *, seconds: float = 5.0) -> None:
-        """Raises `RunFailed` for a grader that `refusal` refuses; `seconds` is the limit for one answer."""
+    def __init__(
+        self, grader: Mapping[str, Any], *, seconds: float = 5.0, isolation: Isolation | None = None
+    ) -> None:
+        """`isolation` is how code is kept apart, by default the best way that this machine has; `seconds` is
+        the limit for one answer. Raises `RunFailed` for a grader that `refusal` refuses."""
         if reason := refusal(grader, allow_code=True):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
+        self.isolation = (isolation or isolating.isolation()) if runs_code(grader) else None
+        """What holds the grader's code back; `None` without code."""
         self._codes: list[GraderCode] = []
         self._seconds = seconds
         self._score = self._compile(grader)
@@ -102,7 +108,8 @@ class Grader:
             case "text_similarity":
                 return partial(_text_similarity, grader)
             case "python":
-                code = GraderCode(str(grader["source"]), self._seconds)
+                assert self.isolation is not None  # noqa: S101  there is code
+                code = GraderCode(str(grader["source"]), self._seconds, self.isolation)
                 self._codes.append(code)
                 return partial(_python, code)
             case _:
@@ -181,6 +188,14 @@ def _slot_refusal(slot: str) -> str | None:
         return None
     places = ", ".join(f"sample.{name}" for name in _SAMPLE)
     return f"{slot} is neither item.FIELD nor {places}"
+
+
+def runs_code(grader: Mapping[str, Any]) -> bool:
+    """Whether an accepted grader has code of its own."""
+    if grader.get("type") == "multi":
+        parts: dict[str, dict[str, Any]] = grader["graders"]
+        return any(map(runs_code, parts.values()))
+    return grader.get("type") == "python"
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,9 +22,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from orchestrate.data.tokens.chat_templates import message
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.encoding.encoded import Rows, micro_batches, together
-from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt, template_message
+from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
 from orchestrate.local.model.loading import Loaded
 from orchestrate.local.model.sampling import Sampler
 from orchestrate.local.objectives.base import Batch, Objective, Sums, add
@@ -232,8 +233,8 @@ def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[R
         for number, line in enumerate(lines, 1):
             try:
                 example = decode_prompt(line)
-                chat = [template_message(m) for m in example.messages]
-                ids = template.tokens(template.render(chat, example.tools, answer_next=True))[0]
+                chat = [message(m) for m in example.messages]
+                ids = template.tokens(template.render(chat, example.tools, answer_next=True)[0])[0]
             except DataError as error:
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
             if limit is not None and len(ids) > limit:

@@ -89,7 +89,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     max_new_tokens: int = 256
     """Of an answer that is drawn to be graded."""
     run_grader_code: bool = False
-    """Whether a grader's Python code may run here."""
+    """Whether a grader's Python code may run here: what the user allowed at the submit."""
     grader_seconds: float = 5.0
     """For the code to grade one answer; after that the answer gets 0."""
 

@@ -161,12 +161,17 @@ class Session:
         job = self.job
         if reason := refusal(job.method["grader"], allow_code=job.hyper.run_grader_code):
             raise UsageError(f"grader: {reason}")
+        grader = Grader(job.method["grader"], seconds=job.hyper.grader_seconds)
+        if grader.isolation is not None:
+            level = "warning" if grader.isolation.way == "limits only" else "info"
+            told = f"the grader's code runs {grader.isolation.told}"
+            self.run.add_event(told, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
             pad,
             sampler=Sampler.of(self.template, self.folder, self.device),
             template=self.template,
-            grader=Grader(job.method["grader"], seconds=job.hyper.grader_seconds),
+            grader=grader,
             samples=job.method.get("samples_per_prompt") or DEFAULT_SAMPLES,
             max_new_tokens=job.hyper.max_new_tokens,
             kl_beta=job.method.get("kl_beta") or 0.0,

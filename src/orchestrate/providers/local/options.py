@@ -44,7 +44,6 @@ OPTIONS: Mapping[str, Option] = {
     "spike_factor": Option(NUMBER, above=1),
     "recovery_seconds": Option(NUMBER, least=0),
     "max_new_tokens": Option(int, least=1, rft_only=True),
-    "run_grader_code": Option(bool, rft_only=True),
     "grader_seconds": Option(NUMBER, above=0, rft_only=True),
 }
 
@@ -94,6 +93,11 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 def problem(key: str, value: Any, method: str = "sft") -> str | None:
     """Why the engine does not take this value."""
     option = OPTIONS.get(key)
+    if key == "run_grader_code":
+        return (
+            "a spec cannot allow the code that it brings; leave it out and allow it yourself: "
+            "orchestrate --allow-grader-code ..."
+        )
     if option is None:
         return f"the local engine has no such option; it has {', '.join(sorted(OPTIONS))}"
     if not isinstance(value, option.kind) or (isinstance(value, bool) and option.kind is not bool):

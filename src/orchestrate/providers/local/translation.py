@@ -12,6 +12,7 @@ from orchestrate import catalog
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.model import models
 from orchestrate.local.objectives import grading
+from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.plan import fitting
 from orchestrate.local.run.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.local import options as own_options
@@ -32,7 +33,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     """`options`: the machine's own settings (threads, device, gpu_memory_gib) from the configuration."""
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
-    _method(rows, spec)
+    _method(rows, spec, code=options.get("allow_grader_code") is True)
     _adapter(rows, spec)
     _schedule(rows, spec)
     _data(rows, spec)
@@ -87,11 +88,11 @@ def _model(rows: Rows, spec: JobSpec) -> str:
     return str(path.resolve()) if path.exists() else found.id
 
 
-def _method(rows: Rows, spec: JobSpec) -> None:
+def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
     method = spec.method
     rows.keep("method.type", "method.type", method.type)
     if isinstance(method, RFT):
-        _reinforcement(rows, spec, method)
+        _reinforcement(rows, spec, method, code=code)
         return
     if method.type == "sft":
         rows.offer(
@@ -123,10 +124,13 @@ def _unpaired(rows: Rows) -> None:
             rows.keep(f"method.{name}", None, rule="off, as always with KTO")
 
 
-def _reinforcement(rows: Rows, spec: JobSpec, method: RFT) -> None:
-    code = spec.provider_options.get("local", {}).get("run_grader_code") is True
+def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> None:
     if reason := grading.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
+    elif grading.runs_code(method.grader):
+        rule = f"you allow its code here, {isolation().told}"
+        rows.keep("method.grader", "method.grader", method.grader, rule=rule)
+        rows.send("hyper.run_grader_code", True)
     else:
         rows.keep("method.grader", "method.grader", method.grader)
     if method.samples_per_prompt == 1:

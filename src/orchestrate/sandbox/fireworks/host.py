@@ -46,7 +46,7 @@ class FireworksHost(Host):
         self.files = Files(self)
         self.datasets = Datasets(self.files)
         self.tuned = Models(self)
-        self.maker = JobMaker(self)
+        self.maker = JobMaker(self.datasets, self.tuned)
 
     def env(self, key: str) -> dict[str, str]:
         return {

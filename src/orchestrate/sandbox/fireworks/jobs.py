@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.fireworks.bodies import DpoJob, ReinforcementJob, SupervisedJob
+from orchestrate.sandbox.fireworks.datasets import Datasets
+from orchestrate.sandbox.fireworks.models import Models
 from orchestrate.sandbox.fireworks.names import short
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks.host import FireworksHost
 
 MIN_EXAMPLES = 3
 MAX_EXAMPLES = 3_000_000
@@ -46,8 +45,10 @@ BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 class JobMaker:
     """Turns create bodies into jobs, or refuses them as the host does."""
 
-    def __init__(self, host: FireworksHost) -> None:
-        self.host = host
+    def __init__(self, datasets: Datasets, models: Models) -> None:
+        self.datasets = datasets
+        self.models = models
+        self.host = datasets.host
 
     def make(self, kind: Kind, id: str, body: dict[str, Any]) -> Job:
         asked = parse(kind.body, body)
@@ -61,8 +62,8 @@ class JobMaker:
         examples = train.report.examples if train.report else 0
         self._check_rows(kind, train, examples, training.epochs)
         tokenizer = tokenizer_of(base, self.host.name)
-        tokens = self.host.files.tokens(train, tokenizer)
-        validation_tokens = self.host.files.tokens(valid, tokenizer) if valid else 0
+        tokens = self.datasets.files.tokens(train, tokenizer)
+        validation_tokens = self.datasets.files.tokens(valid, tokenizer) if valid else 0
         now = self.host.clock.now()  # counting may have taken longer than some states do
         job = Job(
             id=id,
@@ -95,10 +96,10 @@ class JobMaker:
         return job
 
     def _dataset(self, name: str) -> StoredFile:
-        file = self.host.datasets.file_of(short(name))
+        file = self.datasets.file_of(short(name))
         if file is None:
             raise HostError(404, f"dataset {name} was not found")
-        if not self.host.datasets.is_ready(short(name)):
+        if not self.datasets.is_ready(short(name)):
             raise HostError(400, f"dataset {name} is not READY")
         return file
 
@@ -116,13 +117,13 @@ class JobMaker:
 
     def _start_from(self, base: str | None, warm: str | None) -> tuple[str, Job | None]:
         if warm is not None:
-            job = self.host.tuned.job_of(warm)
+            job = self.models.job_of(warm)
             if job is None:
                 raise HostError(404, f"model {warm} was not found or is not a PEFT addon")
             return job.base, job
         found = base_model(base or "", self.host.name)
         if found is None:
-            if self.host.tuned.job_of(base or "") is not None:
+            if self.models.job_of(base or "") is not None:
                 raise HostError(400, "HF_PEFT_ADDON is not a base model; use warmStartFrom")
             raise HostError(404, f"model {base} was not found")
         if found.tunable == "no":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -15,12 +15,9 @@ from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.billing import base_model, context_of
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.fireworks.shapes import Shapes
-from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, route
+from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.state import token
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks.host import FireworksHost
 
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
@@ -28,7 +25,7 @@ _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 class Models:
     """Routes over the tuned and base models, and over what serves them."""
 
-    def __init__(self, host: FireworksHost) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
 
     def routes(self) -> list[BaseRoute]:
@@ -44,7 +41,7 @@ class Models:
             route(f"{account}/deployments/{{id}}", "GET", self.deployment),
             route(f"{account}/deployments/{{id}}", "PATCH", self.update),
             route(f"{account}/deployments/{{id}}", "DELETE", self.undeploy),
-            *Shapes(self).routes(),
+            *Shapes(self.job_of).routes(),
             route(f"{account}/deployedModels", "POST", self.load),
             route(f"{account}/deployedModels", "GET", self.loaded),
             route(f"{account}/deployedModels/{{id}}", "GET", self.one_loaded),

@@ -15,7 +15,9 @@ from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.fireworks.models import Models
+    from collections.abc import Callable
+
+    from orchestrate.sandbox.jobs import Job
 
 _ADDONS = "FULL_PRECISION"
 """The preset that takes LoRA addons."""
@@ -37,8 +39,8 @@ class _Match(BaseModel):
 class Shapes:
     """Routes over the shapes, and over their match for one model."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, job_of: Callable[[str], Job | None]) -> None:
+        self._job_of = job_of
 
     def routes(self) -> list[BaseRoute]:
         account = "/v1/accounts/{account}"
@@ -62,7 +64,7 @@ class Shapes:
         body = await json_body(request)
         asked = parse(_Match, body).createDeploymentRequest.deployment
         name = asked.baseModel
-        job = self.models.job_of(name)
+        job = self._job_of(name)
         if job is None and base_model(name, "fireworks") is None:
             raise HostError(404, f"model {name} was not found")
         versions = [

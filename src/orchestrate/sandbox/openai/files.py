@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -25,8 +26,10 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 class OpenAIFiles:
     """Routes over the files of the OpenAI host."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, result: Callable[[str], tuple[str, bytes] | None]) -> None:
+        """`result` gives name and content of a job's result file, by its id."""
         self.files = files
+        self._result = result
         self.host = files.host
 
     def routes(self) -> list[BaseRoute]:
@@ -133,11 +136,6 @@ class OpenAIFiles:
         return FileResponse(
             self.files.path(file.id), media_type="application/octet-stream", filename=file.name
         )
-
-    def _result(self, id: str) -> tuple[str, bytes] | None:
-        from orchestrate.sandbox.openai.host import OpenAIHost
-
-        return self.host.result_file(id) if isinstance(self.host, OpenAIHost) else None
 
     def delete(self, request: Request) -> Response:
         file = self._found(request.path_params["id"])

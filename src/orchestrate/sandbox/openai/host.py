@@ -65,7 +65,7 @@ class OpenAIHost(Host):
     def routes(self) -> list[BaseRoute]:
         jobs = "/v1/fine_tuning/jobs"
         return [
-            *OpenAIFiles(self.files).routes(),
+            *OpenAIFiles(self.files, self.result_file).routes(),
             route(jobs, "POST", self.create),
             route(jobs, "GET", self.list_jobs),
             route(f"{jobs}/{{id}}", "GET", self.retrieve),
@@ -74,7 +74,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/resume", "POST", self.resume),
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
-            *OpenAIModels(self).routes(),
+            *OpenAIModels(self, self.tuned).routes(),
         ]
 
     # -- creating ------------------------------------------------------------------------------------------

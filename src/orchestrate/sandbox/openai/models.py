@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,11 +14,8 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox import answers
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model
-from orchestrate.sandbox.host import HostError, json_answer, json_body, route
+from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.openai.host import OpenAIHost
 
 
 def organization() -> str:
@@ -28,8 +26,9 @@ def organization() -> str:
 class OpenAIModels:
     """Routes over the models of the OpenAI host."""
 
-    def __init__(self, host: OpenAIHost) -> None:
+    def __init__(self, host: Host, tuned: Callable[[str], tuple[Job, int | None]]) -> None:
         self.host = host
+        self._tuned = tuned
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -56,7 +55,7 @@ class OpenAIModels:
     def model(self, request: Request) -> Response:
         id = request.path_params["id"]
         if id.startswith("ft:"):
-            return json_answer({**_tuned_model(self.host.tuned(id)[0]), "id": id})
+            return json_answer({**_tuned_model(self._tuned(id)[0]), "id": id})
         found = base_model(id, "openai")
         if found is None:
             raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
@@ -66,7 +65,7 @@ class OpenAIModels:
         id = request.path_params["id"]
         if not id.startswith("ft:"):
             raise HostError(403, "You have insufficient permissions for this operation.")
-        job, _ = self.host.tuned(id)
+        job, _ = self._tuned(id)
 
         def mark(job: Job, now: float) -> bool:
             job.body["sandbox_model_deleted"] = True
@@ -81,7 +80,7 @@ class OpenAIModels:
 
     def _chat(self, asked: answers.ChatRequest) -> Response:
         if asked.model.startswith("ft:"):
-            job, step = self.host.tuned(asked.model)
+            job, step = self._tuned(asked.model)
             return answers.complete(self.host, asked, job, step)
         if base_model(asked.model, "openai") is None:
             raise HostError(

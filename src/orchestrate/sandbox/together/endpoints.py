@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -10,13 +10,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox.billing import base_model
-from orchestrate.sandbox.host import Body, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together.registry import Registry
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.together.host import TogetherHost
 
 
 class CreateEndpoint(Body):
@@ -61,7 +58,7 @@ class UpdateDeployment(Body):
 class Endpoints:
     """Routes over the endpoints and deployments of the Together host."""
 
-    def __init__(self, host: TogetherHost) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.registry = Registry(host)
 

@@ -36,7 +36,7 @@ class TogetherHost(Host):
         super().__init__(*args)
         self.files = Files(self)
         self.endpoints = Endpoints(self)
-        self.maker = JobMaker(self)
+        self.maker = JobMaker(self.files)
 
     def env(self, key: str) -> dict[str, str]:
         return {

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
-from orchestrate.sandbox.files import StoredFile
+from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.together.bodies import CreateJob, Dpo, FullType, LoraType, Sft
 from orchestrate.sandbox.together.limits import limits_of
 
-if TYPE_CHECKING:
-    from orchestrate.sandbox.together.host import TogetherHost
-
 
 class JobMaker:
     """Turns create bodies into jobs, or refuses them as the host does."""
 
-    def __init__(self, host: TogetherHost) -> None:
-        self.host = host
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.host = files.host
 
     def make(self, body: dict[str, Any]) -> Job:
         asked = parse(CreateJob, body)
@@ -72,15 +70,15 @@ class JobMaker:
         return job
 
     def _tokens(self, file: StoredFile, base: str) -> int:
-        return self.host.files.tokens(file, tokenizer_of(base, self.host.name))
+        return self.files.tokens(file, tokenizer_of(base, self.host.name))
 
     def _file(self, id: str, param: str) -> StoredFile:
-        file = self.host.files.get(id)
+        file = self.files.get(id)
         if file is None:
             raise HostError(400, f"file {id} was not found", param=param, code="invalid_file")
         if file.purpose not in ("fine-tune", "eval"):
             raise HostError(400, f"file {id} has purpose {file.purpose}, not fine-tune", param=param)
-        if not self.host.files.ready(file):
+        if not self.files.ready(file):
             raise HostError(
                 400,
                 f"file {id} has not been validated yet (processing_status PENDING)",

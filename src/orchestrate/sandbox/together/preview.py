@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
-from orchestrate.sandbox.host import HostError
+from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.together.bodies import Preview
 from orchestrate.sandbox.together.limits import limits_of
 from orchestrate.sandbox.uploads import read
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.together.host import TogetherHost
 
 FORMATS: dict[type[Any], str] = {
     ChatExample: "conversation",
@@ -26,7 +23,7 @@ FORMATS: dict[type[Any], str] = {
 }
 
 
-def preview(host: TogetherHost, asked: Preview, path: Path) -> dict[str, Any]:
+def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
     """The first `top_k` rows. Raises `HostError` 400 for rows that are not for SFT."""
     from tokenizers import Tokenizer
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox.host import HostError, iso, json_answer, route
+from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.together.host import TogetherHost
 
 _DAY = 1_780_000_000.0
 _HARDWARE = (
@@ -26,7 +23,7 @@ _HARDWARE = (
 class Registry:
     """Routes over models, configurations and hardware of the Together host."""
 
-    def __init__(self, host: TogetherHost) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
 
     def routes(self) -> list[BaseRoute]:

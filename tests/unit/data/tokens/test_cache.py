@@ -14,7 +14,7 @@ from tests.paths import TINY
 
 from orchestrate.data import Dataset, TrainingData
 from orchestrate.data.tokens import cache
-from orchestrate.data.tokens.counting import Lengths
+from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.errors import OrchestrateError
 
 
@@ -28,13 +28,14 @@ def write(file: Path, *answers: str) -> Path:
 
 
 def in_a_new_process(file: Path, memory: Path, tokenizer: str) -> tuple[int, int, list[int], float, bool]:
-    """Counts there; the last word tells whether transformers was needed."""
+    """Counts there; the last word tells whether a tokenizer was needed."""
     code = (
         "import sys, json; from pathlib import Path; from orchestrate.data import Dataset\n"
         f"d = Dataset.open({str(file)!r}, tokenizers=[{tokenizer!r}], memory=Path({str(memory)!r}))\n"
         f"c = d.tokens({tokenizer!r})\n"
         "print(json.dumps([c.tokens, c.trained_tokens, list(c.lengths), c.error_band,"
-        " 'transformers' in sys.modules]))"
+        " 'tokenizers' in sys.modules]))\n"
+        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout))

@@ -17,8 +17,9 @@ from orchestrate.data.rows.examples import (
     TextExample,
     ToolCall,
 )
+from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoding import CHATML, Encoded, Template, decode_row, encode, encode_pair
+from orchestrate.local.encoding.encoding import Encoded, Template, decode_row, encode, encode_pair
 
 UNMARKED_CHATML = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 

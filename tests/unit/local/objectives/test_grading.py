@@ -12,6 +12,7 @@ import pytest
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal
+from orchestrate.local.objectives.isolation import Isolation, isolation
 
 ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
 
@@ -131,31 +132,43 @@ def test_code_that_hangs_dies_or_raises_costs_its_answer_only() -> None:
     assert "KeyError" in errors["raise"] and "nan" in errors["nan"] and "ValueError" in errors["words"]
 
 
-def test_code_that_forks_answers_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_code_that_forks_answers_once_and_leaves_nothing_behind() -> None:
+    mark = f"1000.{os.getpid()}"  # seconds that nobody else sleeps
     source = (
-        "import os, subprocess, time\n"
+        "import os, subprocess\n"
         "def grade(sample, item):\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        if sample['output_text'] == 'stay': time.sleep(1000)\n"
+        "    if os.fork() == 0:\n"
         "        return 7\n"
-        f"    open({str(tmp_path / 'children')!r}, 'a').write(f'{{child}}\\n')\n"
+        f"    subprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n"
         "    print('noise')\n"
         "    return len(sample['output_text']) / 10\n"
     )
-    said = ["a", "stay", "abc", "abcdef"]
-    with Grader(code(source)) as grader:
+    said = ["a", "abc", "abcdef"]
+    with Grader(code(source), isolation=confined()) as grader:
         grades = grader.grade(said, [ITEM] * len(said))
-    assert [g.score for g in grades] == [0.1, 0.4, 0.3, 0.6]
-    for child in (tmp_path / "children").read_text().split():
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            for _ in range(100):
-                os.kill(int(child), 0)
-                if (Path("/proc") / child / "stat").read_text().split()[2] == "Z":
-                    break
-                time.sleep(0.05)
-            else:
-                pytest.fail(f"{child} is still there")
+        assert len(asleep(mark)) == 3
+    assert [g.score for g in grades] == [0.1, 0.3, 0.6]
+    deadline = time.monotonic() + 20
+    while left := asleep(mark):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
+def confined() -> Isolation:
+    """One that keeps processes apart; without one, what calls itself a session of its own is not found."""
+    found = isolation()
+    if found.way == "limits only":
+        pytest.skip("this machine has neither bubblewrap nor namespaces")
+    return found
+
+
+def asleep(mark: str) -> list[str]:
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.joinpath("cmdline").read_bytes() == f"sleep\0{mark}\0".encode():
+                found.append(process.name)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,7 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
         (check(operation="regex"), "eq, ne, like, ilike"),
         (similar("cosine"), "rouge_l"),
         ({"type": "string_check"}, "input, operation, reference"),
-        (code("def grade(sample, item): return 1"), "run_grader_code"),
+        (code("def grade(sample, item): return 1"), "--allow-grader-code"),
         ({"type": "multi", "graders": {"a": check()}, "calculate_output": "a + b"}, "names b"),
         ({"type": "multi", "graders": {"a": check()}, "calculate_output": "a.__class__"}, "not arithmetic"),
         ({"type": "multi", "graders": {"a": check()}, "calculate_output": "open('x')"}, "not arithmetic"),

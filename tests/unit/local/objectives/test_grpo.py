@@ -175,7 +175,7 @@ def test_a_grader_that_can_grade_nothing_ends_the_run(session: Make) -> None:
 def test_code_is_not_run_unasked(session: Make, tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     source = f"open({str(touched)!r}, 'w')\ndef grade(sample, item): return 1"
-    with pytest.raises(UsageError, match="run_grader_code"):
+    with pytest.raises(UsageError, match="--allow-grader-code"):
         session(code(source))
     assert not touched.exists()
 

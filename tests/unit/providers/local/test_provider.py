@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from tests.paths import TINY
 
+from orchestrate import config
 from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
+from orchestrate.local.objectives.isolation import isolation
 from orchestrate.providers.local import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
@@ -40,9 +43,28 @@ def rft(**more: Any) -> dict[str, Any]:
     return {"type": "rft", "grader": SAME, **more}
 
 
+def test_code_is_allowed_by_the_user_alone_and_its_bounds_are_told() -> None:
+    values = {"model": str(TINY), "train": "t.jsonl", "method": rft(grader=CODE)}
+    assert translate(JobSpec.parse(values), {}).refused
+    found = translate(JobSpec.parse(values), {"allow_grader_code": True})
+    assert not found.refused and found.body["hyper"]["run_grader_code"] is True
+    [grader] = [s for s in found.settings if s.name == "method.grader"]
+    assert isolation().told in str(grader.rule)
+    allowed = "[local]\nallow_grader_code = true\n[hosts.local.options]\nallow_grader_code = true\n"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "orchestrate.toml").write_text(allowed)
+        of_a_project = config.load(env={}, cwd=Path(folder))
+        assert of_a_project.host("local").options["allow_grader_code"] is False
+        for mine in (
+            config.load(env={"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}, cwd=Path(folder)),
+            config.load(env={}, cwd=Path(folder), allow_grader_code=True),
+        ):
+            assert mine.host("local").options["allow_grader_code"] is True
+
+
 def test_reinforcement_as_asked() -> None:
     method = rft(samples_per_prompt=4, kl_beta=0.02)
-    options = {"max_new_tokens": 64, "run_grader_code": True, "grader_seconds": 2}
+    options = {"max_new_tokens": 64, "grader_seconds": 2}
     values = {
         "model": str(TINY),
         "train": "t.jsonl",
@@ -71,8 +93,7 @@ def test_reinforcement_by_default() -> None:
     [
         ("method.grader", rft(grader={"evaluator": "accounts/a/evaluators/b"}), {}, "lives on Fireworks"),
         ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "calls nobody"),
-        ("method.grader", rft(grader=CODE), {}, "run_grader_code: true"),
-        ("method.grader", rft(grader=CODE), {"options": {"run_grader_code": False}}, "run_grader_code"),
+        ("method.grader", rft(grader=CODE), {}, "--allow-grader-code"),
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
         ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
         ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
@@ -83,9 +104,9 @@ def test_reinforcement_by_default() -> None:
         ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "no spike"),
         (
             "provider_options.run_grader_code",
-            {"type": "sft"},
+            rft(),
             {"options": {"run_grader_code": True}},
-            "reinforcement fine-tuning only",
+            "cannot allow the code that it brings",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """The background watcher: one process for a store that goes on when its terminal is closed.
 
-`orchestrate watch` starts it, or finds it running, and only shows what the store tells. It is a session of
+`orchestrate watch` starts it, or finds it running, and only shows what the store holds. It is a session of
 its own, ends when no run that it can follow is on its way, and exists once for each configuration (store,
 hosts, keys, channels): a lock says so. Its files lie in `watchers/` of the home folder: the lock, who it is
 and what goes wrong, and its log.
@@ -15,31 +15,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from orchestrate import config
-from orchestrate.commands.notify import channels_of
-from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.errors import SetupError
 from orchestrate.files import locked, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
+from orchestrate.text import inert
 from orchestrate.tracking.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.tracking import Watcher
 
+_PROCESS = "orchestrate.watching"
+"""The module that is run: it joins the store with the backends."""
 _START_S = 60.0
 _STOP_S = 15.0
 _LOCK_S = 3.0
 _HEARTBEAT_S = 30.0
 _LOG_BYTES = 1_000_000
 _REMEMBERED_S = 60.0
-"""A problem is told for so long after it was last met: it shows up in one turn of many."""
+"""A problem is shown for so long after it was last met: it shows up in one turn of many."""
 _MOST_STARTS = 5
 _STARTS_S = 120.0
 
@@ -79,12 +81,12 @@ class Background:
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
         if len(self._starts) >= _MOST_STARTS:
-            raise self._broken("the background watcher ends again and again")
+            raise self._broken("the background watcher keeps ending")
         self._starts.append(time.monotonic())
         self._base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _log_file(self.log) as log:
             started = subprocess.Popen(
-                [sys.executable, "-P", "-m", "orchestrate.commands.background"],
+                [sys.executable, "-P", "-m", _PROCESS],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -136,40 +138,35 @@ def stop(settings: Settings) -> int:
     return ended
 
 
-def main() -> int:
-    """The process itself: watches until nothing is left to watch, a SIGTERM, or the loss of its folder."""
+def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watcher]]) -> None:
+    """The process itself: watches until nothing is left to watch, a SIGTERM, or the loss of its folder.
+    Returns at once where another one watches already."""
     stopped = threading.Event()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stopped.set())
-    settings = config.load()
     own = Background(settings)
     own.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(own.lock, wait_s=_LOCK_S) as held:
         if held:
-            _watch(own, stopped)
-    return 0
+            with watching() as watcher:
+                _watch(own, watcher, stopped)
 
 
-def _watch(own: Background, stopped: threading.Event) -> None:
-    from orchestrate.service import Orchestrator
-    from orchestrate.tracking import Watcher
-
-    with Orchestrator(own.settings) as ft:
-        watcher = Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(own.settings))
-        diary = _Diary(own, watcher, stopped)
+def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
+    diary = _Diary(own, watcher, stopped)
+    own.write()
+    say(f"watching {watcher.store.place}")
+    while True:
+        watcher.run(stopped, until_idle=True, on_turn=diary.after)
+        if diary.lost():
+            break
+        own.state_file.unlink(missing_ok=True)
+        # A run may have come in just before, whose view still found this watcher running.
+        if stopped.is_set() or watcher.idle():
+            break
         own.write()
-        _say(f"watching {ft.store.place}")
-        while True:
-            watcher.run(stopped, until_idle=True, on_turn=diary.after)
-            if diary.lost():
-                break
-            own.state_file.unlink(missing_ok=True)
-            # A run may have come in just before, whose view still found this watcher running.
-            if stopped.is_set() or watcher.idle():
-                break
-            own.write()
-    _say("stopped" if stopped.is_set() else "no run is on its way any more")
+    say("stopped" if stopped.is_set() else "no run is on its way any more")
 
 
 class _Diary:
@@ -180,7 +177,7 @@ class _Diary:
         self._lock = own.lock.stat()
         self._met: dict[str, float] = {}
         self._written = 0.0
-        self._told: tuple[list[str], list[Failure]] = ([], [])
+        self._written_last: tuple[list[str], list[Failure]] = ([], [])
 
     def after(self, reports: list[SyncReport]) -> None:
         """To be called after each turn. Ends the watching when its folder was removed: nobody can find this
@@ -188,21 +185,21 @@ class _Diary:
         for report in reports:
             for name in ("adopted", "not_made", "ended", "capped"):
                 for run in getattr(report, name):
-                    _say(f"{run} {name.replace('_', ' ')}")
+                    say(f"{run} {name.replace('_', ' ')}")
             for alarm in report.alarms:
-                _say(f"ALARM: {alarm.message}")
+                say(f"ALARM: {alarm.message}")
         now = time.monotonic()
         self._met = {p: at for p, at in self._met.items() if now - at < _REMEMBERED_S}
         for problem in self._watcher.problems:
             if problem not in self._met:
-                _say(problem)
+                say(problem)
             self._met[problem] = now
-        told = (list(self._met), list(self._watcher.failures))
+        now_met = (list(self._met), list(self._watcher.failures))
         if self.lost():
             self._stopped.set()
-        elif told != self._told or now - self._written > _HEARTBEAT_S:
-            self._own.write(*told)
-            self._told, self._written = told, now
+        elif now_met != self._written_last or now - self._written > _HEARTBEAT_S:
+            self._own.write(*now_met)
+            self._written_last, self._written = now_met, now
 
     def lost(self) -> bool:
         try:
@@ -211,8 +208,9 @@ class _Diary:
             return True
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+def say(line: str) -> None:
+    """A line of the process's log."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {inert(line)}\n")
     sys.stderr.flush()
 
 
@@ -258,12 +256,3 @@ def _last_line(log: Path) -> str:
     except OSError:
         return "it has no log"
     return lines[-1] if lines else "it said nothing"
-
-
-if __name__ == "__main__":
-    try:
-        code = main()
-    except OrchestrateError as error:
-        _say(error.message)
-        code = error.exit_code
-    sys.exit(code)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.tracking.accounts import is_here
-from orchestrate.tracking.database import LeaseHeld
-from orchestrate.tracking.notifying import Channel, tell
+from orchestrate.tracking.channels import Channel, tell
+from orchestrate.tracking.leases import LeaseHeld
 from orchestrate.tracking.polling import Pace
 from orchestrate.tracking.sweep import DETAIL_REQUESTS, BillHook, Failure, SyncReport, fetch_details, sync
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
@@ -88,9 +88,9 @@ class Watcher:
         reports: list[SyncReport] = []
         for channel in self.channels:  # before the sweep: the runs that it finds ended are told
             if channel.name not in self._known_channels:
-                self.store.notified_since(channel.name)
+                self.store.notifications.since(channel.name)
                 self._known_channels.add(channel.name)
-        for name in self._wanted(self.store.open_providers()):
+        for name in self._wanted(self.store.runs.open_providers()):
             reports += self._look(name)
         self._tell()
         return reports
@@ -111,7 +111,7 @@ class Watcher:
         """Whether no run is on its way on a host that this watcher reaches, and everything is told."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
-        live = set(self.store.live_hosts())
+        live = set(self.store.runs.live_hosts())
         for name in self._wanted({name for name, _ in live}):
             account = self._account(name)
             if account is not None and (name, account.backend.host) in live and not self._gone(account):
@@ -198,21 +198,21 @@ class Watcher:
         if account is None or not self._due(account):
             return []
         now = self._now()
-        if paused := self.store.paused_s(account.key):
+        if paused := self.store.watching.paused_s(account.key):
             account.due = now + paused
             return []
         if wait := self._take(account, 1):
             account.due = now + wait
             return []
         try:
-            with self.store.lease(f"sweep:{account.key}"[:255], _SWEEP_LEASE_S):
+            with self.store.leases.hold(f"sweep:{account.key}"[:255], _SWEEP_LEASE_S):
                 return [self._sweep(name, account)]
         except LeaseHeld:  # another worker is at it
             account.due = now + account.pace.wait_s()
             return []
 
     def _due(self, account: _Account) -> bool:
-        if not account.near and account.looked_at != self.store.looked_at(account.key):
+        if not account.near and account.looked_at != self.store.watching.looked_at(account.key):
             account.looked_at = not account.looked_at
             account.pace = _pace(_LOOKED_AT if account.looked_at else _FAR)
             if account.looked_at:
@@ -223,7 +223,7 @@ class Watcher:
         if account.near:
             return 0.0
         burst = max(self.per_minute, 1.0)
-        return self.store.take_tokens(
+        return self.store.watching.take_tokens(
             account.key, requests, per_minute=self.per_minute, burst=burst, credit=credit
         )
 
@@ -234,7 +234,7 @@ class Watcher:
         self._failed(name, report.failures)
         if report.asked > 1:
             self._take(account, report.asked - 1, credit=True)
-        for run in self.store.runs(provider=name, host=backend.host, status=JobStatus.PAUSED):
+        for run in self.store.runs.matching(provider=name, host=backend.host, status=JobStatus.PAUSED):
             try:
                 backend.recover(run.handle)
             except OrchestrateError as error:
@@ -246,7 +246,7 @@ class Watcher:
             account.silent_since = None
             pause = self._details(name, account)
         if pause:
-            self.store.pause(account.key, pause)
+            self.store.watching.pause(account.key, pause)
         if report.changed or report.adopted:
             account.pace.changed()
         account.due = self._now() + max(account.pace.wait_s(), pause)
@@ -256,7 +256,7 @@ class Watcher:
         """Fetches what is due of single runs. Returns the seconds for which the host wants to be left
         alone."""
         soonest = timedelta(seconds=1 if account.near else 10)
-        for run in self.store.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
+        for run in self.store.watching.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
             if is_here(self.store, account.backend, run.account) is False:
                 continue
             self._take(account, DETAIL_REQUESTS, credit=True)

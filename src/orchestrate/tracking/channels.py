@@ -219,13 +219,13 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
     problems: list[str] = []
     for channel in channels:
         problems += _bury(store, channel)
-        for run in store.untold(channel.name, store.notified_since(channel.name)):
-            if not store.claim_notification(run.id, channel.name):
+        for run in store.notifications.due(channel.name, store.notifications.since(channel.name)):
+            if not store.notifications.claim(run.id, channel.name):
                 continue
             try:
                 channel.send(run)
             except NotDelivered as error:
-                store.finish_notification(run.id, channel.name, sent=False)
+                store.notifications.finish(run.id, channel.name, sent=False)
                 problems.append(f"{run.id}: {error.message}")
                 break  # what does not work now will not work for the next run either
             except PerhapsDelivered as error:
@@ -234,21 +234,21 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
             except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
                 reason = f"{_kind(channel)} failed with {type(error).__name__}"  # its words may hold a token
                 if channel.repeatable:
-                    store.finish_notification(run.id, channel.name, sent=False)
+                    store.notifications.finish(run.id, channel.name, sent=False)
                     problems.append(f"{run.id}: {reason}")
                 else:
                     problems.append(_uncertain(store, run.id, channel, reason))
                 break
-            store.finish_notification(run.id, channel.name, sent=True)
+            store.notifications.finish(run.id, channel.name, sent=True)
     return problems
 
 
 def _bury(store: Store, channel: Channel) -> list[str]:
     """Settles what dead watchers left between claiming and finishing."""
     problems: list[str] = []
-    for run_id in store.unfinished_notifications(channel.name, older_than_s=_DEAD_AFTER_S):
+    for run_id in store.notifications.unfinished(channel.name, older_than_s=_DEAD_AFTER_S):
         if channel.repeatable:
-            store.finish_notification(run_id, channel.name, sent=False)
+            store.notifications.finish(run_id, channel.name, sent=False)
         else:
             problems.append(_uncertain(store, run_id, channel, "the one that told it died"))
     return problems
@@ -256,7 +256,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
-    store.close_notification(run_id, channel.name)
+    store.notifications.close(run_id, channel.name)
     text = f"whether the {_kind(channel)} has told of the end is not known, and it is not repeated ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
@@ -265,7 +265,7 @@ def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
         type="notification",
         message=text,
     )
-    store.add_events(run_id, [told], from_host=False)
+    store.history.add_events(run_id, [told], from_host=False)
     return f"{run_id}: {text}"
 
 

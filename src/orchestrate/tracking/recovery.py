@@ -56,14 +56,14 @@ def _recover(store: Store, provider: Provider, report: Recovery) -> None:
     for job in provider.list():
         if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
             by_ref.setdefault(job.handle.ref, []).append(job)
-    known = {run.ref: run for run in store.runs_by_ref(by_ref)}
+    known = {run.ref: run for run in store.runs.of_refs(by_ref)}
     for ref, jobs in by_ref.items():
         jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
         if ref in known:
             report.known.append(known[ref].id)
             continue
         run = _run_of(store, provider, ref, jobs[0])
-        store.restore_run(run)
+        store.runs.restore(run)
         report.recovered.append(run.id)
         if others := [job.handle.job_id for job in jobs[1:]]:
             report.doubled.append(ref)

@@ -1,0 +1,126 @@
+"""Options that several commands share, each group as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
+
+ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command some of whose parameters are dataclasses, as typer reads it: each field of them, which is
+    annotated as typer wants it, is an option or argument of its own."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        name = parameter.name
+        if name in groups:
+            parameters += _fields(groups[name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[name]))
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            values = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
+            given[name] = group(**values)
+        command(**given)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    return run
+
+
+def _fields(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecOptions:
+    """The spec of a command line: a file with the flags over it, or flags that name model and data."""
+
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")] = (
+        None
+    )
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL; may be repeated.")
+    ] = None
+    train: Annotated[str | None, typer.Option("--train", help="Training data.")] = None
+    validation: Annotated[str | None, typer.Option("--validation", help="Validation data.")] = None
+    method: Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")] = None
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
+    ] = None
+
+    def read(self, *, max_cost: str | None = None) -> JobSpec:
+        """Raises `SpecError`."""
+        from orchestrate import specfile
+
+        flags: dict[str, Any] = {
+            "model": _model(self.model),
+            "train": self.train,
+            "validation": self.validation,
+            "method": self.method,
+            "epochs": self.epochs,
+            "max_cost_usd": max_cost,
+        }
+        given = {name: value for name, value in flags.items() if value is not None}
+        given |= specfile.parse_settings(self.settings or [])
+        default = Path(specfile.DEFAULT_NAME)
+        if self.spec is None and not default.exists() and {"model", "train"} <= given.keys():
+            values: dict[str, Any] = {}
+            for name, value in given.items():
+                specfile.put(values, name, value)
+            return specfile.build(values, place="the command line")
+        return specfile.load(self.spec or default, given)
+
+
+def _model(given: list[str] | None) -> str | dict[str, str] | None:
+    """`--model M`, or `--model openai=M --model local=N`."""
+    if not given:
+        return None
+    pairs = [item.partition("=") for item in given]
+    if len(given) == 1 and not pairs[0][1]:
+        return given[0]
+    return {(name if equals else "default"): (model if equals else name) for name, equals, model in pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """What serving is priced by."""
+
+    traffic: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
+    ] = None
+    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6
+    hours_per_day: Annotated[
+        float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
+    ] = 24.0
+    compare_with: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
+    ] = None
+    saved_tokens: Annotated[
+        int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
+    ] = 0

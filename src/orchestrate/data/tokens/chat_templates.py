@@ -1,0 +1,202 @@
+"""Conversations as text, by a model's chat template.
+
+The same text as transformers writes (5.x: `render_jinja_template`), with jinja2 alone: its functions, filters
+and `{% generation %}` tag. Templates come from the hub and are run in jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, cast
+
+import msgspec
+from jinja2 import Template as Compiled
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.errors import DataError
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""For tokenizers that bring no chat template of their own."""
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ROLES = {"developer": "system", "function": "tool"}
+
+Spans = list[tuple[int, int]]
+
+
+def is_marked(template: str) -> bool:
+    """Whether it says itself, by `{% generation %}`, which part of the text the model is to learn."""
+    return _MARKED.search(template) is not None
+
+
+def chosen(templates: object) -> str | None:
+    """The one for training, of a tokenizer's `chat_template`: a text, several with names, or none."""
+    if isinstance(templates, dict):
+        named = cast("dict[str, str]", templates)
+        return named.get("default") or next(iter(named.values()), None)
+    return str(templates) if templates else None
+
+
+def message(of: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates expect it: arguments of tool calls as an object, thinking as
+    `reasoning_content`."""
+    out: dict[str, Any] = {"role": _ROLES.get(of.role, of.role), "content": of.text}
+    if of.name:
+        out["name"] = of.name
+    if of.tool_call_id:
+        out["tool_call_id"] = of.tool_call_id
+    if of.reasoning:
+        out["reasoning_content"] = of.reasoning
+    if of.tool_calls:
+        out["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in of.tool_calls
+        ]
+    return out
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    names: Mapping[str, str],
+    answer_next: bool = False,
+) -> tuple[str, Spans]:
+    """The text and, in characters, the spans that the template marks as the assistant's. `names` are the
+    special tokens that it may write, such as `bos_token`; `answer_next` ends with what precedes an answer.
+    Raises `DataError` when the template refuses the conversation."""
+    blocks: list[str] = []
+    spans: Spans = []
+    tracked = _tracked.set((blocks, spans))
+    try:
+        for block in _compiled(template).generate(
+            messages=[_with_thinking(m) for m in messages],
+            tools=tools,
+            documents=None,
+            add_generation_prompt=answer_next,
+            **names,
+        ):
+            blocks.append(block)
+    except (TemplateError, TypeError, KeyError) as error:
+        raise DataError(f"the model's chat template refuses the conversation: {error}") from error
+    finally:
+        _tracked.reset(tracked)
+    return "".join(blocks), spans
+
+
+def _with_thinking(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Some templates read the reasoning as `thinking`."""
+    shown = {key: value for key, value in given.items() if value is not None}
+    if "reasoning_content" in shown:
+        return {"thinking": shown["reasoning_content"], **shown}
+    return shown
+
+
+_tracked: ContextVar[tuple[list[str], Spans]] = ContextVar("tracked")
+
+
+class _Generation(Extension):
+    """`{% generation %}`: its text begins where the blocks before it end."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_track"), [], [], body).set_lineno(line)
+
+    def _track(self, caller: Callable[[], str]) -> str:
+        blocks, spans = _tracked.get()
+        text = caller()
+        start = sum(map(len, blocks))
+        spans.append((start, start + len(text)))
+        return text
+
+
+class _Namespace(Namespace):
+    """Without the names by which a template could reach Python's inside."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may set `self`
+        self, *given = args
+        values = dict(*given, **kwargs)
+        for name in values:
+            _require_public(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_public(name)
+        super().__setitem__(name, value)
+
+
+def _require_public(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a chat template cannot set {name!r} on a namespace")
+
+
+class _Dict:
+    """`dict(...)` in a template, without the attributes of the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _raise(text: str) -> None:
+    raise TemplateError(text)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> Compiled:
+    environment: Any = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict(), namespace=_Namespace)
+    return environment.from_string(template)

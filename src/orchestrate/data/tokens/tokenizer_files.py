@@ -1,0 +1,185 @@
+"""A hub tokenizer from its files, with `tokenizers` alone.
+
+transformers takes 3 s and 320 MB to start; it is asked only where it would read the files otherwise than as
+they stand: `read` gives nothing then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from tokenizers import Tokenizer
+
+Json = dict[str, Any]
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_AS_THEY_STAND = {"TokenizersBackend", "PreTrainedTokenizerFast"}
+"""Classes of transformers that read `tokenizer.json` and change nothing."""
+_REBUILT_TYPES = {
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
+    "qwen3_5_moe": "Qwen3_5Tokenizer",
+    "qwen3_5_moe_text": "Qwen3_5Tokenizer",
+}
+"""Model types whose class transformers takes from its own table, whatever the files name."""
+_UNSURE = ("mistral", "ministral", "voxtral", "pixtral", "siglip2", "hyperclovax", "qwen4")
+"""Model types that transformers treats in ways of their own."""
+
+
+def _byte_pairs(letters: str) -> Json:
+    """Of Qwen's tokenizers; `letters` make up a word."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?LETTERS+|\p{N}| ?[^\sOTHERS\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    pattern = pattern.replace("LETTERS", letters).replace("OTHERS", letters.strip("[]"))
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
+        "model": {"type": "BPE", "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+    }
+
+
+_SPACE = {"String": " "}
+REBUILT: Mapping[str, Json] = {
+    "Qwen2Tokenizer": _byte_pairs(r"\p{L}"),
+    "Qwen3_5Tokenizer": _byte_pairs(r"[\p{L}\p{M}]"),
+    "GemmaTokenizer": {
+        "normalizer": {"type": "Replace", "pattern": _SPACE, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": _SPACE,
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+    },
+}
+"""Classes that take only vocabulary and merges from the file, and what they put around them. Where the file
+says the same, it is read as it stands."""
+
+
+@dataclass(frozen=True)
+class HubTokenizer:
+    """What counting needs of a tokenizer."""
+
+    encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
+    """Ids without added marks and, for each, its place in the text."""
+    names: Mapping[str, str]
+    """Special tokens by name: `bos_token` ..."""
+    special: frozenset[int]
+    """Ids that mark something, such as the end of a turn."""
+    template: object
+    """As transformers has it: a text, several by name, or None."""
+
+
+def read(folder: Path) -> HubTokenizer | None:
+    """The tokenizer of a folder, or None where transformers has to be asked for it."""
+    try:
+        config = _json(folder / "tokenizer_config.json")
+        file = _json(folder / "tokenizer.json")
+        model_type = _json(folder / "config.json").get("model_type", "")
+        extra = _json(folder / "special_tokens_map.json") if "added_tokens_decoder" not in config else {}
+    except (OSError, msgspec.DecodeError):
+        return None
+    if not file or not config or not _reads_as_it_stands(config, file, str(model_type)):
+        return None
+    config = config | extra
+    named = dict(_named(config))
+    added = {token["content"]: token for token in file.get("added_tokens", ())}
+    listed = [*named.values(), *_listed(config)]
+    if any(token not in added for token in listed) or not _agree(config, folder, added):
+        return None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    special = {token["id"] for token in added.values() if token["special"]}
+    return HubTokenizer(
+        encode,
+        named,
+        frozenset(special | {added[token]["id"] for token in listed}),
+        _templates(folder, config.get("chat_template")),
+    )
+
+
+def _json(file: Path) -> Json:
+    return cast("Json", msgspec.json.decode(file.read_bytes())) if file.is_file() else {}
+
+
+def _reads_as_it_stands(config: Json, file: Json, model_type: str) -> bool:
+    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    name = "PreTrainedTokenizerFast" if name == "PreTrainedTokenizer" else name
+    name = _REBUILT_TYPES.get(model_type, name)
+    odd = ("auto_map", "split_special_tokens", "fix_mistral_regex", "add_prefix_space")
+    if any(config.get(key) for key in odd) or model_type.startswith(_UNSURE):
+        return False
+    if name == "LlamaTokenizer" and _is_byte_level(file):
+        return True
+    if (same := REBUILT.get(name)) is None:
+        return name in _AS_THEY_STAND
+    model = file["model"]
+    return (
+        file.get("normalizer") == same["normalizer"]
+        and file.get("pre_tokenizer") == same["pre_tokenizer"]
+        and {key: model.get(key) for key in same["model"]} == same["model"]
+        and not (model.get("dropout") or model.get("ignore_merges"))
+        and all(config.get(key) for key in ("eos_token", "pad_token"))
+    )
+
+
+def _is_byte_level(file: Json) -> bool:
+    parts: list[Json] = [file.get("pre_tokenizer") or {}, file.get("decoder") or {}]
+    parts += [inner for part in parts for inner in part.get("pretokenizers", part.get("decoders", ()))]
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def _named(config: Json) -> Iterator[tuple[str, str]]:
+    given = config.get("extra_special_tokens")
+    fields = config | cast("Json", given) if isinstance(given, dict) else config
+    for name, value in fields.items():
+        if value is not None and (name in NAMED or name.endswith("_token")):
+            token = cast("Json", value).get("content") if isinstance(value, dict) else value
+            if isinstance(token, str):
+                yield name, token
+
+
+def _listed(config: Json) -> Iterator[str]:
+    """Special tokens without a name."""
+    given = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    if isinstance(given, list):
+        for value in cast("list[Any]", given):
+            yield cast("Json", value)["content"] if isinstance(value, dict) else str(value)
+
+
+def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
+    """Whether `tokenizer.json` has the tokens that the other files add, as they have them."""
+    decoder = cast("dict[str, Json]", config.get("added_tokens_decoder") or {})
+    for number, token in decoder.items():
+        mine = added.get(token["content"])
+        if mine is None or mine["id"] != int(number) or any(mine.get(k) != v for k, v in token.items()):
+            return False
+    return all(token in added for token in _json(folder / "added_tokens.json"))
+
+
+def _templates(folder: Path, written: object) -> object:
+    """Files come before what the configuration holds."""
+    found = {file.stem: file for file in (folder / "additional_chat_templates").glob("*.jinja")}
+    if (default := folder / "chat_template.jinja").is_file():
+        found = {"default": default, **found}
+    texts = {name: file.read_text("utf-8") for name, file in found.items()}
+    if texts:
+        return texts["default"] if list(texts) == ["default"] else texts
+    if isinstance(written, list):
+        return {one["name"]: one["template"] for one in cast("list[dict[str, str]]", written)}
+    return written

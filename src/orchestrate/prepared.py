@@ -1,0 +1,250 @@
+"""What a spec would be on each backend, worked out once: it is shown to the user, then handed to `submit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
+from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+    from orchestrate.costing import RateBook
+    from orchestrate.data import TrainingData
+    from orchestrate.data.opening import Opened
+    from orchestrate.providers.base import Provider
+    from orchestrate.spec import JobSpec
+
+Mark = tuple[int, ...]
+"""Of a file as it lies; equal marks mean that nobody wrote to it."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One backend's part. `spec` is what it would be sent."""
+
+    provider: str
+    spec: JobSpec
+    translation: Translation
+    problems: tuple[Problem, ...]
+    """Why this backend would refuse, and what is wrong with the files wherever they go."""
+    quote: Quote
+
+    def require_fit(self, *, strict: bool = False) -> None:
+        """Raises `TranslationRefused` for a setting that is refused (`strict`: or not kept exactly) and
+        `DataError` for an error in the files."""
+        refused = self.translation.inexact if strict else self.translation.refused
+        if refused:
+            raise TranslationRefused(self.provider, refused)
+        if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
+            raise DataError(
+                f"the data is not fit for {self.provider}: {len(errors)} error(s)",
+                problems=errors,
+                fix=f"orchestrate check --provider {self.provider}",
+            )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A spec on some backends: translated, checked and quoted, each file read once. Nothing was sent."""
+
+    offers: tuple[Offer, ...]
+    data: TrainingData = field(repr=False)
+    of_files: tuple[Problem, ...] = field(repr=False)
+    """What is wrong with the files wherever they go."""
+    marks: Mapping[str, Mark | None] = field(repr=False)
+    """Of each file of this machine when it was read."""
+    checked: bool
+    """Whether all was looked at that `submit` must know; a quote needs less."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Each once, naming the backends that it concerns."""
+        return merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)])
+
+    @property
+    def quotes(self) -> list[Quote]:
+        """Cheapest first, those without a price last."""
+        return sorted(
+            (offer.quote for offer in self.offers), key=lambda q: (q.unavailable is not None, q.expected_usd)
+        )
+
+    def offer(self, provider: str) -> Offer:
+        """Raises `UsageError` for a backend that was not prepared."""
+        for offer in self.offers:
+            if offer.provider == provider:
+                return offer
+        raise UsageError(f"the spec was not prepared for {provider}")
+
+    def require_unchanged(self) -> None:
+        """Raises `DataError` when a file to be sent has other rows than those that were shown. A file that
+        nobody wrote to is not read again."""
+        from orchestrate.data import Dataset
+
+        for shown in (self.data.train, self.data.validation):
+            if shown is None or self.marks.get(shown.path) == mark(shown.path):
+                continue
+            if Dataset.open(shown.path).digest != shown.digest:
+                raise DataError(
+                    f"{shown.path} has changed since it was checked and quoted; nothing was sent",
+                    fix="submit again, to see what it costs now",
+                )
+
+
+def mark(path: str) -> Mark | None:
+    """`None` for what is no plain file of this machine: it was copied when it was read."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    # The time of the last change of any kind cannot be set by a program, as that of the last write can.
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def merged(problems: Iterable[Problem]) -> list[Problem]:
+    """The same problem of several backends becomes one that names them all."""
+    by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
+    for problem in problems:
+        key = (problem.code, problem.row, problem.field, problem.message, problem.source)
+        seen = by_place.setdefault(key, problem)
+        if seen is not problem:
+            everywhere = not seen.providers or not problem.providers
+            names = () if everywhere else tuple(dict.fromkeys((*seen.providers, *problem.providers)))
+            by_place[key] = Problem.from_dict(seen.to_dict() | {"providers": names})
+    return list(by_place.values())
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under which specs are prepared."""
+
+    settings: Settings
+    rates: RateBook
+    continued: Callable[[JobSpec, str], JobSpec]
+    """Puts the tuned model in the place of a run that a spec continues from."""
+    gpu_hours: Decimal | None = None
+    """What an RFT job is taken to need, which no host says beforehand."""
+    checked: bool = True
+
+
+def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
+    """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
+    and `UsageError` for what it lacks; among several they are its problems."""
+    from orchestrate.data import Dataset, TrainingData
+
+    alone = len(backends) == 1
+    own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
+    tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
+    files = {"train": spec.train, "validation": spec.validation, "test": spec.test if terms.checked else None}
+    paths = {split: path for split, path in files.items() if path is not None}
+    marks = {path: mark(path) for path in paths.values()}
+    opened = _open(paths, tokenizers, terms)
+    of_files: list[Problem] = []
+    if terms.checked:
+        from orchestrate.data.operations.check import problems_of_files
+
+        of_files = problems_of_files(opened)
+    data = TrainingData(
+        Dataset.of(opened["train"]), Dataset.of(opened["validation"]) if "validation" in opened else None
+    )
+    offers = [_offer(backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends]
+    return Prepared(tuple(offers), data, tuple(of_files), marks, terms.checked)
+
+
+def translated(
+    provider: Provider, spec: JobSpec, terms: Terms, *, alone: bool = False
+) -> tuple[JobSpec, Translation]:
+    """The spec as the backend gets it, and what it becomes there. A spec that cannot be had there gives a
+    translation that refuses it."""
+    name = provider.name
+    own = spec
+    try:
+        own = spec.on(name)
+        own = terms.continued(own, name)
+        return own, provider.translate(own)
+    except SpecError as error:
+        return own, _refusal(name, "model", spec.model, error)
+    except UsageError as error:
+        if alone:
+            raise
+        return own, _refusal(name, "continue_from", own.continue_from, error)
+
+
+def _open(paths: Mapping[str, str], tokenizers: Sequence[str], terms: Terms) -> dict[str, Opened]:
+    """A file that serves as two splits is read once too."""
+    from orchestrate.data import opening
+
+    trained_on = {path for split, path in paths.items() if split != "test"}
+    opened = {
+        path: opening.open_counted(
+            path,
+            tokenizers=tokenizers if path in trained_on else (),
+            memory=terms.settings.home / "counts",
+            compare=terms.checked,
+            content=terms.checked,
+        )
+        for path in dict.fromkeys(paths.values())
+    }
+    return {split: opened[path] for split, path in paths.items()}
+
+
+def _offer(
+    provider: Provider,
+    spec: JobSpec,
+    translation: Translation,
+    data: TrainingData,
+    of_files: Iterable[Problem],
+    terms: Terms,
+    *,
+    alone: bool,
+) -> Offer:
+    name = provider.name
+    problems: list[Problem] = []
+    try:
+        if not translation.model and translation.refused:
+            raise SpecError(str(translation.refused[0].rule))
+        if terms.checked:
+            problems = provider.check(spec, data, translation)
+        quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
+    except SpecError as error:
+        problems.append(_problem("no-model", name, error))
+        quote = Quote(provider=name, model="", unavailable=error.message)
+    except MissingExtra as error:
+        if alone:
+            raise
+        problems.append(_problem("missing-extra", name, error))
+        reason = f"{error.message}: {error.fix}"
+        quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
+    return Offer(name, spec, translation, tuple(merged([*of_files, *problems])), quote)
+
+
+def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
+    """Those with which the backends count (name -> its spec), as far as the models are known."""
+    from orchestrate import catalog, costing
+    from orchestrate.data.tokens import counting
+
+    found: dict[str, None] = {}
+    for name, spec in specs.items():
+        try:
+            model = catalog.resolve(spec.model_for(name), settings.host(name).type or name)
+            tokenizer = costing.tokenizer_for(model)
+            counting.counter(tokenizer)
+        except (SpecError, MissingExtra):
+            continue  # that backend says what it lacks; the others can be counted
+        found[tokenizer] = None
+    return list(found)
+
+
+def _refusal(provider: str, name: str, asked: object, error: UsageError) -> Translation:
+    row = Setting(name=name, asked=asked, outcome=Outcome.REFUSED, rule=error.message)
+    return Translation(provider=provider, model="", settings=(row,), body={})
+
+
+def _problem(code: str, provider: str, error: SpecError | MissingExtra) -> Problem:
+    return Problem(
+        code=code, message=error.message, severity=Severity.ERROR, providers=(provider,), fix=error.fix
+    )

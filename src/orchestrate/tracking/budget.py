@@ -1,0 +1,40 @@
+"""What all runs of a store cost together, and what is left of a budget."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, or_, select, text
+
+from orchestrate.errors import OverBudget
+from orchestrate.tracking import schema
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Spending
+
+_LOCK = schema.APPLICATION_ID + 1
+
+
+def total_spending(connection: Connection) -> Spending:
+    from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
+
+    table = schema.runs
+    query = select(table.c.bill_usd, table.c.committed_usd).where(
+        ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))
+    )
+    spent = committed = Decimal(0)
+    for bill, high in connection.execute(query):
+        spent += Decimal(bill or 0)
+        committed += Decimal(high or 0)
+    return Spending(spent_usd=spent, committed_usd=committed)
+
+
+def require_budget(connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal) -> None:
+    """Raises `OverBudget` unless `high_usd` fits into what is left. Nobody else spends until the transaction
+    ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    left = budget_usd - total_spending(connection).total_usd
+    if high_usd > left:
+        raise OverBudget(provider, high_usd, max(left, Decimal(0)), what="what is left of the budget,")

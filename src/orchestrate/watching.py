@@ -1,0 +1,130 @@
+"""Watching runs until they end: the store, the backends and the channels joined. Run as a module, it is the
+background watcher's process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from orchestrate import config
+from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.tracking.transitions import UNSENT as UNSENT
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+    from orchestrate.handle import RunHandle
+    from orchestrate.service import Orchestrator
+    from orchestrate.tracking import SyncReport as SyncReport
+    from orchestrate.tracking import Watcher
+    from orchestrate.tracking.background import Background
+    from orchestrate.tracking.channels import Channel
+    from orchestrate.tracking.leases import Lease as Lease
+    from orchestrate.tracking.recovery import Recovery
+    from orchestrate.tracking.sweep import Failure as Failure
+    from orchestrate.types import Run
+
+
+def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
+    """One that follows the runs of the store (`only`: on these backends) and tells the channels of their
+    ends."""
+    from orchestrate.tracking import Watcher
+
+    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(ft.settings), only=only)
+
+
+def channels_of(settings: Settings) -> list[Channel]:
+    """Where ends are told. Raises `UsageError` for an address that is not taken, `ConfigError` for a secret
+    that cannot sign."""
+    if settings.notify == config.Notify():
+        return []
+    from orchestrate.tracking.channels import channels
+
+    signs = settings.notify.url is not None
+    secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
+    return channels(settings.notify, secret)
+
+
+@contextmanager
+def telling(ft: Orchestrator) -> Generator[list[str]]:
+    """Tells the channels about the runs that are found to have ended in the block, unless another process
+    did. After the block the list has what went wrong."""
+    found, problems = channels_of(ft.settings), list[str]()
+    for channel in found:
+        ft.store.notifications.since(channel.name)
+    yield problems
+    if found:
+        from orchestrate.tracking.channels import tell
+
+        problems += tell(ft.store, found)
+
+
+def recover(ft: Orchestrator, provider: str = "all") -> Recovery:
+    """Rebuilds a lost store from the hosts' lists."""
+    from orchestrate.tracking import recover
+
+    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)])
+
+
+def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[int]:
+    """Takes OpenAI's webhooks on a port of this machine, `0` for a free one; gives the port. Raises
+    `MissingKey` without the secret that they are signed with."""
+    from orchestrate.tracking.webhooks import listening
+
+    secret = config.secret("openai-webhook", "OPENAI_WEBHOOK_SECRET")
+    if secret is None:
+        raise MissingKey("openai-webhook", "OPENAI_WEBHOOK_SECRET")
+    return listening(ft.store, secret, port, woken)
+
+
+def background(settings: Settings) -> Background:
+    """The watcher that outlives its terminal."""
+    from orchestrate.tracking.background import Background
+
+    return Background(settings)
+
+
+def stop_background(settings: Settings) -> int:
+    """Ends the background watchers of the home folder; the runs go on. Returns how many there were."""
+    from orchestrate.tracking.background import stop
+
+    return stop(settings)
+
+
+def ask(run: RunHandle) -> None:
+    """Brings a run up to date; a host that does not answer is left for later. Raises `ProviderError` where it
+    never will."""
+    from orchestrate.tracking import Pace
+
+    Pace().attempt(run.refresh)
+
+
+def settle_left_s(ft: Orchestrator, run: Run) -> float | None:
+    """Seconds until a lost answer can be settled; `None` where none was lost."""
+    from orchestrate.tracking import settle_left_s
+
+    return settle_left_s(ft.store, ft.provider(run.provider), run)
+
+
+def main() -> int:
+    """The background watcher's process; returns its exit code."""
+    from orchestrate.service import Orchestrator
+    from orchestrate.tracking.background import run, say
+
+    @contextmanager
+    def watching() -> Generator[Watcher]:
+        with Orchestrator(settings) as ft:
+            yield watcher(ft)
+
+    try:
+        settings = config.load()
+        run(settings, watching)
+    except OrchestrateError as error:
+        say(error.message)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

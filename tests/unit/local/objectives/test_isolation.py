@@ -1,0 +1,165 @@
+"""What a grader's code can reach, by real attempts, in each way of keeping it apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.local.objectives.grading import Grade, Grader
+from orchestrate.local.objectives.isolation import WAYS, Isolation, Way, works
+
+ITEM: dict[str, Any] = {}
+ATTEMPTS = """
+import glob, json, os, socket
+def tried(what):
+    try:
+        return what()
+    except Exception as error:
+        return None
+def environ():
+    found = b""
+    for file in glob.glob("/proc/[0-9]*/environ"):
+        found += tried(lambda: open(file, "rb").read()) or b""
+    return b"sk-from-the-environment" in found
+def connected(place):
+    with socket.create_connection(place, timeout=2):
+        return True
+def grade(sample, item):
+    found = {
+        "environ": environ(),
+        "own": dict(os.environ),
+        "file": tried(lambda: open(item["file"]).read()),
+        "written": tried(lambda: open(item["file"] + ".new", "w").write("x")),
+        "python": tried(lambda: open(os.__file__, "a").write("")),
+        "network": tried(lambda: connected(tuple(item["place"]))),
+        "processes": len(glob.glob("/proc/[0-9]*")),
+        "killed": tried(lambda: os.kill(item["pid"], 0) is None),
+    }
+    raise ValueError(json.dumps(found))
+"""
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Isolation:
+    found = Isolation(request.param)
+    if not works(found):
+        pytest.skip(f"this machine has no {request.param}")
+    return found
+
+
+def code(source: str) -> dict[str, str]:
+    return {"type": "python", "source": source}
+
+
+PARENT = """
+import json, os, sys
+from orchestrate.local.objectives.grading import Grader
+from orchestrate.local.objectives.isolation import Isolation
+way, source, item = json.loads(sys.argv[1])
+with Grader({"type": "python", "source": source}, isolation=Isolation(way), seconds=20) as grader:
+    print(grader.grade(["x"], [{**item, "pid": os.getpid()}])[0].error)
+"""
+
+
+def attempts(way: Isolation, item: dict[str, Any]) -> dict[str, Any]:
+    """What the code found that is graded by a process with a key in its environment."""
+    env = {**os.environ, "OPENAI_API_KEY": "sk-from-the-environment"}
+    words = [sys.executable, "-c", PARENT, json.dumps([way.way, ATTEMPTS, item])]
+    said = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("ValueError: "), said
+    return json.loads(said.removeprefix("ValueError: "))
+
+
+def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> None:
+    secret = tmp_path / ".ssh" / "id_ed25519"
+    secret.parent.mkdir()
+    secret.write_text("a private key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        found = attempts(way, {"file": str(secret), "place": list(server.getsockname())})
+    assert set(found["own"]) <= {
+        "PATH", "LANG", "HOME", "PWD", "LC_CTYPE", "SHLVL", "_", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS", "OLDPWD",
+    }  # fmt: skip
+    if way.way == "limits only":
+        assert "NOT confined" in way.told and "your rights" in way.told
+        return
+    assert not found["environ"], "of this process, its parent"
+    assert found["file"] is None and found["written"] is None and found["network"] is None
+    assert found["python"] is None, "what the user's next program runs is not writable"
+    assert found["processes"] <= 6 and not found["killed"]
+
+
+def test_what_takes_all_there_is_is_ended_and_told(way: Isolation) -> None:
+    source = (
+        "import os, signal, sys, time\n"
+        "def grade(sample, item):\n"
+        "    said = sample['output_text']\n"
+        "    if said == 'memory': return len(bytearray(64 << 30))\n"
+        "    if said == 'disk':\n"
+        "        with open('big', 'wb') as file:\n"
+        "            for _ in range(300): file.write(bytes(1 << 20))\n"
+        "    if said == 'hang': time.sleep(1000)\n"
+        "    if said == 'stop': os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    if said == 'flood':\n"
+        "        while True: [os.write(fd, b'x' * 9999) for fd in (3, 4, 5) if open_(fd)]\n"
+        "    return 1\n"
+        "def open_(fd):\n"
+        "    try: os.fstat(fd); return True\n"
+        "    except OSError: return False\n"
+    )
+    said = ["memory", "good", "disk", "good", "hang", "good", "stop", "good", "flood", "good"]
+    with Grader(code(source), isolation=way, seconds=2) as grader:
+        grades = grader.grade(said, [ITEM] * len(said))
+    errors = dict(zip(said, grades, strict=True))
+    assert errors.pop("good") == Grade(1.0)
+    if way.way == "namespaces":
+        assert errors.pop("stop") == Grade(1.0), "the first process of a namespace cannot stop itself"
+    assert all(g.score == 0 and g.error for g in errors.values()), errors
+    assert "MemoryError" in str(errors["memory"].error)
+    assert "own answers" in str(errors["flood"].error)
+
+
+def test_forged_answers_end_the_process(way: Isolation) -> None:
+    source = (
+        "import os, sys\n"
+        "def grade(sample, item):\n"
+        "    for name in os.listdir('/proc/self/fd'):\n"
+        "        fd = int(name)\n"
+        "        if fd > 2:\n"
+        "            try: os.write(fd, b'[[[\\n')\n"
+        "            except OSError: pass\n"
+        "    return 1\n"
+    )
+    with Grader(code(source), isolation=way) as grader:
+        [grade] = grader.grade(["x"], [ITEM])
+    assert grade.score == 0 and "own answers" in str(grade.error)
+
+
+def test_processes_that_the_code_leaves_behind_end_with_the_grader(way: Isolation) -> None:
+    # Bounded: the number of processes is not limited for root, and a real bomb would take the machine along.
+    source = (
+        "import os, time\n"
+        "def grade(sample, item):\n"
+        "    for _ in range(50):\n"
+        "        if os.fork() == 0:\n"
+        "            time.sleep(600)\n"
+        "    time.sleep(600)\n"
+    )
+    with Grader(code(source), isolation=way, seconds=1) as grader:
+        [grade] = grader.grade(["x"], [ITEM])
+    assert grade.score == 0 and grade.error
+
+
+@pytest.mark.parametrize("named", WAYS)
+def test_each_way_is_told(named: Way) -> None:
+    told = Isolation(named).told
+    assert ("NOT confined" in told) == (named == "limits only")

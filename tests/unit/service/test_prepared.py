@@ -1,0 +1,143 @@
+"""A spec is prepared once for all backends: each file read once, and what was shown is what is submitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.paths import TINY
+from typer.testing import CliRunner
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.cli import app
+from orchestrate.data.opening import open_dataset
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import Severity
+
+SPLITS = ("train", "validation", "test")
+MODELS = {"local": str(TINY), "openai": "gpt-4.1-mini", "together": "qwen3-8b", "fireworks": "qwen3-8b"}
+_counted: list[Counter[str]] = []
+
+
+def _count(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _counted and isinstance(arguments[0], str | os.PathLike):
+        for opened in _counted:
+            opened[Path(os.fspath(arguments[0])).stem] += 1
+
+
+sys.addaudithook(_count)  # one hook, as none can be taken away
+
+
+@pytest.fixture
+def opened() -> Iterator[Counter[str]]:
+    """How often each file, by its name without the ending, has been opened since then."""
+    counter: Counter[str] = Counter()
+    _counted.append(counter)
+    yield counter
+    _counted.remove(counter)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ORCHESTRATE_KEYS", str(tmp_path / "keys.toml"))
+    return tmp_path
+
+
+def rows(split: str) -> str:
+    said = [("user", f"{split} question {{}}"), ("assistant", "answer {}")]
+    chats = ([{"role": role, "content": text.format(n)} for role, text in said] for n in range(400))
+    return "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
+
+
+def written(folder: Path) -> JobSpec:
+    for split in SPLITS:
+        (folder / f"{split}.jsonl").write_text(rows(split))
+    files = {split: f"{split}.jsonl" for split in SPLITS}
+    return JobSpec.parse({"model": MODELS, "epochs": 1, **files})
+
+
+def one_scan(opened: Counter[str]) -> dict[str, int]:
+    """How often a file is opened by one scan of it."""
+    Path("alone.jsonl").write_text(rows("alone"))
+    before = opened["alone"]
+    open_dataset("alone.jsonl")
+    return dict.fromkeys(SPLITS, opened["alone"] - before)
+
+
+@pytest.mark.parametrize("backends", ["local", "openai,together,fireworks,local"])
+@pytest.mark.parametrize("command", ["check", "quote"])
+def test_a_command_scans_each_file_once(
+    command: str, backends: str, home: Path, opened: Counter[str]
+) -> None:
+    spec = written(home)
+    (home / "finetune.yaml").write_text(json.dumps(spec.asked()))
+    opened.clear()
+    done = CliRunner().invoke(app, [command, "--provider", backends, "--json"])
+    assert done.exit_code == 0, done.output
+    expected = one_scan(opened)
+    if command == "quote":
+        expected["test"] = 0  # nothing of it is billed
+    assert {split: opened[split] for split in SPLITS} == expected
+
+
+def test_submit_reads_nothing_again_before_it_sends(home: Path, opened: Counter[str]) -> None:
+    spec = written(home)
+    opened.clear()
+    with Orchestrator(config.load()) as ft:
+        names = ["local", "together"]
+        prepared = ft.prepare(spec, names)
+        for name in names:
+            prepared.offer(name).require_fit()
+        ft.preflight(prepared, "local")
+        prepared.require_unchanged()
+    assert {split: opened[split] for split in SPLITS} == one_scan(opened)
+
+
+def test_what_is_prepared_is_what_check_plan_and_quote_show(home: Path) -> None:
+    spec = written(home)
+    with Orchestrator(config.load()) as ft:
+        prepared = ft.prepare(spec)
+        assert [offer.provider for offer in prepared.offers] == ft.backends()
+        assert prepared.problems == ft.check(spec)
+        assert prepared.quotes == ft.quote(spec)
+        assert [offer.translation for offer in prepared.offers] == ft.plan(spec)
+        assert not [p for p in prepared.problems if p.severity is Severity.ERROR]
+
+
+def test_a_file_that_changed_since_it_was_shown_is_refused(home: Path) -> None:
+    spec = written(home)
+    with Orchestrator(config.load()) as ft:
+        prepared = ft.prepare(spec, "local")
+        (home / "validation.jsonl").write_text(rows("another"))
+        with pytest.raises(DataError, match=r"validation\.jsonl has changed since it was checked and quoted"):
+            ft.submit(prepared, "local")
+        assert ft.runs() == []
+
+
+def test_a_file_written_anew_with_the_same_rows_is_the_same(home: Path, opened: Counter[str]) -> None:
+    spec = written(home)
+    with Orchestrator(config.load()) as ft:
+        prepared = ft.prepare(spec, "local")
+        before = opened["train"]
+        prepared.require_unchanged()
+        assert opened["train"] == before
+        (home / "train.jsonl").write_text(rows("train"))
+        prepared.require_unchanged()
+
+
+def test_only_what_was_prepared_for_it_is_submitted(home: Path) -> None:
+    spec = written(home)
+    with Orchestrator(config.load()) as ft:
+        with pytest.raises(UsageError, match="not prepared for local"):
+            ft.submit(ft.prepare(spec, "together"), "local")
+        with pytest.raises(UsageError, match="quotes only"):
+            ft.submit(ft.prepare(spec, "local", checked=False), "local")
+        assert ft.runs() == []
