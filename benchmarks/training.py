@@ -86,7 +86,8 @@ class Clock:
 
 def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
     def run(args: argparse.Namespace) -> dict[str, Any]:
-        from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+        from orchestrate.local.job import Hyper, LocalJob, Supervised
+        from orchestrate.local.run.rundir import RunDir, now
         from orchestrate.local.run.session import Session
 
         data = args.work / "engine.jsonl"
@@ -103,7 +104,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
             model=str(args.model),
             model_name="random",
             train=str(data),
-            method={"type": "sft"},
+            method=Supervised(),
             adapter={"type": "qlora", "r": 16, "alpha": 32.0},
             hyper=hyper,
             threads=args.threads,
@@ -337,9 +338,10 @@ def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, floa
 
     from orchestrate.local.encoding.encoded import encode_file
     from orchestrate.local.encoding.encoding import Template
-    from orchestrate.local.model.loading import Loaded, load_base, load_tokenizer
+    from orchestrate.local.model.head import Head
+    from orchestrate.local.model.loaded import Loaded
+    from orchestrate.local.model.loading import load_base, load_tokenizer
     from orchestrate.local.objectives.base import Objective
-    from orchestrate.local.objectives.losses import Head
 
     torch.set_num_threads(args.threads)
     template = Template.of(load_tokenizer(args.model))

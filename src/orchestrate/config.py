@@ -18,24 +18,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from orchestrate.errors import ConfigError, MissingKey
+from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
 from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
+from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
 
 CONFIG_NAME = "orchestrate.toml"
-KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
-OTHER_SECRETS = ("notify-webhook", "openai-webhook")
-"""Names in the key file that are no backend's."""
-DEFAULT_URLS = {
-    "openai": "https://api.openai.com/v1",
-    "together": "https://api.together.ai",
-    "fireworks": "https://api.fireworks.ai",
-}
-ACCOUNT_VARIABLES = {"fireworks": "FIREWORKS_ACCOUNT_ID"}
-PROJECT_VARIABLES = {"openai": "OPENAI_PROJECT_ID", "together": "TOGETHER_PROJECT_ID"}
+NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
+"""Its name in the key file."""
 NOTIFY_VARIABLES = {
     "command": "ORCHESTRATE_NOTIFY_COMMAND",
     "url": "ORCHESTRATE_NOTIFY_URL",
@@ -77,6 +70,10 @@ class HostConfig:
     """The file that ties keys to hosts; `None` ties nothing."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
+
+    @property
+    def kind(self) -> str:
+        return self.type or self.name
 
     @property
     def sandbox(self) -> bool:
@@ -146,10 +143,10 @@ class Settings:
 
     def host(self, name: str) -> HostConfig:
         host = self.hosts.get(name) or HostConfig(name=name)
-        if (host.type or name) == "local":
-            options = {"home": str(self.home), **self.local, **host.options}
-            return replace(host, options={**options, "allow_grader_code": self.allow_grader_code})
-        return replace(host, options={"home": str(self.home), **host.options})
+        own: Mapping[str, Any] = {}
+        if host.kind == this_machine().kind:
+            own = {**self.local, "allow_grader_code": self.allow_grader_code}
+        return replace(host, options={"home": str(self.home), **own, **host.options})
 
 
 def load(
@@ -225,7 +222,7 @@ def _notify(env: Mapping[str, str]) -> Notify:
 def _hosts(configured: Any, env: Mapping[str, str], path: Path | None) -> dict[str, HostConfig]:
     tables = _table(configured, path, "hosts")
     stored = read_keys(key_file(env))
-    names = [*DEFAULT_URLS, "local", *(n for n in tables if n not in DEFAULT_URLS and n != "local")]
+    names = dict.fromkeys([*built_in(), *tables, *plug_ins()])
     return {
         name: _host(name, _table(tables.get(name, {}), path, f"hosts.{name}"), env, stored, path)
         for name in names
@@ -236,29 +233,44 @@ def _host(
     name: str, table: dict[str, Any], env: Mapping[str, str], stored: Mapping[str, str], path: Path | None
 ) -> HostConfig:
     _reject_unknown(table, _HOST_FIELDS, str(path), f"hosts.{name}.")
-    kind = table.get("type") or name
-    variable = table.get("key_variable") or KEY_VARIABLES.get(name) or f"{_word(name)}_API_KEY"
-    given = None if kind == "local" else env.get(f"{_word(name)}_BASE_URL")
-    own = DEFAULT_URLS.get(name)
+    known = _known(table.get("type") or name)
+    # A further instance is another's server: it shares what the host understands, not its address and keys.
+    mine = known if known is not None and known.kind == name else None
+    variable = table.get("key_variable") or (mine and mine.key_variable) or f"{_word(name)}_API_KEY"
+    keyless = known is not None and known.keyless
+    given = None if keyless else env.get(f"{_word(name)}_BASE_URL")
+    own = mine and mine.url
     url = given or table.get("base_url") or own
     if url is not None:
         require_safe_url(url, name)
     wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
-    key = None if kind == "local" else (env.get(variable) or stored.get(name) or from_keyring(name))
+    key = None if keyless else (env.get(variable) or stored.get(name) or from_keyring(name))
     return HostConfig(
         name=name,
         type=table.get("type"),
         base_url=url.rstrip("/") if url else None,
         api_key=Secret(key) if key else None,
         key_variable=variable,
-        account_id=env.get(ACCOUNT_VARIABLES.get(name, "")) or table.get("account_id"),
-        organization=table.get("organization") or (env.get("OPENAI_ORG_ID") if name == "openai" else None),
-        project=table.get("project") or env.get(PROJECT_VARIABLES.get(name, "")),
+        account_id=env.get((mine and mine.account_variable) or "") or table.get("account_id"),
+        organization=table.get("organization") or env.get((mine and mine.organization_variable) or ""),
+        project=table.get("project") or env.get((mine and mine.project_variable) or ""),
         timeout_s=_seconds(table.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
         options={**wandb, **_table(table.get("options", {}), path, f"hosts.{name}.options")},
         pins=pin_file(env),
         url_from_file=not given and url != own,
     )
+
+
+def _known(kind: str) -> Profile | None:
+    """`None` for a kind that there is not, or that is broken: it says so when it is used."""
+    with suppress(OrchestrateError):
+        return profile(kind)
+    return None
+
+
+def other_secrets() -> tuple[str, ...]:
+    """Names in the key file that are no backend's."""
+    return NOTIFY_SECRET, *(f"{one.kind}-webhook" for one in built_in().values() if one.webhook_variable)
 
 
 def _word(name: str) -> str:

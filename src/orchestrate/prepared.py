@@ -230,7 +230,7 @@ def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]
     found: dict[str, None] = {}
     for name, spec in specs.items():
         try:
-            model = catalog.resolve(spec.model_for(name), settings.host(name).type or name)
+            model = catalog.resolve(spec.model_for(name), settings.host(name).kind)
             tokenizer = costing.tokenizer_for(model)
             counting.counter(tokenizer)
         except (SpecError, MissingExtra):

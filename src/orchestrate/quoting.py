@@ -1,4 +1,5 @@
-"""What quotes need beyond one backend's offline price: the hosts' live prices, and months of serving."""
+"""Prices as the commands show them: rates and quotes of `costing`, and what quotes need beyond one backend's
+offline price: the hosts' live prices, and months of serving."""
 
 from __future__ import annotations
 
@@ -7,7 +8,18 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
-from orchestrate.costing import Ownership, Traffic
+from orchestrate.costing import Accuracy as Accuracy
+from orchestrate.costing import Ownership as Ownership
+from orchestrate.costing import Rate as Rate
+from orchestrate.costing import RateBook as RateBook
+from orchestrate.costing import Reconciliation as Reconciliation
+from orchestrate.costing import Traffic as Traffic
+from orchestrate.costing import accuracy as accuracy
+from orchestrate.costing import built_in as built_in
+from orchestrate.costing import load as load
+from orchestrate.costing import parse_flag as parse_flag
+from orchestrate.costing.completions import completion_price as completion_price
+from orchestrate.costing.jobs import names as names
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
@@ -78,9 +90,9 @@ def ownership(
     base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
     totals: list[Ownership] = []
     for quote in quotes:
-        kind = ft.settings.host(quote.provider).type or quote.provider
+        backend = ft.provider(quote.provider)
         try:
-            resolved = catalog.resolve(spec.model_for(quote.provider), kind)
+            resolved = backend.resolve(spec)
         except SpecError as error:
             resolved = catalog.ModelOnHost(provider=quote.provider, id=quote.model, warnings=(error.message,))
         totals.append(
@@ -92,7 +104,7 @@ def ownership(
                 hours_per_day=hours_per_day,
                 base=base,
                 hourly=costing.quoted_hour(quote),
-                prices=kind,
+                profile=backend.profile,
                 book=ft.rates,
             )
         )

@@ -125,12 +125,10 @@ class Orchestrator:
 
     def ready(self, name: str) -> Provider:
         """The backend, when the key that it needs is there. Raises `MissingKey`."""
-        from orchestrate.config import DEFAULT_URLS
-
-        host = self.settings.host(name)
-        if (host.type or name) in DEFAULT_URLS:
-            host.require_key()
-        return self.provider(name)
+        backend = self.provider(name)
+        if not backend.profile.keyless:
+            backend.config.require_key()
+        return backend
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -295,8 +293,15 @@ class Orchestrator:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
         from orchestrate import costing
 
-        prices = self.settings.host(run.provider).options.get("prices")
-        return costing.bill_run(run, job, prices=prices, book=self.rates, now=self.store.clock.now())
+        backend = self.provider(run.provider)
+        return costing.bill_run(
+            run,
+            job,
+            profile=backend.profile,
+            prices=backend.prices,
+            book=self.rates,
+            now=self.store.clock.now(),
+        )
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or

@@ -109,7 +109,7 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
     wrong = [f"  {field}.{name}" for field, names in named.items() for name in names if name not in known]
     if wrong:
         raise SpecError(
-            "the spec names backends that there are not:",
+            "the spec names unknown backends:",
             errors=[*wrong, f"  known: {', '.join(known)}"],
             fix="orchestrate providers",
         )

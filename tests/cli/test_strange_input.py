@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli
 
+TYPED = "sk-typed-1234567"
 ODD = "[bold]x[/nothing]:smile:"
 
 
@@ -21,7 +22,6 @@ ODD = "[bold]x[/nothing]:smile:"
         ("models", ODD),
         ("plan", "--provider", ODD),
         ("plan", "--set", ODD),
-        ("keys", "set", ODD, "--value", "k"),
         ("init", f"/dev/null/{ODD}"),
         (ODD,),
     ],
@@ -65,10 +65,10 @@ def test_with_json_every_error_is_one_json_line(cli: Cli, arguments: tuple[str, 
 
 def test_only_keys_that_something_reads_are_kept(cli: Cli, tmp_path: Path) -> None:
     for name in ("openia", "local", "", "a b"):
-        told = cli("keys", "set", name, "--value", "sk-abcdefghijklmnop")
+        told = cli("keys", "set", name, stdin="sk-abcdefghijklmnop\n")
         assert told.code == 2 and "known: openai" in told.err
     assert not (tmp_path / "keys.toml").exists()
-    assert cli("keys", "set", "llm.example.com", "--value", "k").code == 0
+    assert cli("keys", "set", "llm.example.com", stdin="k\n").code == 0
     assert "holds no key called openai" in cli("keys", "remove", "openai").err
 
 
@@ -122,3 +122,22 @@ def test_a_reader_that_leaves_is_no_error(cli_env: dict[str, str]) -> None:
     line = f"'{sys.executable}' -m orchestrate.cli prices list --all | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=cli_env, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("openai", "sk-typed-1234567"),
+        ("openai", "--value", "sk-typed-1234567"),
+        ("sk-typed-1234567", "openai"),
+        ("sk-typed-1234567",),
+    ],
+)
+def test_a_key_on_the_command_line_is_refused_and_not_shown(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    told = cli("keys", "set", *words, stdin="sk-other-1234567\n")
+    assert told.code == 2 and "sk-typed" not in told.out + told.err
+    assert not (tmp_path / "keys.toml").exists()
+    told = cli("keys", "set", "openai", stdin="sk-other-1234567\n")
+    assert told.code == 0 and "sk-other-1234567" in (tmp_path / "keys.toml").read_text()

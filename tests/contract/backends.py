@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ class Backend:
         if self.name == "shelf":
             if str(PLUGIN) not in sys.path:
                 sys.path.insert(0, str(PLUGIN))
-            from orchestrate_shelf import ShelfProvider
+            from orchestrate_shelf.provider import ShelfProvider
 
-            return ShelfProvider(settings.host("shelf"))
+            return ShelfProvider(replace(settings.host("shelf"), api_key=config.Secret("a-key-of-the-shelf")))
         return registry.make(self.name, settings)
 
     def spec(self, files: Mapping[str, str], method: str = "sft", **more: Any) -> JobSpec:

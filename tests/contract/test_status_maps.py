@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from orchestrate.config import HostConfig
-from orchestrate.providers.registry import BUILT_IN, provider_class
+from orchestrate.profile import built_in
+from orchestrate.providers.registry import provider_class
 from orchestrate.types import JobStatus
 
 
@@ -60,7 +61,7 @@ def test_every_word_of_the_sdk_is_mapped(name: str) -> None:
         assert {w for w in ends if "DELETING" not in w} == ENDS[name]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", built_in())
 @pytest.mark.parametrize("word", ["reticulating", "SUCCEEDED ", "", None])
 def test_unknown_words_never_end_a_job(name: str, word: str | None) -> None:
     provider = provider_class(name)(HostConfig(name=name))

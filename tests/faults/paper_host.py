@@ -30,6 +30,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     RateLimited,
 )
+from orchestrate.profile import Profile
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
@@ -48,8 +49,7 @@ from orchestrate.types import (
 
 
 class PaperHost(Provider):
-    name = "paper"
-    title = "Paper"
+    profile = Profile(kind="paper", title="Paper", provider="paper_host:PaperHost", keyless=True)
     features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS, Feature.CANCEL})
     missing: ClassVar = {}
     status_map: ClassVar = {

@@ -12,7 +12,6 @@ shutdown_warning(model, provider, today) -> str | None
     Within 90 days of the end, or after it; offers the nearest open model.
 alternatives(model, provider=None) -> list[Model]
     Open models to move to, nearest first.
-closed_for_new_jobs(provider, today) -> str | None
     The sentence, once the backend takes no new jobs at all.
 differences(provider, seen: Iterable[HostModel]) -> list[Change]
     What a host says now (its `base_models()`) against the catalog.
@@ -25,7 +24,6 @@ from orchestrate.catalog.models import (
     Model,
     all_models,
     alternatives,
-    closed_for_new_jobs,
     find,
     known_hosts,
     search,
@@ -42,7 +40,6 @@ __all__ = [
     "ModelOnHost",
     "all_models",
     "alternatives",
-    "closed_for_new_jobs",
     "find",
     "resolve",
     "search",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrate.errors import UsageError
+from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
 WARN_DAYS = 90
@@ -63,10 +64,10 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ids(self) -> dict[str, str]:
-        """Backend -> id. `local` is the hub id, or the bundled folder."""
+        """Backend -> id. This machine's is the hub id, or the bundled folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
-            ids["local"] = local
+            ids[this_machine().kind] = local
         return ids
 
     @property
@@ -101,8 +102,6 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 class _Catalog(msgspec.Struct, frozen=True):
     models: tuple[Model, ...]
     sources: dict[str, str]
-    no_new_jobs_after: date
-    closing_source: str
     by_name: dict[str, Model]
     host_names: frozenset[str]
 
@@ -124,12 +123,9 @@ def _catalog() -> _Catalog:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
     models = msgspec.convert(raw["models"], tuple[Model, ...])
-    closing = raw["openai_closing"]
     return _Catalog(
         models=models,
         sources=sources,
-        no_new_jobs_after=closing["no_new_jobs_after"],
-        closing_source=closing["source"],
         by_name=_index(models),
         host_names=frozenset(defaults),
     )
@@ -215,18 +211,8 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
         )
     if others := alternatives(model):
         places = [name for name in others[0].hosts if _tunable(others[0].on(name))]
-        text += f"; nearest open model: {others[0].name} ({', '.join([*places, 'local'])})"
+        text += f"; nearest open model: {others[0].name} ({', '.join([*places, this_machine().kind])})"
     return text
-
-
-def closed_for_new_jobs(provider: str, today: date) -> str | None:
-    """Why `provider` takes no new jobs from anyone today; `None` while it takes them from some account."""
-    catalog = _catalog()
-    if provider != "openai" or today < catalog.no_new_jobs_after:
-        return None
-    return (
-        f"OpenAI takes no new fine-tuning jobs since {catalog.no_new_jobs_after} ({catalog.closing_source})"
-    )
 
 
 def known_hosts() -> frozenset[str]:

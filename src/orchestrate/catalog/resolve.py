@@ -17,16 +17,10 @@ from orchestrate.catalog.models import (
     shutdown_warning,
 )
 from orchestrate.errors import SpecError, UsageError
+from orchestrate.profile import HUB_ID, Profile, profile
 from orchestrate.types import Record
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
-_RAW_IDS = {
-    # Together takes hub-like ids and its own output names; Fireworks full resource names.
-    "openai": re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
-    "together": _HUB_ID,
-    "fireworks": re.compile(r"^accounts/[^/]+/models/[^/]+$"),
-}
 
 
 class ModelOnHost(Record, frozen=True, kw_only=True):
@@ -64,7 +58,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         """Its id on the hub, where it has one."""
         if self.model is not None:
             return self.model.hub
-        return self.id if _HUB_ID.match(self.id) and not _is_folder(self.id) else None
+        return self.id if HUB_ID.match(self.id) and not _is_folder(self.id) else None
 
     @property
     def folder(self) -> Path | None:
@@ -79,16 +73,19 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return self.model.context if self.model else None
 
 
-def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
-    """What `name` is on `provider`. `today` decides about shutdown warnings (default: the local date).
+def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
+    """What `name` is on a backend, given by its profile or kind. `today` decides about shutdown warnings
+    (default: the local date).
 
     Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
     that backend.
     """
-    base = _base_of_tune(name) if provider == "openai" else None
+    known = backend if isinstance(backend, Profile) else profile(backend)
+    provider = known.kind
+    base = known.tuned_base(name) if known.tuned_base else None
     model = lookup(base or name)
     if model is None:
-        return _raw(name, provider)
+        return _raw(name, known)
     host = model.on(provider)
     if host is None:
         raise _not_offered(model, name, provider)
@@ -111,23 +108,16 @@ def resolve(name: str, provider: str, today: date | None = None) -> ModelOnHost:
     )
 
 
-def _base_of_tune(name: str) -> str | None:
-    """`ft:gpt-4o-mini-2024-07-18:org:suffix:id` goes on from that tune; its base decides price and limits."""
-    parts = name.split(":")
-    return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
-
-
-def _raw(name: str, provider: str) -> ModelOnHost:
+def _raw(name: str, known: Profile) -> ModelOnHost:
+    provider = known.kind
     if provider not in known_hosts():
         if _is_folder(name):
             return ModelOnHost(provider=provider, id=name)
-        if _HUB_ID.match(name):
+        if HUB_ID.match(name):
             return ModelOnHost(
                 provider=provider, id=name, warnings=(f"{name} is not in the catalog: taken as a hub id",)
             )
-        if provider == "local":
-            raise _unknown(name)
-    elif not _RAW_IDS[provider].match(name):
+    if known.ids is not None and not known.ids.match(name):
         raise _unknown(name)
     return ModelOnHost(
         provider=provider,

@@ -13,7 +13,7 @@ from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Ownership
+    from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice
     from orchestrate.service import Orchestrator
     from orchestrate.types import Score
@@ -94,7 +94,6 @@ def _base_score(ft: Orchestrator, run: str) -> Score:
 
 def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Ownership]:
     from orchestrate import quoting
-    from orchestrate.costing import Traffic
     from orchestrate.spec import JobSpec
 
     spec = JobSpec.parse({"model": money.model, "train": file, "epochs": 3})
@@ -102,7 +101,7 @@ def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Own
         ft,
         spec,
         ft.quote(spec),
-        traffic=Traffic.parse(traffic),
+        traffic=quoting.Traffic.parse(traffic),
         months=money.months,
         compare_with=money.compare_with,
         saved_tokens=money.saved_tokens,

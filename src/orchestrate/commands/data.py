@@ -4,21 +4,25 @@ generate are offline."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json, table
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of, table
 from orchestrate.commands.data_make import generate, review
 from orchestrate.commands.data_views import note_rewritten, show_check, show_inspect, show_preview
 from orchestrate.commands.options import grouped
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
+from orchestrate.profile import this_machine
 from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.data.rules import Target
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -54,7 +58,7 @@ def inspect(
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
     from orchestrate.data.operations import inspect as inspecting
 
-    name = tokenizer or _tokenizer(model, ("local",))
+    name = tokenizer or _tokenizer(model, ())
     with _progress("reading") as progress:
         report = inspecting.inspect(
             file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
@@ -102,6 +106,7 @@ class Reading:
 @app.command()
 @grouped
 def check(
+    context: typer.Context,
     file: FileArg,
     *,
     others: OtherFiles,
@@ -117,8 +122,11 @@ def check(
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import check as checking
     from orchestrate.data.rules import METHOD_KINDS
+    from orchestrate.providers import registry
 
-    hosts = host_names(wanted.hosts)
+    settings = settings_of(context)
+    hosts = registry.targets(settings, wanted.hosts)
+    kinds = {host.name: settings.host(host.name).kind for host in hosts}
     if wanted.method not in (None, *METHOD_KINDS):
         raise UsageError(f"no method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
     named = {"train": file, "validation": others.validation, "test": others.test}
@@ -129,8 +137,8 @@ def check(
     options = checking.Options(
         hosts=hosts,
         method=wanted.method,
-        tokenizer=wanted.tokenizer or _tokenizer(wanted.model, hosts),
-        contexts=_contexts(wanted.model, hosts, wanted.method or "sft"),
+        tokenizer=wanted.tokenizer or _tokenizer(wanted.model, kinds.values()),
+        contexts=_contexts(wanted.model, kinds, wanted.method or "sft"),
         epochs=wanted.epochs,
         near=_look_near(paths) if wanted.near is None else wanted.near,
         columns=_columns(reading.columns),
@@ -150,8 +158,11 @@ def check(
 
 
 @app.command()
+@grouped
 def convert(
+    context: typer.Context,
     file: FileArg,
+    *,
     to: Annotated[
         str,
         typer.Option(
@@ -171,27 +182,26 @@ def convert(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
-    columns: MapOpt = None,
-    workers: WorkersOpt = None,
-    engine: EngineOpt = "local",
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss."""
     from orchestrate.data.files.outputs import beside, is_stdout
     from orchestrate.data.operations import convert as converting
+    from orchestrate.providers import registry
 
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
-    with _engine(engine, workers), _progress("converting") as progress:
+    with _engine(reading.engine, reading.workers), _progress("converting") as progress:
         report = converting.convert(
             file,
-            to,
+            registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
-            columns=_columns(columns),
-            workers=workers,
+            columns=_columns(reading.columns),
+            workers=reading.workers,
             progress=progress,
         )
     if json:
@@ -268,7 +278,7 @@ def dedupe(
     output: OutputOpt = None,
     near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     *,
     reading: Reading,
     json: Json = False,
@@ -358,7 +368,7 @@ def _look_near(paths: Mapping[str, str]) -> bool:
     return False
 
 
-def _fix(file: str, output: Path, hosts: tuple[str, ...], options: object) -> object:
+def _fix(file: str, output: Path, hosts: Sequence[Target], options: object) -> object:
     from orchestrate.data.operations import check as checking
     from orchestrate.data.operations import fix as fixing
 
@@ -373,18 +383,7 @@ def _columns(given: Sequence[str] | None) -> dict[str, str]:
     return {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
-def host_names(text: str) -> tuple[str, ...]:
-    from orchestrate.data import rules
-
-    if text == "all":
-        return rules.DEFAULT_HOSTS
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        rules.host_rules(name)
-    return names
-
-
-def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
+def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
     """The counter of a model, by the first backend that has it; o200k when no model is named."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
@@ -392,9 +391,9 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     if model is None:
         return "o200k"
     failed: OrchestrateError | None = None
-    for host in (*hosts, "local"):
+    for kind in (*kinds, this_machine().kind):
         try:
-            found = catalog.resolve(model, host)
+            found = catalog.resolve(model, kind)
         except OrchestrateError as error:
             failed = failed or error
             continue
@@ -403,13 +402,13 @@ def _tokenizer(model: str | None, hosts: Sequence[str]) -> str:
     raise failed
 
 
-def _contexts(model: str | None, hosts: Sequence[str], method: str) -> dict[str, int]:
+def _contexts(model: str | None, hosts: Mapping[str, str], method: str) -> dict[str, int]:
     from orchestrate import catalog
 
     found: dict[str, int] = {}
-    for host in hosts if model else ():
+    for host, kind in hosts.items() if model else ():
         try:
-            context = catalog.resolve(model or "", host).context(method)
+            context = catalog.resolve(model or "", kind).context(method)
         except OrchestrateError:
             note(f"{host} does not offer {model}: its length limit is not checked")
             continue

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json
+from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 
@@ -48,14 +48,14 @@ class Wish:
 
     max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100
     max_cost: MaxCostOpt = None
-    instructions: Annotated[str, typer.Option(help="What the rows shall be about, or @FILE with it.")] = ""
+    instructions: Annotated[str, typer.Option(help="What the rows should be about, or @FILE with it.")] = ""
     per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10
     examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
     threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8
-    hosts: Annotated[str, typer.Option("--for", help="Backends that shall take the rows.")] = "all"
+    hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
     seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0
 
 
@@ -65,7 +65,7 @@ def generate(
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
     model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
     output: OutputOpt = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows the file shall have.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows the file should have.")] = 100,
     *,
     writer: Writer,
     wish: Wish,
@@ -76,12 +76,12 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.commands.data import host_names
-    from orchestrate.costing.completions import completion_price
     from orchestrate.data.files.outputs import beside, require_writable
     from orchestrate.data.operations import generate as generating
     from orchestrate.files import locked
+    from orchestrate.providers import registry
     from orchestrate.providers.openai.asking import asker
+    from orchestrate.quoting import completion_price
 
     config = _host(context, writer.host, writer.base_url, writer.key_variable)
     target = output or beside(seeds, "generated.jsonl")
@@ -96,7 +96,7 @@ def generate(
         examples=wish.examples,
         parallel=wish.parallel,
         instructions=_text(wish.instructions),
-        hosts=host_names(wish.hosts),
+        hosts=registry.targets(settings_of(context), wish.hosts),
         threshold=wish.threshold,
         seed=wish.seed,
     )
@@ -219,7 +219,7 @@ def _show(report: GenerateReport) -> None:
     if report.last_error:
         note(f"the last one that failed: {report.last_error}")
     if report.refused:
-        note("not kept: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
+        note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")

@@ -13,6 +13,7 @@ from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedE
 from orchestrate.data.shapes.reading import messages_of, visible
 from orchestrate.data.tokens.hub_tokens import load, special_ids
 from orchestrate.errors import DataError, SetupError
+from orchestrate.profile import this_machine
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
 LONGEST = 2_000_000
@@ -100,7 +101,7 @@ def _folder(model: str) -> Path:
     from orchestrate import catalog
     from orchestrate.data.tokens import counting as tokens
 
-    found: Any = catalog.resolve(model, "local")
+    found: Any = catalog.resolve(model, this_machine().kind)
     name = tokens.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):
         raise SetupError(

@@ -340,7 +340,7 @@ def _stop(ft: Orchestrator, *, json: bool) -> None:
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
     ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
-    err.print(f"\ninterrupted; the run goes on. Return with: orchestrate watch {ids}".rstrip())
+    err.print(f"\ninterrupted; the run continues. Return with: orchestrate watch {ids}".rstrip())
     if in_background:
         err.print("it is watched in the background; to end that: orchestrate watch --stop")
     sys.stderr.flush()

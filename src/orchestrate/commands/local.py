@@ -13,6 +13,7 @@ from orchestrate.commands.console import Json, note, orchestrator, out, print_js
 from orchestrate.commands.options import grouped
 from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
+from orchestrate.profile import this_machine
 
 if TYPE_CHECKING:
     from orchestrate.local.plan.sizes import Shape
@@ -124,7 +125,7 @@ def _shape(model: str) -> tuple[Shape, str | None]:
 
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"
-    resolved = catalog.resolve(model, "local")
+    resolved = catalog.resolve(model, this_machine().kind)
     found = fitting.shape_of(resolved.id, resolved.params_b)
     if found is None:
         raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")

@@ -62,4 +62,4 @@ def telling(ft: Orchestrator) -> Generator[None]:
     with watching.telling(ft) as problems:
         yield
     for problem in problems:
-        warn(f"not told: {problem}")
+        warn(f"notification failed: {problem}")

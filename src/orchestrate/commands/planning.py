@@ -19,8 +19,7 @@ from orchestrate.keys import hide, masked
 from orchestrate.types import MemoryPlan, Outcome, Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Ownership
-    from orchestrate.quoting import LivePrice
+    from orchestrate.quoting import LivePrice, Ownership
 
 _OUTCOME_STYLE = {
     Outcome.KEPT: "green",
@@ -111,14 +110,14 @@ def quote(
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live."""
-    from orchestrate import costing, quoting
+    from orchestrate import quoting
 
     if format not in ("table", "md"):
         raise UsageError(f"--format takes table or md; got {format!r}")
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read()
-    load = costing.Traffic.parse(serving.traffic) if serving.traffic else None
+    load = quoting.Traffic.parse(serving.traffic) if serving.traffic else None
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
         ft.rates = with_flags(ft.rates, priced.rate)

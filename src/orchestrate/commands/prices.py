@@ -11,8 +11,8 @@ from rich.text import Text
 
 from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.rates import RateOpt, with_flags
-from orchestrate.costing import Accuracy, Rate, RateBook, Reconciliation, built_in, load
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.quoting import Accuracy, Rate, RateBook, Reconciliation, built_in, load
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
@@ -60,7 +60,7 @@ def show(
 ) -> None:
     """Every price that concerns one model, on each backend that tunes it."""
     from orchestrate import catalog
-    from orchestrate.costing.jobs import names
+    from orchestrate.quoting import names
 
     found: list[Rate] = []
     entry = catalog.find(model)
@@ -73,7 +73,7 @@ def show(
             found.append(r)
     if not found:
         raise UsageError(
-            f"no price of {entry.name} is known", fix="orchestrate models  tells where it can be tuned"
+            f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
         )
     _print(found, json=json)
 
@@ -131,7 +131,7 @@ def accuracy(
     json: Json = False,
 ) -> None:
     """How far quotes were from bills, over all runs of this store that succeeded."""
-    from orchestrate.costing import accuracy as measured
+    from orchestrate.quoting import accuracy as measured
 
     with orchestrator(context) as ft:
         found = measured(ft.store.runs.matching())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from orchestrate.costing import RateBook
+    from orchestrate.quoting import RateBook
 
 RateOpt = Annotated[
     list[str] | None,
@@ -18,6 +18,6 @@ RateOpt = Annotated[
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
     """`book` under the given `--rate` flags. Raises `UsageError`."""
-    from orchestrate.costing import parse_flag
+    from orchestrate.quoting import parse_flag
 
     return book.over(parse_flag(flag, date.today()) for flag in flags or ())

@@ -205,7 +205,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
         return record
     if record.job_id is None:
         if record.phase in UNSENT:
-            note(f"nothing was sent yet; orchestrate resume {record.id}  goes on, cancel gives it up")
+            note(f"nothing was sent yet; orchestrate resume {record.id}  sends it, cancel drops it")
         elif not record.status.terminal:
             note("the run has no job on the host yet; orchestrate sync settles a lost answer")
         return record

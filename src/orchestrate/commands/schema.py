@@ -9,7 +9,6 @@ import typer
 
 from orchestrate.catalog import Change, Model
 from orchestrate.commands.console import ErrorLine, print_json
-from orchestrate.costing import Accuracy, Ownership, Rate, Reconciliation
 from orchestrate.data.operations.check import CheckReport
 from orchestrate.data.operations.convert import ConvertReport
 from orchestrate.data.operations.dedupe import DedupeReport
@@ -21,7 +20,7 @@ from orchestrate.data.operations.review import ExportReport, ReviewCounts
 from orchestrate.data.operations.split import SplitReport
 from orchestrate.errors import UsageError
 from orchestrate.local.speed.throughput import Bench
-from orchestrate.quoting import LivePrice
+from orchestrate.quoting import Accuracy, LivePrice, Ownership, Rate, Reconciliation
 from orchestrate.reports import Comparison
 from orchestrate.reports.advice import Advice
 from orchestrate.tracking import SyncReport

@@ -114,42 +114,46 @@ keys = typer.Typer(help="Set, list and remove API keys, and the hosts they may g
 def keys_set(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Backend, as in together.")],
-    value: Annotated[
-        str | None, typer.Option(help="Better left out: it is asked for, or read from a pipe.")
-    ] = None,
+    value: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+    value_option: Annotated[str | None, typer.Option("--value", hidden=True)] = None,
     keyring: Annotated[
         bool, typer.Option("--keyring", help="Keep it in the system's keyring instead of a file.")
     ] = False,
 ) -> None:
-    """Keep a key in a file that only you can read, or in the keyring. The environment goes before both."""
+    """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
+    pipe. The environment goes before both."""
     from orchestrate.providers import registry
 
+    if value or value_option is not None:
+        raise UsageError(
+            "a key on the command line is seen by every program of this machine and kept in the shell's "
+            "history; it was not taken. Treat it as known to others",
+            fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
+        )
     settings = settings_of(context)
-    known = [n for n in registry.names(settings) if (settings.host(n).type or n) != "local"]
-    known += config.OTHER_SECRETS
+    known = [*registry.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
-        raise UsageError(f"no key is called {name!r}; known: {', '.join(known)}")
-    if value is None:
-        value = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    if not (value := (value or "").strip()):
+        raise UsageError(f"no key has this name (it may be a key: not shown); known: {', '.join(known)}")
+    given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not (key := given.strip()):
         raise UsageError("the key is empty; nothing was written")
     path = key_file()
     if keyring:
-        place = write_keyring(name, value)
+        place = write_keyring(name, key)
         if name in read_keys(path):  # it would go before the keyring's
             config.write_key(path, name, None)
     else:
-        config.write_key(path, name, value)
+        config.write_key(path, name, key)
         place = str(path)
-    note(f"{name}: {config.Secret(value)} kept in {place}")
+    note(f"{name}: {config.Secret(key)} kept in {place}")
     host = settings.hosts.get(name)
-    if host is None or host.base_url is None or value.startswith(config.SANDBOX_KEY_PREFIX):
+    if host is None or host.base_url is None or key.startswith(config.SANDBOX_KEY_PREFIX):
         return
     if host.url_from_file:
         note(f"{host.base_url} comes from {settings.config_file}")
         note(f"if you trust it: orchestrate keys trust {name}")
-    elif not Pins(pin_file()).hosts(value):
-        _tie(value, host.base_url)
+    elif not Pins(pin_file()).hosts(key):
+        _tie(key, host.base_url)
         note(f"it goes to {origin(host.base_url)} and to no other host")
 
 
@@ -157,14 +161,12 @@ def keys_set(
 def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    import os
+    from orchestrate.providers import registry
 
     settings = settings_of(context)
     stored = read_keys(key_file())
     rows: list[dict[str, Any]] = []
-    for name, host in settings.hosts.items():
-        if (host.type or name) == "local":
-            continue
+    for name, host in registry.with_keys(settings).items():
         variable = host.key_variable or ""
         source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
         masked = str(host.api_key) if host.api_key else None
@@ -246,6 +248,8 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
+    from orchestrate.providers import registry
+
     checks: list[dict[str, Any]] = []
 
     def add(name: str, ok: bool | None, detail: str, fix: str | None = None) -> None:
@@ -264,15 +268,14 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         )
     try:
         with orchestrator(context) as ft:
-            for name, host in ft.settings.hosts.items():
-                if (host.type or name) != "local":
-                    where = f"{host.base_url}{' SANDBOX' if host.sandbox else ''}"
-                    add(
-                        f"key {name}",
-                        True if host.api_key else None,
-                        f"{host.api_key or 'none'} for {where}",
-                        None if host.api_key else f"orchestrate keys set {name}",
-                    )
+            for name, host in registry.with_keys(ft.settings).items():
+                where = f" for {host.base_url}" if host.base_url else ""
+                add(
+                    f"key {name}",
+                    True if host.api_key else None,
+                    f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
+                    None if host.api_key else f"orchestrate keys set {name}",
+                )
             add("home", *_home(ft.settings.home))
             add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
     except OrchestrateError as error:

@@ -78,9 +78,9 @@ def submit(
         except BaseException as error:
             _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
             if isinstance(error, KeyboardInterrupt):
-                err.print("\ninterrupted; how far it came is written down, and nothing is ever sent twice:")
+                err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
                 err.print(
-                    "  orchestrate runs   names the run; orchestrate resume RUN  goes on with it",
+                    "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
                     style="cyan",
                 )
             raise

@@ -1,4 +1,4 @@
-"""What a run did cost, how that compares with its quote, and how good the quotes have been."""
+"""What a run cost, how that compares with its quote, and how good the quotes have been."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing import rules
 from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
@@ -18,12 +17,13 @@ from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
 
 if TYPE_CHECKING:
+    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 
 def bill(
     *,
-    provider: str,
+    profile: Profile,
     spec: JobSpec,
     job: Job,
     resolved: ModelOnHost,
@@ -47,17 +47,20 @@ def bill(
         return _by_hours(job, hourly, final, now)
     if job.trained_tokens is not None:
         on = job.created_at.date() if job.created_at else (today or date.today())
-        rate = training_rate(resolved, spec, prices=prices or provider, book=book or built_in(), on=on)
+        rate = training_rate(
+            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or built_in(), on=on
+        )
         if rate is not None and rate.usd_per_mtok is not None:
             entry = line("training", job.trained_tokens / MTOK, rate)
             return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)
-    return _by_share(prices or provider, job, quote) if final else None
+    return _by_share(profile, job, quote) if final else None
 
 
 def bill_run(
     run: Run,
     job: Job,
     *,
+    profile: Profile,
     prices: str | None = None,
     book: RateBook | None = None,
     now: datetime | None = None,
@@ -69,11 +72,11 @@ def bill_run(
 
     spec = JobSpec.parse(run.spec)
     try:
-        resolved = catalog.resolve(spec.model_for(run.provider), prices or run.provider)
+        resolved = catalog.resolve(spec.model_for(run.provider), profile)
     except SpecError:  # a model that has left the catalog since
         resolved = ModelOnHost(provider=run.provider, id=run.model)
     return bill(
-        provider=run.provider,
+        profile=profile,
         spec=spec,
         job=job,
         resolved=resolved,
@@ -124,18 +127,18 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
 
 
-def _by_share(kind: str, job: Job, quote: Quote | None) -> Bill | None:
+def _by_share(profile: Profile, job: Job, quote: Quote | None) -> Bill | None:
     if job.status is JobStatus.FAILED:
         user_fault = job.raw_status == "user_error"
         return (
             None if user_fault else Bill(usd=Decimal(0), origin="failed before anything was billed (assumed)")
         )
-    if kind != "together" or quote is None or quote.unavailable:
+    if profile.share_billed is None or quote is None or quote.unavailable:
         return None
     ended_early = job.status is JobStatus.CANCELLED or job.early_stopped
     if not ended_early or job.step is None or not job.total_steps:
         return None
-    share = rules.together_share_billed(job.step, job.total_steps)
+    share = profile.share_billed(job.step, job.total_steps)
     usd = rounded(sum((e.usd for e in quote.lines if e.unit == "usd_per_mtok"), Decimal(0)) * share)
     return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x quote")
 

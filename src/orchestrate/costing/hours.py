@@ -21,6 +21,7 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
+    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 EVAL_SHARE = Decimal(1) / 3
@@ -83,20 +84,25 @@ def watts(device: str, count: int = 1) -> int:
 
 
 def local_rate(
-    device: str = "cpu", count: int = 1, *, book: RateBook | None = None, today: date | None = None
+    prices: str,
+    device: str = "cpu",
+    count: int = 1,
+    *,
+    book: RateBook | None = None,
+    today: date | None = None,
 ) -> HourlyRate:
-    """The hour of this machine: `local:owned` (US dollars per hour of the whole machine) or
-    `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the devices draw at
-    full load."""
+    """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the
+    whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
+    devices draw at full load."""
     book, on = book or built_in(), today or date.today()
-    if owned := book.find("local", "owned", ids=[device], on=on):
+    if owned := book.find(prices, "owned", ids=[device], on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
-    if rental := book.find("local", "gpu_rental", gpu=device, on=on) or _flat(book, "gpu_rental", on):
+    if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
         return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
     power = watts(device, count)
-    electricity = book.find("local", "electricity", on=on)
+    electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
-        raise UsageError("there is no price of electricity", fix="set one: --rate local:electricity=0.30")
+        raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
     label = f"{power} W at full load x ${electricity.usd} per kWh; the hardware is taken as paid for"
     return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
 
@@ -124,8 +130,9 @@ def rental_rate(
     return _hourly("rental", rate, Decimal(count), f"{count} x {rate.applies_to} at {provider}")
 
 
-def _flat(book: RateBook, method: str, on: date) -> Rate | None:
-    return next((r for r in book if r.provider == "local" and method in r.methods and r.gpu is None), None)
+def _flat(book: RateBook, prices: str, on: date) -> Rate | None:
+    mine = (r for r in book if r.provider == prices and "gpu_rental" in r.methods)
+    return next((r for r in mine if r.gpu is None), None)
 
 
 def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> HourlyRate:
@@ -145,6 +152,7 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
 def quote_hours_job(
     *,
     provider: str,
+    profile: Profile,
     spec: JobSpec,
     data: TrainingData,
     translation: Translation,
@@ -165,7 +173,7 @@ def quote_hours_job(
     """
     if tokens_per_second <= 0:
         raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
-    size = measure(provider, spec, data, translation, resolved)
+    size = measure(profile, spec, data, translation, resolved)
     read_only = _read_only(spec, size)
     least, work, most = (_work(size, answers, n, read_only) for n in range(3))
     seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))

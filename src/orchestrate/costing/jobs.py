@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import MTOK, line, summed
-from orchestrate.costing.size import JobSize, measure
+from orchestrate.costing.size import measure
 from orchestrate.types import Confidence, Quote, QuoteLine, Translation
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
+    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 STALE_DAYS = 60
@@ -24,7 +23,7 @@ STALE_DAYS = 60
 
 
 def training_rate(
-    resolved: ModelOnHost, spec: JobSpec, *, prices: str, book: RateBook, on: date
+    resolved: ModelOnHost, spec: JobSpec, *, profile: Profile, prices: str, book: RateBook, on: date
 ) -> Rate | None:
     """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
     SFT."""
@@ -36,7 +35,7 @@ def training_rate(
 
     found = look(f"{method}_{adapter}") or look(method)
     if found is None and method == "dpo" and (sft := look(f"sft_{adapter}")) and sft.usd_per_mtok is not None:
-        factor = rules.DPO_FACTOR.get(prices, Decimal(1))
+        factor = profile.dpo_factor
         return Rate(
             provider=sft.provider,
             method=f"dpo_{adapter}",
@@ -67,6 +66,7 @@ def names(resolved: ModelOnHost) -> frozenset[str]:
 def quote_tokens_job(
     *,
     provider: str,
+    profile: Profile,
     spec: JobSpec,
     data: TrainingData,
     translation: Translation,
@@ -79,22 +79,24 @@ def quote_tokens_job(
 ) -> Quote:
     """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
 
-    `prices` names the rates and billing rule to use when they are not the backend's own name (a second
-    OpenAI-type host). A model that is gone or without a published price gives a quote with `unavailable`,
-    never a guess; a `sandbox` goes on taking jobs after its host has closed.
+    `prices` names the rates to use when they are not those of the profile's kind. A model that is gone or
+    without a published price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs
+    after its host has closed.
     """
     on = today or date.today()
     book = book or built_in()
-    kind = prices or provider
+    kind = prices or profile.kind
 
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if sandbox else _gone(resolved, kind, on):
+    if reason := None if sandbox else _gone(resolved, profile, on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
-    rate = training_rate(resolved, spec, prices=kind, book=book, on=on)
+    if profile.bills is None:
+        return none(f"{provider} does not say how it bills a job, so its price is not known")
+    rate = training_rate(resolved, spec, profile=profile, prices=kind, book=book, on=on)
     if rate is None or rate.usd_per_mtok is None:
         return none(_no_price(resolved, spec, kind, book))
     if rate.usd_max is not None:
@@ -103,8 +105,8 @@ def quote_tokens_job(
             f"tokens ({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {kind}:{spec.method.type}_lora=USD_PER_MTOK"
         )
-    size = measure(kind, spec, data, translation, resolved)
-    lines, notes = _RULES.get(kind, _openai)(size, rate)
+    size = measure(profile, spec, data, translation, resolved)
+    lines, notes = profile.bills(size, rate)
     if minimum := book.find(kind, "minimum", ids=names(resolved), params_b=resolved.params_b, on=on):
         lines.append(_minimum(lines, minimum))
     if spec.method.type == "dpo":
@@ -119,12 +121,14 @@ def quote_tokens_job(
     )
 
 
-def _gone(resolved: ModelOnHost, kind: str, on: date) -> str | None:
-    if closed := catalog.closed_for_new_jobs(kind, on):
+def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
+    if closed := profile.closed(on):
         return closed
     host = resolved.host
     if host is not None and host.tunable == "no":
-        return next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {kind}"
+        return (
+            next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+        )
     return None
 
 
@@ -159,64 +163,6 @@ def _quote_rft(
         assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
     )
-
-
-Lines = tuple[list[QuoteLine], list[str]]
-
-
-def _openai(size: JobSize, rate: Rate) -> Lines:
-    def mtok(epochs: int) -> Decimal:
-        return rules.openai_tokens(size.train_tokens, epochs) / MTOK
-
-    training = line(
-        "training",
-        mtok(size.epochs),
-        rate,
-        band=size.band,
-        low=mtok(size.epochs_low),
-        high=mtok(size.epochs_high),
-    )
-    return [training], [f"{size.epochs} epochs; the validation file is not billed"]
-
-
-def _together(size: JobSize, rate: Rate) -> Lines:
-    notes: list[str] = [f"{size.epochs} epochs and {size.evals} evaluations; masked tokens are billed"]
-    per_epoch, padded_validation = size.train_tokens, size.validation_tokens
-    band = size.band
-    if not size.packing and size.max_length is not None:
-        per_epoch = rules.together_unpacked_tokens(size.rows, size.max_length)
-        padded_validation = rules.together_unpacked_tokens(size.validation_rows, size.max_length)
-        band = 0.0  # padded rows have a known length
-        notes.append(f"packing off: each row is billed as {size.max_length} tokens")
-    elif not size.packing:
-        notes.append(
-            "packing off pads rows to the model's longest, which is not known: the price may be far higher"
-        )
-    training, evaluation = rules.together_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
-    lines = [line("training", training / MTOK, rate, band=band)]
-    if evaluation:
-        high = padded_validation * size.evals / MTOK
-        lines.append(line("evaluation", evaluation / MTOK, rate, band=size.band, high=Decimal(high)))
-    return lines, notes
-
-
-def _fireworks(size: JobSize, rate: Rate) -> Lines:
-    notes = [
-        f"{size.epochs} epochs; the evaluation dataset is not billed; no minimum on the price page of 2026"
-    ]
-    tokens = rules.fireworks_tokens(
-        size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
-    )
-    if tokens != size.train_tokens * size.epochs:
-        notes.append(f"rows with thinking are unrolled by turn: x {size.average_turns / 2:.2f}")
-    return [line("training", tokens / MTOK, rate, band=size.band)], notes
-
-
-_RULES: dict[str, Callable[[JobSize, Rate], Lines]] = {
-    "openai": _openai,
-    "together": _together,
-    "fireworks": _fireworks,
-}
 
 
 def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:

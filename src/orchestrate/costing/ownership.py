@@ -15,7 +15,9 @@ from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import names
 from orchestrate.costing.lines import MTOK, line, rounded
-from orchestrate.errors import SpecError, UsageError
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.profile import Profile
+from orchestrate.profile import profile as profile_of
 from orchestrate.types import Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
@@ -97,7 +99,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
     from genai_prices import Usage, calc_price
 
     known = lookup(model)
-    wanted = known.hosts["openai"].id if known and "openai" in known.hosts else (known and known.hub) or model
+    wanted = (known and (known.hub or next((host.id for host in known.hosts.values()), None))) or model
     tokens = traffic.input_tokens + saved_tokens
     usage = Usage(input_tokens=tokens, output_tokens=traffic.output_tokens)
     for name in dict.fromkeys((model, wanted)):
@@ -153,7 +155,7 @@ def own(
     hours_per_day: float = 24.0,
     base: BasePrice | None = None,
     hourly: HourlyRate | None = None,
-    prices: str | None = None,
+    profile: Profile,
     book: RateBook | None = None,
     today: date | None = None,
 ) -> Ownership:
@@ -172,9 +174,7 @@ def own(
 
     if training.unavailable:
         return none(training.unavailable)
-    serving = _serving(
-        training, prices or training.provider, resolved, traffic, hours_per_day, hourly, book, on
-    )
+    serving = _serving(training, profile, resolved, traffic, hours_per_day, hourly, book, on)
     if isinstance(serving, str):
         return none(serving)
     return _totalled(training, serving, resolved, traffic, months, base, on)
@@ -191,7 +191,7 @@ class _Serving(Record, frozen=True, kw_only=True):
 
 def _serving(
     training: Quote,
-    kind: str,
+    profile: Profile,
     resolved: ModelOnHost,
     traffic: Traffic,
     hours_per_day: float,
@@ -199,7 +199,7 @@ def _serving(
     book: RateBook | None,
     on: date,
 ) -> _Serving | str:
-    book = book or built_in()
+    book, kind = book or built_in(), profile.kind
     if hourly is not None:
         return _own_machine(hourly, hours_per_day, traffic, training)
     ids = names(resolved)
@@ -212,7 +212,7 @@ def _serving(
         return f"no price of serving a tuned {resolved.name} on {kind} is known"
     if resolved.params_b is None:
         return f"the size of {resolved.name} is not known, so neither is the number of GPUs that serve it"
-    return _dedicated(kind, resolved, traffic, hours_per_day, gpu)
+    return _dedicated(profile, resolved, traffic, hours_per_day, gpu)
 
 
 def _by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> _Serving:
@@ -240,7 +240,7 @@ def gpus_needed(params_b: float, active_b: float, traffic: Traffic) -> tuple[int
 
 
 def _dedicated(
-    kind: str, resolved: ModelOnHost, traffic: Traffic, hours_per_day: float, gpu: Rate
+    profile: Profile, resolved: ModelOnHost, traffic: Traffic, hours_per_day: float, gpu: Rate
 ) -> _Serving:
     params = resolved.params_b or 0.0
     active = (resolved.model.active_params_b if resolved.model else None) or params
@@ -258,7 +258,7 @@ def _dedicated(
             f"a replica writes {speed:,.0f} tokens a second (modelled), the busiest hour is {PEAK} x "
             "the mean",
             f"the deployment is up {hours_per_day:g} hours a day"
-            + ("; Fireworks scales to zero after an idle hour" if kind == "fireworks" else ""),
+            + (f"; {profile.serving_note}" if profile.serving_note else ""),
         ),
         fixed_usd=entry.usd,
     )
@@ -375,8 +375,8 @@ def serving_terms(
     """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
     book, on = book or built_in(), today or date.today()
     try:
-        resolved = catalog.resolve(model, provider, on)
-    except SpecError:
+        near, resolved = profile_of(provider).near, catalog.resolve(model, provider, on)
+    except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog
         return None
     ids = names(resolved)
     first = book.find(provider, "inference_tuned_input", ids=ids, params_b=resolved.params_b, on=on)
@@ -385,7 +385,7 @@ def serving_terms(
         return f"${first.usd} in, ${last.usd} out per million tokens"
     gpu = book.find(provider, "deployment", gpu="H100", on=on)
     if gpu is None:
-        return "this machine" if provider == "local" else None
+        return "this machine" if near else None
     if resolved.params_b is None:
         return f"${gpu.usd} per {gpu.applies_to}-hour, dedicated"
     nothing = Traffic(requests_per_day=Decimal(0), input_tokens=1, output_tokens=1)

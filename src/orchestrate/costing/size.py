@@ -3,18 +3,23 @@ packing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing import rules
 from orchestrate.data.tokens import counting
-from orchestrate.types import Outcome, Record, Translation
+from orchestrate.types import Outcome, QuoteLine, Record, Translation
 
 if TYPE_CHECKING:
+    from orchestrate.costing.book import Rate
     from orchestrate.data import TokenCount, TrainingData
+    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
-_DEFAULT_EPOCHS = {"together": 1, "fireworks": 1}
+Lines = tuple[list[QuoteLine], list[str]]
+"""The lines of a quote, and what they assume."""
+Bills = Callable[["JobSize", "Rate"], Lines]
+"""How a host bills a job by its tokens, at the rate of a training token."""
 
 
 class JobSize(Record, frozen=True, kw_only=True):
@@ -47,7 +52,7 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 
 def measure(
-    provider: str, spec: JobSpec, data: TrainingData, translation: Translation, resolved: ModelOnHost
+    profile: Profile, spec: JobSpec, data: TrainingData, translation: Translation, resolved: ModelOnHost
 ) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
     name = tokenizer_for(resolved)
@@ -61,10 +66,9 @@ def measure(
     epochs = _whole(effective(translation, "epochs", spec.epochs))
     epochs_low = epochs_high = epochs
     if epochs is None:
-        epochs = _DEFAULT_EPOCHS.get(provider)
-        epochs_low = epochs_high = epochs
+        epochs = epochs_low = epochs_high = profile.default_epochs
         if epochs is None:
-            epochs = rules.openai_auto_epochs(train.rows)
+            epochs = profile.auto_epochs(train.rows)
             epochs_low, epochs_high = 1, epochs + 1
             notes.append(f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}")
     train_tokens = _cut(train, limit)

@@ -10,8 +10,7 @@ from pathlib import Path
 from orchestrate.data import opening
 from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.operations.convert import write_rows
-from orchestrate.data.targets.dialects import DIALECTS
-from orchestrate.errors import UsageError
+from orchestrate.data.rules import Target
 
 
 class Dataset(Facts):
@@ -43,17 +42,14 @@ class Dataset(Facts):
         """Counts with the named tokenizer (see `data.tokens.counting`); once, then remembered by digest."""
         return opening.count_tokens(self, tokenizer)
 
-    def write(self, target: str, folder: Path, *, allow_loss: bool = False) -> Path:
-        """Writes the rows in the format of a backend (openai, together, fireworks, local) and returns the
-        file.
+    def write(self, target: Target, folder: Path, *, allow_loss: bool = False) -> Path:
+        """Writes the rows in the format of a backend and returns the file.
 
         The file's name carries the digest and the target; an existing whole file is used again. Raises
         `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
         `allow_loss`.
         """
-        if target not in DIALECTS:
-            raise UsageError(f"no data format for {target!r}; known: {', '.join(DIALECTS)}")
-        path = folder / f"{self.digest[:16]}.{target}{'.lossy' if allow_loss else ''}.jsonl"
+        path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(self, target, path, allow_loss=allow_loss)

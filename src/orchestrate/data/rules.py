@@ -1,21 +1,26 @@
-"""What each host takes. The limits come from the hosts' documentation and API descriptions, late 2026.
-
-A row's traits are judged by each host's table; limits of the whole file are judged by `check`.
+"""What a host takes, as its profile tells it: a row's traits are judged by its table, limits of the whole
+file by `check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from orchestrate.data.facts import Facts, TokenCount
-from orchestrate.data.rows.examples import KINDS, Kind
+from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
+from orchestrate.data.targets.dialects import CANONICAL, fields
 from orchestrate.errors import UsageError
 from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
 
 GIB = 1 << 30
 
@@ -32,38 +37,40 @@ class Rule:
     lossy: bool = False
 
 
-def _no(code: str, message: str, fix: str) -> Rule:
+def refused(code: str, message: str, fix: str) -> Rule:
     return Rule(code, Severity.ERROR, message, fix)
 
 
-_FUNCTION = _no("role-refused", "the role function is not taken", "use tool messages with tool_call_id")
-_SYSTEM_LATER = _no(
+NO_FUNCTION_ROLE = refused(
+    "role-refused", "the role function is not taken", "use tool messages with tool_call_id"
+)
+SYSTEM_LATER = refused(
     "system-not-first", "a system message comes after the first message", "move it to the beginning"
 )
-_ONE_ANSWER = _no(
+ONE_ANSWER = refused(
     "several-answers",
     "each side of a pair holds exactly one message",
     "keep one assistant message on each side",
 )
-_INLINE_IMAGES = _no("remote-image", "images have to be inline base64", "put the image in as a data: URL")
-_AS_SYSTEM = Rule(
+INLINE_IMAGES = refused("remote-image", "images have to be inline base64", "put the image in as a data: URL")
+AS_SYSTEM = Rule(
     "developer-as-system", Severity.INFO, "developer messages are sent as system", "nothing to do", lossy=True
 )
-_NO_NAMES = Rule(
+NO_NAMES = Rule(
     "names-dropped",
     Severity.WARNING,
     "names of messages are left out",
     "write them into the text",
     lossy=True,
 )
-_NO_PARALLEL = Rule(
+NO_PARALLEL = Rule(
     "parallel-dropped",
     Severity.INFO,
     "parallel_tool_calls is left out",
     "set it when the model is called",
     lossy=True,
 )
-_NO_ROW_WEIGHT = Rule(
+NO_ROW_WEIGHT = Rule(
     "row-weight-lost",
     Severity.ERROR,
     "weights of rows are not taken",
@@ -72,7 +79,7 @@ _NO_ROW_WEIGHT = Rule(
 )
 
 
-_PAIRS = "; this machine has it, and preference pairs (DPO) are taken"
+NO_KTO = "has no KTO; this machine has it, and preference pairs (DPO) are taken"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
@@ -90,6 +97,8 @@ class HostRules:
     most_tokens: int | None = None
     """Of a row; longer ones are cut by the host."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
+    row_weights_on_all: bool = False
+    """Rows have a weight all of them, or none."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -107,106 +116,6 @@ class HostRules:
         return mask
 
 
-HOSTS: dict[str, HostRules] = {
-    "openai": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": "OpenAI has no KTO" + _PAIRS,
-            "rl": None,
-            "completion": "prompt/completion rows are for models that are shut down; "
-            "orchestrate data convert --to openai makes chat rows of them",
-            "text": "OpenAI trains on conversations only",
-        },
-        traits={
-            Trait.ROW_WEIGHT: _NO_ROW_WEIGHT,
-            Trait.REASONING: Rule(
-                "reasoning-lost",
-                Severity.ERROR,
-                "thinking is not taken",
-                "remove it, or convert with --allow-loss",
-                lossy=True,
-            ),
-            Trait.IMAGES: Rule(
-                "vision-model-only",
-                Severity.WARNING,
-                "images are taken by gpt-4o-2024-08-06 only",
-                "pick that model, or remove the images",
-            ),
-            Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
-        },
-        preference_traits={
-            Trait.IMAGES: _no("images-in-pairs", "preference pairs are text only", "remove the images")
-        },
-        least_rows=10,
-        most_bytes=8 * GIB,
-        most_tokens=65_536,
-    ),
-    "together": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": "Together has no KTO" + _PAIRS,
-            "completion": None,
-            "text": None,
-            "rl": "Together has no RFT",
-        },
-        traits={
-            Trait.FUNCTION_ROLE: _FUNCTION,
-            Trait.SYSTEM_LATER: _SYSTEM_LATER,
-            Trait.STARTS_WRONG: _no(
-                "starts-wrong",
-                "the first message is neither system nor user",
-                "begin with the user's message",
-            ),
-            Trait.NOT_ALTERNATING: _no(
-                "not-alternating",
-                "user and assistant have to alternate",
-                "join neighbours of one role (--fix does)",
-            ),
-            Trait.REMOTE_IMAGES: _INLINE_IMAGES,
-            Trait.IMAGES_NOT_FROM_USER: _no(
-                "image-not-from-user", "only user messages hold images", "move the image to a user message"
-            ),
-            Trait.MANY_IMAGES: _no("many-images", "a row holds at most 10 images", "split the row"),
-            Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
-            Trait.DEVELOPER: _AS_SYSTEM,
-            Trait.NAMES: _NO_NAMES,
-            Trait.PARALLEL_TOOL_CALLS: _NO_PARALLEL,
-        },
-        most_bytes=50 * GIB,
-    ),
-    "fireworks": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": "Fireworks has no KTO" + _PAIRS,
-            "completion": None,
-            "rl": None,
-            "text": "Fireworks takes chat and prompt/completion rows",
-        },
-        traits={
-            Trait.FUNCTION_ROLE: _FUNCTION,
-            Trait.SYSTEM_LATER: _SYSTEM_LATER,
-            Trait.REMOTE_IMAGES: _INLINE_IMAGES,
-            Trait.SEVERAL_ANSWERS: _ONE_ANSWER,
-            Trait.DEVELOPER: _AS_SYSTEM,
-            Trait.NAMES: _NO_NAMES,
-            Trait.PARALLEL_TOOL_CALLS: _NO_PARALLEL,
-        },
-        least_rows=3,
-        most_rows=3_000_000,
-    ),
-    "local": HostRules(
-        kinds=EVERY_KIND,
-        traits={
-            Trait.IMAGES: _no("no-vision", "the local engine trains on text only", "remove the images"),
-        },
-    ),
-}
-HOSTS["ray"] = HOSTS["local"]
-"""A cluster runs the local engine."""
-DEFAULT_HOSTS = ("openai", "together", "fireworks", "local")
 METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
     "sft": ("chat", "completion", "text"),
     "dpo": ("preference",),
@@ -215,16 +124,29 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-def host_rules(host: str) -> HostRules:
-    """Raises `UsageError` for a host without rules."""
-    if host not in HOSTS:
-        raise UsageError(f"no data rules for {host!r}; known: {', '.join(HOSTS)}")
-    return HOSTS[host]
+@dataclass(frozen=True)
+class Target:
+    """Who takes rows: a backend under its own name, or a format of another tool."""
+
+    name: str
+    rules: HostRules
+    encode: Callable[[Example], Any]
+    """An example as the target's row; can be pickled."""
+    backend: bool = True
+
+
+def target(name: str, profile: Profile) -> Target:
+    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
+    if profile.rules is None:
+        raise UsageError(
+            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
+        )
+    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))
 
 
 def check(
     data: Facts,
-    host: str,
+    host: Target,
     *,
     method: str | None = None,
     tokens: TokenCount | None = None,
@@ -238,29 +160,26 @@ def check(
     `context` the most tokens that the model trains on; `validation` says that this is the validation file,
     which has no least number of rows. Problems that are wrong everywhere are in `data.problems`, not here.
     """
-    rules = host_rules(host)
-    found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, rules)]
-    found += _kinds(data, host, rules, method)
-    found += _sizes(data, host, rules, epochs, validation)
+    found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
+    found += _kinds(data, host, method)
+    found += _sizes(data, host, epochs, validation)
     if tokens is not None:
-        found += _lengths(data, host, tokens, rules.most_tokens, context)
+        found += _lengths(data, host, tokens, context)
     return found
 
 
-def accepted(data: Facts, host: str) -> int:
+def accepted(data: Facts, host: Target) -> int:
     """Rows that the host would take as they are."""
-    rules = host_rules(host)
-    if rules.kinds[data.kind] is not None:
+    if host.rules.kinds[data.kind] is not None:
         return 0
-    refused = rules.refused(data.kind)
-    return sum(n for mask, n in data.masks.items() if not mask & refused)
+    wrong = host.rules.refused(data.kind)
+    return sum(n for mask, n in data.masks.items() if not mask & wrong)
 
 
-def losses(data: Facts, host: str, rules: HostRules | None = None) -> list[Problem]:
-    """What the host's format cannot hold of these rows, and rows that it refuses."""
-    rules = rules or host_rules(host)
-    found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, rules)]
-    return found + _kinds(data, host, rules, None)
+def losses(data: Facts, host: Target) -> list[Problem]:
+    """What the target's format cannot hold of these rows, and rows that it refuses."""
+    found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
+    return found + _kinds(data, host, None)
 
 
 def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
@@ -271,7 +190,7 @@ def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
     return [(rule, trait) for rule, trait in judged if rule is not None]
 
 
-def _problem(host: str, data: Facts, rule: Rule, trait: Trait) -> Problem:
+def _problem(host: Target, data: Facts, rule: Rule, trait: Trait) -> Problem:
     count = sum(n for mask, n in data.masks.items() if mask & trait)
     first = data.first_rows.get(trait, ())
     shown = ", ".join(f"{row}" for row in first[:5])
@@ -281,31 +200,31 @@ def _problem(host: str, data: Facts, rule: Rule, trait: Trait) -> Problem:
         severity=rule.severity,
         message=f"{rule.message} ({rows})",
         row=first[0] if first else None,
-        providers=(host,),
+        providers=(host.name,),
         fix=rule.fix,
         source=data.path,
     )
 
 
 def _file_problem(
-    host: str, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
+    host: Target, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
 ) -> Problem:
     return Problem(
-        code=code, severity=severity, message=message, providers=(host,), fix=fix, source=data.path
+        code=code, severity=severity, message=message, providers=(host.name,), fix=fix, source=data.path
     )
 
 
-def _kinds(data: Facts, host: str, rules: HostRules, method: str | None) -> list[Problem]:
-    reason = rules.kinds[data.kind]
+def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
+    reason = host.rules.kinds[data.kind]
     if reason is not None:
-        fix = f"orchestrate data convert --to {host}"
+        fix = f"orchestrate data convert --to {host.name}"
         if data.kind == "unpaired":
             fix = "train on pairs with method dpo, or on this machine (--provider local)"
         return [_file_problem(host, data, "kind-refused", reason, fix)]
     if method is not None and data.kind not in METHOD_KINDS[method]:
         message = f"{method} trains on {' or '.join(METHOD_KINDS[method])} rows; these are {data.kind} rows"
         return [_file_problem(host, data, "wrong-kind", message, _other(method, data))]
-    if host == "fireworks":
+    if host.rules.row_weights_on_all:
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
             message = f"{weighted:,} of {data.rows:,} rows have a weight; all or none may"
@@ -324,7 +243,8 @@ def _other(method: str, data: Facts) -> str:
     return "change the method or the data"
 
 
-def _sizes(data: Facts, host: str, rules: HostRules, epochs: int | None, validation: bool) -> list[Problem]:
+def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> list[Problem]:
+    rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
         message = f"{data.rows:,} good rows; at least {rules.least_rows} are needed"
@@ -340,10 +260,8 @@ def _sizes(data: Facts, host: str, rules: HostRules, epochs: int | None, validat
     return found
 
 
-def _lengths(
-    data: Facts, host: str, tokens: TokenCount, most: int | None, context: int | None
-) -> list[Problem]:
-    limits = [limit for limit in (most, context) if limit is not None]
+def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None) -> list[Problem]:
+    limits = [limit for limit in (host.rules.most_tokens, context) if limit is not None]
     if not limits or tokens.longest <= min(limits):
         return []
     limit = min(limits)

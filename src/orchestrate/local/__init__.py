@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
+    from orchestrate.local.job import Hyper, LocalJob
     from orchestrate.local.run.launching import launch, resume
-    from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, State
+    from orchestrate.local.run.rundir import RunDir, State
 
 __all__ = ["Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
 
@@ -18,8 +19,8 @@ _HOMES = {
     "Generator": "answers.generation",
     "launch": "run.launching",
     "resume": "run.launching",
-    "Hyper": "run.rundir",
-    "LocalJob": "run.rundir",
+    "Hyper": "job",
+    "LocalJob": "job",
     "RunDir": "run.rundir",
     "State": "run.rundir",
 }

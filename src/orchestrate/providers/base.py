@@ -1,8 +1,8 @@
 """The contract that every backend keeps, built-in or plug-in.
 
-A backend is one class in one module, named by an `orchestrate.providers` entry point. It holds a client and
-never job state: everything about a job comes from the host or from the arguments. Methods are synchronous;
-`orchestrate.AsyncOrchestrator` wraps them.
+A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
+a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
+wraps them.
 
 Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
 from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises
@@ -40,10 +40,12 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.catalog import HostModel
+    from orchestrate.catalog import HostModel, ModelOnHost
     from orchestrate.config import HostConfig
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.data.rules import Target
+    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]
@@ -53,20 +55,29 @@ Progress = Callable[[int, int], None]
 class Provider(ABC):
     """One backend that can train. See the module's docstring for errors."""
 
-    name: ClassVar[str]
+    profile: ClassVar[Profile]
+    """Its rows, models, prices and address."""
+    kind: ClassVar[str]
     title: ClassVar[str]
-    """The name as people write it: OpenAI, Together, This machine."""
+    """Both are the profile's."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
     """The reason for each absent feature; together with `features` it covers all of `Feature`."""
+    sends_wandb_key: ClassVar[bool] = True
+    """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
-        # A configured host that is a further instance of this class goes by its own name everywhere.
-        vars(self)["name"] = config.name
+        self.name = config.name
+        """The profile's kind, or the own name of a configured host that is a further instance."""
+
+    def __init_subclass__(cls, **more: object) -> None:
+        super().__init_subclass__(**more)
+        if "profile" in vars(cls):
+            cls.kind, cls.title = cls.profile.kind, cls.profile.title
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -74,12 +85,13 @@ class Provider(ABC):
     def translate(self, spec: JobSpec) -> Translation:
         """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
 
-    @abstractmethod
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """Each reason for which the host would refuse, with row and field. Offline. `translation` is what
-        `translate` gave for the spec."""
+        """Each reason for which the host would refuse, with row and field: here those that the translation
+        and the profile tell. Offline. `translation` is what `translate` gave for the spec."""
+        from orchestrate.providers import offline
 
-    @abstractmethod
+        return offline.problems(self, spec, data, translation)
+
     def quote(
         self,
         spec: JobSpec,
@@ -91,7 +103,16 @@ class Provider(ABC):
     ) -> Quote:
         """The price before anything is uploaded, at `rates`. Offline; an unpriced model gives a Quote with
         `unavailable`. `gpu_hours` is what the user takes an RFT job to need, which no host says
-        beforehand."""
+        beforehand. Here by the tokens, as the profile says how the host bills them."""
+        from orchestrate.providers import offline
+
+        return offline.quote(self, spec, data, translation, rates, gpu_hours)
+
+    def resolve(self, spec: JobSpec) -> ModelOnHost:
+        """The spec's model here. Raises `SpecError`."""
+        from orchestrate import catalog
+
+        return catalog.resolve(spec.model_for(self.name), self.profile)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -220,6 +241,18 @@ class Provider(ABC):
     def host(self) -> str:
         """Where requests go, for people and for the run record."""
         return self.config.base_url or self.name
+
+    @property
+    def prices(self) -> str:
+        """Whose rates hold here."""
+        return str(self.config.options.get("prices", self.kind))
+
+    @property
+    def target(self) -> Target:
+        """What rows are checked against and written for. Raises `UsageError` without data rules."""
+        from orchestrate.data.rules import target
+
+        return target(self.name, self.profile)
 
     @property
     def sandbox(self) -> bool:

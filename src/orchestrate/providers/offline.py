@@ -5,11 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from orchestrate import catalog, costing
+from orchestrate import costing
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
+from orchestrate.data.rules import Target
 from orchestrate.data.tokens import counting
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.spec import method_word
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec
 
 NO_QUOTE = ("model", "method", "method.type")
@@ -34,75 +34,79 @@ def wandb_key(config: HostConfig) -> str:
 
 
 def problems(
-    kind: str, spec: JobSpec, data: TrainingData, translation: Translation, config: HostConfig
+    provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
 ) -> list[Problem]:
-    """Refused settings, a missing W&B key, and what the host's data rules say about each file. `kind` is the
-    backend whose rules, models and prices hold; an instance of it may go by another name."""
-    provider = translation.provider
+    """Refused settings, a missing W&B key, and what the host's data rules say about each file."""
+    name = provider.name
     found = [
-        _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
+        _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
         for s in translation.refused
     ]
-    if spec.wandb is not None and not config.options.get("wandb_api_key"):
+    if (
+        spec.wandb is not None
+        and provider.sends_wandb_key
+        and not provider.config.options.get("wandb_api_key")
+    ):
         text = "the spec asks for W&B, and there is no W&B key to pass on"
-        found.append(
-            _problem(provider, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=...")
-        )
+        found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
     try:
-        model = catalog.resolve(spec.model_for(provider), kind)
+        model = provider.resolve(spec)
     except UsageError:
         return found  # the translation's row of the model says so
     for dataset in (data.train, data.validation):
         if dataset is not None:
-            of_file = _of_file(kind, spec, dataset, model, validation=dataset is data.validation)
-            found += [msgspec.structs.replace(p, providers=(provider,)) for p in of_file]
+            found += _of_file(provider.target, spec, dataset, model, validation=dataset is data.validation)
     return found
 
 
 def quote(
-    kind: str,
+    provider: Provider,
     spec: JobSpec,
     data: TrainingData,
     translation: Translation,
     rates: RateBook,
-    *,
-    gpu_hours: Decimal | None = None,
-    sandbox: bool = False,
+    gpu_hours: Decimal | None,
 ) -> Quote:
-    provider = translation.provider
+    """By the tokens, as the profile says how the host bills them."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
-            return Quote(provider=provider, model=translation.model, unavailable=setting.rule)
+            return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
-        provider=provider,
+        provider=provider.name,
+        profile=provider.profile,
         spec=spec,
         data=data,
         translation=translation,
-        resolved=catalog.resolve(spec.model_for(provider), kind),
-        prices=kind,
+        resolved=provider.resolve(spec),
+        prices=provider.prices,
+        sandbox=provider.sandbox,
         gpu_hours=gpu_hours,
-        sandbox=sandbox,
         book=rates,
     )
 
 
 def _of_file(
-    provider: str, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
+    target: Target, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
     counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
     found = rules.check(
         dataset,
-        provider,
+        target,
         method=method_word(spec.method),
         tokens=dataset.tokens(counter),
         context=spec.max_seq_length or model.context(spec.method.type),
         epochs=spec.epochs,
         validation=validation,
     )
-    if dataset.content.images and model.model is not None and not model.model.vision:
+    if (
+        dataset.content.images
+        and model.model is not None
+        and model.host is not None
+        and not model.model.vision
+    ):
         fix = "pick a model with vision, or remove the images"
         text = f"{model.name} takes no images"
-        found.append(_problem(provider, "no-vision", text, fix=fix, source=dataset.path))
+        found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))
     return found
 
 

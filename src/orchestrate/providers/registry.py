@@ -1,63 +1,66 @@
-"""Which backends there are: the built-in ones and those that other packages register.
-
-A package adds a backend by an entry point in the group `orchestrate.providers`; its name is the backend's
-name. A configured host (`[hosts.NAME]` with `type = "openai"` in orchestrate.toml) is a further instance of
-a class.
-"""
+"""Which backends there are: the built-in ones, configured hosts, and those that other packages register."""
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import SetupError, UsageError
+from orchestrate.errors import UsageError
+from orchestrate.profile import broken, built_in, plug_ins, profile
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
+    from orchestrate.config import HostConfig, Settings
+    from orchestrate.data.rules import Target
     from orchestrate.providers.base import Provider
-
-BUILT_IN: dict[str, str] = {
-    "openai": "orchestrate.providers.openai:OpenAIProvider",
-    "together": "orchestrate.providers.together:TogetherProvider",
-    "fireworks": "orchestrate.providers.fireworks:FireworksProvider",
-    "local": "orchestrate.providers.local:LocalProvider",
-}
-GROUP = "orchestrate.providers"
-
-
-@cache
-def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def names(settings: Settings) -> list[str]:
     """All backends, built-in first, then configured hosts, then plug-ins."""
-    return list(dict.fromkeys([*BUILT_IN, *settings.extra_hosts, *sorted(_plug_ins())]))
+    return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *plug_ins()]))
+
+
+def with_keys(settings: Settings) -> dict[str, HostConfig]:
+    """The backends that are asked with a key."""
+    hosts = {name: settings.host(name) for name in names(settings)}
+    return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
 
 def provider_class(kind: str) -> type[Provider]:
-    """The class behind a backend's name. Raises `UsageError` for an unknown one, `SetupError` for a broken
+    """The class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for a broken
     plug-in."""
-    if kind in BUILT_IN:
-        module, _, attribute = BUILT_IN[kind].partition(":")
+    module, _, attribute = profile(kind).provider.partition(":")
+    if kind in built_in():
         return getattr(import_module(module), attribute)
-    if kind in _plug_ins():
-        point = _plug_ins()[kind]
-        try:
-            return point.load()
-        except Exception as error:
-            where = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-            raise SetupError(
-                f"the backend {kind!r} from {where} could not be loaded: {error}",
-                fix="update or uninstall that package",
-            ) from error
-    known = ", ".join([*BUILT_IN, *sorted(_plug_ins())])
-    raise UsageError(f"no backend is called {kind!r}; known: {known}", fix="orchestrate providers")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        raise broken(kind, error) from error
 
 
 def make(name: str, settings: Settings) -> Provider:
     """A backend ready to use; nothing is sent yet."""
     host = settings.host(name)
-    return provider_class(host.type or name)(host)
+    return provider_class(host.kind)(host)
+
+
+def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
+    """The rules for rows of the backends named, by commas; of `all`, of those that have some. Raises
+    `UsageError`."""
+    from orchestrate.data.rules import target
+
+    if wanted == "all":
+        known = ((name, profile(settings.host(name).kind)) for name in names(settings))
+        return tuple(target(name, one) for name, one in known if one.rules is not None)
+    given = [name.strip() for name in wanted.split(",") if name.strip()]
+    return tuple(target(name, profile(settings.host(name).kind)) for name in given)
+
+
+def format_of(settings: Settings, name: str) -> Target:
+    """What rows are converted to: a format of another tool, or a backend's. Raises `UsageError`."""
+    from orchestrate.data.targets.tools import FORMATS, tool
+
+    if name in FORMATS:
+        return tool(name)
+    if name not in (known := names(settings)):
+        raise UsageError(f"no format {name!r}; known: {', '.join([*known, *FORMATS])}")
+    return targets(settings, name)[0]

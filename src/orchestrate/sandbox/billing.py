@@ -9,17 +9,18 @@ from orchestrate import costing
 from orchestrate.catalog import HostModel, resolve, search
 from orchestrate.costing import rules
 from orchestrate.errors import OrchestrateError
+from orchestrate.profile import profile
 from orchestrate.sandbox.jobs import Job
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA
 
 MTOK = Decimal(1_000_000)
 
 
-def base_model(name: str, host: str) -> HostModel | None:
-    """A host's own id of a base model, from the catalog; `None` for names that the host does not know."""
+def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
+    """A host's own id of a base model, from the catalog; `None` for names that the host does not know.
+    `undated`: it takes names without a date, too, and resolves them."""
     for model in search(provider=host):
-        # OpenAI takes the names without a date, too, and resolves them.
-        known = (model.name, *model.aliases) if host == "openai" else model.aliases
+        known = (model.name, *model.aliases) if undated else model.aliases
         if (found := model.hosts.get(host)) is not None and name in (found.id, *known):
             return found
     return None
@@ -35,18 +36,9 @@ def tokenizer_of(base: str, host: str) -> str:
     return costing.tokenizer_for(resolve(base, host))
 
 
-def billed_tokens(job: Job, *, packed: bool = True, context: int | None = None) -> tuple[int, int]:
-    """Tokens of training and of evaluation that the host bills."""
-    if job.host != "together":
-        return job.tokens * job.epochs, 0
-    per_epoch = job.tokens
-    if not packed and context is not None:
-        per_epoch = rules.together_unpacked_tokens(job.examples, context)
-    return rules.together_tokens(per_epoch, job.epochs, job.validation_tokens, job.evals)
-
-
-def training_usd(host: str, job: Job, *, full: bool = False, packed: bool = True) -> Decimal | None:
-    """The price of the whole job, its minimum included; `None` where no price is published."""
+def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None = None) -> Decimal | None:
+    """The price of the whole job, its minimum included; `None` where no price is published. `tokens` are
+    those billed, where they are not simply the file's in each epoch."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
     try:
         resolved = resolve(job.base, host, today)
@@ -55,11 +47,10 @@ def training_usd(host: str, job: Job, *, full: bool = False, packed: bool = True
     method = {"sft": SFT(), "dpo": DPO(), "rft": RFT(grader={"type": "any"})}[job.kind]
     spec = JobSpec(model=job.base, train="-", method=method, adapter=Full() if full else LoRA())
     book = costing.built_in()
-    rate = costing.training_rate(resolved, spec, prices=host, book=book, on=today)
+    rate = costing.training_rate(resolved, spec, profile=profile(host), prices=host, book=book, on=today)
     if rate is None or rate.usd_per_mtok is None:
         return None
-    train, evaluation = billed_tokens(job, packed=packed, context=resolved.context(job.kind))
-    usd = rate.usd_per_mtok * (train + evaluation) / MTOK
+    usd = rate.usd_per_mtok * (job.tokens * job.epochs if tokens is None else tokens) / MTOK
     minimum = book.find(host, "minimum", params_b=resolved.params_b, on=today)
     if minimum is not None:
         usd += rules.minimum_top_up(usd, minimum.usd)

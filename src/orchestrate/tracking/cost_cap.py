@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
 
 BillHook = Callable[[Run, Job], Bill | None]
-"""What a run did cost, or has cost so far, or `None` while that is not known."""
+"""What a run cost, or has cost so far, or `None` while that is not known."""
 
 OVER_CAP = "over_cap"
 """The type of the event that tells of it, and the code of the ended run's error."""

@@ -26,6 +26,7 @@ _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
 """Up to here the whole file is verified whenever it is opened (some milliseconds); above it on `verify`."""
 _BUSY_S = 60.0
+_STATEMENT_S = 60
 RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
 
 
@@ -255,7 +256,7 @@ def _open_postgres(url: URL) -> Engine:
     except ImportError as error:
         raise MissingExtra("postgres", "a store on Postgres", "psycopg") from error
     # A pre-ping replaces connections that a restart of the server has cut.
-    engine = create_engine(url, pool_pre_ping=True, pool_size=4)
+    engine = create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=_patience(url))
     place = place_of(engine)
     try:
         with translated(place):
@@ -266,8 +267,26 @@ def _open_postgres(url: URL) -> Engine:
     return engine
 
 
+def _patience(url: URL) -> dict[str, Any]:
+    """How long a server may be silent, where the URL does not say it itself: a lost one is an error in
+    seconds, not a command that hangs."""
+    options = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    given = {
+        "connect_timeout": 10,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * _STATEMENT_S,
+        "options": options,
+    }
+    return {name: value for name, value in given.items() if name not in url.query}
+
+
 def _prepare_postgres(engine: Engine, place: str) -> None:
     with engine.begin() as connection:
+        # A migration of many rows may take longer than a statement of the day.
+        connection.execute(text("SET LOCAL statement_timeout = '10min'"))
+        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
         # Many workers start at once: one makes the tables, the others wait here.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.APPLICATION_ID})
         present = set(inspect(connection).get_table_names())

@@ -170,8 +170,7 @@ class Runs:
             )
         if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
             # What was sent and refused is looked for once more: it may have been done all the same.
-            doubtful = attempt > 0 and after.status is JobStatus.FAILED
-            columns["closed"] = after.phase is SubmitPhase.REFUSED and not doubtful
+            columns["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
         connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **columns))
         if note or (before.phase, before.status, before.raw_status) != (
             after.phase,

@@ -188,7 +188,7 @@ class Watcher:
             self._unmade[name] = now + _FAR[1]
             return None
         self._unmade.pop(name, None)
-        near = backend.sandbox or (backend.config.type or backend.config.name) == "local"
+        near = backend.sandbox or backend.profile.near
         pace = _pace(_NEAR if near else _FAR)
         self._accounts[name] = _Account(f"{name}@{backend.host}", backend, near, pace)
         return self._accounts[name]

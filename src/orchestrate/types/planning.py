@@ -144,7 +144,7 @@ class Quote(Record, frozen=True, kw_only=True):
 
 
 class Bill(Record, frozen=True, kw_only=True):
-    """What a run did cost, and from where that is known. `final` is false while the host may still change
+    """What a run cost, and from where that is known. `final` is false while the host may still change
     it."""
 
     usd: Decimal

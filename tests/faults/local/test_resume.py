@@ -22,6 +22,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
 )
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
+from orchestrate.local.job import Method, Preferences
 
 Change = dict[str, dict[str, Any]]
 
@@ -44,8 +45,8 @@ KINDS: dict[str, Change] = {
 
 
 def of_kind(base: LocalJob, change: Change) -> LocalJob:
-    method = {**base.method, **change.get("method", {})}
-    if method["type"] == "dpo":
+    method = msgspec.convert({"type": "sft", **change.get("method", {})}, Method)
+    if isinstance(method, Preferences):
         for path in (base.train, str(base.validation)):
             as_pairs(Path(path))
     adapter = {**base.adapter, **change.get("adapter", {})}

@@ -23,8 +23,9 @@ from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
+from orchestrate.local.job import Supervised
 from orchestrate.local.run.rundir import STARTING_S, now
-from orchestrate.providers.local import LocalProvider
+from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
 
@@ -57,7 +58,7 @@ def job(files: tuple[Path, Path]) -> LocalJob:
         model_name="tiny-chat",
         train=str(files[0]),
         validation=str(files[1]),
-        method={"type": "sft"},
+        method=Supervised(),
         adapter={"type": "qlora", "r": 8, "alpha": 16.0, "dropout": 0.1},
         hyper=Hyper(epochs=4, batch_size=8, learning_rate=2e-3, evals=7, recovery_seconds=0.0),
         seed=3,

@@ -10,6 +10,7 @@ from orchestrate import catalog
 from orchestrate.catalog import HostModel
 from orchestrate.data.tokens import counting
 from orchestrate.errors import SpecError, UsageError
+from orchestrate.profile import profile
 
 TODAY = date(2026, 11, 25)
 
@@ -38,7 +39,6 @@ def test_unknown_names_get_suggestions() -> None:
         ("llama-3.3-70b", "together", "meta-llama/Llama-3.3-70B-Instruct-Reference"),
         ("Qwen/Qwen3-8B", "fireworks", "accounts/fireworks/models/qwen3-8b"),
         ("qwen3-8b", "local", "Qwen/Qwen3-8B"),
-        ("qwen3-8b", "ray", "Qwen/Qwen3-8B"),
         ("acme/own-7B", "local", "acme/own-7B"),
         ("acme/own-7B", "together", "acme/own-7B"),
         ("accounts/acme/models/mine", "fireworks", "accounts/acme/models/mine"),
@@ -104,9 +104,9 @@ def test_shutdown_is_told_within_ninety_days() -> None:
 
 
 def test_openai_closes_on_its_day() -> None:
-    assert catalog.closed_for_new_jobs("openai", date(2027, 1, 5)) is None
-    assert "2027-01-06" in (catalog.closed_for_new_jobs("openai", date(2027, 1, 6)) or "")
-    assert catalog.closed_for_new_jobs("together", date(2027, 6, 1)) is None
+    assert profile("openai").closed(date(2027, 1, 5)) is None
+    assert "2027-01-06" in (profile("openai").closed(date(2027, 1, 6)) or "")
+    assert profile("together").closed(date(2027, 6, 1)) is None
 
 
 def test_every_closing_model_has_somewhere_to_go() -> None:

@@ -13,6 +13,7 @@ import pytest
 from orchestrate import catalog, costing
 from orchestrate.costing import RateBook
 from orchestrate.data import TrainingData
+from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Quote, Setting, Translation
 
@@ -86,6 +87,7 @@ def quote(data: TrainingData) -> Callable[..., Quote]:
         job = JobSpec.parse({"model": model, "train": "t", "validation": "v", **(spec or {})})
         return costing.quote_tokens_job(
             provider=provider,
+            profile=profile(provider),
             spec=job,
             data=on or data,
             translation=translate(provider, resolved.id, **settings),

@@ -21,6 +21,7 @@ from orchestrate.costing import (
     spending,
 )
 from orchestrate.errors import OverBudget
+from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import Bill, Job, JobHandle, JobStatus, Quote, QuoteLine, Run, SubmitPhase
 
@@ -79,7 +80,7 @@ def a_run(id: str = "r1", **changes: Any) -> Run:
 def made(provider: str, model: str, job: Job, **more: Any) -> Bill | None:
     spec = JobSpec.parse({"model": model, "train": "t"})
     resolved = catalog.resolve(model, provider, NOW.date())
-    return bill(provider=provider, spec=spec, job=job, resolved=resolved, today=NOW.date(), **more)
+    return bill(profile=profile(provider), spec=spec, job=job, resolved=resolved, today=NOW.date(), **more)
 
 
 def test_the_hosts_own_figure_goes_first() -> None:
@@ -154,9 +155,9 @@ def test_a_tracked_run_is_billed_from_its_own_quote() -> None:
         quote=a_quote(lines=(hour,)),
     )
     job = a_job(started_at=NOW, finished_at=datetime(2026, 11, 20, 11, tzinfo=UTC))
-    found = bill_run(run, job)
+    found = bill_run(run, job, profile=profile(run.provider))
     assert found is not None and found.usd == Decimal("0.2")
-    hosted = bill_run(a_run(quote=a_quote()), a_job(trained_tokens=1_000_000))
+    hosted = bill_run(a_run(quote=a_quote()), a_job(trained_tokens=1_000_000), profile=profile("together"))
     assert hosted is not None and hosted.usd == Decimal("0.34")
 
 
@@ -246,12 +247,13 @@ def test_what_a_running_job_has_cost_so_far() -> None:
     )
     run = a_run(provider="local", status=JobStatus.RUNNING, quote=a_quote(lines=(hourly,)))
     job = a_job(status=JobStatus.RUNNING, started_at=NOW)
-    found = bill_run(run, job, now=NOW + timedelta(minutes=20))
+    found = bill_run(run, job, profile=profile(run.provider), now=NOW + timedelta(minutes=20))
     assert found is not None and (found.usd, found.final) == (Decimal(1), False)
-    early = bill_run(run, job, now=NOW - timedelta(seconds=3))  # clocks differ a little
+    # Clocks differ a little.
+    early = bill_run(run, job, profile=profile(run.provider), now=NOW - timedelta(seconds=3))
     assert early is not None and early.usd == 0
-    assert bill_run(run, job) is None
-    assert bill_run(run, a_job(status=JobStatus.QUEUED), now=NOW) is None
+    assert bill_run(run, job, profile=profile(run.provider)) is None
+    assert bill_run(run, a_job(status=JobStatus.QUEUED), profile=profile(run.provider), now=NOW) is None
 
 
 def test_a_limit_needs_a_price() -> None:

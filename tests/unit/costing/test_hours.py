@@ -12,6 +12,7 @@ from orchestrate import catalog, costing
 from orchestrate.costing import built_in, local_rate, parse_flag, quote_hours_job, rental_rate, watts
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
+from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import Job, JobHandle, JobStatus, Quote, Translation
 
@@ -21,7 +22,7 @@ TODAY = date(2026, 11, 25)
 def test_electricity_of_a_gpu() -> None:
     # RTX 4090: 450 W and 150 W for the rest of the machine; 0.6 kWh x $0.17 are 10.2 cents an hour.
     assert watts("NVIDIA GeForce RTX 4090") == 600
-    rate = local_rate("NVIDIA GeForce RTX 4090", today=TODAY)
+    rate = local_rate("local", "NVIDIA GeForce RTX 4090", today=TODAY)
     assert (rate.component, rate.usd_per_hour) == ("electricity", Decimal("0.102"))
     assert rate.low_usd_per_hour < rate.usd_per_hour < rate.high_usd_per_hour
     assert "taken as paid for" in rate.label
@@ -42,9 +43,9 @@ def test_watts(device: str, count: int, expected: int) -> None:
 
 def test_the_users_own_rate_goes_first() -> None:
     owned = built_in().over([parse_flag("local:owned=0.45", TODAY)])
-    assert local_rate("NVIDIA A100", 4, book=owned, today=TODAY).usd_per_hour == Decimal("0.45")
+    assert local_rate("local", "NVIDIA A100", 4, book=owned, today=TODAY).usd_per_hour == Decimal("0.45")
     rented = built_in().over([parse_flag("local:gpu_rental=1.25", TODAY)])
-    found = local_rate("NVIDIA A100", 4, book=rented, today=TODAY)
+    found = local_rate("local", "NVIDIA A100", 4, book=rented, today=TODAY)
     assert (found.component, found.usd_per_hour) == ("rental", Decimal(5))
 
 
@@ -66,6 +67,7 @@ def timed(data: TrainingData, translated: Callable[..., Translation]) -> Callabl
             "resolved": resolved,
             "tokens_per_second": speed,
             "throughput_source": "measured",
+            "profile": profile("local"),
             "hourly": rental_rate("runpod", "H100 SXM", tier="secure", today=TODAY),
             "startup_seconds": 0.0,
         }
@@ -104,7 +106,7 @@ def test_bill_by_measured_hours() -> None:
         finished_at=start + timedelta(minutes=90),
     )
     found = costing.bill(
-        provider="local",
+        profile=profile("local"),
         spec=JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
         job=job,
         resolved=catalog.resolve("qwen3-8b", "local", TODAY),

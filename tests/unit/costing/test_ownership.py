@@ -23,6 +23,7 @@ from orchestrate.costing import (
 )
 from orchestrate.costing.ownership import DAYS_PER_MONTH, gpus_needed
 from orchestrate.errors import UsageError
+from orchestrate.profile import profile
 from orchestrate.types import Quote
 
 TODAY = date(2026, 11, 25)
@@ -61,6 +62,7 @@ def trained(provider: str, usd: str = "10") -> Quote:
 def total(provider: str, model: str, **changes: Any) -> Ownership:
     values: dict[str, Any] = {
         "resolved": catalog.resolve(model, provider, TODAY),
+        "profile": profile(provider),
         "traffic": TRAFFIC,
         "today": TODAY,
     }

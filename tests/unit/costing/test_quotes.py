@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from orchestrate import catalog, costing
 from orchestrate.costing import built_in, parse_flag
 from orchestrate.data import TrainingData
+from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import Confidence, Quote, Translation
 
@@ -179,11 +180,12 @@ def test_a_second_host_with_rates_of_its_own(
     def price(prices: str | None) -> Quote:
         return costing.quote_tokens_job(
             provider="azure",
+            profile=profile("openai"),
             spec=spec,
             data=data,
             translation=told,
             resolved=resolved,
-            prices=prices,
+            prices=prices or "azure",
             today=TODAY,
         )
 

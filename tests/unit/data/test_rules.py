@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.targets import to
 
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import UsageError
@@ -37,7 +38,7 @@ def opened(rows: list[dict[str, Any]], folder: Path) -> Dataset:
 
 
 def codes(data: Dataset, host: str, **options: Any) -> set[str]:
-    return {p.code for p in rules.check(data, host, **options)}
+    return {p.code for p in rules.check(data, to(host), **options)}
 
 
 EVERYWHERE = {"openai", "together", "fireworks", "local"}
@@ -72,8 +73,8 @@ def test_trait_is_refused_by_these_hosts_only(
     refusing = {host for host in EVERYWHERE if code in codes(data, host)}
     assert refusing == hosts
     for host in EVERYWHERE:
-        assert (rules.accepted(data, host) == 0) == any(
-            p.severity.value == "error" for p in rules.check(data, host)
+        assert (rules.accepted(data, to(host)) == 0) == any(
+            p.severity.value == "error" for p in rules.check(data, to(host))
         )
 
 
@@ -86,8 +87,8 @@ def test_tool_turns_alternate(tmp_path: Path) -> None:
 
 def test_part_of_the_rows(tmp_path: Path) -> None:
     data = opened([chat(U, A)] * 7 + [chat(U, U, A)] * 3, tmp_path)
-    assert rules.accepted(data, "together") == 7
-    (found,) = [p for p in rules.check(data, "together") if p.code == "not-alternating"]
+    assert rules.accepted(data, to("together")) == 7
+    (found,) = [p for p in rules.check(data, to("together")) if p.code == "not-alternating"]
     assert found.row == 8 and "3 rows: 8, 9, 10" in found.message
 
 
@@ -123,14 +124,14 @@ def test_too_many_rows_counts_epochs(tmp_path: Path) -> None:
 def test_too_long_for_the_model(tmp_path: Path) -> None:
     data = opened([chat(U, A)] * 9 + [chat(U, {**A, "content": "word " * 400})], tmp_path)
     count = data.tokens("o200k")
-    (found,) = rules.check(data, "openai", tokens=count, context=100)
+    (found,) = rules.check(data, to("openai"), tokens=count, context=100)
     assert found.code == "too-long" and "1 row is longer" in found.message and found.row == 10
-    assert rules.check(data, "openai", tokens=count) == []
+    assert rules.check(data, to("openai"), tokens=count) == []
 
 
 def test_unknown_host(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
-        rules.check(opened([chat(U, A)], tmp_path), "nowhere")
+        rules.check(opened([chat(U, A)], tmp_path), to("nowhere"))
 
 
 def test_the_first_of_the_rows_that_are_too_long_are_named(tmp_path: Path) -> None:
@@ -139,6 +140,6 @@ def test_the_first_of_the_rows_that_are_too_long_are_named(tmp_path: Path) -> No
     both = pair | {"non_preferred_output": [{**A, "content": "other " * 400}]}
     good = pair | {"preferred_output": [{**A, "content": "Well."}]}
     data = opened([good, {"broken": 1}, pair, good, both, *[pair] * 6], tmp_path)
-    (found,) = rules.check(data, "local", tokens=data.tokens("o200k"), context=100)
+    (found,) = rules.check(data, to("local"), tokens=data.tokens("o200k"), context=100)
     assert found.row == 3 and found.message.startswith("8 rows are longer")
     assert found.message.endswith(": 3, 5, 6, 7, 8 ...")

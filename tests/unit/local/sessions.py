@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.paths import TINY
 
-from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+from orchestrate.local.job import Hyper, LocalJob, Method
+from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.session import Session
 
 
@@ -83,7 +85,7 @@ def make_session(
         model=job.pop("model", str(TINY)),
         model_name="tiny-chat",
         train=str(train),
-        method=method,
+        method=msgspec.convert(method, Method),
         adapter={"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})},
         hyper=Hyper(**hyper),
         threads=1,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 
-from orchestrate.providers.listing import fireworks_models, together_models
+from orchestrate.providers.fireworks.reading import models_of as fireworks_models
+from orchestrate.providers.together.reading import models_of as together_models
 
 
 def test_together_names_a_model_as_it_is_tuned() -> None:

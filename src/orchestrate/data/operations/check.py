@@ -13,6 +13,7 @@ from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rules import Target
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
@@ -64,7 +65,7 @@ class Options:
     """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
     near duplicates, which takes about as long again."""
 
-    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
+    hosts: tuple[Target, ...] = ()
     method: str | None = None
     tokenizer: str | None = None
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -107,7 +108,7 @@ def check(
         found += wrong
         hosts.append(
             HostFacts(
-                host=host,
+                host=host.name,
                 rows=first.total.written,
                 accepted=rules.accepted(first.facts, host),
                 errors=_count(wrong, Severity.ERROR),
@@ -160,13 +161,13 @@ def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
     )
 
 
-def _for_host(one: Opened, host: str, split: str, options: Options) -> list[Problem]:
+def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[Problem]:
     return rules.check(
         one.facts,
         host,
         method=options.method,
         tokens=_tokens(one, options.tokenizer),
-        context=options.contexts.get(host),
+        context=options.contexts.get(host.name),
         epochs=options.epochs,
         validation=split != "train",
     )

@@ -23,15 +23,20 @@ from orchestrate.data.passes.scan import Task, ranges, read_rows
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, PreferenceExample
 from orchestrate.data.rows.problems import CODES
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import HostRules
+from orchestrate.data.rules import Target
 from orchestrate.data.shapes.known import message
 from orchestrate.data.shapes.unpaired import of_pair
-from orchestrate.data.targets.dialects import DIALECTS, writer
-from orchestrate.data.targets.tools import FORMATS, UNHELD, WEIGHTS_BESIDE_OTHERS, encoder, write_parquet
+from orchestrate.data.targets.tools import (
+    FORMATS,
+    UNHELD,
+    WEIGHTS_BESIDE_OTHERS,
+    encoder,
+    tool,
+    write_parquet,
+)
 from orchestrate.errors import DataError, UsageError
+from orchestrate.profile import built_in
 from orchestrate.types import Problem, Record, Severity
-
-TARGETS = (*DIALECTS, *FORMATS)
 
 
 class ConvertReport(Record, frozen=True, kw_only=True):
@@ -50,7 +55,7 @@ class ConvertReport(Record, frozen=True, kw_only=True):
 
 def convert(
     path: str,
-    target: str,
+    target: Target,
     output: Path,
     *,
     allow_loss: bool = False,
@@ -63,31 +68,30 @@ def convert(
     Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
     this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
     """
-    target_rules(target)
     require_writable(output, path, stream=True)
-    if target == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
+    if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.facts, opened.total.written
-    known = _rules_for(data, target)
+    target = _for(data, target)
     dropped = _dropped(opened, target)
     if not allow_loss:
         refuse(data, target, [p for p in dropped if p.severity is Severity.ERROR])
-        refuse(data, target, _lost(data, target, known))
+        refuse(data, target, _lost(data, target))
     written, losses = write_rows(data, target, output, allow_loss=allow_loss, as_chat=True, workers=workers)
     return ConvertReport(
         path=path,
         output=str(output),
         source_format=data.format,
-        target=target,
+        target=target.name,
         rows=rows,
         written=written,
-        left_out=rows - written // (2 if target == "unpaired" and data.kind == "preference" else 1),
+        left_out=rows - written // (2 if target.name == "unpaired" and data.kind == "preference" else 1),
         losses=(*dropped, *losses),
     )
 
 
-def _dropped(opened: Opened, target: str) -> list[Problem]:
+def _dropped(opened: Opened, target: Target) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
     data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
@@ -96,7 +100,12 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
     def add(code: str, severity: Severity, message: str, fix: str) -> None:
         found.append(
             Problem(
-                code=code, severity=severity, message=message, fix=fix, source=data.path, providers=(target,)
+                code=code,
+                severity=severity,
+                message=message,
+                fix=fix,
+                source=data.path,
+                providers=(target.name,),
             )
         )
 
@@ -110,7 +119,7 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
             f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
         )
-    found += [replace(p, providers=(target,)) for p in data.problems if p.code == "hidden-column"]
+    found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == "hidden-column"]
     if extra := counts["extra-fields"]:
         add(
             "extra-fields",
@@ -118,40 +127,37 @@ def _dropped(opened: Opened, target: str) -> list[Problem]:
             f"fields that no training format uses are left out ({extra:,} times)",
             "keep the source, if they are needed again",
         )
-    if target == "alpaca" and data.format == "alpaca":
+    if target.name == "alpaca" and data.format == "alpaca":
         joined = "inputs become part of their instructions"
         add("input-joined", Severity.WARNING, joined, "nothing to do: they are trained as the same prompt")
     return found
 
 
-def _lost(data: Facts, target: str, known: HostRules) -> list[Problem]:
+def _lost(data: Facts, target: Target) -> list[Problem]:
     """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
-    lossy = {rule.code for rule in known.traits.values() if rule.lossy}
-    found = [p for p in rules.losses(data, target, known) if p.code in lossy]
+    lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
+    found = [p for p in rules.losses(data, target) if p.code in lossy]
     return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
 
 
-def refuse(data: Facts, target: str, errors: list[Problem]) -> None:
+def refuse(data: Facts, target: Target, errors: list[Problem]) -> None:
     """Raises `DataError` with the problems, when there are any."""
     if errors:
         shown = "; ".join(p.message for p in errors[:3])
-        raise DataError(f"{target} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
+        raise DataError(f"{target.name} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
 
 
-def target_rules(target: str) -> HostRules:
-    """Raises `UsageError` for an unknown target."""
-    if target not in TARGETS:
-        raise UsageError(f"no format {target!r}; known: {', '.join(TARGETS)}")
-    return FORMATS.get(target) or rules.host_rules(target)
-
-
-def _rules_for(data: Facts, target: str) -> HostRules:
+def _for(data: Facts, target: Target) -> Target:
     """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
     the file cannot be."""
-    known = target_rules(target)
-    if target == "trl" and _has(data, Trait.LAST_TRAINED) and _has(data, Trait.SEVERAL_TRAINED):
-        return dataclasses.replace(known, traits={**known.traits, Trait.LAST_TRAINED: WEIGHTS_BESIDE_OTHERS})
-    return known
+    if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
+        return target
+    if not _has(data, Trait.SEVERAL_TRAINED):
+        return (
+            dataclasses.replace(target, encode=encoder("trl-completion")) if data.kind == "chat" else target
+        )
+    traits = {**target.rules.traits, Trait.LAST_TRAINED: WEIGHTS_BESIDE_OTHERS}
+    return dataclasses.replace(target, rules=dataclasses.replace(target.rules, traits=traits))
 
 
 def _has(data: Facts, trait: Trait) -> bool:
@@ -160,7 +166,7 @@ def _has(data: Facts, trait: Trait) -> bool:
 
 def write_rows(
     data: Facts,
-    target: str,
+    target: Target,
     path: Path,
     *,
     allow_loss: bool = False,
@@ -172,22 +178,20 @@ def write_rows(
     `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
     `convert` does.
     """
-    known = _rules_for(data, target)
-    chat = as_chat and data.kind == "completion" and known.kinds["completion"] is not None
-    losses = [] if chat else [_elsewhere(p, data) for p in rules.losses(data, target, known)]
-    refused = known.refused(data.kind, allow_loss=allow_loss)
+    target = _for(data, target)
+    chat = as_chat and data.kind == "completion" and target.rules.kinds["completion"] is not None
+    losses = [] if chat else [_elsewhere(p, data) for p in rules.losses(data, target)]
+    refused = target.rules.refused(data.kind, allow_loss=allow_loss)
     errors = [p for p in losses if p.severity is Severity.ERROR]
     if not allow_loss or any(p.code == "kind-refused" for p in errors):
         refuse(data, target, errors)
     lines = source(data.path)
-    last_only = target == "trl" and data.kind == "chat" and _has(data, Trait.LAST_TRAINED)
-    form = "trl-completion" if last_only and not _has(data, Trait.SEVERAL_TRAINED) else target
     tasks = [
-        _Piece(Task(lines.lines, start, end, data.format, data.columns), form, refused, chat)
+        _Piece(Task(lines.lines, start, end, data.format, data.columns), target, refused, chat)
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
     written = unheld = 0
-    if target == "parquet":
+    if target.name == "parquet":
         nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
         plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
         with whole(path) as partial:
@@ -206,10 +210,10 @@ def write_rows(
     return written, losses
 
 
-def _require_some(written: int, data: Facts, target: str) -> None:
+def _require_some(written: int, data: Facts, target: Target) -> None:
     if not written:
         raise DataError(
-            f"no row of {data.path} can be written for {target}",
+            f"no row of {data.path} can be written for {target.name}",
             problems=data.problems,
             fix=f"orchestrate data check {data.path}",
         )
@@ -219,18 +223,19 @@ def _elsewhere(loss: Problem, data: Facts) -> Problem:
     """A kind that the target cannot hold can be held by these."""
     if loss.code != "kind-refused":
         return loss
-    fit = [name for name in TARGETS if target_rules(name).kinds[data.kind] is None and name != "ray"]
+    known = [rules.target(kind, profile) for kind, profile in built_in().items()]
+    fit = [one.name for one in (*known, *map(tool, FORMATS)) if one.rules.kinds[data.kind] is None]
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
-def _unheld(data: Facts, target: str, count: int) -> Problem:
+def _unheld(data: Facts, target: Target, count: int) -> Problem:
     return Problem(
         code="not-held",
         severity=Severity.ERROR,
-        message=f"{UNHELD[target][0]} cannot be held ({count:,} {'row' if count == 1 else 'rows'})",
+        message=f"{UNHELD[target.name][0]} cannot be held ({count:,} {'row' if count == 1 else 'rows'})",
         fix="--allow-loss writes it all the same",
         source=data.path,
-        providers=(target,),
+        providers=(target.name,),
     )
 
 
@@ -239,7 +244,7 @@ class _Piece:
     """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
 
     task: Task
-    target: str
+    target: Target
     refused: int
     as_chat: bool
 
@@ -247,21 +252,14 @@ class _Piece:
 def _encoded(piece: _Piece) -> tuple[bytes, int, int]:
     """The lines of a range for its target, how many they are, and how many of them hold what it cannot;
     pure."""
-    line = _line(piece.target)
-    _, is_unheld = UNHELD.get(piece.target, ("", None))
+    encode, dump = piece.target.encode, msgspec.json.Encoder().encode
+    _, is_unheld = UNHELD.get(piece.target.name, ("", None))
     lines: list[bytes] = []
     unheld = 0
     for example in _kept(piece):
-        lines.append(line(example) + b"\n")
+        lines.append(dump(encode(example)) + b"\n")
         unheld += is_unheld is not None and is_unheld(example)
     return b"".join(lines), len(lines), unheld
-
-
-def _line(target: str) -> Callable[[Example], bytes]:
-    if target in DIALECTS:
-        return writer(target)
-    encode, dump = encoder(target), msgspec.json.Encoder().encode
-    return lambda example: dump(encode(example))
 
 
 def _kept(piece: _Piece) -> Iterator[Example]:
@@ -273,7 +271,7 @@ def _kept(piece: _Piece) -> Iterator[Example]:
             example = ChatExample(
                 messages=[message("user", example.prompt), message("assistant", example.completion)]
             )
-        if piece.target == "unpaired" and isinstance(example, PreferenceExample):
+        if piece.target.name == "unpaired" and isinstance(example, PreferenceExample):
             yield from of_pair(example)
         else:
             yield example

@@ -10,7 +10,7 @@ from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import Task
 from orchestrate.data.shapes.known import WRITTEN
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.types import Record
 
 
@@ -79,7 +79,7 @@ def dedupe(
     ]
     if output is not None and log is not None:
         gone = {r.row for r in removed}
-        line = writer("local")
+        line = canonical_line
         with writing(output) as file, writing(log) as record:
             for number, example in data.numbered():
                 if number not in gone:

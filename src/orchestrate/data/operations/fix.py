@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +25,12 @@ from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.rows.mojibake import is_damaged
 from orchestrate.data.rows.mojibake import repaired as decoded_anew
 from orchestrate.data.rows.traits import Trait, examine
+from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.shapes.unpaired import TAGS
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.types import Record, Severity
 
 _MESSAGE_LISTS = (
@@ -73,21 +74,21 @@ def fix(
     path: str,
     output: Path,
     *,
-    hosts: tuple[str, ...] = (),
+    hosts: Sequence[Target] = (),
     columns: Mapping[str, str] | None = None,
 ) -> FixReport:
     """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
 
-    With `together` among `hosts` neighbouring messages of one role are joined, as Together wants turns to
-    alternate. Raises `DataError` when the file cannot be read as any known format.
+    Neighbouring messages of one role are joined where one of the `hosts` wants turns to alternate. Raises
+    `DataError` when the file cannot be read as any known format.
     """
     require_writable(output, path)
     log = log_beside(output, "changes", path)
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
-    join = "together" in hosts
-    line_of = writer("local")
+    join = any(Trait.NOT_ALTERNATING in host.rules.traits for host in hosts)
+    line_of = canonical_line
     done = {action: Counter[str]() for action in ("repaired", "left out", "dropped", "not repaired")}
     seen: dict[bytes, int] = {}
     number = written = 0

@@ -27,7 +27,8 @@ from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import review as reviewing
 from orchestrate.data.operations.judge import Judge
 from orchestrate.data.rows.examples import Example, Kind
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.rules import Target
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, ProviderError, UsageError
 from orchestrate.types import Message, Record, Reply
 
@@ -95,7 +96,7 @@ class Order:
     """Seed rows shown in each request."""
     parallel: int = 4
     instructions: str = ""
-    hosts: tuple[str, ...] = rules.DEFAULT_HOSTS
+    hosts: tuple[Target, ...] = ()
     """Each row must be fit for those of them that take all seeds."""
     threshold: float = 0.8
     """Similarity from which a row is a near duplicate."""
@@ -219,7 +220,7 @@ class _Run:
         self._output, self._ask, self._order, self._judge = output, ask, order, judge
         self._progress, self._sleep = progress, sleep
         self._kind: Kind = data.kind
-        write = writer("local")
+        write = canonical_line
         self._examples = [write(example).decode() for example in examples]
         self._log: Journal[Entry] = Journal(log_of(output), Entry)
         self.state = _State()
@@ -348,7 +349,7 @@ class _Run:
         self._log.append(entry)
         self.state.add(entry)
 
-    def report(self, stopped: str, before: int, hosts: tuple[str, ...]) -> GenerateReport:
+    def report(self, stopped: str, before: int, hosts: Sequence[Target]) -> GenerateReport:
         state = self.state
         return GenerateReport(
             output=str(self._output),
@@ -363,6 +364,6 @@ class _Run:
             completion_tokens=state.completion_tokens,
             usd=state.usd + sum(state.open.values()) if self._order.price else None,
             refused=dict(state.refused),
-            hosts=hosts,
+            hosts=tuple(host.name for host in hosts),
             last_error=state.last_error,
         )

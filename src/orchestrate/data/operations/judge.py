@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from xxhash import xxh3_64_intdigest
 
-from orchestrate.data import rules
 from orchestrate.data.passes.near import Seen
 from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rows.examples import (
@@ -24,6 +23,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
     answers,
@@ -34,7 +34,7 @@ from orchestrate.data.shapes.reading import (
     reading,
     visible,
 )
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.types import Severity
 
 UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replacement-character"})
@@ -53,14 +53,14 @@ class Judge:
     """Decides row by row, and remembers what it has kept."""
 
     def __init__(
-        self, kind: Kind, seeds: Sequence[Example], *, hosts: Sequence[str] = (), threshold: float = 0.8
+        self, kind: Kind, seeds: Sequence[Example], *, hosts: Sequence[Target] = (), threshold: float = 0.8
     ) -> None:
         """`hosts` are the backends that must take each row."""
         self._kind: Kind = kind
         self._refused_traits = 0
         for host in hosts:
-            self._refused_traits |= rules.host_rules(host).refused(kind)
-        self._write = writer("local")
+            self._refused_traits |= host.rules.refused(kind)
+        self._write = canonical_line
         self._rows: set[int] = set()
         self._prompts: set[int] = set()
         self._near = Seen(threshold)

@@ -27,7 +27,7 @@ from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import ChatMessage, CompletionExample, Example, UnpairedExample
 from orchestrate.data.shapes.known import WRITTEN
 from orchestrate.data.shapes.reading import last_answer, messages_of, visible
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
 
@@ -250,7 +250,7 @@ def _stratum(example: Example) -> str:
 
 
 def _write(examples: Iterable[Example], into: Sequence[int], paths: Sequence[Path]) -> Counter[int]:
-    line = writer("local")
+    line = canonical_line
     counts: Counter[int] = Counter()
     with ExitStack() as stack:
         files = [stack.enter_context(writing(path)) for path in paths]

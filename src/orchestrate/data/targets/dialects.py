@@ -6,7 +6,7 @@ they lack. What is left out here is reported by `orchestrate.data.rules`, trait 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +38,13 @@ class Dialect:
     row_weight: bool = True
 
 
-DIALECTS = {
-    "openai": Dialect(row_weight=False),
-    "together": Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
-    "fireworks": Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
-    "local": Dialect(reasoning="reasoning"),
-    "ray": Dialect(reasoning="reasoning"),
-}
+CANONICAL = Dialect(reasoning="reasoning")
+"""As this machine trains on them; nothing is left out."""
 
 
-def writer(target: str) -> Callable[[Example], bytes]:
-    """A function from an example to its line, without the line's end. Raises `KeyError` for no such
-    target."""
-    dialect = DIALECTS[target]
-    return lambda example: _ENCODER.encode(fields(example, dialect))
+def canonical_line(example: Example) -> bytes:
+    """Without the line's end."""
+    return _ENCODER.encode(fields(example, CANONICAL))
 
 
 def fields(example: Example, dialect: Dialect) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import EVERY_KIND, HostRules, Rule
+from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
 from orchestrate.data.shapes.reading import messages_of
 from orchestrate.data.shapes.sharegpt import calls_in
-from orchestrate.data.targets.dialects import DIALECTS, fields
+from orchestrate.data.targets.dialects import CANONICAL, fields
 from orchestrate.errors import MissingExtra
 from orchestrate.types import Severity
 
@@ -140,6 +140,11 @@ FORMATS: dict[str, HostRules] = {
 }
 
 
+def tool(name: str) -> Target:
+    """A format of `FORMATS` as what rows are written for."""
+    return Target(name, FORMATS[name], encoder(name), backend=False)
+
+
 def encoder(name: str) -> Encode:
     """A function from an example to the row of a format in `FORMATS`, or of `trl-completion`: conversations
     of which the last answer alone is trained."""
@@ -174,7 +179,7 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
 
 
 def _canonical(example: Example) -> dict[str, Any]:
-    return fields(example, DIALECTS["local"])
+    return fields(example, CANONICAL)
 
 
 def _sharegpt(example: Example) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from orchestrate.errors import RunFailed
+from orchestrate.local.job import LocalJob
 from orchestrate.local.model.probes import CLOSE, distance
-from orchestrate.local.run.rundir import LocalJob
 
 
 def compile_layers(inner: Any) -> None:

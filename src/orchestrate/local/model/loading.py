@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.job import LocalJob
 from orchestrate.local.model.accelerating import compile_layers, load_unsloth, use_liger
-from orchestrate.local.model.engines import PLAIN, Choice, choose, precision
+from orchestrate.local.model.engines import choose, precision
 from orchestrate.local.model.fused import fuse
+from orchestrate.local.model.head import Head
 from orchestrate.local.model.kernels import use_on_cpu
+from orchestrate.local.model.loaded import Loaded, OwnLogits
 from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.probes import TrainedOnly, head_is_understood, line_limit
-from orchestrate.local.objectives.losses import Head
-from orchestrate.local.run.rundir import LocalJob
+from orchestrate.local.model.probes import head_is_understood, line_limit, trained_only
 
-BF16 = Choice("bf16", "asked for by name")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass
-class Loaded:
-    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside
-    it."""
-
-    model: Any
-    inner: Any
-    head: Head
-    device: torch.device
-    choice: Choice = PLAIN
-    precision: Choice = BF16
-    line_limit: int = 0
-    """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
-    shares: bool = False
-    """What rows of a line have in common may be computed once: no dropout or noise would differ."""
-    trained_only: TrainedOnly | None = None
-    own_logits: bool = False
-    """The architecture does something between its layers and its logits that we do not know: `hidden` gives
-    its logits, and the head leaves them as they are."""
-
-    @property
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """By name, in a fixed order."""
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-
-    @contextmanager
-    def judging(self) -> Generator[None]:
-        """Without dropout and noise; afterwards as before."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
-
-    def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-        """[rows, tokens] -> [rows, tokens, hidden], before the output layer. With `places` (flat) only
-        those are right."""
-        if "layout" in inputs:
-            # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
-            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        if self.own_logits:
-            return self.inner(input_ids=ids, use_cache=False, **inputs).logits
-        if self.trained_only is not None:
-            self.trained_only.places = places
-        try:
-            return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
-        finally:
-            if self.trained_only is not None:
-                self.trained_only.places = None
-
-
-class OwnLogits(torch.nn.Module):
-    """Stands for the output layer where the model applies its own."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight, requires_grad=False)
-
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits
 
 
 def pick_device(wanted: str | None) -> torch.device:
@@ -217,7 +151,7 @@ def fit(loaded: Loaded, job: LocalJob) -> None:
     loaded.shares = not job.adapter.get("dropout")
     if not job.hyper.gradient_checkpointing and not loaded.own_logits:
         # A layer that is computed again would no longer know which places were meant.
-        TrainedOnly.put_into(loaded)
+        trained_only(loaded)
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.model import gguf_files
 from orchestrate.local.space import FULL
+from orchestrate.profile import this_machine
 
 WHOLE_HASH_LIMIT = 4 << 30
 """Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
@@ -113,7 +114,7 @@ def source(name: str) -> str:
         return str(folder)
     from orchestrate import catalog
 
-    resolved = catalog.resolve(name, "local")
+    resolved = catalog.resolve(name, this_machine().kind)
     return str(local_folder(resolved.id) or resolved.id)
 
 

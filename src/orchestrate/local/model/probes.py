@@ -7,7 +7,7 @@ then gives other states."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from orchestrate.local.model.kernels import NAME, SHORT_ROW
 from orchestrate.local.model.line import line_up
-
-if TYPE_CHECKING:
-    from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded, TrainedOnly
 
 CLOSE = 0.03
 """Relative distance of hidden states that rounding to 16 bits explains."""
@@ -25,42 +23,36 @@ APART = 0.005
 """How much a row's states may change, relatively, with what another row says."""
 
 
-class TrainedOnly:
-    """The last layer's MLP, for the trained places alone: nobody looks at the others after it."""
-
-    def __init__(self) -> None:
-        self.places: Tensor | None = None
-
-    @classmethod
-    def put_into(cls, loaded: Loaded) -> TrainedOnly | None:
-        """`None` when the architecture has no such MLP or would notice."""
-        layers = getattr(loaded.inner.get_decoder(), "layers", None)
-        mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
-        if mlp is None:
-            return None
-        chosen, original = cls(), mlp.forward
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if chosen.places is None or args or kwargs:
-                return original(x, *args, **kwargs)
-            rows = x.reshape(-1, x.shape[-1])
-            out = original(rows[chosen.places][None])[0]
-            return torch.zeros_like(rows).index_copy(0, chosen.places, out).view(x.shape)
-
-        ids = _ids(loaded, 16, 7).view(2, 8)
-        places = torch.tensor([3, 6, 9], device=loaded.device)
-        with loaded.judging(), torch.no_grad():
-            wanted = loaded.hidden(ids).flatten(0, 1)[places]
-            mlp.forward = forward
-            loaded.trained_only = chosen
-            try:
-                if distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE:
-                    return chosen
-            except (TypeError, ValueError, RuntimeError, IndexError):
-                pass
-        loaded.trained_only = None
-        mlp.forward = original
+def trained_only(loaded: Loaded) -> TrainedOnly | None:
+    """Puts the last layer's MLP to work on the trained places alone. `None` when the architecture has no such
+    MLP or would notice."""
+    layers = getattr(loaded.inner.get_decoder(), "layers", None)
+    mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
+    if mlp is None:
         return None
+    chosen, original = TrainedOnly(), mlp.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if chosen.places is None or args or kwargs:
+            return original(x, *args, **kwargs)
+        rows = x.reshape(-1, x.shape[-1])
+        out = original(rows[chosen.places][None])[0]
+        return torch.zeros_like(rows).index_copy(0, chosen.places, out).view(x.shape)
+
+    ids = _ids(loaded, 16, 7).view(2, 8)
+    places = torch.tensor([3, 6, 9], device=loaded.device)
+    with loaded.judging(), torch.no_grad():
+        wanted = loaded.hidden(ids).flatten(0, 1)[places]
+        mlp.forward = forward
+        loaded.trained_only = chosen
+        try:
+            if distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE:
+                return chosen
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            pass
+    loaded.trained_only = None
+    mlp.forward = original
+    return None
 
 
 def line_limit(loaded: Loaded) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
 from orchestrate.local.model.line import common_start, line_up
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.losses import weighted_loss
 
 MOST_ROWS = 1 << 20

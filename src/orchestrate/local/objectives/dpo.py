@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import MOST_ROWS, Batch, Objective
 from orchestrate.local.objectives.losses import Preference, token_losses
 

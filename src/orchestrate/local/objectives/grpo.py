@@ -26,7 +26,7 @@ from orchestrate.data.tokens.chat_templates import message
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.encoding.encoded import Rows, micro_batches, together
 from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling import Sampler
 from orchestrate.local.objectives.base import Batch, Objective, Sums, add
 from orchestrate.local.objectives.grading import Grade, Grader

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import MOST_ROWS, Batch, Sums, add, means
 from orchestrate.local.objectives.dpo import JudgedObjective, open_kept, reference_of
 from orchestrate.local.objectives.losses import Desirability

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.local.job import Hyper, Method, Preferences, Reinforcement
 from orchestrate.local.model import engines, models
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
-from orchestrate.local.run.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.types import MemoryPlan
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -20,10 +20,12 @@ LONGEST = 2048
 """Tokens that the longest row is taken to have where neither the spec nor the data tell."""
 
 
-def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper, *, precision: str) -> Setup:
+def setup_of(method: Method, adapter: Mapping[str, Any], hyper: Hyper, *, precision: str) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
     targets = adapter.get("targets")
+    unpaired = isinstance(method, Preferences) and method.unpaired
+    anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
         adapter=adapter["type"],
         precision=precision,
@@ -31,16 +33,16 @@ def setup_of(method: Mapping[str, Any], adapter: Mapping[str, Any], hyper: Hyper
         rank=int(adapter.get("r") or 16),
         dropout=bool(adapter.get("dropout")),
         dora=bool(adapter.get("dora")),
-        pairs=method["type"] == "dpo" and method.get("loss") != "kto",
-        judged=method.get("loss") == "kto",
+        pairs=isinstance(method, Preferences) and not unpaired,
+        judged=unpaired,
         optimizer=hyper.optimizer,
         gradient_checkpointing=hyper.gradient_checkpointing,
-        copies=int(hyper.early_stopping_patience is not None) + bool(method.get("kl_beta")),
+        copies=int(hyper.early_stopping_patience is not None) + anchored,
         drawn=hyper.batch_size * _samples(method),
     )
 
 
-def rows_of(method: Mapping[str, Any], hyper: Hyper, lengths: Sequence[int]) -> tuple[Sequence[int], int]:
+def rows_of(method: Method, hyper: Hyper, lengths: Sequence[int]) -> tuple[Sequence[int], int]:
     """For `fit`: tokens of what is trained on, and how many of them at once at most. Where answers are drawn
     these are the prompts with an answer of full length each."""
     samples = _samples(method)
@@ -50,9 +52,9 @@ def rows_of(method: Mapping[str, Any], hyper: Hyper, lengths: Sequence[int]) -> 
     return answered, hyper.micro_batch or hyper.batch_size * samples
 
 
-def _samples(method: Mapping[str, Any]) -> int:
+def _samples(method: Method) -> int:
     """Answers drawn to each prompt."""
-    return method.get("samples_per_prompt") or DEFAULT_SAMPLES if method["type"] == "rft" else 0
+    return method.samples if isinstance(method, Reinforcement) else 0
 
 
 def fit(
@@ -142,21 +144,21 @@ def of_job(
     if found is None:
         return None
     shape, remark = found
-    hyper = Hyper.from_dict(body.get("hyper", {}))
+    hyper, method = Hyper.from_dict(body.get("hyper", {})), msgspec.convert(body["method"], Method)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
         notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
-    if _samples(body["method"]) and hyper.max_seq_length is not None:
+    if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
-    lengths, most_rows = rows_of(body["method"], hyper, [longest] * hyper.batch_size)
+    lengths, most_rows = rows_of(method, hyper, [longest] * hyper.batch_size)
     if body["adapter"].get("targets"):
         notes.append("activations are counted as for an adapter on all linear layers")
     device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
     products = engines.precision(body.get("precision"), device, full=body["adapter"]["type"] == "full")
     _, found_plan = fit(
         shape,
-        setup_of(body["method"], body["adapter"], hyper, precision=products.name),
+        setup_of(method, body["adapter"], hyper, precision=products.name),
         lengths,
         most_rows=most_rows,
         device=device,

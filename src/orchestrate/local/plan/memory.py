@@ -22,7 +22,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per parameter with double quantisation: half a byte, an 8-bit scale per 64, a 32-bit one per 256 of
 those."""
 LOGITS = 1 << 25
-"""Of one block: `losses.BLOCK_ELEMENTS`."""
+"""Of one block: `head.BLOCK_ELEMENTS`."""
 SHORT_ROW = 512
 """Tokens up to which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}

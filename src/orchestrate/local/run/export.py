@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from orchestrate.files import whole_folder, write_whole
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.job import LocalJob
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.run.rundir import LocalJob, RunDir, now
+from orchestrate.local.run.rundir import RunDir, now
 
 
 def result_name(job: LocalJob) -> str:

@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Rows
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.job import LocalJob
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import Objective, Sums, learning_rate, means
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import make_optimizer, restore_state, state_tensors
-from orchestrate.local.run.rundir import LocalJob, RunDir, now
+from orchestrate.local.run.rundir import RunDir, now
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0

@@ -28,6 +28,7 @@ import msgspec
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import locked, whole_folder, write_whole
+from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
@@ -50,77 +51,6 @@ never came."""
 
 STARTING_S = 10.0
 """From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
-
-DEFAULT_SAMPLES = 8
-"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
-
-
-class Hyper(Record, frozen=True, kw_only=True):
-    """Every setting of a training run, resolved; nothing is left to a default of another library."""
-
-    epochs: int = 3
-    learning_rate: float = 2e-4
-    batch_size: int = 16
-    """Examples per optimiser step, all micro-batches together."""
-    micro_batch: int | None = None
-    """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
-    warmup_ratio: float = 0.03
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_seq_length: int | None = None
-    """Tokens; `None` means the model's context."""
-    packing: bool = False
-    evals: int | None = None
-    """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
-    checkpoints: int | None = None
-    """Checkpoints to keep, spread over the run; `None` means one per epoch."""
-    recovery_seconds: float = 60.0
-    """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
-    early_stopping_patience: int | None = None
-    early_stopping_min_delta: float = 0.0
-    optimizer: str = "adamw"
-    gradient_checkpointing: bool = False
-    neftune_alpha: float | None = None
-    nan_policy: str = "stop"
-    """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
-    spike_factor: float | None = None
-    """Skip a step whose loss exceeds this multiple of the running mean; `None` never does."""
-    max_new_tokens: int = 256
-    """Of an answer that is drawn to be graded."""
-    run_grader_code: bool = False
-    """Whether a grader's Python code may run here: what the user allowed at the submit."""
-    grader_seconds: float = 5.0
-    """For the code to grade one answer; after that the answer gets 0."""
-
-
-class LocalJob(Record, frozen=True, kw_only=True):
-    """What the worker is told. `method` and `adapter` are those parts of the spec with every field set."""
-
-    ref: str
-    model: str
-    """A folder, or a hub id."""
-    model_name: str
-    """As the user named it."""
-    train: str
-    """Canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
-    validation: str | None = None
-    dataset_digest: str = ""
-    method: dict[str, Any]
-    adapter: dict[str, Any]
-    hyper: Hyper = Hyper()
-    seed: int = 0
-    threads: int | None = None
-    device: str | None = None
-    """`cpu` or `cuda`; `None` takes a GPU when there is one."""
-    engine: str | None = None
-    """One of `engines.NAMES`; `None` is auto."""
-    precision: str | None = None
-    """`bf16` or `fp32`; `None` takes what suits the device."""
-    continue_from: str | None = None
-    """Folder of an adapter to go on from."""
-    spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    created_at: datetime
 
 
 class State(Record, frozen=True, kw_only=True):

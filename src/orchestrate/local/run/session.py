@@ -16,6 +16,7 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import models
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling import Sampler
@@ -28,7 +29,7 @@ from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
-from orchestrate.local.run.rundir import DEFAULT_SAMPLES, LocalJob, RunDir
+from orchestrate.local.run.rundir import RunDir
 from orchestrate.types import MemoryPlan
 
 
@@ -139,29 +140,22 @@ class Session:
 
     def _objective(self) -> Objective:
         pad, packing = self.tokenizer.pad_token_id or 0, self.job.hyper.packing
-        match self.job.method["type"]:
-            case "sft":
+        match self.job.method:
+            case Preferences(unpaired=True) as method:
+                mismatch = Mismatch(self.job.hyper.batch_size, self.job.seed, self.limit)
+                return UnpairedObjective(self.loaded, pad, _desirability(method), mismatch, packing=packing)
+            case Preferences() as method:
+                return PairObjective(self.loaded, pad, _preference(method), packing=packing)
+            case Reinforcement() as method:
+                return self._policy(method, pad)
+            case _:
                 return Objective(self.loaded, pad, packing=packing)
-            case "dpo" if self.job.method.get("loss") == "kto":
-                return UnpairedObjective(
-                    self.loaded,
-                    pad,
-                    _desirability(self.job.method),
-                    Mismatch(self.job.hyper.batch_size, self.job.seed, self.limit),
-                    packing=packing,
-                )
-            case "dpo":
-                return PairObjective(self.loaded, pad, _preference(self.job.method), packing=packing)
-            case "rft":
-                return self._policy(pad)
-            case other:
-                raise UsageError(f"this machine has no method {other}")
 
-    def _policy(self, pad: int) -> PolicyObjective:
-        job = self.job
-        if reason := refusal(job.method["grader"], allow_code=job.hyper.run_grader_code):
+    def _policy(self, method: Reinforcement, pad: int) -> PolicyObjective:
+        hyper = self.job.hyper
+        if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
             raise UsageError(f"grader: {reason}")
-        grader = Grader(job.method["grader"], seconds=job.hyper.grader_seconds)
+        grader = Grader(method.grader, seconds=hyper.grader_seconds)
         if grader.isolation is not None:
             level = "warning" if grader.isolation.way == "limits only" else "info"
             told = f"the grader's code runs {grader.isolation.told}"
@@ -172,9 +166,9 @@ class Session:
             sampler=Sampler.of(self.template, self.folder, self.device),
             template=self.template,
             grader=grader,
-            samples=job.method.get("samples_per_prompt") or DEFAULT_SAMPLES,
-            max_new_tokens=job.hyper.max_new_tokens,
-            kl_beta=job.method.get("kl_beta") or 0.0,
+            samples=method.samples,
+            max_new_tokens=hyper.max_new_tokens,
+            kl_beta=method.kl_beta or 0.0,
             warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
             look_up=self._look_up,
         )
@@ -192,10 +186,11 @@ class Session:
             raise Stopped(word)
 
     def _rows(self, name: str, path: Path) -> Rows:
-        if self.job.method["type"] == "rft":
+        method = self.job.method
+        if isinstance(method, Reinforcement):
             return self._prompts(name, path)
-        labelled = self.job.method.get("loss") == "kto"
-        pairs = self.job.method["type"] == "dpo" and not labelled
+        labelled = isinstance(method, Preferences) and method.unpaired
+        pairs = isinstance(method, Preferences) and not labelled
         folder = self.run.path / "rows" / name
         if rows := Rows.open(folder, pairs=pairs, labelled=labelled):
             return rows
@@ -206,7 +201,7 @@ class Session:
             pairs=pairs,
             labelled=labelled,
             max_length=self.limit,
-            train_on_inputs=bool(self.job.method.get("train_on_inputs")),
+            train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)
@@ -262,21 +257,21 @@ class Session:
         return export.publish(self.run, export.result_name(self.job), fill, passport)
 
 
-def _preference(method: dict[str, Any]) -> Preference:
+def _preference(method: Preferences) -> Preference:
     return Preference(
-        beta=method.get("beta") or 0.1,
-        normalize_by_length=bool(method.get("normalize_by_length")),
-        rpo_alpha=method.get("rpo_alpha"),
-        simpo_gamma=method.get("simpo_gamma"),
-        orpo=method.get("loss") == "orpo",
+        beta=method.beta or 0.1,
+        normalize_by_length=bool(method.normalize_by_length),
+        rpo_alpha=method.rpo_alpha,
+        simpo_gamma=method.simpo_gamma,
+        orpo=method.loss == "orpo",
     )
 
 
-def _desirability(method: dict[str, Any]) -> Desirability:
+def _desirability(method: Preferences) -> Desirability:
     return Desirability(
-        beta=method.get("beta") or 0.1,
-        desirable_weight=method.get("desirable_weight") or 1.0,
-        undesirable_weight=method.get("undesirable_weight") or 1.0,
+        beta=method.beta or 0.1,
+        desirable_weight=method.desirable_weight or 1.0,
+        undesirable_weight=method.undesirable_weight or 1.0,
     )
 
 

@@ -21,8 +21,9 @@ import msgspec
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.files import write_whole
+from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
-from orchestrate.local.run.rundir import LocalJob, RunDir, now
+from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.space import disk_is_full
 from orchestrate.types import JobError
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from orchestrate.local.encoding.encoded import Rows
-    from orchestrate.local.model.loading import Loaded
+    from orchestrate.local.model.loaded import Loaded
     from orchestrate.local.objectives.base import Objective
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -207,9 +207,10 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
+    from orchestrate.local.job import Hyper, LocalJob, Supervised
     from orchestrate.local.model.loading import load
     from orchestrate.local.model.models import open_folder
-    from orchestrate.local.run.rundir import Hyper, LocalJob, now
+    from orchestrate.local.run.rundir import now
 
     adapter: dict[str, Any] = {"type": setup.adapter, "r": setup.rank, "alpha": 2.0 * setup.rank}
     if setup.dropout:
@@ -219,7 +220,7 @@ def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
         model=str(path),
         model_name="bench",
         train="",
-        method={"type": "sft"},
+        method=Supervised(),
         precision=None if setup.adapter == "full" else setup.precision,
         adapter={**adapter, "dora": setup.dora},
         hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.config import HostConfig
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
+from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import items, plain, table
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import httpx
     from fireworks import Fireworks
 
-_URL = DEFAULT_URLS["fireworks"]
 PAGE = 200
 """Entries of one page of a list; the most that the host gives."""
 
@@ -38,7 +38,7 @@ class Connection:
 
             self._sdk = Fireworks(
                 api_key=self._config.require_key().reveal(),
-                base_url=self._config.base_url or _URL,
+                base_url=self._config.base_url or PROFILE.url,
                 timeout=self._config.timeout_s,
                 max_retries=0,
             )
@@ -55,8 +55,8 @@ class Connection:
     @property
     def inference_url(self) -> str:
         """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
-        base = self._config.base_url or _URL
-        return f"{base}/inference" if base == _URL else base
+        base = self._config.base_url or PROFILE.url or ""
+        return f"{base}/inference" if base == PROFILE.url else base
 
     def account(self) -> str:
         """The configured account, else the only one of the key. Raises `UsageError` when there are more."""

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from orchestrate.config import is_loopback
 from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
 from orchestrate.errors import (
     Conflict,
     DataError,
@@ -40,6 +41,7 @@ class Datasets:
         http: Callable[[], httpx.Client],
         account: Callable[[], str],
         wire: Wire,
+        target: Target,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -47,6 +49,7 @@ class Datasets:
         self._http = http
         self._account = account
         self._wire = wire
+        self._target = target
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -54,7 +57,7 @@ class Datasets:
 
         Raises `DataError` with the host's own words when it does not take the rows.
         """
-        path = dataset.write("fireworks", folder)
+        path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
         known = self.get(dataset_id)
         if known is None:

@@ -31,14 +31,15 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers import accounts, archives, chat, listing, offline, transfer
+from orchestrate.profile import Profile
+from orchestrate.providers import accounts, archives, chat, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
+from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
-from orchestrate.providers.fireworks.translation import NAME
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import ends_before
 from orchestrate.providers.settings import UNPAIRED
@@ -54,7 +55,6 @@ from orchestrate.types import (
     JobStatus,
     Message,
     MetricPoint,
-    Problem,
     Quote,
     RemoteDataset,
     Reply,
@@ -63,7 +63,6 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -71,8 +70,7 @@ _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 
 
 class FireworksProvider(Provider):
-    name = "fireworks"
-    title = "Fireworks"
+    profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {
         Feature.KTO,
         Feature.QLORA,
@@ -94,27 +92,13 @@ class FireworksProvider(Provider):
         self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
         self._at = Connection(config, self._wire)
         at = self._at
-        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, sleep=sleep)
+        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name)
-
-    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        return offline.problems(NAME, spec, data, translation, self.config)
-
-    def quote(
-        self,
-        spec: JobSpec,
-        data: TrainingData,
-        translation: Translation,
-        rates: RateBook,
-        *,
-        gpu_hours: Decimal | None = None,
-    ) -> Quote:
-        return offline.quote(NAME, spec, data, translation, rates, gpu_hours=gpu_hours, sandbox=self.sandbox)
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -227,7 +211,7 @@ class FireworksProvider(Provider):
     def base_models(self) -> Sequence[HostModel]:
         client = self._at.client()
         pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=PAGE))
-        return listing.fireworks_models(row for page in pages for row in items(page))
+        return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         """Of the host's metrics file; none until it is written."""

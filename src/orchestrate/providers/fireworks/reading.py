@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from contextlib import suppress
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
+from orchestrate.catalog import HostModel
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import NANO, money, number, ref_in, table, text, when, whole
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint
@@ -232,3 +234,35 @@ def _row(line: str) -> dict[str, Any]:
         return table(json.loads(line))
     except ValueError:
         return {}
+
+
+def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
+    """`GET /v1/accounts/fireworks/models`: `tunable`, `rlTunable`, `trainingContextLength`,
+    `deprecationDate`."""
+    found: list[HostModel] = []
+    for row in rows:
+        if not row.get("name"):
+            continue
+        details: Mapping[str, Any] = row.get("baseModelDetails") or {}
+        context = int(row.get("trainingContextLength") or 0)
+        tunable = bool(row.get("tunable") or details.get("tunable"))
+        found.append(
+            HostModel(
+                id=str(row["name"]),
+                tunable="yes" if tunable else "no",
+                methods=("sft", "dpo", "rft") if row.get("rlTunable") else ("sft", "dpo"),
+                context=(context, context) if context else None,
+                shutdown=_day(row.get("deprecationDate")),
+            )
+        )
+    return found
+
+
+def _day(value: Any) -> date | None:
+    """A date as text (with or without a time) or as `{year, month, day}`; `None` for anything else."""
+    with suppress(ValueError, TypeError, KeyError):
+        if isinstance(value, Mapping):
+            day = cast("Mapping[str, int]", value)
+            return date(int(day["year"]), int(day["month"]), int(day["day"]))
+        return date.fromisoformat(str(value)[:10]) if value else None
+    return None

@@ -15,12 +15,12 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
+from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.values import table, text
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
 
-NAME = "fireworks"
 ID_LIMIT = 63
 MOST_RANK = 32
 DEFAULT_RANK = 8
@@ -30,11 +30,11 @@ RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseMod
 _BY_STEPS = "counted from the rows when they are uploaded"
 
 
-def translate(spec: JobSpec, provider: str = NAME) -> Translation:
+def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     """`provider` is the name of the instance, where it is not the backend's own."""
-    rows = Rows(provider, spec, aliases=(NAME,))
+    rows = Rows(provider, spec, aliases=(PROFILE.kind,))
     try:
-        model = catalog.resolve(spec.model_for(provider), NAME)
+        model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
     except UsageError as error:
         rows.refuse("model", error.message)
         return rows.build(spec.model_for(provider), reserved=RESERVED)

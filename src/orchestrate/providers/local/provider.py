@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from orchestrate import catalog, costing
+from orchestrate import costing
 from orchestrate.errors import (
     ArtifactRefused,
     Conflict,
@@ -23,13 +23,16 @@ from orchestrate.errors import (
 from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
+from orchestrate.local.job import Hyper, LocalJob, Method
 from orchestrate.local.model import gguf_files, models
 from orchestrate.local.run import checkpoints, launching
-from orchestrate.local.run.rundir import STATUSES, Hyper, LocalJob, RunDir, now, runs
+from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
+from orchestrate.profile import Profile
 from orchestrate.providers import offline
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
+from orchestrate.providers.local.profile import PROFILE
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Account,
@@ -68,8 +71,7 @@ class LocalProvider(Provider):
     """This machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib (plan for
     a GPU of that size)."""
 
-    name: ClassVar[str] = "local"
-    title: ClassVar[str] = "This machine"
+    profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
         Feature.VISION,
         Feature.WANDB,
@@ -110,7 +112,7 @@ class LocalProvider(Provider):
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         """What the spec says for this instance under its own name, said for `local`."""
-        kind = LocalProvider.name
+        kind = self.kind
         if self.name == kind:
             return spec
         options = spec.provider_options
@@ -121,7 +123,7 @@ class LocalProvider(Provider):
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
-        found = offline.problems(LocalProvider.name, spec, data, translation, self.config)
+        found = offline.problems(self, spec, data, translation)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += reinforcement.problems(self.name, spec, data)
@@ -141,7 +143,7 @@ class LocalProvider(Provider):
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
         spec = self._as_local(spec)
-        resolved = catalog.resolve(spec.model_for(self.name), LocalProvider.name)
+        resolved = self.resolve(spec)
         body = translation.body
         size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
         speed = throughput.estimate(
@@ -154,6 +156,7 @@ class LocalProvider(Provider):
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
             provider=self.name,
+            profile=self.profile,
             spec=spec,
             data=data,
             translation=translation,
@@ -161,7 +164,7 @@ class LocalProvider(Provider):
             tokens_per_second=speed.tokens_per_second,
             throughput_source=speed.source,
             throughput_band=speed.band,
-            hourly=costing.local_rate(gpus[0].name if gpus else "cpu", 1, book=rates),
+            hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )
@@ -179,8 +182,8 @@ class LocalProvider(Provider):
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
         folder = self.home / "data"
-        train = data.train.write("local", folder)
-        validation = data.validation.write("local", folder) if data.validation else None
+        train = data.train.write(self.target, folder)
+        validation = data.validation.write(self.target, folder) if data.validation else None
         if progress is not None:
             size = train.stat().st_size + (validation.stat().st_size if validation else 0)
             progress(size, size)
@@ -205,7 +208,7 @@ class LocalProvider(Provider):
             train=remote.train_id,
             validation=remote.validation_id,
             dataset_digest=remote.digest,
-            method=body["method"],
+            method=msgspec.convert(body["method"], Method),
             adapter=body["adapter"],
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from orchestrate import catalog, costing
 from orchestrate.data.rows.examples import RLExample
 from orchestrate.errors import UsageError
+from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.objectives import grading
-from orchestrate.local.run.rundir import DEFAULT_SAMPLES
 from orchestrate.providers.local.translation import max_new_tokens
 from orchestrate.spec import RFT
 from orchestrate.types import Problem, Severity

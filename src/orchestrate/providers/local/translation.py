@@ -10,11 +10,11 @@ import msgspec
 
 from orchestrate import catalog
 from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
 from orchestrate.local.model import models
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.plan import fitting
-from orchestrate.local.run.rundir import DEFAULT_SAMPLES, Hyper
 from orchestrate.providers.local import options as own_options
 from orchestrate.providers.settings import Rows
 from orchestrate.spec import RFT, method_word

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
-from orchestrate.data import rules
+from orchestrate.providers import offline
 from orchestrate.providers.openai.sunset import way_out
-from orchestrate.spec import RFT, JobSpec, method_word
-from orchestrate.types import Problem, Setting, Severity
+from orchestrate.spec import RFT, JobSpec
+from orchestrate.types import Problem, Severity, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.data import Dataset, TrainingData
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Provider
 
-VISION_MODELS = frozenset({"gpt-4o-2024-08-06"})
 RFT_ROWS = 50_000
 RFT_VALIDATION_ROWS = 1_000
 
 
 def check(
-    provider: str,
+    provider: Provider,
     spec: JobSpec,
     data: TrainingData,
-    model: ModelOnHost,
-    refused: Sequence[Setting],
+    translation: Translation,
     *,
-    sandbox: bool,
     today: date | None = None,
 ) -> list[Problem]:
-    """`model` is what the spec's model is on this host; without a catalog entry (a compatible host) only the
-    rules of the wire are checked. `refused` are the settings that its translation refuses."""
-    found = [
-        _problem(provider, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", None, field=s.name)
-        for s in refused
-    ]
-    found += [*_model(provider, spec, model, sandbox, today or date.today()), *_images(provider, data, model)]
-    for dataset, validation in ((data.train, False), (data.validation, True)):
-        if dataset is not None:
-            found += _rows(provider, spec, dataset, model, validation)
+    """For a model without a catalog entry (a compatible host) only the rules of the wire are checked."""
+    name, model = provider.name, provider.resolve(spec)
+    found = offline.problems(provider, spec, data, translation)
+    found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
+    found += _model(provider, spec, model, today or date.today())
     if isinstance(spec.method, RFT):
-        found += _rft(provider, spec.method, data)
+        found += _rft(name, spec.method, data)
     return found
 
 
@@ -52,49 +44,22 @@ def _problem(
     return Problem(code=code, message=message, severity=severity, providers=(provider,), fix=fix, **place)
 
 
-def _model(provider: str, spec: JobSpec, model: ModelOnHost, sandbox: bool, today: date) -> Iterator[Problem]:
+def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -> Iterator[Problem]:
     for warning in model.warnings:
-        yield _problem(provider, "model", warning, None, Severity.WARNING, field="model")
+        yield _problem(provider.name, "model", warning, None, Severity.WARNING, field="model")
     if model.host is None:
         return
-    closed = None if sandbox else catalog.closed_for_new_jobs("openai", today)
+    closed = None if provider.sandbox else provider.profile.closed(today)
     if closed:
-        yield _problem(provider, "training-closed", closed, way_out(model.model), field="model")
+        yield _problem(provider.name, "training-closed", closed, way_out(model.model), field="model")
     elif model.host.tunable == "no":
         message = f"OpenAI takes no new jobs for {model.name}"
-        yield _problem(provider, "model-closed", message, way_out(model.model), field="model")
+        yield _problem(provider.name, "model-closed", message, way_out(model.model), field="model")
     elif spec.method.type not in model.host.methods:
         message = f"OpenAI trains {model.name} with {', '.join(model.host.methods)}, not {spec.method.type}"
         yield _problem(
-            provider, "method-not-offered", message, "change the method or the model", field="method"
+            provider.name, "method-not-offered", message, "change the method or the model", field="method"
         )
-
-
-def _rows(
-    provider: str, spec: JobSpec, dataset: Dataset, model: ModelOnHost, validation: bool
-) -> Iterator[Problem]:
-    problems = rules.check(
-        dataset,
-        "openai",
-        method=method_word(spec.method),
-        tokens=dataset.tokens(costing.tokenizer_for(model)),
-        context=model.context(spec.method.type),
-        epochs=spec.epochs,
-        validation=validation,
-    )
-    for problem in problems:
-        if problem.code != "vision-model-only":  # decided here, where the model is known
-            yield Problem.from_dict(problem.to_dict() | {"providers": (provider,)})
-
-
-def _images(provider: str, data: TrainingData, model: ModelOnHost) -> Iterator[Problem]:
-    if model.host is None or model.host.id in VISION_MODELS:
-        return
-    for dataset in (data.train, data.validation):
-        if dataset is not None and dataset.content.images and dataset.kind != "preference":
-            message = f"{model.name} is tuned on text only; images are taken by gpt-4o"
-            fix = "train gpt-4o, or remove the images"
-            yield _problem(provider, "images-refused", message, fix, source=dataset.path)
 
 
 def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:

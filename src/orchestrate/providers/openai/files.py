@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
 from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
@@ -37,6 +38,7 @@ class Files:
         self,
         client: Callable[[], OpenAI],
         wire: Wire,
+        target: Target,
         *,
         multipart_bytes: int = MULTIPART_BYTES,
         part_bytes: int = PART_BYTES,
@@ -44,6 +46,7 @@ class Files:
     ) -> None:
         self._client = client
         self._wire = wire
+        self._target = target
         self._multipart_bytes = multipart_bytes
         self._part_bytes = part_bytes
         self._sleep = sleep
@@ -54,7 +57,7 @@ class Files:
         A file that has the digest in its name is used again; an interrupted upload in parts goes on with the
         part after the last. Raises `DataError` when the host does not take the file.
         """
-        path = dataset.write("openai", folder)
+        path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
             send = self._in_parts if path.stat().st_size > self._multipart_bytes else self._whole

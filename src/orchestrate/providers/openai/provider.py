@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate import catalog, costing
+from orchestrate import catalog
 from orchestrate.catalog import HostModel, ModelOnHost
 from orchestrate.errors import (
     Conflict,
@@ -27,12 +27,14 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.profile import Profile
 from orchestrate.providers import accounts
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire, headers_of
 from orchestrate.providers.openai import checking, reading, translation
 from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
 from orchestrate.providers.pages import ends_before
 from orchestrate.providers.settings import UNPAIRED
@@ -49,7 +51,6 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Problem,
-    Quote,
     RemoteDataset,
     Reply,
     Translation,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -71,8 +71,7 @@ _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not tell how
 class OpenAIProvider(Provider):
     """See `orchestrate.providers.base` for the contract, `.connection` for the options of a host."""
 
-    name: ClassVar[str] = "openai"
-    title: ClassVar[str] = "OpenAI"
+    profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(
         {
             Feature.SFT,
@@ -103,6 +102,7 @@ class OpenAIProvider(Provider):
         Feature.DEPLOY: "a tuned model answers without a deployment; `orchestrate chat` asks it",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
     }
+    sends_wandb_key: ClassVar[bool] = False
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
@@ -112,6 +112,7 @@ class OpenAIProvider(Provider):
         self._files = Files(
             lambda: self.client,
             self._wire,
+            self.target,
             multipart_bytes=int(options.get("multipart_bytes", MULTIPART_BYTES)),
             part_bytes=int(options.get("part_bytes", PART_BYTES)),
         )
@@ -128,46 +129,28 @@ class OpenAIProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """The spec's model here. A host other than OpenAI is told the name as it is written; Azure, for a
-        model of OpenAI's, OpenAI's id of it. Raises `SpecError`."""
+        """A host other than OpenAI is told the name as it is written; Azure, for a model of OpenAI's,
+        OpenAI's id of it."""
+        if self.name == self.kind:
+            return super().resolve(spec)
         asked = spec.model_for(self.name)
-        if self.name == OpenAIProvider.name:
-            return catalog.resolve(asked, self.name)
         try:
             model = catalog.find(asked)
         except UsageError:
             return ModelOnHost(provider=self.name, id=asked)
-        id = model.ids.get("openai", asked) if is_azure(self.config) else asked
+        id = model.ids.get(self.kind, asked) if is_azure(self.config) else asked
         return ModelOnHost(provider=self.name, id=id, model=model)
 
     def translate(self, spec: JobSpec) -> Translation:
-        aliases = () if self.name == OpenAIProvider.name else (OpenAIProvider.name,)
-        return translation.translate(self.name, spec, self.resolve(spec), aliases)
+        return translation.translate(self.name, spec, self.resolve(spec), (self.kind,))
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        model, refused = self.resolve(spec), translation.refused
-        return checking.check(self.name, spec, data, model, refused, sandbox=self.sandbox)
+        return checking.check(self, spec, data, translation)
 
-    def quote(
-        self,
-        spec: JobSpec,
-        data: TrainingData,
-        translation: Translation,
-        rates: RateBook,
-        *,
-        gpu_hours: Decimal | None = None,
-    ) -> Quote:
-        return costing.quote_tokens_job(
-            provider=self.name,
-            spec=spec,
-            data=data,
-            translation=translation,
-            resolved=self.resolve(spec),
-            prices=str(self.config.options.get("prices", self.name)),
-            gpu_hours=gpu_hours,
-            sandbox=self.sandbox,
-            book=rates,
-        )
+    @property
+    def prices(self) -> str:
+        """A compatible host is another company, with prices of its own."""
+        return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -369,7 +352,7 @@ class OpenAIProvider(Provider):
         if model is None:
             raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
         # Reasoning models take neither max_tokens nor a temperature; compatible servers know max_tokens.
-        limit = "max_completion_tokens" if self.name == OpenAIProvider.name else "max_tokens"
+        limit = "max_completion_tokens" if self.name == self.kind else "max_tokens"
         options: dict[str, Any] = {limit: max_tokens}
         if not _REASONING.match(known.model or ""):
             options["temperature"] = temperature

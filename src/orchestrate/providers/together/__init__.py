@@ -1,5 +1,1 @@
 """Together: fine-tuning of open models with SFT and DPO, LoRA and full, through the `together` SDK."""
-
-from orchestrate.providers.together.provider import TogetherProvider
-
-__all__ = ["TogetherProvider"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
@@ -25,10 +26,16 @@ WAIT_S = 1800.0
 
 class Files:
     def __init__(
-        self, client: Callable[[], Together], wire: Wire, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        client: Callable[[], Together],
+        wire: Wire,
+        target: Target,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
         self._wire = wire
+        self._target = target
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -37,7 +44,7 @@ class Files:
         A file with the digest in its name is used again. Raises `DataError` with the host's own report when
         it does not take the file.
         """
-        path = dataset.write("together", folder)
+        path = dataset.write(self._target, folder)
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)
 

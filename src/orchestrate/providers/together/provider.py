@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.config import DEFAULT_URLS, HostConfig
+from orchestrate.config import HostConfig
 from orchestrate.errors import (
     ArtifactRefused,
     InvalidRequest,
@@ -30,15 +30,16 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.providers import accounts, archives, chat, listing, offline, transfer
+from orchestrate.profile import Profile
+from orchestrate.providers import accounts, archives, chat, offline, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, translation
 from orchestrate.providers.together.files import Files
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
-from orchestrate.providers.together.translation import NAME
 from orchestrate.providers.values import (
     items,
     plain,
@@ -59,7 +60,6 @@ from orchestrate.types import (
     JobHandle,
     Message,
     MetricPoint,
-    Problem,
     Quote,
     RemoteDataset,
     Reply,
@@ -70,17 +70,14 @@ if TYPE_CHECKING:
     from together import Together
 
     from orchestrate.catalog import HostModel
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-_URL = DEFAULT_URLS["together"]
 INFERENCE_URL = "https://api-inference.together.ai"
 
 
 class TogetherProvider(Provider):
-    name = "together"
-    title = "Together"
+    profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
@@ -96,27 +93,13 @@ class TogetherProvider(Provider):
         self._wire = Wire(self.name, sleep=sleep)
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
-        self._files = Files(self._client, self._wire, sleep=sleep)
+        self._files = Files(self._client, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name)
-
-    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        return offline.problems(NAME, spec, data, translation, self.config)
-
-    def quote(
-        self,
-        spec: JobSpec,
-        data: TrainingData,
-        translation: Translation,
-        rates: RateBook,
-        *,
-        gpu_hours: Decimal | None = None,
-    ) -> Quote:
-        return offline.quote(NAME, spec, data, translation, rates, gpu_hours=gpu_hours, sandbox=self.sandbox)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -219,7 +202,7 @@ class TogetherProvider(Provider):
     def base_models(self) -> Sequence[HostModel]:
         client = self._client()
         pages = self._wire.pages(lambda: client.models.list_supported(product="PRODUCT_FINE_TUNING"))
-        return listing.together_models(row for page in pages for row in items(page))
+        return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         metrics = self._client().fine_tuning.list_metrics
@@ -356,7 +339,7 @@ class TogetherProvider(Provider):
 
             self._sdk = Together(
                 api_key=self.config.require_key().reveal(),
-                base_url=self.config.base_url or _URL,
+                base_url=self.config.base_url or PROFILE.url,
                 project_id=self.config.project,
                 timeout=self.config.timeout_s,
                 max_retries=0,
@@ -366,8 +349,8 @@ class TogetherProvider(Provider):
     @property
     def _inference_url(self) -> str:
         """The real host answers chats under another name; any other server under its own."""
-        base = self.config.base_url or _URL
-        return INFERENCE_URL if base == _URL else base
+        base = self.config.base_url or PROFILE.url or ""
+        return INFERENCE_URL if base == PROFILE.url else base
 
     def _body(self, spec: JobSpec) -> dict[str, Any]:
         translated = self.translate(spec)

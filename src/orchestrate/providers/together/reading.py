@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from orchestrate.catalog import HostModel, search
 from orchestrate.errors import UsageError
 from orchestrate.providers.payloads import payload
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.values import nanos, number, rows, table, text, when, whole
 from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Record
 
@@ -214,3 +216,17 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
         )
     chosen = {"checkpoint": "model_output_path" if full else words[kind]}
     return chosen | ({"checkpoint_step": int(step)} if step else {})
+
+
+def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
+    """`GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. The id or, where only that is one of the
+    catalog's, the name is the name for tuning."""
+    known = {m.hosts[PROFILE.kind].id for m in search(provider=PROFILE.kind)}
+    found: list[HostModel] = []
+    for row in rows:
+        names = [str(row[field]) for field in ("id", "name") if row.get(field)]
+        if names:
+            id = next((name for name in names if name in known), names[-1])
+            gone = row.get("status") == "SUPPORTED_MODEL_STATUS_HIDDEN"
+            found.append(HostModel(id=id, tunable="no" if gone else "yes"))
+    return found

@@ -13,10 +13,10 @@ from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
 from orchestrate.providers.settings import UNPAIRED, Rows
+from orchestrate.providers.together.profile import PROFILE
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 
-NAME = "together"
 SUFFIX_LIMIT = 40
 REF_LENGTH = 16
 """Of the tags that Orchestrate makes. A user's suffix stands before it and is cut where it does not fit."""
@@ -40,11 +40,11 @@ NO_RFT = (
 )
 
 
-def translate(spec: JobSpec, provider: str = NAME) -> Translation:
+def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     """`provider` is the name of the instance, where it is not the backend's own."""
-    rows = Rows(provider, spec, aliases=(NAME,))
+    rows = Rows(provider, spec, aliases=(PROFILE.kind,))
     try:
-        model = catalog.resolve(spec.model_for(provider), NAME)
+        model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
     except UsageError as error:
         rows.refuse("model", error.message)
         return rows.build(spec.model_for(provider), reserved=RESERVED)

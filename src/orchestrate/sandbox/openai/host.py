@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.costing.rules import openai_auto_epochs
+from orchestrate.providers.openai.profile import auto_epochs
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
@@ -140,9 +140,8 @@ class OpenAIHost(Host):
         model takes long."""
         hyper = asked.hyper()
         n = max(1, job.examples)
-        auto_epochs = openai_auto_epochs(n)
         auto_batch = max(8, min(256, round(n * 0.002)))
-        job.epochs = auto_epochs if hyper.n_epochs == "auto" else hyper.n_epochs
+        job.epochs = auto_epochs(n) if hyper.n_epochs == "auto" else hyper.n_epochs
         job.batch_size = auto_batch if hyper.batch_size == "auto" else hyper.batch_size
         rate = hyper.learning_rate_multiplier
         job.learning_rate = 2.0 if rate == "auto" else rate
@@ -185,7 +184,7 @@ class OpenAIHost(Host):
         return file
 
     def _base(self, model: str) -> str:
-        found = base_model(model, self.name)
+        found = base_model(model, self.name, undated=True)
         if found is None:
             raise HostError(
                 404,

@@ -56,7 +56,7 @@ class OpenAIModels:
         id = request.path_params["id"]
         if id.startswith("ft:"):
             return json_answer({**_tuned_model(self._tuned(id)[0]), "id": id})
-        found = base_model(id, "openai")
+        found = base_model(id, "openai", undated=True)
         if found is None:
             raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
         return json_answer(_base_model(found.id, found.shutdown))
@@ -82,7 +82,7 @@ class OpenAIModels:
         if asked.model.startswith("ft:"):
             job, step = self._tuned(asked.model)
             return answers.complete(self.host, asked, job, step)
-        if base_model(asked.model, "openai") is None:
+        if base_model(asked.model, "openai", undated=True) is None:
             raise HostError(
                 404,
                 f"The model `{asked.model}` does not exist or you do not have access to it.",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
+from orchestrate.providers.together.profile import billed_tokens, unpacked_tokens
+from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job, Phase
@@ -63,9 +64,12 @@ class JobMaker:
             created_at=now,
             validated_at=now + self.host.wait("validating"),
         )
-        usd = training_usd(
-            self.host.name, job, full=isinstance(asked.training_type, FullType), packed=asked.packing
-        )
+        each, longest = job.tokens, context_of(job.base, self.host.name, job.kind)
+        if not asked.packing and longest is not None:
+            each = unpacked_tokens(job.examples, longest)
+        billed = sum(billed_tokens(each, job.epochs, job.validation_tokens, job.evals))
+        full = isinstance(asked.training_type, FullType)
+        usd = training_usd(self.host.name, job, full=full, tokens=billed)
         job.price_usd = str(usd) if usd is not None else None
         return job
 

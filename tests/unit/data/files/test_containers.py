@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.targets import to
 
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.records import BLOCK
@@ -114,7 +115,7 @@ def test_a_mapped_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     """The file's own column was used instead."""
     file, columns = _three(tmp_path), {"prompt": "nope"}
     with pytest.raises(UsageError, match="prompt=nope") as error:
-        convert(file, "local", tmp_path / "out.jsonl", columns=columns)
+        convert(file, to("local"), tmp_path / "out.jsonl", columns=columns)
     assert error.value.fix and "prompt, question, completion" in error.value.fix
     with pytest.raises(UsageError, match="prompt=nope"):
         fix(file, tmp_path / "out.jsonl", columns=columns)
@@ -122,7 +123,7 @@ def test_a_mapped_column_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_mapping_that_hides_a_column_says_so(tmp_path: Path) -> None:
     file, columns = _three(tmp_path), {"prompt": "question"}
-    report = convert(file, "local", tmp_path / "out.jsonl", columns=columns)
+    report = convert(file, to("local"), tmp_path / "out.jsonl", columns=columns)
     assert "prompt is not read" in next(p.message for p in report.losses if p.code == "hidden-column")
     checked = check({"train": file}, Options(hosts=(), columns=columns))
     assert checked.ok and checked.files[0].counts["hidden-column"] == 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.targets import to
 
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.outputs import beside, is_stdout
@@ -44,13 +45,13 @@ def test_a_log_does_not_replace_the_input(tmp_path: Path, command: Callable[...,
 def test_a_link_into_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").symlink_to(tmp_path / "absent" / "x.jsonl")
     with pytest.raises(UsageError, match="there is no folder"):
-        convert(str(_rows(tmp_path / "a.jsonl")), "local", tmp_path / "x.jsonl")
+        convert(str(_rows(tmp_path / "a.jsonl")), to("local"), tmp_path / "x.jsonl")
 
 
 def test_a_shard_of_the_input_is_not_replaced(tmp_path: Path) -> None:
     file = _rows(tmp_path / "in" / "part.jsonl")
     with pytest.raises(UsageError, match="is the input"):
-        convert(str(tmp_path / "in"), "local", file)
+        convert(str(tmp_path / "in"), to("local"), file)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_a_pipe_stays_one_and_gets_the_rows(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
     reader.start()
-    convert(str(_rows(tmp_path / "a.jsonl")), "local", pipe)
+    convert(str(_rows(tmp_path / "a.jsonl")), to("local"), pipe)
     reader.join(30)
     assert pipe.is_fifo() and got[0].count(b"\n") == 20
 
@@ -130,7 +131,7 @@ def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
     target, link = tmp_path / "kept" / "rows.jsonl", tmp_path / "link.jsonl"
     _rows(target, 3)
     link.symlink_to(target)
-    convert(str(_rows(tmp_path / "a.jsonl")), "local", link)
+    convert(str(_rows(tmp_path / "a.jsonl")), to("local"), link)
     assert link.is_symlink() and Dataset.open(target).rows == 20
 
 
@@ -141,10 +142,10 @@ def test_an_output_is_packed_as_its_name_says(
     tmp_path: Path, suffix: str, unpack: Callable[[bytes], bytes]
 ) -> None:
     file, output = str(_rows(tmp_path / "a.jsonl")), tmp_path / f"b.jsonl{suffix}"
-    convert(file, "local", output)
+    convert(file, to("local"), output)
     first = output.read_bytes()
     assert unpack(first).count(b"\n") == 20 and Dataset.open(output).rows == 20
-    convert(file, "local", output)
+    convert(file, to("local"), output)
     assert output.read_bytes() == first
     report = dedupe(file, tmp_path / f"c.jsonl{suffix}")
     assert unpack((tmp_path / f"c.jsonl{suffix}").read_bytes()).count(b"\n") == 20
@@ -153,7 +154,7 @@ def test_an_output_is_packed_as_its_name_says(
 
 def test_parquet_is_not_packed_again(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="packed in itself"):
-        convert(str(_rows(tmp_path / "a.jsonl")), "parquet", tmp_path / "b.parquet.gz")
+        convert(str(_rows(tmp_path / "a.jsonl")), to("parquet"), tmp_path / "b.parquet.gz")
 
 
 def test_standard_output_by_its_names() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.paths import DATASETS
+from tests.targets import to
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.convert import convert
@@ -75,7 +76,7 @@ def test_chat_rows_survive_the_way_there_and_back(
     target: str, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     file = written(rows, tmp_path)
-    report = convert(str(file), target, tmp_path / f"out.{target}")
+    report = convert(str(file), to(target), tmp_path / f"out.{target}")
     back = Dataset.open(report.output)
     assert (report.written, report.left_out) == (len(rows), 0)
     assert back.digest == Dataset.open(file).digest
@@ -85,7 +86,7 @@ def test_chat_rows_survive_the_way_there_and_back(
 @given(rows=st.lists(chats(), min_size=1, max_size=4))
 def test_sharegpt_there_and_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     file = written(rows, tmp_path)
-    report = convert(str(file), "sharegpt", tmp_path / "out.jsonl")
+    report = convert(str(file), to("sharegpt"), tmp_path / "out.jsonl")
     # The format has no ids of calls: they are numbered anew, and the numbering is told.
     had_tools = any("tools" in row for row in rows)
     assert [p.code for p in report.losses] == (["call-ids-renumbered"] if had_tools else [])
@@ -108,19 +109,19 @@ def _without_ids(example: object) -> Any:
 @pytest.mark.parametrize("target", ["alpaca", "trl"])
 def test_plain_chats_survive_alpaca_and_trl(target: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     file = written(rows, tmp_path)
-    report = convert(str(file), target, tmp_path / "out.jsonl")
+    report = convert(str(file), to(target), tmp_path / "out.jsonl")
     assert Dataset.open(report.output).digest == Dataset.open(file).digest
 
 
 @pytest.mark.parametrize("name", ["openai_preference.jsonl", "prompt_completion.jsonl", "text.jsonl"])
 @pytest.mark.parametrize("target", ["local", "trl", "parquet"])
 def test_other_kinds_survive(name: str, target: str, tmp_path: Path) -> None:
-    report = convert(str(GOOD / name), target, tmp_path / f"out.{target}")
+    report = convert(str(GOOD / name), to(target), tmp_path / f"out.{target}")
     assert Dataset.open(report.output).digest == Dataset.open(GOOD / name).digest
 
 
 def test_pictures_survive_parquet(tmp_path: Path) -> None:
-    report = convert(str(GOOD / "openai_images.jsonl"), "parquet", tmp_path / "out.parquet")
+    report = convert(str(GOOD / "openai_images.jsonl"), to("parquet"), tmp_path / "out.parquet")
     assert Dataset.open(report.output).digest == Dataset.open(GOOD / "openai_images.jsonl").digest
 
 
@@ -130,9 +131,9 @@ def test_pictures_survive_parquet(tmp_path: Path) -> None:
 def test_loss_is_refused_then_reported(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with pytest.raises(DataError, match="thinking") as refused:
-        convert(str(GOOD / "reasoning.jsonl"), "openai", out)
+        convert(str(GOOD / "reasoning.jsonl"), to("openai"), out)
     assert [p.code for p in refused.value.problems] == ["reasoning-lost"] and not out.exists()
-    report = convert(str(GOOD / "reasoning.jsonl"), "openai", out, allow_loss=True)
+    report = convert(str(GOOD / "reasoning.jsonl"), to("openai"), out, allow_loss=True)
     assert [p.code for p in report.losses] == ["reasoning-lost"] and report.written == 3
     assert "think" not in out.read_text()
 
@@ -143,8 +144,8 @@ def test_rows_that_cannot_be_held_are_counted(tmp_path: Path) -> None:
     twice = [{"role": "user", "content": "a"}, *plain]
     file.write_text(json.dumps({"messages": plain}) + "\n" + json.dumps({"messages": twice}) + "\n")
     with pytest.raises(DataError, match="alternate"):
-        convert(str(file), "together", tmp_path / "out.jsonl")
-    report = convert(str(file), "together", tmp_path / "out.jsonl", allow_loss=True)
+        convert(str(file), to("together"), tmp_path / "out.jsonl")
+    report = convert(str(file), to("together"), tmp_path / "out.jsonl", allow_loss=True)
     assert (report.written, report.left_out) == (1, 1)
 
 
@@ -154,11 +155,11 @@ def test_rows_with_errors_are_not_left_out_unasked(tmp_path: Path) -> None:
     path = str(written([good, bad, {"prompt": "p", "completion": "c"}], tmp_path))
     out = tmp_path / "out.jsonl"
     with pytest.raises(DataError, match=r"2 of 3 rows have errors .*mixed-format 1") as refused:
-        convert(path, "openai", out)
+        convert(path, to("openai"), out)
     assert refused.value.fix is not None
     assert "--fix" in refused.value.fix
     assert not out.exists()
-    report = convert(path, "openai", out, allow_loss=True)
+    report = convert(path, to("openai"), out, allow_loss=True)
     assert (report.rows, report.written, report.left_out) == (3, 1, 2)
     assert [p.code for p in report.losses] == ["rows-left-out", "extra-fields"]
 
@@ -166,30 +167,30 @@ def test_rows_with_errors_are_not_left_out_unasked(tmp_path: Path) -> None:
 def test_a_file_without_a_single_good_row_makes_no_file(tmp_path: Path) -> None:
     path = str(written([{"messages": [{"role": "user", "content": "q"}]}], tmp_path))
     with pytest.raises(DataError, match="no row"):
-        convert(path, "openai", tmp_path / "out.jsonl", allow_loss=True)
+        convert(path, to("openai"), tmp_path / "out.jsonl", allow_loss=True)
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_refused_kind_is_told_where_it_can_go(tmp_path: Path) -> None:
     path = str(written([{"text": "a"}], tmp_path))
     with pytest.raises(DataError) as refused:
-        convert(path, "openai", tmp_path / "out.jsonl")
+        convert(path, to("openai"), tmp_path / "out.jsonl")
     assert refused.value.fix == "convert text rows to one of: together, local, trl, parquet"
 
 
 def test_a_kind_that_cannot_be_held_is_refused_even_with_loss(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="conversations only"):
-        convert(str(GOOD / "text.jsonl"), "openai", tmp_path / "out.jsonl", allow_loss=True)
+        convert(str(GOOD / "text.jsonl"), to("openai"), tmp_path / "out.jsonl", allow_loss=True)
 
 
 def test_completions_become_chats_for_openai(tmp_path: Path) -> None:
-    report = convert(str(GOOD / "prompt_completion.jsonl"), "openai", tmp_path / "out.jsonl")
+    report = convert(str(GOOD / "prompt_completion.jsonl"), to("openai"), tmp_path / "out.jsonl")
     assert Dataset.open(report.output).digest == Dataset.open(GOOD / "question_answer.jsonl").digest
 
 
 def test_unknown_target() -> None:
     with pytest.raises(UsageError, match="openai, together"):
-        convert(str(GOOD / "text.jsonl"), "nowhere", Path("out"))
+        convert(str(GOOD / "text.jsonl"), to("nowhere"), Path("out"))
 
 
 # -- what each host is sent
@@ -197,7 +198,7 @@ def test_unknown_target() -> None:
 
 
 def _sent(name: str, target: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
-    path = Dataset.open(GOOD / name).write(target, folder, **options)
+    path = Dataset.open(GOOD / name).write(to(target), folder, **options)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -220,7 +221,7 @@ def test_weights_are_integers(tmp_path: Path) -> None:
     file.write_text((GOOD / "openai_weights.jsonl").read_text().replace('"weight": 0', '"weight": 0.0'))
     data = Dataset.open(file)
     assert data.digest == Dataset.open(GOOD / "openai_weights.jsonl").digest
-    sent = json.loads(data.write("openai", tmp_path / "out").read_text().splitlines()[0])
+    sent = json.loads(data.write(to("openai"), tmp_path / "out").read_text().splitlines()[0])
     weights = [m["weight"] for m in sent["messages"] if "weight" in m]
     assert weights == [0, 1] and all(type(w) is int for w in weights)
 
@@ -236,10 +237,10 @@ def test_grader_fields_stay_at_the_top(tmp_path: Path) -> None:
 
 def test_written_file_is_named_by_content_and_used_again(tmp_path: Path) -> None:
     data = Dataset.open(GOOD / "openai_chat.jsonl")
-    first = data.write("openai", tmp_path)
+    first = data.write(to("openai"), tmp_path)
     before = first.stat().st_mtime_ns
     assert data.digest[:16] in first.name
-    assert Dataset.open(GOOD / "sharegpt.jsonl").write("openai", tmp_path) == first
+    assert Dataset.open(GOOD / "sharegpt.jsonl").write(to("openai"), tmp_path) == first
     assert first.stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -248,12 +249,12 @@ def test_an_empty_system_text_is_not_lost_in_silence(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     file = written([{"messages": [{"role": "system", "content": ""}, *turns]}, {"messages": turns}], tmp_path)
     with pytest.raises(DataError, match="empty system text"):
-        convert(str(file), "alpaca", tmp_path / "out.jsonl")
-    report = convert(str(file), "alpaca", tmp_path / "out.jsonl", allow_loss=True)
+        convert(str(file), to("alpaca"), tmp_path / "out.jsonl")
+    report = convert(str(file), to("alpaca"), tmp_path / "out.jsonl", allow_loss=True)
     assert [p.code for p in report.losses] == ["not-held"] and report.written == 2
     alpaca = written([{"instruction": "q", "input": "", "system": "", "output": "a"}], tmp_path)
-    there = convert(str(alpaca), "openai", tmp_path / "there.jsonl")
-    back = convert(there.output, "alpaca", tmp_path / "back.jsonl")
+    there = convert(str(alpaca), to("openai"), tmp_path / "there.jsonl")
+    back = convert(there.output, to("alpaca"), tmp_path / "back.jsonl")
     digests = [Dataset.open(path).digest for path in (alpaca, there.output, back.output)]
     assert len(set(digests)) == 1 and back.losses == ()
 
@@ -264,7 +265,7 @@ A1, A2 = {"role": "assistant", "content": "One."}, {"role": "assistant", "conten
 
 def rows_for(target: str, rows: list[dict[str, Any]], folder: Path, *, loss: bool = False) -> list[Any]:
     out = folder / "out.jsonl"
-    convert(str(written(rows, folder)), target, out, allow_loss=loss)
+    convert(str(written(rows, folder)), to(target), out, allow_loss=loss)
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -341,5 +342,5 @@ def test_text_that_sharegpt_reads_as_calls_is_refused(messages: list[dict[str, A
 
 def test_alpacas_inputs_are_told_to_be_joined(tmp_path: Path) -> None:
     rows = [{"instruction": "Add.", "input": "1 1", "output": "2"}]
-    report = convert(str(written(rows, tmp_path)), "alpaca", tmp_path / "out.jsonl")
+    report = convert(str(written(rows, tmp_path)), to("alpaca"), tmp_path / "out.jsonl")
     assert [loss.code for loss in report.losses] == ["input-joined"]

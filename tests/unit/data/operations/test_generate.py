@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.chat_host import ChatHost, chat_host, order_row
 from tests.paths import DATASETS
+from tests.targets import hosts
 
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset
@@ -23,7 +24,7 @@ from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable,
 from orchestrate.providers.openai.asking import asker
 
 ORDERS = DATASETS / "orders" / "train.jsonl"
-ONE = Order(rows=10, parallel=1, hosts=("openai", "together", "fireworks", "local"))
+ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_rows_that_a_backend_refuses_are_not_kept(host: ChatHost, seeds: str, tm
     late["messages"].insert(1, {"role": "function", "name": "f", "content": "a function's result"})
     host.writes = lambda number, body: json.dumps(late) if number == 1 else order_row(number)
     report = run(host, seeds, tmp_path / "new.jsonl", replace(ONE, rows=1))
-    assert report.refused == {"refused-by-host": 1} and report.hosts == ONE.hosts
+    assert report.refused == {"refused-by-host": 1} and report.hosts == tuple(host.name for host in ONE.hosts)
 
 
 @pytest.mark.parametrize(

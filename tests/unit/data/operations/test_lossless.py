@@ -12,11 +12,14 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.targets import to
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.convert import TARGETS, convert, target_rules
+from orchestrate.data.operations.convert import convert
 from orchestrate.data.rows.examples import Kind
+from orchestrate.data.targets.tools import FORMATS
 from orchestrate.errors import DataError
+from orchestrate.profile import built_in
 from orchestrate.types import Severity
 
 SLOW = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large)
@@ -166,7 +169,7 @@ KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, .
 }
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t != "ray"])
+@pytest.mark.parametrize("target", [*built_in(), *FORMATS])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
@@ -178,11 +181,11 @@ def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataOb
     file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     before = Dataset.open(file)
     assert before.rows == 2, before.problems
-    taken = target_rules(target).kinds[kind] is None or kind == "completion"
+    taken = to(target).rules.kinds[kind] is None or kind == "completion"
     output = tmp_path / f"out.{target}"
     output.unlink(missing_ok=True)
     try:
-        report = convert(str(file), target, output)
+        report = convert(str(file), to(target), output)
     except DataError as error:
         assert (has or not taken) and error.problems and error.fix and not output.exists()
         return
@@ -242,10 +245,10 @@ def test_what_is_refused_is_written_when_loss_is_allowed_or_left_out(
     file.write_bytes(msgspec.json.encode(row) + b"\n" + msgspec.json.encode(chat(_plain, set())) + b"\n")
     refused = False
     try:
-        convert(str(file), target, tmp_path / "strict.jsonl")
+        convert(str(file), to(target), tmp_path / "strict.jsonl")
     except DataError:
         refused = True
-    report = convert(str(file), target, tmp_path / "out.jsonl", allow_loss=True)
+    report = convert(str(file), to(target), tmp_path / "out.jsonl", allow_loss=True)
     assert report.written + report.left_out == report.rows == 2
     assert not refused or report.losses
     assert Dataset.open(report.output).rows == report.written

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.paths import DATASETS
+from tests.targets import hosts
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.dedupe import dedupe
@@ -310,7 +311,7 @@ def test_neighbours_are_joined_for_together_only(tmp_path: Path) -> None:
     }
     file = write([json.dumps(row)], tmp_path / "a.jsonl")
     assert fix(file, tmp_path / "plain.jsonl").repaired == {}
-    assert fix(file, tmp_path / "together.jsonl", hosts=("together",)).repaired == {"not-alternating": 1}
+    assert fix(file, tmp_path / "together.jsonl", hosts=hosts("together")).repaired == {"not-alternating": 1}
     messages = json.loads((tmp_path / "together.jsonl").read_text())["messages"]
     assert [m["content"] for m in messages] == ["a\n\nb", "c"]
 
@@ -506,7 +507,7 @@ def test_only_messages_of_one_speaker_are_joined(tmp_path: Path) -> None:
 
     def joined(*messages: dict[str, str]) -> list[dict[str, str]]:
         file = write([json.dumps({"messages": messages})], tmp_path / "a.jsonl")
-        fix(file, tmp_path / "out.jsonl", hosts=("together",))
+        fix(file, tmp_path / "out.jsonl", hosts=hosts("together"))
         return json.loads((tmp_path / "out.jsonl").read_text())["messages"]
 
     ann, bob = said("user", "a", name="Ann"), said("user", "b", name="Bob")

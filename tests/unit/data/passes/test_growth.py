@@ -14,7 +14,7 @@ import pytest
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import ranges
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 
 MB = 1 << 20
 _PEAK = """
@@ -33,7 +33,7 @@ def write(file: Path, megabytes: int) -> int:
     """Rows of some 3 KB, each with problems to find, and all different. Returns how many."""
     r = random.Random(3)
     words = ["".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 11))) for _ in range(20_000)]
-    line = writer("local")
+    line = canonical_line
     rows = 0
     with file.open("wb") as out:
         while out.tell() < megabytes * MB:

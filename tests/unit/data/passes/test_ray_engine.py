@@ -14,7 +14,7 @@ import pytest
 
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.data.targets.dialects import writer
+from orchestrate.data.targets.dialects import canonical_line
 
 BAD = ("not json", '{"messages": []}', '{"prompt": "a", "completion": "b"}', "")
 
@@ -25,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
     r = random.Random(5)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
-    line = writer("local")
+    line = canonical_line
     rows: list[str] = []
     size = 0
     while size < 2.5 * CHUNK:

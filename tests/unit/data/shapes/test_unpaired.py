@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.paths import DATASETS
+from tests.targets import to
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import CheckReport, Options, check
@@ -120,14 +121,14 @@ def test_inspect_tells_the_shares(tmp_path: Path) -> None:
 
 def test_a_pair_becomes_two_rows_and_never_back(tmp_path: Path) -> None:
     pairs = GOOD / "openai_preference.jsonl"
-    report = convert(str(pairs), "unpaired", tmp_path / "two.jsonl")
+    report = convert(str(pairs), to("unpaired"), tmp_path / "two.jsonl")
     count = Dataset.open(pairs).rows
     assert (report.rows, report.written, report.left_out) == (count, 2 * count, 0)
     two = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     assert [r["label"] for r in two] == [True, False] * count
     assert all(two[i]["prompt"] == two[i + 1]["prompt"] for i in range(0, len(two), 2))
     with pytest.raises(DataError, match="labels would be lost"):
-        convert(str(tmp_path / "two.jsonl"), "sharegpt", tmp_path / "back.jsonl", allow_loss=True)
+        convert(str(tmp_path / "two.jsonl"), to("sharegpt"), tmp_path / "back.jsonl", allow_loss=True)
 
 
 @pytest.mark.parametrize("target", ["openai", "together", "fireworks", "sharegpt", "alpaca", "parquet"])
@@ -135,14 +136,14 @@ def test_other_formats_refuse_them_and_say_which_do_not(target: str, tmp_path: P
     file = GOOD / "trl_unpaired.jsonl"
     for allow_loss in (False, True):
         with pytest.raises(DataError) as refused:
-            convert(str(file), target, tmp_path / "out", allow_loss=allow_loss)
+            convert(str(file), to(target), tmp_path / "out", allow_loss=allow_loss)
     assert "local, trl, unpaired" in (refused.value.fix or "")
     assert not (tmp_path / "out").exists()
 
 
 def test_rows_without_a_verdict_become_no_unpaired_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing says which answers are good"):
-        convert(str(GOOD / "openai_chat.jsonl"), "unpaired", tmp_path / "out.jsonl", allow_loss=True)
+        convert(str(GOOD / "openai_chat.jsonl"), to("unpaired"), tmp_path / "out.jsonl", allow_loss=True)
 
 
 def test_hosts_without_kto_say_so_in_the_table(tmp_path: Path) -> None:

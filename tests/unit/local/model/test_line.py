@@ -15,7 +15,7 @@ from tests.unit.local.sessions import make_session, pairs
 
 from orchestrate.local.model.kernels import attention
 from orchestrate.local.model.line import line_up
-from orchestrate.local.model.loading import Loaded
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.probes import line_limit
 from orchestrate.local.objectives.base import collate
 from orchestrate.local.run.session import Session

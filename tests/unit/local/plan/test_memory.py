@@ -23,7 +23,7 @@ from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.speed import throughput
 from orchestrate.local.speed.throughput import Bench
-from orchestrate.providers.local import LocalProvider
+from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 
 LLAMA_8B = {

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.paths import TINY
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
+from orchestrate.local.job import Hyper, LocalJob, Method
 from orchestrate.local.machine import Load
 from orchestrate.local.model.fused import fuse
 from orchestrate.local.objectives.base import collate, pack
 from orchestrate.local.plan.sizes import Shape
-from orchestrate.local.run.rundir import Hyper, LocalJob, RunDir, now
+from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -76,7 +78,7 @@ def make(tmp_path: Path) -> Make:
             model_name="tiny-chat",
             train=str(hyper.pop("train", preference if method == "dpo" else train)),
             validation=str(valid) if validation else None,
-            method={"type": method},
+            method=msgspec.convert({"type": method}, Method),
             adapter={"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})},
             hyper=Hyper(**{"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, **hyper}),
             threads=1,

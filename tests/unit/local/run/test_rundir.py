@@ -9,14 +9,16 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import write_whole
+from orchestrate.local.job import Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.run import process
-from orchestrate.local.run.rundir import LocalJob, RunDir, State, now, read_lines, runs
+from orchestrate.local.run.rundir import RunDir, State, now, read_lines, runs
 from orchestrate.types import JobStatus
 
 
@@ -26,11 +28,45 @@ def job(ref: str = "orc-1", **changes: object) -> LocalJob:
         model="m",
         model_name="m",
         train="t.jsonl",
-        method={"type": "sft"},
+        method=Supervised(),
         adapter={"type": "qlora"},
         created_at=now(),
     )
     return msgspec.structs.replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("written", "method"),
+    [
+        ({"type": "sft", "train_on_inputs": False}, Supervised(train_on_inputs=False)),
+        (
+            {"type": "dpo", "loss": "dpo", "beta": 0.1, "normalize_by_length": False, "rpo_alpha": None},
+            Preferences(loss="dpo", beta=0.1, normalize_by_length=False),
+        ),
+        (
+            {"type": "dpo", "loss": "kto", "beta": 1, "desirable_weight": 1.0, "undesirable_weight": 2},
+            Preferences(loss="kto", beta=1.0, desirable_weight=1.0, undesirable_weight=2.0),
+        ),
+        (
+            {"type": "rft", "grader": {"type": "python", "source": ""}, "samples_per_prompt": 8},
+            Reinforcement(grader={"type": "python", "source": ""}, samples_per_prompt=8),
+        ),
+    ],
+)
+def test_the_job_of_an_earlier_version_is_read(
+    tmp_path: Path, written: dict[str, Any], method: Method
+) -> None:
+    """The file as that version wrote it, its method a plain table of what the spec had set."""
+    run, _ = RunDir.make(tmp_path, job())
+    file = run.path / "job.json"
+    earlier = {**json.loads(file.read_bytes()), "method": written, "hyper": {"epochs": 2, "batch_size": 4}}
+    file.write_text(json.dumps(earlier))
+    found = run.job()
+    assert (found.method, found.hyper) == (method, Hyper(epochs=2, batch_size=4))
+    assert msgspec.json.decode(found.to_json(), type=LocalJob) == found
+    file.write_text(json.dumps({**earlier, "method": {"type": "of another time"}}))
+    with pytest.raises(RunFailed, match="this version can read"):
+        run.job()
 
 
 def test_of_many_that_make_one_ref_one_makes_it(tmp_path: Path) -> None:

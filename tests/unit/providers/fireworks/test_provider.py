@@ -31,7 +31,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.providers.fireworks import FireworksProvider
+from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.spec import DPO, RFT, JobSpec, LoRA
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
 

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import pytest
 
 from orchestrate.config import HostConfig, Secret
-from orchestrate.providers.fireworks import FireworksProvider
 from orchestrate.providers.fireworks.connection import Connection
+from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.translation import fill_steps, job_id, output_model
 from orchestrate.providers.hosted import Wire
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA

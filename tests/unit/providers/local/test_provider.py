@@ -17,7 +17,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.objectives.isolation import isolation
-from orchestrate.providers.local import LocalProvider
+from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting

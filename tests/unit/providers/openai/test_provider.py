@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.targets import to
 
 from orchestrate import config
 from orchestrate.config import HostConfig, Secret
@@ -31,7 +32,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import registry
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.openai import OpenAIProvider
+from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.spec import DPO, RFT, JobSpec, WandB
 from orchestrate.types import Feature, JobHandle, JobStatus, Message, RemoteDataset, Severity
 
@@ -354,7 +355,7 @@ def record(file: Path | str, size: int, **more: Any) -> dict[str, Any]:
 
 
 def written(data: TrainingData, folder: Path) -> Path:
-    return data.train.write("openai", folder / "data")
+    return data.train.write(to("openai"), folder / "data")
 
 
 def test_file_is_sent_once_for_each_digest(
@@ -545,7 +546,7 @@ def test_images_for_one_model_only(
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]}
     file = tmp_path / "t.jsonl"
     file.write_text(f"{json.dumps(row)}\n" * 12)
-    assert ("images-refused" in codes(provider, JobSpec(model=model, train=str(file)))) is refused
+    assert ("no-vision" in codes(provider, JobSpec(model=model, train=str(file)))) is refused
 
 
 def test_reinforcement_needs_validation_and_a_grader_that_fits(

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from orchestrate import catalog, costing
-from orchestrate.config import HostConfig
+from orchestrate.config import SANDBOX_KEY_PREFIX, HostConfig, Secret
 from orchestrate.data import TrainingData
-from orchestrate.providers.openai import OpenAIProvider, checking
+from orchestrate.profile import profile
+from orchestrate.providers.openai import checking
+from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import Problem, Quote, Severity
 
@@ -26,10 +28,13 @@ def seen_on(today: date, folder: Path, *, sandbox: bool) -> tuple[list[Problem],
     path.write_text("".join(json.dumps(row | {"metadata": {"n": str(n)}}) + "\n" for n in range(12)))
     spec, data = JobSpec(model="gpt-4o-mini", train=str(path)), TrainingData.open(str(path))
     model = catalog.resolve("gpt-4o-mini", "openai", today)
-    translation = OpenAIProvider(HostConfig(name="openai")).translate(spec)
-    found = checking.check("openai", spec, data, model, (), sandbox=sandbox, today=today)
+    key = Secret(f"{SANDBOX_KEY_PREFIX}key") if sandbox else None
+    provider = OpenAIProvider(HostConfig(name="openai", api_key=key))
+    translation = provider.translate(spec)
+    found = checking.check(provider, spec, data, translation, today=today)
     quote = costing.quote_tokens_job(
         provider="openai",
+        profile=profile("openai"),
         spec=spec,
         data=data,
         translation=translation,

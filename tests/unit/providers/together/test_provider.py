@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.targets import to
 from tests.unit.providers.loopback import Answer, Asked, Host
 
 from orchestrate.config import HostConfig, Secret
@@ -30,7 +31,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.providers.together import TogetherProvider
+from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
 from orchestrate.zstd import zstd
@@ -364,7 +365,7 @@ def test_a_file_with_the_same_digest_is_used_again(
     host: Host, together: TogetherProvider, data: TrainingData, tmp_path: Path
 ) -> None:
     serve_upload(host, "COMPLETED")
-    path = data.train.write("together", tmp_path / "home" / "data")
+    path = data.train.write(to("together"), tmp_path / "home" / "data")
     known = {"id": "file-9", "filename": path.name, "bytes": path.stat().st_size}
     host.on("GET", "/v1/files", {"data": [known]})
     assert together.upload(spec(), data).train_id == "file-9"

@@ -1,0 +1,114 @@
+"""A local job: what `job.json` holds, each setting resolved. No torch here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from orchestrate.types import Record
+
+DEFAULT_SAMPLES = 8
+"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
+
+
+class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft", omit_defaults=True):
+    train_on_inputs: bool | None = None
+
+
+class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
+    """DPO and ORPO over pairs, KTO over unpaired answers. What is not set has the default of its loss."""
+
+    loss: Literal["dpo", "orpo", "kto"] | None = None
+    beta: float | None = None
+    normalize_by_length: bool | None = None
+    rpo_alpha: float | None = None
+    simpo_gamma: float | None = None
+    desirable_weight: float | None = None
+    undesirable_weight: float | None = None
+
+    @property
+    def unpaired(self) -> bool:
+        return self.loss == "kto"
+
+
+class Reinforcement(Record, frozen=True, kw_only=True, tag_field="type", tag="rft", omit_defaults=True):
+    grader: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    samples_per_prompt: int | None = None
+    kl_beta: float | None = None
+
+    @property
+    def samples(self) -> int:
+        """Answers drawn to each prompt."""
+        return self.samples_per_prompt or DEFAULT_SAMPLES
+
+
+Method = Supervised | Preferences | Reinforcement
+"""As the spec writes it: `{"type": "dpo", "loss": "kto"}`."""
+
+
+class Hyper(Record, frozen=True, kw_only=True):
+    """Every setting of a training run, resolved; nothing is left to a default of another library."""
+
+    epochs: int = 3
+    learning_rate: float = 2e-4
+    batch_size: int = 16
+    """Examples per optimiser step, all micro-batches together."""
+    micro_batch: int | None = None
+    """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_seq_length: int | None = None
+    """Tokens; `None` means the model's context."""
+    packing: bool = False
+    evals: int | None = None
+    """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
+    checkpoints: int | None = None
+    """Checkpoints to keep, spread over the run; `None` means one per epoch."""
+    recovery_seconds: float = 60.0
+    """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
+    early_stopping_patience: int | None = None
+    early_stopping_min_delta: float = 0.0
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    neftune_alpha: float | None = None
+    nan_policy: str = "stop"
+    """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
+    spike_factor: float | None = None
+    """Skip a step whose loss exceeds this multiple of the running mean; `None` never does."""
+    max_new_tokens: int = 256
+    """Of an answer that is drawn to be graded."""
+    run_grader_code: bool = False
+    """Whether a grader's Python code may run here: what the user allowed at the submit."""
+    grader_seconds: float = 5.0
+    """For the code to grade one answer; after that the answer gets 0."""
+
+
+class LocalJob(Record, frozen=True, kw_only=True):
+    """What the worker is to do. `adapter` is that part of the spec with every field set."""
+
+    ref: str
+    model: str
+    """A folder, or a hub id."""
+    model_name: str
+    """As the user named it."""
+    train: str
+    """Canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
+    validation: str | None = None
+    dataset_digest: str = ""
+    method: Method
+    adapter: dict[str, Any]
+    hyper: Hyper = Hyper()
+    seed: int = 0
+    threads: int | None = None
+    device: str | None = None
+    """`cpu` or `cuda`; `None` takes a GPU when there is one."""
+    engine: str | None = None
+    """One of `engines.NAMES`; `None` is auto."""
+    precision: str | None = None
+    """`bf16` or `fp32`; `None` takes what suits the device."""
+    continue_from: str | None = None
+    """Folder of an adapter to go on from."""
+    spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    created_at: datetime

@@ -1,0 +1,88 @@
+"""A model as training holds it. Imports torch."""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrate.local.model.engines import PLAIN, Choice
+from orchestrate.local.model.head import Head
+
+BF16 = Choice("bf16", "asked for by name")
+
+
+@dataclass
+class TrainedOnly:
+    """The last layer's MLP, for the trained places alone: nobody looks at the others after it."""
+
+    places: torch.Tensor | None = None
+
+
+@dataclass
+class Loaded:
+    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside
+    it."""
+
+    model: Any
+    inner: Any
+    head: Head
+    device: torch.device
+    choice: Choice = PLAIN
+    precision: Choice = BF16
+    line_limit: int = 0
+    """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
+    shares: bool = False
+    """What rows of a line have in common may be computed once: no dropout or noise would differ."""
+    trained_only: TrainedOnly | None = None
+    own_logits: bool = False
+    """The architecture does something between its layers and its logits that we do not know: `hidden` gives
+    its logits, and the head leaves them as they are."""
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """By name, in a fixed order."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def judging(self) -> Generator[None]:
+        """Without dropout and noise; afterwards as before."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+        """[rows, tokens] -> [rows, tokens, hidden], before the output layer. With `places` (flat) only
+        those are right."""
+        if "layout" in inputs:
+            # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
+            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if self.own_logits:
+            return self.inner(input_ids=ids, use_cache=False, **inputs).logits
+        if self.trained_only is not None:
+            self.trained_only.places = places
+        try:
+            return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+        finally:
+            if self.trained_only is not None:
+                self.trained_only.places = None
+
+
+class OwnLogits(torch.nn.Module):
+    """Stands for the output layer where the model applies its own."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits

@@ -1,0 +1,142 @@
+"""What is known of a backend before anything is sent: its address, rows, models and prices.
+
+Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
+settings. Built-in ones lie in `orchestrate.providers.<kind>.profile`; a package registers its own by an entry
+point in the group `orchestrate.providers`, whose name is the backend's kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.costing.size import Bills
+    from orchestrate.data.rules import HostRules
+    from orchestrate.data.targets.dialects import Dialect
+
+GROUP = "orchestrate.providers"
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Of one kind of backend; a configured host of this `type` shares it under a name of its own."""
+
+    kind: str
+    title: str
+    """The name as people write it: OpenAI, Together, This machine."""
+    provider: str
+    """The `Provider` class, as `package.module:Class`; imported when it is used."""
+    rank: int = 100
+    """The place in lists; plug-ins come after the built-in ones."""
+
+    # -- reaching it ---------------------------------------------------------------------------------------
+    keyless: bool = False
+    near: bool = False
+    """On this machine: asking costs nothing and may be done often."""
+    url: str | None = None
+    key_variable: str | None = None
+    """Default: the name in capitals with _API_KEY. The URL's is always NAME_BASE_URL."""
+    account_variable: str | None = None
+    organization_variable: str | None = None
+    project_variable: str | None = None
+    chat_path: str = ""
+    """Where chat completions lie below the base URL, when not at its root."""
+    webhook_variable: str | None = None
+    """Of the secret with which the host signs webhooks; kept under `KIND-webhook` in the key file."""
+
+    # -- rows ----------------------------------------------------------------------------------------------
+    rules: HostRules | None = None
+    dialect: Dialect | None = None
+
+    # -- models --------------------------------------------------------------------------------------------
+    ids: re.Pattern[str] | None = None
+    """What an id looks like that the catalog does not have; `None` lets any name through."""
+    tuned_base: Callable[[str], str | None] | None = None
+    """The base model in the name of a tuned one, where names tell it."""
+    no_new_jobs_after: date | None = None
+    """From this day on the host takes new jobs from nobody."""
+    closing_source: str = ""
+
+    # -- prices --------------------------------------------------------------------------------------------
+    bills: Bills | None = None
+    """The lines of a job that is billed by tokens; `None`: the backend quotes by itself."""
+    dpo_factor: Decimal = Decimal(1)
+    """Price of a DPO token over an SFT token, where no DPO price is published."""
+    default_epochs: int | None = None
+    """Trained when the spec gives no number; `None` where the host decides by the rows, see `auto_epochs`."""
+    auto_epochs: Callable[[int], int] = lambda rows: 1
+    share_billed: Callable[[int, int], Decimal] | None = None
+    """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
+    host does not say."""
+    serving_note: str = ""
+    """What a reader of the cost of a dedicated deployment should know."""
+
+    def closed(self, today: date) -> str | None:
+        """Why no new jobs are taken from anyone today; `None` while they are from some account."""
+        if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
+            return None
+        since = f"{self.no_new_jobs_after} ({self.closing_source})"
+        return f"{self.title} takes no new fine-tuning jobs since {since}"
+
+
+@cache
+def built_in() -> Mapping[str, Profile]:
+    """Kind -> profile, in the order of lists."""
+    folders = [entry.name for entry in files(GROUP).iterdir() if entry.joinpath("profile.py").is_file()]
+    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in folders]
+    return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
+
+
+@cache
+def plug_ins() -> Mapping[str, EntryPoint]:
+    """Kind -> entry point of the packages that add a backend; nothing of them is imported."""
+    found = entry_points(group=GROUP)
+    return {point.name: point for point in sorted(found, key=lambda point: point.name)}
+
+
+def this_machine() -> Profile:
+    """Of the backend that trains here, from weights."""
+    return next(one for one in built_in().values() if one.near)
+
+
+def kinds() -> list[str]:
+    return list(dict.fromkeys([*built_in(), *plug_ins()]))
+
+
+@cache
+def profile(kind: str) -> Profile:
+    """Raises `UsageError` for an unknown kind, `SetupError` for a broken plug-in."""
+    if kind in built_in():
+        return built_in()[kind]
+    point = plug_ins().get(kind)
+    if point is None:
+        raise UsageError(
+            f"no backend is called {kind!r}; known: {', '.join(kinds())}", fix="orchestrate providers"
+        )
+    try:
+        found = point.load()
+    except Exception as error:
+        raise broken(kind, error) from error
+    if not isinstance(found, Profile) or found.kind != kind:
+        raise broken(kind, f"{point.value} is no Profile of the kind {kind}")
+    return found
+
+
+def broken(kind: str, error: object) -> SetupError:
+    point = plug_ins().get(kind)
+    where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
+    return SetupError(
+        f"the backend {kind!r}{where} could not be loaded: {error}", fix="update or uninstall that package"
+    )

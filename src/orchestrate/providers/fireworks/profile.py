@@ -1,0 +1,93 @@
+"""What Fireworks takes and asks for. Limits of rows: its documentation and API description, late 2026."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import (
+    AS_SYSTEM,
+    INLINE_IMAGES,
+    NO_FUNCTION_ROLE,
+    NO_KTO,
+    NO_NAMES,
+    NO_PARALLEL,
+    ONE_ANSWER,
+    SYSTEM_LATER,
+    HostRules,
+)
+from orchestrate.data.targets.dialects import Dialect
+from orchestrate.profile import Profile
+
+if TYPE_CHECKING:
+    from orchestrate.costing.book import Rate
+    from orchestrate.costing.size import JobSize, Lines
+
+RULES = HostRules(
+    kinds={
+        "chat": None,
+        "preference": None,
+        "unpaired": f"Fireworks {NO_KTO}",
+        "completion": None,
+        "rl": None,
+        "text": "Fireworks takes chat and prompt/completion rows",
+    },
+    traits={
+        Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
+        Trait.SYSTEM_LATER: SYSTEM_LATER,
+        Trait.REMOTE_IMAGES: INLINE_IMAGES,
+        Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+        Trait.DEVELOPER: AS_SYSTEM,
+        Trait.NAMES: NO_NAMES,
+        Trait.PARALLEL_TOOL_CALLS: NO_PARALLEL,
+    },
+    least_rows=3,
+    most_rows=3_000_000,
+    row_weights_on_all=True,
+)
+
+
+def billed_tokens(
+    train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
+) -> int:
+    """Tokens of the dataset x epochs; rows with thinking and several turns are unrolled into one row for each
+    turn, which multiplies their tokens by half the average number of turns (never below one).
+
+    docs.fireworks.ai fine-tuning pricing.
+    """
+    factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
+    return int((train_tokens * epochs * factor).to_integral_value(rounding="ROUND_CEILING"))
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate.costing.lines import MTOK, line
+
+    notes = [
+        f"{size.epochs} epochs; the evaluation dataset is not billed; no minimum on the price page of 2026"
+    ]
+    tokens = billed_tokens(
+        size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
+    )
+    if tokens != size.train_tokens * size.epochs:
+        notes.append(f"rows with thinking are unrolled by turn: x {size.average_turns / 2:.2f}")
+    return [line("training", tokens / MTOK, rate, band=size.band)], notes
+
+
+PROFILE = Profile(
+    kind="fireworks",
+    title="Fireworks",
+    provider="orchestrate.providers.fireworks.provider:FireworksProvider",
+    rank=2,
+    url="https://api.fireworks.ai",
+    account_variable="FIREWORKS_ACCOUNT_ID",
+    chat_path="/inference/v1",
+    rules=RULES,
+    dialect=Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
+    ids=re.compile(r"^accounts/[^/]+/models/[^/]+$"),
+    bills=bills,
+    dpo_factor=Decimal(2),  # fireworks.ai/pricing, 2026-10-08
+    default_epochs=1,
+    serving_note="Fireworks scales to zero after an idle hour",
+)

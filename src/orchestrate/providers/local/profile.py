@@ -1,0 +1,26 @@
+"""What this machine takes: open weights from the hub or a folder, and rows of text. It quotes by the hour."""
+
+from __future__ import annotations
+
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import EVERY_KIND, HostRules, refused
+from orchestrate.data.targets.dialects import CANONICAL
+from orchestrate.profile import HUB_ID, Profile
+
+PROFILE = Profile(
+    kind="local",
+    title="This machine",
+    provider="orchestrate.providers.local.provider:LocalProvider",
+    rank=3,
+    keyless=True,
+    near=True,
+    rules=HostRules(
+        kinds=EVERY_KIND,
+        traits={
+            Trait.IMAGES: refused("no-vision", "the local engine trains on text only", "remove the images"),
+        },
+    ),
+    dialect=CANONICAL,
+    ids=HUB_ID,
+    default_epochs=3,
+)

@@ -1,0 +1,120 @@
+"""What OpenAI takes and asks for. Limits of rows: its documentation and API description, late 2026."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import GIB, NO_KTO, NO_ROW_WEIGHT, ONE_ANSWER, HostRules, Rule, refused
+from orchestrate.data.targets.dialects import Dialect
+from orchestrate.profile import Profile
+from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.costing.book import Rate
+    from orchestrate.costing.size import JobSize, Lines
+
+RULES = HostRules(
+    kinds={
+        "chat": None,
+        "preference": None,
+        "unpaired": f"OpenAI {NO_KTO}",
+        "rl": None,
+        "completion": "prompt/completion rows are for models that are shut down; "
+        "orchestrate data convert --to openai makes chat rows of them",
+        "text": "OpenAI trains on conversations only",
+    },
+    traits={
+        Trait.ROW_WEIGHT: NO_ROW_WEIGHT,
+        Trait.REASONING: Rule(
+            "reasoning-lost",
+            Severity.ERROR,
+            "thinking is not taken",
+            "remove it, or convert with --allow-loss",
+            lossy=True,
+        ),
+        Trait.IMAGES: Rule(
+            "vision-model-only",
+            Severity.WARNING,
+            "images are taken by gpt-4o-2024-08-06 only",
+            "pick that model, or remove the images",
+        ),
+        Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+    },
+    preference_traits={
+        Trait.IMAGES: refused("images-in-pairs", "preference pairs are text only", "remove the images")
+    },
+    least_rows=10,
+    most_bytes=8 * GIB,
+    most_tokens=65_536,
+)
+
+
+def billed_tokens(train_tokens: int, epochs: int) -> int:
+    """Tokens of the training file after truncation, once per epoch; the validation file is not billed.
+
+    developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x epochs.
+    The job reports the product as `trained_tokens`.
+    """
+    return train_tokens * epochs
+
+
+def auto_epochs(rows: int) -> int:
+    """What `n_epochs: auto` comes to: 3, more for few rows, fewer for many.
+
+    OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, moved so that rows
+    x epochs stays within 100 and 25,000, and epochs within 1 and 25.
+    """
+    if rows <= 0:
+        return 3
+    if rows * 3 < 100:
+        return min(25, 100 // rows)
+    if rows * 3 > 25_000:
+        return max(1, 25_000 // rows)
+    return 3
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate.costing.lines import MTOK, line
+
+    def mtok(epochs: int) -> Decimal:
+        return billed_tokens(size.train_tokens, epochs) / MTOK
+
+    training = line(
+        "training",
+        mtok(size.epochs),
+        rate,
+        band=size.band,
+        low=mtok(size.epochs_low),
+        high=mtok(size.epochs_high),
+    )
+    return [training], [f"{size.epochs} epochs; the validation file is not billed"]
+
+
+def tuned_base(name: str) -> str | None:
+    """`ft:gpt-4o-mini-2024-07-18:org:suffix:id` goes on from that tune; its base decides price and limits."""
+    parts = name.split(":")
+    return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
+
+
+PROFILE = Profile(
+    kind="openai",
+    title="OpenAI",
+    provider="orchestrate.providers.openai.provider:OpenAIProvider",
+    rank=0,
+    url="https://api.openai.com/v1",
+    organization_variable="OPENAI_ORG_ID",
+    project_variable="OPENAI_PROJECT_ID",
+    webhook_variable="OPENAI_WEBHOOK_SECRET",
+    rules=RULES,
+    dialect=Dialect(row_weight=False),
+    ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
+    tuned_base=tuned_base,
+    no_new_jobs_after=date(2027, 1, 6),
+    closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
+    bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
+    auto_epochs=auto_epochs,
+)

@@ -1,0 +1,128 @@
+"""What Together takes and asks for. Limits of rows: its documentation and API description, late 2026."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import (
+    AS_SYSTEM,
+    GIB,
+    INLINE_IMAGES,
+    NO_FUNCTION_ROLE,
+    NO_KTO,
+    NO_NAMES,
+    NO_PARALLEL,
+    ONE_ANSWER,
+    SYSTEM_LATER,
+    HostRules,
+    refused,
+)
+from orchestrate.data.targets.dialects import Dialect
+from orchestrate.profile import HUB_ID, Profile
+
+if TYPE_CHECKING:
+    from orchestrate.costing.book import Rate
+    from orchestrate.costing.size import JobSize, Lines
+
+RULES = HostRules(
+    kinds={
+        "chat": None,
+        "preference": None,
+        "unpaired": f"Together {NO_KTO}",
+        "completion": None,
+        "text": None,
+        "rl": "Together has no RFT",
+    },
+    traits={
+        Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
+        Trait.SYSTEM_LATER: SYSTEM_LATER,
+        Trait.STARTS_WRONG: refused(
+            "starts-wrong", "the first message is neither system nor user", "begin with the user's message"
+        ),
+        Trait.NOT_ALTERNATING: refused(
+            "not-alternating",
+            "user and assistant have to alternate",
+            "join neighbours of one role (--fix does)",
+        ),
+        Trait.REMOTE_IMAGES: INLINE_IMAGES,
+        Trait.IMAGES_NOT_FROM_USER: refused(
+            "image-not-from-user", "only user messages hold images", "move the image to a user message"
+        ),
+        Trait.MANY_IMAGES: refused("many-images", "a row holds at most 10 images", "split the row"),
+        Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+        Trait.DEVELOPER: AS_SYSTEM,
+        Trait.NAMES: NO_NAMES,
+        Trait.PARALLEL_TOOL_CALLS: NO_PARALLEL,
+    },
+    most_bytes=50 * GIB,
+)
+
+
+def billed_tokens(
+    train_tokens: int, epochs: int, validation_tokens: int = 0, evals: int = 0
+) -> tuple[int, int]:
+    """Training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens included.
+
+    docs.together.ai fine-tuning pricing: every token processed is billed, whether it carries loss or not.
+    """
+    return train_tokens * epochs, validation_tokens * evals
+
+
+def unpacked_tokens(rows: int, max_seq_length: int) -> int:
+    """With `packing: false` every row is padded to the full length: `rows x max_seq_length` per epoch.
+
+    docs.together.ai fine-tuning pricing.
+    """
+    return rows * max_seq_length
+
+
+def share_billed(steps_done: int, steps: int) -> Decimal:
+    """Share of the price that stays: the steps completed, for a cancelled or early-stopped job.
+
+    docs.together.ai fine-tuning pricing: cancelled jobs pay for completed steps; unused steps of an early
+    stop are refunded.
+    """
+    return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate.costing.lines import MTOK, line
+
+    notes = [f"{size.epochs} epochs and {size.evals} evaluations; masked tokens are billed"]
+    per_epoch, padded_validation = size.train_tokens, size.validation_tokens
+    band = size.band
+    if not size.packing and size.max_length is not None:
+        per_epoch = unpacked_tokens(size.rows, size.max_length)
+        padded_validation = unpacked_tokens(size.validation_rows, size.max_length)
+        band = 0.0  # padded rows have a known length
+        notes.append(f"packing off: each row is billed as {size.max_length} tokens")
+    elif not size.packing:
+        notes.append(
+            "packing off pads rows to the model's longest, which is not known: the price may be far higher"
+        )
+    training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
+    lines = [line("training", training / MTOK, rate, band=band)]
+    if evaluation:
+        high = padded_validation * size.evals / MTOK
+        lines.append(line("evaluation", evaluation / MTOK, rate, band=size.band, high=Decimal(high)))
+    return lines, notes
+
+
+PROFILE = Profile(
+    kind="together",
+    title="Together",
+    provider="orchestrate.providers.together.provider:TogetherProvider",
+    rank=1,
+    url="https://api.together.ai",
+    project_variable="TOGETHER_PROJECT_ID",
+    chat_path="/v1",
+    rules=RULES,
+    dialect=Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
+    ids=HUB_ID,  # its own output names look so too
+    bills=bills,
+    dpo_factor=Decimal("2.5"),  # blog of 2026-09-11: every published pair of prices
+    default_epochs=1,
+    share_billed=share_billed,
+)

@@ -1,0 +1,40 @@
+"""What Orchestrate knows of the shelf before it is asked anything. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrate.data.rows.examples import KINDS
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import NO_NAMES, HostRules
+from orchestrate.data.targets.dialects import Dialect
+from orchestrate.profile import Profile
+
+if TYPE_CHECKING:
+    from orchestrate.costing.book import Rate
+    from orchestrate.costing.size import JobSize, Lines
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    """By the token of the training file, each epoch."""
+    from orchestrate.costing.lines import MTOK, line
+
+    return [line("training", size.train_tokens * size.epochs / MTOK, rate)], ["a shelf bills what it takes"]
+
+
+PROFILE = Profile(
+    kind="shelf",
+    title="Shelf",
+    provider="orchestrate_shelf.provider:ShelfProvider",
+    url="https://shelf.example.com/v1",
+    rules=HostRules(
+        kinds={
+            kind: None if kind == "chat" else "a shelf takes conversations only" for kind in KINDS.values()
+        },
+        traits={Trait.NAMES: NO_NAMES},
+        least_rows=2,
+    ),
+    dialect=Dialect(developer="system", names=False),
+    bills=bills,
+    default_epochs=1,
+)

@@ -1,0 +1,16 @@
+"""Backends and formats by name, as tests of the data room write them."""
+
+from __future__ import annotations
+
+from orchestrate.data import rules
+from orchestrate.data.rules import Target
+from orchestrate.data.targets.tools import FORMATS, tool
+from orchestrate.profile import profile
+
+
+def to(name: str) -> Target:
+    return tool(name) if name in FORMATS else rules.target(name, profile(name))
+
+
+def hosts(*names: str) -> tuple[Target, ...]:
+    return tuple(map(to, names))
