@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrate.data import rules
 from orchestrate.data.rules import Target
+from orchestrate.data.targets.dialects import target
 from orchestrate.data.targets.tools import FORMATS, tool
 from orchestrate.profile import profile
 
 
 def to(name: str) -> Target:
-    return tool(name) if name in FORMATS else rules.target(name, profile(name))
+    return tool(name) if name in FORMATS else target(name, profile(name))
 
 
 def hosts(*names: str) -> tuple[Target, ...]:

@@ -68,6 +68,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_SETUP, "keys", "setup:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup:doctor", "Check this machine, the keys and the store."),
     (_SETUP, "providers", "setup:providers", "Backends, and what each of them can do."),
+    (_SETUP, "plugins", "setup:plugins", "Backends of other packages, and their versions."),
     (
         _SETUP,
         "sandbox",

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrate.errors import SpecError, UsageError
+from orchestrate.expansion import require_bounded
 from orchestrate.spec import JobSpec, spec_errors
 
 DEFAULT_NAME = "finetune.yaml"
@@ -81,6 +82,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise UsageError(f"--set takes name=value, as in --set adapter.r=16; got {pair!r}")
         try:
+            require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
             values[name.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {name}: {text!r} is not a YAML value") from error
@@ -138,6 +140,7 @@ def json_schema() -> dict[str, Any]:
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        require_bounded(node)
         values = yaml.safe_load(text)
         lines: Lines = {}
         if isinstance(node, yaml.MappingNode):

@@ -65,8 +65,30 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     assert '"shelf"' in backends
     assert "a shelf only keeps things" in backends
     assert '"shelf"' in json.dumps(installed.orchestrate("plan", *shelf))
-    assert "a shelf costs nothing" in json.dumps(installed.orchestrate("quote", *shelf))
+    assert installed.orchestrate("plugins") == [
+        {
+            "kind": "shelf",
+            "package": "orchestrate-shelf",
+            "version": "0.3.0",
+            "profile": "orchestrate_shelf.profile:PROFILE",
+            "error": None,
+        }
+    ]
+    # Its profile is what these commands know of it.
+    unpriced = installed.orchestrate("quote", *shelf)
+    assert "there are no rates for shelf" in json.dumps(unpriced)
+    priced = installed.orchestrate("quote", *shelf, "--rate", "shelf:sft_lora=2")
+    assert "a shelf bills what it takes" in json.dumps(priced)
     installed.orchestrate("check", *shelf)
+    [taken] = installed.orchestrate("data", "check", "train.jsonl", "--for", "shelf")["report"]["hosts"]
+    assert (taken["host"], taken["accepted"]) == ("shelf", 3)
+    installed.orchestrate("data", "convert", "train.jsonl", "--to", "shelf", "-o", "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0]) == row
+    # No key, no job; the kept key is found.
+    assert "SHELF_API_KEY is not set" in installed.run("submit", *shelf, "--yes", code=3)
+    installed.run("keys", "set", "shelf", "--value", "a-key-of-the-shelf")
+    [key] = [c for c in installed.orchestrate("doctor") if c["check"] == "key shelf"]
+    assert key["ok"] and "https://shelf.example.com/v1" in key["detail"]
     installed.orchestrate("submit", *shelf, "--yes")
     assert "shelf" in json.dumps(installed.orchestrate("runs"))
     installed.orchestrate("sync")

@@ -13,6 +13,7 @@ from orchestrate import catalog
 from orchestrate.catalog import HostModel, Model
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.profile import this_machine
 
 
 class SearchByDefault(TyperGroup):
@@ -68,7 +69,7 @@ def show(
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
     today = date.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
-    for provider in [*model.hosts, *(["local"] if model.open else [])]:
+    for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
         host = model.on(provider)
         if host is not None:
             shown.add_row(
@@ -132,7 +133,7 @@ def _size(model: Model) -> str:
 def _places(model: Model) -> str:
     marks = {"yes": "", "unconfirmed": "?", "no": " (closed)"}
     places = [f"{name}{marks[host.tunable]}" for name, host in model.hosts.items()]
-    return ", ".join([*places, *(["local"] if model.open else [])])
+    return ", ".join([*places, *([this_machine().kind] if model.open else [])])
 
 
 def _ends(model: Model, today: date) -> Text:

@@ -123,6 +123,14 @@ class Backend(TypedDict):
     missing: dict[str, str]
 
 
+class Plugin(TypedDict):
+    kind: str
+    package: str | None
+    version: str | None
+    profile: str
+    error: str | None
+
+
 class SandboxUp(TypedDict):
     sandbox: bool
     env: dict[str, str]
@@ -174,6 +182,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "keys list": (list[Key],),
     "doctor": (list[Check],),
     "providers": (list[Backend],),
+    "plugins": (list[Plugin],),
     "sandbox": (SandboxUp,),
     "local bench": (Bench,),
     "local memory": (MemoryPlan,),

@@ -331,6 +331,36 @@ def providers(context: typer.Context, json: Json = False) -> None:
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
 
 
+def plugins(json: Json = False) -> None:
+    """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
+    from orchestrate.profile import plug_ins
+    from orchestrate.providers import registry
+
+    rows: list[dict[str, str | None]] = []
+    for kind, point in plug_ins().items():
+        error = None
+        try:
+            registry.provider_class(kind)
+        except SetupError as broken:
+            error = broken.message
+        package, number = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        rows.append(
+            {"kind": kind, "package": package, "version": number, "profile": point.value, "error": error}
+        )
+    if json:
+        print_json(rows)
+    elif not rows:
+        note("no package adds a backend; docs/plugins.md says how one does")
+    else:
+        shown = table("backend", "package", "version", "profile", "")
+        for row in rows:
+            error = Text(row["error"] or "loaded", "red" if row["error"] else "green")
+            shown.add_row(row["kind"], row["package"] or "-", row["version"] or "-", row["profile"], error)
+        out.print(shown)
+    if any(row["error"] for row in rows):
+        raise typer.Exit(3)
+
+
 def _installed(package: str) -> tuple[bool, str]:
     try:
         return True, version(package)

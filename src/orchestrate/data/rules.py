@@ -6,21 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
 from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.targets.dialects import CANONICAL, fields
-from orchestrate.errors import UsageError
 from orchestrate.types import Problem, Severity
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
 
 GIB = 1 << 30
 
@@ -133,15 +127,6 @@ class Target:
     encode: Callable[[Example], Any]
     """An example as the target's row; can be pickled."""
     backend: bool = True
-
-
-def target(name: str, profile: Profile) -> Target:
-    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
-    if profile.rules is None:
-        raise UsageError(
-            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
-        )
-    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))
 
 
 def check(

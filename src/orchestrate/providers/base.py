@@ -250,7 +250,7 @@ class Provider(ABC):
     @property
     def target(self) -> Target:
         """What rows are checked against and written for. Raises `UsageError` without data rules."""
-        from orchestrate.data.rules import target
+        from orchestrate.data.targets.dialects import target
 
         return target(self.name, self.profile)
 

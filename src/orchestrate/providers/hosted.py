@@ -77,6 +77,7 @@ _NOTHING_SENT = frozenset(
         "PoolTimeout",
         "ProxyError",
         "UnsupportedProtocol",
+        "InvalidURL",
         "LocalProtocolError",
     }
 )

@@ -10,9 +10,11 @@ import logging
 import threading
 from typing import Any
 
+from orchestrate.profile import built_in
 from orchestrate.providers.payloads import redact_text
 
-_ROOMS = ("openai", "together", "fireworks", "httpx", "httpx2", "httpcore", "httpcore2", "orchestrate")
+_ROOMS = (*built_in(), "httpx", "httpx2", "httpcore", "httpcore2", "orchestrate")
+"""The hosts' SDKs log under their kinds."""
 _lock = threading.Lock()
 _formatter = logging.Formatter()
 

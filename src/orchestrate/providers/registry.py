@@ -46,7 +46,7 @@ def make(name: str, settings: Settings) -> Provider:
 def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
     """The rules for rows of the backends named, by commas; of `all`, of those that have some. Raises
     `UsageError`."""
-    from orchestrate.data.rules import target
+    from orchestrate.data.targets.dialects import target
 
     if wanted == "all":
         known = ((name, profile(settings.host(name).kind)) for name in names(settings))

@@ -26,6 +26,7 @@ from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes.known import message
 from orchestrate.data.shapes.unpaired import of_pair
+from orchestrate.data.targets.dialects import target as for_backend
 from orchestrate.data.targets.tools import (
     FORMATS,
     UNHELD,
@@ -223,7 +224,7 @@ def _elsewhere(loss: Problem, data: Facts) -> Problem:
     """A kind that the target cannot hold can be held by these."""
     if loss.code != "kind-refused":
         return loss
-    known = [rules.target(kind, profile) for kind, profile in built_in().items()]
+    known = [for_backend(kind, profile) for kind, profile in built_in().items()]
     fit = [one.name for one in (*known, *map(tool, FORMATS)) if one.rules.kinds[data.kind] is None]
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +22,11 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rules import Target
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -111,3 +117,12 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
     if m.weight is not None:
         item["weight"] = int(m.weight)
     return item
+
+
+def target(name: str, profile: Profile) -> Target:
+    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
+    if profile.rules is None:
+        raise UsageError(
+            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
+        )
+    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

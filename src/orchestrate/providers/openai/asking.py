@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from orchestrate.config import HostConfig
+from orchestrate.profile import kinds, profile
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.openai.connection import connect
+from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.types import Message, Reply
-
-_PATHS = {"together": "/v1", "fireworks": "/inference/v1"}
-"""Where the chat completions of hosts lie whose own API has another root."""
 
 
 def asker(
@@ -22,14 +21,14 @@ def asker(
     at once, and the function raises `ProviderError`."""
     from orchestrate.providers.chat import reply
 
-    path = _PATHS.get(config.type or config.name)
+    path = profile(config.kind).chat_path if config.kind in kinds() else ""
     root = (config.base_url or "").rstrip("/")
-    if path is not None and not root.endswith("/v1"):
+    if path and not root.endswith("/v1"):
         config = replace(config, base_url=root + path)
     create = cast("Callable[..., object]", connect(config).chat.completions.create)
     wire = Wire(config.name, retry=Retry(attempts=1))
     # OpenAI's newer models refuse `max_tokens`, and many compatible hosts know nothing else.
-    openai = (config.base_url or "").startswith("https://api.openai.com/")
+    openai = (config.base_url or "").startswith(PROFILE.url or "")
     limits: dict[str, Any] = {"max_completion_tokens" if openai else "max_tokens": max_tokens}
     if temperature is not None:
         limits["temperature"] = temperature

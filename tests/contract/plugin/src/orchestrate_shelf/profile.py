@@ -22,18 +22,17 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     return [line("training", size.train_tokens * size.epochs / MTOK, rate)], ["a shelf bills what it takes"]
 
 
+RULES = HostRules(
+    kinds={kind: None if kind == "chat" else "a shelf takes conversations only" for kind in KINDS.values()},
+    traits={Trait.NAMES: NO_NAMES},
+    least_rows=2,
+)
 PROFILE = Profile(
     kind="shelf",
     title="Shelf",
     provider="orchestrate_shelf.provider:ShelfProvider",
     url="https://shelf.example.com/v1",
-    rules=HostRules(
-        kinds={
-            kind: None if kind == "chat" else "a shelf takes conversations only" for kind in KINDS.values()
-        },
-        traits={Trait.NAMES: NO_NAMES},
-        least_rows=2,
-    ),
+    rules=RULES,
     dialect=Dialect(developer="system", names=False),
     bills=bills,
     default_epochs=1,
