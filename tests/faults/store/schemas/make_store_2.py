@@ -1,10 +1,11 @@
 """Makes the stores of schema 2 that the tests migrate and go on with, by the code that had that schema.
 
     git worktree add /tmp/then 02f5c0d
-    PYTHONPATH=/tmp/then/src:/tmp/then/tests/faults python make_store_2.py sqlite > store-2.sql
-    PYTHONPATH=/tmp/then/src:/tmp/then/tests/faults python make_store_2.py postgresql://... > store-2.postgres.sql
+    export PYTHONPATH=/tmp/then/src:/tmp/then/tests/faults
+    python make_store_2.py sqlite > store-2.sql
+    python make_store_2.py postgresql://... > store-2.postgres.sql
 
-The host is called `file:///HOST`; a test puts its own in that place. What is on the host is in the table below.
+The host is called `file:///HOST`; a test puts its own in that place.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrate.tracking.protocol import submit
+from paper_host import Paper, PaperHost
+
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, sync
-from orchestrate.tracking.protocol import submit
-from paper_host import Paper, PaperHost
 
 RUNS = {
     "ended": {},
