@@ -33,6 +33,12 @@ MapOpt = Annotated[
         "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
     ),
 ]
+IgnoreOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
+    ),
+]
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
@@ -52,6 +58,7 @@ def inspect(
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +68,7 @@ def inspect(
     name = tokenizer or _tokenizer(model, ())
     with _progress("reading") as progress:
         report = inspecting.inspect(
-            file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
+            file, tokenizer=name, columns=_columns(columns, ignored), workers=workers, progress=progress
         )
     if json:
         print_json(report)
@@ -92,6 +99,7 @@ class Wanted:
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
     ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="What is not read is an error.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,7 @@ class Reading:
     """How the files are read."""
 
     columns: MapOpt = None
+    ignored: IgnoreOpt = None
     workers: WorkersOpt = None
     engine: EngineOpt = "local"
 
@@ -141,7 +150,8 @@ def check(
         contexts=_contexts(wanted.model, kinds, wanted.method or "sft"),
         epochs=wanted.epochs,
         near=_look_near(paths) if wanted.near is None else wanted.near,
-        columns=_columns(reading.columns),
+        columns=_columns(reading.columns, reading.ignored),
+        strict=wanted.strict,
         workers=reading.workers,
     )
     with _engine(reading.engine, reading.workers), _progress("checking") as progress:
@@ -200,7 +210,7 @@ def convert(
             registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
-            columns=_columns(reading.columns),
+            columns=_columns(reading.columns, reading.ignored),
             workers=reading.workers,
             progress=progress,
         )
@@ -237,6 +247,7 @@ def split(
     *,
     sides: Sides,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -253,7 +264,7 @@ def split(
             seed=sides.seed,
             stratify=sides.stratify,
             near_duplicates=sides.near,
-            columns=_columns(columns),
+            columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,
         )
@@ -293,7 +304,7 @@ def dedupe(
             None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
-            columns=_columns(reading.columns),
+            columns=_columns(reading.columns, reading.ignored),
             workers=reading.workers,
             progress=progress,
         )
@@ -330,6 +341,7 @@ def preview(
     shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     json: Json = False,
 ) -> None:
     """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
@@ -343,7 +355,7 @@ def preview(
         shown.rows,
         shown.max_length,
         shown.train_on_inputs,
-        _columns(columns),
+        _columns(columns, ignored),
     )
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
@@ -376,11 +388,13 @@ def _fix(file: str, output: Path, hosts: Sequence[Target], options: object) -> o
     return fixing.fix(file, output, hosts=hosts, columns=options.columns)
 
 
-def _columns(given: Sequence[str] | None) -> dict[str, str]:
+def _columns(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
+    """A field of no column is not read."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
-    return {wanted.strip(): column.strip() for wanted, _, column in pairs}
+    left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
+    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
 def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:

@@ -22,11 +22,11 @@ from orchestrate.data.rows.examples import (
     PreferenceExample,
     RLExample,
     UnpairedExample,
+    messages_of,
 )
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
-from orchestrate.data.shapes.reading import messages_of
-from orchestrate.data.shapes.sharegpt import calls_in
+from orchestrate.data.shapes.calls import calls_in
 from orchestrate.data.targets.dialects import CANONICAL, fields
 from orchestrate.errors import MissingExtra
 from orchestrate.types import Severity
@@ -45,9 +45,11 @@ def _refused(what: str) -> Rule:
 _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
+_SPANS = _lost("loss on a part of an answer")
 _TRL = {
     Trait.PARTLY_TRAINED: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
@@ -55,6 +57,7 @@ WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several
 _WEIGHTS = {
     Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 _JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
@@ -74,6 +77,7 @@ FORMATS: dict[str, HostRules] = {
         },
         traits={
             Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+            Trait.LOSS_SPANS: _SPANS,
             Trait.REASONING: _lost("thinking"),
             Trait.NAMES: _lost("names of messages"),
             Trait.IMAGES: _refused("images"),
