@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -167,6 +168,27 @@ def check(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """How rows of one message each become conversations."""
+
+    thread: Annotated[
+        str | None,
+        typer.Option("--thread", metavar="COLUMN", help="Join rows of one message by this column."),
+    ] = None
+    role: Annotated[
+        str | None, typer.Option("--role", metavar="COLUMN", help="Who says it: a role, a name, an address.")
+    ] = None
+    assistant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assistant", metavar="VALUE", help="Whose messages are answers; * stands for anything."
+        ),
+    ] = None
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="What is said.")] = None
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
+
+
 @app.command()
 @grouped
 def convert(
@@ -176,8 +198,8 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet, or unpaired: "
-            "two rows of each preference pair."
+            help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
+            "unpaired: two rows of each preference pair."
         ),
     ],
     output: Annotated[
@@ -192,10 +214,12 @@ def convert(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
+    messages: Messages,
     reading: Reading,
     json: Json = False,
 ) -> None:
-    """Rows in another format: without loss, or not at all unless --allow-loss."""
+    """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
+    message a row, become conversations: --thread, --role, --assistant."""
     from orchestrate.data.files.outputs import beside, is_stdout
     from orchestrate.data.operations import convert as converting
     from orchestrate.providers import registry
@@ -204,9 +228,13 @@ def convert(
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
-    with _engine(reading.engine, reading.workers), _progress("converting") as progress:
+    with (
+        _conversations(file, messages) as joined,
+        _engine(reading.engine, reading.workers),
+        _progress("converting") as progress,
+    ):
         report = converting.convert(
-            file,
+            joined,
             registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
@@ -370,6 +398,44 @@ app.command()(generate)
 app.command()(review)
 
 
+@contextmanager
+def _conversations(file: str, given: Messages) -> Generator[str]:
+    """The file, or the conversations that its messages make. Tells what is left out of them."""
+    from orchestrate.data.files.mbox import is_mbox
+
+    mails = is_mbox(file)
+    thread, role = given.thread or ("thread" if mails else None), given.role or ("sender" if mails else None)
+    if thread is None and role is None and not given.assistant:
+        yield file
+        return
+    if thread is None or role is None or not given.assistant:
+        raise UsageError(
+            "conversations of messages need to know whose are the answers",
+            fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
+        )
+    from orchestrate.data.operations import threads
+
+    columns = threads.Columns(thread, role, tuple(given.assistant), given.text, given.time)
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "conversations.jsonl"
+        report = threads.join(file, columns, rows)
+        note(f"{report.messages:,} messages, {report.threads:,} threads, {report.written:,} conversations")
+        for what, text in _THREADS.items():
+            if count := getattr(report, what):
+                shown = ", ".join(report.shown.get(what, ()))
+                note(f"{count:,} {text}{f': {shown}' if shown else ''}")
+        yield str(rows)
+
+
+_THREADS = {
+    "open": "threads without an answer are left out",
+    "unanswered_ends": "are written without what was said after the last answer",
+    "unasked": "begin with an answer, which is left out",
+    "several_agents": "have answers of more than one agent, and teach the styles of all",
+    "empty": "messages hold nothing but quotes or a signature",
+}
+
+
 def _look_near(paths: Mapping[str, str]) -> bool:
     """Leakage is worth the time, where the packages are there."""
     if len(paths) < 2:
@@ -398,14 +464,17 @@ def _columns(given: Sequence[str] | None, ignored: Sequence[str] | None = None) 
 
 
 def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
-    """The counter of a model, by the first backend that has it; o200k when no model is named."""
+    """The counter of a model, by the first backend that has it, these kinds before all others; o200k when no
+    model is named."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 
     if model is None:
         return "o200k"
+    if (counter := counting.of_openai(model)) is not None:
+        return counter
     failed: OrchestrateError | None = None
-    for kind in (*kinds, this_machine().kind):
+    for kind in dict.fromkeys((*kinds, this_machine().kind, *sorted(catalog.known_hosts()))):
         try:
             found = catalog.resolve(model, kind)
         except OrchestrateError as error:

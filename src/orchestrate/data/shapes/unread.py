@@ -30,6 +30,7 @@ _MEANING = {
         "what is to carry loss",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
+    **dict.fromkeys(("role", "parent_id"), "who says it (--thread joins such rows)"),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the thinking"),
 }
 """Columns without which a row teaches something else, whatever the format."""
