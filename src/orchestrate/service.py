@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
+    from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
@@ -282,6 +283,27 @@ class Orchestrator:
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
         return [RunHandle(self, record) for record in self.store.runs.active()]
+
+    def spending(
+        self,
+        by: str | Sequence[str] = "backend",
+        *,
+        month: str | None = None,
+        sandbox: bool = False,
+        offline: bool = False,
+        ignore: Sequence[str] = (),
+    ) -> SpendingReport:
+        """What was spent, what is committed, what is left of the budget, and by asking every configured
+        account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
+        `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
+        no host. `ignore` has the ids or names of deployments that are meant to stand and are not idle. What
+        could not be asked is told in the report; raises `UsageError` for a month or a grouping that there is
+        not."""
+        from orchestrate.spending import Spender
+
+        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        wanted = (by,) if isinstance(by, str) else by
+        return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
