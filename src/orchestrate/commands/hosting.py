@@ -1,0 +1,209 @@
+"""deploy, undeploy, deployments: tuned models on GPUs of their hosts, which bill by the hour."""
+
+from __future__ import annotations
+
+import re
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import (
+    Json,
+    RunArg,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.errors import UsageError
+from orchestrate.text import money
+from orchestrate.types import Deployment, DeploymentState
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+
+
+def deploy(
+    context: typer.Context,
+    run: RunArg,
+    shape: Annotated[
+        str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
+    ] = None,
+    max_usd_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Refuse when an hour is dearer, all replicas up.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="End it at this cost, by the hours that it was up.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after so many hours.")] = None,
+    idle: Annotated[
+        str | None, typer.Option(help="Let the host stop it after so long without a request: 30m, 2h.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the backend, k=v: min_replicas, max_replicas ..."),
+    ] = None,
+    accept_unknown_price: Annotated[
+        bool, typer.Option("--accept-unknown-price", help="Go on where no price is known.")
+    ] = False,
+    by: Annotated[str | None, typer.Option(help="Who makes it; default: user and machine.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`; a second call
+    completes what an earlier one began."""
+    options = _options(option or [], shape, idle)
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        handle.check()
+        price = handle.deployment_price(**options)
+        if price is None and not accept_unknown_price:
+            raise UsageError(
+                f"not deployed: nobody knows what an hour of this costs on {handle.record.provider}",
+                fix="--accept-unknown-price",
+            )
+        cost = (
+            f"${price:.2f} an hour, idle included" if price is not None else "a price that is not known here"
+        )
+        err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
+        limits = _limits(max_cost, max_hours)
+        err.print(f"It ends {limits}." if limits else "It has no limit: it bills until it is ended.")
+        if not confirm("Deploy?", yes=yes):
+            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        deployment = handle.deploy(
+            max_usd_per_hour=price if max_usd_per_hour is None else max_usd_per_hour,
+            max_cost_usd=max_cost,
+            max_hours=max_hours,
+            accept_unknown_price=accept_unknown_price,
+            made_by=by,
+            **options,
+        )
+        if deployment.record.limited:
+            _watched(ft.settings)
+    record = deployment.record
+    if json:
+        print_json(record)
+    else:
+        out.print(f"{record.host_id}  {record.raw_state}  {handle.record.tuned_model or ''}")
+        note(f"take it down with: orchestrate undeploy {run}")
+
+
+def undeploy(
+    context: typer.Context,
+    run: RunArg,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
+    ] = 60.0,
+    json: Json = False,
+) -> None:
+    """Take a deployed model down, and ask the host until it shows that nothing of it runs any more. Exit code
+    5: something still does, and is asked to end again at each `orchestrate sync`."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ended = handle.undeploy(patience_s=wait)
+        record = ended.record if ended is not None else None
+        cost = ended.spent_usd if ended is not None else None
+    down = record is None or record.state.over
+    if json:
+        state = "down" if down else "ending"
+        print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
+    elif record is None:
+        note(f"{handle.record.provider} has no deployment of it: nothing was up")
+    elif down:
+        spent = f"; about ${cost:.2f} by the hours that it was up" if cost else ""
+        note(f"down, as {record.provider} shows{spent}")
+    else:
+        price = f" at ${record.usd_per_hour:.2f} an hour" if record.usd_per_hour is not None else ""
+        bills = f"it still bills{price}" if record.billing_since is not None else "it bills nothing now"
+        warn(
+            f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
+            f"look again with: orchestrate undeploy {run}   (or sync, worker)"
+        )
+    if not down:
+        raise typer.Exit(5)
+
+
+def deployments(
+    context: typer.Context,
+    all: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    json: Json = False,
+) -> None:
+    """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
+    with orchestrator(context) as ft:
+        found = ft.deployments(over=None if all else False)
+        costs = [one.spent_usd for one in found]
+    if json:
+        print_json([one.record for one in found])
+        return
+    if not found:
+        note("nothing is deployed" if not all else "nothing was ever deployed")
+        return
+    names = ("run", "backend", "state", "an hour", "so far", "limit", "by", "made")
+    shown = table(*names, right=("an hour", "so far"))
+    for one, cost in zip(found, costs, strict=True):
+        r = one.record
+        shown.add_row(
+            r.run_id,
+            r.provider,
+            state_of(r),
+            money(r.usd_per_hour),
+            money(cost),
+            _limits(r.max_cost_usd, r.max_hours),
+            r.made_by or "",
+            f"{r.created_at:%Y-%m-%d %H:%M}",
+        )
+    out.print(shown)
+
+
+def state_of(deployment: Deployment) -> str:
+    """Its state, and what is wrong with it."""
+    word = deployment.state.value.replace("_", " ")
+    if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
+        word += ", not complete: deploy again"
+    return word + (" (sandbox)" if deployment.sandbox else "")
+
+
+def _options(pairs: list[str], shape: str | None, idle: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"--set takes k=v; got {pair!r}")
+        options[name] = value
+    if shape is not None:
+        options["shape"] = shape
+    if idle is not None:
+        options["idle_minutes"] = _minutes(idle)
+    return options
+
+
+def _minutes(text: str) -> int:
+    """`30m`, `2h`, or a number of minutes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h)?", text.strip())
+    if found is None:
+        raise UsageError(f"--idle takes a time such as 30m or 2h; got {text!r}")
+    return round(float(found[1]) * (60 if found[2] == "h" else 1))
+
+
+def _limits(max_cost: float | Decimal | None, max_hours: float | Decimal | None) -> str:
+    parts = [f"at ${Decimal(str(max_cost)):.2f}"] if max_cost is not None else []
+    if max_hours is not None:
+        parts.append(f"after {float(max_hours):g} h")
+    return " or ".join(parts)
+
+
+def _watched(settings: Settings) -> None:
+    """A limit acts only while somebody looks."""
+    from orchestrate import watching
+
+    if sys.stderr.isatty() and sys.platform != "win32":
+        watching.background(settings).ensure()
+        note("a background watcher ends it at its limit, while this machine is on")
+    else:
+        note("the limit acts while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`")
