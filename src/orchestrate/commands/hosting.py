@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from decimal import Decimal
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from orchestrate.commands.console import (
     table,
     warn,
 )
+from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import money
 from orchestrate.types import Deployment, DeploymentState
@@ -29,60 +31,88 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
 
 
-def deploy(
-    context: typer.Context,
-    run: RunArg,
+@dataclass(frozen=True)
+class Terms:
+    """What is to be deployed, and up to which limits."""
+
     shape: Annotated[
         str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
-    ] = None,
+    ] = None
     max_usd_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Refuse when an hour is dearer, all replicas up.")
-    ] = None,
+        str | None, typer.Option(metavar="USD", help="Refuse when an hour is dearer, all replicas up.")
+    ] = None
     max_cost: Annotated[
-        float | None, typer.Option(min=0, help="End it at this cost, by the hours that it was up.")
-    ] = None,
-    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after so many hours.")] = None,
+        str | None, typer.Option(metavar="USD", help="End it at this cost, by the hours that it was up.")
+    ] = None
+    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after so many hours.")] = None
     idle: Annotated[
         str | None, typer.Option(help="Let the host stop it after so long without a request: 30m, 2h.")
-    ] = None,
-    option: Annotated[
+    ] = None
+    settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An option of the backend, k=v: min_replicas, max_replicas ..."),
-    ] = None,
+        typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
+    ] = None
     accept_unknown_price: Annotated[
         bool, typer.Option("--accept-unknown-price", help="Go on where no price is known.")
-    ] = False,
-    by: Annotated[str | None, typer.Option(help="Who makes it; default: user and machine.")] = None,
+    ] = False
+    by: Annotated[str | None, typer.Option(help="Who makes it; default: user and machine.")] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the backend. Raises `UsageError`."""
+        found: dict[str, Any] = {}
+        for pair in self.settings or []:
+            name, sign, value = pair.partition("=")
+            if not sign or not name:
+                raise UsageError(f"--set takes NAME=VALUE; got {pair!r}")
+            found[name] = value
+        if self.shape is not None:
+            found["shape"] = self.shape
+        if self.idle is not None:
+            found["idle_minutes"] = _minutes(self.idle)
+        return found
+
+    @property
+    def limits(self) -> dict[str, Decimal | None]:
+        """Raises `UsageError`."""
+        return {
+            "max_usd_per_hour": _usd("--max-usd-per-hour", self.max_usd_per_hour),
+            "max_cost_usd": _usd("--max-cost", self.max_cost),
+            "max_hours": None if self.max_hours is None else Decimal(str(self.max_hours)),
+        }
+
+
+@grouped
+def deploy(
+    context: typer.Context,
+    *,
+    run: RunArg,
+    terms: Terms,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
     """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`; a second call
     completes what an earlier one began."""
-    options = _options(option or [], shape, idle)
+    options, limits = terms.options, terms.limits
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.check()
         price = handle.deployment_price(**options)
-        if price is None and not accept_unknown_price:
+        if price is None and not terms.accept_unknown_price:
             raise UsageError(
                 f"not deployed: nobody knows what an hour of this costs on {handle.record.provider}",
                 fix="--accept-unknown-price",
             )
-        cost = (
-            f"${price:.2f} an hour, idle included" if price is not None else "a price that is not known here"
-        )
+        cost = "a price that is not known here" if price is None else f"${price:.2f} an hour, idle included"
         err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
-        limits = _limits(max_cost, max_hours)
-        err.print(f"It ends {limits}." if limits else "It has no limit: it bills until it is ended.")
+        ends = _limits(limits["max_cost_usd"], limits["max_hours"])
+        err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
         if not confirm("Deploy?", yes=yes):
             raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        if price is not None and limits["max_usd_per_hour"] is None:
+            limits["max_usd_per_hour"] = price  # what was agreed to
         deployment = handle.deploy(
-            max_usd_per_hour=price if max_usd_per_hour is None else max_usd_per_hour,
-            max_cost_usd=max_cost,
-            max_hours=max_hours,
-            accept_unknown_price=accept_unknown_price,
-            made_by=by,
-            **options,
+            **limits, accept_unknown_price=terms.accept_unknown_price, made_by=terms.by, **options
         )
         if deployment.record.limited:
             _watched(ft.settings)
@@ -169,18 +199,16 @@ def state_of(deployment: Deployment) -> str:
     return word + (" (sandbox)" if deployment.sandbox else "")
 
 
-def _options(pairs: list[str], shape: str | None, idle: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise UsageError(f"--set takes k=v; got {pair!r}")
-        options[name] = value
-    if shape is not None:
-        options["shape"] = shape
-    if idle is not None:
-        options["idle_minutes"] = _minutes(idle)
-    return options
+def _usd(flag: str, value: str | None) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        found = Decimal(value.removeprefix("$"))
+    except InvalidOperation:
+        found = Decimal("NaN")
+    if not found.is_finite() or found < 0:
+        raise UsageError(f"{flag} takes US dollars, such as 25 or 7.50; got {value!r}")
+    return found
 
 
 def _minutes(text: str) -> int:
@@ -191,10 +219,10 @@ def _minutes(text: str) -> int:
     return round(float(found[1]) * (60 if found[2] == "h" else 1))
 
 
-def _limits(max_cost: float | Decimal | None, max_hours: float | Decimal | None) -> str:
-    parts = [f"at ${Decimal(str(max_cost)):.2f}"] if max_cost is not None else []
+def _limits(max_cost: Decimal | None, max_hours: Decimal | None) -> str:
+    parts = [f"at ${max_cost:.2f}"] if max_cost is not None else []
     if max_hours is not None:
-        parts.append(f"after {float(max_hours):g} h")
+        parts.append(f"after {max_hours.normalize():f} h")
     return " or ".join(parts)
 
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate.errors import OrchestrateError, OutcomeUnknown, OverBudget, ProviderError, UsageError
+from orchestrate.errors import (
+    NotFound,
+    OrchestrateError,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    ProviderError,
+    UsageError,
+)
 from orchestrate.tracking import accounts
 from orchestrate.tracking import deployment_states as states
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
@@ -227,11 +235,23 @@ class Deployer:
         if here:
             return
         run = self.store.runs.get(deployment.run_id)
-        if here is None and self.provider.deployed(_handle(deployment)):
+        if here is None and self._sees(deployment):
             accounts.prove(self.store, self.provider, run)
             return
-        if here is False or not accounts.shows(self.store, self.provider, run):
+        if here is False or not self._shows(run):
             raise accounts.other(self.store, self.provider, run)
+
+    def _shows(self, run: Run) -> bool:
+        try:
+            return bool(accounts.shows(self.store, self.provider, run))
+        except (NotFound, PermissionRefused):
+            return False
+
+    def _sees(self, deployment: Deployment) -> bool:
+        try:
+            return bool(self.provider.deployed(_handle(deployment)))
+        except (NotFound, PermissionRefused):
+            return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
         """One that the host has under the name of a run's job, and this store does not know."""

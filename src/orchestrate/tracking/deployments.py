@@ -7,7 +7,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
@@ -180,7 +179,8 @@ class Deployments:
         query = select(table).where(table.c.deployment_id == deployment_id).order_by(table.c.id)
         with self._db.reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [msgspec.convert(dict(row), DeploymentTransition, strict=False) for row in rows]
+        fields = DeploymentTransition.__struct_fields__
+        return [DeploymentTransition.from_dict({name: row[name] for name in fields}) for row in rows]
 
 
 def _columns(deployment: Deployment) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Deployments looked after: what hosts still have, limits that have come, idle ones, ends that are not done."""
+"""Deployments looked after: what hosts still have, limits that have come, idle ones, unfinished ends."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Upkeep:
             self.told.append(f"{name(deployment)}: {deployment.state.value}")
 
     def _speak_of_idle(self, deployment: Deployment) -> None:
-        now = self._store.clock.now()
+        now, run_id = self._store.clock.now(), deployment.run_id
         quiet = (now - (deployment.used_at or deployment.created_at)).total_seconds()
         if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:
             return
@@ -116,8 +116,8 @@ class Upkeep:
         so_far = "at a price that is not known" if cost is None else f"about ${cost:.2f} so far"
         self._say(
             deployment,
-            f"{name(deployment)} is up for {hours_billed(deployment, now):.1f} h, {so_far}, and this store has "
-            f"asked it nothing for {quiet / 3600:.1f} h; to end it: orchestrate undeploy {deployment.run_id}",
+            f"{name(deployment)} is up for {hours_billed(deployment, now):.1f} h, {so_far}, and this store "
+            f"has asked it nothing for {quiet / 3600:.1f} h; to end it: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )
