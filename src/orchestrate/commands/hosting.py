@@ -24,7 +24,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
-from orchestrate.text import money
+from orchestrate.text import money, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def deploy(
                 f"not deployed: nobody knows what an hour of this costs on {handle.record.provider}",
                 fix="--accept-unknown-price",
             )
-        cost = "a price that is not known here" if price is None else f"${price:.2f} an hour, idle included"
+        cost = "a price that is not known here" if price is None else f"{rate(price)} an hour, idle included"
         err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
         ends = _limits(limits["max_cost_usd"], limits["max_hours"])
         err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
@@ -146,10 +146,10 @@ def undeploy(
     elif record is None:
         note(f"{handle.record.provider} has no deployment of it: nothing was up")
     elif down:
-        spent = f"; about ${cost:.2f} by the hours that it was up" if cost else ""
+        spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
         note(f"down, as {record.provider} shows{spent}")
     else:
-        price = f" at ${record.usd_per_hour:.2f} an hour" if record.usd_per_hour is not None else ""
+        price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
         bills = f"it still bills{price}" if record.billing_since is not None else "it bills nothing now"
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
