@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,15 @@ from orchestrate.costing.expenses import Expense as Expense
 from orchestrate.costing.expenses import Sum as Sum
 from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
-from orchestrate.types import Record, Run, Standing
+from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.tracking import Store
 
 _AT_ONCE = 8
+IN_USE = timedelta(hours=1)
+"""So long after a request from this store, or after it was made, a deployment is not idle."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -41,11 +43,15 @@ class Found(Record, frozen=True, kw_only=True):
     item: Standing
     run: str | None = None
     """The run of this store that it belongs to."""
+    deployment: str | None = None
+    """The deployment of this store that it is."""
+    used_at: datetime | None = None
+    """When it was last asked something from this store."""
     person: str | None = None
     foreign: bool
     """Nothing in this store says that it was made from here."""
     idle: bool
-    """It bills (or may: that cannot be told) though nothing is trained, and this store knows of no use."""
+    """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
 
 
 class Asked(Record, frozen=True, kw_only=True):
@@ -67,7 +73,7 @@ class Asked(Record, frozen=True, kw_only=True):
     partial: bool = False
     """Whether a list that the host has could not be read."""
     elsewhere: tuple[str, ...] = ()
-    """Runs that have not ended, that the account did not show, and that may be in another."""
+    """Runs and deployments that have not ended, that the account did not show, and that may be in another."""
 
 
 def by_the_hour(item: Standing) -> bool:
@@ -124,6 +130,21 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class _Books:
+    """What the store has, newest first."""
+
+    runs: Sequence[Run]
+    deployments: Sequence[Deployment]
+
+    def expenses(self, now: datetime) -> list[Expense]:
+        of = {run.id: run for run in self.runs}
+        return [
+            *(expenses.of_run(run, now) for run in self.runs),
+            *(expenses.of_deployment(one, of.get(one.run_id), now) for one in self.deployments),
+        ]
+
+
+@dataclass(frozen=True)
 class _Answer:
     told: Asked
     place: str = ""
@@ -153,8 +174,11 @@ class Spender:
     ) -> SpendingReport:
         """Raises `UsageError` for a month or a grouping that there is not."""
         now = self.store.clock.now()
-        runs = [run for run in self.store.runs.matching() if run.sandbox is sandbox]
-        every = [expenses.of_run(run, now) for run in runs]
+        books = _Books(
+            [run for run in self.store.runs.matching() if run.sandbox is sandbox],
+            [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
+        )
+        every = books.expenses(now)
         chosen = expenses.in_month(every, month)
         used = expenses.total(every)
         budget = None if sandbox else self.budget_usd
@@ -170,8 +194,8 @@ class Spender:
         )
         if offline:
             return report
-        answers = self._ask_all(runs, sandbox)
-        found = _owned(answers, runs, ignore)
+        answers = self._ask_all(books, sandbox)
+        found = _owned(answers, books, ignore, now)
         rates = [f.item.usd_per_hour or Decimal(0) for f in found if f.item.bills]
         answered = any(answer.told.asked for answer in answers)
         return msgspec.structs.replace(
@@ -181,17 +205,17 @@ class Spender:
             usd_per_hour=sum(rates, Decimal(0)) if answered else None,
         )
 
-    def _ask_all(self, runs: Sequence[Run], sandbox: bool) -> list[_Answer]:
-        of: dict[str, list[Run]] = {name: [] for name in self.backends}
-        for run in runs:
-            of.setdefault(run.provider, []).append(run)
+    def _ask_all(self, books: _Books, sandbox: bool) -> list[_Answer]:
+        of: dict[str, list[Run | Deployment]] = {name: [] for name in self.backends}
+        for one in [*books.runs, *books.deployments]:
+            of.setdefault(one.provider, []).append(one)
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
             asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
             return [answer.result() for answer in asked]
 
-    def _ask(self, name: str, runs: Sequence[Run], sandbox: bool) -> _Answer:
+    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:
         """Never raises: whatever goes wrong with one backend is told, and hides no other."""
-        one = Asked(backend=name, title=name, asked=False, expected=bool(runs))
+        one = Asked(backend=name, title=name, asked=False, expected=bool(known))
         if name not in self.backends:
             return _Answer(
                 msgspec.structs.replace(one, reason="no backend of this name is configured any more")
@@ -213,7 +237,7 @@ class Spender:
             reason = f"defect in the backend ({type(error).__name__})"
             return _Answer(msgspec.structs.replace(one, expected=True, reason=reason))
         seen = {item.job_id.lower() for item in billing.items if item.job_id}
-        account, elsewhere, problem = self._elsewhere(backend, runs, seen)
+        account, elsewhere, problem = self._elsewhere(backend, known, seen)
         unseen = (*billing.unseen, *([problem] if problem else []))
         told = msgspec.structs.replace(
             one,
@@ -227,21 +251,19 @@ class Spender:
         return _Answer(told, backend.config.base_url or backend.kind, items)
 
     def _elsewhere(
-        self, backend: Provider, runs: Iterable[Run], seen: Collection[str]
+        self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
     ) -> tuple[str | None, tuple[str, ...], str | None]:
-        """The account, the open runs that it does not show, and what went wrong."""
+        """The account, what is open and it does not show, and what went wrong."""
         from orchestrate.tracking import accounts
-        from orchestrate.tracking.transitions import UNSENT
 
         try:
             account = backend.account().id
             hidden = tuple(
-                run.id
-                for run in runs
-                if not run.status.terminal
-                and run.phase not in UNSENT
-                and (run.job_id or "").lower() not in seen
-                and (run.host != backend.host or not accounts.is_here(self.store, backend, run.account))
+                one.id
+                for one in known
+                if _may_bill(one)
+                and (one.job_id or "").lower() not in seen
+                and (one.host != backend.host or not accounts.is_here(self.store, backend, one.account))
             )
         except OrchestrateError as error:
             return None, (), f"whose account it is could not be asked for: {error.message}"
@@ -255,21 +277,39 @@ _LEFT_OUT = {
 """By whether sandboxes were asked for."""
 
 
-def _owned(answers: Iterable[_Answer], runs: Iterable[Run], ignore: Collection[str]) -> list[Found]:
+def _may_bill(one: Run | Deployment) -> bool:
+    from orchestrate.tracking.transitions import UNSENT
+
+    if isinstance(one, Deployment):
+        return not one.state.over and one.state is not DeploymentState.INTENT
+    return not one.status.terminal and one.phase not in UNSENT
+
+
+def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
     """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
-    of_job = {run.job_id.lower(): run for run in runs if run.job_id}
+    run_of = {run.job_id.lower(): run for run in books.runs if run.job_id}
+    deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
     found: dict[tuple[str, str, str], Found] = {}
     for answer in answers:
         for item in answer.items:
-            run = of_job.get((item.job_id or "").lower())
+            job = (item.job_id or "").lower()
+            run = run_of.get(job)
+            one = None if item.kind in ("job", "worker") else deployment_of.get(job)
+            used = one.used_at if one else None
+            # What was just made is not idle, though nobody has asked it anything yet.
+            fresh = max([at for at in (used, one and one.created_at) if at], default=None)
+            in_use = fresh is not None and now - fresh < IN_USE
+            meant = item.id in ignore or item.name in ignore
             found.setdefault(
                 (answer.place, item.kind, item.id),
                 Found(
                     item=item,
                     run=run.id if run else None,
-                    person=run.made_by if run else None,
-                    foreign=run is None,
-                    idle=by_the_hour(item) and item.id not in ignore and item.name not in ignore,
+                    deployment=one.id if one else None,
+                    used_at=used,
+                    person=(one and one.made_by) or (run.made_by if run else None),
+                    foreign=run is None and one is None,
+                    idle=by_the_hour(item) and not meant and not in_use,
                 ),
             )
     return sorted(found.values(), key=_weight)

@@ -1,5 +1,5 @@
-"""What was spent and is committed, by whom and for what: each run is one expense, and sums of expenses lose
-no digit."""
+"""What was spent and is committed, by whom and for what: each run and each deployment is one expense, and
+sums of expenses lose no digit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Literal
 
 import msgspec
 
+from orchestrate.costing import deployments
 from orchestrate.costing.budget import spending
 from orchestrate.errors import UsageError
-from orchestrate.types import JobStatus, Record, Run, SubmitPhase
+from orchestrate.types import Deployment, JobStatus, Record, Run, SubmitPhase
 
 CENT = Decimal("0.01")
 _NANO = Decimal("1e-9")
@@ -70,6 +71,27 @@ def of_run(run: Run, now: datetime) -> Expense:
         spent_usd=exact(money.spent_usd),
         committed_usd=exact(money.committed_usd),
         known=run.phase is SubmitPhase.REFUSED or run.bill is not None or _priced(run),
+    )
+
+
+def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> Expense:
+    """Tags and project are those of its run."""
+    money = deployments.spending(msgspec.structs.replace(deployment, sandbox=False), now)
+    at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
+    billed = bool(deployment.billed_s) or deployment.billing_since is not None
+    return Expense(
+        id=deployment.id,
+        kind="deployment",
+        backend=deployment.provider,
+        account=deployment.account,
+        month=f"{at:%Y-%m}",
+        tags=run.tags if run else {},
+        project=(run.tags.get("project") or _wandb_project(run)) if run else None,
+        person=deployment.made_by,
+        sandbox=deployment.sandbox,
+        spent_usd=exact(money.spent_usd),
+        committed_usd=exact(money.committed_usd),
+        known=deployment.usd_per_hour is not None or (deployment.state.over and not billed),
     )
 
 

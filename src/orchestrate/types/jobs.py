@@ -237,6 +237,8 @@ class Run(Record, frozen=True, kw_only=True):
     bill: Bill | None = None
     max_cost_usd: Decimal | None = None
     tags: dict[str, str] = {}
+    made_by: str | None = None
+    """`user@machine`, or whom `--by` named; `None` for recovered runs and those from before it was kept."""
 
     @property
     def handle(self) -> JobHandle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_two_accounts_a_forgotten_deployment_and_a_foreign_one(
     before = {found.item.id for found in ft.spending(sandbox=True).standing}
     run = submitted(ft, tmp_path)
     run.wait(poll_s=0.01)
-    run.provider.deploy(run.record.handle)
+    run.provider.deploy(run.record.handle)  # by a script that told the store nothing
     forget(ft.provider("fireworks-two"), "foreign")
     report = ft.spending(["backend", "tag:team"], sandbox=True)
     new = [found for found in report.standing if found.item.id not in before and found.item.bills]
@@ -123,6 +124,32 @@ def test_two_accounts_a_forgotten_deployment_and_a_foreign_one(
     plain = ft.spending()
     assert plain.total.runs == 0 and not any(one.asked for one in plain.accounts if one.backend != "local")
     assert "sandbox" in (of(plain, "fireworks").reason or "")
+
+
+def test_a_deployment_of_the_store_is_counted_and_is_idle_when_nobody_asks_it(
+    open_at: Open, tmp_path: Path
+) -> None:
+    ft = open_at()
+    run = submitted(ft, tmp_path)
+    run.wait(poll_s=0.01)
+    deployed = run.deploy(max_hours=2, made_by="ana").record
+    report = ft.spending("person", sandbox=True)
+    [found] = [found for found in report.standing if found.deployment == deployed.id]
+    assert (found.run, found.person, found.foreign, found.idle) == (run.id, "ana", False, False)
+    [by_person] = report.breakdown
+    [hers] = [group for group in by_person.groups if group.key == "ana"]
+    assert hers.deployments == 1 and hers.committed_usd > 0 and not hers.unknown
+    assert report.total.deployments == 1 and report.total.committed_usd >= hers.committed_usd
+
+    def older(one: Any) -> Any:
+        import msgspec
+
+        return msgspec.structs.replace(one, created_at=one.created_at - timedelta(hours=2))
+
+    ft.store.deployments.apply(deployed.id, older)
+    assert deployed.id in [found.deployment for found in ft.spending(sandbox=True).idle]
+    assert ft.spending().total.deployments == 0  # play money is in no real sum
+    run.undeploy()
 
 
 def test_two_keys_of_one_account_show_each_thing_once(open_at: Open) -> None:
