@@ -182,7 +182,7 @@ def headline(report: SpendingReport) -> str:
 def _left(report: SpendingReport, used: Decimal) -> str:
     budget, left = report.budget_usd, report.left_usd
     if budget is None or left is None:
-        return "of play money" if report.sandbox else "no budget is set"
+        return "all play money" if report.sandbox else "no budget is set"
     if report.over:
         return f"{_usd(_up(-left))} over the budget of {rate(budget)}"
     shown = left if report.month else min(left, budget - used)
@@ -258,8 +258,8 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
 
 def _show_standing(standing: Sequence[Found]) -> None:
     out.print()
-    names = ("still there", "what", "name", "state", "bills", "$/hour", "whose")
-    shown = table(*names, right=("$/hour",), fold=("name", "whose"))
+    names = ("still there", "what", "id", "name", "state", "bills", "$/hour", "whose")
+    shown = table(*names, right=("$/hour",), fold=("id", "name", "whose"))
     for found in standing:
         item = found.item
         bills = {True: Text("yes", style="red"), False: Text("no"), None: Text("not known", style="yellow")}
@@ -267,7 +267,8 @@ def _show_standing(standing: Sequence[Found]) -> None:
         shown.add_row(
             item.provider,
             item.kind,
-            item.name or item.id,
+            item.id,
+            item.name or "",
             item.state,
             bills[item.bills],
             NOTHING if price is None else rate(price),
