@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
+from orchestrate.files import is_private, private_folder
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
 from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
@@ -34,6 +35,8 @@ NOTIFY_VARIABLES = {
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
+PRIVATE_FOLDERS = ("counts", "data", "evaluations", "local", "models", "sandbox", "watchers")
+"""Of the home folder."""
 _log = logging.getLogger(__name__)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
@@ -131,9 +134,14 @@ class Settings:
 
     def make_home(self) -> Path:
         """The home folder, made for its owner alone when it is new: copies of training data and what was
-        answered lie in it. The mode of one that is there is its owner's choice."""
+        answered lie in it. The mode of one that is there is its owner's choice; the folders in it that hold
+        these are closed to others, also those that an earlier version made."""
         with suppress(OSError):  # whoever needs a file in it will say so
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.home)
+        for name in PRIVATE_FOLDERS:
+            with suppress(OSError):
+                if (folder := self.home / name).is_dir() and not is_private(folder):
+                    folder.chmod(0o700)
         return self.home
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import ProviderError, UnexpectedAnswer
-from orchestrate.files import move_into_place, write_whole
+from orchestrate.files import move_into_place, private_folder, write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 
@@ -72,10 +72,10 @@ def fetch(
 def work_folder(config: HostConfig) -> Path:
     """Where data files are written before they are sent: `home` in the host's options, else the cache."""
     if home := config.options.get("home"):
-        return Path(str(home)).expanduser() / "data"
+        return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("orchestrate")) / "data"
+    return private_folder(Path(platformdirs.user_cache_dir("orchestrate")) / "data")
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
