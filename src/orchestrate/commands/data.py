@@ -190,6 +190,7 @@ def convert(
     from orchestrate.data.operations import convert as converting
     from orchestrate.providers import registry
 
+    format = registry.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
@@ -197,7 +198,7 @@ def convert(
     with _engine(reading.engine, reading.workers), _progress("converting") as progress:
         report = converting.convert(
             file,
-            registry.format_of(settings_of(context), to),
+            format,
             target,
             allow_loss=allow_loss,
             columns=_columns(reading.columns),
