@@ -71,6 +71,8 @@ class HostConfig:
     data files and runs."""
     pins: Path | None = None
     """The file that ties keys to hosts; `None` ties nothing."""
+    max_download_bytes: int | None = None
+    """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
 
@@ -132,6 +134,9 @@ class Settings:
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
 
+    max_download_bytes: int | None = None
+    """See `HostConfig`."""
+
     def make_home(self) -> Path:
         """The home folder, made for its owner alone when it is new: copies of training data and what was
         answered lie in it. The mode of one that is there is its owner's choice; the folders in it that hold
@@ -154,7 +159,8 @@ class Settings:
         own: Mapping[str, Any] = {}
         if host.kind == this_machine().kind:
             own = {**self.local, "allow_grader_code": self.allow_grader_code}
-        return replace(host, options={"home": str(self.home), **own, **host.options})
+        options = {"home": str(self.home), **own, **host.options}
+        return replace(host, options=options, max_download_bytes=self.max_download_bytes)
 
 
 def load(
@@ -191,6 +197,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
+        max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
@@ -347,6 +354,17 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
             f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
         )
     return amount
+
+
+def _gigabytes(value: str | None) -> int | None:
+    """In bytes. `float` reads more than digits, and what is no number of them is refused."""
+    try:
+        size = float(value) if value else None
+    except ValueError:
+        size = -1.0
+    if size is not None and not 0 < size < float("inf"):
+        raise ConfigError(f"ORCHESTRATE_MAX_DOWNLOAD_GB must be a number of gigabytes, got {value!r}")
+    return None if size is None else int(size * 10**9)
 
 
 def _level(value: Any) -> str:

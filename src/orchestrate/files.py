@@ -9,6 +9,7 @@ One privacy: `private_folder` makes a folder of its owner alone, and whatever is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -39,7 +40,9 @@ def own_folder(path: Path) -> Path:
     except FileExistsError:
         if sys.platform != "win32":
             if {path.lstat().st_uid, path.stat().st_uid} != {os.geteuid()}:
-                raise PermissionError(f"{path} belongs to another user of this machine") from None
+                raise PermissionError(
+                    errno.EPERM, "it belongs to another user of this machine", str(path)
+                ) from None
             path.chmod(0o700)
     return path
 
