@@ -6,6 +6,7 @@ OrchestrateError
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
 |   +-- KeyElsewhere            exit 3   an API key would go to another host than before
+|   +-- OtherAccount            exit 3   a run is in another account than that of the key
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
 |   +-- StoreError              exit 3   the run store cannot be used as it is
@@ -32,8 +33,10 @@ OrchestrateError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar
+
+from orchestrate.text import limit, money
 
 if TYPE_CHECKING:
     from orchestrate.types import Problem, Setting
@@ -103,6 +106,28 @@ class KeyElsewhere(SetupError):
         self.known = tuple(known)
 
 
+class OtherAccount(SetupError):
+    """A run is in another account of its host than that of the key; nothing was asked or changed there.
+    `account` is the one that is needed, `None` when a run from an earlier version does not tell it."""
+
+    def __init__(
+        self, provider: str, run_id: str, account: str | None, here: str, *, unsent: bool = False
+    ) -> None:
+        where = f"run {run_id} is in an account of {provider} that is not known"
+        if account is not None:
+            where = f"run {run_id} is in another account of {provider}: {account}"
+        super().__init__(
+            f"{where}; the key in use is of: {here}",
+            fix=f"orchestrate cancel {run_id}, then submit again"
+            if unsent
+            else "use the key, organization, project or account id that it was submitted with",
+        )
+        self.provider = provider
+        self.run_id = run_id
+        self.account = account
+        self.here = here
+
+
 class MissingExtra(SetupError):
     """An optional package is absent; the message is the exact line that installs it."""
 
@@ -157,22 +182,6 @@ class Unsupported(OrchestrateError):
         self.reason = reason
 
 
-def usd_up(usd: Decimal) -> str:
-    """Rounded up, and a limit by `usd_down` down, so that a price above a limit is also shown above it."""
-    return _dollars(usd, ROUND_CEILING)
-
-
-def usd_down(usd: Decimal) -> str:
-    return _dollars(usd, ROUND_FLOOR)
-
-
-def _dollars(usd: Decimal, rounding: str) -> str:
-    """To a hundredth of a cent, of still smaller amounts two digits."""
-    places = max(4, 1 - usd.adjusted())
-    shown = usd.quantize(Decimal(1).scaleb(-places), rounding=rounding).normalize()
-    return f"${shown:f}" if int(shown.as_tuple().exponent) < -2 else f"${shown:.2f}"
-
-
 class OverBudget(OrchestrateError):
     exit_code = 6
 
@@ -186,8 +195,7 @@ class OverBudget(OrchestrateError):
         figure: str = "the quote's high end",
     ) -> None:
         super().__init__(
-            f"{provider}: {figure}, {usd_up(high_usd)}, is above {what} {usd_down(limit_usd)}; "
-            "nothing was sent",
+            f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; nothing was sent",
             fix="raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
             "(orchestrate quote)",
         )

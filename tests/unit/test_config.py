@@ -21,12 +21,12 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path: Path) -> No
     (tmp_path / "orchestrate.toml").write_text(
         'home = "state"\nbudget_usd = 12.5\n[hosts.together]\nbase_url = "https://proxy.example/t"\n'
     )
-    settings = config.config.load(env={"ORCHESTRATE_KEYS": str(tmp_path / "k")}, cwd=tmp_path)
+    settings = config.load(env={"ORCHESTRATE_KEYS": str(tmp_path / "k")}, cwd=tmp_path)
     assert settings.home == tmp_path / "state"
     assert settings.budget_usd == Decimal("12.5")
     assert settings.host("together").base_url == "https://proxy.example/t"
     assert settings.host("openai").base_url == "https://api.openai.com/v1"
-    over = config.config.load(env=env_of(tmp_path, TOGETHER_BASE_URL="https://other.example/"), cwd=tmp_path)
+    over = config.load(env=env_of(tmp_path, TOGETHER_BASE_URL="https://other.example/"), cwd=tmp_path)
     assert over.home == tmp_path / "home"
     assert over.host("together").base_url == "https://other.example"
 
@@ -35,7 +35,7 @@ def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text("budget_usd = 3\n")
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    assert config.config.load(env=env_of(tmp_path), cwd=inner).config_file == tmp_path / "orchestrate.toml"
+    assert config.load(env=env_of(tmp_path), cwd=inner).config_file == tmp_path / "orchestrate.toml"
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,22 @@ def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
 def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "orchestrate.toml").write_text(text)
     with pytest.raises(ConfigError, match=expected):
-        config.config.load(env=env_of(tmp_path), cwd=tmp_path)
+        config.load(env=env_of(tmp_path), cwd=tmp_path)
 
 
 def test_plain_http_is_for_loopback_only(tmp_path: Path) -> None:
-    ok = config.config.load(env=env_of(tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1"), cwd=tmp_path)
+    ok = config.load(env=env_of(tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1"), cwd=tmp_path)
     assert ok.host("openai").base_url == "http://127.0.0.1:9/v1"
     with pytest.raises(ConfigError):
-        config.config.load(env=env_of(tmp_path, OPENAI_BASE_URL="http://10.0.0.7/v1"), cwd=tmp_path)
+        config.load(env=env_of(tmp_path, OPENAI_BASE_URL="http://10.0.0.7/v1"), cwd=tmp_path)
 
 
 def test_keys_come_from_the_environment_before_the_file_and_never_show(tmp_path: Path) -> None:
     config.write_key(tmp_path / "keys.toml", "together", "tgp_v1_0123456789abcdef")
-    settings = config.config.load(env=env_of(tmp_path), cwd=tmp_path)
+    settings = config.load(env=env_of(tmp_path), cwd=tmp_path)
     assert settings.host("together").require_key().reveal() == "tgp_v1_0123456789abcdef"
     assert "0123456789" not in repr(settings)
-    over = config.config.load(env=env_of(tmp_path, TOGETHER_API_KEY="from-env-000000"), cwd=tmp_path)
+    over = config.load(env=env_of(tmp_path, TOGETHER_API_KEY="from-env-000000"), cwd=tmp_path)
     assert over.host("together").require_key().reveal() == "from-env-000000"
     with pytest.raises(MissingKey, match="OPENAI_API_KEY"):
         settings.host("openai").require_key()
@@ -101,10 +101,10 @@ def test_a_further_host_can_be_configured(tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text(
         '[hosts.mycloud]\ntype = "openai"\nbase_url = "https://llm.example/v1"\nkey_variable = "MYCLOUD"\n'
     )
-    settings = config.config.load(env=env_of(tmp_path, MYCLOUD="mycloud-key-of-the-tests"), cwd=tmp_path)
+    settings = config.load(env=env_of(tmp_path, MYCLOUD="mycloud-key-of-the-tests"), cwd=tmp_path)
     assert settings.extra_hosts == ["mycloud"]
     assert settings.host("mycloud").api_key == config.Secret("mycloud-key-of-the-tests")
-    over = config.config.load(env=env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1"), cwd=tmp_path)
+    over = config.load(env=env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1"), cwd=tmp_path)
     assert over.host("mycloud").base_url == "https://other.example/v1"
 
 

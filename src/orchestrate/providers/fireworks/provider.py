@@ -33,7 +33,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import new_folder, own_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, transfer
+from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
@@ -42,12 +42,13 @@ from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.pages import ends_before
+from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
 from orchestrate.types import (
     Account,
     Artifact,
+    Billing,
     Endpoint,
     Event,
     Feature,
@@ -59,6 +60,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Standing,
     Translation,
 )
 
@@ -209,6 +211,13 @@ class FireworksProvider(Provider):
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
 
+    def billing(self) -> Billing:
+        return standing.joined(
+            self,
+            {"jobs": lambda: standing.jobs(self), "deployments": self.deployments},
+            "training clusters, batch jobs and reserved capacity",
+        )
+
     def base_models(self) -> Sequence[HostModel]:
         client = self._at.client()
         pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=PAGE))
@@ -296,17 +305,20 @@ class FireworksProvider(Provider):
         )
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self.deploy(job, options={**(options or {}), "dry_run": True}).usd_per_hour
+        return self._serving.price(job.job_id, *self._models(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
-        raw, _ = self._at.find(job)
-        base = text(reading.settings_of(raw).get("baseModel")) or ""
-        return self._serving.deploy(job.job_id, self._tuned(job, raw), base, options)
+        """`options`: see `serving.DeployOptions`."""
+        return self._serving.deploy(job.job_id, *self._models(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
-        raw, _ = self._at.find(job)
-        self._serving.remove(job.job_id, reading.tuned_model(raw))
+        self._serving.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._serving.standing()
+
+    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+        return self._serving.deployed(job.job_id)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         raw, _ = self._at.find(job)
@@ -364,11 +376,10 @@ class FireworksProvider(Provider):
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
-        for page in self._at.pages(kind):
-            jobs = [reading.job_of(raw, kind, None, self.name) for raw in page]
-            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
-            if ends_before(jobs, since):
-                return
+        pages = (
+            [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
+        )
+        return made_since(pages, since)
 
     def _get_file(self, url: str) -> list[str]:
         answer = self._at.plain().get(url)
@@ -381,6 +392,11 @@ class FireworksProvider(Provider):
                 f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it has succeeded"
             )
         return reading.tuned_model(raw)
+
+    def _models(self, job: JobHandle) -> tuple[str, str]:
+        """The tuned model and its base."""
+        raw, _ = self._at.find(job)
+        return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""
 
     def _fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
         urls = self._file_urls(model)

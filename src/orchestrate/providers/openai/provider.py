@@ -28,7 +28,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts
+from orchestrate.providers import accounts, standing
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire, headers_of
 from orchestrate.providers.openai import checking, reading, translation
@@ -36,11 +36,12 @@ from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
-from orchestrate.providers.pages import ends_before
+from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Account,
+    Billing,
     Checkpoint,
     Endpoint,
     Event,
@@ -229,13 +230,10 @@ class OpenAIProvider(Provider):
         return self._jobs(since)
 
     def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
-        since = _second(since) if since else None
         source = self.client.fine_tuning.jobs
-        for page in self._wire.pages(lambda: source.list(limit=100, **filters)):
-            jobs = [self._job(answer) for answer in page.data]
-            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
-            if ends_before(jobs, since):
-                return
+        pages = self._wire.pages(lambda: source.list(limit=100, **filters))
+        jobs = ([self._job(answer) for answer in page.data] for page in pages)
+        return made_since(jobs, _second(since) if since else None)
 
     def _job(self, answer: object) -> Job:
         job = reading.job_of(answer, self.name)
@@ -273,6 +271,12 @@ class OpenAIProvider(Provider):
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=100))
         found = [reading.checkpoint_of(c) for page in pages for c in page.data]
         return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+    def billing(self) -> Billing:
+        """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
+        its portal lists."""
+        unseen = "deployments of models on Azure, which bill by the hour: its data API has no list of them"
+        return standing.of_jobs(self, *([unseen] if is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
         """The end dates are OpenAI's word. Whether it tunes a model it does not tell: that is the catalog's
