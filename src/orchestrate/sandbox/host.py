@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
 from orchestrate.sandbox.state import Clock, State
+from orchestrate.sandbox.uploads import Taken
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
@@ -96,6 +97,11 @@ class Host(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
+    place: ClassVar[int]
+    """In lists, and of its port."""
+    taken: ClassVar[Taken]
+    usual_rate: ClassVar[float]
+    """The learning rate, or its multiplier, with which most jobs run."""
 
     def __init__(self, state: State, clock: Clock, trainer: Trainer, settings: Settings) -> None:
         self.state = state

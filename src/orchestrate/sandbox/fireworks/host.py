@@ -20,6 +20,7 @@ from orchestrate.sandbox.fireworks.models import Models
 from orchestrate.sandbox.fireworks.names import ACCOUNT, GRPC, aip_filter, paged
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.uploads import Taken
 from orchestrate.types import MetricPoint
 
 WORDS = {
@@ -37,6 +38,9 @@ WORDS = {
 class FireworksHost(Host):
     name = "fireworks"
     title = "Fireworks"
+    place = 2
+    taken = Taken(message_fields=frozenset({"reasoning_content"}))
+    usual_rate = 1e-4
     status_field = "state"
 
     def __init__(self, *args: Any) -> None:
@@ -317,3 +321,6 @@ def _row(point: MetricPoint) -> dict[str, Any]:
     names = {"train_loss": "train/loss", "valid_loss": "eval/loss", "learning_rate": "train/learning_rate"}
     values = {names.get(name, name): value for name, value in point.values.items()}
     return {"step": point.step, "epoch": point.epoch, **values}
+
+
+HOST = FireworksHost
