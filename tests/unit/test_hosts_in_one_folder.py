@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tests.paths import ROOT
 
-from orchestrate.data.shapes.known import WRITTEN
+from orchestrate.data.shapes.known import BY_NAME
 from orchestrate.profile import built_in, this_machine
 
 SOURCE = ROOT / "src" / "orchestrate"
 HOME = this_machine().kind
 AWAY = [kind for kind in built_in() if kind != HOME]
-FORMATS = "|".join(sorted({name for name in WRITTEN.values() if name}))
+FORMATS = "|".join(sorted(BY_NAME, key=len, reverse=True))
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(AWAY)})(?![a-z])", re.IGNORECASE)
 AS_BACKEND = re.compile(rf"(--provider|-p|provider_options[.:\s{{]+)[\s=]*{HOME}\b")
 """The word `local` is also an extra, an engine and a package; it is the backend where one is meant."""

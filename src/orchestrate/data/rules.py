@@ -15,6 +15,7 @@ from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.profile import this_machine
+from orchestrate.text import size
 from orchestrate.types import Problem, Severity
 
 GIB = 1 << 30
@@ -74,6 +75,16 @@ NO_ROW_WEIGHT = Rule(
 )
 
 
+NO_SPANS = Rule(
+    "loss-spans-lost",
+    Severity.ERROR,
+    "of some answers only a part carries loss; whole answers are trained here",
+    "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
+    lossy=True,
+)
+NO_LOCAL_IMAGES = refused(
+    "local-image", "an image is a file on this machine", "put it in as a data: URL, or by its address"
+)
 NO_KTO = "has no KTO; this machine has it, and preference pairs (DPO) are taken"
 
 
@@ -241,7 +252,7 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
         message = f"{data.rows:,} rows x {epochs or 1} epochs; at most {rules.most_rows:,} are taken"
         found.append(_file_problem(host, data, "too-many-rows", message, "train fewer rows or epochs"))
     if rules.most_bytes is not None and data.canonical_bytes > rules.most_bytes:
-        message = f"{data.canonical_bytes / GIB:.1f} GiB; at most {rules.most_bytes / GIB:.0f} GiB are taken"
+        message = f"{size(data.canonical_bytes)}; at most {size(rules.most_bytes)} are taken"
         found.append(_file_problem(host, data, "file-too-large", message, "train on fewer rows"))
     return found
 

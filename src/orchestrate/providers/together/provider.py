@@ -32,7 +32,7 @@ from orchestrate.errors import (
 )
 from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, transfer
+from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
@@ -54,6 +54,7 @@ from orchestrate.providers.values import (
 from orchestrate.types import (
     Account,
     Artifact,
+    Billing,
     Checkpoint,
     Endpoint,
     Event,
@@ -65,6 +66,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Standing,
     Translation,
 )
 
@@ -201,6 +203,13 @@ class TogetherProvider(Provider):
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
 
+    def billing(self) -> Billing:
+        return standing.joined(
+            self,
+            {"jobs": lambda: standing.jobs(self), "endpoints": self.deployments},
+            "GPU clusters and their volumes",
+        )
+
     def base_models(self) -> Sequence[HostModel]:
         client = self._client()
         pages = self._wire.pages(lambda: client.models.list_supported(product="PRODUCT_FINE_TUNING"))
@@ -291,14 +300,17 @@ class TogetherProvider(Provider):
         )
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self.deploy(job, options={**(options or {}), "dry_run": True}).usd_per_hour
+        return self._serving.price(job.job_id, self._raw_job(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
+        """`options`: see `serving.DeployOptions`."""
         return self._serving.deploy(job.job_id, self._raw_job(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
         self._serving.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._serving.standing()
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         return self._serving.find(job.job_id)
