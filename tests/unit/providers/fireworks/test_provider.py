@@ -580,8 +580,12 @@ def test_cancel_resume_and_delete(host: Host, fireworks: FireworksProvider) -> N
     assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
     host.on("GET", path, job_json(state="JOB_STATE_CANCELLED"))
     fireworks.cancel(JOB)
+    with pytest.raises(UsageError, match="billed again"):
+        fireworks.resume(JOB)
+    assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
+    host.on("GET", path, job_json(state="JOB_STATE_PAUSED"))
     fireworks.resume(JOB)
-    assert len(host.sent("POST", f"{path}:cancel")) == 1 and len(host.sent("POST", f"{path}:resume")) == 1
+    assert len(host.sent("POST", f"{path}:resume")) == 1
     fireworks.delete(JOB)
     host.on("GET", path, GONE)
     fireworks.delete(JOB)
@@ -593,6 +597,11 @@ def test_a_job_that_ends_while_it_is_cancelled(host: Host, fireworks: FireworksP
     host.on("GET", path, job_json(), job_json(state="JOB_STATE_COMPLETED"))
     host.on("POST", f"{path}:cancel", Answer({"code": 9, "message": "ended"}, status=400))
     fireworks.cancel(JOB)
+    assert [(asked.method, asked.path) for asked in host.asked] == [
+        ("GET", path),
+        ("POST", f"{path}:cancel"),
+        ("GET", path),
+    ]
 
 
 # -- the tuned model ---------------------------------------------------------------------------------------
