@@ -19,7 +19,7 @@ from orchestrate.errors import (
     OrchestrateError,
     UsageError,
 )
-from orchestrate.handle import RunHandle
+from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
     Bill,
@@ -282,6 +282,11 @@ class Orchestrator:
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
         return [RunHandle(self, record) for record in self.store.runs.active()]
+
+    def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
+        """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to
+        date."""
+        return [DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)]
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""

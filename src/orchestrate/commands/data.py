@@ -224,6 +224,7 @@ def convert(
     from orchestrate.data.operations import convert as converting
     from orchestrate.providers import registry
 
+    format = registry.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
@@ -235,7 +236,7 @@ def convert(
     ):
         report = converting.convert(
             joined,
-            registry.format_of(settings_of(context), to),
+            format,
             target,
             allow_loss=allow_loss,
             columns=_columns(reading.columns, reading.ignored),

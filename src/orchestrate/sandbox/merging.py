@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.files import whole
+from orchestrate.files import new_folder, whole, write_whole
+from orchestrate.tensors import header_bytes, tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +34,13 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
         b = delta[name.replace(".lora_A.", ".lora_B.")]
         scale = config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
         weights[key] = weights[key] + scale * (b @ a)
-    target.mkdir(parents=True, exist_ok=True)
+    new_folder(target)
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja"):
-            shutil.copy(file, target)
+            write_whole(target / file.name, file.read_bytes())
     shape = json.loads((base / "config.json").read_text(encoding="utf-8"))
     shape.pop("torch_dtype", None)
-    (target / "config.json").write_text(json.dumps({**shape, "dtype": "float32"}, indent=1), encoding="utf-8")
+    write_whole(target / "config.json", json.dumps({**shape, "dtype": "float32"}, indent=1).encode())
     write_tensors(target / "model.safetensors", weights, {"format": "pt"})
     return target
 
@@ -49,33 +49,28 @@ def read_tensors(path: Path) -> dict[str, Array]:
     """All tensors as 32-bit floats; F32, F16 and BF16 are read."""
     import numpy as np
 
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    data = memoryview(path.read_bytes())[8 + len(header_bytes(path)) :]
     found: dict[str, Array] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        raw = data[8 + length + start : 8 + length + end]
-        if entry["dtype"] == "BF16":  # the upper half of a 32-bit float
+    for name, tensor in tensors(path).items():
+        raw = data[slice(*tensor.data_offsets)]
+        if tensor.dtype == "BF16":  # the upper half of a 32-bit float
             values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
-            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
-        found[name] = values.astype(np.float32).reshape(entry["shape"])
+            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[tensor.dtype])
+        found[name] = values.astype(np.float32).reshape(tensor.shape)
     return found
 
 
-def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str]) -> None:
     """A safetensors file of 32-bit floats, written in one step."""
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
-    for name, values in tensors.items():
+    for name, values in weights.items():
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
         at += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with whole(path) as draft, draft.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for values in tensors.values():
+        for values in weights.values():
             out.write(values.tobytes())

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.files import locked
+from orchestrate.files import locked, private_folder
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.fireworks.host import FireworksHost
@@ -192,7 +192,7 @@ def _key(state: State) -> str:
 def _home(home: str | Path | None) -> Generator[Path]:
     if home is not None:
         folder = Path(home).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="orchestrate-sandbox-", ignore_cleanup_errors=True) as made:

@@ -270,16 +270,18 @@ def _open_postgres(url: URL) -> Engine:
 def _patience(url: URL) -> dict[str, Any]:
     """How long a server may be silent, where the URL does not say it itself: a lost one is an error in
     seconds, not a command that hangs."""
-    options = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    limits = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    own = url.query.get("options", ())
     given = {
         "connect_timeout": 10,
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * _STATEMENT_S,
-        "options": options,
     }
-    return {name: value for name, value in given.items() if name not in url.query}
+    unsaid = {name: value for name, value in given.items() if name not in url.query}
+    # What comes later wins, so that the URL's own options are added to ours and stand above them.
+    return unsaid | {"options": " ".join([limits, *([own] if isinstance(own, str) else own)])}
 
 
 def _prepare_postgres(engine: Engine, place: str) -> None:

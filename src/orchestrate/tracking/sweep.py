@@ -33,6 +33,7 @@ from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
+from orchestrate.tracking.upkeep import LOOK_BACK, Upkeep
 from orchestrate.types import Event, Feature, Job, JobHandle, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
     capped: list[str] = []
     """Runs that passed their cap and were told to end."""
     alarms: list[Event] = []
+    hosting: list[str] = []
+    """What is to be told of deployments, a sentence each."""
+    ending: list[str] = []
+    """Runs whose deployment is to end, and that the host still has."""
     failures: list[Failure] = []
     asked: int = 0
     """Requests to hosts, about: the pages of their lists and what was asked one by one."""
@@ -101,6 +106,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
         for name in ("adopted", "not_made", "unsettled", "unsent", "elsewhere", "changed", "ended", "capped"):
             if runs := getattr(self, name):
                 parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
+        parts += self.hosting
+        if self.ending:
+            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
         parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
         return "\n".join(parts)
@@ -121,7 +129,8 @@ def sync(
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
-    for name in store.runs.open_providers():
+    hosting = store.deployments.open_providers(since=store.clock.now() - LOOK_BACK)
+    for name in sorted({*store.runs.open_providers(), *hosting}):
         if wanted is not None and name not in wanted:
             continue
         try:
@@ -131,6 +140,8 @@ def sync(
             continue
         try:
             _Sweep(store, backend, report, bill, timing).run()
+            if name in hosting:
+                _keep_up(store, backend, report, timing)
         except StoreError:
             raise
         except OrchestrateError as error:
@@ -138,6 +149,16 @@ def sync(
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
             report.failed(name, UnexpectedAnswer(name, f"{type(error).__name__}: {error}"))
     return report
+
+
+def _keep_up(store: Store, backend: Provider, report: SyncReport, timing: Timing) -> None:
+    upkeep = Upkeep(store, backend, timing)
+    upkeep.run()
+    report.asked += upkeep.asked
+    report.hosting += upkeep.told
+    report.ending += upkeep.ending
+    for error in upkeep.failures:
+        report.failed(backend.config.name, error)
 
 
 def refresh(

@@ -20,10 +20,10 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
-from orchestrate.files import sha256, whole
+from orchestrate.files import private_folder, sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
-from orchestrate.local.job import Hyper, LocalJob, Method
+from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.model import gguf_files, models
 from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
@@ -182,7 +182,7 @@ class LocalProvider(Provider):
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
-        folder = self.home / "data"
+        folder = private_folder(self.home / "data")
         train = data.train.write(self.target, folder)
         validation = data.validation.write(self.target, folder) if data.validation else None
         if progress is not None:
@@ -210,7 +210,7 @@ class LocalProvider(Provider):
             validation=remote.validation_id,
             dataset_digest=remote.digest,
             method=msgspec.convert(body["method"], Method),
-            adapter=body["adapter"],
+            adapter=msgspec.convert(body["adapter"], Adapter),
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),
             threads=body.get("threads"),

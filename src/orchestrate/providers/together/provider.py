@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -30,6 +31,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.files import new_folder
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
@@ -280,14 +282,16 @@ class TogetherProvider(Provider):
 
         # The unfinished archive lies beside the folder, so that a later call finds it.
         words = "-".join(str(v) for v in query.values())
-        archive = dest.parent / f".{dest.name}.{job.job_id}-{words}.download"
-        transfer.fetch(self._wire, opened, archive, progress=progress)
+        waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}-{words}.download"
+        archive = waiting / "archive"
+        most = transfer.limit_bytes(self.config, self.size_of(text(raw.get("model"))))
+        transfer.fetch(self._wire, opened, archive, limit_bytes=most, progress=progress)
         try:
-            files = archives.unpack(archive, dest)
+            files = archives.unpack(archive, dest, limits=archives.Limits(total_bytes=most))
         except ArtifactRefused:
-            archive.unlink()  # kept only where the fault is on this side, such as a full disk
+            shutil.rmtree(waiting)  # kept only where the fault is on this side, such as a full disk
             raise
-        archive.unlink()
+        shutil.rmtree(waiting)
         return Artifact(
             kind=archives.kind_of(files, full=full),
             folder=str(dest),
