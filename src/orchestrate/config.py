@@ -95,7 +95,8 @@ class HostConfig:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.
             ask = self.url_from_file and not loopback
-            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
+            family = mine.origins if (mine := _known(self.kind)) else frozenset[str]()
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.warning(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
                     self.api_key,
