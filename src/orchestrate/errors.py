@@ -6,6 +6,7 @@ OrchestrateError
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
 |   +-- KeyElsewhere            exit 3   an API key would go to another host than before
+|   +-- OtherAccount            exit 3   a run is in another account than that of the key
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
 |   +-- StoreError              exit 3   the run store cannot be used as it is
@@ -101,6 +102,28 @@ class KeyElsewhere(SetupError):
         self.provider = provider
         self.host = host
         self.known = tuple(known)
+
+
+class OtherAccount(SetupError):
+    """A run is in another account of its host than that of the key; nothing was asked or changed there.
+    `account` is the one that is needed, `None` when a run from an earlier version does not tell it."""
+
+    def __init__(
+        self, provider: str, run_id: str, account: str | None, here: str, *, unsent: bool = False
+    ) -> None:
+        where = f"run {run_id} is in an account of {provider} that is not known"
+        if account is not None:
+            where = f"run {run_id} is in another account of {provider}: {account}"
+        super().__init__(
+            f"{where}; the key in use is of: {here}",
+            fix=f"orchestrate cancel {run_id}, then submit again"
+            if unsent
+            else "use the key, organization, project or account id that it was submitted with",
+        )
+        self.provider = provider
+        self.run_id = run_id
+        self.account = account
+        self.here = here
 
 
 class MissingExtra(SetupError):

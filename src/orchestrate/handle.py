@@ -152,11 +152,12 @@ class RunHandle:
         """Stops until `resume`. Raises `Unsupported` where the host cannot."""
         self.provider.require(Feature.PAUSE)
         self._going("pause")
-        self.provider.pause(self.record.handle)
+        self._here().pause(self.record.handle)
         return self.refresh()
 
     def resume(self) -> Run:
-        """Goes on with a paused job, or with a submit that was interrupted before its job was made."""
+        """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job that
+        has ended stays ended: started again it would be billed again, outside the price that was agreed to."""
         if self.record.job_id is None:
             from orchestrate.tracking import Submitter, stored_spec
 
@@ -165,10 +166,17 @@ class RunHandle:
             self.record = Submitter(self._ft.store, self.provider).resume(self.record, data)
             return self.record
         self.provider.require(Feature.RESUME)
-        if self.record.status is JobStatus.SUCCEEDED:
-            self._going("resume")
+        self.refresh()
+        self._going("resume")
         self.provider.resume(self.record.handle)
         return self.refresh()
+
+    def _here(self) -> Provider:
+        """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
+        from orchestrate.tracking import accounts
+
+        accounts.require(self._ft.store, self.provider, self.record)
+        return self.provider
 
     def _going(self, verb: str) -> None:
         if self.record.status.terminal:
@@ -195,32 +203,30 @@ class RunHandle:
         models = self._ft.settings.home / "models"
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
-            return self.provider.download(
-                self.record.handle, folder, checkpoint=checkpoint, progress=progress
-            )
+            return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
         from orchestrate.providers import downloads
 
         folder = models / self.id
         found = downloads.read(folder)
         if found is None:
-            found = self.provider.download(self.record.handle, folder, progress=progress)
+            found = self._here().download(self.record.handle, folder, progress=progress)
             downloads.write(folder, found)
         return found
 
     def deployment_price(self, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
         self.provider.require(Feature.DEPLOY)
-        return self.provider.deployment_price(self.record.handle, options=options)
+        return self._here().deployment_price(self.record.handle, options=options)
 
     def deploy(self, **options: Any) -> Endpoint:
         """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`."""
         self.provider.require(Feature.DEPLOY)
-        return self.provider.deploy(self.record.handle, options=options)
+        return self._here().deploy(self.record.handle, options=options)
 
     def undeploy(self) -> None:
         """Ends what `deploy` started, and its billing."""
         self.provider.require(Feature.DEPLOY)
-        self.provider.undeploy(self.record.handle)
+        self._here().undeploy(self.record.handle)
 
     def chat(
         self,
@@ -232,7 +238,7 @@ class RunHandle:
     ) -> Reply:
         """One answer of the tuned model, or with `base` of the model that it was tuned from."""
         self.provider.require(Feature.CHAT)
-        [reply] = self.provider.generate(
+        [reply] = self._here().generate(
             self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )
         return reply

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrate.tracking.background import Background
     from orchestrate.tracking.channels import Channel
     from orchestrate.tracking.leases import Lease as Lease
+    from orchestrate.tracking.recovery import Choose as Choose
+    from orchestrate.tracking.recovery import Lost as Lost
     from orchestrate.tracking.recovery import Recovery
     from orchestrate.tracking.sweep import Failure as Failure
     from orchestrate.types import Run
@@ -60,11 +62,11 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
         problems += tell(ft.store, found)
 
 
-def recover(ft: Orchestrator, provider: str = "all") -> Recovery:
-    """Rebuilds a lost store from the hosts' lists."""
+def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = None) -> Recovery:
+    """Rebuilds a lost store from the hosts' lists: all that carries a ref of ours, or what is chosen of it."""
     from orchestrate.tracking import recover
 
-    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)])
+    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose)
 
 
 def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[int]:

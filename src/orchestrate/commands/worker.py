@@ -13,12 +13,12 @@ import msgspec
 import typer
 
 from orchestrate import watching
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.commands.console import Json, confirm, note, orchestrator, out, print_json, warn
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
 from orchestrate.text import inert_json
 
 if TYPE_CHECKING:
-    from orchestrate.watching import SyncReport
+    from orchestrate.watching import Choose, Lost, SyncReport
 
 
 def worker(
@@ -66,24 +66,49 @@ def recover(
     provider: Annotated[
         str, typer.Option("--provider", "-p", help="Backends to search, joined by commas.", metavar="NAMES")
     ] = "all",
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Take these, by id.", metavar="[RUN]...", show_default=False)
+    ] = None,
+    all_of_them: Annotated[
+        bool, typer.Option("--all", help="Take all without asking, also what colleagues submitted.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Rebuild a lost store: every job on the hosts that carries one of our refs becomes a run again."""
+    """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In an account that
+    is shared they may be a colleague's, so they are listed and asked for."""
     with orchestrator(context) as ft:
-        report = watching.recover(ft, provider)
+        report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
     if json:
         print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
     else:
-        for run_id in report.recovered:
-            out.print(f"recovered {run_id}")
+        for verb in ("recovered", "adopted"):
+            for run_id in getattr(report, verb):
+                out.print(f"{verb} {run_id}")
         for ref in report.doubled:
             warn(f"{ref} has more than one job; see  orchestrate events {ref}")
         for failure in report.failures:
             note(f"{failure.provider} was not searched: {failure.message}")
         note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
-    if report.doubled:
+    if report.offered:
+        note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
+    if report.doubled or (report.offered and not run):
         raise typer.Exit(1)
+
+
+def _choice(named: list[str] | None) -> Choose:
+    """Those that were named, else all or none after they were shown."""
+
+    def choose(lost: list[Lost]) -> list[str]:
+        if named:
+            return named
+        for job in lost:
+            when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
+            note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
+        asked = f"take these {len(lost)} run(s) into this store? A colleague's may be among them"
+        return [job.run_id for job in lost] if confirm(asked, yes=False) else []
+
+    return choose
 
 
 def _tell(report: SyncReport, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@
     retry_after seconds, sent as the Retry-After header
     delay_s     seconds, for slow, late_commit and list_lag
     word        for unknown_status
+    content     for no_list
 
 Kinds:
 
@@ -21,6 +22,9 @@ Kinds:
     training_closed 403 training_not_available, as a host that takes no new jobs
     lost_request    the connection closes before anything is done
     lost_answer     the request is done, the connection closes without an answer
+    refused_after   the request is done; the answer says `status` (default 400) as if it were not
+    no_list         200 with `content` (default `{}`) in place of what was asked for; nothing is done
+    endless         a list's first page, whichever was asked for, that says there are more
     late_commit     the connection closes at once; the request is done `delay_s` later
     half_body       the request is done; the connection closes in the middle of the answer
     bad_json        the request is done; the answer says that it is JSON and breaks off in the middle
@@ -47,6 +51,9 @@ Kind = Literal[
     "training_closed",
     "lost_request",
     "lost_answer",
+    "refused_after",
+    "no_list",
+    "endless",
     "late_commit",
     "half_body",
     "bad_json",
@@ -75,6 +82,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     retry_after: float | None = None
     delay_s: float = 1.0
     word: str = "defrosting"
+    content: Any = {}
     hits: int = 0
     """Requests that it befell so far."""
 

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrate.config import SANDBOX_KEY_PREFIX
+from orchestrate.sandbox.accounts import HERE, account_of
 from orchestrate.sandbox.faults import Fault, FaultBook
 from orchestrate.sandbox.host import LIST_LAG_S, Host, HostError
 
@@ -68,6 +70,8 @@ class Front:
     def __init__(self, host: Host, app: ASGIApp) -> None:
         self.host = host
         self.app = app
+        self.own_key = ""
+        """The sandbox's own; every other key has another account."""
         self.control: ASGIApp = app
         """Serves `/` and what is below `/_sandbox`; set by whoever builds the sandbox."""
         self.faults = FaultBook()
@@ -77,13 +81,15 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        marked = _marked(send)
+        marked = self._marked(send)
         path: str = scope["path"]
         if path == "/" or path.startswith("/_sandbox"):
             await self.control(scope, receive, marked)
             return
         request = Request(scope)
-        if not path.startswith("/_signed/") and (refusal := self._check_key(request)):
+        if path.startswith("/_signed/"):
+            HERE.set(request.query_params.get("account"))
+        elif refusal := self._check_key(request):
             await refusal(scope, receive, marked)
             return
         receive, body = await self._logged(request, receive)
@@ -93,11 +99,23 @@ class Front:
         else:
             await self._suffer(fault, scope, receive, marked, body)
 
+    def _marked(self, send: Send) -> Send:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = {"x-orchestrate-sandbox": "1", **self.host.headers()}
+                coded = [(name.encode(), value.encode()) for name, value in added.items()]
+                message = {**message, "headers": [*message.get("headers", []), *coded]}
+            await send(message)
+
+        return marked
+
     def _check_key(self, request: Request) -> Response | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         given = given or request.headers.get("x-api-key", "") or request.headers.get("api-key", "")
         if given.startswith(SANDBOX_KEY_PREFIX):
-            return None
+            HERE.set(account_of(given, self.own_key))  # each request runs in a context of its own
+            denied = self.host.denied(request)
+            return self.host.error(denied) if denied else None
         return self.host.error(
             HostError(
                 401,
@@ -128,6 +146,8 @@ class Front:
         kind = fault.kind
         if kind in ("error", "rate_limit", "training_closed"):
             await self._refusal(fault)(scope, receive, send)
+        elif kind == "no_list":
+            await JSONResponse(fault.content)(scope, receive, send)
         elif kind == "html":
             await HTMLResponse(_PROXY_PAGE, fault.status or 200)(scope, receive, send)
         elif kind == "lost_request":
@@ -156,12 +176,15 @@ class Front:
                 await answer(scope, receive, send)
             case "unknown_status":
                 await _with_word(answer, self.host.status_field, fault.word)(scope, receive, send)
+            case "endless":
+                first = await self._do({**scope, "query_string": b""}, body)
+                await _changed(first, lambda page: page.update(self.host.endless))(scope, receive, send)
             case "slow":
                 await asyncio.sleep(fault.delay_s)
                 await answer(scope, receive, send)
             case "html_after":
                 await HTMLResponse(_PROXY_PAGE, fault.status or 200)(scope, receive, send)
-            case "timeout":
+            case "timeout" | "refused_after":
                 await self._refusal(fault)(scope, receive, send)
             case "bad_json":
                 content = bytes(answer.body)
@@ -178,6 +201,7 @@ class Front:
     def _refusal(self, fault: Fault) -> Response:
         status, code, message = {
             "rate_limit": (429, "rate_limit_exceeded", "Rate limit reached (asked for by a sandbox fault)"),
+            "refused_after": (400, "", "Invalid request (asked for by a sandbox fault)"),
             "timeout": (504, "timeout", "The gateway gave up waiting (asked for by a sandbox fault)"),
             "training_closed": (
                 403,
@@ -193,7 +217,7 @@ class Front:
             HostError(
                 status,
                 fault.message or message,
-                code=fault.code or code,
+                code=fault.code or code or None,
                 type=fault.type or ("invalid_request_error" if status < 500 else "server_error"),
                 param=fault.param,
                 headers={"retry-after": f"{wait:g}"} if timed else None,
@@ -217,15 +241,6 @@ class Front:
         answer = Response(content, status_code=start["status"])
         answer.raw_headers = list(start["headers"])
         return answer
-
-
-def _marked(send: Send) -> Send:
-    async def marked(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), (b"x-orchestrate-sandbox", b"1")]}
-        await send(message)
-
-    return marked
 
 
 def _replay(body: bytes) -> Receive:
@@ -256,16 +271,26 @@ async def _half(answer: Response, send: Send) -> None:
 
 def _with_word(answer: Response, field: str, word: str) -> Response:
     """The answer with the status of each job in it replaced."""
+
+    def replace(content: dict[str, Any]) -> None:
+        items: list[Any] = [content]
+        for value in content.values():
+            items.extend(value if isinstance(value, list) else ())  # pyright: ignore[reportUnknownArgumentType]
+        for item in items:
+            if isinstance(item, dict) and isinstance(item.get(field), str):  # pyright: ignore
+                item[field] = word
+
+    return _changed(answer, replace)
+
+
+def _changed(answer: Response, change: Callable[[dict[str, Any]], None]) -> Response:
+    """The answer with a change to its JSON object; as it is when it has none."""
     try:
         content: Any = json.loads(bytes(answer.body))
     except ValueError:
         return answer
-    items: list[Any] = [content]
-    for value in content.values() if isinstance(content, dict) else ():  # pyright: ignore
-        items.extend(value if isinstance(value, list) else ())  # pyright: ignore[reportUnknownArgumentType]
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get(field), str):  # pyright: ignore
-            item[field] = word
+    if isinstance(content, dict):
+        change(content)  # pyright: ignore[reportUnknownArgumentType]
     headers = {
         k.decode(): v.decode() for k, v in answer.raw_headers if k not in (b"content-length", b"content-type")
     }

@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
-from orchestrate.sandbox.state import Clock, State
+from orchestrate.sandbox.state import Clock, State, token
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
@@ -96,6 +97,8 @@ class Host(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
+    endless: ClassVar[dict[str, Any]]
+    """What a page of a list says when there are more."""
 
     def __init__(self, state: State, clock: Clock, trainer: Trainer, settings: Settings) -> None:
         self.state = state
@@ -119,6 +122,19 @@ class Host(ABC):
     @abstractmethod
     def env(self, key: str) -> dict[str, str]:
         """What a client needs in its environment."""
+
+    def headers(self) -> dict[str, str]:
+        """What every answer to the request at hand carries."""
+        return {}
+
+    def denied(self, request: Request) -> HostError | None:
+        """Why the account of the request may not ask for this."""
+        del request
+        return None
+
+    def signed(self, path: str) -> str:
+        """A URL of this host that needs no key, for what belongs to the account of the request."""
+        return f"{self.base_url}/_signed/{path}?account={here()}&signature={token()}"
 
     # -- jobs ----------------------------------------------------------------------------------------------
 

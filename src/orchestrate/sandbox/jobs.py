@@ -214,3 +214,5 @@ class Settings:
     result_encoding: str = "base64"
     credit_usd: float = 1000.0
     """The account's limit at Together; a job above it is not allowed to proceed."""
+    tells_account: bool = True
+    """Whether OpenAI and Together say whose a key is. Fireworks' resources are named by it anyway."""

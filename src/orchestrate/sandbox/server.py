@@ -128,6 +128,7 @@ def serve(
         for host, sock in zip(hosts.values(), sockets, strict=True):
             host.base_url = urls[host.name] = f"http://127.0.0.1:{sock.getsockname()[1]}"
             front = Front(host, _app(host))
+            front.own_key = key
             front.control = control_app(host, front, clock)
             fronts[host.name] = front
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}

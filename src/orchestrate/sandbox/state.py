@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.files import whole
+from orchestrate.sandbox.accounts import HERE, here
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   host TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, tag TEXT, body TEXT NOT NULL,
-  UNIQUE (host, kind, id)
+  account TEXT NOT NULL DEFAULT 'sandbox',
+  UNIQUE (host, account, kind, id)
 );
+CREATE INDEX IF NOT EXISTS by_id ON objects (host, kind, id);
 CREATE INDEX IF NOT EXISTS by_kind ON objects (host, kind, seq);
 CREATE INDEX IF NOT EXISTS by_tag ON objects (host, kind, tag, seq);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -53,7 +56,14 @@ class State:
         )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        known = {row[1] for row in self._db.execute("PRAGMA table_info(objects)")}
+        if known and "account" not in known:  # a home from before keys had accounts
+            self._db.execute("ALTER TABLE objects RENAME TO former")
         self._db.executescript(_SCHEMA)
+        if known and "account" not in known:
+            fields = "seq, host, kind, id, tag, body"
+            self._db.execute(f"INSERT INTO objects ({fields}) SELECT {fields} FROM former")  # noqa: S608  fixed texts
+            self._db.execute("DROP TABLE former")
 
     def close(self) -> None:
         with self._lock:
@@ -75,34 +85,36 @@ class State:
             self._db.execute("COMMIT")
 
     def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
-        """Makes or replaces one object; a replaced one keeps its place in the order."""
+        """Makes or replaces one object; a replaced one keeps its place in the order, and its account."""
+        text = json.dumps(body)
         with self._lock:
-            self._db.execute(
-                "INSERT INTO objects (host, kind, id, tag, body) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (host, kind, id) DO UPDATE SET body = excluded.body,"
-                " tag = coalesce(excluded.tag, objects.tag)",
-                (host, kind, id, tag, json.dumps(body)),
+            clause, values = _chosen(host, kind, id)
+            done = self._db.execute(
+                f"UPDATE objects SET body = ?, tag = coalesce(?, tag) WHERE {clause}",  # noqa: S608  fixed texts
+                (text, tag, *values),
             )
+            if not done.rowcount:
+                self._db.execute(
+                    "INSERT INTO objects (host, account, kind, id, tag, body) VALUES (?, ?, ?, ?, ?, ?)",
+                    (host, here(), kind, id, tag, text),
+                )
 
     def get(self, host: str, kind: str, id: str) -> dict[str, Any] | None:
         with self._lock:
-            row = self._db.execute(
-                "SELECT body FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
-            ).fetchone()
+            clause, values = _chosen(host, kind, id)
+            row = self._db.execute(f"SELECT body FROM objects WHERE {clause}", values).fetchone()  # noqa: S608
         return json.loads(row[0]) if row else None
 
     def delete(self, host: str, kind: str, id: str) -> bool:
         with self._lock:
-            done = self._db.execute(
-                "DELETE FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
-            )
+            clause, values = _chosen(host, kind, id)
+            done = self._db.execute(f"DELETE FROM objects WHERE {clause}", values)  # noqa: S608  fixed texts
             return done.rowcount > 0
 
     def count(self, host: str, kind: str) -> int:
         with self._lock:
-            return self._db.execute(
-                "SELECT count(*) FROM objects WHERE host = ? AND kind = ?", (host, kind)
-            ).fetchone()[0]
+            clause, values = _chosen(host, kind)
+            return self._db.execute(f"SELECT count(*) FROM objects WHERE {clause}", values).fetchone()[0]  # noqa: S608
 
     def all(
         self,
@@ -121,7 +133,8 @@ class State:
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         seq = self._seq(host, kind, after) if after is not None else None
         while True:
-            clauses, values = ["host = ?", "kind = ?"], [host, kind]
+            chosen, values = _chosen(host, kind)
+            clauses = [chosen]
             if tag is not None:
                 clauses.append("tag = ?")
                 values.append(tag)
@@ -143,9 +156,8 @@ class State:
 
     def _seq(self, host: str, kind: str, id: str) -> int:
         with self._lock:
-            row = self._db.execute(
-                "SELECT seq FROM objects WHERE host = ? AND kind = ? AND id = ?", (host, kind, id)
-            ).fetchone()
+            clause, values = _chosen(host, kind, id)
+            row = self._db.execute(f"SELECT seq FROM objects WHERE {clause}", values).fetchone()  # noqa: S608
         return row[0] if row else -1
 
     def setting(self, name: str, default: str) -> str:
@@ -164,6 +176,13 @@ class State:
         """Writes an uploaded file in one step and returns its size."""
         with whole(self.files / name) as draft, draft.open("wb") as out:
             return sum(out.write(chunk) for chunk in chunks)
+
+
+def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]]:
+    """The condition for what the request at hand may see."""
+    wanted = {"host": host, "kind": kind, "id": id, "account": HERE.get()}
+    found = {name: value for name, value in wanted.items() if value is not None}
+    return " AND ".join(f"{name} = ?" for name in found), [*found.values()]
 
 
 class Clock:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
@@ -166,11 +166,12 @@ class History:
 
     # -- uploads -------------------------------------------------------------------------------------------
 
-    def record_upload(self, provider: str, host: str, remote: RemoteDataset) -> None:
-        """Remembers where a host keeps a dataset, so that the same content is never sent twice."""
+    def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
+        """Remembers where an account keeps a dataset, so that the same content is never sent twice."""
         insert = self._db.insert(schema.uploads).values(
             provider=provider,
             host=host,
+            account=account,
             digest=remote.digest,
             at=stamp(self._db.clock.now()),
             record=remote.to_json().decode(),
@@ -178,29 +179,22 @@ class History:
         with self._db.writing() as connection:
             connection.execute(
                 insert.on_conflict_do_update(
-                    index_elements=["provider", "host", "digest"],
+                    index_elements=["provider", "host", "account", "digest"],
                     set_={"record": insert.excluded.record, "at": insert.excluded.at},
                 )
             )
 
-    def upload(self, provider: str, host: str, digest: str) -> RemoteDataset | None:
-        table = schema.uploads
-        query = select(table.c.record).where(
-            table.c.provider == provider, table.c.host == host, table.c.digest == digest
-        )
+    def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
+        """`None` asks for an upload from before accounts were kept."""
+        query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
         return None if row is None else RemoteDataset.from_json(row)
 
-    def forget_upload(self, provider: str, host: str, digest: str) -> None:
+    def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
         """The host no longer has it, or would not take it."""
-        table = schema.uploads
         with self._db.writing() as connection:
-            connection.execute(
-                table.delete().where(
-                    table.c.provider == provider, table.c.host == host, table.c.digest == digest
-                )
-            )
+            connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
 
     # -- records of other rooms ----------------------------------------------------------------------------
 
@@ -298,3 +292,9 @@ def _merged(known: str | None, point: MetricPoint) -> str:
         epoch=old.epoch if point.epoch is None else point.epoch,
     )
     return new.to_json().decode()
+
+
+def _upload(provider: str, host: str, account: str | None, digest: str) -> ColumnElement[bool]:
+    table = schema.uploads
+    place = (table.c.provider == provider) & (table.c.host == host) & (table.c.account == (account or ""))
+    return place & (table.c.digest == digest)

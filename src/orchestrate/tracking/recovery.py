@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.tracking import transitions
+from orchestrate.tracking import accounts, transitions
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.sweep import Failure
@@ -19,26 +20,47 @@ if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
 
 
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with a ref of ours that the store does not know: of a lost store, or of a colleague's."""
+
+    provider: str
+    account: str
+    run_id: str
+    job_id: str
+    model: str | None
+    status: str
+    created_at: datetime | None
+
+
 class Recovery(msgspec.Struct, kw_only=True):
     """What `recover` found, by run id."""
 
     recovered: list[str] = []
+    adopted: list[str] = []
+    """Known runs without a job, which have one on the host."""
+    offered: list[Lost] = []
+    """Those that were found and not chosen."""
     known: list[str] = []
     doubled: list[str] = []
     """Refs with more than one job: the oldest became the run, an alarm names the others."""
     failures: list[Failure] = []
 
 
-def recover(store: Store, providers: Iterable[Provider]) -> Recovery:
-    """Makes a run of each job with a ref of ours that the store does not know; changes nothing on a host.
+Choose = Callable[[list[Lost]], Collection[str]]
+"""Gives the ids of the runs to take."""
+
+
+def recover(store: Store, providers: Iterable[Provider], choose: Choose | None = None) -> Recovery:
+    """Makes a run of each job with a ref of ours that the store does not know, or of those that are chosen;
+    changes nothing on a host.
 
     What only the lost store knew (the spec, the quote, the tags) is gone and left empty; ids and refs are the
     old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
     """
-    report = Recovery()
+    report, lost = Recovery(), list[tuple[Lost, Provider, list[Job]]]()
     for provider in providers:
         try:
-            _recover(store, provider, report)
+            lost += _search(store, provider, report)
         except OrchestrateError as error:
             report.failures.append(
                 Failure(
@@ -48,10 +70,21 @@ def recover(store: Store, providers: Iterable[Provider]) -> Recovery:
                     retry_after_s=getattr(error, "retry_after_s", None),
                 )
             )
+    offered = [entry for entry, _, _ in lost]
+    chosen = (
+        {entry.run_id for entry in offered} if choose is None else set(choose(offered) if offered else ())
+    )
+    report.offered = [entry for entry in offered if entry.run_id not in chosen]
+    for entry, provider, jobs in lost:
+        if entry.run_id in chosen:
+            _take(store, provider, entry.account, jobs, report)
     return report
 
 
-def _recover(store: Store, provider: Provider, report: Recovery) -> None:
+def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lost, Provider, list[Job]]]:
+    """The jobs that no run has. Runs of which the store knows no job get theirs at once."""
+    here = accounts.account_of(store, provider)
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
     for job in provider.list():
         if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
@@ -59,18 +92,39 @@ def _recover(store: Store, provider: Provider, report: Recovery) -> None:
     known = {run.ref: run for run in store.runs.of_refs(by_ref)}
     for ref, jobs in by_ref.items():
         jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
-        if ref in known:
-            report.known.append(known[ref].id)
+        run = known.get(ref)
+        if run is None:
+            first = jobs[0]
+            entry = Lost(
+                provider=provider.config.name,
+                account=here,
+                run_id=run_id_of(ref),
+                job_id=first.handle.job_id,
+                model=first.model,
+                status=first.status.value,
+                created_at=first.created_at,
+            )
+            lost.append((entry, provider, jobs))
             continue
-        run = _run_of(store, provider, ref, jobs[0])
-        store.runs.restore(run)
-        report.recovered.append(run.id)
-        if others := [job.handle.job_id for job in jobs[1:]]:
-            report.doubled.append(ref)
-            Submitter(store, provider).alarm(run, set(others))
+        report.known.append(run.id)
+        mine = (run.provider, run.host) == (provider.config.name, provider.host)
+        if mine and run.job_id is None and accounts.is_here(store, provider, run.account) is not False:
+            Submitter(store, provider).adopt(run, [job.handle for job in jobs])
+            report.adopted.append(run.id)
+    return lost
 
 
-def _run_of(store: Store, provider: Provider, ref: str, job: Job) -> Run:
+def _take(store: Store, provider: Provider, account: str, jobs: list[Job], report: Recovery) -> None:
+    ref = str(jobs[0].handle.ref)
+    run = _run_of(store, provider, account, ref, jobs[0])
+    store.runs.restore(run)
+    report.recovered.append(run.id)
+    if others := [job.handle.job_id for job in jobs[1:]]:
+        report.doubled.append(ref)
+        Submitter(store, provider).alarm(run, set(others))
+
+
+def _run_of(store: Store, provider: Provider, account: str, ref: str, job: Job) -> Run:
     now = store.clock.now()
     spec: dict[str, Any] = {"model": job.model or "unknown", "train": "unknown"}
     run = Run(
@@ -82,6 +136,7 @@ def _run_of(store: Store, provider: Provider, ref: str, job: Job) -> Run:
         spec_hash="",
         dataset_digest="",
         host=provider.host,
+        account=account,
         sandbox=provider.sandbox,
         phase=SubmitPhase.SUBMITTED,
         status=JobStatus.SUBMITTING,

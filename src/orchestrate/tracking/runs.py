@@ -52,6 +52,7 @@ class Runs:
         model: str | None = None,
         dataset_digest: str,
         host: str,
+        account: str | None = None,
         sandbox: bool = False,
         quote: Quote | None = None,
         max_cost_usd: Decimal | None = None,
@@ -69,6 +70,7 @@ class Runs:
             spec_hash=spec.hash(),
             dataset_digest=dataset_digest,
             host=host,
+            account=account,
             sandbox=sandbox,
             phase=SubmitPhase.INTENT,
             status=JobStatus.SUBMITTING,
@@ -167,7 +169,8 @@ class Runs:
                 schema.stamps.insert().values(run_id=run_id, attempt=attempt, boot=up.boot, uptime=up.seconds)
             )
         if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
-            columns["closed"] = after.phase is SubmitPhase.REFUSED
+            # What was sent and refused is looked for once more: it may have been done all the same.
+            columns["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
         connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **columns))
         if note or (before.phase, before.status, before.raw_status) != (
             after.phase,
@@ -381,6 +384,7 @@ def _columns(run: Run, clock: Clock) -> dict[str, Any]:
         "name": run.spec.get("suffix"),
         "provider": run.provider,
         "host": run.host,
+        "account": run.account,
         "sandbox": run.sandbox,
         "phase": run.phase.value,
         "status": run.status.value,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text, text
 
-VERSION = 2
+VERSION = 3
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -48,9 +48,13 @@ runs = Table(
     Column("bill_usd", Text),
     Column("committed_usd", Text),
     Column("record", Text, nullable=False),
+    Column("account", Text),
+    Column("idempotency_key", String(255)),
+    Column("made_by", Text),
     Index("runs_by_age", "created_at"),
     Index("runs_open", "closed", "provider"),
     Index("runs_by_job", "provider", "job_id"),
+    Index("runs_by_key", "idempotency_key", unique=True),
 )
 
 transitions = Table(
@@ -100,6 +104,8 @@ uploads = Table(
     metadata,
     Column("provider", String(64), primary_key=True),
     Column("host", String(255), primary_key=True),
+    # Empty for what was uploaded before accounts were kept.
+    Column("account", String(255), primary_key=True),
     Column("digest", String(64), primary_key=True),
     Column("at", String(40), nullable=False),
     Column("record", Text, nullable=False),
@@ -161,13 +167,37 @@ pauses = Table(
     Column("until", String(40), nullable=False),
 )
 
+# Ids of one account, as several keys or a host that began to tell it give; an id without a row stands alone.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("provider", String(64), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("first_id", String(255), nullable=False),
+)
+
 
 def _to_2(connection: Connection) -> None:
     """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
     metadata.create_all(connection, tables=[deliveries, pauses])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2}
+def _to_3(connection: Connection) -> None:
+    """The account of each run and upload, who made a run, and a caller's own key for it."""
+    metadata.create_all(connection, tables=[accounts])
+    for name in ("account", "idempotency_key", "made_by"):
+        kind = runs.c[name].type.compile(connection.dialect)
+        connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
+    next(index for index in runs.indexes if index.name == "runs_by_key").create(connection)
+    kept = connection.execute(text("SELECT provider, host, digest, at, record FROM uploads")).mappings().all()
+    uploads.drop(connection)
+    uploads.create(connection)
+    if kept:
+        connection.execute(uploads.insert(), [{**row, "account": ""} for row in kept])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3}
 """From the schema in the key to the next one."""
 
 

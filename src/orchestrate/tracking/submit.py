@@ -13,10 +13,8 @@ not in silence, and not at all where the host takes the job's id from us (Firewo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ from orchestrate.errors import (
     OrchestrateError,
     OutcomeUnknown,
     OverBudget,
+    PermissionRefused,
     ProviderError,
     QuotaExceeded,
     RateLimited,
@@ -35,10 +34,11 @@ from orchestrate.errors import (
 )
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import transitions
-from orchestrate.tracking.leases import Lease, LeaseHeld
+from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking.leases import Lease
+from orchestrate.tracking.settling import Settler, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
-from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Event, Feature, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -48,12 +48,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Submitter:
+class Submitter(Settler):
     """The protocol on one store and one backend."""
 
-    store: Store
-    provider: Provider
-    timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
 
     # -- sending -------------------------------------------------------------------------------------------
@@ -89,6 +86,7 @@ class Submitter:
             model=_model(spec, self.provider),
             dataset_digest=data.digest,
             host=self.provider.host,
+            account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
             quote=quote,
             max_cost_usd=max_cost_usd,
@@ -99,30 +97,53 @@ class Submitter:
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
         """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
-        is not recorded yet. Raises as `submit`, and `LeaseHeld` while another process is at it."""
-        return self._go_on(run, None, data, progress)
+        is not recorded yet. Another copy of the store may have made the job: then it becomes the run's, and
+        nothing is sent. Raises as `submit`, `OtherAccount`, and `LeaseHeld` while another process is at
+        it."""
+        return self._go_on(run, None, data, progress, again=True)
 
     def _go_on(
-        self, run: Run, spec: JobSpec | None, data: TrainingData | None, progress: Progress | None
+        self,
+        run: Run,
+        spec: JobSpec | None,
+        data: TrainingData | None,
+        progress: Progress | None,
+        *,
+        again: bool = False,
     ) -> Run:
         """`spec` is the run's own, with the secrets that are not stored, where it is at hand."""
-        self._require_host(run)
-        with self.store.leases.hold(_lease_name(run), self.timing.lease_s) as lease:
+        self.require_host(run)
+        with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
             run = self.store.runs.get(run.id)
             if run.phase in UNSETTLED:
                 raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
             if run.phase not in UNSENT:
                 return run
+            if again:
+                if there := self._there(run):
+                    return there
+                run = self.store.runs.get(run.id)  # its account is known now
             spec = spec or stored_spec(run)
             remote = self._uploaded(run, spec, data, progress, lease)
             self._ask_price(run, spec, remote, lease)
-            return self._send(run, spec, remote, lease)
+            return self._send(run, spec, remote, lease, again=again)
+
+    def _there(self, run: Run) -> Run | None:
+        """The run with the job that another copy of the store made, or a host that had said no. Raises
+        `OtherAccount` where its absence would prove nothing."""
+        if run.account is None and run.phase is SubmitPhase.INTENT:  # nothing of it is anywhere
+            self.store.runs.apply(
+                run.id, lambda run: accounts.placed(run, accounts.account_of(self.store, self.provider))
+            )
+        else:
+            accounts.require(self.store, self.provider, run)
+        handles = self.find(run)
+        return self.adopt(run, handles) if handles else None
 
     def _uploaded(
         self, run: Run, spec: JobSpec, data: TrainingData | None, progress: Progress | None, lease: Lease
     ) -> RemoteDataset:
-        key = (run.provider, run.host, run.dataset_digest)
-        remote = self.store.history.upload(*key)
+        remote = self._known_upload(run)
         if remote is None:
             if data is None or data.digest != run.dataset_digest:
                 raise UsageError(
@@ -135,9 +156,17 @@ class Submitter:
                 self._refuse(run, error, lease)
                 raise
             self.reached("after-upload")
-            self.store.history.record_upload(run.provider, run.host, remote)
-        self._apply(run, transitions.uploaded, lease)
+            self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
+        self.apply(run, transitions.uploaded, lease)
         self.reached("after-uploaded")
+        return remote
+
+    def _known_upload(self, run: Run) -> RemoteDataset | None:
+        """What the run's account has. An upload from before accounts were kept must be seen there."""
+        known = self.store.history
+        remote = known.upload(run.provider, run.host, run.account, run.dataset_digest)
+        if remote is None and (old := known.upload(run.provider, run.host, None, run.dataset_digest)):
+            remote = old if self.provider.holds(old) else None
         return remote
 
     def _ask_price(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> None:
@@ -168,9 +197,12 @@ class Submitter:
         )
         self.store.history.add_events(run.id, [event], from_host=False)
 
-    def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> Run:
+    def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
         patience = self.timing.patience_s
         while True:
+            if again and (handles := self.find(run)):
+                return self.adopt(run, handles)
+            again = True
             self._begin(run, lease)
             try:
                 handle = self.provider.create(spec, remote, run.ref)
@@ -179,18 +211,20 @@ class Submitter:
             except OrchestrateError as error:
                 wait = _asked_wait(error)
                 if wait is None or wait > patience:
+                    if handles := self._made_after_all(run, error):
+                        return self._record(run, handles)
                     self._refuse(run, error, lease)
                     raise
-                self._apply(run, transitions.not_made, lease, note=f"busy; asked to wait {wait:.0f} s")
+                self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {wait:.0f} s")
                 patience -= wait
                 self.store.clock.sleep(wait)
             except BaseException:
                 with suppress(OrchestrateError):
-                    self._apply(run, transitions.outcome_unknown, None, note="interrupted while sending")
+                    self.apply(run, transitions.outcome_unknown, None, note="interrupted while sending")
                 raise
             else:
                 self.reached("after-post")
-                run = self._record(run, handle)
+                run = self._record(run, [handle])
                 self.reached("after-submitted")
                 return run
 
@@ -198,14 +232,14 @@ class Submitter:
         """Writes SUBMITTING and makes sure, at the last moment, that this process may still send."""
         for _ in range(3):
             begun = self.store.clock.uptime().seconds
-            self._apply(run, transitions.submitting, lease, new_attempt=True)
+            self.apply(run, transitions.submitting, lease, new_attempt=True)
             self.reached("after-submitting")
             # The fence: another process that took this run over has raised it.
             self.store.leases.check(lease, self.timing.lease_s)
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
-            self._apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
+            self.apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
         raise StoreError(
             f"run {run.id}: writing to the run store takes longer than {self.timing.send_limit_s:.0f} s",
             fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
@@ -214,142 +248,43 @@ class Submitter:
     def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
         """A job that is there already is taken at once; its absence proves nothing yet."""
         with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
-            self._apply(run, transitions.outcome_unknown, None, note=error.message)
+            self.apply(run, transitions.outcome_unknown, None, note=error.message)
         try:
             handles = self.find(run)
         except ProviderError:
             raise error from None
         if not handles:
             raise error
-        return self.adopt(run, handles)
+        return self._record(run, handles)
 
-    def _record(self, run: Run, handle: JobHandle) -> Run:
+    def _made_after_all(self, run: Run, error: OrchestrateError) -> list[JobHandle]:
+        """Looks once for the job of a create that the host refused with a code whose meaning is not known:
+        it may have made the job and then said no. A sync looks once more."""
+        if not isinstance(error, ProviderError) or error.status is None or error.certain:
+            return []
         try:
-            return self.adopt(run, [handle])
+            return self.find(run)
+        except ProviderError:
+            return []
+
+    def _record(self, run: Run, handles: list[JobHandle]) -> Run:
+        try:
+            return self.adopt(run, handles)
         except StoreError as error:
-            raise OutcomeUnknown(
-                self.provider.name, run.ref, f"job {handle.job_id} was made but not written down: {error}"
-            ) from error
+            made = f"job {handles[0].job_id} was made but not written down: {error}"
+            unknown = OutcomeUnknown(self.provider.name, run.ref, made)
+            unknown.fix = (
+                f"{error.fix or 'mend the run store'}; then  orchestrate sync  (do not submit again)"
+            )
+            raise unknown from error
 
     def _refuse(self, run: Run, error: OrchestrateError, lease: Lease) -> None:
-        if isinstance(error, (InvalidRequest, NotFound)):
+        if isinstance(error, (InvalidRequest, NotFound, PermissionRefused)):
             # The host may have dropped the file that we remember; the next submit brings it again.
-            self.store.history.forget_upload(run.provider, run.host, run.dataset_digest)
+            for account in (run.account, None):
+                self.store.history.forget_upload(run.provider, run.host, account, run.dataset_digest)
         reason = JobError(message=error.message, code=getattr(error, "code", None))
-        self._apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
-
-    def _apply(
-        self,
-        run: Run,
-        step: Callable[[Run, datetime], Run],
-        lease: Lease | None,
-        *,
-        note: str | None = None,
-        new_attempt: bool = False,
-    ) -> Run:
-        at = self.store.clock.now()
-        return self.store.runs.apply(
-            run.id, lambda current: step(current, at), lease=lease, note=note, new_attempt=new_attempt
-        )
-
-    # -- settling ------------------------------------------------------------------------------------------
-
-    def find(self, run: Run) -> list[JobHandle]:
-        """The host's jobs with the run's ref."""
-        return self.provider.find(run.ref)
-
-    def settle(self, run: Run) -> Run:
-        """Learns what became of a create whose answer was lost; changes nothing on the host.
-
-        The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
-        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` when the host cannot be
-        asked.
-        """
-        self._require_host(run)
-        try:
-            with self.store.leases.hold(_lease_name(run), self.timing.lease_s) as lease:
-                run = self.store.runs.get(run.id)
-                if run.phase not in UNSETTLED:
-                    return run
-                # Before asking: an absence counts only when the whole search came after the settle time.
-                waited = self.store.runs.waited(run.id)
-                if handles := self.find(run):
-                    return self.adopt(run, handles)
-                if waited < self.timing.settle_s(self.provider):
-                    return self._apply(run, transitions.outcome_unknown, lease)
-                run = self._apply(run, transitions.not_made, lease, note="the host has no job with this ref")
-                return self._withdraw(run) if self.store.runs.cancel_requested(run.id) else run
-        except LeaseHeld:
-            return self.store.runs.get(run.id)  # its submit is under way
-
-    def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Writes down the job of a run. With more than one on the host the first stays or becomes the
-        run's, and an alarm is kept with the run."""
-        known = self.store.runs.get(run.id)
-        handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
-        try:
-            run = self._apply(run, lambda run, at: transitions.submitted(run, handle, at), None)
-        except ImpossibleTransition:
-            run = self.store.runs.get(run.id)
-        others = {h.job_id for h in handles} - {run.job_id}
-        if others:
-            self.alarm(run, others)
-        if self.store.runs.cancel_requested(run.id):
-            return self._cancel_on_host(run)
-        return run
-
-    def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Keeps an alarm about further jobs of one run, once. Returns it when it is new."""
-        names = ", ".join(sorted(others))
-        event = Event(
-            id=f"orchestrate-doubled-{names}",
-            at=self.store.clock.now(),
-            level="error",
-            type="alarm",
-            message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
-            f"tracked, {names} is not and may be billed; cancel it there",
-            data={"tracked": run.job_id, "others": sorted(others)},
-        )
-        return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
-
-    # -- cancelling ----------------------------------------------------------------------------------------
-
-    def cancel(self, run: Run) -> Run:
-        """Ends a run in whatever state it is; repeating does nothing.
-
-        Before the send it is withdrawn and nothing is sent any more. While a job may or may not exist, the
-        wish is kept, and whoever learns the job cancels it.
-        """
-        self._require_host(run)
-        self.store.runs.request_cancel(run.id)
-        run = self.store.runs.get(run.id)
-        if run.status.terminal:
-            return run
-        if run.phase in UNSENT:
-            try:
-                return self._withdraw(run)
-            except ImpossibleTransition:
-                run = self.store.runs.get(run.id)
-        if run.phase is SubmitPhase.SUBMITTED:
-            return self._cancel_on_host(run)
-        return run if run.status.terminal else self.settle(run)
-
-    def _withdraw(self, run: Run) -> Run:
-        # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
-        return self._apply(run, transitions.withdrawn, None, note="cancelled before anything was sent")
-
-    def _cancel_on_host(self, run: Run) -> Run:
-        if run.status.terminal:
-            return run
-        self.provider.cancel(run.handle)
-        return self._apply(run, transitions.cancelling, None)
-
-    def _require_host(self, run: Run) -> None:
-        if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
-            raise UsageError(
-                f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key that it was submitted with",
-            )
+        self.apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
 
 
 def stored_spec(run: Run) -> JobSpec:
@@ -369,10 +304,6 @@ def _asked_wait(error: OrchestrateError) -> float | None:
     if not isinstance(error, RateLimited) or not error.retryable:
         return None
     return 5.0 if error.retry_after_s is None else error.retry_after_s
-
-
-def _lease_name(run: Run) -> str:
-    return f"run:{run.id}"
 
 
 def _model(spec: JobSpec, provider: Provider) -> str:

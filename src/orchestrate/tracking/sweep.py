@@ -13,14 +13,23 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import NotFound, OrchestrateError, ProviderError
+from orchestrate.errors import (
+    NotFound,
+    OrchestrateError,
+    OtherAccount,
+    ProviderError,
+    StoreError,
+    UnexpectedAnswer,
+)
 from orchestrate.tracking import cost_cap, transitions
+from orchestrate.tracking.accounts import account_of, is_here, placed, prove, require
 from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
@@ -29,6 +38,8 @@ from orchestrate.types import Event, Feature, Job, JobHandle, Run, SubmitPhase
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.tracking.store import Store
+
+T = TypeVar("T")
 
 _BATCH = 500
 _LOOKUPS = 20
@@ -64,6 +75,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     """Runs of which it is too early to tell."""
     unsent: list[str] = []
     """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    elsewhere: list[str] = []
+    """Runs of another account than that of the key: nothing was asked or concluded about them."""
     changed: list[str] = []
     ended: list[str] = []
     capped: list[str] = []
@@ -85,7 +98,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
 
     def __str__(self) -> str:
         parts = [f"{self.checked} open run(s) checked"]
-        for name in ("adopted", "not_made", "unsettled", "unsent", "changed", "ended", "capped"):
+        for name in ("adopted", "not_made", "unsettled", "unsent", "elsewhere", "changed", "ended", "capped"):
             if runs := getattr(self, name):
                 parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -116,7 +129,14 @@ def sync(
         except OrchestrateError as error:
             report.failed(name, error)
             continue
-        _Sweep(store, backend, report, bill, timing).run()
+        try:
+            _Sweep(store, backend, report, bill, timing).run()
+        except StoreError:
+            raise
+        except OrchestrateError as error:
+            report.failed(name, error)
+        except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
+            report.failed(name, UnexpectedAnswer(name, f"{type(error).__name__}: {error}"))
     return report
 
 
@@ -132,14 +152,15 @@ def refresh(
     """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill. A run
     that passed its cap is cancelled.
 
-    Raises `ProviderError` when the host cannot be asked. A run that is not on the host yet is settled or
-    returned as it is.
+    Raises `OtherAccount`, and `ProviderError` when the host cannot be asked. A run that is not on the host
+    yet is settled or returned as it is.
     """
     run = store.runs.get(run.id)
     if run.phase in UNSETTLED:
         run = Submitter(store, provider, timing).settle(run)
     if run.phase is not SubmitPhase.SUBMITTED:
         return run
+    require(store, provider, run)
     job = provider.get(run.handle)
     run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
     fetch_details(store, provider, run, on_event=on_event)
@@ -204,20 +225,50 @@ class _Sweep:
         name, host = self.provider.config.name, self.provider.host
         runs = self.store.runs.matching(provider=name, host=host, closed=False)
         self.report.checked += len(runs)
+        places = {
+            account: is_here(self.store, self.provider, account) for account in {r.account for r in runs}
+        }
+        self.report.elsewhere += [run.id for run in runs if places[run.account] is False]
+        runs = [run for run in runs if places[run.account] is not False]
+        unmade: list[Run] = []
         for run in runs:
             if run.phase in UNSETTLED:
                 self._settle(run)
-            elif run.phase in UNSENT and not self.store.leases.held(f"run:{run.id}"):
-                self.report.unsent.append(run.id)
+            elif run.phase is not SubmitPhase.SUBMITTED and not self.store.leases.held(lease_name(run)):
+                unmade.append(run)
+        self._look_for(unmade)
         tracked = [run for run in runs if run.phase is SubmitPhase.SUBMITTED]
         if not tracked:
             return
+        jobs: dict[str, Job] = {}
         try:
             jobs = self._listed(min(run.created_at for run in tracked))
+        except UnexpectedAnswer as error:
+            self.report.failed(name, error)  # the jobs themselves may still be asked for
         except ProviderError as error:
-            self.report.failed(self.provider.config.name, error)
+            self.report.failed(name, error)
             return
         self._match(tracked, jobs)
+
+    def _look_for(self, unmade: list[Run]) -> None:
+        """For jobs of runs of which this store knows none: another copy of the store may have sent it, or the
+        host have made what it refused."""
+        self.report.unsent += [run.id for run in unmade if run.phase in UNSENT]
+        for run in _some(unmade, _LOOKUPS):
+            self.report.asked += 1
+            submitter = Submitter(self.store, self.provider, self.timing)
+            waited = self.store.runs.waited(run.id)
+            try:
+                handles = submitter.find(run)
+            except ProviderError as error:
+                self.report.failed(self.provider.config.name, error)
+                return
+            if handles:
+                submitter.adopt(run, handles)
+                self.report.adopted.append(run.id)
+                self.report.unsent = [run_id for run_id in self.report.unsent if run_id != run.id]
+            elif run.phase is SubmitPhase.REFUSED and waited >= self.timing.settle_s(self.provider):
+                self.store.runs.close(run.id)
 
     def _settle(self, run: Run) -> None:
         self.report.asked += 1
@@ -226,6 +277,9 @@ class _Sweep:
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
             self.report.unsettled.append(run.id)
+            return
+        except OtherAccount:
+            self.report.elsewhere.append(run.id)
             return
         if after.phase is SubmitPhase.SUBMITTED:
             self.report.adopted.append(run.id)
@@ -245,6 +299,10 @@ class _Sweep:
         known = {run.id: run for run in tracked}
         seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
         self._look_up([run for run in tracked if run.id not in seen], seen)
+        for account in {run.account for run in tracked if run.id in seen and run.account is not None}:
+            prove(
+                self.store, self.provider, next(r for r in tracked if r.id in seen and r.account == account)
+            )
         self._observe(seen)
         if Feature.CANCEL in self.provider.features:
             for run_id in self.store.watching.uncancelled(self.provider.config.name, self.provider.host):
@@ -252,9 +310,8 @@ class _Sweep:
         ended = [
             run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
         ]
-        # Any few of many: those that wait for a final bill must not keep the others out.
         few = max(1, (_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
-        detailed = set(random.sample(ended, few) if len(ended) > few else ended)
+        detailed = set(_some(ended, few))
         for run_id in ended:
             self._conclude(run_id, seen.pop(run_id), details=run_id in detailed)
         for run_id, job in seen.items():
@@ -272,6 +329,8 @@ class _Sweep:
             handles = by_ref[run.ref]
             if [h.job_id for h in handles] == [run.job_id] or run.host != self.provider.host:
                 continue
+            if is_here(self.store, self.provider, run.account) is False:
+                continue
             submitter = Submitter(self.store, self.provider, self.timing)
             before = {event.id for event in self.store.history.alarms(run.id)}
             if submitter.adopt(run, handles).job_id != run.job_id:
@@ -279,7 +338,9 @@ class _Sweep:
             self.report.alarms.extend(e for e in self.store.history.alarms(run.id) if e.id not in before)
 
     def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
-        for run in missing[:_LOOKUPS]:
+        capped = _some([run for run in missing if run.max_cost_usd is not None], _LOOKUPS)
+        others = [run for run in missing if run.max_cost_usd is None]
+        for run in (*capped, *_some(others, _LOOKUPS - len(capped))):
             self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
@@ -290,8 +351,8 @@ class _Sweep:
                 return
 
     def _observe(self, seen: dict[str, Job]) -> None:
-        at = self.store.clock.now()
-        changes = [(run_id, _observation(job, at)) for run_id, job in seen.items()]
+        at, account = self.store.clock.now(), account_of(self.store, self.provider)
+        changes = [(run_id, _observation(job, at, account)) for run_id, job in seen.items()]
         for start in range(0, len(changes), _BATCH):
             for run in self.store.runs.apply_many(changes[start : start + _BATCH]):
                 self.report.changed.append(run.id)
@@ -301,6 +362,8 @@ class _Sweep:
     def _cancel(self, run_id: str) -> None:
         try:
             Submitter(self.store, self.provider, self.timing).cancel(self.store.runs.get(run_id))
+        except OtherAccount:
+            return
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
 
@@ -327,5 +390,10 @@ class _Sweep:
         conclude(self.store, run, job, self.bill)
 
 
-def _observation(job: Job, at: datetime) -> Callable[[Run], Run]:
-    return lambda run: transitions.observed(run, job, at)
+def _observation(job: Job, at: datetime, account: str) -> Callable[[Run], Run]:
+    return lambda run: placed(transitions.observed(run, job, at), account)
+
+
+def _some(all_of_them: list[T], most: int) -> list[T]:
+    """Any few of many: those that are stuck must not keep the others out for ever."""
+    return random.sample(all_of_them, most) if len(all_of_them) > most else all_of_them

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
+from orchestrate.tracking.accounts import is_here
 from orchestrate.tracking.channels import Channel, tell
 from orchestrate.tracking.leases import LeaseHeld
 from orchestrate.tracking.polling import Pace
@@ -256,6 +257,8 @@ class Watcher:
         alone."""
         soonest = timedelta(seconds=1 if account.near else 10)
         for run in self.store.watching.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
+            if is_here(self.store, account.backend, run.account) is False:
+                continue
             self._take(account, DETAIL_REQUESTS, credit=True)
             try:
                 fetch_details(self.store, account.backend, run)

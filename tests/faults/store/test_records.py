@@ -218,12 +218,13 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     assert store.history.checkpoints(run.id) == [early, msgspec.structs.replace(late, model="m")]
 
     remote = RemoteDataset(provider="paper", digest="d" * 64, train_id="file-1", details={"n": 1})
-    assert store.history.upload("paper", "here", remote.digest) is None
-    store.history.record_upload("paper", "here", remote)
-    assert store.history.upload("paper", "here", remote.digest) == remote
-    assert store.history.upload("paper", "elsewhere", remote.digest) is None
-    store.history.forget_upload("paper", "here", remote.digest)
-    assert store.history.upload("paper", "here", remote.digest) is None
+    assert store.history.upload("paper", "here", "a", remote.digest) is None
+    store.history.record_upload("paper", "here", "a", remote)
+    assert store.history.upload("paper", "here", "a", remote.digest) == remote
+    assert store.history.upload("paper", "elsewhere", "a", remote.digest) is None
+    assert store.history.upload("paper", "here", "b", remote.digest) is None
+    store.history.forget_upload("paper", "here", "a", remote.digest)
+    assert store.history.upload("paper", "here", "a", remote.digest) is None
 
     result = EvaluationResult(
         run_id=run.id,

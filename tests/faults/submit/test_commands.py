@@ -108,7 +108,7 @@ def test_a_deleted_store_is_recovered_from_the_hosts(shell: Shell) -> None:
     before = runs(shell)
     for file in (shell.folder / "home").glob("runs.sqlite3*"):
         file.unlink()
-    shell.run("recover", "--provider", "openai,together,fireworks")
+    shell.run("recover", "--provider", "openai,together,fireworks", "--all")
     after = {run["id"]: run["job_id"] for run in runs(shell)}
     assert after[before[0]["id"]] == before[0]["job_id"]
 

@@ -82,7 +82,11 @@ def test_a_refusal_ends_the_run_with_its_reason_and_forgets_the_upload(store: St
     assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
     assert run.error is not None
     assert (run.error.code, "no such model" in run.error.message) == ("bad", True)
-    assert store.history.upload("paper", host.host, DATA.digest) is None
+    assert store.history.upload("paper", host.host, host.account().id, DATA.digest) is None
+    assert sync(store, lambda _: host, timing=QUICK).adopted == []
+    assert store.runs.matching(closed=False) == [run], "it is too early to tell that the host did not make it"
+    time.sleep(QUICK.settle_s(host))
+    sync(store, lambda _: host, timing=QUICK)
     assert store.runs.matching(closed=False) == []
 
 

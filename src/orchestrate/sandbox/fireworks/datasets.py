@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.fireworks.bodies import CreateDataset, UploadEndpoint
-from orchestrate.sandbox.fireworks.names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.state import token
 
@@ -53,7 +54,7 @@ class Datasets:
         return self.files.get(dataset["file"]) if dataset and dataset.get("file") else None
 
     def name_of(self, file: str) -> str:
-        return f"accounts/{ACCOUNT}/datasets/{file.partition('.')[0].removeprefix('dataset-')}"
+        return f"accounts/{here()}/datasets/{file.partition('.')[0].removeprefix('dataset-')}"
 
     def is_ready(self, id: str) -> bool:
         dataset = self._stored(id)
@@ -99,7 +100,7 @@ class Datasets:
         ready = self._state(dataset) == "READY"
         wrong = report.error if report and ready else None
         body: dict[str, Any] = {
-            "name": f"accounts/{ACCOUNT}/datasets/{dataset['id']}",
+            "name": f"accounts/{here()}/datasets/{dataset['id']}",
             "displayName": dataset["displayName"],
             "createTime": iso(dataset["created_at"]),
             "updateTime": iso(dataset["created_at"]),
@@ -149,10 +150,7 @@ class Datasets:
         self._save(dataset)
         for ticket in dataset["urls"]:
             self.host.state.put("fireworks", "ticket", ticket, {"dataset": dataset["id"]})
-        urls = {
-            u["name"]: f"{self.host.base_url}/_signed/dataset/{t}?signature=1"
-            for t, u in dataset["urls"].items()
-        }
+        urls = {u["name"]: self.host.signed(f"dataset/{t}") for t, u in dataset["urls"].items()}
         return json_answer({"filenameToSignedUrls": urls})
 
     async def receive(self, request: Request) -> Response:
@@ -220,7 +218,7 @@ class Datasets:
         file = self.files.get(dataset["file"]) if dataset["file"] else None
         if file is None:
             raise HostError(400, f"dataset {dataset['id']} has no files")
-        url = f"{self.host.base_url}/_signed/dataset/{dataset['id']}?signature=1"
+        url = self.host.signed(f"dataset/{dataset['id']}")
         return json_answer({"filenameToSignedUrls": {file.name: url}})
 
     def content(self, request: Request) -> Response:

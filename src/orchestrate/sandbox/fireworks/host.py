@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -12,12 +12,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import answers
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import money
 from orchestrate.sandbox.files import Files
 from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
-from orchestrate.sandbox.fireworks.names import ACCOUNT, GRPC, aip_filter, paged
+from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, paged
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.types import MetricPoint
@@ -36,6 +37,7 @@ WORDS = {
 
 class FireworksHost(Host):
     name = "fireworks"
+    endless: ClassVar = {"nextPageToken": "again"}
     title = "Fireworks"
     status_field = "state"
 
@@ -50,7 +52,7 @@ class FireworksHost(Host):
         return {
             "FIREWORKS_BASE_URL": self.base_url,
             "FIREWORKS_API_KEY": key,
-            "FIREWORKS_ACCOUNT_ID": ACCOUNT,
+            "FIREWORKS_ACCOUNT_ID": here(),
         }
 
     def error(self, error: HostError) -> Response:
@@ -145,9 +147,16 @@ class FireworksHost(Host):
 
     # -- accounts ------------------------------------------------------------------------------------------
 
+    def denied(self, request: Request) -> HostError | None:
+        """Resources are named by their account; `fireworks` has the models that all may use."""
+        parts = request.url.path.split("/")
+        if parts[1:3] != ["v1", "accounts"] or len(parts) < 5 or parts[3] in (here(), "fireworks"):
+            return None
+        return HostError(403, f"the key has no access to account {parts[3]}", code="permission_denied")
+
     def _account(self) -> dict[str, Any]:
         return {
-            "name": f"accounts/{ACCOUNT}",
+            "name": f"accounts/{here()}",
             "displayName": "Sandbox",
             "email": "sandbox@localhost",
             "state": "READY",
@@ -161,7 +170,7 @@ class FireworksHost(Host):
         return json_answer({"accounts": [self._account()], "nextPageToken": "", "totalSize": 1})
 
     def account(self, request: Request) -> Response:
-        if request.path_params["account"] != ACCOUNT:
+        if request.path_params["account"] != here():
             raise HostError(404, f"account {request.path_params['account']} was not found")
         return json_answer(self._account())
 
@@ -232,7 +241,7 @@ class FireworksHost(Host):
             body["trainingConfig"] = {**body.get("trainingConfig", {}), **training}
         answer = {
             **body,
-            "name": f"accounts/{ACCOUNT}/{kind.collection}/{job.id}",
+            "name": f"accounts/{here()}/{kind.collection}/{job.id}",
             "dataset": self.datasets.name_of(job.training_file),
             "state": self.word(job),
             "status": {
@@ -269,7 +278,7 @@ class FireworksHost(Host):
         }
 
     def _metrics_url(self, job: Job) -> str:
-        return f"{self.base_url}/_signed/metrics/{job.id}?signature=sandbox"
+        return self.signed(f"metrics/{job.id}")
 
     def metrics_file(self, request: Request) -> Response:
         """JSON lines, one for each step."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.fireworks.bodies import DpoJob, ReinforcementJob, SupervisedJob
 from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.models import Models
-from orchestrate.sandbox.fireworks.names import ACCOUNT, short
+from orchestrate.sandbox.fireworks.names import short
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job
 
@@ -83,7 +84,7 @@ class JobMaker:
             examples=examples,
             tokens=tokens,
             validation_tokens=validation_tokens,
-            output=f"accounts/{ACCOUNT}/models/{short(training.outputModel or id)}",
+            output=f"accounts/{here()}/models/{short(training.outputModel or id)}",
             continues=earlier.id if earlier else None,
             created_at=now,
             validated_at=now + self.host.wait("validating"),

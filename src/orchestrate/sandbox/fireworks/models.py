@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.billing import base_model, context_of
-from orchestrate.sandbox.fireworks.names import ACCOUNT, aip_filter, paged, short
+from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.fireworks.shapes import Shapes
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
@@ -109,7 +110,7 @@ class Models:
 
     def get(self, request: Request) -> Response:
         account, id = request.path_params["account"], request.path_params["id"]
-        if account == ACCOUNT and (job := self.job_of(id)) is not None:
+        if account == here() and (job := self.job_of(id)) is not None:
             return json_answer(self._tuned(job))
         name = f"accounts/{account}/models/{id}"
         if (base := base_model(name, "fireworks")) is not None:
@@ -134,8 +135,8 @@ class Models:
         job = self.job_of(request.path_params["id"])
         if job is None:
             raise HostError(404, f"model {request.path_params['id']} was not found")
-        root = f"{self.host.base_url}/_signed/weights/{job.id}"
-        urls = {file.name: f"{root}/{file.name}?signature=1" for file in weights(self.host, job)}
+        files = weights(self.host, job)
+        urls = {file.name: self.host.signed(f"weights/{job.id}/{file.name}") for file in files}
         return json_answer({"filenameToSignedUrls": urls})
 
     def file(self, request: Request) -> Response:
@@ -164,7 +165,7 @@ class Models:
         deployment = {
             **body,
             "id": id,
-            "name": f"accounts/{ACCOUNT}/deployments/{id}",
+            "name": f"accounts/{here()}/deployments/{id}",
             "createTime": iso(now),
             "updateTime": iso(now),
             "acceleratorType": body.get("acceleratorType") or "NVIDIA_H100_80GB",
@@ -243,7 +244,7 @@ class Models:
         now = self.host.clock.now()
         addon = {
             "id": id,
-            "name": f"accounts/{ACCOUNT}/deployedModels/{id}",
+            "name": f"accounts/{here()}/deployedModels/{id}",
             "model": job.output,
             "deployment": deployment["name"],
             "createTime": iso(now),

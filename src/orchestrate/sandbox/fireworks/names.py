@@ -14,7 +14,6 @@ from orchestrate.sandbox.host import HostError, json_answer, number, page_of
 
 T = TypeVar("T")
 
-ACCOUNT = "sandbox"
 GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 429: 8, 500: 13, 501: 12, 503: 14, 504: 4}
 """HTTP status -> google.rpc code."""
 PAGE, MOST = 50, 200

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.providers.openai.profile import auto_epochs
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
@@ -22,7 +23,7 @@ from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.openai.bodies import CreateJob, Dpo, Reinforcement
 from orchestrate.sandbox.openai.events import events_of, rendered_points
 from orchestrate.sandbox.openai.files import OpenAIFiles
-from orchestrate.sandbox.openai.models import ORG, OpenAIModels
+from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.state import token
 
 MIN_EXAMPLES = 10
@@ -41,11 +42,17 @@ WORDS = {
 
 class OpenAIHost(Host):
     name = "openai"
+    endless: ClassVar = {"has_more": True}
     title = "OpenAI"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.files = Files(self)
+
+    def headers(self) -> dict[str, str]:
+        if not self.settings.tells_account:
+            return {}
+        return {"openai-organization": organization(), "openai-project": f"proj-{here()}"}
 
     def env(self, key: str) -> dict[str, str]:
         return {"OPENAI_BASE_URL": f"{self.base_url}/v1", "OPENAI_API_KEY": key}
@@ -236,7 +243,7 @@ class OpenAIHost(Host):
             if trouble
             else {},
             "fine_tuned_model": job.output if succeeded else None,
-            "organization_id": ORG,
+            "organization_id": organization(),
             "training_file": job.training_file,
             "validation_file": job.validation_file,
             "result_files": [_result_id(job)] if succeeded else [],

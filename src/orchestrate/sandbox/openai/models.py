@@ -12,11 +12,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import answers
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 
-ORG = "org-sandbox"
+
+def organization() -> str:
+    """Of the account of the request at hand."""
+    return f"org-{here()}"
 
 
 class OpenAIModels:
@@ -102,7 +106,7 @@ def _tuned_model(job: Job) -> dict[str, Any]:
         "id": job.output,
         "object": "model",
         "created": int(job.finished_at or job.created_at),
-        "owned_by": ORG,
+        "owned_by": organization(),
         "shutdown_date": None,
         "sandbox": True,
     }

@@ -100,7 +100,7 @@ class TogetherFiles:
         self._refuse_known(values.get("checksum"))
         id = f"file-{uuid.uuid4()}"
         self._expect(id, values, parts=1)
-        url = f"{self.host.base_url}/_signed/upload/{id}?signature={token()}"
+        url = self.host.signed(f"upload/{id}")
         return Response(
             status_code=302, headers={"Location": url, "X-Together-File-Id": id, "x-request-id": token()}
         )
@@ -185,7 +185,7 @@ class TogetherFiles:
         parts: list[dict[str, Any]] = [
             {
                 "PartNumber": n,
-                "URL": f"{self.host.base_url}/_signed/part/{id}/{n}?signature={token()}",
+                "URL": self.host.signed(f"part/{id}/{n}"),
                 "Headers": {},
             }
             for n in range(1, asked.num_parts + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import answers, archives
+from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, nano_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
@@ -25,12 +26,10 @@ from orchestrate.sandbox.together.limits import limits_of
 from orchestrate.sandbox.together.preview import preview
 from orchestrate.sandbox.together.registry import object_id, registry_of
 
-USER = "sandbox-user"
-PROJECT = "proj-sandbox"
-
 
 class TogetherHost(Host):
     name = "together"
+    endless: ClassVar = {"next_cursor": "again"}
     title = "Together"
 
     def __init__(self, *args: Any) -> None:
@@ -43,7 +42,7 @@ class TogetherHost(Host):
         return {
             "TOGETHER_BASE_URL": self.base_url,
             "TOGETHER_API_KEY": key,
-            "TOGETHER_PROJECT_ID": PROJECT,
+            "TOGETHER_PROJECT_ID": f"proj-{here()}",
         }
 
     def error(self, error: HostError) -> Response:
@@ -203,8 +202,8 @@ class TogetherHost(Host):
             "object": "fine-tune",
             "id": job.id,
             "job_id": job.id,
-            "user_id": USER,
-            "owner_address": USER,
+            "user_id": f"{here()}-user",
+            "owner_address": f"{here()}-user",
             "status": self.word(job),
             "created_at": iso(job.created_at),
             "updated_at": iso(self._updated(job, now)),
@@ -338,11 +337,13 @@ class TogetherHost(Host):
         return json_answer(bases)
 
     def whoami(self, request: Request) -> Response:
+        if not self.settings.tells_account:
+            raise HostError(404, "this sandbox was told not to tell accounts", code="not_found")
         return json_answer(
             {
                 "type": "project_api_key",
-                "organization": {"id": "org-sandbox", "name": "Sandbox", "slug": "sandbox"},
-                "project": {"id": PROJECT, "name": "Sandbox", "slug": "sandbox"},
+                "organization": {"id": f"org-{here()}", "name": "Sandbox", "slug": "sandbox"},
+                "project": {"id": f"proj-{here()}", "name": "Sandbox", "slug": "sandbox"},
                 "api_key": {"id": "key-sandbox", "name": "sandbox"},
                 "sandbox": True,
             }

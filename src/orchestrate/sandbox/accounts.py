@@ -1,0 +1,27 @@
+"""Accounts of a sandbox: each key has its own, and sees nothing of the others.
+
+What follows a `.` in a key is no part of the account's name: `sandbox-team.1` and `sandbox-team.2` are two
+keys of one account, as after a rotation. Accounts are named by a hash, so that no name gives a key away; the
+key that a sandbox makes for itself has the account `sandbox`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextvars import ContextVar
+
+from orchestrate.config import SANDBOX_KEY_PREFIX
+
+OWN = "sandbox"
+HERE: ContextVar[str | None] = ContextVar("account", default=None)
+"""The account of the request at hand; `None` outside of requests, where everything is seen."""
+
+
+def here() -> str:
+    return HERE.get() or OWN
+
+
+def account_of(key: str, own_key: str) -> str:
+    """The name of a key's account; `own_key` is the sandbox's own."""
+    name, own = (k.removeprefix(SANDBOX_KEY_PREFIX).partition(".")[0] for k in (key, own_key))
+    return OWN if name == own else f"{OWN}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
