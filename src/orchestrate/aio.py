@@ -146,6 +146,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     check = _in_thread(Orchestrator.check)
     quote = _in_thread(Orchestrator.quote)
     submit = _then(Orchestrator.submit, _Threaded[Orchestrator]._run)
+    earlier = _in_thread(Orchestrator.earlier)
     require = _in_thread(Orchestrator.require)
     preflight = _in_thread(Orchestrator.preflight)
     run = _then(Orchestrator.run, _Threaded[Orchestrator]._run)

@@ -7,8 +7,10 @@ the system keyring when the package `keyring` is installed; never from `orchestr
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -125,6 +127,8 @@ class Settings:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
+    made_by: str = ""
+    """Kept with each run: who made it, as `user@machine` unless it is given."""
     allow_grader_code: bool = False
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
@@ -183,6 +187,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
+        made_by=env.get("ORCHESTRATE_BY") or _user_and_machine(),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
@@ -204,6 +209,14 @@ def sqlite_path(url: str) -> Path | None:
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))
+
+
+def _user_and_machine() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _yes(value: str | None) -> bool:

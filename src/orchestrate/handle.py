@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from orchestrate.errors import RunFailed, UsageError
+from orchestrate.errors import AlreadySubmitted, RunFailed, UsageError
 from orchestrate.types import (
     Artifact,
     Bill,
@@ -294,3 +294,15 @@ class RunHandle:
             )
         self._ft.store.history.add_evaluation(result)
         return result
+
+
+class Earlier(NamedTuple):
+    """What the store has already of a submit to one backend."""
+
+    provider: str
+    known: RunHandle | None
+    """The run of the idempotency key: it would be returned."""
+    same: AlreadySubmitted | None
+    """What would be raised because of a run that is the same."""
+    idempotency_key: str | None
+    """Of this backend's run: one key of the caller gives each of several backends one of its own."""

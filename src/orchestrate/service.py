@@ -15,11 +15,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-from orchestrate.errors import (
-    OrchestrateError,
-    UsageError,
-)
-from orchestrate.handle import RunHandle
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.handle import Earlier, RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
     Bill,
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store, SyncReport
+    from orchestrate.tracking.repeats import Wish
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -189,18 +187,26 @@ class Orchestrator:
         *,
         max_cost_usd: Decimal | float | str | None = None,
         strict: bool = False,
+        idempotency_key: str | None = None,
+        again: bool = False,
+        made_by: str | None = None,
         progress: Progress | None = None,
     ) -> RunHandle:
         """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
 
         What `prepare` gave is not checked and quoted again; a file that has changed since then is refused
-        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped. Raises
-        `TranslationRefused`, `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the
-        answer to the create request was lost (the run stays in the store; `sync` settles it);
-        `ProviderError` when the host refused.
+        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped.
+
+        `idempotency_key` is the caller's own: the same key is the same run for ever, in every process of this
+        store, and its run is returned however it stands. Where a run that is the same is open, or has
+        succeeded within a day, `AlreadySubmitted` names it, unless `again`. Raises `TranslationRefused`,
+        `DataError`, `OverBudget`, `KeyTaken` before anything is sent; `OutcomeUnknown` when the answer to the
+        create request was lost (the run stays in the store; `sync` settles it); `ProviderError` when the host
+        refused.
         """
         from orchestrate import specfile
-        from orchestrate.tracking.submit import submit
+        from orchestrate.tracking import Submitter
+        from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
         if isinstance(spec, Prepared):
@@ -209,23 +215,44 @@ class Orchestrator:
             self.require(spec, name)
             prepared = self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
+        wish = self._wish(prepared, name, idempotency_key)
+        submitter = Submitter(self.store, self.provider(name))
+        if known := wish.known(self.store):
+            return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
+        if not again and (same := wish.same(self.store)):
+            raise already(same)
         self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
         prepared.require_unchanged()
         offer = prepared.offer(name)
         own = specfile.anchored(offer.spec)
         if limit is not None:
             own = own.model_copy(update={"max_cost_usd": limit})
-        run = submit(
-            self.store,
-            self.provider(name),
+        run = submitter.submit(
             own,
             prepared.data,
             quote=offer.quote,
             max_cost_usd=own.max_cost_usd,
             budget_usd=self.settings.budget_usd,
+            idempotency_key=idempotency_key,
+            again=again,
+            made_by=made_by or self.settings.made_by,
             progress=progress,
         )
         return RunHandle(self, run)
+
+    def earlier(
+        self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
+    ) -> list[Earlier]:
+        """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
+        from orchestrate.tracking.repeats import already
+
+        names, found = self.backends(provider), list[Earlier]()
+        for name in names:
+            alone = len(names) == 1 or idempotency_key is None
+            wish = self._wish(prepared, name, idempotency_key if alone else f"{idempotency_key} {name}")
+            known, same = wish.known(self.store), wish.same(self.store)
+            found.append(Earlier(name, known and RunHandle(self, known), same and already(same), wish.key))
+        return found
 
     def require(self, spec: JobSpec, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
@@ -324,6 +351,11 @@ class Orchestrator:
         if isinstance(run, RunHandle):
             return run.record
         return self.store.runs.get(run) if isinstance(run, str) else run
+
+    def _wish(self, prepared: Prepared, provider: str, key: str | None) -> Wish:
+        from orchestrate.tracking.repeats import Wish
+
+        return Wish(prepared.offer(provider).spec, prepared.data.digest, self.provider(provider), key)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""

@@ -95,6 +95,8 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "quote": _quote(record),
         "bill": f"${record.bill.usd:.4f} ({record.bill.origin})" if record.bill else None,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "made by": record.made_by,
+        "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
         "data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,13 +26,27 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handle import Earlier, RunHandle
     from orchestrate.prepared import Prepared
     from orchestrate.service import Orchestrator
 
-MaxCostOpt = Annotated[
-    str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class SpendingOptions:
+    """What the user agrees to, and whose run it is."""
+
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when the quotes' high ends are above together.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Also when the same run was made already.")] = False
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="NAME", help="The same name gives the same run for ever."),
+    ] = None
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+    ] = None
 
 
 @grouped
@@ -40,17 +55,17 @@ def submit(
     *,
     provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
     asked: SpecOptions,
-    max_cost: MaxCostOpt = None,
+    spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
     """Check, quote, upload and create exactly one job on each backend named.
 
-    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost.
+    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
+    again, while it is open or a day after, needs --again.
     """
-    spec = asked.read(max_cost=max_cost)
+    spec = asked.read(max_cost=spending.max_cost)
     with orchestrator(context) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)  # before any of the data is read, which can take a while
@@ -59,22 +74,11 @@ def submit(
 
             watching.channels_of(ft.settings)
         prepared = ft.prepare(spec, names)
-        try:
-            ft.preflight(prepared, names, strict=strict)
-        except DataError as error:
-            show_problems(error.problems)
-            raise
-        quotes = [prepared.offer(name).quote for name in names]
-        _announce(ft, names, quotes)
-        spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
-        if spends and max_cost is None and not confirm("Submit?", yes=yes):
-            raise UsageError(
-                "not submitted: nobody agreed to the price",
-                fix="add --yes, or --max-cost USD to agree up to a limit",
-            )
+        earlier = ft.earlier(prepared, names, idempotency_key=spending.key)
+        _require_agreement(ft, prepared, [e for e in earlier if e.known is None], spending, strict=strict)
         runs: list[RunHandle] = []
         try:
-            failures = _submit_each(ft, prepared, names, runs, strict=strict)
+            failures = _submit_each(ft, prepared, earlier, runs, strict=strict, by=spending.by)
         except BaseException as error:
             _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
             if isinstance(error, KeyboardInterrupt):
@@ -87,6 +91,33 @@ def submit(
         if watch and runs:
             failures += _follow(ft, runs, json=json)
         _finish(runs, failures, watch=watch, json=json)
+
+
+def _require_agreement(
+    ft: Orchestrator, prepared: Prepared, new: list[Earlier], spending: SpendingOptions, *, strict: bool
+) -> None:
+    """To a second run of the same, to what is wrong with the data, and to the price."""
+    for same in [] if spending.again else [found.same for found in new if found.same]:
+        warn(same.message)
+        # `--yes` agrees to a price, not to paying it twice.
+        if not confirm("Submit a second one?", yes=False):
+            raise same
+    names = [found.provider for found in new]
+    if not names:
+        return
+    try:
+        ft.preflight(prepared, names, strict=strict)
+    except DataError as error:
+        show_problems(error.problems)
+        raise
+    quotes = [prepared.offer(name).quote for name in names]
+    _announce(ft, names, quotes)
+    spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
+    if spends and spending.max_cost is None and not confirm("Submit?", yes=spending.yes):
+        raise UsageError(
+            "not submitted: nobody agreed to the price",
+            fix="add --yes, or --max-cost USD to agree up to a limit",
+        )
 
 
 def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
@@ -105,20 +136,29 @@ def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
 
 
 def _submit_each(
-    ft: Orchestrator, prepared: Prepared, names: list[str], runs: list[RunHandle], *, strict: bool
+    ft: Orchestrator,
+    prepared: Prepared,
+    earlier: list[Earlier],
+    runs: list[RunHandle],
+    *,
+    strict: bool,
+    by: str | None,
 ) -> list[OrchestrateError]:
     """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
     is reported and decides the exit code."""
     failures: list[OrchestrateError] = []
-    for name in names:
+    for found in earlier:
+        name, key = found.provider, found.idempotency_key
+        again = found.same is not None  # and agreed to
         try:
-            run = ft.submit(prepared, name, strict=strict)
+            run = ft.submit(prepared, name, strict=strict, idempotency_key=key, again=again, made_by=by)
         except OrchestrateError as error:
             failures.append(error)
             report_error(error, as_json="--json" in sys.argv)
             continue
         runs.append(run)
-        note(f"{name}: run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else ""))
+        told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
+        note(f"{name}: {told}" + (f"; made before with this key, {run.status.value}" if found.known else ""))
     return failures
 
 

@@ -35,7 +35,8 @@ from orchestrate.errors import (
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.leases import Lease
+from orchestrate.tracking.leases import Lease, LeaseHeld
+from orchestrate.tracking.repeats import Known, Wish
 from orchestrate.tracking.settling import Settler, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
@@ -63,9 +64,14 @@ class Submitter(Settler):
         quote: Quote | None = None,
         max_cost_usd: Decimal | None = None,
         budget_usd: Decimal | None = None,
+        idempotency_key: str | None = None,
+        again: bool = True,
+        made_by: str | None = None,
         progress: Progress | None = None,
     ) -> Run:
-        """Makes one job and the run that tracks it.
+        """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
+
+        Without `again` a run that is the same (`orchestrate.tracking.repeats`) raises `AlreadySubmitted`.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
         (the run is kept; `settle` or `sync` finds the job), any other `ProviderError` when the host said
@@ -80,20 +86,46 @@ class Submitter(Settler):
                 )
             if quote.high_usd > max_cost_usd:
                 raise OverBudget(name, quote.high_usd, max_cost_usd)
-        run = self.store.runs.create(
-            spec,
-            name,
-            model=_model(spec, self.provider),
-            dataset_digest=data.digest,
-            host=self.provider.host,
-            account=accounts.account_of(self.store, self.provider),
-            sandbox=self.provider.sandbox,
-            quote=quote,
-            max_cost_usd=max_cost_usd,
-            budget_usd=budget_usd,
-        )
+        wish = Wish(spec, data.digest, self.provider, idempotency_key)
+        try:
+            run = self.store.runs.create(
+                spec,
+                name,
+                model=_model(spec, self.provider),
+                dataset_digest=data.digest,
+                host=self.provider.host,
+                account=accounts.account_of(self.store, self.provider),
+                sandbox=self.provider.sandbox,
+                quote=quote,
+                max_cost_usd=max_cost_usd,
+                budget_usd=budget_usd,
+                idempotency_key=idempotency_key,
+                made_by=made_by,
+                guard=wish.guard(self.store, again=again),
+            )
+        except Known as known:
+            return self.take_up(known.run, spec, data, progress=progress)
         self.reached("after-intent")
-        return self._go_on(run, spec, data, progress)
+        try:
+            return self._go_on(run, spec, data, progress)
+        except LeaseHeld:  # by another process that was asked with the same key
+            return self.store.runs.get(run.id)
+
+    def take_up(
+        self, run: Run, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None
+    ) -> Run:
+        """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
+        Raises as `submit`."""
+        if self.store.leases.held(lease_name(run)):
+            return run
+        if run.phase in UNSETTLED:
+            run = self.settle(run)
+        if run.phase in UNSETTLED:
+            raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+        try:
+            return self._go_on(run, spec, data, progress, again=True)
+        except LeaseHeld:
+            return self.store.runs.get(run.id)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
         """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload

@@ -237,6 +237,10 @@ class Run(Record, frozen=True, kw_only=True):
     bill: Bill | None = None
     max_cost_usd: Decimal | None = None
     tags: dict[str, str] = {}
+    idempotency_key: str | None = None
+    """The caller's own: a submit with the same one gives this run."""
+    made_by: str | None = None
+    """`user@machine`, or whom `--by` named; `None` for recovered runs and those from before it was kept."""
 
     @property
     def handle(self) -> JobHandle:
