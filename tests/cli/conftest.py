@@ -1,17 +1,16 @@
-"""The command as its users run it: a process with an environment of its own."""
+"""The command as its users run it: a process with an environment of its own (`tests/command.py`)."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,9 @@ def cli_env(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def cli(tmp_path: Path, cli_env: dict[str, str]) -> Cli:
     def run(*arguments: str, cwd: Path | None = None, stdin: str | None = None, **env: str) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrate.cli", *arguments],
-            cwd=cwd or tmp_path,
-            env=cli_env | env,
-            input=stdin or "",
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Result(done.returncode, done.stdout, done.stderr)
+        done = command.run([*arguments], cwd=cwd or tmp_path, env=cli_env | env, stdin=(stdin or "").encode())
+        err = done.err.decode()
+        assert "Traceback" not in err, err
+        return Result(done.code, done.out.decode(), err)
 
     return run

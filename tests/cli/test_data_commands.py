@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests import command
+from tests.cli.conftest import Result
 from tests.paths import FIXTURES
 
 from orchestrate.data.operations.check import CheckReport
@@ -28,26 +30,25 @@ BAD = FIXTURES / "datasets" / "formats" / "bad"
 TINY = FIXTURES / "models" / "tiny-chat"
 
 
-def run(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrate.cli", "data", *map(str, arguments)],
+def run(*arguments: object, cwd: Path, code: int = 0) -> Result:
+    done = command.run(
+        ["data", *map(str, arguments)],
         cwd=cwd,
-        capture_output=True,
-        text=True,
         env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "160", "NO_COLOR": "1"},
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    result = Result(done.code, done.out.decode(), done.err.decode())
+    assert result.code == code, result.out + result.err
+    assert "Traceback" not in result.err
+    return result
 
 
 def json_of(*arguments: object, cwd: Path, code: int = 0) -> Any:
     """stdout is one JSON document and nothing else."""
-    return json.loads(run(*arguments, "--json", cwd=cwd, code=code).stdout)
+    return json.loads(run(*arguments, "--json", cwd=cwd, code=code).out)
 
 
 def test_inspect(tmp_path: Path) -> None:
-    shown = run("inspect", ORDERS / "train.jsonl", cwd=tmp_path).stdout
+    shown = run("inspect", ORDERS / "train.jsonl", cwd=tmp_path).out
     assert "openai-chat" in shown and "█" in shown and "o200k" in shown
     report = msgspec.convert(json_of("inspect", ORDERS / "train.jsonl", cwd=tmp_path), InspectReport)
     assert report.rows == len((ORDERS / "train.jsonl").read_text().splitlines())
@@ -68,14 +69,14 @@ def test_check_of_good_data(tmp_path: Path) -> None:
         "sft",
     )
     done = run(*arguments, cwd=tmp_path)
-    assert done.stdout.count("ready") == 4
+    assert done.out.count("ready") == 4
     report = msgspec.convert(json_of(*arguments, cwd=tmp_path)["report"], CheckReport)
     assert report.ok and [f.split for f in report.files] == ["train", "validation"]
 
 
 def test_check_of_bad_data_exits_with_1(tmp_path: Path) -> None:
     done = run("check", BAD / "bad-role.jsonl", "--for", "together", cwd=tmp_path, code=1)
-    assert "bad-role" in done.stdout and "row 4" in done.stdout and "fireworks" not in done.stdout
+    assert "bad-role" in done.out and "row 4" in done.out and "fireworks" not in done.out
     report = msgspec.convert(
         json_of("check", BAD / "bad-role.jsonl", cwd=tmp_path, code=1)["report"], CheckReport
     )
@@ -84,15 +85,15 @@ def test_check_of_bad_data_exits_with_1(tmp_path: Path) -> None:
 
 def test_check_finds_leakage(tmp_path: Path) -> None:
     done = run("check", ORDERS / "train.jsonl", "--test", ORDERS / "train.jsonl", cwd=tmp_path, code=1)
-    assert "leakage" in done.stdout
+    assert "leakage" in done.out
 
 
 def test_what_check_has_not_looked_for_is_said_only_then(tmp_path: Path) -> None:
     files = (ORDERS / "train.jsonl", "--validation", ORDERS / "validation.jsonl")
     said = "near duplicates were not looked for"
-    assert said not in run("check", *files, cwd=tmp_path).stderr
-    assert said in run("check", *files, "--no-near", cwd=tmp_path).stderr
-    assert said in run("check", files[0], cwd=tmp_path).stderr
+    assert said not in run("check", *files, cwd=tmp_path).err
+    assert said in run("check", *files, "--no-near", cwd=tmp_path).err
+    assert said in run("check", files[0], cwd=tmp_path).err
 
 
 def test_check_counts_for_the_model(tmp_path: Path) -> None:
@@ -104,14 +105,14 @@ def test_fix_replaces_none_of_the_checked_files(tmp_path: Path) -> None:
     valid = tmp_path / "valid.jsonl"
     valid.write_bytes((ORDERS / "test.jsonl").read_bytes())
     arguments = ("check", ORDERS / "train.jsonl", "--validation", valid, "--fix", "-o", valid)
-    assert "is the input" in run(*arguments, cwd=tmp_path, code=2).stderr
+    assert "is the input" in run(*arguments, cwd=tmp_path, code=2).err
 
 
 def test_fix_writes_a_copy_beside(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes((BAD / "bad-role.jsonl").read_bytes())
     done = run("check", file, "--fix", cwd=tmp_path, code=1)
-    assert "train.fixed.jsonl" in done.stdout and "bad-role 1" in done.stdout
+    assert "train.fixed.jsonl" in done.out and "bad-role 1" in done.out
     # 4 rows are too few for OpenAI; the rows themselves are right now.
     run("check", tmp_path / "train.fixed.jsonl", "--for", "together,fireworks,local", cwd=tmp_path)
     fixed = json_of("check", file, "--fix", cwd=tmp_path, code=1)["fix"]
@@ -127,17 +128,17 @@ def test_convert(tmp_path: Path) -> None:
 def test_convert_refuses_loss(tmp_path: Path) -> None:
     arguments = ("convert", GOOD / "reasoning.jsonl", "--to", "openai", "-o", tmp_path / "out.jsonl")
     refused = run(*arguments, cwd=tmp_path, code=1)
-    assert "thinking" in refused.stderr and "--allow-loss" in refused.stderr and refused.stdout == ""
+    assert "thinking" in refused.err and "--allow-loss" in refused.err and refused.out == ""
     done = run(*arguments, "--allow-loss", cwd=tmp_path)
-    assert "3 rows" in done.stdout and "thinking" in done.stderr
+    assert "3 rows" in done.out and "thinking" in done.err
 
 
 def test_convert_into_a_pipe(tmp_path: Path) -> None:
     arguments = ("convert", GOOD / "sharegpt.jsonl", "--to", "fireworks", "-o", "-")
     done = run(*arguments, cwd=tmp_path)
-    assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["messages"]] * 3
-    assert "3 rows" in done.stderr and not list(tmp_path.glob("-*"))
-    assert "standard output" in run(*arguments, "--json", cwd=tmp_path, code=2).stderr
+    assert [list(json.loads(line)) for line in done.out.splitlines()] == [["messages"]] * 3
+    assert "3 rows" in done.err and not list(tmp_path.glob("-*"))
+    assert "standard output" in run(*arguments, "--json", cwd=tmp_path, code=2).err
 
 
 def test_split(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_split(tmp_path: Path) -> None:
     )
     assert [f.split for f in report.files] == ["train", "validation"]
     assert sum(f.rows for f in report.files) == report.rows
-    assert "validation" in run("split", ORDERS / "train.jsonl", "-o", tmp_path / "three", cwd=tmp_path).stdout
+    assert "validation" in run("split", ORDERS / "train.jsonl", "-o", tmp_path / "three", cwd=tmp_path).out
 
 
 def test_dedupe(tmp_path: Path) -> None:
@@ -163,13 +164,13 @@ def test_split_and_dedupe_say_what_they_write(tmp_path: Path) -> None:
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for command in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
-        said = run(*command, cwd=tmp_path).stderr
+    for words in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
+        said = run(*words, cwd=tmp_path).err
         assert "read as sharegpt, written as openai-chat" in said
         assert "fields that no training format uses are left out (12 times)" in said
     own = (tmp_path / "rows.deduped.jsonl").read_text().splitlines()
     assert len(own) == 12 and "id" not in json.loads(own[0])
-    again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).stderr
+    again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).err
     assert "written as" not in again and "left out" not in again
 
 
@@ -190,21 +191,21 @@ def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     assert html.unescape(shown) == "".join(t.text for t in row.tokens)
     assert [t.text for t in row.tokens if t.special] == ["<|im_start|>", "<|im_end|>"] * 2
     # Without colours, as in a pipe, the trained text stands between marks.
-    assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).stdout
+    assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).out
 
 
 def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:
     pictures = run("preview", GOOD / "openai_images.jsonl", "--model", TINY, cwd=tmp_path)
-    assert "images are left out" in pictures.stderr
-    assert "RFT prompts" in run("preview", GOOD / "rft.jsonl", "--model", TINY, cwd=tmp_path, code=1).stderr
+    assert "images are left out" in pictures.err
+    assert "RFT prompts" in run("preview", GOOD / "rft.jsonl", "--model", TINY, cwd=tmp_path, code=1).err
 
 
 def test_a_row_too_long_to_show_is_said(tmp_path: Path) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"text": "word " * 500_000}) + '\n{"text": "short"}\n')
     told = run("preview", file, "--model", TINY, cwd=tmp_path, code=1)
-    assert "row 1" in told.stderr and "--row 2" in told.stderr
-    assert "row 2:" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).stdout
+    assert "row 1" in told.err and "--row 2" in told.err
+    assert "row 2:" in run("preview", file, "--model", TINY, "--row", "2", cwd=tmp_path).out
 
 
 def test_preview_escapes_html(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_preview_escapes_html(tmp_path: Path) -> None:
 
 def test_preview_without_the_tokenizer_says_what_to_give(tmp_path: Path) -> None:
     done = run("preview", ORDERS / "train.jsonl", "--model", "qwen3-8b", cwd=tmp_path, code=3)
-    assert "--model FOLDER" in done.stderr
+    assert "--model FOLDER" in done.err
 
 
 @pytest.mark.parametrize(
@@ -234,9 +235,9 @@ def test_preview_without_the_tokenizer_says_what_to_give(tmp_path: Path) -> None
 )
 def test_wrong_use(arguments: tuple[object, ...], code: int, message: str, tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path, code=code)
-    assert message in done.stderr and done.stdout == ""
+    assert message in done.err and done.out == ""
     as_json = run(*arguments, "--json", cwd=tmp_path, code=code)
-    assert json.loads(as_json.stderr)["exit_code"] == code and as_json.stdout == ""
+    assert json.loads(as_json.err)["exit_code"] == code and as_json.out == ""
 
 
 def test_map(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_help_names_every_command(cli: Cli) -> None:
 @pytest.mark.parametrize("name", [name for _, name, _, _ in COMMANDS])
 def test_every_command_has_help_of_its_own(cli: Cli, name: str) -> None:
     shown = cli(name, "--help")
-    assert shown.code == 0 and f"orchestrate.cli {name}" in shown.out
+    assert shown.code == 0 and f"Usage: orchestrate {name}" in shown.out
 
 
 def test_a_typo_is_answered_with_a_suggestion(cli: Cli) -> None:

@@ -22,6 +22,7 @@ from orchestrate.providers.base import Provider
 from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
 from orchestrate.types import Feature, Job, JobHandle
 
+METHODS = ("sft", "dpo", "rft")
 SPECS = ROOT.parent / "shared" / "specs"
 """The API descriptions that the hosts publish, where they lie beside the checkout."""
 PLUGIN = Path(__file__).parent / "plugin" / "src"
@@ -180,8 +181,19 @@ def new_ref() -> str:
     return f"orc-{next(_refs):012d}"
 
 
+TRAINED = [(backend, method) for backend in HOSTED for method in backend.create_path]
+ABSENT = [(backend, method) for backend in HOSTED for method in METHODS if method not in backend.create_path]
+"""Hosted backends and the methods that each trains, and does not."""
+
+
+def named(pairs: list[tuple[Backend, str]]) -> dict[str, Any]:
+    """Parameters `hosted` and `method` of a test."""
+    ids = [f"{backend.name}-{method}" for backend, method in pairs]
+    return {"argnames": "hosted, method", "argvalues": pairs, "ids": ids}
+
+
 def methods(provider: Provider) -> list[str]:
-    return [m for m in ("sft", "dpo", "rft") if Feature(m) in provider.features]
+    return [m for m in METHODS if Feature(m) in provider.features]
 
 
 def every_setting(method: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The backends and their hosts, for every file of the suite.
 
 `test_published_specs.py` needs the API descriptions that the hosts publish, in `../shared/specs` beside the
-checkout; without that folder it is not collected, and the header of the run says so.
+checkout; without that folder it is skipped, and the summary of the run says so.
 """
 
 from __future__ import annotations
@@ -10,20 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.backends import BACKENDS, HOSTED, SPECS, Backend, data_files
+from tests.contract.backends import BACKENDS, HOSTED, Backend, data_files
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
-
-collect_ignore = [] if SPECS.is_dir() else ["test_published_specs.py"]
-
-
-def pytest_report_header() -> str:
-    if SPECS.is_dir():
-        return f"published API descriptions: {SPECS}"
-    return f"published API descriptions: none in {SPECS}; test_published_specs.py is not collected"
 
 
 @pytest.fixture(scope="session")

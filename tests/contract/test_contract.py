@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.backends import Backend, at, every_setting, methods, new_ref, submit, wait_for
+from tests.contract.backends import (
+    ABSENT,
+    METHODS,
+    TRAINED,
+    Backend,
+    at,
+    every_setting,
+    methods,
+    named,
+    new_ref,
+    submit,
+    wait_for,
+)
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
@@ -135,15 +147,21 @@ def _uploads(sandbox: Sandbox, hosted: Backend) -> int:
     return sandbox.count(hosted.name, method="PUT") + sandbox.count(hosted.name, method="POST")
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "rft"])
+def test_the_methods_of_each_backend_are_tested(hosted: Backend, make: Any) -> None:
+    assert methods(make(hosted)) == [method for method in METHODS if method in hosted.create_path]
+
+
+@pytest.mark.parametrize(**named(ABSENT))
+def test_a_method_that_is_not_trained_is_unsupported(hosted: Backend, make: Any, method: str) -> None:
+    with pytest.raises(Unsupported):
+        make(hosted).require(Feature(method))
+
+
+@pytest.mark.parametrize(**named(TRAINED))
 def test_create_is_one_post_that_can_be_found(
     hosted: Backend, make: Any, files: dict[str, str], sandbox: Sandbox, method: str
 ) -> None:
     provider = make(hosted)
-    if method not in methods(provider):
-        with pytest.raises(Unsupported):
-            provider.require(Feature(method))
-        return
     spec = hosted.spec(files, method, epochs=2)
     remote = _remote(provider, spec, method)
     ref = new_ref()

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
-from tests.contract.backends import Backend, methods
+from tests.contract.backends import ABSENT, TRAINED, Backend, methods, named
 from tests.contract.sent import bodies, full_spec
 
 from orchestrate.providers.base import Provider
@@ -73,7 +73,15 @@ def snake(value: Any) -> Any:
     return [snake(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "rft"])
+@pytest.mark.parametrize(**named(ABSENT))
+def test_a_method_that_is_not_trained_is_refused(
+    hosted: Backend, make: Callable[[Backend], Provider], files: dict[str, str], method: str
+) -> None:
+    translation = make(hosted).translate(hosted.spec(files, method))
+    assert any(row.name.startswith("method") for row in translation.refused)
+
+
+@pytest.mark.parametrize(**named(TRAINED))
 def test_bodies_have_the_sdks_types(
     hosted: Backend,
     make: Callable[[Backend], Provider],
@@ -82,11 +90,6 @@ def test_bodies_have_the_sdks_types(
     method: str,
 ) -> None:
     provider = make(hosted)
-    if method not in methods(provider):
-        assert any(
-            row.name.startswith("method") for row in provider.translate(hosted.spec(files, method)).refused
-        )
-        return
     fields, required = FIELDS[hosted.name](method)
     for _, sent in bodies(hosted, provider, files, sandbox, method):
         body = snake(sent) if hosted.name == "fireworks" else sent

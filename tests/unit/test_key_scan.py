@@ -7,8 +7,10 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests import key_scan
 from tests.key_scan import SHORTEST, Scan, keys_in_source, session_scan
 from tests.paths import ROOT
 
@@ -60,6 +62,15 @@ def test_a_key_is_found_wherever_it_was_written(aside: Path, hidden: str, key: s
             (aside / "run.log").write_text(text)
     [hit] = found(aside).hits
     assert key not in hit, "the scan must not spread what it found"
+
+
+@pytest.mark.parametrize("search", [key_scan._in_one_pass, key_scan._one_by_one])
+def test_both_ways_of_searching_find_each_key_and_no_other(search: Any) -> None:
+    find = search(frozenset({b"wandb-secret-key-123", b"a.key(with)[signs]"}))
+    for key in (MADE.encode(), b"wandb-secret-key-123", b"a.key(with)[signs]"):
+        assert find(b"\x00\xff before " + key + b" after") == key
+    for other in (b"wandb-secret-key-124", b"a_key(with)[signs]", MADE.encode()[:-1], b" "):
+        assert find(other) is None
 
 
 def test_the_users_key_file_and_the_sandbox_may_hold_theirs(aside: Path) -> None:

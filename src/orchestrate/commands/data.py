@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +34,12 @@ MapOpt = Annotated[
         "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
     ),
 ]
+IgnoreOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
+    ),
+]
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
@@ -52,6 +59,7 @@ def inspect(
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +69,7 @@ def inspect(
     name = tokenizer or _tokenizer(model, ())
     with _progress("reading") as progress:
         report = inspecting.inspect(
-            file, tokenizer=name, columns=_columns(columns), workers=workers, progress=progress
+            file, tokenizer=name, columns=_columns(columns, ignored), workers=workers, progress=progress
         )
     if json:
         print_json(report)
@@ -92,6 +100,7 @@ class Wanted:
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
     ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="What is not read is an error.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +108,7 @@ class Reading:
     """How the files are read."""
 
     columns: MapOpt = None
+    ignored: IgnoreOpt = None
     workers: WorkersOpt = None
     engine: EngineOpt = "local"
 
@@ -141,7 +151,8 @@ def check(
         contexts=_contexts(wanted.model, kinds, wanted.method or "sft"),
         epochs=wanted.epochs,
         near=_look_near(paths) if wanted.near is None else wanted.near,
-        columns=_columns(reading.columns),
+        columns=_columns(reading.columns, reading.ignored),
+        strict=wanted.strict,
         workers=reading.workers,
     )
     with _engine(reading.engine, reading.workers), _progress("checking") as progress:
@@ -157,6 +168,27 @@ def check(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """How rows of one message each become conversations."""
+
+    thread: Annotated[
+        str | None,
+        typer.Option("--thread", metavar="COLUMN", help="Join rows of one message by this column."),
+    ] = None
+    role: Annotated[
+        str | None, typer.Option("--role", metavar="COLUMN", help="Who says it: a role, a name, an address.")
+    ] = None
+    assistant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assistant", metavar="VALUE", help="Whose messages are answers; * stands for anything."
+        ),
+    ] = None
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="What is said.")] = None
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
+
+
 @app.command()
 @grouped
 def convert(
@@ -166,8 +198,8 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="openai, together, fireworks, local, sharegpt, alpaca, trl, parquet, or unpaired: "
-            "two rows of each preference pair."
+            help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
+            "unpaired: two rows of each preference pair."
         ),
     ],
     output: Annotated[
@@ -182,10 +214,12 @@ def convert(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
     ] = False,
+    messages: Messages,
     reading: Reading,
     json: Json = False,
 ) -> None:
-    """Rows in another format: without loss, or not at all unless --allow-loss."""
+    """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
+    message a row, become conversations: --thread, --role, --assistant."""
     from orchestrate.data.files.outputs import beside, is_stdout
     from orchestrate.data.operations import convert as converting
     from orchestrate.providers import registry
@@ -194,13 +228,17 @@ def convert(
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
-    with _engine(reading.engine, reading.workers), _progress("converting") as progress:
+    with (
+        _conversations(file, messages) as joined,
+        _engine(reading.engine, reading.workers),
+        _progress("converting") as progress,
+    ):
         report = converting.convert(
-            file,
+            joined,
             registry.format_of(settings_of(context), to),
             target,
             allow_loss=allow_loss,
-            columns=_columns(reading.columns),
+            columns=_columns(reading.columns, reading.ignored),
             workers=reading.workers,
             progress=progress,
         )
@@ -237,6 +275,7 @@ def split(
     *,
     sides: Sides,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     workers: WorkersOpt = None,
     json: Json = False,
 ) -> None:
@@ -253,7 +292,7 @@ def split(
             seed=sides.seed,
             stratify=sides.stratify,
             near_duplicates=sides.near,
-            columns=_columns(columns),
+            columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,
         )
@@ -293,7 +332,7 @@ def dedupe(
             None if dry_run else output or beside(file, "deduped.jsonl"),
             near_duplicates=near,
             threshold=threshold,
-            columns=_columns(reading.columns),
+            columns=_columns(reading.columns, reading.ignored),
             workers=reading.workers,
             progress=progress,
         )
@@ -330,6 +369,7 @@ def preview(
     shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
     json: Json = False,
 ) -> None:
     """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
@@ -343,7 +383,7 @@ def preview(
         shown.rows,
         shown.max_length,
         shown.train_on_inputs,
-        _columns(columns),
+        _columns(columns, ignored),
     )
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
@@ -356,6 +396,44 @@ def preview(
 
 app.command()(generate)
 app.command()(review)
+
+
+@contextmanager
+def _conversations(file: str, given: Messages) -> Generator[str]:
+    """The file, or the conversations that its messages make. Tells what is left out of them."""
+    from orchestrate.data.files.mbox import is_mbox
+
+    mails = is_mbox(file)
+    thread, role = given.thread or ("thread" if mails else None), given.role or ("sender" if mails else None)
+    if thread is None and role is None and not given.assistant:
+        yield file
+        return
+    if thread is None or role is None or not given.assistant:
+        raise UsageError(
+            "conversations of messages need to know whose are the answers",
+            fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
+        )
+    from orchestrate.data.operations import threads
+
+    columns = threads.Columns(thread, role, tuple(given.assistant), given.text, given.time)
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "conversations.jsonl"
+        report = threads.join(file, columns, rows)
+        note(f"{report.messages:,} messages, {report.threads:,} threads, {report.written:,} conversations")
+        for what, text in _THREADS.items():
+            if count := getattr(report, what):
+                shown = ", ".join(report.shown.get(what, ()))
+                note(f"{count:,} {text}{f': {shown}' if shown else ''}")
+        yield str(rows)
+
+
+_THREADS = {
+    "open": "threads without an answer are left out",
+    "unanswered_ends": "are written without what was said after the last answer",
+    "unasked": "begin with an answer, which is left out",
+    "several_agents": "have answers of more than one agent, and teach the styles of all",
+    "empty": "messages hold nothing but quotes or a signature",
+}
 
 
 def _look_near(paths: Mapping[str, str]) -> bool:
@@ -376,11 +454,13 @@ def _fix(file: str, output: Path, hosts: Sequence[Target], options: object) -> o
     return fixing.fix(file, output, hosts=hosts, columns=options.columns)
 
 
-def _columns(given: Sequence[str] | None) -> dict[str, str]:
+def _columns(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
+    """A field of no column is not read."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
-    return {wanted.strip(): column.strip() for wanted, _, column in pairs}
+    left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
+    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
 def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
-from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample
-from orchestrate.data.shapes.reading import messages_of, visible
+from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample, messages_of
+from orchestrate.data.shapes.reading import visible
 from orchestrate.data.tokens.hub_tokens import load, special_ids
 from orchestrate.errors import DataError, SetupError
 from orchestrate.profile import this_machine

@@ -18,7 +18,7 @@ from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Task, Total, ranges, ready, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.shapes import known
+from orchestrate.data.shapes import known, unread
 from orchestrate.data.shapes.hints import advice
 from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.tokens import cache, counting
@@ -59,6 +59,7 @@ def open_dataset(
     shape = sniff(path, first_lines(lines.lines), renaming)
     task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
     total = run(task, lines.line_bytes, workers, progress)
+    told = (*total.reported(path), *_whole_file(lines, renaming, total))
     facts = Facts(
         path=path,
         format=shape.name,
@@ -67,7 +68,7 @@ def open_dataset(
         bytes=lines.bytes,
         digest=total.sha256.hexdigest(),
         content=_content(total),
-        problems=(*total.reported(path), *_python_cells(lines, total), *_hidden(lines, renaming, total)),
+        problems=told,
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
@@ -186,9 +187,10 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         example = example or row
         if (shape := known.recognise(row)) is not None:
             votes[shape.name] += 1
-    if given and (absent := [f"{wanted}={column}" for wanted, column in columns if column not in given]):
+    if given and (absent := [f"{w}={c}" for w, c in columns if (c or w) not in given]):
+        how = f"--ignore {absent[0][:-1]}" if absent[0].endswith("=") else f"--map {absent[0]}"
         raise UsageError(
-            f"--map {absent[0]}: the first rows of {path} have no such column",
+            f"{how}: the first rows of {path} have no such column",
             fix=f"its columns: {_listed(given)}",
         )
     if votes:
@@ -205,15 +207,23 @@ def _listed(names: Counter[str]) -> str:
     return ", ".join(name for name, _ in names.most_common(12))
 
 
+def _whole_file(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
+    yield from _python_cells(lines, total)
+    yield from _hidden(lines, columns, total)
+    for found in unread.told(total.unread, total.written):
+        total.counts[found.code] += 1
+        yield msgspec.structs.replace(found, source=lines.path)
+
+
 def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
     """A mapping is obeyed, also where the file has a column of the wanted name."""
     if not columns:
         return
-    taken = {column for _, column in columns}
+    taken = {column or wanted for wanted, column in columns}
     rows = [parse(line)[0] for line in islice(first_lines(lines.lines), SAMPLE_ROWS)]
     there = {name for row in rows if isinstance(row, dict) for name in cast("dict[str, Any]", row)}
     for wanted, column in columns:
-        if wanted in there - taken:
+        if column and wanted in there - taken:
             total.counts["hidden-column"] += 1
             text = f"the file's own column {wanted} is not read: {column} was mapped to that name"
             yield msgspec.structs.replace(problem("hidden-column", text), source=lines.path)

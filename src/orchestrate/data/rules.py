@@ -73,6 +73,16 @@ NO_ROW_WEIGHT = Rule(
 )
 
 
+NO_SPANS = Rule(
+    "loss-spans-lost",
+    Severity.ERROR,
+    "of some answers only a part carries loss; whole answers are trained here",
+    "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
+    lossy=True,
+)
+NO_LOCAL_IMAGES = refused(
+    "local-image", "an image is a file on this machine", "put it in as a data: URL, or by its address"
+)
 NO_KTO = "has no KTO; this machine has it, and preference pairs (DPO) are taken"
 
 

@@ -23,6 +23,7 @@ from orchestrate.providers import accounts
 from orchestrate.types import (
     Account,
     Artifact,
+    Billing,
     Checkpoint,
     Endpoint,
     Event,
@@ -168,6 +169,14 @@ class Provider(ABC):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
+
+    def billing(self) -> Billing:
+        """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and
+        endpoints, what is stored where the host charges for that. What cannot be seen is said there; raises
+        only when nothing can be asked."""
+        from orchestrate.providers import standing
+
+        return standing.of_jobs(self, "whatever else this backend bills for cannot be asked for")
 
     def base_models(self) -> Sequence[HostModel]:
         """What the host says now of the models that it tunes, limits and end dates where it tells them; a

@@ -14,6 +14,8 @@ from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
 from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import Reply as Reply
 from orchestrate.types.evaluation import Score as Score
+from orchestrate.types.hosting import Billing as Billing
+from orchestrate.types.hosting import Standing as Standing
 from orchestrate.types.jobs import Account as Account
 from orchestrate.types.jobs import Artifact as Artifact
 from orchestrate.types.jobs import ArtifactFile as ArtifactFile

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command
 from tests.faults.submitting import CHILD, write_rows
 from tests.paths import ROOT
 
@@ -35,17 +36,11 @@ class Shell:
         self.store = f"sqlite:///{folder}/home/runs.sqlite3"
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrate.cli", *arguments],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == code, (done.stdout, done.stderr)
-        return done.stdout
+        done = command.run([*arguments], cwd=self.folder, env=self.env)
+        out, err = done.out.decode(), done.err.decode()
+        assert "Traceback" not in err, err
+        assert done.code == code, (out, err)
+        return out
 
     def crash(self, provider: str, point: str) -> None:
         marks = self.folder / f"marks-{time.monotonic_ns()}"

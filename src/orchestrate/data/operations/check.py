@@ -14,6 +14,7 @@ from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Ta
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rules import Target
+from orchestrate.data.shapes import unread
 from orchestrate.types import Problem, Record, Severity
 
 FEW_ROWS = 300
@@ -71,6 +72,8 @@ class Options:
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
     epochs: int | None = None
     near: bool = False
+    strict: bool = False
+    """Every column and field that is not read is an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
 
@@ -99,6 +102,8 @@ def check(
         for split, path in paths.items()
     }
     found = problems_of_files(opened)
+    if options.strict:
+        found = [unread.strict(p) for p in found]
     if options.near:
         found += _near(opened, options)
     hosts: list[HostFacts] = []

@@ -121,11 +121,12 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
             f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
         )
     found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == "hidden-column"]
+    found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == "unread-column"]
     if extra := counts["extra-fields"]:
         add(
             "extra-fields",
             Severity.WARNING,
-            f"fields that no training format uses are left out ({extra:,} times)",
+            f"fields of messages that are not read are left out ({extra:,} times)",
             "keep the source, if they are needed again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
@@ -193,7 +194,7 @@ def write_rows(
     ]
     written = unheld = 0
     if target.name == "parquet":
-        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS
+        nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS | Trait.LOSS_SPANS
         plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
         with whole(path) as partial:
             written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)

@@ -96,6 +96,6 @@ def dedupe(
         left_out=total.written - data.rows,
         source_format=data.format,
         format=WRITTEN[data.kind],
-        fields_left_out=total.counts["extra-fields"],
+        fields_left_out=total.fields_left_out,
         removed=tuple(removed[:100]),
     )

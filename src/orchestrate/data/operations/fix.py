@@ -158,6 +158,8 @@ class _Mend:
         for p in read.problems:
             if p.code == "extra-fields" and read.example is not None:
                 self.did(p.code, f"{p.field}: {p.message}" if p.field else p.message, "dropped")
+        if read.unread and read.example is not None:
+            self.did("unread-column", f"unused: {', '.join(sorted(read.unread))}", "dropped")
         if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
             read = self._joined(read.example)
         if read.example is None:

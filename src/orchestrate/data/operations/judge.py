@@ -22,6 +22,7 @@ from orchestrate.data.rows.examples import (
     PreferenceExample,
     RLExample,
     UnpairedExample,
+    messages_of,
 )
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known
@@ -30,7 +31,6 @@ from orchestrate.data.shapes.reading import (
     canonical,
     canonical_answered,
     canonical_prompt,
-    messages_of,
     reading,
     visible,
 )

@@ -24,9 +24,15 @@ from orchestrate.data.files.outputs import is_stream, require_writable, writing
 from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.passes import near
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task
-from orchestrate.data.rows.examples import ChatMessage, CompletionExample, Example, UnpairedExample
+from orchestrate.data.rows.examples import (
+    ChatMessage,
+    CompletionExample,
+    Example,
+    UnpairedExample,
+    messages_of,
+)
 from orchestrate.data.shapes.known import WRITTEN
-from orchestrate.data.shapes.reading import last_answer, messages_of, visible
+from orchestrate.data.shapes.reading import last_answer, visible
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Record
@@ -172,7 +178,7 @@ def split(
         left_out=opened.total.written - data.rows,
         source_format=data.format,
         format=WRITTEN[data.kind],
-        fields_left_out=opened.total.counts["extra-fields"],
+        fields_left_out=opened.total.fields_left_out,
     )
 
 

@@ -21,8 +21,8 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.data.passes.compare import numpy
 from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Task, pieces, ranges, read_rows
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example, UnpairedExample
-from orchestrate.data.shapes.reading import messages_of, reading, visible
+from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example, UnpairedExample, messages_of
+from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 
 PERMUTATIONS = 128

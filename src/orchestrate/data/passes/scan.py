@@ -20,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.files.records import LONGEST_RECORD
 from orchestrate.data.rows.content import candidates, confirmed
-from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample
+from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample, messages_of
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes.reading import (
@@ -31,10 +31,10 @@ from orchestrate.data.shapes.reading import (
     canonical_prompt,
     json_bytes,
     last_answer,
-    messages_of,
     reading,
     visible,
 )
+from orchestrate.data.shapes.unread import Column, note
 from orchestrate.data.tokens.counting import Lengths, counter
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
@@ -107,6 +107,8 @@ class Part:
     """At most `KEPT_PER_CODE` of each code."""
     counts: Counter[str] = field(default_factory=Counter[str])
     """Problems of each code, those not kept included."""
+    unread: dict[str, Column] = field(default_factory=dict[str, Column])
+    """What columns hold that are not read."""
 
     def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
@@ -206,7 +208,7 @@ def scan(task: Task) -> Part:
         rows = _rows(task, lines)
         content = _content(lines, rows) if task.content else {}
         for index, row in enumerate(rows):
-            if row.problems or index in content:
+            if row.problems or row.unread or index in content:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
         _note(part, rows, task.compare)
         part.lines += len(lines)
@@ -239,6 +241,8 @@ def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
     if row.other is not None:
         part.formats[row.other] += 1
     part.report(content, number)
+    if row.unread:
+        note(part.unread, row.unread, "" if row.example is None else visible(row.example))
 
 
 def _note(part: Part, rows: list[Row], compare: bool) -> None:
@@ -298,6 +302,7 @@ class Total:
     lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
     problems: list[Problem] = field(default_factory=list[Problem])
     counts: Counter[str] = field(default_factory=Counter[str])
+    unread: dict[str, Column] = field(default_factory=dict[str, Column])
 
     def add(self, part: Part) -> None:
         for p in part.problems:
@@ -317,6 +322,8 @@ class Total:
             self.numbers.extend(number + self.lines for number in part.numbers)
             self.prompts.extend(part.prompts)
             self.answered.extend(part.answered)
+        for name, column in part.unread.items():
+            self.unread.setdefault(name, Column()).add(column)
         if len(self.labels) <= MOST_LABELS:
             self.labels.update(part.labels)
         self.turns.update(part.turns)
@@ -342,6 +349,11 @@ class Total:
     def written(self) -> int:
         """Lines that are not blank."""
         return self.lines - self.counts["blank-line"]
+
+    @property
+    def fields_left_out(self) -> int:
+        """Values that are not read, of columns and of messages."""
+        return self.counts["extra-fields"] + sum(column.rows for column in self.unread.values())
 
     def errors(self) -> int:
         return sum(n for code, n in self.counts.items() if problem(code).severity is Severity.ERROR)

@@ -55,6 +55,9 @@ class ChatMessage(_Canonical):
     """0 takes an assistant message out of the loss; `None` means 1."""
     reasoning: str | None = None
     """The thinking that precedes the answer, where the row has one."""
+    loss_spans: list[tuple[int, int]] | None = None
+    """Characters of `text` that carry loss, as (first, after the last), in order and apart; `None` means all
+    of an answer that `weight` does not take out."""
 
     @property
     def text(self) -> str:
@@ -99,6 +102,8 @@ class CompletionExample(_Canonical):
 
 class TextExample(_Canonical):
     text: str
+    loss_spans: list[tuple[int, int]] | None = None
+    """As in `ChatMessage`; `None` means all of it."""
 
 
 class RLExample(_Canonical):
@@ -124,3 +129,16 @@ KINDS: dict[type[Any], Kind] = {
 
 def kind_of(example: Example) -> Kind:
     return KINDS[type(example)]
+
+
+def messages_of(example: Example) -> list[ChatMessage]:
+    """All messages of the row, none for plain text."""
+    match example:
+        case ChatExample() | RLExample():
+            return example.messages
+        case PreferenceExample():
+            return [*example.prompt, *example.preferred, *example.rejected]
+        case UnpairedExample():
+            return [*example.prompt, *example.completion]
+        case _:
+            return []

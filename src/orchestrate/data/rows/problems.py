@@ -51,7 +51,22 @@ CODES: dict[str, Code] = {
     "hidden-column": Code(
         _I, "a column is not read: another was mapped to its name", "leave out --map if it is the right one"
     ),
-    "extra-fields": Code(_I, "fields that no training format uses", "nothing to do: they are not sent"),
+    "extra-fields": Code(
+        _W,
+        "fields of a message or of the prompt that are not read",
+        "write what they say into the text, or remove them",
+    ),
+    "unread-column": Code(
+        _W,
+        "a column is not read",
+        "read it (--map FIELD=COLUMN), or say that it is not to be read (--ignore COLUMN)",
+    ),
+    "lost-meaning": Code(
+        _E,
+        "what would be trained is not what the row says",
+        "remove it, or for a column: --ignore COLUMN, if the rows are to be trained without it",
+    ),
+    "bad-image": Code(_E, "an image cannot be read", "give a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
         _E,
         "a column that may be a part of the prompt is not read",

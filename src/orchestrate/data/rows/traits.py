@@ -67,6 +67,10 @@ class Trait(IntFlag):
     """Of several messages of the assistant weights leave the last one to be trained."""
     PARTLY_TRAINED = 16777216
     """Weights that say something else than that."""
+    LOSS_SPANS = 33554432
+    """Of an answer, or of a text, only parts carry loss."""
+    LOCAL_IMAGES = 67108864
+    """An image is a file on this machine."""
 
 
 _FOLLOWERS = {
@@ -95,7 +99,10 @@ def examine(example: Example) -> tuple[int, list[Problem]]:
         case CompletionExample():
             return _completion(example)
         case TextExample():
-            return 0, [] if example.text.strip() else [problem("empty-text", field="text")]
+            found = [] if example.text.strip() else [problem("empty-text", field="text")]
+            if example.loss_spans is None:
+                return 0, found
+            return Trait.LOSS_SPANS.value, found + _spans(example.loss_spans, example.text, "loss_spans")
 
 
 def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
@@ -223,7 +230,7 @@ def _messages(
             before = "call"
         if not isinstance(content, str) or not content or content.isspace() or m.tool_calls:
             unusual.content(i, m)
-        if m.weight is not None or m.reasoning is not None or m.name is not None:
+        if m.weight is not None or m.reasoning is not None or m.name is not None or m.loss_spans is not None:
             unusual.extras(i, m)
     if unusual.open_calls and not answers_only:
         unusual.unanswered(len(messages) - 1)
@@ -271,6 +278,13 @@ class _Unusual:
             self.traits |= Trait.REASONING
         if m.name is not None:
             self.traits |= Trait.NAMES
+        if m.loss_spans is not None:
+            self.traits |= Trait.LOSS_SPANS
+            place = f"{self._place}[{i}].loss_spans"
+            if m.role == "assistant":
+                self.found += _spans(m.loss_spans, m.text, place)
+            else:
+                self.found.append(problem("weight-on-input", field=place))
 
     def answer(self, i: int, m: ChatMessage, before: str | None) -> None:
         if self.open_calls and before not in ("call", "tool", "function"):
@@ -318,6 +332,16 @@ def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
         found.append(problem("bad-weight", f"the weight is {str(m.weight)[:20]}, not 0 or 1", field=field))
 
 
+def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]:
+    at = -1
+    for begin, end in spans:
+        if not at < begin < end <= len(text):
+            message = f"{begin} to {end} is no part of its own of a text with {len(text)} characters"
+            return [problem("bad-weight", message, field=field)]
+        at = end
+    return [] if spans else [problem("nothing-trained", "no part of the text is trained", field=field)]
+
+
 def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
     images = traits = 0
     for j, part in enumerate(cast("list[Any]", m.content)):
@@ -330,8 +354,9 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
             continue
         images += 1
         traits |= Trait.IMAGES
-        if not part.image_url.url.startswith("data:"):
-            traits |= Trait.REMOTE_IMAGES
+        url = part.image_url.url
+        if not url.startswith("data:"):
+            traits |= Trait.REMOTE_IMAGES if "://" in url[:12] else Trait.LOCAL_IMAGES
         if m.role != "user":
             traits |= Trait.IMAGES_NOT_FROM_USER
     return images, traits if images else Trait.TEXT_PARTS

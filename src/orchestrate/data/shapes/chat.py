@@ -13,13 +13,14 @@ import msgspec
 
 from orchestrate.data.rows.examples import ROLES, ChatMessage, Role
 from orchestrate.data.rows.problems import problem
+from orchestrate.data.shapes.calls import number_calls
+from orchestrate.data.shapes.loss import loss_of
+from orchestrate.data.shapes.parts import unfolded
 from orchestrate.types import Problem
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
 REASONING = ("reasoning", "reasoning_content", "thinking")
 """Names of an answer's thinking."""
-FLAGS = ("loss", "train")
-"""Flags of other trainers (swift's, axolotl's): false takes an answer out of the loss."""
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -48,14 +49,6 @@ def message(role: str, text: str) -> ChatMessage:
     return ChatMessage(role=cast("Role", role), content=text)
 
 
-def flags_of(item: dict[str, Any], role: Any) -> tuple[set[str], bool]:
-    """The flags of a message that can be kept, and whether they take it out of the loss."""
-    flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
-    if role != "assistant":  # nothing else is trained: only a flag that wants it is lost
-        return {name for name, value in flags.items() if not value}, False
-    return set(flags), False in flags.values()
-
-
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Canonical messages of a list of objects; a message with problems is reported and left out."""
     if not isinstance(value, list):
@@ -64,13 +57,15 @@ def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Probl
     messages: list[ChatMessage] = []
     found: list[Problem] = []
     legacy = _LegacyCalls()
-    for i, item in enumerate(cast("list[Any]", value)):
-        read, wrong = _message(item, f"{place}[{i}]")
-        found += wrong
-        if read is not None:
-            if read.role == "function" or isinstance(item.get("function_call"), dict):
-                legacy.join(read)
-            messages.append(read)
+    for i, whole in enumerate(cast("list[Any]", value)):
+        for item in unfolded(whole):
+            read, wrong = _message(item, f"{place}[{i}]")
+            found += wrong
+            if read is not None:
+                if read.role == "function" or isinstance(item.get("function_call"), dict):
+                    legacy.join(read)
+                messages.append(read)
+    number_calls(messages)
     return messages, found
 
 
@@ -102,10 +97,14 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     for key in REASONING:
         if isinstance(raw.get(key), str):
             fields.setdefault("reasoning", raw[key])
-    flags, untrained = flags_of(raw, raw.get("role"))
-    if untrained:
-        fields.setdefault("weight", 0)
-    known = _FIELDS | {*REASONING, "function_call"} | flags
+    said: Any = fields.get("content")
+    loss = loss_of(raw, raw.get("role"), said if isinstance(said, str) else "", place)
+    found += loss.found
+    if loss.weight is not None:
+        fields.setdefault("weight", loss.weight)
+    if loss.spans is not None:
+        fields["loss_spans"] = loss.spans
+    known = _FIELDS | {*REASONING, "function_call"} | loss.used
     if extra := sorted(key for key, value in raw.items() if key not in known and value is not None):
         found.append(problem("extra-fields", f"unused: {', '.join(extra)}", field=place))
     if fields.get("role") not in ROLES:
@@ -132,9 +131,10 @@ def _content_problem(content: Any, place: str) -> Problem | None:
     for j, part in enumerate(cast("list[Any]", content)):
         kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image_url"):
-            message = f"a part has the type {kind!r}; only text and image_url are known"
+            message = f"a part has the type {str(kind)[:40]!r}; only text and images are known"
             return problem("bad-content", message, field=f"{place}.content[{j}]")
-        if kind == "image_url" and not isinstance(cast("dict[str, Any]", part).get("image_url"), dict):
+        named = cast("dict[str, Any]", part)
+        if "image_url" in named and kind == "image_url" and not isinstance(named["image_url"], dict):
             message = "image_url is no object; write {url: ...} (--fix does where it is an address)"
             return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
@@ -216,7 +216,13 @@ def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None =
 
 
 def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
-    """A bare function schema, as ShareGPT's tool variants hold it, is wrapped as OpenAI's."""
-    if "function" not in tool and isinstance(tool.get("name"), str):
-        return {"type": "function", "function": tool}
-    return tool
+    """A bare function schema, as ShareGPT's tool variants, Anthropic (`input_schema`) and OpenAI's Responses
+    (`type` beside the name) hold it, is wrapped as OpenAI's."""
+    if "function" in tool or not isinstance(tool.get("name"), str):
+        return tool
+    if tool.get("type", "function") not in ("function", "custom"):
+        return tool  # a tool of the host's own
+    function = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
+    if "input_schema" in function:
+        function["parameters"] = function.pop("input_schema")
+    return {"type": "function", "function": function}

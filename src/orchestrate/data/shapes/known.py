@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import msgspec
 
 from orchestrate.data.rows.examples import (
     ChatExample,
@@ -15,28 +17,15 @@ from orchestrate.data.rows.examples import (
     PreferenceExample,
     RLExample,
     TextExample,
+    messages_of,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import preferences, unpaired
+from orchestrate.data.shapes import clouds, columns, exports, images, preferences, unpaired
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
-from orchestrate.data.shapes.sharegpt import sharegpt, with_system
+from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text
+from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
+from orchestrate.data.shapes.unread import problems_of
 from orchestrate.types import Problem
-
-Row = dict[str, Any]
-Read = tuple[Example | None, list[Problem]]
-"""The example, `None` when the row is unusable, and the row's problems."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """`fits` looks at the names and types of the fields only; `read` reports everything else."""
-
-    name: str
-    kind: Kind
-    fields: frozenset[str]
-    """Fields that `read` uses; others are reported as extra."""
-    fits: Callable[[Row], bool]
-    read: Callable[[Row], Read]
 
 
 def _chat(row: Row, messages: list[ChatMessage], found: list[Problem]) -> Read:
@@ -127,7 +116,12 @@ def _alpaca(row: Row) -> Read:
 
 
 def _text(row: Row) -> Read:
-    return TextExample(text=row["text"]), []
+    try:
+        spans = msgspec.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
+    except msgspec.ValidationError:
+        message_ = "loss_spans holds pairs of numbers"
+        return None, [problem("bad-weight", message_, field="loss_spans")]
+    return TextExample(text=row["text"], loss_spans=spans), []
 
 
 def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
@@ -141,19 +135,12 @@ def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
     return lambda row: unpaired.judged(row, *read(row))
 
 
-def _are_text(*names: str) -> Callable[[Row], bool]:
-    return lambda row: all(isinstance(row.get(name), str) for name in names)
-
-
-def _are_lists(*names: str) -> Callable[[Row], bool]:
-    return lambda row: all(isinstance(row.get(name), list) for name in names)
-
-
 def _is_preference(row: Row) -> bool:
     return isinstance(row.get("input"), dict) and {"preferred_output", "non_preferred_output"} <= row.keys()
 
 
 _CHAT_FIELDS = frozenset({"messages", "system", "tools", "functions", "parallel_tool_calls", "weight"})
+SYSTEM_COLUMNS = frozenset(SYSTEM)
 _NOTES = frozenset(
     {
         "id", "_id", "idx", "index", "uuid", "uid", "row_id", "sample_id", "conversation_id", "source",
@@ -207,6 +194,9 @@ def _has_system(row: Row) -> bool:
 
 
 SHAPES: tuple[Shape, ...] = (
+    *clouds.SHAPES,
+    *exports.SHAPES,
+    *columns.SHAPES,
     Shape(
         "openai-preference",
         "preference",
@@ -241,7 +231,7 @@ SHAPES: tuple[Shape, ...] = (
         frozenset({"instruction", "question", "input", "context", "system", "chosen", "rejected", "tools"}),
         lambda row: (
             {"chosen", "rejected"} <= row.keys()
-            and (_are_text("instruction")(row) or _are_text("question")(row))
+            and (are_text("instruction")(row) or are_text("question")(row))
         ),
         preferences.alpaca,
     ),
@@ -289,38 +279,38 @@ SHAPES: tuple[Shape, ...] = (
         "alpaca",
         "chat",
         frozenset({"instruction", "input", "output", "system", "history"}),
-        _are_text("instruction", "output"),
+        are_text("instruction", "output"),
         _alpaca,
     ),
     Shape(
         "prompt-completion-chat",
         "chat",
         _CHAT_FIELDS - {"messages"} | {"prompt", "completion"},
-        _are_lists("prompt", "completion"),
+        are_lists("prompt", "completion"),
         _prompt_completion_chat,
     ),
     Shape(
         "prompt-completion-system",
         "chat",
         frozenset({"system", "prompt", "completion"}),
-        lambda row: _are_text("prompt", "completion")(row) and _has_system(row),
+        lambda row: are_text("prompt", "completion")(row) and _has_system(row),
         _prompt_completion_system,
     ),
     Shape(
         "prompt-completion",
         "completion",
         frozenset({"prompt", "completion"}),
-        lambda row: _are_text("prompt", "completion")(row) and not _has_system(row),
+        lambda row: are_text("prompt", "completion")(row) and not _has_system(row),
         _prompt_completion,
     ),
     Shape(
         "question-answer",
         "chat",
         frozenset({"question", "answer", "context", "system"}),
-        _are_text("question", "answer"),
+        are_text("question", "answer"),
         _question_answer,
     ),
-    Shape("text", "text", frozenset({"text"}), _are_text("text"), _text),
+    Shape("text", "text", frozenset({"text", "loss_spans"}), are_text("text"), _text),
 )
 WRITTEN: dict[Kind, str] = {
     "chat": "openai-chat",
@@ -339,45 +329,50 @@ def recognise(row: Row) -> Shape | None:
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
+class Known(NamedTuple):
+    """A row as its format reads it."""
+
+    example: Example | None
+    problems: list[Problem]
+    unread: Mapping[str, Any] = MappingProxyType({})
+    """Columns that hold something and are not read."""
+    other: str | None = None
+    """The name of the format that the row has instead, if it is another."""
+
+
 def _is_meant(row: Row, shape: Shape) -> bool:
     """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
     if shape.kind == "unpaired":
         return unpaired.has_fields(row, shape.fields)
     if shape.name == "prompt-completion-system":
-        return _are_text("prompt", "completion")(row)
+        return are_text("prompt", "completion")(row)
     return shape.kind == "rl" and "messages" in row
 
 
-_ASKED = frozenset({"prompt", "question", "instruction"})
-_PARTS = frozenset({"system", "context", "input", "instruction"})
-"""Names that columns with a part of the prompt have."""
+def _unread(row: Row, shape: Shape) -> dict[str, Any]:
+    """Columns that `shape` does not read and that hold something."""
+    if not shape.fields:
+        return {}
+    used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
+    return {name: row[name] for name in row.keys() - used if row[name] is not None}
 
 
-def _unused(row: Row, shape: Shape) -> list[Problem]:
-    """Fields that `shape` does not read. A part of the prompt among them is an error beside a prompt of one
-    text, unless that holds it."""
-    extra = row.keys() - shape.fields if shape.fields else ()
-    names = sorted(name for name in extra if row[name] is not None)
-    if not names:
-        return []
-    found = [problem("extra-fields", f"unused: {', '.join(names)}")]
-    asked = "\n".join(row[n] for n in _ASKED & shape.fields & row.keys() if isinstance(row[n], str))
-    for name in sorted(_PARTS.intersection(names)) if asked else ():
-        value: Any = row[name]
-        if value and not (isinstance(value, str) and value.strip() in asked):
-            found.append(problem("unused-prompt", f"{name} is not read", field=name))
-    return found
-
-
-def read(row: Row, shape: Shape) -> tuple[Example | None, list[Problem], str | None]:
-    """The canonical example, the problems, unused fields included, and the name of the format that the row
-    has instead, if it is another."""
+def read(row: Row, shape: Shape) -> Known:
+    """The canonical example, with all that is to be told of the row."""
     if not shape.fits(row) and not _is_meant(row, shape):
         other = recognise(row)
         if other is None:
             names = ", ".join(sorted(row)[:8]) or "(none)"
-            return None, [problem("unknown-format", f"the fields {names} fit no known format")], None
+            return Known(None, [problem("unknown-format", f"the fields {names} fit no known format")])
         found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
-        return None, found, other.name
+        return Known(None, found, other=other.name)
     example, found = shape.read(row)
-    return example, found + _unused(row, shape), None
+    unread = _unread(row, shape)
+    pictured = unread.keys() & set(images.COLUMNS)
+    if pictured and example is not None and (messages := messages_of(example)):
+        if held := images.images_of(row):
+            found = [*found, *images.place(messages, held)]
+        unread = {name: value for name, value in unread.items() if name not in images.COLUMNS}
+    if unread:
+        found = [*found, *problems_of(row, unread, shape.fields)]
+    return Known(example, found, unread)

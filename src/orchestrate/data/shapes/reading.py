@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,13 +14,13 @@ import msgspec
 
 from orchestrate.data.rows.examples import (
     ChatExample,
-    ChatMessage,
     CompletionExample,
     Example,
     PreferenceExample,
     RLExample,
     TextExample,
     UnpairedExample,
+    messages_of,
 )
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait, examine
@@ -38,6 +38,9 @@ _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 _JSON = msgspec.json.Encoder(order="deterministic")
 
 
+_NONE: Mapping[str, Any] = {}
+
+
 class Row(msgspec.Struct, frozen=True, gc=False):
     """`example` is `None` when the row has an error: it is then in no output."""
 
@@ -46,6 +49,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     problems: Sequence[Problem] = ()
     other: str | None = None
     """The format that the row has, when it is not the file's."""
+    unread: Mapping[str, Any] = _NONE
+    """Columns that hold something and are not read."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Reading:
                     found = [*repeated_keys(line), *found]
                 if not found:
                     return Row(example, traits)
-                return _row(example, traits, found)
+                if not any(p.code == "orphan-answer" for p in found):  # its call may lie in a text
+                    return _row(example, traits, found)
         return self._patiently(line)
 
     def _patiently(self, line: bytes) -> Row:
@@ -91,25 +97,26 @@ class Reading:
 
 def row_of(value: dict[str, Any], shape: known.Shape) -> Row:
     """The row of an object that was read from anywhere."""
-    example, found, other = known.read(value, shape)
+    example, found, unread, other = known.read(value, shape)
     if example is None:
-        return Row(None, 0, found, other)
+        return Row(None, 0, found, other, unread)
     traits, more = examine(example)
-    if any(p.code == "extra-fields" for p in found):
+    if unread or any(p.code == "extra-fields" for p in found):
         traits |= Trait.EXTRA_FIELDS
-    return _row(example, traits, found + more)
+    return _row(example, traits, found + more, unread)
 
 
-def _row(example: Example, traits: int, found: list[Problem]) -> Row:
+def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[str, Any] = _NONE) -> Row:
     broken = any(p.severity is Severity.ERROR for p in found)
-    return Row(None if broken else example, traits, found)
+    return Row(None if broken else example, traits, found, None, unread)
 
 
 def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """The row with each mapped column under the wanted name; the others keep theirs."""
+    """The row with each mapped column under the wanted name; the others keep theirs. A name that is mapped to
+    no column is left out: it is not to be read."""
     if not columns:
         return row
-    taken = {column for _, column in columns}
+    taken = {column or wanted for wanted, column in columns}
     kept = {key: value for key, value in row.items() if key not in taken}
     return kept | {wanted: row[column] for wanted, column in columns if column in row}
 
@@ -266,19 +273,6 @@ def answers(example: Example) -> str:
         case _:
             said = [last_answer(example)]
     return "\n\n".join(said)
-
-
-def messages_of(example: Example) -> list[ChatMessage]:
-    """All messages of the row, none for plain text."""
-    match example:
-        case ChatExample() | RLExample():
-            return example.messages
-        case PreferenceExample():
-            return [*example.prompt, *example.preferred, *example.rejected]
-        case UnpairedExample():
-            return [*example.prompt, *example.completion]
-        case _:
-            return []
 
 
 def visible(example: Example) -> str:

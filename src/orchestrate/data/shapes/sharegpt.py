@@ -3,36 +3,28 @@ in the text as `<tool_call>`, as Hermes' data has them."""
 
 from __future__ import annotations
 
-import ast
-import json
-import warnings
 from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.rows.examples import ChatExample, ChatMessage, ToolCall
 from orchestrate.data.rows.problems import problem
+from orchestrate.data.shapes.calls import calls_in, tagged, written_calls
 from orchestrate.data.shapes.chat import (
     REASONING,
     alias,
-    flags_of,
     message,
     messages_from,
     tools_from,
     weight_from,
 )
+from orchestrate.data.shapes.loss import loss_of
+from orchestrate.data.shapes.parts import text_of
 from orchestrate.types import Problem
 
+SYSTEM = ("system", "system_prompt")
+"""Columns that hold a row's system text; OpenOrca has the second."""
 _ANSWERS = ("observation", "tool", "function_response", "tool_response")
-
-
-class _Call(msgspec.Struct):
-    name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    """As they are written: decoding would round large numbers."""
-
-
-_ONE, _SEVERAL = msgspec.json.Decoder(_Call), msgspec.json.Decoder(list[_Call])
 
 
 def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
@@ -50,11 +42,12 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
     """`messages` after the row's own system text, where it has one that they do not begin with; one that is
     no text is added to `found`."""
-    system = row.get("system")
-    if not system:
+    name = next((name for name in SYSTEM if row.get(name)), None)
+    if name is None:
         return messages
-    if not isinstance(system, str):
-        found.append(problem("bad-content", "system is not text", field="system"))
+    system = text_of(row[name])
+    if system is None:
+        found.append(problem("bad-content", f"{name} is not text", field=name))
         return messages
     first = message("system", system)
     return messages if messages[:1] == [first] else [first, *messages]
@@ -86,14 +79,14 @@ class _Turns:
         if not isinstance(said, str):
             self.found.append(problem("bad-content", "value is not text", field=f"{place}.value"))
         elif who == "function_call":
-            self._call("", *_calls(said, self._made, f"{place}.value"))
+            self._call("", *written_calls(said, self._made, f"{place}.value"))
         elif who in _ANSWERS:
             self._answer(said)
         elif (role := alias(who)) is None:
             shown = msgspec.json.encode(who).decode()[:60]
             self.found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
         elif role == "assistant" and (written := calls_in(said)) is not None:
-            self._call(_tagged(said, "tool_call")[1], *_calls(written, self._made, f"{place}.value"))
+            self._call(tagged(said, "tool_call")[1], *written_calls(written, self._made, f"{place}.value"))
         else:
             self.messages.append(message(role, said))
         self._beside(turn, self.messages[before:], place)
@@ -103,12 +96,13 @@ class _Turns:
         if turn.keys() <= {"from", "value"}:
             return
         weight = weight_from(turn, self.found, f"{place}.weight")
-        kept, untrained = flags_of(turn, made[0].role if made else None)
-        kept |= {name for name in ("name", *REASONING) if isinstance(turn.get(name), str)}
+        loss = loss_of(turn, made[0].role if made else None, made[0].text if made else "", place)
+        self.found += loss.found
+        kept = loss.used | {name for name in ("name", *REASONING) if isinstance(turn.get(name), str)}
         thought = next((turn[name] for name in REASONING if name in kept), None)
         for m in made:
             if m.role != "tool":
-                m.weight = 0 if untrained and weight is None else weight
+                m.weight, m.loss_spans = loss.weight if weight is None else weight, loss.spans
             m.reasoning, m.name = thought, turn.get("name") if "name" in kept else None
         unused = turn.keys() - kept - {"from", "value", "weight"}
         if extra := sorted(name for name in unused if turn[name] is not None):
@@ -123,66 +117,7 @@ class _Turns:
 
     def _answer(self, said: str) -> None:
         """One answer, or one for each open call where they are marked."""
-        answers, _ = _tagged(said, "tool_response")
+        answers, _ = tagged(said, "tool_response")
         for answer in answers if answers and len(answers) == len(self._open) else [said]:
             call = self._open.pop(0) if self._open else None
             self.messages.append(ChatMessage(role="tool", content=answer, tool_call_id=call))
-
-
-def _tagged(text: str, tag: str) -> tuple[list[str], str]:
-    """What stands between each pair of tags, and the text without them. The time of a regular expression
-    would grow with the square of a hostile text."""
-    inside: list[str] = []
-    before, *pieces = text.split(f"<{tag}>")
-    rest = [before]
-    for piece in pieces:
-        content, closed, after = piece.partition(f"</{tag}>")
-        if not closed:
-            return [], text
-        inside.append(content.strip())
-        rest.append(after)
-    return inside, "".join(rest).strip()
-
-
-def calls_in(said: str) -> str | None:
-    """The calls that a text holds, as a JSON list; `None` when it holds none, or one that cannot be read: it
-    then stays the text that it is."""
-    written, _ = _tagged(said, "tool_call")
-    calls = [_as_json(call) for call in written]
-    return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
-
-
-def _as_json(call: str) -> str | None:
-    """Some of the data has Python's quotes instead of JSON's."""
-    try:
-        _ONE.decode(call)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
-        pass
-    else:
-        return call
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            written = json.dumps(ast.literal_eval(call), ensure_ascii=False)
-        _ONE.decode(written)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return written
-
-
-def _calls(said: str, made: int, field: str) -> tuple[list[ToolCall], list[Problem]]:
-    """One call, or a list of calls for the same turn, as JSON text."""
-    try:
-        several = said.lstrip().startswith("[")
-        given = _SEVERAL.decode(said) if several else [_ONE.decode(said)]
-        arguments = [bytes(call.arguments) for call in given]
-        texts = [msgspec.json.decode(a, type=str) if a[:1] == b'"' else a.decode() for a in arguments]
-    except msgspec.ValidationError as error:
-        return [], [problem("bad-tool-call", f"a function_call turn: {error}", field=field)]
-    except (msgspec.DecodeError, RecursionError):
-        return [], [problem("bad-tool-call", "a function_call turn is not JSON", field=field)]
-    if not given:
-        return [], [problem("bad-tool-call", "a function_call turn calls nothing", field=field)]
-    return [
-        ToolCall(id=f"call_{made + i}", function=FunctionCall(name=call.name, arguments=text))
-        for i, (call, text) in enumerate(zip(given, texts, strict=True))
-    ], []

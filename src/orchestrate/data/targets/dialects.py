@@ -42,9 +42,10 @@ class Dialect:
     names: bool = True
     parallel: bool = True
     row_weight: bool = True
+    loss_spans: bool = False
 
 
-CANONICAL = Dialect(reasoning="reasoning")
+CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
 """As this machine trains on them; nothing is left out."""
 
 
@@ -85,7 +86,8 @@ def fields(example: Example, dialect: Dialect) -> dict[str, Any]:
         case CompletionExample():
             return {"prompt": example.prompt, "completion": example.completion}
         case _:
-            return {"text": example.text}
+            spans = example.loss_spans if dialect.loss_spans else None
+            return {"text": example.text} | ({"loss_spans": spans} if spans else {})
 
 
 def _add(
@@ -116,6 +118,8 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
         item["name"] = m.name
     if m.weight is not None:
         item["weight"] = int(m.weight)
+    if m.loss_spans is not None and dialect.loss_spans:
+        item["loss_spans"] = m.loss_spans
     return item
 
 

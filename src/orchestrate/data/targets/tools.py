@@ -22,11 +22,12 @@ from orchestrate.data.rows.examples import (
     PreferenceExample,
     RLExample,
     UnpairedExample,
+    messages_of,
 )
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
-from orchestrate.data.shapes.reading import messages_of
-from orchestrate.data.shapes.sharegpt import calls_in
+from orchestrate.data.shapes.calls import calls_in
+from orchestrate.data.targets import clouds
 from orchestrate.data.targets.dialects import CANONICAL, fields
 from orchestrate.errors import MissingExtra
 from orchestrate.types import Severity
@@ -45,9 +46,11 @@ def _refused(what: str) -> Rule:
 _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
+_SPANS = _lost("loss on a part of an answer")
 _TRL = {
     Trait.PARTLY_TRAINED: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
@@ -55,6 +58,7 @@ WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several
 _WEIGHTS = {
     Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
     Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 _JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
@@ -62,6 +66,14 @@ _CHAT_ONLY = "only conversations can be held"
 _NO_LABEL = "the labels would be lost, and the answers to avoid be taught like the others"
 _UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
 
+_CLOUD = {
+    **_WEIGHTS,
+    Trait.NAMES: _lost("names of messages"),
+    Trait.DEVELOPER: _AS_SYSTEM,
+    Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+    Trait.SYSTEM_LATER: _refused("system messages after the first message"),
+    Trait.LOCAL_IMAGES: _refused("images that are files on this machine"),
+}
 FORMATS: dict[str, HostRules] = {
     "sharegpt": HostRules(
         kinds={
@@ -74,6 +86,7 @@ FORMATS: dict[str, HostRules] = {
         },
         traits={
             Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
+            Trait.LOSS_SPANS: _SPANS,
             Trait.REASONING: _lost("thinking"),
             Trait.NAMES: _lost("names of messages"),
             Trait.IMAGES: _refused("images"),
@@ -126,6 +139,28 @@ FORMATS: dict[str, HostRules] = {
         },
         traits=_TRL,
     ),
+    "gemini": HostRules(
+        kinds={
+            "chat": None,
+            "preference": None,
+            "unpaired": _NO_LABEL,
+            "completion": _CHAT_ONLY,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits={**_CLOUD, Trait.SEVERAL_ANSWERS: _refused("several messages on a side of a pair")},
+    ),
+    "bedrock": HostRules(
+        kinds={
+            "chat": None,
+            "preference": _CHAT_ONLY,
+            "unpaired": _NO_LABEL,
+            "completion": _CHAT_ONLY,
+            "text": _CHAT_ONLY,
+            "rl": _CHAT_ONLY,
+        },
+        traits=_CLOUD,
+    ),
     "parquet": HostRules(
         kinds={
             "chat": None,
@@ -154,6 +189,8 @@ def encoder(name: str) -> Encode:
         "trl": _trl,
         "trl-completion": _trl_completion,
         "unpaired": _trl,
+        "gemini": clouds.gemini,
+        "bedrock": clouds.bedrock,
         "parquet": _canonical,
     }[name]
 
@@ -172,6 +209,8 @@ def _has_prompt_field(example: Example) -> bool:
 
 
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
+    "gemini": ("images outside gs:// and of no data: URL", clouds.outside_gs),
+    "bedrock": ("images outside s3:// and of no data: URL", clouds.outside_s3),
     "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
     "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
 }

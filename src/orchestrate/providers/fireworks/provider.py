@@ -32,7 +32,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, transfer
+from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
@@ -47,6 +47,7 @@ from orchestrate.providers.values import estimate_quote, items, plain, table, te
 from orchestrate.types import (
     Account,
     Artifact,
+    Billing,
     Endpoint,
     Event,
     Feature,
@@ -207,6 +208,13 @@ class FireworksProvider(Provider):
         found = reading.events_of(raw)
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def billing(self) -> Billing:
+        return standing.joined(
+            self,
+            {"jobs": lambda: standing.jobs(self), "deployments": self._serving.standing},
+            "training clusters, batch jobs and reserved capacity",
+        )
 
     def base_models(self) -> Sequence[HostModel]:
         client = self._at.client()

@@ -11,7 +11,7 @@ tells no price: the rates are those of the price page).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from decimal import Decimal
@@ -23,8 +23,8 @@ from orchestrate import costing
 from orchestrate.errors import Conflict, NotFound, OverBudget, UsageError
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import items, plain, rows, table, text, whole
-from orchestrate.types import Endpoint, Record
+from orchestrate.providers.values import items, plain, rows, table, text, when, whole
+from orchestrate.types import Endpoint, Record, Standing
 
 if TYPE_CHECKING:
     from fireworks import Fireworks
@@ -121,6 +121,32 @@ class Serving:
                 lambda: api.deployments.delete(deployment_id, account_id=account, ignore_checks=True),
                 expect=object,
             )
+
+    def standing(self) -> Iterator[Standing]:
+        """All deployments of the account, whoever made them."""
+        api, account = self._client().deployments, self._account()
+        # As protobuf writes JSON, an account without deployments answers with an empty object.
+        for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
+            for raw in items(page):
+                if raw.get("state") != "DELETED":
+                    yield self._standing(raw)
+
+    def _standing(self, raw: Mapping[str, Any]) -> Standing:
+        name = str(raw.get("name"))
+        price, most = _hourly(raw), whole(raw.get("maxReplicaCount"))
+        return Standing(
+            provider=self._provider,
+            kind="deployment",
+            id=name,
+            name=text(raw.get("displayName")) or text(raw.get("baseModel")),
+            state=str(raw.get("state") or "unknown").lower(),
+            bills=_bills(raw),
+            usd_per_hour=price * (most or 1) if price is not None else None,
+            job_id=name.rsplit("/", 1)[-1],
+            created_at=when(raw.get("createTime")),
+            note=text(raw.get("acceleratorType")),
+            payload=payload(dict(raw)),
+        )
 
     # -- steps ---------------------------------------------------------------------------------------------
 
@@ -223,6 +249,14 @@ class Serving:
 
     def _name(self, deployment_id: str) -> str:
         return f"accounts/{self._account()}/deployments/{deployment_id}"
+
+
+def _bills(raw: Mapping[str, Any]) -> bool | None:
+    """By the replicas: Fireworks bills GPUs while they are up, also on their way up or down."""
+    counts = [whole(raw.get(name)) for name in ("replicaCount", "desiredReplicaCount")]
+    if any(counts) or raw.get("state") in ("CREATING", "UPDATING", "DELETING"):
+        return True
+    return False if raw.get("state") == "READY" and counts != [None, None] else None
 
 
 def _hourly(raw: Mapping[str, Any]) -> Decimal | None:

@@ -29,7 +29,7 @@ from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
-from orchestrate.providers import offline
+from orchestrate.providers import offline, standing
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
 from orchestrate.providers.local.profile import PROFILE
@@ -38,6 +38,7 @@ from orchestrate.types import (
     Account,
     Artifact,
     ArtifactFile,
+    Billing,
     Checkpoint,
     Event,
     Feature,
@@ -255,6 +256,10 @@ class LocalProvider(Provider):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         return reading.checkpoint_list(self._run(job))
+
+    def billing(self) -> Billing:
+        """Workers on this machine: nobody sends a bill for them."""
+        return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
 
     # -- acting --------------------------------------------------------------------------------------------
 

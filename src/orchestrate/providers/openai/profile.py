@@ -8,7 +8,17 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import GIB, NO_KTO, NO_ROW_WEIGHT, ONE_ANSWER, HostRules, Rule, refused
+from orchestrate.data.rules import (
+    GIB,
+    NO_KTO,
+    NO_LOCAL_IMAGES,
+    NO_ROW_WEIGHT,
+    NO_SPANS,
+    ONE_ANSWER,
+    HostRules,
+    Rule,
+    refused,
+)
 from orchestrate.data.targets.dialects import Dialect
 from orchestrate.profile import Profile
 from orchestrate.types import Severity
@@ -43,6 +53,8 @@ RULES = HostRules(
             "pick that model, or remove the images",
         ),
         Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+        Trait.LOSS_SPANS: NO_SPANS,
+        Trait.LOCAL_IMAGES: NO_LOCAL_IMAGES,
     },
     preference_traits={
         Trait.IMAGES: refused("images-in-pairs", "preference pairs are text only", "remove the images")

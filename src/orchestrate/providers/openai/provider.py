@@ -28,7 +28,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts
+from orchestrate.providers import accounts, standing
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire, headers_of
 from orchestrate.providers.openai import checking, reading, translation
@@ -41,6 +41,7 @@ from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Account,
+    Billing,
     Checkpoint,
     Endpoint,
     Event,
@@ -273,6 +274,12 @@ class OpenAIProvider(Provider):
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=100))
         found = [reading.checkpoint_of(c) for page in pages for c in page.data]
         return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+    def billing(self) -> Billing:
+        """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
+        its portal lists."""
+        unseen = "deployments of models on Azure, which bill by the hour: its data API has no list of them"
+        return standing.of_jobs(self, *([unseen] if is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
         """The end dates are OpenAI's word. Whether it tunes a model it does not tell: that is the catalog's

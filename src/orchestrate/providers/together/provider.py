@@ -31,7 +31,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, transfer
+from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
@@ -52,6 +52,7 @@ from orchestrate.providers.values import (
 from orchestrate.types import (
     Account,
     Artifact,
+    Billing,
     Checkpoint,
     Endpoint,
     Event,
@@ -198,6 +199,13 @@ class TogetherProvider(Provider):
         found = reading.events_of(listed)
         ids = [event.id for event in found]
         yield from found[ids.index(after) + 1 :] if after in ids else found
+
+    def billing(self) -> Billing:
+        return standing.joined(
+            self,
+            {"jobs": lambda: standing.jobs(self), "endpoints": self._serving.standing},
+            "GPU clusters and their volumes",
+        )
 
     def base_models(self) -> Sequence[HostModel]:
         client = self._client()

@@ -7,7 +7,7 @@ base by the host when the deployment starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.errors import Conflict, NotFound, OverBudget, ProviderError, UsageError
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import money, plain, rows, table, text, whole
-from orchestrate.types import Endpoint, Record
+from orchestrate.providers.values import items, money, plain, rows, table, text, when, whole
+from orchestrate.types import Endpoint, Record, Standing
 
 if TYPE_CHECKING:
     from together import Together
 
 DEPLOYMENT = "tuned"
 IDLE_MINUTES = 60
+_PREFIX = "orc-"
+_BILLS = {
+    "provisioning": True,
+    "ready": True,
+    "scaling": True,
+    "degraded": True,
+    "stopping": True,
+    "stopped": False,
+}
+"""Whether a deployment in this state bills: while it runs, idle or not. What it takes for one that has failed
+Together does not say."""
 
 
 class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +123,42 @@ class Serving:
                 self._remove_deployment(endpoint_id, str(deployment["id"]))
             self._wire.read(lambda: api.delete(endpoint_id, **at))
 
+    def standing(self) -> Iterator[Standing]:
+        """All endpoints and deployments of the project, whoever made them."""
+        prices: dict[str, Decimal] | None = None
+        for raw in self._all():
+            name = str(raw.get("name"))
+            deployments = rows(raw.get("deployments"))
+            if not deployments:
+                yield Standing(
+                    provider=self._provider,
+                    kind="endpoint",
+                    id=str(raw["id"]),
+                    name=name,
+                    state="none",
+                    bills=False,
+                    job_id=_job_id(name),
+                    created_at=when(raw.get("createdAt")),
+                )
+            elif prices is None:
+                prices = self._prices_if_told()
+            for entry in deployments:
+                price = (prices or {}).get(text(entry.get("hardware")) or "")
+                state = _state(entry)
+                yield Standing(
+                    provider=self._provider,
+                    kind="deployment",
+                    id=f"{raw['id']}/{entry.get('id')}",
+                    name=name,
+                    job_id=_job_id(name),
+                    state=state,
+                    bills=_BILLS.get(state),
+                    usd_per_hour=price * _replicas(entry) if price is not None else None,
+                    created_at=when(entry.get("createdAt")),
+                    note=text(entry.get("hardware")),
+                    payload=payload(entry),
+                )
+
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _create(
@@ -174,14 +221,14 @@ class Serving:
             )
             self._wire.read(lambda: api.delete(deployment_id, endpoint_id=endpoint_id, **at))
 
-    def _find(self, job_id: str) -> dict[str, Any] | None:
+    def _all(self) -> Iterator[dict[str, Any]]:
         at = self._at()
         for page in self._wire.pages(lambda: self._client().endpoints.list(limit=100, **at)):
-            for entry in page.data:
-                found = plain(entry)
-                if str(found.get("name")).rsplit("/", 1)[-1] == _name(job_id):
-                    return found
-        return None
+            yield from items(page)
+
+    def _find(self, job_id: str) -> dict[str, Any] | None:
+        wanted = _name(job_id)
+        return next((e for e in self._all() if str(e.get("name")).rsplit("/", 1)[-1] == wanted), None)
 
     def _model(self, job_id: str, job: Mapping[str, Any]) -> dict[str, Any]:
         """The registry's record of the tuned weights: merged where there are such, else the adapter."""
@@ -218,6 +265,13 @@ class Serving:
             )
         return min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))
 
+    def _prices_if_told(self) -> dict[str, Decimal]:
+        """What runs is to be seen also while its price is not."""
+        try:
+            return self._prices()
+        except ProviderError:
+            return {}
+
     def _prices(self) -> dict[str, Decimal]:
         """US dollars per hour of one replica, by hardware name and id."""
         listed = self._wire.entries(lambda: self._client().endpoints.hardware.list(), "data")
@@ -232,19 +286,15 @@ class Serving:
     def _endpoint(self, raw: Mapping[str, Any]) -> Endpoint:
         deployments = rows(raw.get("deployments"))
         per_hour = Decimal(0)
-        prices = self._prices()
+        prices = self._prices_if_told()
         for entry in deployments:
             price = prices.get(text(entry.get("hardware")) or "")
-            autoscaling = table(entry.get("autoscaling"))
-            replicas = whole(entry.get("desiredReplicas"))
-            replicas = whole(autoscaling.get("maxReplicas")) if replicas is None else replicas
-            per_hour += (price or Decimal(0)) * (1 if replicas is None else replicas)
-        state = text(deployments[0].get("state")) if deployments else None
+            per_hour += (price or Decimal(0)) * _replicas(entry)
         return Endpoint(
             provider=self._provider,
             id=str(raw["id"]),
             model=str(raw["name"]),
-            state=(state or "none").removeprefix("DEPLOYMENT_STATE_").lower(),
+            state=_state(deployments[0]) if deployments else "none",
             base_url=self._inference_url,
             usd_per_hour=per_hour or None,
             payload=payload(dict(raw)),
@@ -273,7 +323,24 @@ class Serving:
 
 
 def _name(job_id: str) -> str:
-    return f"orc-{job_id}".lower()
+    return f"{_PREFIX}{job_id}".lower()
+
+
+def _job_id(name: str) -> str | None:
+    """Of an endpoint that is named as we name them."""
+    bare = name.rsplit("/", 1)[-1]
+    return bare.removeprefix(_PREFIX) if bare.startswith(_PREFIX) else None
+
+
+def _state(deployment: Mapping[str, Any]) -> str:
+    word = text(deployment.get("state")) or text(table(deployment.get("status")).get("state")) or "unknown"
+    return word.removeprefix("DEPLOYMENT_STATE_").lower()
+
+
+def _replicas(deployment: Mapping[str, Any]) -> int:
+    """As many as the host wants now; when it does not tell, or wants none now, as many as there can be."""
+    most = whole(table(deployment.get("autoscaling")).get("maxReplicas"))
+    return whole(deployment.get("desiredReplicas")) or (1 if most is None else most)
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:

@@ -140,7 +140,7 @@ def test_errors_and_dead_workers_are_told(home: Path) -> None:
     """In one process of its own, so that the private home is Ray's."""
     script = """
 import os, sys
-from orchestrate.data import pool
+from orchestrate.data.passes import pool
 from orchestrate.data.passes.ray_engine import on_ray
 from orchestrate.data.passes.scan import Task, scan
 with on_ray(2):

@@ -151,7 +151,7 @@ def test_workers_begin_with_what_was_made_ready(forks: bool, tmp_path: Path) -> 
         "def work(task):\n    time.sleep(0.02)\n    return by, os.getpid()\n"
     )
     script = (
-        "from orchestrate.data import pool\nimport there\n"
+        "from orchestrate.data.passes import pool\nimport there\n"
         f"pool.FORKS = pool.FORKS and {forks}\n"
         "got = list(pool.ordered(there.work, range(40), 2, there.ready))\n"
         "assert there.by is None and {by[0] for by, _ in got} == {0}\n"

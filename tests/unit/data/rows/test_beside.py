@@ -137,7 +137,7 @@ def test_flags_of_chat_messages_are_read(tmp_path: Path) -> None:
     assert isinstance(example, ChatExample) and data.problems == ()
     assert [m.weight for m in example.messages] == [None, 0, None, None]
     assert told(opened(tmp_path, {"messages": [USER | {"train": True}, ANSWER]})) == [
-        ("extra-fields", "messages[0]")
+        ("lost-meaning", "messages[0].train")
     ]
 
 
@@ -226,7 +226,7 @@ def test_a_question_is_asked_about_its_context(tmp_path: Path) -> None:
 def test_an_unread_part_of_the_prompt_is_an_error(tmp_path: Path, name: str) -> None:
     row = {"prompt": "Text: It rained. Why?", "completion": "Because."}
     data = opened(tmp_path, row | {name: "It snowed."})
-    assert told(data) == [("extra-fields", None), ("unused-prompt", name)] and data.rows == 0
+    assert told(data) == [("unused-prompt", name), ("unread-column", name)] and data.rows == 0
     for harmless in ("It rained.", "", None):
         assert opened(tmp_path, row | {name: harmless}).rows == 1
 

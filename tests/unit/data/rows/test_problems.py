@@ -35,6 +35,7 @@ ACROSS = {
     "few-rows",
     "unreviewed",
     "python-cells",
+    "unread-column",  # of the whole file: test_unread
     "hidden-column",  # needs a mapping: test_data_containers
 }
 
@@ -366,7 +367,7 @@ def test_notes_on_a_conversation_make_no_prompt_of_it(tmp_path: Path) -> None:
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Thanks")]
     row = {"messages": [{"role": role, "content": text} for role, text in said], "id": "7", "source": "web"}
     assert codes_of(tmp_path, row) == [
-        ("extra-fields", 1, None),
         ("last-not-assistant", 1, "messages[2].role"),
+        ("unread-column", None, "id,source"),
     ]
     assert codes_of(tmp_path, row | {"reference": "You are welcome"}) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.paths import DATASETS
+from tests.targets import to
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
@@ -58,6 +59,26 @@ FORMATS = {
     "sharegpt_unpaired.jsonl": "sharegpt-unpaired",
     "alpaca_unpaired.jsonl": "alpaca-unpaired",
     "rft.jsonl": "rft",
+    "llamafactory_v1.jsonl": "openai-chat",
+    "llamafactory_pair.jsonl": "llamafactory-pair",
+    "llamafactory_images.jsonl": "openai-chat",
+    "trl_images.jsonl": "openai-chat",
+    "axolotl_parts.jsonl": "openai-chat",
+    "axolotl_detail.jsonl": "sharegpt",
+    "input_output.jsonl": "input-output-segments",
+    "anthropic_tools.jsonl": "openai-chat",
+    "gemini.jsonl": "gemini",
+    "gemini_preference.jsonl": "gemini-preference",
+    "bedrock.jsonl": "bedrock",
+    "openai_stored.jsonl": "openai-stored",
+    "openai_responses.jsonl": "openai-responses",
+    "langsmith.jsonl": "langsmith",
+    "langfuse.jsonl": "langfuse",
+    "dolly.jsonl": "instruction-response",
+    "openorca.jsonl": "question-response",
+    "gpteacher.jsonl": "instruction-response",
+    "ranked_answers.jsonl": "ranked-answers",
+    "openai_text_calls.jsonl": "openai-chat",
     "openai_chat.json": "openai-chat",
     "prompt_completion.csv": "prompt-completion",
     "prompt_completion.tsv": "prompt-completion",
@@ -162,7 +183,7 @@ def test_answers_to_retired_calls_become_tool_messages() -> None:
     calls = [call for m in example.messages for call in m.tool_calls or ()]
     answers = {m.tool_call_id: m.content for m in example.messages if m.role == "tool"}
     assert answers == {calls[0].id: "3 degrees", calls[1].id: "5 degrees"}
-    assert accepted(Dataset.open(GOOD / "openai_functions.jsonl"), "together") == 2
+    assert accepted(Dataset.open(GOOD / "openai_functions.jsonl"), to("together")) == 2
 
 
 @pytest.mark.parametrize("column", ["instruction", "question", "query", "input", "context"])
@@ -194,7 +215,6 @@ def test_answers_that_share_no_beginning_have_no_prompt(tmp_path: Path) -> None:
         ({"Question": "a", "Answer": "b"}, "question=Question,answer=Answer"),
         ({"input": "a", "output": "b"}, "question=input,answer=output"),
         ({"prompt": "a", "response": "b"}, "completion=response"),
-        ({"instruction": "a", "context": "b", "response": "c"}, "input=context,output=response"),
         ({"query": "a", "chosen": "b", "rejected": "c"}, "prompt=query"),
         ({"conversation": [{"from": "human", "value": "a"}]}, "conversations=conversation"),
         ({"dialog": [{"role": "user", "content": "a"}]}, "messages=dialog"),

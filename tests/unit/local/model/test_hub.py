@@ -23,7 +23,7 @@ from orchestrate.local.model import models
 FETCH = """
 import json
 from orchestrate.errors import OrchestrateError
-from orchestrate.local import models
+from orchestrate.local.model import models
 try:
     folder = models.fetch("owner/name")
     print(json.dumps({"files": sorted(p.name for p in folder.path.iterdir()), "print": folder.fingerprint()}))

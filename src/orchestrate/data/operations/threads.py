@@ -1,0 +1,254 @@
+"""Exports with one message a row (tickets, mails, OASST's trees) -> one conversation a row."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from fnmatch import fnmatch
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.data.files.mbox import is_mbox, mbox_rows
+from orchestrate.data.files.outputs import writing
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import first_lines
+from orchestrate.data.shapes.reading import parse
+from orchestrate.errors import DataError, MissingExtra, UsageError
+from orchestrate.types import Record
+
+_TEXTS = ("text", "body", "message", "content", "comment", "description", "plain_body")
+_TIMES = ("time", "date", "created_at", "created", "timestamp", "sent_at", "created_date", "datetime")
+_IN_ORDER = (
+    "SELECT m.thread, sender, text, tree FROM m"
+    " JOIN (SELECT thread, MIN(n) AS first FROM m GROUP BY thread) AS t ON t.thread = m.thread"
+    " ORDER BY first, at, n"
+)
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns say what. `assistant` are values of the column `role` (a role, a name, an address), with
+    `*` for anything; all others are users. Without `time` the order is that of the file."""
+
+    thread: str
+    role: str
+    assistant: tuple[str, ...]
+    text: str | None = None
+    time: str | None = None
+
+
+class ThreadsReport(Record, frozen=True, kw_only=True):
+    """What became of the threads; `shown` has the ids of some of each sort."""
+
+    path: str
+    messages: int
+    threads: int
+    written: int
+    open: int
+    """Left out: nobody answered."""
+    unanswered_ends: int
+    """Written without what was said after the last answer."""
+    several_agents: int
+    """Written, though more than one of `assistant` answered: their styles are learnt as one."""
+    unasked: int
+    """Written without what was said before the first question."""
+    empty: int
+    """Messages of which nothing was left without quotes and signature."""
+    shown: dict[str, tuple[str, ...]]
+
+
+def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
+    """Writes conversations in OpenAI's form; the messages are sorted on disk, not in memory.
+
+    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read and where
+    no thread has an answer.
+    """
+    rows = mbox_rows(path) if is_mbox(path) else _rows(path)
+    with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
+        base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
+        base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns))
+        told = _Told(path, columns.assistant)
+        found = base.execute(_IN_ORDER)
+        with writing(output) as file:
+            for thread, messages in groupby(found, key=lambda row: row[0]):
+                talk = told.conversation(str(thread), [(s, t, tree) for _, s, t, tree in messages])
+                if talk:
+                    file.write(msgspec.json.encode({"messages": talk}) + b"\n")
+            report = told.report()
+            if not report.written:
+                senders = base.execute(
+                    "SELECT sender, COUNT(*) FROM m GROUP BY sender ORDER BY 2 DESC LIMIT 6"
+                )
+                shown = ", ".join(f"{sender} ({count:,})" for sender, count in senders)
+                raise DataError(
+                    f"no thread of {path} has an answer of {', '.join(columns.assistant)}",
+                    fix=f"--assistant takes a value of {columns.role}: {shown}",
+                )
+    return report
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+    for line in first_lines(source(path).lines):
+        if line.strip():
+            value, wrong = parse(line)
+            if wrong is not None or not isinstance(value, dict):
+                raise DataError(f"{path}: {wrong.message if wrong else 'a row is no object'}")
+            yield value
+
+
+def _messages(
+    path: str, rows: Iterable[dict[str, Any]], columns: Columns
+) -> Iterator[tuple[str, float, int, str, str, str | None]]:
+    text = time = ""
+    for n, row in enumerate(rows, 1):
+        if n == 1:
+            text = columns.text or _first(_TEXTS, row)
+            time = columns.time or _first(_TIMES, row, required=False)
+            if absent := [c for c in (columns.thread, columns.role, text, time) if c and c not in row]:
+                raise UsageError(
+                    f"{path} has no column {absent[0]}", fix=f"its columns: {', '.join(list(row)[:20])}"
+                )
+        said = row.get(text)
+        tree = (
+            [str(row["message_id"]), row.get("parent_id"), row.get("rank")] if "message_id" in row else None
+        )
+        yield (
+            str(row.get(columns.thread)),
+            _seconds(row.get(time), path, n, time) if time else 0.0,
+            n,
+            str(row.get(columns.role)),
+            said if isinstance(said, str) else "",
+            msgspec.json.encode(tree).decode() if tree and "parent_id" in row else None,
+        )
+
+
+def _first(names: tuple[str, ...], row: dict[str, Any], *, required: bool = True) -> str:
+    plain = {column.strip().lower(): column for column in row}
+    name = next((plain[name] for name in names if name in plain), "")
+    if required and not name:
+        raise UsageError(
+            "no column is known to hold the text", fix=f"--text COLUMN, one of: {', '.join(row)}"
+        )
+    return name
+
+
+def _seconds(value: Any, path: str, n: int, column: str) -> float:
+    """Of a number, of ISO 8601, or of a mail's date; without a zone it is taken for UTC."""
+    if isinstance(value, int | float):
+        return float(value) / (1000 if value > 1e11 else 1)
+    text = str(value or "").strip()
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            at = read(text)
+        except (ValueError, TypeError):
+            continue
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: row {n}: {text[:40]!r} in {column} is no time",
+            fix="write times as 2026-03-01T10:00:00Z, or name another column: --time COLUMN",
+        ) from error
+
+
+class _Told:
+    """Makes the conversations and counts what is told of them."""
+
+    def __init__(self, path: str, assistant: tuple[str, ...]) -> None:
+        self._path = path
+        self._assistant = tuple(value.strip().lower() for value in assistant)
+        self._counts: dict[str, int] = dict.fromkeys(
+            (
+                "messages",
+                "threads",
+                "written",
+                "open",
+                "unanswered_ends",
+                "several_agents",
+                "unasked",
+                "empty",
+            ),
+            0,
+        )
+        self._shown: dict[str, list[str]] = {}
+
+    def conversation(self, thread: str, messages: list[tuple[str, str, str | None]]) -> list[dict[str, str]]:
+        """Neighbours of one side are one message; empty when nobody answered."""
+        self._counts["messages"] += len(messages)
+        self._counts["threads"] += 1
+        if all(tree is not None for _, _, tree in messages):
+            messages = _best_path(messages)
+        talk: list[dict[str, str]] = []
+        agents: set[str] = set()
+        for sender, text, _ in messages:
+            said = without_quotes(text)
+            if not said:
+                self._counts["empty"] += 1
+                continue
+            name = sender.strip().lower()
+            answers = any(fnmatch(name, value) for value in self._assistant)
+            if answers:
+                agents.add(name)
+            role = "assistant" if answers else "user"
+            if talk and talk[-1]["role"] == role:
+                talk[-1]["content"] += f"\n\n{said}"
+            else:
+                talk.append({"role": role, "content": said})
+        if talk and talk[0]["role"] == "assistant":
+            talk = talk[1:]
+            self._tell("unasked", thread)
+        if len(talk) < 2:
+            self._tell("open", thread)
+            return []
+        if talk[-1]["role"] == "user":
+            talk = talk[:-1]
+            self._tell("unanswered_ends", thread)
+        if len(agents) > 1:
+            self._tell("several_agents", thread)
+        self._counts["written"] += 1
+        return talk
+
+    def _tell(self, what: str, thread: str) -> None:
+        self._counts[what] += 1
+        self._shown.setdefault(what, []).extend([thread] if len(self._shown.get(what, ())) < SHOWN else [])
+
+    def report(self) -> ThreadsReport:
+        shown = {what: tuple(threads) for what, threads in self._shown.items()}
+        return ThreadsReport(path=self._path, shown=shown, **self._counts)
+
+
+def _best_path(messages: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str | None]]:
+    """OASST's trees: from the root always to the answer that people ranked first."""
+    children: dict[str | None, list[tuple[float, int]]] = {}
+    ids: list[str] = []
+    for i, (_, _, tree) in enumerate(messages):
+        id, parent, rank = msgspec.json.decode(tree or "[]")
+        ids.append(id)
+        children.setdefault(parent, []).append((rank if isinstance(rank, int | float) else 1e9, i))
+    path: list[tuple[str, str, str | None]] = []
+    at: str | None = None
+    while (next_ones := children.pop(at, None)) is not None:
+        _, i = min(next_ones)
+        path.append(messages[i])
+        at = ids[i]
+    return path or messages
+
+
+def without_quotes(text: str) -> str:
+    """What was written anew: without quoted mails below and the signature. Raises `MissingExtra` without
+    mail-parser-reply."""
+    try:
+        from mailparser_reply import EmailReplyParser  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingExtra("data", "cutting quoted replies", "mail-parser-reply") from error
+    replies = EmailReplyParser(languages=["en", "de", "fr", "es", "it", "nl", "pl"]).read(text).replies
+    return (replies[0].body or "").strip() if replies else ""

@@ -1,0 +1,266 @@
+"""The rows of clouds that name their fields in their own way: Gemini and Vertex AI (`contents`), Bedrock's
+conversation schema.
+
+Sources: the types of google-genai (`Content`, `Part`, `FunctionDeclaration`) and botocore's description of
+Bedrock's Converse (`Message`, `ContentBlock`, `ToolConfiguration`), whose schema training rows share.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from orchestrate.data.rows.examples import ChatExample, PreferenceExample
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.shapes.chat import messages_from, tools_from
+from orchestrate.data.shapes.parts import call, image
+from orchestrate.data.shapes.shape import Read, Row, Shape
+from orchestrate.types import Problem
+
+_SYSTEM = ("systemInstruction", "system_instruction")
+
+
+_FREE = ("args", "response", "parameters", "parameters_json_schema")
+
+
+def _snake(value: Any) -> Any:
+    """Names with underscores, as Google's client takes both; not below what tools are given."""
+    if isinstance(value, list):
+        return [_snake(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    made: Row = {}
+    for name, held in cast("Row", value).items():
+        key = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        made[key] = (
+            held if key in ("args", "response", "parameters", "parameters_json_schema") else _snake(held)
+        )
+    return made
+
+
+def _gemini_part(part: Row, message: Row) -> Row | None:
+    """A part for the content; calls and thoughts go to the message itself. Unknown parts stay as they are,
+    and are reported."""
+    if isinstance(made := part.get("function_call"), dict):
+        named = cast("Row", made)
+        message.setdefault("tool_calls", []).append(
+            call(named.get("id") or "", named.get("name"), named.get("args"))
+        )
+    elif part.get("thought") is True and isinstance(part.get("text"), str):
+        message["reasoning"] = message.get("reasoning", "") + part["text"]
+    elif isinstance(part.get("inline_data"), dict):
+        data = cast("Row", part["inline_data"])
+        return image(f"data:{data.get('mime_type')};base64,{data.get('data')}")
+    elif isinstance(part.get("file_data"), dict):
+        return image(cast("Row", part["file_data"]).get("file_uri"))
+    elif isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    else:
+        return {"type": next(iter(part), "(empty)")} | part
+    return None
+
+
+def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem]]:
+    made: list[Row] = []
+    if not isinstance(contents, list):
+        return [], [problem("bad-message", f"{place} is no list of contents", field=place)]
+    for i, item in enumerate(cast("list[Any]", contents)):
+        turn = cast("Row", item) if isinstance(item, dict) else {}
+        parts: Any = turn.get("parts")
+        if not isinstance(parts, list) or not all(isinstance(p, dict) for p in cast("list[Any]", parts)):
+            return [], [problem("bad-message", "a content has no list of parts", field=f"{place}[{i}]")]
+        role = turn.get("role", "user")
+        message: Row = {"role": "assistant" if role == "model" else role}
+        content: list[Row] = []
+        for part in cast("list[Row]", parts):
+            if isinstance(answer := part.get("function_response"), dict):
+                made.append(_gemini_answer(cast("Row", answer)))
+            elif (shown := _gemini_part(part, message)) is not None:
+                content.append(shown)
+        if content or "tool_calls" in message or not parts:
+            made.append(message | {"content": _plain(content)})
+    return made, []
+
+
+def _gemini_answer(answer: Row) -> Row:
+    given: Any = answer.get("response")
+    said: Any = given
+    if isinstance(given, dict) and given.keys() <= {"result", "output"} and len(cast("Row", given)) == 1:
+        said = next(iter(cast("Row", given).values()))
+    text = said if isinstance(said, str) else _json(given)
+    return {"role": "tool", "tool_call_id": answer.get("id"), "content": text}
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(content: list[Row]) -> Any:
+    """One text as such; several parts as they are."""
+    if len(content) == 1 and content[0].keys() == {"type", "text"}:
+        return content[0]["text"]
+    return content or None
+
+
+def _lower_types(schema: Any) -> Any:
+    """Google writes types in capitals, JSON Schema in small letters."""
+    if isinstance(schema, list):
+        return [_lower_types(item) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _lower_types(value) for name, value in cast("Row", schema).items()}
+    if isinstance(made.get("type"), str):
+        made["type"] = made["type"].lower()
+    return made
+
+
+def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
+    tools: list[Row] = []
+    for group in cast("list[Any]", row.get("tools") or []):
+        declared: Any = cast("Row", group).get("function_declarations") if isinstance(group, dict) else None
+        if not isinstance(declared, list):
+            return None, [problem("bad-tools", "only function declarations are read", field="tools")]
+        for each in cast("list[Row]", declared):
+            function = {name: value for name, value in each.items() if name in ("name", "description")}
+            schema = each.get("parameters", each.get("parameters_json_schema"))
+            function |= {"parameters": _lower_types(schema)} if schema else {}
+            tools.append({"type": "function", "function": function})
+    return tools_from({"tools": tools or None})
+
+
+def _gemini(row: Row) -> Read:
+    row = _snake(row)
+    given, found = _gemini_messages(row["contents"], "contents")
+    if (system := row.get("system_instruction")) is not None:
+        whole = {"parts": [{"text": system}]} if isinstance(system, str) else system
+        first, wrong = _gemini_messages([whole], "systemInstruction")
+        given = [*(m | {"role": "system"} for m in first), *given]
+        found += wrong
+    messages, wrong = messages_from(given, "contents")
+    tools, bad = _gemini_tools(row)
+    return ChatExample(messages=messages, tools=tools), [*found, *wrong, *bad]
+
+
+def _gemini_preference(row: Row) -> Read:
+    """Vertex AI's: two completions with a score, of which 1 is the better one."""
+    example, found = _gemini({name: row[name] for name in row if name != "completions"})
+    given = [cast("Row", c) if isinstance(c, dict) else {} for c in cast("list[Any]", row["completions"])]
+    ranked = sorted(given, key=lambda c: -(c["score"] if isinstance(c.get("score"), int | float) else 0))
+    if len(ranked) != 2 or ranked[0].get("score") == ranked[1].get("score"):
+        message = "completions holds two answers with different scores"
+        return None, [*found, problem("bad-message", message, field="completions")]
+    sides: list[Any] = []
+    for side in ranked:
+        raw, wrong = _gemini_messages([_snake(side.get("completion"))], "completions")
+        said, more = messages_from(raw, "completions")
+        sides.append(said)
+        found = [*found, *wrong, *more]
+    if not isinstance(example, ChatExample):
+        return None, found
+    made = PreferenceExample(
+        prompt=example.messages, preferred=sides[0], rejected=sides[1], tools=example.tools
+    )
+    return made, found
+
+
+def _bedrock(row: Row) -> Read:
+    given: list[Row] = []
+    if row.get("system"):
+        given.append({"role": "system", "content": _bedrock_content(row["system"], {})})
+    for item in cast("list[Any]", row["messages"]):
+        turn = cast("Row", item) if isinstance(item, dict) else {}
+        message: Row = {"role": turn.get("role")}
+        answers: list[Row] = []
+        blocks: list[Any] = (
+            cast("list[Any]", turn["content"]) if isinstance(turn.get("content"), list) else []
+        )
+        rest: list[Any] = []
+        for block in blocks:
+            result: Any = cast("Row", block).get("toolResult") if isinstance(block, dict) else None
+            if isinstance(result, dict):
+                named = cast("Row", result)
+                said = _bedrock_content(named.get("content"), {})
+                answers.append({"role": "tool", "tool_call_id": named.get("toolUseId"), "content": said})
+            else:
+                rest.append(block)
+        content = _bedrock_content(rest, message)
+        given += answers
+        if content is not None or "tool_calls" in message or not answers:
+            given.append(message | {"content": content})
+    messages, wrong = messages_from(given, "messages")
+    tools, bad = _bedrock_tools(row.get("toolConfig"))
+    return ChatExample(messages=messages, tools=tools or None), [*wrong, *bad]
+
+
+def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
+    given: Any = cast("Row", config).get("tools") if isinstance(config, dict) else None
+    tools: list[Row] = []
+    for item in cast("list[Any]", given or []):
+        spec: Any = cast("Row", item).get("toolSpec") if isinstance(item, dict) else None
+        if not isinstance(spec, dict):
+            return [], [problem("bad-tools", "only tools with a toolSpec are read", field="toolConfig")]
+        named = cast("Row", spec)
+        function: Row = {n: named[n] for n in ("name", "description") if n in named}
+        function["parameters"] = cast("Row", named.get("inputSchema") or {}).get("json") or {}
+        tools.append({"type": "function", "function": function})
+    return tools, []
+
+
+def _bedrock_content(blocks: Any, message: Row) -> Any:
+    """Text alone as such; calls and reasoning go to the message."""
+    content: list[Row] = []
+    for item in cast("list[Any]", blocks) if isinstance(blocks, list) else []:
+        block = cast("Row", item) if isinstance(item, dict) else {}
+        if isinstance(block.get("text"), str):
+            content.append({"type": "text", "text": block["text"]})
+        elif "json" in block:
+            content.append({"type": "text", "text": _json(block["json"])})
+        elif isinstance(use := block.get("toolUse"), dict):
+            named = cast("Row", use)
+            made = call(named.get("toolUseId"), named.get("name"), named.get("input"))
+            message.setdefault("tool_calls", []).append(made)
+        elif isinstance(held := block.get("image"), dict):
+            source: Row = cast("Row", held).get("source") or {}
+            where: Row = source.get("s3Location") or {}
+            data = f"data:image/{cast('Row', held).get('format')};base64,{source.get('bytes')}"
+            content.append(image(data if source.get("bytes") else where.get("uri")))
+        elif isinstance(thought := block.get("reasoningContent"), dict) and "reasoningText" in thought:
+            message["reasoning"] = cast("Row", thought)["reasoningText"].get("text")
+        else:
+            content.append({"type": next(iter(block), "(empty)")} | block)
+    return _plain(content)
+
+
+def _is_bedrock(row: Row) -> bool:
+    if not isinstance(row.get("messages"), list):
+        return False
+    return str(row.get("schemaVersion", "")).startswith("bedrock-conversation")
+
+
+def _is_gemini(row: Row) -> bool:
+    contents: Any = row.get("contents")
+    if not isinstance(contents, list) or not contents or not isinstance(contents[0], dict):
+        return False
+    return "parts" in contents[0]
+
+
+_GEMINI = frozenset({"contents", "tools", *_SYSTEM})
+SHAPES = (
+    Shape(
+        "gemini-preference",
+        "preference",
+        _GEMINI | {"completions"},
+        lambda row: _is_gemini(row) and isinstance(row.get("completions"), list),
+        _gemini_preference,
+    ),
+    Shape("gemini", "chat", _GEMINI, _is_gemini, _gemini),
+    Shape(
+        "bedrock",
+        "chat",
+        frozenset({"schemaVersion", "system", "messages", "toolConfig"}),
+        _is_bedrock,
+        _bedrock,
+    ),
+)

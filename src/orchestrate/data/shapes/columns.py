@@ -1,0 +1,149 @@
+"""Rows of plain columns that well-known data sets have: a `response` (Dolly, GPTeacher, OpenOrca), several
+answers with scores, LLaMA-Factory's pairs, Axolotl's segments."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from orchestrate.data.rows.examples import ChatExample, PreferenceExample, TextExample
+from orchestrate.data.rows.problems import problem
+from orchestrate.data.shapes import preferences
+from orchestrate.data.shapes.chat import message
+from orchestrate.data.shapes.loss import spans_of
+from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text
+from orchestrate.data.shapes.sharegpt import with_system
+from orchestrate.types import Problem
+
+
+def _responded(row: Row) -> Read:
+    """`response` to an instruction with its input or context, or to a question."""
+    if isinstance(row.get("instruction"), str):
+        given = row.get("input") or row.get("context")
+        asked, wrong = preferences.instructed({"instruction": row["instruction"], "input": given})
+    else:
+        asked, wrong = preferences.questioned(row)
+    if wrong is not None:
+        return None, [wrong]
+    found: list[Problem] = []
+    messages = with_system(row, [message("user", asked), message("assistant", row["response"])], found)
+    return ChatExample(messages=messages), found
+
+
+_ANSWERS = ("answers", "responses", "completions", "candidates", "outputs")
+_SCORES = (
+    "score",
+    "overall_score",
+    "rating",
+    "reward",
+    "rank",
+    "ranking",
+    "scores",
+    "ranks",
+    "rewards",
+    "ratings",
+)
+_ASKED = ("prompt", "question", "instruction", "query")
+
+
+def _score(answer: Any) -> tuple[str | None, float | None]:
+    """The text and the score of one answer; a rank counts from the best, which is the lowest."""
+    item = cast("Row", answer) if isinstance(answer, dict) else {}
+    names = ("text", "response", "answer", "content", "completion", "output")
+    said: Any = answer if isinstance(answer, str) else next((item[n] for n in names if n in item), None)
+    name = next((n for n in _SCORES if isinstance(item.get(n), int | float)), None)
+    value = None if name is None else float(item[name])
+    if value is not None and name is not None and name.startswith("rank"):
+        value = -value
+    return said if isinstance(said, str) else None, value
+
+
+def _ranked(row: Row) -> Read:
+    """The best and the worst answer; those between are told as not read."""
+    place = next(name for name in _ANSWERS if isinstance(row.get(name), list))
+    scored = [_score(answer) for answer in cast("list[Any]", row[place])]
+    beside = next((n for n in _SCORES if isinstance(row.get(n), list) and len(row[n]) == len(scored)), None)
+    if beside is not None:
+        sign = -1 if beside.startswith("rank") else 1
+        values = cast("list[Any]", row[beside])
+        scored = [
+            (said, sign * float(v) if isinstance(v, int | float) else None)
+            for (said, _), v in zip(scored, values, strict=True)
+        ]
+    if any(said is None or score is None for said, score in scored) or len(scored) < 2:
+        message_ = f"{place} holds at least two answers, each with a text and a score"
+        return None, [problem("bad-message", message_, field=place)]
+    ordered = sorted(cast("list[tuple[str, float]]", scored), key=lambda each: -each[1])
+    if ordered[0][1] == ordered[-1][1]:
+        return None, [problem("same-answers", "all answers have the same score", field=place)]
+    name = next(name for name in _ASKED if name in row)
+    prompt, found = preferences.side(row[name], "user", name)
+    if len(ordered) > 2:
+        told = f"unused: {len(ordered) - 2} answers between the best and the worst"
+        found = [*found, problem("extra-fields", told, field=place)]
+    example = PreferenceExample(
+        prompt=with_system(row, prompt, found),
+        preferred=[message("assistant", ordered[0][0])],
+        rejected=[message("assistant", ordered[-1][0])],
+    )
+    return example, found
+
+
+def _is_ranked(row: Row) -> bool:
+    place = next((name for name in _ANSWERS if isinstance(row.get(name), list) and row[name]), None)
+    if place is None or not row.keys() & set(_ASKED):
+        return False
+    return any(isinstance(row.get(name), list) for name in _SCORES) or _score(row[place][0])[1] is not None
+
+
+def _pair(row: Row) -> Read:
+    """LLaMA-Factory's second version: two whole conversations."""
+    renamed = {"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]}
+    return preferences.implicit(
+        renamed | {n: row[n] for n in ("system", "system_prompt", "tools") if n in row}
+    )
+
+
+def _segments(row: Row) -> Read:
+    """Axolotl's `input_output`: a text in pieces, of which those with a true label carry loss."""
+    pieces: list[tuple[str, bool]] = []
+    for i, item in enumerate(cast("list[Any]", row["segments"])):
+        piece = cast("Row", item) if isinstance(item, dict) else {}
+        text, label = piece.get("text"), piece.get("label")
+        if not isinstance(text, str) or not isinstance(label, bool):
+            return None, [problem("bad-message", "a segment needs text and label", field=f"segments[{i}]")]
+        pieces.append((text, label))
+    text, spans = spans_of(pieces)
+    return TextExample(text=text, loss_spans=None if spans == [(0, len(text))] else spans), []
+
+
+SHAPES = (
+    Shape(
+        "ranked-answers",
+        "preference",
+        frozenset({*_ASKED, *_ANSWERS, *_SCORES, "system"}),
+        _is_ranked,
+        _ranked,
+    ),
+    Shape(
+        "llamafactory-pair",
+        "preference",
+        frozenset({"chosen_messages", "rejected_messages", "system", "tools"}),
+        are_lists("chosen_messages", "rejected_messages"),
+        _pair,
+    ),
+    Shape(
+        "instruction-response",
+        "chat",
+        frozenset({"instruction", "input", "context", "response", "system"}),
+        are_text("instruction", "response"),
+        _responded,
+    ),
+    Shape(
+        "question-response",
+        "chat",
+        frozenset({"question", "context", "response", "system"}),
+        are_text("question", "response"),
+        _responded,
+    ),
+    Shape("input-output-segments", "text", frozenset({"segments"}), are_lists("segments"), _segments),
+)

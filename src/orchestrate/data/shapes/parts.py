@@ -1,0 +1,149 @@
+"""Content in parts as other tools write them -> the fields of OpenAI's messages.
+
+Anthropic's blocks, LLaMA-Factory's `{type, value}`, the parts of OpenAI's Responses, Axolotl's parts with
+`train`, and Transformers' `{type: image}`, whose images lie in a column of the row.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data.shapes.loss import spans_of
+
+Item = dict[str, Any]
+
+PLACEHOLDER: Item = {"type": "image_url"}
+"""An image that the row holds elsewhere; `data.shapes.images` fills it in."""
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+
+
+def unfolded(item: Any) -> list[Any]:
+    """The message as one or more of OpenAI's; what is not known is left for the reader to report."""
+    content: Any = cast("Item", item).get("content") if isinstance(item, dict) else None
+    parts = cast("list[Any]", content) if isinstance(content, list) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        return [item]
+    if all(part.keys() <= {"type", "text", "image_url"} and part.get("type") in _PLAIN for part in parts):
+        return [item]
+    return _Unfolding(cast("Item", item), cast("list[Item]", parts)).messages()
+
+
+_PLAIN = ("text", "image_url")
+
+
+class _Unfolding:
+    """One message: answers to calls come before what is said beside them, as they do in the conversation."""
+
+    def __init__(self, item: Item, parts: list[Item]) -> None:
+        self._item = item
+        self._parts: list[Item] = []
+        self._trained: list[bool] = []
+        self._flagged = False
+        self._thoughts: list[str] = []
+        self._calls: list[Item] = []
+        self._answers: list[Item] = []
+        for part in parts:
+            self._add(part)
+
+    def _add(self, part: Item) -> None:
+        kind = part.get("type")
+        value: Any = part.get("value")
+        if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
+            self._thoughts.append(thought)
+        elif kind == "tool_use":
+            self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
+        elif kind == "tool_call" and (made := _written(value)) is not None:
+            self._calls.append(made)
+        elif kind == "tool_result":
+            said = part.get("content")
+            answer = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": said or ""}
+            self._answers += unfolded(answer)
+        else:
+            self._parts.append(_image(part) if kind in _IMAGES else _text(part))
+            self._trained.append(self._is_trained(part))
+
+    def _is_trained(self, part: Item) -> bool:
+        """A part without a flag goes with its message."""
+        flag: Any = part.get("train", part.get("loss"))
+        if isinstance(flag, bool) and part.get("type") in _TEXTS:
+            self._flagged = True
+            return flag
+        return self._item.get("train", self._item.get("loss")) is not False
+
+    def messages(self) -> list[Any]:
+        rest = {name: value for name, value in self._item.items() if name != "content"}
+        if self._thoughts:
+            rest["reasoning"] = "\n\n".join(self._thoughts)
+        if self._calls:
+            rest["tool_calls"] = [*(rest.get("tool_calls") or []), *self._calls]
+        content: Any = self._parts
+        if all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in self._parts):
+            texts = [cast("str", part["text"]) for part in self._parts]
+            content, spans = spans_of(zip(texts, self._trained, strict=True))
+            if self._flagged and self._item.get("role") == "assistant":
+                rest.pop("train", None)
+                rest["train" if not spans else "loss_spans"] = spans or False
+            elif self._flagged and spans:
+                rest["train"] = True  # the reader tells that only answers are trained
+        if self._answers and not self._parts:
+            return self._answers
+        return [*self._answers, rest | {"content": content or None}]
+
+
+def _text(part: Item) -> Item:
+    """A part of text, or one of a kind that is not known, as it is."""
+    name = "refusal" if part.get("type") == "refusal" else "text"
+    said: Any = part.get(name, part.get("value"))
+    return {"type": "text", "text": said} if part.get("type") in _TEXTS and isinstance(said, str) else part
+
+
+_IMAGES = ("image", "input_image", "image_url")
+
+
+def _image(part: Item) -> Item:
+    """Any spelling of an image; `PLACEHOLDER` when the part names none."""
+    source: Any = part.get("source")
+    if isinstance(source, dict):
+        named = cast("Item", source)
+        data, kind = named.get("data"), named.get("media_type")
+        return image(f"data:{kind};base64,{data}" if data else named.get("url"))
+    given: Any = next((part[n] for n in ("image_url", "image", "url", "path", "value") if part.get(n)), None)
+    if part.get("base64"):
+        return image(f"data:{part.get('mime_type', 'image/png')};base64,{part['base64']}")
+    if isinstance(given, dict):
+        named = cast("Item", given)
+        return image(named.get("url", named.get("path")), named.get("detail"))
+    return image(given, part.get("detail")) if given is not None else PLACEHOLDER
+
+
+def image(url: Any, detail: Any = None) -> Item:
+    return {"type": "image_url", "image_url": {"url": url} | ({"detail": detail} if detail else {})}
+
+
+def call(id: Any, name: Any, arguments: Any) -> Item:
+    """A tool call with arguments given as an object, as text, or not at all."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
+
+
+def _written(value: Any) -> Item | None:
+    """LLaMA-Factory's call: the JSON text of a name and arguments."""
+    try:
+        made: Any = msgspec.json.decode(value) if isinstance(value, str) else value
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not isinstance(made, dict) or "name" not in made:
+        return None
+    return call("", cast("Item", made)["name"], cast("Item", made).get("arguments"))
+
+
+def text_of(content: Any) -> str | None:
+    """Text, or parts of text as one; `None` for anything else."""
+    if isinstance(content, str):
+        return content
+    parts = cast("list[Any]", content) if isinstance(content, list) else [None]
+    texts = [cast("Item", part).get("text") if isinstance(part, dict) else None for part in parts]
+    return "\n\n".join(cast("list[str]", texts)) if all(isinstance(text, str) for text in texts) else None

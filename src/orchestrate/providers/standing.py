@@ -1,0 +1,72 @@
+"""What stands at a host and bills or could: the parts that all backends share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from orchestrate.errors import ProviderError
+from orchestrate.types import Billing, JobStatus, Standing
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+
+
+def jobs(
+    provider: Provider,
+    *,
+    kind: Literal["job", "worker"] = "job",
+    bills: bool | None = None,
+    note: str | None = None,
+) -> Iterator[Standing]:
+    """The jobs that have not ended. By default one bills unless it is paused; of a state that is not known
+    that cannot be told."""
+    for job in provider.list():
+        if job.status.terminal:
+            continue
+        billing = None if job.status is JobStatus.UNKNOWN else job.status is not JobStatus.PAUSED
+        yield Standing(
+            provider=provider.name,
+            kind=kind,
+            id=job.handle.job_id,
+            name=job.handle.ref,
+            state=job.raw_status.lower(),
+            bills=billing if bills is None else bills,
+            job_id=job.handle.job_id,
+            created_at=job.created_at,
+            note=note or job.model,
+        )
+
+
+def of_jobs(
+    provider: Provider,
+    *unseen: str,
+    kind: Literal["job", "worker"] = "job",
+    bills: bool | None = None,
+    note: str | None = None,
+) -> Billing:
+    """Of a backend of which jobs alone can be asked for."""
+    return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
+
+
+def joined(
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
+) -> Billing:
+    """Several lists; one that cannot be read does not hide the others. Raises `ProviderError` when none
+    can."""
+    items: list[Standing] = []
+    failed: dict[str, ProviderError] = {}
+    for name, ask in parts.items():
+        try:
+            items += ask()
+        except ProviderError as error:
+            failed[name] = error
+    if len(failed) == len(parts):
+        raise next(iter(failed.values()))
+    untold = [f"{provider.title} has no list here of: {what}" for what in unseen]
+    return Billing(
+        items=tuple(items),
+        unseen=tuple(
+            [f"{name} could not be asked for: {error.message}" for name, error in failed.items()] + untold
+        ),
+    )

@@ -1,0 +1,85 @@
+"""Runs `orchestrate` in a process of its own, forked from one that has imported it already.
+
+It is what a shell starts but for the second of imports: its own environment, folder, streams and exit
+code, nothing shared with the tests or with other commands. `multiprocessing`'s fork server does the forking.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LIMIT_S = 300
+WARM = (
+    "fireworks",
+    "openai",
+    "orchestrate.cli",
+    "orchestrate.service",
+    "orchestrate.providers.fireworks.provider",
+    "orchestrate.providers.local.provider",
+    "orchestrate.providers.openai.provider",
+    "orchestrate.providers.together.provider",
+    "orchestrate.quoting",
+    "orchestrate.reports",
+    "orchestrate.tracking",
+    "together",
+    "tests.command",
+)
+"""What nearly every command imports. Nothing that reads the environment as it is imported belongs here: a
+console, say, reads its width."""
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(list(WARM))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`code` is negative when a signal ended it, as `subprocess` has it."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+def run(arguments: list[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes = b"") -> Ended:
+    """Raises `TimeoutError` after `LIMIT_S`."""
+    with tempfile.TemporaryDirectory(prefix="orchestrate-command-") as folder:
+        streams = [Path(folder) / name for name in ("in", "out", "err")]
+        streams[0].write_bytes(stdin)
+        process = _server.Process(target=_become, args=(arguments, str(cwd), dict(env), streams))
+        process.start()
+        process.join(LIMIT_S)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"{arguments}: no end after {LIMIT_S} s; {streams[2].read_text()}")
+        code = process.exitcode
+        process.close()
+        assert code is not None
+        return Ended(code, streams[1].read_bytes(), streams[2].read_bytes())
+
+
+def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[Path]) -> None:
+    """In the fork: takes the streams, the folder and the environment, and runs the command to its end."""
+    for number, path in enumerate(streams):
+        file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  the fork server gave it /dev/null
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["orchestrate", *arguments]
+    from orchestrate.cli import main
+
+    try:
+        main()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()

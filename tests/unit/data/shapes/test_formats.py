@@ -1,0 +1,244 @@
+"""Formats of other tools against the rows that they stand for, and columns that no format reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+from tests.targets import hosts, to
+
+from orchestrate.data import Dataset
+from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.convert import convert
+from orchestrate.data.rows.examples import ChatExample, Example, PreferenceExample, TextExample
+from orchestrate.data.shapes import known
+from orchestrate.data.shapes.reading import row_of
+from orchestrate.types import Severity
+
+FORMATS = Path(__file__).parents[4] / "fixtures" / "datasets" / "formats"
+GOOD = FORMATS / "good"
+QUESTION, ANSWER = "What is the capital of Norway?", "Oslo."
+
+
+def rows(name: str) -> list[Example]:
+    data = Dataset.open(GOOD / name)
+    assert data.problems == ()
+    return list(data.examples())
+
+
+def said(example: Example) -> list[tuple[str, str]]:
+    assert isinstance(example, ChatExample)
+    return [(m.role, m.text) for m in example.messages]
+
+
+BRIEF = [("system", "Be brief."), ("user", QUESTION), ("assistant", ANSWER)]
+PLAIN = BRIEF[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("llamafactory_v1.jsonl", BRIEF),
+        ("gemini.jsonl", BRIEF),
+        ("bedrock.jsonl", BRIEF),
+        ("openai_stored.jsonl", BRIEF),
+        ("langsmith.jsonl", PLAIN),
+        ("langfuse.jsonl", BRIEF),
+        ("dolly.jsonl", PLAIN),
+        ("openorca.jsonl", BRIEF),
+        ("gpteacher.jsonl", PLAIN),
+    ],
+)
+def test_the_first_row_is_the_conversation_that_it_stands_for(
+    name: str, first: list[tuple[str, str]]
+) -> None:
+    assert said(rows(name)[0]) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("llamafactory_v1.jsonl", 1), ("gemini.jsonl", 1), ("bedrock.jsonl", 1), ("openai_text_calls.jsonl", 0)],
+)
+def test_calls_of_every_format_are_those_of_openai(name: str, at: int) -> None:
+    (wanted, *_) = rows("openai_tools.jsonl")
+    got = rows(name)[at]
+    assert isinstance(got, ChatExample) and isinstance(wanted, ChatExample)
+    call, same = ((e.messages[1].tool_calls or [])[0] for e in (got, wanted))
+    assert json.loads(call.function.arguments) == json.loads(same.function.arguments)
+    assert (call.function.name, got.messages[2].tool_call_id) == ("weather", call.id)
+    assert [m.text for m in got.messages[2:]] == ["3 degrees", "It is 3 degrees."]
+    assert got.tools and got.tools[0]["function"]["parameters"]["properties"]["city"] == {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("llamafactory_images.jsonl", 0),
+        ("trl_images.jsonl", 0),
+        ("anthropic_tools.jsonl", 1),
+        ("gemini.jsonl", 2),
+        ("bedrock.jsonl", 2),
+    ],
+)
+def test_images_of_every_format_stand_where_they_are_shown(name: str, at: int) -> None:
+    got = rows(name)[at]
+    assert isinstance(got, ChatExample) and isinstance(got.messages[0].content, list)
+    shown, asked = got.messages[0].content
+    assert shown.image_url and shown.image_url.url == "data:image/png;base64,iVBORw0KGgo="
+    assert asked.text == "What colour?" and got.messages[1].text == "Red."
+
+
+def test_blocks_of_anthropic_become_thinking_calls_and_answers() -> None:
+    first = rows("anthropic_tools.jsonl")[0]
+    assert isinstance(first, ChatExample)
+    assert [m.role for m in first.messages] == ["system", "user", "assistant", "tool", "user", "assistant"]
+    calling = first.messages[2]
+    assert (calling.text, calling.reasoning) == ("I look.", "I look it up.")
+    assert first.messages[3].text == "3 degrees" and first.messages[3].tool_call_id == "toolu_1"
+    assert first.tools and set(first.tools[0]["function"]) == {"name", "description", "parameters"}
+
+
+@pytest.mark.parametrize("name", ["axolotl_parts.jsonl", "axolotl_detail.jsonl"])
+def test_the_trained_part_of_an_answer_is_kept(name: str) -> None:
+    (row,) = rows(name)
+    assert isinstance(row, ChatExample)
+    answer = row.messages[1]
+    assert [answer.text[begin:end] for begin, end in answer.loss_spans or ()] == [ANSWER]
+
+
+def test_segments_are_a_text_of_which_parts_are_trained() -> None:
+    first, second = rows("input_output.jsonl")
+    assert first == TextExample(text=f"{QUESTION} {ANSWER}", loss_spans=[(31, 36)])
+    assert second == TextExample(text="Hello. Good day.")
+
+
+@pytest.mark.parametrize(
+    "name", ["llamafactory_pair.jsonl", "gemini_preference.jsonl", "ranked_answers.jsonl"]
+)
+def test_pairs_of_every_format_prefer_the_better_answer(name: str) -> None:
+    for row in rows(name):
+        assert isinstance(row, PreferenceExample)
+        texts = [m.text for m in (*row.prompt, *row.preferred, *row.rejected)]
+        assert texts == [QUESTION, ANSWER, "No idea."]
+
+
+def test_responses_keep_calls_reasoning_and_instructions() -> None:
+    first, second = rows("openai_responses.jsonl")
+    assert isinstance(first, ChatExample)
+    assert [m.role for m in first.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert first.messages[-1].reasoning == "I know now."
+    assert said(second) == PLAIN
+
+
+def test_openais_own_client_reads_the_fixtures() -> None:
+    """The shapes are those that its types describe."""
+    for line in (GOOD / "openai_stored.jsonl").read_text().splitlines():
+        ChatCompletion.model_validate(json.loads(line))
+    for line in (GOOD / "openai_responses.jsonl").read_text().splitlines():
+        Response.model_validate(json.loads(line))
+
+
+def test_loss_on_a_part_is_refused_by_hosts_by_name_and_comes_back_whole(tmp_path: Path) -> None:
+    path = str(GOOD / "axolotl_parts.jsonl")
+    report = check({"train": path}, Options(hosts=hosts("openai", "together", "fireworks")))
+    refused = {host for p in report.problems if p.code == "loss-spans-lost" for host in p.providers}
+    assert refused == {"openai", "together", "fireworks"}
+    convert(path, to("local"), tmp_path / "b.jsonl", allow_loss=True)
+    assert list(Dataset.open(tmp_path / "b.jsonl").examples()) == rows("axolotl_parts.jsonl")
+
+
+# -- columns that are not read
+
+FIXTURES = sorted(p for p in GOOD.iterdir() if p.suffix == ".jsonl")
+
+
+def told(data: Dataset, column: str) -> list[str]:
+    """The problems of at least a warning that name a column, or lie within it."""
+    serious = [p for p in data.problems if p.severity is not Severity.INFO]
+    return [p.code for p in serious if column in (p.field or "").split(",") or f" {column}" in p.message]
+
+
+@pytest.mark.parametrize("file", sorted(FORMATS.rglob("*.jsonl")), ids=lambda p: p.stem)
+def test_no_unread_column_of_a_fixture_passes_in_silence(file: Path) -> None:
+    try:
+        data = Dataset.open(file)
+    except Exception:
+        return  # nothing of it is read, and that is told
+    shape = known.BY_NAME[data.format]
+    for line in file.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(row, dict) or not shape.fits(row):
+            continue
+        used = shape.fields or row.keys()
+        for column in row.keys() - used - {"system_prompt"}:
+            example = row_of(row, shape)
+            pictures = column in ("images", "image") and "data:image" in repr(example.example)
+            assert pictures or row[column] is None or told(data, column), column
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    file=st.sampled_from([p for p in FIXTURES if p.stem != "rft"]),
+    column=st.text("qwxyz", min_size=5, max_size=12),
+    words=st.lists(st.text("abcdefgh", min_size=1), min_size=3, max_size=9),
+)
+def test_a_column_of_texts_beside_any_format_is_told(file: Path, column: str, words: list[str]) -> None:
+    value = " ".join(words) + " zzzzz"
+    shape = known.BY_NAME[Dataset.open(file).format]
+    row: dict[str, Any] = json.loads(file.read_text().splitlines()[0]) | {column: value}
+    assert row_of(row, shape).unread == {column: value}
+
+
+def test_a_column_of_texts_asks_for_a_decision(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    base = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    lines = [json.dumps(base | {"notes": f"a note of its own {i}", "id": i}) for i in range(4)]
+    file.write_text("\n".join(lines) + "\n")
+    note, rest = Dataset.open(file).problems
+    assert (note.field, rest.field) == ("notes", "id")
+    assert note.severity is rest.severity is Severity.WARNING
+    assert "4 of 4 rows" in note.message and "--ignore notes" in (note.fix or "")
+    assert "--map FIELD=notes" in (note.fix or "")
+    assert Dataset.open(file, columns={"notes": "", "id": ""}).problems == ()
+    assert check({"train": str(file)}, Options(hosts=())).ok
+    assert not check({"train": str(file)}, Options(hosts=(), strict=True)).ok
+
+
+@pytest.mark.parametrize("column", ["article", "passage", "choices"])
+def test_a_part_of_the_prompt_beside_a_question_is_an_error(tmp_path: Path, column: str) -> None:
+    file = tmp_path / "a.jsonl"
+    held: Any = ["Bergen", "Oslo"] if column == "choices" else "Norway is a country."
+    file.write_text(json.dumps({"question": QUESTION, "answer": ANSWER, column: held}) + "\n")
+    data = Dataset.open(file)
+    assert data.rows == 0 and ("unused-prompt", column) in [(p.code, p.field) for p in data.problems]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"audios": ["a.wav"]}, {"videos": ["a.mp4"]}, {"train_detail": [1]}, {"loss_weight": 0.5}],
+    ids=lambda f: next(iter(f)),
+)
+def test_columns_without_which_something_else_is_taught_are_errors(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    base = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(base | fields) + "\n")
+    data = Dataset.open(file)
+    assert data.rows == 0 and data.problems[0].code == "lost-meaning"
+
+
+def test_another_number_of_images_than_places_is_an_error(tmp_path: Path) -> None:
+    row = json.loads((GOOD / "llamafactory_images.jsonl").read_text())
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row | {"images": row["images"] * 2}) + "\n")
+    assert [p.code for p in Dataset.open(file).problems] == ["bad-image"]
