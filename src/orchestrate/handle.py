@@ -156,8 +156,8 @@ class RunHandle:
         return self.refresh()
 
     def resume(self) -> Run:
-        """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job that
-        has ended stays ended: started again it would be billed again, outside the price that was agreed to."""
+        """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
+        that has ended stays so: started again it would be billed again, outside the price agreed to."""
         if self.record.job_id is None:
             from orchestrate.tracking import Submitter, stored_spec
 

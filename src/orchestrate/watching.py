@@ -63,7 +63,7 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
 
 
 def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = None) -> Recovery:
-    """Rebuilds a lost store from the hosts' lists: all that carries a ref of ours, or what is chosen of it."""
+    """Rebuilds a lost store from the hosts' lists: of all that carries a ref of ours, or what is chosen."""
     from orchestrate.tracking import recover
 
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose)

@@ -9,6 +9,10 @@ Together do, so that a second POST shows up as a second file. Faults are asked f
     refused         400
     down            reads fail
     hidden          `list` and `find` do not show jobs until `lag_s` after they were made
+    after           the job is made, and then this error is raised
+    no_list         `find` and `list` answer what is no list
+
+Accounts: with `owner` the host shows only what that account made; with `key` it does not tell the account.
 """
 
 from __future__ import annotations
@@ -29,11 +33,13 @@ from orchestrate.errors import (
     NotFound,
     OutcomeUnknown,
     RateLimited,
+    UnexpectedAnswer,
 )
 from orchestrate.profile import Profile
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
+    Account,
     Checkpoint,
     Event,
     Feature,
@@ -60,8 +66,18 @@ class PaperHost(Provider):
         "stopped": JobStatus.CANCELLED,
     }
 
-    def __init__(self, folder: Path, *, timeout_s: float = 1.0, name: str = "paper", **faults: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        timeout_s: float = 1.0,
+        name: str = "paper",
+        owner: str = "",
+        key: str = "",
+        **faults: Any,
+    ) -> None:
         super().__init__(HostConfig(name=name, base_url=f"file://{folder}", timeout_s=timeout_s))
+        self.owner, self.key = owner, key
         self.folder = folder
         self.faults = faults
         self.requests: list[str] = []
@@ -82,7 +98,22 @@ class PaperHost(Provider):
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
         self._log("upload")
-        return RemoteDataset(provider=self.name, digest=data.digest, train_id=f"file-{data.digest[:8]}")
+        remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=f"file-{data.digest[:8]}")
+        self._upload(remote).touch()
+        return remote
+
+    # -- accounts
+
+    def account(self) -> Account:
+        if self.key:
+            return Account(id=f"key {self.key}", told=False)
+        return Account(id=self.owner, told=True) if self.owner else super().account()
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        return self._upload(remote).exists()
+
+    def _upload(self, remote: RemoteDataset) -> Path:
+        return self.folder / f"upload-{self.owner}-{remote.train_id}"
 
     def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
         self._log("create")
@@ -97,6 +128,8 @@ class PaperHost(Provider):
             raise raised
         late_s = self.faults.get("late_s", 0.0)
         handle = self.add(ref, appears=time.time() + (late_s or self.faults.get("lag_s", 0.0)))
+        if after := self.faults.get("after"):
+            raise after
         if late_s or self.faults.get("lost"):
             raise OutcomeUnknown(self.name, ref, "connection reset")
         return handle
@@ -104,10 +137,11 @@ class PaperHost(Provider):
     def add(self, ref: str, *, appears: float = 0.0, **values: Any) -> JobHandle:
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         body = {"id": job_id, "ref": ref, "state": "queued", "appears": appears, "at": time.time()} | values
-        self._file(job_id).write_text(json.dumps(body))
-        return JobHandle(provider=self.name, job_id=job_id, ref=ref)
+        body["owner"] = self.owner
+        self._file(body["id"]).write_text(json.dumps(body))
+        return JobHandle(provider=self.name, job_id=body["id"], ref=ref)
 
-    def find(self, ref: str, *, since: datetime | None = None) -> list[JobHandle]:
+    def find(self, ref: str) -> list[JobHandle]:
         self._log("find")
         return [job.handle for job in self._shown() if job.handle.ref == ref]
 
@@ -115,7 +149,7 @@ class PaperHost(Provider):
 
     def get(self, job: JobHandle) -> Job:
         self._log("get")
-        if not self._file(job.job_id).exists():
+        if not any(body["id"] == job.job_id for body in self._mine()):
             raise NotFound(self.name, f"no job {job.job_id}", status=404)
         return self._job(json.loads(self._file(job.job_id).read_text()))
 
@@ -181,8 +215,13 @@ class PaperHost(Provider):
     def _read(self, job: JobHandle) -> dict[str, Any]:
         return json.loads(self._file(job.job_id).read_text())
 
+    def _mine(self) -> list[dict[str, Any]]:
+        return [body for body in self.jobs() if body.get("owner", "") == self.owner]
+
     def _shown(self) -> list[Job]:
-        return [self._job(body) for body in self.jobs() if body["appears"] <= time.time()]
+        if self.faults.get("no_list"):
+            raise UnexpectedAnswer(self.name, "no list of jobs")
+        return [self._job(body) for body in self._mine() if body["appears"] <= time.time()]
 
     def _job(self, body: dict[str, Any]) -> Job:
         return Job(

@@ -74,8 +74,8 @@ def recover(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In an account that
-    is shared they may be a colleague's, so they are listed and asked for."""
+    """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared
+    account they may be a colleague's, so they are listed and asked for."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()

@@ -3,7 +3,7 @@ that never ends is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast, get_origin
 
@@ -55,15 +55,19 @@ def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
     return entries
 
 
-def ends_before(jobs: Sequence[Job], since: datetime | None) -> bool:
-    """Whether the pages after this one of `jobs` are all older than `since`. Only a page that is seen to run
-    from new to old says so: a list that comes oldest first is read to its end."""
-    times = [job.created_at for job in jobs]
-    if since is None or not times or None in times:
-        return False
-    known = [at for at in times if at is not None]
-    falling = known[0] > known[-1] and known == sorted(known, reverse=True)
-    return falling and known[0] < since
+def made_since(pages: Iterable[Sequence[Job]], since: datetime | None) -> Iterator[Job]:
+    """The jobs that are not older than `since`. Reading ends with the first page that ends before it, but
+    only where all so far ran from new to old: a list that comes oldest first is read to its end."""
+    newest: datetime | None = None
+    last: datetime | None = None
+    falling = True
+    for jobs in pages:
+        yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
+        for at in (job.created_at for job in jobs if job.created_at is not None):
+            falling = falling and (last is None or at <= last)
+            newest, last = newest or at, at
+        if since is not None and last is not None and last < since and falling and newest != last:
+            return
 
 
 def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:

@@ -24,4 +24,4 @@ def here() -> str:
 def account_of(key: str, own_key: str) -> str:
     """The name of a key's account; `own_key` is the sandbox's own."""
     name, own = (k.removeprefix(SANDBOX_KEY_PREFIX).partition(".")[0] for k in (key, own_key))
-    return OWN if name == own else f"{OWN}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return OWN if name == own else f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{OWN}"

@@ -57,7 +57,8 @@ def recover(store: Store, providers: Iterable[Provider], choose: Choose | None =
     What only the lost store knew (the spec, the quote, the tags) is gone and left empty; ids and refs are the
     old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
     """
-    report, lost = Recovery(), list[tuple[Lost, Provider, list[Job]]]()
+    report = Recovery()
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
     for provider in providers:
         try:
             lost += _search(store, provider, report)
@@ -71,9 +72,9 @@ def recover(store: Store, providers: Iterable[Provider], choose: Choose | None =
                 )
             )
     offered = [entry for entry, _, _ in lost]
-    chosen = (
-        {entry.run_id for entry in offered} if choose is None else set(choose(offered) if offered else ())
-    )
+    chosen = {entry.run_id for entry in offered}
+    if choose is not None and offered:
+        chosen &= set(choose(offered))
     report.offered = [entry for entry in offered if entry.run_id not in chosen]
     for entry, provider, jobs in lost:
         if entry.run_id in chosen:

@@ -41,7 +41,7 @@ from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.hosted import Wire
-from orchestrate.providers.pages import ends_before
+from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import estimate_quote, items, plain, table, text
 from orchestrate.types import (
@@ -370,11 +370,10 @@ class FireworksProvider(Provider):
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
-        for page in self._at.pages(kind):
-            jobs = [reading.job_of(raw, kind, None, self.name) for raw in page]
-            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
-            if ends_before(jobs, since):
-                return
+        pages = (
+            [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
+        )
+        return made_since(pages, since)
 
     def _get_file(self, url: str) -> list[str]:
         answer = self._at.plain().get(url)

@@ -36,7 +36,7 @@ from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
-from orchestrate.providers.pages import ends_before
+from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
@@ -230,13 +230,10 @@ class OpenAIProvider(Provider):
         return self._jobs(since)
 
     def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
-        since = _second(since) if since else None
         source = self.client.fine_tuning.jobs
-        for page in self._wire.pages(lambda: source.list(limit=100, **filters)):
-            jobs = [self._job(answer) for answer in page.data]
-            yield from (j for j in jobs if since is None or j.created_at is None or j.created_at >= since)
-            if ends_before(jobs, since):
-                return
+        pages = self._wire.pages(lambda: source.list(limit=100, **filters))
+        jobs = ([self._job(answer) for answer in page.data] for page in pages)
+        return made_since(jobs, _second(since) if since else None)
 
     def _job(self, answer: object) -> Job:
         job = reading.job_of(answer, self.name)

@@ -580,8 +580,12 @@ def test_cancel_resume_and_delete(host: Host, fireworks: FireworksProvider) -> N
     assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
     host.on("GET", path, job_json(state="JOB_STATE_CANCELLED"))
     fireworks.cancel(JOB)
+    with pytest.raises(UsageError, match="billed again"):
+        fireworks.resume(JOB)
+    assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
+    host.on("GET", path, job_json(state="JOB_STATE_PAUSED"))
     fireworks.resume(JOB)
-    assert len(host.sent("POST", f"{path}:cancel")) == 1 and len(host.sent("POST", f"{path}:resume")) == 1
+    assert len(host.sent("POST", f"{path}:resume")) == 1
     fireworks.delete(JOB)
     host.on("GET", path, GONE)
     fireworks.delete(JOB)
