@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orchestrate.errors import SpecError
 
@@ -151,6 +152,17 @@ Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), _tagged("l
 Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]
 
 
+def _no_ref(suffix: str) -> str:
+    if found := re.search(r"orc-[0-9a-z]{12}", suffix.lower()):
+        raise ValueError(f"{found.group()!r} in it looks like the tag by which a run's job is found again")
+    return suffix
+
+
+Suffix = Annotated[
+    str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), AfterValidator(_no_ref)
+]
+
+
 class JobSpec(_Part):
     """What to train. Raises `SpecError` (from `JobSpec.parse`) or `pydantic.ValidationError` when built
     wrongly."""
@@ -192,7 +204,7 @@ class JobSpec(_Part):
     early_stopping: EarlyStopping | None = None
     seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
 
-    suffix: str | None = Field(default=None, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    suffix: Suffix | None = None
     continue_from: str | None = Field(
         default=None, description="A run, a checkpoint or a tuned model to go on from"
     )

@@ -20,9 +20,10 @@ _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
 
 
 def ref_in(*names: Any) -> str | None:
-    """Our tag inside a host's names for a job, if there is one."""
-    found = (_REF.search(name.lower()) for name in names if isinstance(name, str))
-    return next((match.group() for match in found if match), None)
+    """Our tag inside a host's names for a job, if there is one: the last of a name, behind what the user or
+    an earlier job gave to it."""
+    found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
+    return next((refs[-1] for refs in found if refs), None)
 
 
 def tagged(ref: str, *names: Any) -> bool:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.config import HostConfig
-from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
+from orchestrate.errors import NotFound, UsageError
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
@@ -88,10 +88,14 @@ class Connection:
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
         """A job as the host tells it, odd values included."""
         path, client = self.path(kind, job_id), self.client()
-        raw = table(self._wire.read(lambda: client.get(path, cast_to=object), expect=dict))
-        if id_of(raw.get("name")) != job_id:
-            raise UnexpectedAnswer(self._wire.provider, f"no job {job_id} in the answer")
-        return raw
+
+        def named() -> dict[str, Any]:
+            raw = table(client.get(path, cast_to=object))
+            if id_of(raw.get("name")) != job_id:
+                raise TypeError(f"no job {job_id} in it")
+            return raw
+
+        return self._wire.read(named, expect=dict)
 
     def find(self, job: JobHandle) -> tuple[dict[str, Any], str]:
         """The job and its kind; one whose kind was not kept is looked for in every collection."""
