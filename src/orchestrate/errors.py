@@ -35,8 +35,10 @@ OrchestrateError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar
+
+from orchestrate.text import limit, money
 
 if TYPE_CHECKING:
     from orchestrate.types import Problem, Setting
@@ -208,22 +210,6 @@ class Unsupported(OrchestrateError):
         self.reason = reason
 
 
-def usd_up(usd: Decimal) -> str:
-    """Rounded up, and a limit by `usd_down` down, so that a price above a limit is also shown above it."""
-    return _dollars(usd, ROUND_CEILING)
-
-
-def usd_down(usd: Decimal) -> str:
-    return _dollars(usd, ROUND_FLOOR)
-
-
-def _dollars(usd: Decimal, rounding: str) -> str:
-    """To a hundredth of a cent, of still smaller amounts two digits."""
-    places = max(4, 1 - usd.adjusted())
-    shown = usd.quantize(Decimal(1).scaleb(-places), rounding=rounding).normalize()
-    return f"${shown:f}" if int(shown.as_tuple().exponent) < -2 else f"${shown:.2f}"
-
-
 class OverBudget(OrchestrateError):
     exit_code = 6
 
@@ -237,8 +223,7 @@ class OverBudget(OrchestrateError):
         figure: str = "the quote's high end",
     ) -> None:
         super().__init__(
-            f"{provider}: {figure}, {usd_up(high_usd)}, is above {what} {usd_down(limit_usd)}; "
-            "nothing was sent",
+            f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; nothing was sent",
             fix="raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
             "(orchestrate quote)",
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
+from typing import TYPE_CHECKING
 
-from orchestrate.types import Score
+if TYPE_CHECKING:
+    from orchestrate.types import Score
 
 NOTHING = "-"
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -31,17 +33,29 @@ def inert_json(text: str) -> str:
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def money(amount: Decimal | None) -> str:
-    """`$12.50`; small sums with the digits that they have, `$0.0042`."""
-    if amount is None:
-        return NOTHING
-    if amount == 0 or abs(amount) >= 1:
-        return f"${amount:,.2f}"
-    if abs(amount) >= Decimal("0.01"):
-        return (
-            f"${amount:.3f}".rstrip("0") if amount == amount.quantize(Decimal("0.001")) else f"${amount:.3f}"
-        )
-    return f"${amount:.5f}".rstrip("0").rstrip(".") or "$0"
+def money(usd: Decimal | None) -> str:
+    """What something costs: `$1,234.50`, below a dollar with a tenth of a cent or two digits, `$0.0042`.
+    Rounded up, and a limit by `limit` down: what is above a limit is also shown above it."""
+    return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
+
+
+def limit(usd: Decimal) -> str:
+    """What may be spent, or is left: as `money` says it, but rounded down."""
+    return _rounded(usd, ROUND_FLOOR)
+
+
+def rate(usd: Decimal) -> str:
+    """A price for one unit, with every digit that it has: `$8.00`, `$0.0375`."""
+    whole, _, part = f"{usd.copy_abs():,f}".partition(".")
+    return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
+
+
+def _rounded(usd: Decimal, rounding: str) -> str:
+    size = usd.copy_abs()
+    places = 2 if size >= 1 or not size else max(3, 1 - size.adjusted())
+    with localcontext(prec=max(28, len(usd.as_tuple().digits) + places + 2)):
+        shown = usd.quantize(Decimal(1).scaleb(-places), rounding=rounding)
+    return rate(shown)
 
 
 def span(low: Decimal, high: Decimal) -> str:
@@ -51,9 +65,13 @@ def span(low: Decimal, high: Decimal) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """`0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
     if seconds is None:
         return NOTHING
-    whole = max(0, round(seconds))
+    seconds = max(0.0, seconds)
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + "s"
+    whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     if hours >= 48:
         return f"{hours / 24:.1f} days"
@@ -62,8 +80,22 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
 
 
-def count(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.0f}"
+def size(amount: int) -> str:
+    """Bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
+    if amount < 1 << 10:
+        return count(amount, "byte")
+    for unit, power in (("KiB", 10), ("MiB", 20)):
+        if round(amount / (1 << power)) < 1 << 10:
+            return f"{amount / (1 << power):.0f} {unit}"
+    return f"{amount / (1 << 30):,.1f}".removesuffix(".0") + " GiB"
+
+
+def count(value: float | None, one: str = "", many: str = "") -> str:
+    """`12,345`; with what is counted `1 epoch`, `3 epochs`; `many` is a plural that no s makes."""
+    if value is None:
+        return NOTHING
+    number = f"{value:,.0f}"
+    return f"{number} {one if number == '1' else many or one + 's'}" if one else number
 
 
 def signed(share: float | None) -> str:

@@ -267,3 +267,33 @@ def test_rows_come_through_a_pipe_too(tmp_path: Path) -> None:
     line = f"cat '{orders}' | '{sys.executable}' -m orchestrate.cli data dedupe -"
     subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
     assert len((tmp_path / "data.deduped.jsonl").read_text().splitlines()) == 100
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ("gpt-4o-mini", "o200k"),
+        ("gpt-5", "o200k"),
+        ("ft:gpt-4o-mini-2024-07-18:acme::abc", "o200k"),
+        ("llama-3.3-70b-instruct", "llama-3~o200k"),
+        ("accounts/fireworks/models/qwen3-8b", "qwen3~o200k"),
+        ("Qwen/Qwen3-8B", "qwen3~o200k"),
+    ],
+)
+def test_inspect_knows_models_by_all_their_names(tmp_path: Path, model: str, tokenizer: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    report = json_of("inspect", file, "--model", model, cwd=tmp_path)
+    assert report["tokenizer"] == tokenizer
+
+
+def test_a_column_is_read_left_out_or_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    check = ("check", file, "--for", "local")
+    file.write_text('{"question": "Why?", "answer": "Because.", "article": "It rained all day."}\n')
+    assert "article is not read" in run(*check, cwd=tmp_path, code=1).out
+    run(*check, "--ignore", "article", "--strict", cwd=tmp_path)
+    run(*check, "--map", "context=article", "--strict", cwd=tmp_path)
+    file.write_text('{"question": "Why?", "answer": "Because.", "mood": "It was a glad one."}\n')
+    assert "unread-column" in run(*check, cwd=tmp_path).out
+    run(*check, "--strict", cwd=tmp_path, code=1)

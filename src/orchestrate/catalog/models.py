@@ -147,6 +147,9 @@ def _index(models: Iterable[Model]) -> dict[str, Model]:
             other = found.setdefault(key.lower(), model)
             if other is not model:
                 raise ValueError(f"models.yaml: {key!r} names both {other.name} and {model.name}")
+    for model in found.copy().values():
+        if model.hub:  # people leave the organisation out: llama-3.3-70b-instruct
+            found.setdefault(model.hub.rpartition("/")[2].lower(), model)
     return found
 
 

@@ -464,14 +464,17 @@ def _columns(given: Sequence[str] | None, ignored: Sequence[str] | None = None) 
 
 
 def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
-    """The counter of a model, by the first backend that has it; o200k when no model is named."""
+    """The counter of a model, by the first backend that has it, these kinds before all others; o200k when no
+    model is named."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 
     if model is None:
         return "o200k"
+    if (counter := counting.of_openai(model)) is not None:
+        return counter
     failed: OrchestrateError | None = None
-    for kind in (*kinds, this_machine().kind):
+    for kind in dict.fromkeys((*kinds, this_machine().kind, *sorted(catalog.known_hosts()))):
         try:
             found = catalog.resolve(model, kind)
         except OrchestrateError as error:

@@ -16,6 +16,7 @@ import typer
 from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import ConfigError, MissingKey, UsageError
+from orchestrate.text import money
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
@@ -213,7 +214,7 @@ def _text(given: str) -> str:
 
 def _show(report: GenerateReport) -> None:
     out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new")
-    cost = f", ${report.usd:.4f}" if report.usd is not None else ""
+    cost = f", {money(report.usd)}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
     note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")
     if report.last_error:
@@ -239,7 +240,7 @@ def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:
             nonlocal told
-            text = f"{requests:,} requests" + (f", ${usd:.4f}" if usd else "")
+            text = f"{requests:,} requests" + (f", {money(usd)}" if usd else "")
             bars.update(task, completed=done, description=text)
             if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
                 told = time.monotonic()

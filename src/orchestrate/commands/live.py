@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrate.commands.console import STATUS_STYLE, err, stage_text, table, warn
+from orchestrate.text import duration, money
 from orchestrate.types import Event, JobStatus, MetricPoint, Run
 
 if TYPE_CHECKING:
@@ -39,14 +40,6 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in cells)
 
 
-def duration(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    hours, minutes = divmod(seconds // 60, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
-
-
 def seconds_left(run: Run, now: datetime) -> float | None:
     """From the share of steps done since the start; `None` until there is one."""
     if run.status is not JobStatus.RUNNING or run.started_at is None or not run.step or not run.total_steps:
@@ -62,12 +55,6 @@ def cost_so_far(run: Run) -> Decimal | None:
     if run.quote is None or run.quote.unavailable or not run.total_steps:
         return None
     return run.quote.expected_usd * Decimal(run.step or 0) / Decimal(run.total_steps)
-
-
-def usd(amount: Decimal | None) -> str:
-    if amount is None:
-        return "-"
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
 
 
 def share_done(run: Run) -> float:
@@ -123,7 +110,7 @@ def panel(
         f"valid {valid[-1]:.4f}" if valid else "",
         f"{speed:,.0f} tok/s" if speed else "",
         duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),
-        f"cost {usd(cost)}{'' if run.bill else ' est.'}" if cost is not None else "",
+        f"cost {money(cost)}{'' if run.bill else ' est.'}" if cost is not None else "",
     ]
     lines: list[RenderableType] = [
         head,
@@ -154,7 +141,7 @@ def row(run: Run, metrics: Sequence[MetricPoint], now: datetime) -> tuple[str | 
         f"{run.step or 0}/{run.total_steps}" if run.total_steps else str(run.step or ""),
         f"{losses[-1]:.4f} {sparkline(losses, 12)}" if losses else "",
         duration(left) if left is not None else "",
-        usd(cost_so_far(run)),
+        money(cost_so_far(run)),
     )
 
 

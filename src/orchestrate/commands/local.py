@@ -14,6 +14,7 @@ from orchestrate.commands.options import grouped
 from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
+from orchestrate.text import size
 
 if TYPE_CHECKING:
     from orchestrate.local.plan.sizes import Shape
@@ -51,11 +52,9 @@ def bench(
     out.print(f", {found.threads} threads" if found.device == "cpu" else "", end="")
     out.print()
     if found.peak_bytes is not None:
-        planned = f" (planned: {found.planned_bytes / 2**30:.2f})" if found.planned_bytes else ""
-        resident = (
-            f"; the whole process {found.resident_bytes / 2**30:.2f} GiB" if found.resident_bytes else ""
-        )
-        out.print(f"its tensors took {found.peak_bytes / 2**30:.2f} GiB at most{planned}{resident}")
+        planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
+        resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
+        out.print(f"its tensors took {size(found.peak_bytes)} at most{planned}{resident}")
     note(f"kept in {throughput.bench_file(home)}")
 
 

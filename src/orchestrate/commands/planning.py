@@ -16,6 +16,7 @@ from orchestrate.commands.options import ProviderOpt, ServingOptions, SpecOption
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
+from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def check(
         show_problems(problems)
         for name in backends:
             errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
-            verdict = (f"{len(errors)} error(s)", "red") if errors else ("ready", "green")
+            verdict = (count(len(errors), "error"), "red") if errors else ("ready", "green")
             out.print(Text.assemble(f"{name}: ", verdict))
     if any(p.severity is Severity.ERROR for p in problems):
         raise typer.Exit(1)
@@ -169,13 +170,9 @@ def _show_live(prices: Sequence[LivePrice]) -> None:
     for p in prices:
         remark = p.reason or ("within the quote's range" if p.within_band else "outside the quote's range")
         difference = "-" if p.relative is None else f"{p.relative:+.1%}"
-        shown.add_row(p.provider, _usd(p.offline_usd), _usd(p.live_usd), difference, remark)
+        shown.add_row(p.provider, money(p.offline_usd), money(p.live_usd), difference, remark)
     out.print()
     out.print(shown)
-
-
-def _usd(amount: Decimal | None) -> str:
-    return "-" if amount is None else f"${amount:.4f}"
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
@@ -223,16 +220,16 @@ def _show_translation(translation: Translation) -> None:
 def show_memory(plan: MemoryPlan) -> None:
     """The total, what it is made of, and what to change where it does not fit."""
     device = "GPU" if plan.device == "cuda" else "CPU"
-    whole = f"{plan.total_bytes / 2**30:.1f} GiB of memory on the {device}"
-    at = f" with {plan.rows} row(s) of {plan.longest} tokens at once"
+    whole = f"{size(plan.total_bytes)} of memory on the {device}"
+    at = f" with {count(plan.rows, 'row')} of {count(plan.longest, 'token')} at once"
     if plan.available_bytes is None:
         verdict = ("", "")
     elif plan.fits:
-        verdict = (f": fits its {plan.available_bytes / 2**30:.1f}", "green")
+        verdict = (f": fits its {size(plan.available_bytes)}", "green")
     else:
-        verdict = (f": does not fit its {plan.available_bytes / 2**30:.1f}", "red")
+        verdict = (f": does not fit its {size(plan.available_bytes)}", "red")
     out.print(Text.assemble((whole, "bold"), at, verdict))
-    parts = [f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items() if size >= 2**20]
+    parts = [f"{name} {size(part)}" for name, part in plan.parts.items() if part >= 2**20]
     out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))
     for line in plan.advice:
         note(f"  try: {line}")

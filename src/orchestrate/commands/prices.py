@@ -13,6 +13,7 @@ from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out,
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.quoting import Accuracy, Rate, RateBook, Reconciliation, built_in, load
+from orchestrate.text import money, rate
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
@@ -174,7 +175,7 @@ def clashes(rates: list[Rate]) -> list[str]:
             if other is not r:
                 found.append(
                     f"{r.provider} {method} {r.applies_to}: two prices begin on {r.start}, "
-                    f"${other.usd} and ${r.usd}"
+                    f"{rate(other.usd)} and {rate(r.usd)}"
                 )
     return found
 
@@ -220,8 +221,8 @@ def _print_reconciliations(found: list[Reconciliation], *, json: bool) -> None:
                 r.run_id,
                 r.provider,
                 d.component,
-                f"${d.quoted_usd:.4f}",
-                f"${d.billed_usd:.4f}",
+                money(d.quoted_usd),
+                money(d.billed_usd),
                 "-" if d.relative is None else f"{d.relative:+.1%}",
                 "within the quote's range" if d.within_band else "outside the quote's range",
                 r.origin,
@@ -242,8 +243,8 @@ def _print_accuracy(found: list[Accuracy]) -> None:
             _percent(a.worst_relative),
             "-" if a.bias is None else f"{a.bias:+.1%}",
             f"{a.within_band} of {a.runs}",
-            f"${a.quoted_usd:.4f}",
-            f"${a.billed_usd:.4f}",
+            money(a.quoted_usd),
+            money(a.billed_usd),
         )
     out.print(shown)
 

@@ -19,6 +19,7 @@ from orchestrate.commands.console import (
     table,
 )
 from orchestrate.errors import ProviderError, SetupError
+from orchestrate.text import money, span
 from orchestrate.types import Feature, JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -52,7 +53,7 @@ def runs(
         some = provider is not None or status is not None
         note("no run fits; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
-    from orchestrate.commands.live import cost_so_far, usd
+    from orchestrate.commands.live import cost_so_far
 
     names = ("run", "backend", "model", "status", "step", "cost", "created")
     shown = table(*names, right=("step", "cost"), fold=("model",))
@@ -64,7 +65,7 @@ def runs(
             run.model,
             stage_text(run),
             f"{run.step or 0}/{run.total_steps}" if run.total_steps else "",
-            usd(cost_so_far(run)),
+            money(cost_so_far(run)),
             _ago(run.created_at, now),
         )
     out.print(shown)
@@ -93,7 +94,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
-        "bill": f"${record.bill.usd:.4f} ({record.bill.origin})" if record.bill else None,
+        "bill": f"{money(record.bill.usd)} ({record.bill.origin})" if record.bill else None,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "made by": record.made_by,
         "idempotency key": record.idempotency_key,
@@ -236,7 +237,7 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    return f"${run.quote.expected_usd:.4f} (${run.quote.low_usd:.4f} to ${run.quote.high_usd:.4f})"
+    return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)})"
 
 
 def _short(value: Any) -> str:

@@ -23,6 +23,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
+from orchestrate.text import money, span
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
         price = (
             f"no price known: {quote.unavailable}"
             if quote.unavailable
-            else f"${quote.expected_usd:,.4f} expected, ${quote.low_usd:,.4f} to ${quote.high_usd:,.4f}"
+            else f"{money(quote.expected_usd)} expected, {span(quote.low_usd, quote.high_usd)}"
         )
         err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
         for warning in quote.warnings:

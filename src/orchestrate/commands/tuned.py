@@ -21,6 +21,7 @@ from orchestrate.commands.console import (
     print_text,
 )
 from orchestrate.errors import UsageError
+from orchestrate.text import rate
 from orchestrate.types import Message, Reply
 
 
@@ -100,7 +101,7 @@ def deploy(
         handle.check()
         price = handle.deployment_price()
         cost = (
-            f"${price:.2f} an hour, idle included" if price is not None else "a price that is not known here"
+            f"{rate(price)} an hour, idle included" if price is not None else "a price that is not known here"
         )
         err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
         if not confirm("Deploy?", yes=yes):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from orchestrate.errors import OverBudget, usd_down, usd_up
+from orchestrate.errors import OverBudget
+from orchestrate.text import limit, money
 from orchestrate.types import Bill, JobStatus, Quote, Record, Run, SubmitPhase
 
 
@@ -52,7 +53,7 @@ def check_budget(
     if budget_usd is not None:
         left = max(budget_usd - used_usd, Decimal(0))
         if quote.high_usd > left:
-            taken = f"{usd_down(budget_usd)}, {usd_up(used_usd)} spent and committed"
+            taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
             what = f"what is left of the budget ({taken}):"
             raise OverBudget(quote.provider, quote.high_usd, left, what=what)
 
@@ -63,7 +64,7 @@ class UnknownPrice(OverBudget):
     def __init__(self, provider: str, limit_usd: Decimal, reason: str) -> None:
         super().__init__(provider, limit_usd, limit_usd)
         self.message = (
-            f"{provider}: a limit of {usd_down(limit_usd)} is set and the price is not known: {reason}"
+            f"{provider}: a limit of {limit(limit_usd)} is set and the price is not known: {reason}"
         )
         self.args = (self.message,)
         self.fix = "give the price with --rate, or drop the limit"

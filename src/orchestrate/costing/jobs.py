@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, built_in
@@ -101,8 +102,9 @@ def quote_tokens_job(
         return none(_no_price(resolved, spec, kind, book))
     if rate.usd_max is not None:
         return none(
-            f"{provider} published only a range for {resolved.name}, ${rate.usd}-${rate.usd_max} per million "
-            f"tokens ({rate.source}, {rate.last_checked}); "
+            f"{provider} published only a range for {resolved.name}, "
+            f"{text.rate(rate.usd)} to {text.rate(rate.usd_max)} per million tokens "
+            f"({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {kind}:{spec.method.type}_lora=USD_PER_MTOK"
         )
     size = measure(profile, spec, data, translation, resolved)
@@ -148,7 +150,7 @@ def _quote_rft(
 ) -> Quote:
     rate = book.find(kind, "rft", ids=names(resolved), gpu="H100", on=on)
     if rate is None or hours is None:
-        each = f" at ${rate.usd} per hour" if rate else ""
+        each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
             provider=provider,
             model=resolved.name,
@@ -173,7 +175,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     top_low = rules.minimum_top_up(sum((entry.usd_low for entry in lines), Decimal(0)), low)
     top = rules.minimum_top_up(sum((entry.usd for entry in lines), Decimal(0)), expected)
     top_high = rules.minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
-    span = f"${low}" if low == high else f"${low} to ${high}, by model; the table was not found"
+    span = text.rate(low)
+    if low != high:
+        span += f" to {text.rate(high)}, by model; the table was not found"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 
-from orchestrate import catalog
+from orchestrate import catalog, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.catalog.models import lookup
 from orchestrate.costing.book import Rate, RateBook, built_in
@@ -222,7 +222,8 @@ def _by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> _Serving:
             line("serving input", month * traffic.input_tokens / MTOK, tokens_in),
             line("serving output", month * traffic.output_tokens / MTOK, tokens_out),
         ),
-        words=f"by the token, ${tokens_in.usd} in and ${tokens_out.usd} out per million; no hosting fee",
+        words=f"by the token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million; "
+        "no hosting fee",
         assumptions=("no cached prompt tokens, no batch discount",),
         fixed_usd=Decimal(0),
     )
@@ -251,7 +252,8 @@ def _dedicated(
     )
     return _Serving(
         lines=(entry,),
-        words=f"{gpus} dedicated {gpu.applies_to} at ${gpu.usd} per GPU-hour, {hours_per_day:g} h a day",
+        words=f"{gpus} dedicated {gpu.applies_to} at {text.rate(gpu.usd)} per GPU-hour, "
+        f"{hours_per_day:g} h a day",
         assumptions=(
             f"one replica needs {replica} GPU(s): {params:g}B parameters in 16 bits, x {HEADROOM:g} for "
             "the cache",
@@ -319,7 +321,7 @@ def _totalled(
     if base is not None:
         assumptions.append(
             f"prompting {base.model} ({base.provider}) with {base.input_tokens} input tokens costs "
-            f"${base.usd_per_request.normalize():f} per request ({base.source})"
+            f"{text.rate(base.usd_per_request)} per request ({base.source})"
         )
     return Ownership(
         provider=training.provider,
@@ -382,15 +384,15 @@ def serving_terms(
     first = book.find(provider, "inference_tuned_input", ids=ids, params_b=resolved.params_b, on=on)
     last = book.find(provider, "inference_tuned_output", ids=ids, params_b=resolved.params_b, on=on)
     if first and last:
-        return f"${first.usd} in, ${last.usd} out per million tokens"
+        return f"{text.rate(first.usd)} in, {text.rate(last.usd)} out per million tokens"
     gpu = book.find(provider, "deployment", gpu="H100", on=on)
     if gpu is None:
         return "this machine" if near else None
     if resolved.params_b is None:
-        return f"${gpu.usd} per {gpu.applies_to}-hour, dedicated"
+        return f"{text.rate(gpu.usd)} per {gpu.applies_to}-hour, dedicated"
     nothing = Traffic(requests_per_day=Decimal(0), input_tokens=1, output_tokens=1)
     _, gpus, _ = gpus_needed(resolved.params_b, resolved.params_b, nothing)
-    return f"${gpu.usd * gpus} per hour: {gpus} dedicated {gpu.applies_to}"
+    return f"{text.rate(gpu.usd * gpus)} per hour: {gpus} dedicated {gpu.applies_to}"
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:

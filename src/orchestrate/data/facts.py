@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrate.data.files.sources import source
 from orchestrate.data.passes.scan import Task, ranges, read_rows
 from orchestrate.data.rows.examples import Example, Kind
+from orchestrate.data.rows.pictures import Picture
 from orchestrate.data.shapes.reading import Row
 from orchestrate.types import Problem
 
@@ -74,6 +75,9 @@ class Facts:
     """Rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """The first row numbers with each trait."""
+    pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
+    """Images of all good rows by size and detail, for what they cost; a preference pair's prompt counts once.
+    At most `rows.pictures.MOST_SIZES` sizes are exact, those after them are rounded up to 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns that were renamed while reading: (wanted, column)."""
     memory: Path | None = field(default=None, compare=False)

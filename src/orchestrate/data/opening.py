@@ -73,6 +73,7 @@ def open_dataset(
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
         first_rows={bit: tuple(rows) for bit, rows in total.first_rows.items()},
+        pictures=dict(total.pictures),
         columns=renaming,
     )
     for name, lengths in total.lengths.items():

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
+from orchestrate.text import size
 from orchestrate.types import Problem, Severity
 
 GIB = 1 << 30
@@ -250,7 +251,7 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
         message = f"{data.rows:,} rows x {epochs or 1} epochs; at most {rules.most_rows:,} are taken"
         found.append(_file_problem(host, data, "too-many-rows", message, "train fewer rows or epochs"))
     if rules.most_bytes is not None and data.canonical_bytes > rules.most_bytes:
-        message = f"{data.canonical_bytes / GIB:.1f} GiB; at most {rules.most_bytes / GIB:.0f} GiB are taken"
+        message = f"{size(data.canonical_bytes)}; at most {size(rules.most_bytes)} are taken"
         found.append(_file_problem(host, data, "file-too-large", message, "train on fewer rows"))
     return found
 

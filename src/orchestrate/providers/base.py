@@ -37,6 +37,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Standing,
     Translation,
 )
 
@@ -216,16 +217,33 @@ class Provider(ABC):
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.
 
-        Starts nothing; it is shown before the user agrees.
+        Reads only; it is shown before the user agrees.
         """
         raise self._unsupported(Feature.DEPLOY)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """May bill by the hour; never implied by another verb."""
+        """May bill by the hour; never implied by another verb. The deployment is named by the job, so that it
+        is never made twice: a second call completes what an earlier one began, and starts what had stopped.
+
+        Raises `OverBudget` when an hour is dearer than the option `max_usd_per_hour`, and `OutcomeUnknown`
+        when the answer to the request that bills was lost.
+        """
         raise self._unsupported(Feature.DEPLOY)
 
     def undeploy(self, job: JobHandle) -> None:
+        """Asks for the end of what `deploy` started, and may be repeated. Needs no record of the job on the
+        host. Only `deployed` says whether it has ended."""
         raise self._unsupported(Feature.DEPLOY)
+
+    def deployments(self) -> Iterator[Standing]:
+        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is no
+        list."""
+        raise self._unsupported(Feature.DEPLOY)
+
+    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+        """What stands of this job's deployment, looked for by its name: the record of the job is not needed.
+        Empty means that the account has none now."""
+        return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         """Where the tuned model answers now, if anywhere."""

@@ -104,7 +104,7 @@ def _why(first: Quote, second: Quote) -> str:
     unit = next((e for e in first.lines if e.component == "training"), None)
     other = next((e for e in second.lines if e.component == "training"), None)
     if unit and other and unit.unit == other.unit == "usd_per_mtok":
-        return f"${unit.usd_per_unit} per million tokens against ${other.usd_per_unit}"
+        return f"{text.rate(unit.usd_per_unit)} per million tokens against {text.rate(other.usd_per_unit)}"
     return f"{_basis(first)} against {_basis(second)}"
 
 
@@ -114,9 +114,11 @@ def _basis(quote: Quote) -> str:
     if main is None:
         return "nothing"
     if main.unit == "usd_per_mtok":
-        return f"{text.count(float(main.quantity) * 1e6)} tokens at ${main.usd_per_unit} per million"
+        return (
+            f"{text.count(float(main.quantity) * 1e6)} tokens at {text.rate(main.usd_per_unit)} per million"
+        )
     if main.unit == "usd_per_hour":
-        return f"{text.duration(float(main.quantity) * 3600)} at {text.money(main.usd_per_unit)} per hour"
+        return f"{text.duration(float(main.quantity) * 3600)} at {text.rate(main.usd_per_unit)} per hour"
     return f"{text.money(main.usd)} of {main.component}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.costing import over_cap
+from orchestrate.text import limit, money
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import Bill, Event, Feature, Job, JobError, JobStatus, Run
@@ -52,7 +53,8 @@ def enforce(
         at=store.clock.now(),
         level="warning",
         type=OVER_CAP,
-        message=f"over its cap of ${run.max_cost_usd:f}: ${so_far.usd:f} so far ({so_far.origin}); {done}",
+        message=f"over its cap of {limit(run.max_cost_usd)}: {money(so_far.usd)} so far ({so_far.origin}); "
+        f"{done}",
         data={"usd": str(so_far.usd), "max_cost_usd": str(run.max_cost_usd)},
     )
     # The event first: should this process end in between, the next look finds the job running and goes on.

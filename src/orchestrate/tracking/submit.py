@@ -34,6 +34,7 @@ from orchestrate.errors import (
 )
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
+from orchestrate.text import money
 from orchestrate.tracking import accounts, transitions
 from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.repeats import Known, Wish
@@ -218,7 +219,7 @@ class Submitter(Settler):
             level, told, usd = "warning", f"no live price: {error.message}", None
         else:
             level, usd = "info", None if live.unavailable else live.expected_usd
-            told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates ${usd:.4f}"
+            told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates {money(usd)}"
         event = Event(
             id="orchestrate-live-price",
             at=self.store.clock.now(),

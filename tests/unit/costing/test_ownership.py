@@ -196,6 +196,6 @@ def test_cheapest_must_last_the_whole_period() -> None:
 
 
 def test_serving_terms() -> None:
-    assert serving_terms("openai", "gpt-4o-mini", today=TODAY) == "$0.3 in, $1.2 out per million tokens"
-    assert serving_terms("fireworks", "llama-3.3-70b", today=TODAY) == "$32 per hour: 4 dedicated H100"
+    assert serving_terms("openai", "gpt-4o-mini", today=TODAY) == "$0.30 in, $1.20 out per million tokens"
+    assert serving_terms("fireworks", "llama-3.3-70b", today=TODAY) == "$32.00 per hour: 4 dedicated H100"
     assert serving_terms("together", "no such model", today=TODAY) is None

@@ -164,7 +164,7 @@ def test_openai_closes(quote: Quoting) -> None:
 def test_rft_needs_hours(quote: Quoting) -> None:
     spec = {"method": {"type": "rft", "grader": {"evaluator": "x"}}}
     found = quote("fireworks", "qwen3-8b", spec=spec, epochs=1)
-    assert found.unavailable is not None and "$8 per hour" in found.unavailable
+    assert found.unavailable is not None and "$8.00 per hour" in found.unavailable
     told = quote("fireworks", "qwen3-8b", spec=spec, epochs=1, gpu_hours=Decimal("2.5"))
     assert told.expected_usd == 20  # 2.5 GPU-hours on H100 at $8
 

@@ -56,7 +56,9 @@ def test_cheapest_first_and_unpriced_last() -> None:
 
 def test_verdict_by_rate() -> None:
     found = verdict([quote("b", line("2", rate="2")), quote("a", line("1", rate="1"))])
-    assert found == "a is the cheapest to train, $1.00 against $2.00 on b: $1 per million tokens against $2."
+    assert found == (
+        "a is the cheapest to train, $1.00 against $2.00 on b: $1.00 per million tokens against $2.00."
+    )
 
 
 def test_verdict_by_minimum() -> None:
@@ -68,7 +70,7 @@ def test_verdict_by_minimum() -> None:
 def test_verdict_of_hours_against_tokens() -> None:
     hours = line("0.2", component="electricity", unit="usd_per_hour", rate="0.1", quantity=Decimal(2))
     found = verdict([quote("local", hours), quote("fireworks", line("0.5"))])
-    assert "2h 00m at $0.1 per hour against 1,000,000 tokens at $0.5 per million" in found
+    assert "2h 00m at $0.10 per hour against 1,000,000 tokens at $0.50 per million" in found
 
 
 def test_verdicts_that_cannot_be_given() -> None:

@@ -21,6 +21,8 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.data.files.records import LONGEST_RECORD
 from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample, messages_of
+from orchestrate.data.rows.pictures import Picture, pictures
+from orchestrate.data.rows.pictures import add as add_pictures
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes.reading import (
@@ -39,7 +41,7 @@ from orchestrate.data.tokens.counting import Lengths, counter
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 
-_TOOLS = Trait.TOOLS.value
+_TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
 """Bytes of one task."""
 PIECE = 256 << 10
@@ -107,6 +109,8 @@ class Part:
     """At most `KEPT_PER_CODE` of each code."""
     counts: Counter[str] = field(default_factory=Counter[str])
     """Problems of each code, those not kept included."""
+    pictures: Counter[Picture] = field(default_factory=Counter[Picture])
+    """Images by size and detail."""
     unread: dict[str, Column] = field(default_factory=dict[str, Column])
     """What columns hold that are not read."""
 
@@ -210,7 +214,7 @@ def scan(task: Task) -> Part:
         for index, row in enumerate(rows):
             if row.problems or row.unread or index in content:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
-        _note(part, rows, task.compare)
+        _note(part, rows, task.path, task.compare)
         part.lines += len(lines)
         examples = [row.example for row in rows if row.example is not None]
         for lengths, by in counting:
@@ -245,7 +249,7 @@ def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
         note(part.unread, row.unread, "" if row.example is None else visible(row.example))
 
 
-def _note(part: Part, rows: list[Row], compare: bool) -> None:
+def _note(part: Part, rows: list[Row], path: str, compare: bool) -> None:
     """The next row's number follows on `part.lines`."""
     first = part.lines + 1
     good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
@@ -253,6 +257,9 @@ def _note(part: Part, rows: list[Row], compare: bool) -> None:
     part.numbers.extend([number for number, _, _ in good])
     part.canonical_bytes += SIZED * sum(json_bytes(e) for n, e, _ in good if n % SIZED == 1)
     part.digests += b"".join([sha256(canonical(example)).digest() for _, example, _ in good])
+    for _, example, traits in good:
+        if traits & _IMAGES:
+            add_pictures(part.pictures, pictures(messages_of(example), Path(path).parent))
     part.notice([(traits, number) for number, _, traits in good])
     sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _ in good])
     for roles, count in sequences.items():
@@ -302,6 +309,7 @@ class Total:
     lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
     problems: list[Problem] = field(default_factory=list[Problem])
     counts: Counter[str] = field(default_factory=Counter[str])
+    pictures: Counter[Picture] = field(default_factory=Counter[Picture])
     unread: dict[str, Column] = field(default_factory=dict[str, Column])
 
     def add(self, part: Part) -> None:
@@ -322,6 +330,7 @@ class Total:
             self.numbers.extend(number + self.lines for number in part.numbers)
             self.prompts.extend(part.prompts)
             self.answered.extend(part.answered)
+        add_pictures(self.pictures, part.pictures)
         for name, column in part.unread.items():
             self.unread.setdefault(name, Column()).add(column)
         if len(self.labels) <= MOST_LABELS:

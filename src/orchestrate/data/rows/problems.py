@@ -70,7 +70,7 @@ CODES: dict[str, Code] = {
     "unused-prompt": Code(
         _E,
         "a column that may be a part of the prompt is not read",
-        "put it into the prompt, read it as the system text (--map system=COLUMN), or remove the column",
+        "write it into the prompt, read it (--map context=COLUMN), or leave it out (--ignore COLUMN)",
     ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),

@@ -124,6 +124,17 @@ def for_model(
     return f"{tokenizer or 'unknown'}~o200k"
 
 
+def of_openai(model: str) -> str | None:
+    """The counter of a model by OpenAI's name for it, tuned ones included; `None` for any other name."""
+    import tiktoken
+
+    try:
+        vocabulary = tiktoken.encoding_name_for_model(model)
+    except KeyError:
+        return None
+    return {"o200k_base": "o200k", "cl100k_base": "cl100k", "o200k_harmony": "harmony"}.get(vocabulary)
+
+
 def _cached_tokenizer(hub: str) -> Path | None:
     """The folder of a tokenizer that an earlier download left on this machine."""
     try:

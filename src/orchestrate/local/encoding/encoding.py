@@ -112,8 +112,7 @@ def encode(
     elif isinstance(example, CompletionExample):
         encoded = _encode_completion(example, template, train_on_inputs)
     elif isinstance(example, TextExample):
-        ids = _with_end(template, template.tokens(example.text)[0])
-        encoded = Encoded(_with_start(template, ids), [1.0] * len(_with_start(template, ids)))
+        encoded = _encode_text(example, template)
     else:
         raise DataError(f"a {type(example).__name__} cannot be trained on by supervised fine-tuning")
     return _cut(encoded, max_length)
@@ -165,7 +164,7 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
     ids, offsets = template.tokens(text)
     weights = [row] * len(ids) if train_on_inputs else [0.0] * len(ids)
     ends = [end for _, end in offsets]
-    for (start, end), weight in zip(spans, asked, strict=True):
+    for i, (start, end), weight in zip(turns, spans, asked, strict=True):
         if end <= start:
             continue
         first = bisect_right(ends, start)
@@ -181,8 +180,45 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
                 last += 1
             else:
                 notes.append("no special token ends an assistant message; the model cannot learn to stop")
-        weights[first:last] = [weight] * (last - first)
+        said_of = example.messages[i]
+        if said_of.loss_spans is None:
+            weights[first:last] = [weight] * (last - first)
+            continue
+        at = text.find(said_of.text, start, end)
+        if at < 0:
+            raise DataError(
+                "the chat template changes an answer of which only a part is to be trained",
+                fix="train the whole answer, or split it into turns with weight 0 and 1",
+            )
+        for token in range(first, last):
+            carries = _carries(text, offsets[token], said_of.loss_spans, at, said_of.text)
+            weights[token] = weight if carries else 0.0
     return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
+
+
+def _carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
+    """Whether a token carries loss: one with a letter of a span, and the end of the turn after a span that
+    reaches it. `said` begins at `at` in `text`."""
+    begin, end = token
+    if begin >= at + len(said):
+        return spans[-1][1] == len(said)
+    begin += len(text[begin:end]) - len(text[begin:end].lstrip())  # the space before a word belongs to it
+    begin = min(begin, max(token[0], end - 1))
+    return any(begin < at + last and end > at + first for first, last in spans)
+
+
+def _encode_text(example: TextExample, template: Template) -> Encoded:
+    ids, offsets = template.tokens(example.text)
+    spans = example.loss_spans
+    if spans is None:
+        weights = [1.0] * len(ids)
+    else:
+        weights = [float(_carries(example.text, place, spans, 0, example.text)) for place in offsets]
+    whole = _with_end(template, ids)
+    stops = spans is None or spans[-1][1] == len(example.text)
+    weights += [float(stops)] * (len(whole) - len(ids))
+    started = _with_start(template, whole)
+    return Encoded(started, [float(spans is None)] * (len(started) - len(whole)) + weights)
 
 
 def _span(

@@ -16,6 +16,7 @@ import msgspec
 
 from orchestrate.local import machine
 from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
+from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -278,13 +279,13 @@ def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator
             continue
         setup, total = changed, now
         fits = now <= available
-        yield f"{text} ({now / 2**30:.1f} GiB{', fits' if fits else ''})"
+        yield f"{text} ({size(now)}{', fits' if fits else ''})"
         if fits:
             return
     for length in (setup.longest >> k for k in range(1, setup.longest.bit_length() - 8)):
         now = sum(_parts(shape, msgspec.structs.replace(setup, longest=length), device)[0].values())
         if now <= available:
-            yield f"shorter rows: max_seq_length: {length} ({now / 2**30:.1f} GiB, fits)"
+            yield f"shorter rows: max_seq_length: {length} ({size(now)}, fits)"
             return
     yield "a smaller model, or a larger machine"
 

@@ -30,6 +30,7 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.rundir import RunDir
+from orchestrate.text import size
 from orchestrate.types import MemoryPlan
 
 
@@ -112,8 +113,8 @@ class Session:
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
             self.run.add_event(
-                f"training takes about {plan.total_bytes / 2**30:.1f} GiB, more than the "
-                f"{(plan.available_bytes or 0) / 2**30:.1f} of this machine; to need less: "
+                f"training takes about {size(plan.total_bytes)}, more than the "
+                f"{size(plan.available_bytes or 0)} of this machine; to need less: "
                 + "; then ".join(plan.advice),
                 level="warning",
                 type="memory",

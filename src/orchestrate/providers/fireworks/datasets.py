@@ -23,6 +23,7 @@ from orchestrate.errors import (
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import plain, table, text, whole
+from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Datasets:
             if waited >= WAIT_S:
                 raise HostUnavailable(
                     "fireworks",
-                    f"dataset {dataset_id} is still {found.get('state')} after {WAIT_S / 60:.0f} minutes",
+                    f"dataset {dataset_id} is still {found.get('state')} after {duration(WAIT_S)}",
                     fix="submit again later; what was uploaded is used as it is",
                 )
             self._sleep(pause)

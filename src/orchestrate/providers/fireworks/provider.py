@@ -59,6 +59,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Standing,
     Translation,
 )
 
@@ -212,7 +213,7 @@ class FireworksProvider(Provider):
     def billing(self) -> Billing:
         return standing.joined(
             self,
-            {"jobs": lambda: standing.jobs(self), "deployments": self._serving.standing},
+            {"jobs": lambda: standing.jobs(self), "deployments": self.deployments},
             "training clusters, batch jobs and reserved capacity",
         )
 
@@ -302,17 +303,20 @@ class FireworksProvider(Provider):
         )
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self.deploy(job, options={**(options or {}), "dry_run": True}).usd_per_hour
+        return self._serving.price(job.job_id, *self._models(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
-        raw, _ = self._at.find(job)
-        base = text(reading.settings_of(raw).get("baseModel")) or ""
-        return self._serving.deploy(job.job_id, self._tuned(job, raw), base, options)
+        """`options`: see `serving.DeployOptions`."""
+        return self._serving.deploy(job.job_id, *self._models(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
-        raw, _ = self._at.find(job)
-        self._serving.remove(job.job_id, reading.tuned_model(raw))
+        self._serving.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._serving.standing()
+
+    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+        return self._serving.deployed(job.job_id)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         raw, _ = self._at.find(job)
@@ -386,6 +390,11 @@ class FireworksProvider(Provider):
                 f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it has succeeded"
             )
         return reading.tuned_model(raw)
+
+    def _models(self, job: JobHandle) -> tuple[str, str]:
+        """The tuned model and its base."""
+        raw, _ = self._at.find(job)
+        return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""
 
     def _fetch(self, model: str, folder: Path, progress: Progress | None) -> None:
         urls = self._file_urls(model)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import Conflict, NotFound, OverBudget, UsageError
+from orchestrate.errors import Conflict, NotFound, OverBudget, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import items, plain, rows, table, text, when, whole
@@ -35,8 +35,6 @@ GONE = ("DELETING", "DELETED")
 class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `deploy` takes."""
 
-    dry_run: bool = False
-    """Only tell what it would be and cost; nothing is made."""
     mode: Literal["merge", "addons"] = "merge"
     shape: str | None = None
     """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice); without
@@ -50,10 +48,17 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
         try:
-            return msgspec.convert(dict(options or {}), cls, strict=False)
+            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
         except msgspec.ValidationError as error:
             known = ", ".join(cls.__struct_fields__)
             raise UsageError(f"deploy options for fireworks: {error}; known: {known}") from error
+        if wanted.idle_minutes < 5:
+            raise UsageError(
+                f"Fireworks scales to zero after 5 idle minutes or more, not {wanted.idle_minutes}"
+            )
+        if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
+            raise UsageError("replicas: at least one, and no fewer at most than at least")
+        return wanted
 
 
 class Serving:
@@ -71,48 +76,62 @@ class Serving:
         self._wire = wire
         self._inference_url = inference_url
 
+    def price(
+        self, deployment_id: str, tuned: str, base: str, options: Mapping[str, Any] | None
+    ) -> Decimal | None:
+        """US dollars per hour of `deploy`, from reading calls alone."""
+        wanted = DeployOptions.of(options)
+        there = self._get(deployment_id)
+        if there is None or there.get("state") in GONE:
+            served, addons = _served(tuned, base, wanted)
+            return self._shape(served, addons, wanted)[1]
+        return _per_hour(there)
+
     def deploy(
         self, deployment_id: str, tuned: str, base: str, options: Mapping[str, Any] | None
     ) -> Endpoint:
+        """Each step is left out that an earlier call has done: the deployment, the adapter on it."""
         wanted = DeployOptions.of(options)
         there = self._get(deployment_id)
-        if there is None:
-            served, addons = (base, True) if wanted.mode == "addons" else (tuned, False)
+        if there is not None and there.get("state") == "DELETING":
+            raise Conflict(
+                self._provider,
+                f"the deployment {deployment_id} is still being deleted",
+                status=409,
+                fix="try again in a few minutes",
+            )
+        if there is None or there.get("state") == "DELETED":
+            served, addons = _served(tuned, base, wanted)
             shape, per_hour = self._shape(served, addons, wanted)
-            if wanted.dry_run:
-                return Endpoint(
-                    provider=self._provider,
-                    id=self._name(deployment_id),
-                    model=tuned,
-                    state="planned",
-                    usd_per_hour=per_hour,
-                    payload=payload(shape),
-                )
             limit = wanted.max_usd_per_hour
             if limit is not None and (per_hour is None or per_hour > limit):
                 raise OverBudget(
-                    self._provider, per_hour or Decimal(0), limit, what="max_usd_per_hour", figure="an hour"
+                    self._provider,
+                    per_hour or Decimal(0),
+                    limit,
+                    what="max_usd_per_hour",
+                    figure="the price of an hour" if per_hour is not None else "a price that is not known",
                 )
             there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
-        elif wanted.dry_run:
-            return self._endpoint(there, tuned)
         if there.get("enableAddons") is True:
             self._load(tuned, there)
         return self._endpoint(there, tuned)
 
     def find(self, deployment_id: str, tuned: str) -> Endpoint | None:
         there = self._get(deployment_id)
-        return self._endpoint(there, tuned) if there is not None else None
+        if there is None or there.get("state") in GONE:
+            return None
+        return self._endpoint(there, tuned)
 
-    def remove(self, deployment_id: str, tuned: str) -> None:
-        """Unloads the adapter and deletes the deployment, also when it was used a moment ago. Repeating does
-        nothing."""
+    def remove(self, deployment_id: str) -> None:
+        """Unloads what is loaded and deletes the deployment, also when it was used a moment ago. Repeating
+        goes on."""
         there = self._get(deployment_id)
-        if there is None:
+        if there is None or there.get("state") in GONE:
             return
         api, account = self._client(), self._account()
         if there.get("enableAddons") is True:
-            for loaded in self._loaded(tuned, there):
+            for loaded in self._loaded(there):
                 with suppress(NotFound):
                     loaded_id = str(loaded.get("name")).rsplit("/", 1)[-1]
                     self._wire.read(lambda i=loaded_id: api.lora.unload(i, account_id=account), expect=object)
@@ -121,6 +140,13 @@ class Serving:
                 lambda: api.deployments.delete(deployment_id, account_id=account, ignore_checks=True),
                 expect=object,
             )
+
+    def deployed(self, deployment_id: str) -> list[Standing]:
+        """By its id and in the list of all, since an empty list and an empty answer look the same here."""
+        there = self._get(deployment_id)
+        if there is not None:
+            return [] if there.get("state") == "DELETED" else [self._standing(there)]
+        return [item for item in self.standing() if item.job_id == deployment_id]
 
     def standing(self) -> Iterator[Standing]:
         """All deployments of the account, whoever made them."""
@@ -133,7 +159,6 @@ class Serving:
 
     def _standing(self, raw: Mapping[str, Any]) -> Standing:
         name = str(raw.get("name"))
-        price, most = _hourly(raw), whole(raw.get("maxReplicaCount"))
         return Standing(
             provider=self._provider,
             kind="deployment",
@@ -141,7 +166,7 @@ class Serving:
             name=text(raw.get("displayName")) or text(raw.get("baseModel")),
             state=str(raw.get("state") or "unknown").lower(),
             bills=_bills(raw),
-            usd_per_hour=price * (most or 1) if price is not None else None,
+            usd_per_hour=_per_hour(raw),
             job_id=name.rsplit("/", 1)[-1],
             created_at=when(raw.get("createTime")),
             note=text(raw.get("acceleratorType")),
@@ -152,47 +177,61 @@ class Serving:
 
     def _get(self, deployment_id: str) -> dict[str, Any] | None:
         api = self._client().deployments
+        account = self._account()
         try:
-            found = plain(self._wire.read(lambda: api.get(deployment_id, account_id=self._account())))
+            found = plain(self._wire.read(lambda: api.get(deployment_id, account_id=account)))
         except NotFound:
             return None
-        return None if found.get("state") in GONE else found
+        if str(found.get("name")).rsplit("/", 1)[-1] != deployment_id:
+            raise UnexpectedAnswer(self._provider, f"no deployment {deployment_id} in the answer")
+        return found
 
     def _create(
         self, deployment_id: str, served: str, addons: bool, shape: str, wanted: DeployOptions
     ) -> dict[str, Any]:
         from fireworks import omit
 
-        api = self._client().deployments
+        """From here on it bills. Raises `OutcomeUnknown` when the answer is lost."""
+        api, account = self._client().deployments, self._account()
         try:
-            return plain(
-                self._wire.once(
-                    lambda: api.create(
-                        account_id=self._account(),
-                        base_model=served,
-                        deployment_id=deployment_id,
-                        deployment_shape=shape,
-                        enable_addons=True if addons else omit,
-                        min_replica_count=wanted.min_replicas,
-                        max_replica_count=wanted.max_replicas,
-                        autoscaling_policy={"scale_to_zero_window": f"{wanted.idle_minutes * 60}s"},
-                    )
-                )
+            answer = self._wire.send_once(
+                deployment_id,
+                lambda: api.create(
+                    account_id=account,
+                    base_model=served,
+                    deployment_id=deployment_id,
+                    deployment_shape=shape,
+                    enable_addons=True if addons else omit,
+                    min_replica_count=wanted.min_replicas,
+                    max_replica_count=wanted.max_replicas,
+                    autoscaling_policy={"scale_to_zero_window": f"{wanted.idle_minutes * 60}s"},
+                ),
+                lambda answer: text(plain(answer).get("name")),
             )
-        except Conflict:
+        except ProviderError:
+            # What was refused may have been made all the same, by this request or by another process.
             there = self._get(deployment_id)
-            if there is None:
+            if there is not None and there.get("state") == "DELETED":
+                raise Conflict(
+                    self._provider,
+                    f"Fireworks keeps the name of the deleted deployment {deployment_id} until "
+                    f"{there.get('purgeTime') or 'it is purged'}",
+                    status=409,
+                    fix="undelete it there, or delete it for good",
+                ) from None
+            if there is None or there.get("state") in GONE:
                 raise
             return there
+        return plain(answer)
 
     def _load(self, tuned: str, deployment: Mapping[str, Any]) -> None:
-        if self._loaded(tuned, deployment):
+        if any(entry.get("model") == tuned for entry in self._loaded(deployment)):
             return
         api, account, name = self._client().lora, self._account(), str(deployment["name"])
         with suppress(Conflict):
             self._wire.read(lambda: api.load(account_id=account, model=tuned, deployment=name))
 
-    def _loaded(self, tuned: str, deployment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _loaded(self, deployment: Mapping[str, Any]) -> list[dict[str, Any]]:
         api, account = self._client().lora, self._account()
         entries = [
             entry
@@ -201,9 +240,7 @@ class Serving:
             )
             for entry in items(page)
         ]
-        return [
-            e for e in entries if e.get("model") == tuned and e.get("deployment") == deployment.get("name")
-        ]
+        return [e for e in entries if e.get("deployment") == deployment.get("name")]
 
     def _shape(
         self, served: str, addons: bool, wanted: DeployOptions
@@ -229,26 +266,22 @@ class Serving:
             known = ", ".join(str(s.get("name")) for s in shapes) or "none"
             raise UsageError(
                 f"Fireworks has no validated shape {wanted.shape or ''} for {served}; there are: {known}",
-                fix="--set shape=default lets the host choose",
+                fix="--shape default lets the host choose",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))
         return shape, price * wanted.max_replicas if price is not None else None
 
     def _endpoint(self, raw: Mapping[str, Any], tuned: str) -> Endpoint:
         name = str(raw.get("name"))
-        price, replicas = _hourly(raw), whole(raw.get("maxReplicaCount"))
         return Endpoint(
             provider=self._provider,
             id=name,
             model=f"{tuned}#{name}",
             state=str(raw.get("state") or "unknown").lower(),
             base_url=self._inference_url,
-            usd_per_hour=price * (1 if replicas is None else replicas) if price is not None else None,
+            usd_per_hour=_per_hour(raw),
             payload=payload(dict(raw)),
         )
-
-    def _name(self, deployment_id: str) -> str:
-        return f"accounts/{self._account()}/deployments/{deployment_id}"
 
 
 def _bills(raw: Mapping[str, Any]) -> bool | None:
@@ -257,6 +290,17 @@ def _bills(raw: Mapping[str, Any]) -> bool | None:
     if any(counts) or raw.get("state") in ("CREATING", "UPDATING", "DELETING"):
         return True
     return False if raw.get("state") == "READY" and counts != [None, None] else None
+
+
+def _served(tuned: str, base: str, wanted: DeployOptions) -> tuple[str, bool]:
+    """What is put on the GPUs, and whether it takes adapters."""
+    return (base, True) if wanted.mode == "addons" else (tuned, False)
+
+
+def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:
+    """US dollars with all replicas up."""
+    price = _hourly(raw)
+    return price * (whole(raw.get("maxReplicaCount")) or 1) if price is not None else None
 
 
 def _hourly(raw: Mapping[str, Any]) -> Decimal | None:

@@ -11,6 +11,7 @@ from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, Usag
 from orchestrate.local.model import models
 from orchestrate.local.run import launching
 from orchestrate.providers.local.translation import memory
+from orchestrate.text import count, size
 from orchestrate.types import Problem, Severity, Translation
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def _memory(
     return [
         Problem(
             code="memory",
-            message=f"training takes about {plan.total_bytes / 2**30:.1f} GiB with {plan.rows} row(s) of "
-            f"{plan.longest} tokens at once; there are {plan.available_bytes / 2**30:.1f} on the "
+            message=f"training takes about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
+            f"{count(plan.longest, 'token')} at once; there are {size(plan.available_bytes)} on the "
             + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
             providers=(translation.provider,),

@@ -17,6 +17,7 @@ from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import plain, text, whole
+from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ class Files:
                 raise _refused(self._wire.provider, file, dataset)
             if waited > READY_WITHIN_S:
                 raise HostUnavailable(
-                    self._wire.provider, f"file {file_id} is still {file.get('status')} after {waited:.0f} s"
+                    self._wire.provider,
+                    f"file {file_id} is still {file.get('status')} after {duration(waited)}",
                 )
             self._sleep(pause)
             waited, pause = waited + pause, min(10.0, pause * 1.5)

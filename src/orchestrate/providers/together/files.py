@@ -13,6 +13,7 @@ from orchestrate.errors import DataError, HostUnavailable
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import plain, table, text
+from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Files:
             if waited >= WAIT_S:
                 raise HostUnavailable(
                     "together",
-                    f"{file_id} is still being validated ({status}) after {WAIT_S / 60:.0f} minutes",
+                    f"{file_id} is still being validated ({status}) after {duration(WAIT_S)}",
                     fix="submit again later; the file is used as it is",
                 )
             self._sleep(pause)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrate import text as say
 from orchestrate.errors import OverBudget, QuotaExceeded
 from orchestrate.providers.values import estimate_quote, money, number, text
 from orchestrate.types import Quote
@@ -43,10 +44,11 @@ def quote(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -
         reason = text(answer.get("unavailable_reason")) or "Together gave no price"
         return Quote(provider=provider, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
     if answer.get("allowed_to_proceed") is False:
-        limit = answer.get("user_limit")
+        limit = money(answer.get("user_limit"))
+        allowed = "an amount that it did not say" if limit is None else say.limit(limit)
         raise QuotaExceeded(
             provider,
-            f"the job is estimated at ${total:.2f}, above what the account may spend (${limit}); "
+            f"the job is estimated at {say.money(total)}, above what the account may spend ({allowed}); "
             "nothing was sent",
             fix="add credit at Together, or train fewer tokens",
         )

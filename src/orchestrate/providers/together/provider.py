@@ -64,6 +64,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Standing,
     Translation,
 )
 
@@ -203,7 +204,7 @@ class TogetherProvider(Provider):
     def billing(self) -> Billing:
         return standing.joined(
             self,
-            {"jobs": lambda: standing.jobs(self), "endpoints": self._serving.standing},
+            {"jobs": lambda: standing.jobs(self), "endpoints": self.deployments},
             "GPU clusters and their volumes",
         )
 
@@ -297,14 +298,17 @@ class TogetherProvider(Provider):
         )
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self.deploy(job, options={**(options or {}), "dry_run": True}).usd_per_hour
+        return self._serving.price(job.job_id, self._raw_job(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`; `dry_run` tells the hourly price and makes nothing."""
+        """`options`: see `serving.DeployOptions`."""
         return self._serving.deploy(job.job_id, self._raw_job(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
         self._serving.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._serving.standing()
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         return self._serving.find(job.job_id)

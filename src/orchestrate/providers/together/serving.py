@@ -12,10 +12,10 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import Conflict, NotFound, OverBudget, ProviderError, UsageError
+from orchestrate.errors import Conflict, InvalidRequest, NotFound, OverBudget, ProviderError, UsageError
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import items, money, plain, rows, table, text, when, whole
+from orchestrate.providers.values import items, money, number, plain, rows, table, text, when, whole
 from orchestrate.types import Endpoint, Record, Standing
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEPLOYMENT = "tuned"
 IDLE_MINUTES = 60
 _PREFIX = "orc-"
+_DOWN = ("stopped", "stopping")
 _BILLS = {
     "provisioning": True,
     "ready": True,
@@ -39,10 +40,9 @@ Together does not say."""
 class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `deploy` takes."""
 
-    dry_run: bool = False
-    """Only tell what it would be and cost; nothing is made."""
-    config: str | None = None
-    """A configuration (`cr_...`); without one the cheapest that fits is taken."""
+    shape: str | None = None
+    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); without one the cheapest that fits is
+    taken."""
     min_replicas: int = 1
     max_replicas: int = 1
     idle_minutes: int = IDLE_MINUTES
@@ -54,10 +54,15 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         import msgspec
 
         try:
-            return msgspec.convert(dict(options or {}), cls, strict=False)
+            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
         except msgspec.ValidationError as error:
             known = ", ".join(cls.__struct_fields__)
             raise UsageError(f"deploy options for together: {error}; known: {known}") from error
+        if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
+            raise UsageError(f"Together stops after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
+        if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
+            raise UsageError("replicas: at least one, and no fewer at most than at least")
+        return wanted
 
 
 class Serving:
@@ -76,52 +81,54 @@ class Serving:
         self._inference_url = inference_url
         self._found_project: str | None = None
 
-    def deploy(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
+    def price(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
+        """US dollars per hour of `deploy`, from reading calls alone."""
         wanted = DeployOptions.of(options)
-        if (there := self._find(job_id)) and there.get("deployments"):
-            return self._endpoint(there)
-        model = self._model(job_id, job)
-        usd, config, hardware = self._configuration(model, wanted)
-        per_hour = usd * wanted.max_replicas if usd is not None else None
-        if wanted.dry_run:
-            plan = {"config": config["id"], "hardware": hardware, "replicas": wanted.max_replicas}
-            return Endpoint(
-                provider=self._provider,
-                id=_name(job_id),
-                model=str(model.get("name")),
-                state="planned",
-                usd_per_hour=per_hour,
-                payload=plan,
-            )
-        if wanted.max_usd_per_hour is not None and (per_hour is None or per_hour > wanted.max_usd_per_hour):
-            raise OverBudget(
-                self._provider,
-                per_hour or Decimal(0),
-                wanted.max_usd_per_hour,
-                what="max_usd_per_hour",
-                figure="an hour",
-            )
-        return self._create(job_id, there, model, config, wanted)
+        there = _ours(self._find(job_id))
+        if there is None:
+            usd, _ = self._configuration(self._model(job_id, job), wanted)
+            return usd
+        return _per_hour(there, self._prices(), wanted)
+
+    def deploy(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
+        """Leaves out each step that an earlier call has done: the endpoint, its deployment, a deployment that
+        runs, the traffic to it."""
+        wanted = DeployOptions.of(options)
+        endpoint = self._find(job_id)
+        deployment = _ours(endpoint)
+        if deployment is None:
+            model = self._model(job_id, job)
+            usd, config = self._configuration(model, wanted)
+            self._require_price(usd, wanted)
+            fresh = endpoint is None
+            endpoint = endpoint or self._make_endpoint(job_id)
+            deployment = self._make_deployment(job_id, endpoint, model, config, wanted, fresh=fresh)
+        elif _state(deployment) in _DOWN:
+            self._require_price(_per_hour(deployment, self._prices(), wanted), wanted)
+            self._scale(str(endpoint["id"]), str(deployment["id"]), wanted.min_replicas, wanted.max_replicas)
+        self._route(endpoint, str(deployment["id"]))
+        return self._endpoint(self._retrieve(str(endpoint["id"])))
 
     def find(self, job_id: str) -> Endpoint | None:
         there = self._find(job_id)
         return self._endpoint(there) if there is not None and there.get("deployments") else None
 
     def remove(self, job_id: str) -> None:
-        """Ends routing, stops and deletes the deployments, deletes the endpoint. Repeating does nothing."""
+        """Ends routing, stops and deletes the deployments, deletes the endpoint, as far as the host lets it:
+        what stands afterwards is to be asked for. Repeating goes on."""
         there = self._find(job_id)
         if there is None:
             return
-        at = self._at()
-        endpoint_id = str(there["id"])
+        at, endpoint_id = self._at(), str(there["id"])
         api = self._client().endpoints
-        with suppress(NotFound):
-            self._wire.read(
-                lambda: api.update(endpoint_id, traffic_split=[], update_mask="trafficSplit", **at)
-            )
-            for deployment in rows(there.get("deployments")):
-                self._remove_deployment(endpoint_id, str(deployment["id"]))
-            self._wire.read(lambda: api.delete(endpoint_id, **at))
+        deployments = rows(there.get("deployments"))
+        if deployments:
+            self._attempt(lambda: api.update(endpoint_id, traffic_split=[], update_mask="trafficSplit", **at))
+        for deployment in deployments:
+            id = str(deployment["id"])
+            self._attempt(lambda i=id: self._scale(endpoint_id, i, 0, 0))
+            self._attempt(lambda i=id: api.deployments.delete(i, endpoint_id=endpoint_id, **at))
+        self._attempt(lambda: api.delete(endpoint_id, **at))
 
     def standing(self) -> Iterator[Standing]:
         """All endpoints and deployments of the project, whoever made them."""
@@ -161,65 +168,96 @@ class Serving:
 
     # -- steps ---------------------------------------------------------------------------------------------
 
-    def _create(
+    def _make_endpoint(self, job_id: str) -> dict[str, Any]:
+        """Costs nothing by itself. One whose answer was lost, or that another process made, is found."""
+        api, at = self._client().endpoints, self._at()
+        try:
+            return plain(self._wire.once(lambda: api.create(name=_name(job_id), **at)))
+        except ProviderError:
+            there = self._find(job_id)
+            if there is None:
+                raise
+            return there
+
+    def _make_deployment(
         self,
         job_id: str,
-        there: dict[str, Any] | None,
+        endpoint: Mapping[str, Any],
         model: dict[str, Any],
         config: dict[str, Any],
         wanted: DeployOptions,
-    ) -> Endpoint:
-        api, at = self._client().endpoints, self._at()
-        fresh = there is None
-        if there is None:
-            try:
-                there = plain(self._wire.once(lambda: api.create(name=_name(job_id), **at)))
-            except Conflict:
-                there, fresh = self._find(job_id), False
-                if there is None:
-                    raise
-        endpoint_id = str(there["id"])
+        *,
+        fresh: bool,
+    ) -> dict[str, Any]:
+        """From here on it bills. Raises `OutcomeUnknown` when the answer is lost."""
+        api, at, endpoint_id = self._client().endpoints, self._at(), str(endpoint["id"])
         try:
-            deployment = plain(
-                self._wire.once(
-                    lambda: api.deployments.create(
-                        endpoint_id,
-                        name=DEPLOYMENT,
-                        model=f"projects/{model['projectId']}/models/{model['id']}",
-                        config=f"projects/{config['projectId']}/configs/{config['id']}",
-                        autoscaling={
-                            "min_replicas": wanted.min_replicas,
-                            "max_replicas": wanted.max_replicas,
-                        },
-                        inactive_timeout=wanted.idle_minutes,
-                        **at,
-                    )
-                )
+            answer = self._wire.send_once(
+                _name(job_id),
+                lambda: api.deployments.create(
+                    endpoint_id,
+                    name=DEPLOYMENT,
+                    model=f"projects/{model['projectId']}/models/{model['id']}",
+                    config=f"projects/{config['projectId']}/configs/{config['id']}",
+                    autoscaling={"min_replicas": wanted.min_replicas, "max_replicas": wanted.max_replicas},
+                    inactive_timeout=wanted.idle_minutes,
+                    **at,
+                ),
+                lambda answer: text(plain(answer).get("id")),
             )
         except ProviderError as error:
+            # What was refused may have been made all the same, by this request or by another process.
+            there = _ours(self._retrieve(endpoint_id))
+            if there is not None:
+                return there
             if fresh and not error.retryable:
                 with suppress(ProviderError):  # an endpoint without a deployment costs nothing
                     self._wire.read(lambda: api.delete(endpoint_id, **at))
             raise
-        routed = [{"deployment_id": str(deployment["id"]), "weight": 1.0}]
+        return plain(answer)
+
+    def _route(self, endpoint: Mapping[str, Any], deployment_id: str) -> None:
+        split = rows(endpoint.get("trafficSplit"))
+        if any(s.get("deploymentId") == deployment_id and number(s.get("weight")) for s in split):
+            return
+        api, at, endpoint_id = self._client().endpoints, self._at(), str(endpoint["id"])
+        routed = [{"deployment_id": deployment_id, "weight": 1.0}]
         self._wire.read(
             lambda: api.update(endpoint_id, traffic_split=routed, update_mask="trafficSplit", **at)  # pyright: ignore[reportArgumentType]
         )
-        return self._endpoint(plain(self._wire.read(lambda: api.retrieve(endpoint_id, **at))))
 
-    def _remove_deployment(self, endpoint_id: str, deployment_id: str) -> None:
+    def _scale(self, endpoint_id: str, deployment_id: str, least: int, most: int) -> None:
+        """None at all stops a deployment."""
         api, at = self._client().endpoints.deployments, self._at()
-        with suppress(NotFound):
-            self._wire.read(
-                lambda: api.update(
-                    deployment_id,
-                    endpoint_id=endpoint_id,
-                    autoscaling={"min_replicas": 0, "max_replicas": 0},
-                    update_mask="autoscaling",
-                    **at,
-                )
+        self._wire.read(
+            lambda: api.update(
+                deployment_id,
+                endpoint_id=endpoint_id,
+                autoscaling={"min_replicas": least, "max_replicas": most},
+                update_mask="autoscaling",
+                **at,
             )
-            self._wire.read(lambda: api.delete(deployment_id, endpoint_id=endpoint_id, **at))
+        )
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        """A step of an end: what is gone is gone, and what cannot go yet is asked again later."""
+        with suppress(NotFound, InvalidRequest, Conflict):
+            self._wire.read(act, expect=object)
+
+    def _retrieve(self, endpoint_id: str) -> dict[str, Any]:
+        at = self._at()
+        return plain(self._wire.read(lambda: self._client().endpoints.retrieve(endpoint_id, **at)))
+
+    def _require_price(self, per_hour: Decimal | None, wanted: DeployOptions) -> None:
+        limit = wanted.max_usd_per_hour
+        if limit is not None and (per_hour is None or per_hour > limit):
+            raise OverBudget(
+                self._provider,
+                per_hour or Decimal(0),
+                limit,
+                what="max_usd_per_hour",
+                figure="the price of an hour" if per_hour is not None else "a price that is not known",
+            )
 
     def _all(self) -> Iterator[dict[str, Any]]:
         at = self._at()
@@ -242,28 +280,24 @@ class Serving:
 
     def _configuration(
         self, model: Mapping[str, Any], wanted: DeployOptions
-    ) -> tuple[Decimal | None, dict[str, Any], str | None]:
-        """(US dollars per hour of one replica, configuration, hardware), the cheapest first."""
+    ) -> tuple[Decimal | None, dict[str, Any]]:
+        """(US dollars per hour of all replicas, configuration), the cheapest first."""
         reference = str(model.get("baseModelId") or model["id"])
         at = self._at()
-        found = [
-            plain(config)
-            for page in self._wire.pages(
-                lambda: self._client().models.configs.list(reference_model_id=reference, **at)
-            )
-            for config in page.data
-        ]
-        prices = self._prices()
-        priced = [(prices.get(_hardware(c) or ""), c, _hardware(c)) for c in found]
-        if wanted.config is not None:
-            priced = [p for p in priced if p[1].get("id") == wanted.config.rsplit("/", 1)[-1]]
-        if not priced:
-            known = ", ".join(str(c.get("id")) for c in found) or "none"
+        pages = self._wire.pages(
+            lambda: self._client().models.configs.list(reference_model_id=reference, **at)
+        )
+        found = [entry for page in pages for entry in items(page)]
+        shape, prices = (wanted.shape or "").rsplit("/", 1)[-1], self._prices()
+        fitting = [c for c in found if not shape or shape in (c.get("id"), _hardware(c))]
+        if not fitting:
+            known = ", ".join(f"{c.get('id')} ({_hardware(c)})" for c in found) or "none"
             raise UsageError(
-                f"Together has no configuration {wanted.config or ''} to serve {model.get('name')}; "
-                f"there are: {known}"
+                f"Together has no configuration {shape} to serve {model.get('name')}; there are: {known}"
             )
-        return min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))
+        priced = [(prices.get(_hardware(c) or ""), c) for c in fitting]
+        usd, config = min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))
+        return (usd * wanted.max_replicas if usd is not None else None), config
 
     def _prices_if_told(self) -> dict[str, Decimal]:
         """What runs is to be seen also while its price is not."""
@@ -330,6 +364,21 @@ def _job_id(name: str) -> str | None:
     """Of an endpoint that is named as we name them."""
     bare = name.rsplit("/", 1)[-1]
     return bare.removeprefix(_PREFIX) if bare.startswith(_PREFIX) else None
+
+
+def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The deployment that we name, of those below an endpoint of ours."""
+    below = rows(endpoint.get("deployments")) if endpoint is not None else []
+    return next((d for d in below if str(d.get("name")).rsplit("/", 1)[-1] == DEPLOYMENT), None)
+
+
+def _per_hour(
+    deployment: Mapping[str, Any], prices: Mapping[str, Decimal], wanted: DeployOptions
+) -> Decimal | None:
+    """Of a deployment that is there: with its own replicas, or with those that it would be started with."""
+    price = prices.get(text(deployment.get("hardware")) or "")
+    down = _state(deployment) in _DOWN
+    return price * (wanted.max_replicas if down else _replicas(deployment)) if price is not None else None
 
 
 def _state(deployment: Mapping[str, Any]) -> str:

@@ -158,6 +158,26 @@ def test_a_message_of_weight_zero_is_context_only(family: str) -> None:
     assert set(encoded.weights) == {0.0, 0.5}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_an_answer_only_the_marked_part_is_trained(family: str) -> None:
+    """The end of the turn goes with the part that reaches it."""
+    source, special, eos, _ = FAMILIES[family]
+    of = template(source, special, eos)
+    messages = list(TALK.messages)
+    messages[2] = ChatMessage(role="assistant", content="One answer", loss_spans=[(0, 3)])
+    messages[4] = ChatMessage(role="assistant", content="Two answers", loss_spans=[(4, 11)])
+    words = trained(encode(ChatExample(messages=messages), of), of).replace(" ", "")
+    assert words == f"Oneanswers{eos}"
+
+
+def test_of_a_text_only_the_marked_parts_are_trained() -> None:
+    of = template(*FAMILIES["chatml"][:3])
+    encoded = encode(TextExample(text="One two three four", loss_spans=[(4, 7), (14, 18)]), of)
+    assert trained(encoded, of).replace(" ", "") == "twofour<|im_end|>"
+    encoded = encode(TextExample(text="One two three four", loss_spans=[(0, 3)]), of)
+    assert trained(encoded, of).strip() == "One"
+
+
 def test_reasoning_and_tool_calls_are_the_assistants_words() -> None:
     of = template(*FAMILIES["qwen3"][:3])
     row = ChatExample(

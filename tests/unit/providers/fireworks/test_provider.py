@@ -709,8 +709,7 @@ def serve_deployments(host: Host, **changes: Any) -> dict[str, Any]:
 
 def test_the_price_is_told_before_anything_is_made(host: Host, fireworks: FireworksProvider) -> None:
     serve_deployments(host)
-    plan = fireworks.deploy(JOB, options={"dry_run": True, "max_replicas": 2})
-    assert (plan.state, plan.usd_per_hour) == ("planned", Decimal(16))
+    assert fireworks.deployment_price(JOB, options={"max_replicas": 2}) == 16
     assert host.sent("POST", f"{ACCOUNT}/deployments") == []
 
 
@@ -772,6 +771,41 @@ def test_undeploying_nothing(host: Host, fireworks: FireworksProvider) -> None:
     fireworks.undeploy(JOB)
     assert fireworks.endpoint(JOB) is None
     assert {a.method for a in host.asked} == {"GET"}
+
+
+def test_undeploying_needs_no_record_of_the_job(host: Host, fireworks: FireworksProvider) -> None:
+    record = serve_deployments(host, enableAddons=True)
+    host.on("GET", f"{SFT_JOBS}/{REF}", GONE)
+    host.on("GET", f"{ACCOUNT}/deployments/{REF}", record)
+    assert [item.id for item in fireworks.deployed(JOB)] == [DEPLOYMENT]
+    fireworks.undeploy(JOB)
+    assert host.asked[-1].method == "DELETE"
+    host.on("GET", f"{ACCOUNT}/deployments/{REF}", {**record, "state": "DELETING"})
+    assert [item.bills for item in fireworks.deployed(JOB)] == [True]
+    host.on("GET", f"{ACCOUNT}/deployments/{REF}", GONE)
+    host.on("GET", f"{ACCOUNT}/deployments", {"deployments": [record]})
+    assert len(fireworks.deployed(JOB)) == 1, "one of two answers that shows it is enough"
+    host.on("GET", f"{ACCOUNT}/deployments", {})
+    assert fireworks.deployed(JOB) == []
+
+
+@pytest.mark.parametrize("status", [400, 409, 429])
+def test_a_deployment_that_was_refused_and_made_all_the_same_is_taken(
+    host: Host, fireworks: FireworksProvider, status: int
+) -> None:
+    record = serve_deployments(host)
+    host.on("GET", f"{ACCOUNT}/deployments/{REF}", GONE, record)
+    host.on("POST", f"{ACCOUNT}/deployments", Answer({"error": "no"}, status=status))
+    assert fireworks.deploy(JOB).id == DEPLOYMENT
+
+
+def test_an_adapter_that_was_not_loaded_is_loaded_by_the_next_call(
+    host: Host, fireworks: FireworksProvider
+) -> None:
+    record = serve_deployments(host, enableAddons=True, baseModel=MODEL)
+    host.on("GET", f"{ACCOUNT}/deployments/{REF}", record)
+    fireworks.deploy(JOB)
+    assert [a.path for a in host.asked if a.method == "POST"] == [f"{ACCOUNT}/deployedModels"]
 
 
 def test_a_deployment_that_is_going_is_none(host: Host, fireworks: FireworksProvider) -> None:

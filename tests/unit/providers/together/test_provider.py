@@ -696,9 +696,8 @@ def there(host: Host) -> None:
 
 def test_the_price_is_told_before_anything_is_made(host: Host, together: TogetherProvider) -> None:
     serve_endpoints(host)
-    plan = together.deploy(JOB, options={"dry_run": True, "max_replicas": 2})
-    assert (plan.state, plan.usd_per_hour) == ("planned", Decimal("6.98"))
-    assert plan.payload["hardware"] == "1xnvidia-h100-80gb"
+    assert together.deployment_price(JOB, options={"max_replicas": 2}) == Decimal("6.98")
+    assert together.deployment_price(JOB, options={"shape": "1xnvidia-b200"}) == Decimal("7.99")
     assert {a.method for a in host.asked} == {"GET"}
 
 
@@ -733,9 +732,60 @@ def test_a_refused_deployment_takes_its_endpoint_back(host: Host, together: Toge
     serve_endpoints(host)
     refused = Answer({"error": {"message": "no capacity"}}, status=400)
     host.on("POST", f"{PROJECT}/endpoints/ep_1/deployments", refused)
+    host.on("GET", f"{PROJECT}/endpoints/ep_1", {"id": "ep_1", "name": "me/orc-ft-1", "deployments": []})
     with pytest.raises(InvalidRequest, match="no capacity"):
         together.deploy(JOB)
     assert host.asked[-1].method == "DELETE"
+
+
+@pytest.mark.parametrize("status", [400, 409, 422, 429])
+def test_a_deployment_that_was_refused_and_made_all_the_same_is_taken(
+    host: Host, together: TogetherProvider, status: int
+) -> None:
+    serve_endpoints(host)
+    host.on("POST", f"{PROJECT}/endpoints/ep_1/deployments", Answer({"error": "no"}, status=status))
+    assert together.deploy(JOB).id == "ep_1"
+    assert host.sent("PATCH", f"{PROJECT}/endpoints/ep_1") and not host.sent(
+        "DELETE", f"{PROJECT}/endpoints/ep_1"
+    )
+
+
+def test_deploying_again_completes_what_was_begun(host: Host, together: TogetherProvider) -> None:
+    serve_endpoints(host)
+    whole = host.routes["GET", f"{PROJECT}/endpoints/ep_1"][0]
+
+    def began(**changes: Any) -> list[str]:
+        host.on("GET", f"{PROJECT}/endpoints", {"data": [{**whole, **changes}]})
+        host.asked.clear()
+        assert together.deploy(JOB).id == "ep_1"
+        return [f"{a.method} {a.path.removeprefix(PROJECT)}" for a in host.asked if a.method != "GET"]
+
+    [up] = whole["deployments"]
+    down = {**up, "state": "DEPLOYMENT_STATE_STOPPED", "autoscaling": {"minReplicas": 0, "maxReplicas": 0}}
+    route, below = "PATCH /endpoints/ep_1", "/endpoints/ep_1/deployments"
+    traffic = [{"deploymentId": "dep_1", "weight": 1.0}]
+    assert began(deployments=[]) == [f"POST {below}", route]
+    assert began(trafficSplit=[]) == [route]
+    assert began(trafficSplit=[{"deploymentId": "dep_1", "weight": 0}]) == [route]
+    assert began(deployments=[down]) == [f"PATCH {below}/dep_1", route]
+    assert began(trafficSplit=traffic) == []
+    host.on("GET", f"{PROJECT}/endpoints", {"data": [{**whole, "deployments": [down]}]})
+    with pytest.raises(OverBudget):
+        together.deploy(JOB, options={"max_usd_per_hour": 3})
+
+
+def test_an_end_goes_on_after_a_step_that_is_done_or_refused(host: Host, together: TogetherProvider) -> None:
+    serve_endpoints(host)
+    there(host)
+    gone, refused = Answer({"error": "gone"}, status=404), Answer({"error": "stopping"}, status=400)
+    for first in (gone, refused):
+        host.on("PATCH", f"{PROJECT}/endpoints/ep_1", first)
+        host.on("PATCH", f"{PROJECT}/endpoints/ep_1/deployments/dep_1", first)
+        host.asked.clear()
+        together.undeploy(JOB)
+        assert host.sent("DELETE", f"{PROJECT}/endpoints/ep_1/deployments/dep_1")
+        [left] = together.deployed(JOB)
+        assert (left.kind, left.bills) == ("deployment", True)
 
 
 def test_undeploying_stops_deletes_and_may_be_repeated(host: Host, together: TogetherProvider) -> None:
