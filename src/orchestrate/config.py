@@ -160,6 +160,7 @@ def load(
     config_file: Path | None = None,
     home: Path | None = None,
     store_url: str | None = None,
+    made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
@@ -187,7 +188,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
-        made_by=env.get("ORCHESTRATE_BY") or _user_and_machine(),
+        made_by=made_by or env.get("ORCHESTRATE_BY") or _user_and_machine(),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 

@@ -10,7 +10,8 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -189,7 +190,7 @@ class Orchestrator:
         strict: bool = False,
         idempotency_key: str | None = None,
         again: bool = False,
-        made_by: str | None = None,
+        agree: Callable[[Quote], bool] | None = None,
         progress: Progress | None = None,
     ) -> RunHandle:
         """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
@@ -199,10 +200,12 @@ class Orchestrator:
 
         `idempotency_key` is the caller's own: the same key is the same run for ever, in every process of this
         store, and its run is returned however it stands. Where a run that is the same is open, or has
-        succeeded within a day, `AlreadySubmitted` names it, unless `again`. Raises `TranslationRefused`,
-        `DataError`, `OverBudget`, `KeyTaken` before anything is sent; `OutcomeUnknown` when the answer to the
-        create request was lost (the run stays in the store; `sync` settles it); `ProviderError` when the host
-        refused.
+        succeeded within a day, `AlreadySubmitted` names it, unless `again`. `agree` is asked when the host's
+        own estimate is above the quote's high end and no limit allows it; without it that is refused.
+
+        Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
+        `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
+        settles it); `ProviderError` when the host refused.
         """
         from orchestrate import specfile
         from orchestrate.tracking import Submitter
@@ -216,7 +219,9 @@ class Orchestrator:
             prepared = self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = self._wish(prepared, name, idempotency_key)
-        submitter = Submitter(self.store, self.provider(name))
+        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
+        if agree is not None:
+            submitter = replace(submitter, agree=agree)
         if known := wish.known(self.store):
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
         if not again and (same := wish.same(self.store)):
@@ -232,10 +237,9 @@ class Orchestrator:
             prepared.data,
             quote=offer.quote,
             max_cost_usd=own.max_cost_usd,
-            budget_usd=self.settings.budget_usd,
             idempotency_key=idempotency_key,
             again=again,
-            made_by=made_by or self.settings.made_by,
+            made_by=self.settings.made_by,
             progress=progress,
         )
         return RunHandle(self, run)
@@ -271,15 +275,17 @@ class Orchestrator:
         *,
         strict: bool = False,
         max_cost_usd: Decimal | None = None,
-    ) -> None:
+        max_cost_each_usd: Decimal | None = None,
+    ) -> dict[str, Decimal | None]:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
-        submitted one after the other: the budget must hold for all of them. Raises as `submit` does."""
-        from orchestrate.costing import check_budget
+        submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
+        of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        from orchestrate.costing import caps, check_budget
 
         if not prepared.checked:
             raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-        committed_usd = Decimal(0)
-        for name in self.backends(provider):
+        committed_usd, names = Decimal(0), self.backends(provider)
+        for name in names:
             self.require(prepared.offer(name).spec, name)
             offer = prepared.offer(name)
             offer.require_fit(strict=strict)
@@ -288,10 +294,15 @@ class Orchestrator:
             used_usd = (
                 Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
             )
-            limit_usd = offer.spec.max_cost_usd if max_cost_usd is None else max_cost_usd
-            check_budget(offer.quote, max_cost_usd=limit_usd, budget_usd=budget_usd, used_usd=used_usd)
+            check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
             if not sandbox:
                 committed_usd += offer.quote.high_usd
+        offers = [prepared.offer(name) for name in names]
+        own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
+        limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
+        quotes = [offer.quote for offer in offers]
+        shares = caps(quotes, max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
+        return dict(zip(names, shares, strict=True))
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -308,7 +319,7 @@ class Orchestrator:
 
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
-        return [RunHandle(self, record) for record in self.store.runs.active()]
+        return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""

@@ -55,7 +55,7 @@ class Wish:
     `UsageError` for what is no key."""
 
     def __post_init__(self) -> None:
-        key, space, backend = (self.key or "none").partition(" ")
+        key, space, backend = ("none" if self.key is None else self.key).partition(" ")
         right = not space or backend == self.provider.config.name
         if not right or not key.isprintable() or not 0 < len(key) <= _LONGEST_KEY:
             raise UsageError(

@@ -207,6 +207,21 @@ class Runs:
             )
         )
 
+    def take_estimate(self, run_id: str, usd: Decimal, budget_usd: Decimal | None, lease: Lease) -> Run:
+        """Keeps the host's own estimate. Raises `OverBudget` when what it asks for above what the run has
+        taken already does not fit into what is left of `budget_usd`."""
+        from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
+
+        with self._db.writing() as connection:
+            self._leases.require(connection, lease)
+            run = self._locked(connection, run_id)
+            taken = spending(run).total_usd
+            if budget_usd is not None and not run.sandbox and usd > taken:
+                require_budget(connection, run.provider, usd, budget_usd + taken)
+            return self._apply(
+                connection, run_id, lambda run: msgspec.structs.replace(run, estimate_usd=usd), None, False
+            )
+
     def set_bill(self, run_id: str, bill: Bill) -> Run:
         return self.apply(
             run_id, lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
@@ -325,10 +340,6 @@ class Runs:
         if tags:
             found = [run for run in found if tags.items() <= run.tags.items()][:limit]
         return found
-
-    def active(self) -> list[Run]:
-        """Those that have not ended, newest first."""
-        return self.matching(active=True)
 
     def open_providers(self) -> list[str]:
         """The backends of the runs about which something may still be learnt."""

@@ -206,6 +206,7 @@ def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     made = bill(run, job) if bill else None
     if made is not None and made != run.bill:
         run = store.runs.set_bill(run.id, made)
+        cost_cap.told_at_end(store, run)
         if (found := costing.reconcile(run)) is not None:
             store.history.add_reconciliation(found)
     return run

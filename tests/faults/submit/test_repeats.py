@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.cli import app
-from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, UsageError
+from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.repeats import RECENT
 from orchestrate.types import JobStatus, Run, SubmitPhase
@@ -159,7 +159,7 @@ def test_the_same_key_is_the_same_run_for_ever(shop: Shop, name: str) -> None:
 
 def test_the_run_of_a_key_is_found_over_budget_and_goes_on_where_it_stopped(shop: Shop) -> None:
     shop.hosts.fault("together", "rate_limit", method="POST", path=CREATE["together"], retry_after=9999)
-    with pytest.raises(Exception, match=""):
+    with pytest.raises(RateLimited):
         shop.ft.submit(shop.spec, "together", idempotency_key="k")
     [failed] = shop.ft.runs()
     assert shop.ft.submit(shop.spec, "together", idempotency_key="k").id == failed.id
