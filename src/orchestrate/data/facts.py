@@ -35,7 +35,7 @@ class TokenCount:
     tokens: int
     """Of all rows, template included, before truncation."""
     trained_tokens: int
-    """Those that carry loss."""
+    """Those that carry loss; of an answer of which only a part does, all."""
     rows: int
     longest: int
     tokenizer: str

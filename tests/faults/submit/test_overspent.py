@@ -1,0 +1,132 @@
+"""Nothing is spent that nobody agreed to: estimates, limits of several backends, ends without a bill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submit.test_live_price import EstimatingHost
+
+from orchestrate.costing import Spending, caps
+from orchestrate.errors import OverBudget
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store, Submitter, refresh
+from orchestrate.tracking.submit import submit
+from orchestrate.types import Bill, JobStatus, Quote, SubmitPhase
+
+SPEC = JobSpec(model="m", train="rows.jsonl")
+DATA: Any = Paper()
+QUOTE = Quote(provider="paper", model="m", expected_usd=Decimal(3), high_usd=Decimal(4))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as opened:
+        yield opened
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> EstimatingHost:
+    made = EstimatingHost(tmp_path / "host", timeout_s=0.1)
+    made.told = Decimal(500)
+    return made
+
+
+# -- the host's own estimate -------------------------------------------------------------------------------
+
+
+def test_an_estimate_above_the_quotes_high_end_is_refused_when_nobody_agrees(
+    store: Store, host: EstimatingHost
+) -> None:
+    with pytest.raises(OverBudget, match=r"estimate.*\$500.*\$4") as caught:
+        submit(store, host, SPEC, DATA, quote=QUOTE)
+    assert "--max-cost" in str(caught.value.fix)
+    assert host.posts() == 0
+    assert store.runs.get("last").phase is SubmitPhase.REFUSED
+    assert store.runs.spending() == Spending()
+
+
+def test_who_agrees_to_the_estimate_is_asked_once_and_the_budget_counts_it(
+    store: Store, host: EstimatingHost
+) -> None:
+    asked: list[Decimal] = []
+
+    def agree(live: Quote) -> bool:
+        asked.append(live.expected_usd)
+        return True
+
+    run = Submitter(store, host, agree=agree).submit(SPEC, DATA, quote=QUOTE)
+    assert (asked, run.estimate_usd) == ([Decimal(500)], Decimal(500))
+    assert store.runs.spending() == Spending(committed_usd=Decimal(500))
+
+
+def test_a_limit_above_the_estimate_allows_it(store: Store, host: EstimatingHost) -> None:
+    run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(500))
+    assert run.phase is SubmitPhase.SUBMITTED
+
+
+def test_an_estimate_that_the_budget_does_not_hold_sends_nothing(store: Store, host: EstimatingHost) -> None:
+    with pytest.raises(OverBudget, match="what is left of the budget"):
+        submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal("499.99"))
+    assert host.posts() == 0
+    run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal(500))
+    assert run.estimate_usd == 500
+
+
+# -- limits over several backends --------------------------------------------------------------------------
+
+
+def quoted(high: Decimal, name: str = "paper") -> Quote:
+    return Quote(provider=name, model="m", high_usd=high)
+
+
+def test_a_limit_holds_for_the_sum_and_each_for_one() -> None:
+    quotes = [quoted(Decimal(4), "a"), quoted(Decimal(6), "b")]
+    assert caps(quotes) == [None, None]
+    assert caps(quotes, max_cost_usd=Decimal(20)) == [Decimal(8), Decimal(12)]
+    assert caps(quotes, max_cost_usd=Decimal(20), each_usd=Decimal(9)) == [Decimal(8), Decimal(9)]
+    assert caps(quotes, each_usd=Decimal(6)) == [Decimal(6), Decimal(6)]
+    with pytest.raises(OverBudget, match=r"a, b: the sum .* \$10\.00"):
+        caps(quotes, max_cost_usd=Decimal("9.99"))
+    with pytest.raises(OverBudget, match=r"b: .* --max-cost-each \$5\.99"):
+        caps(quotes, each_usd=Decimal("5.99"))
+
+
+@given(
+    st.lists(st.decimals(0, 10**6, places=6), min_size=1, max_size=6),
+    st.decimals(0, 10**6, places=6),
+)
+def test_shares_hold_each_quote_and_never_more_than_the_limit(highs: list[Decimal], more: Decimal) -> None:
+    limit = sum(highs, Decimal(0)) + more
+    shares = caps([quoted(high) for high in highs], max_cost_usd=limit)
+    assert sum((share for share in shares if share is not None), Decimal(0)) <= limit
+    assert all(share is not None and share >= high for share, high in zip(shares, highs, strict=True))
+
+
+# -- ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_above_its_cap_says_so_once(store: Store, tmp_path: Path) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, max_cost_usd=Decimal(5))
+    host.set(str(run.job_id), state="done", tokens=7)
+    for _ in range(2):
+        refresh(store, host, run, bill=lambda *_: Bill(usd=Decimal(7), origin="total_price"))
+    [event] = [event for event in store.history.events(run.id) if event.type == "over_cap"]
+    assert "ended above its cap of $5.00: $7.00 (total_price)" in event.message
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.SUCCEEDED])
+def test_an_end_without_a_bill_counts_as_quoted(store: Store, tmp_path: Path, status: JobStatus) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    state = next(word for word, known in host.status_map.items() if known is status)
+    host.set(str(run.job_id), state=state)
+    refresh(store, host, run, bill=lambda *_: None)
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
