@@ -95,6 +95,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     metrics = _in_thread(RunHandle.metrics)
     checkpoints = _in_thread(RunHandle.checkpoints)
     cancel = _in_thread(RunHandle.cancel)
+    abandon = _in_thread(RunHandle.abandon)
     pause = _in_thread(RunHandle.pause)
     resume = _in_thread(RunHandle.resume)
     download = _in_thread(RunHandle.download)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.shop import Shop
 from tests.faults.submit.test_live_price import EstimatingHost
 
 from orchestrate.costing import Spending, caps
-from orchestrate.errors import OverBudget
+from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, refresh
+from orchestrate.tracking import Store, Submitter, cancel, refresh, sync, unfinished
+from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.submit import submit
-from orchestrate.types import Bill, JobStatus, Quote, SubmitPhase
+from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
@@ -130,3 +133,69 @@ def test_an_end_without_a_bill_counts_as_quoted(store: Store, tmp_path: Path, st
     host.set(str(run.job_id), state=state)
     refresh(store, host, run, bill=lambda *_: None)
     assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+
+
+# -- what a host leaves undone -----------------------------------------------------------------------------
+
+
+class Later(Clock):
+    ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
+class DeafHost(PaperHost):
+    """Answers a cancel and does nothing."""
+
+    def cancel(self, job: JobHandle) -> None:
+        self.requests.append("cancel")
+
+
+def told(store: Store, run: Run, what: str) -> list[str]:
+    return [event.message for event in store.history.events(run.id) if event.type == what]
+
+
+def test_a_cancel_that_was_answered_and_not_done_is_said_once_and_asked_again(
+    tmp_path: Path,
+) -> None:
+    clock = Later()
+    store = Store.open(f"sqlite:///{tmp_path}/runs.sqlite3", clock=clock)
+    host = DeafHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    host.set(str(run.job_id), state="running")
+    cancel(store, host, run)
+    assert sync(store, lambda _: host).uncancelled == [], "a host may take a moment"
+    clock.ahead = unfinished.GRACE + timedelta(seconds=1)
+    for asked in (2, 3):
+        assert sync(store, lambda _: host).uncancelled == [run.id]
+        assert host.requests.count("cancel") == asked
+    [message] = told(store, run, "uncancelled")
+    assert "still running" in message and f"orchestrate abandon {run.id}" in message
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    store.close()
+
+
+def test_a_job_that_was_deleted_at_its_host_is_said_and_keeps_its_share(store: Store, tmp_path: Path) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    (host.folder / "jobs" / f"{run.job_id}.json").unlink()
+    for _ in range(2):
+        assert sync(store, lambda _: host).gone == [run.id]
+    assert len(told(store, run, "gone")) == 1
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    with pytest.raises(NotFound) as caught:
+        refresh(store, host, run)
+    assert "orchestrate abandon" in str(caught.value.fix)
+
+
+def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    with pytest.raises(UsageError, match="say why"):
+        run.abandon(" ")
+    given_up = run.abandon("deleted in the console")
+    assert (given_up.status, given_up.abandoned) == (JobStatus.CANCELLED, "deleted in the console")
+    assert shop.ft.sync().checked == 0
+    assert "deleted in the console" in str(shop.ft.store.history.transitions(run.id)[-1].note)
+    shown = shop.type("show", run.id, "--offline")
+    assert "deleted in the console" in shown.output

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -12,54 +10,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.faults.submitting import BACKENDS, MODELS, write_rows
+from tests.faults.shop import Shop
+from tests.faults.submitting import BACKENDS, write_rows
 from tests.faults.world import CREATE, HOSTED
-from typer.testing import CliRunner, Result
 
-from orchestrate import JobSpec, Orchestrator, config
-from orchestrate.cli import app
+from orchestrate import Orchestrator, config
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.repeats import RECENT
 from orchestrate.types import JobStatus, Run, SubmitPhase
-
-
-class Shop:
-    """One user's home against the sandbox."""
-
-    def __init__(self, folder: Path, hosts: Any, **more: Any) -> None:
-        self.folder, self.hosts = folder, hosts
-        self.env = {"ORCHESTRATE_KEYS": str(folder / "none"), **hosts.env}
-        self.settings = config.load(env=self.env, cwd=folder, home=folder / "home", **more)
-        self.rows = write_rows(folder / "rows.jsonl")
-        self.spec = JobSpec(model=MODELS, train=str(self.rows), epochs=1)
-        self.ft = Orchestrator(self.settings)
-        self.before = self._creates()
-
-    def _creates(self) -> int:
-        sent = [
-            (name, entry["path"]) for name in HOSTED for entry in self.hosts.requests(name, method="POST")
-        ]
-        return sum(re.search(CREATE[name], path) is not None for name, path in sent)
-
-    def sent(self) -> int:
-        """Create requests since this shop opened."""
-        return self._creates() - self.before
-
-    def command(self, backends: str, *words: str) -> Result:
-        env = {**self.env, "ORCHESTRATE_HOME": str(self.settings.home), "COLUMNS": "200"}
-        models = [f"--model={name}={model}" for name, model in MODELS.items()]
-        spec = ["-p", backends, *models, "--train", str(self.rows), "--epochs", "1", "--yes"]
-        return CliRunner().invoke(app, ["submit", *spec, *words], env=env)
-
-
-@pytest.fixture
-def shop(tmp_path: Path, hosts: Any) -> Iterator[Shop]:
-    hosts.clear_faults()
-    made = Shop(tmp_path, hosts)
-    yield made
-    made.ft.close()
-    hosts.clear_faults()
 
 
 def changed(run: RunHandle, **values: Any) -> Run:
