@@ -35,8 +35,8 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
     told = (
-        f"{provider.title} was asked to cancel job {run.job_id}, and it is still {job.raw_status} and billed; "
-        f"asked again at every sync. Look there, or  orchestrate abandon {run.id} --reason TEXT"
+        f"{provider.title} was asked to cancel job {run.job_id}, and it is still {job.raw_status} and "
+        f"billed; asked again at every sync. Look there, or  orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "uncancelled", told)
     provider.cancel(run.handle)
