@@ -56,11 +56,11 @@ def caps(
     if high > max_cost_usd:
         names = ", ".join(quote.provider for quote in quotes)
         raise OverBudget(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
+    spare = max_cost_usd - high
+    parts = [quote.high_usd / high if high else Decimal(1) / len(quotes) for quote in quotes]
     shares = [
-        (max_cost_usd * (quote.high_usd / high if high else Decimal(1) / len(quotes))).quantize(
-            _SIXTH, ROUND_FLOOR
-        )
-        for quote in quotes
+        quote.high_usd + (spare * part).quantize(_SIXTH, ROUND_FLOOR)
+        for quote, part in zip(quotes, parts, strict=True)
     ]
     return [share if each_usd is None else min(share, each_usd) for share in shares]
 

@@ -73,7 +73,7 @@ def told_at_end(store: Store, run: Run) -> None:
         id="orchestrate-ended-over-cap",
         at=store.clock.now(),
         level="warning",
-        type=OVER_CAP,
+        type="ended_over_cap",
         message=f"it ended above its cap of {limit(cap)}: {money(bill.usd)} ({bill.origin})",
         data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
     )

@@ -121,7 +121,7 @@ def test_a_run_that_ends_above_its_cap_says_so_once(store: Store, tmp_path: Path
     host.set(str(run.job_id), state="done", tokens=7)
     for _ in range(2):
         refresh(store, host, run, bill=lambda *_: Bill(usd=Decimal(7), origin="total_price"))
-    [event] = [event for event in store.history.events(run.id) if event.type == "over_cap"]
+    [event] = [event for event in store.history.events(run.id) if event.type == "ended_over_cap"]
     assert "ended above its cap of $5.00: $7.00 (total_price)" in event.message
 
 
