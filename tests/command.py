@@ -1,7 +1,8 @@
-"""Runs `orchestrate` in a process of its own, forked from one that has imported it already.
+"""Runs `orchestrate`, or a function of the tests, in a process of its own.
 
-It is what a shell starts but for the second of imports: its own environment, folder, streams and exit
-code, nothing shared with the tests or with other commands. `multiprocessing`'s fork server does the forking.
+It is forked from one that has imported it all, and is what a shell starts but for the second of imports: its
+own environment, folder, streams and exit code, nothing shared with the tests or with other commands.
+`multiprocessing`'s fork server does the forking.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 LIMIT_S = 300
@@ -48,13 +50,19 @@ class Ended:
     err: bytes
 
 
-def run(arguments: list[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes = b"") -> Ended:
-    """Raises `TimeoutError` after `LIMIT_S`."""
+def run(
+    arguments: list[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    program: Callable[[list[str]], object] | None = None,
+) -> Ended:
+    """Runs `program`, or `orchestrate` without one. Raises `TimeoutError` after `LIMIT_S`."""
     with tempfile.TemporaryDirectory(prefix="orchestrate-command-") as folder:
         streams = [Path(folder) / name for name in ("in", "out", "err")]
         streams[0].write_bytes(stdin)
-        process = _server.Process(target=_become, args=(arguments, str(cwd), dict(env), streams))
-        process.start()
+        process = start(program or orchestrate, arguments, cwd=cwd, env=env, streams=streams)
         process.join(LIMIT_S)
         if process.is_alive():
             process.kill()
@@ -65,8 +73,43 @@ def run(arguments: list[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes
         return Ended(code, streams[1].read_bytes(), streams[2].read_bytes())
 
 
-def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[Path]) -> None:
-    """In the fork: takes the streams, the folder and the environment, and runs the command to its end."""
+def start(
+    program: Callable[[list[str]], object],
+    arguments: list[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    streams: list[Path],
+    terminal: bool = False,
+) -> ForkServerProcess:
+    """`streams`: the files that it reads from, writes to and complains to; with `terminal` one terminal,
+    the one of its session. `program` is found by its name."""
+    task = (program, arguments, str(cwd), dict(env), streams, terminal)
+    process = _server.Process(target=_become, args=task)
+    process.start()
+    return process
+
+
+def ended(process: ForkServerProcess, within_s: float) -> int:
+    """Its exit code, the negative signal if one ended it. Raises `TimeoutError`."""
+    process.join(within_s)
+    if process.exitcode is None:
+        raise TimeoutError(f"{process} goes on after {within_s} s")
+    return process.exitcode
+
+
+def _become(
+    program: Callable[[list[str]], object],
+    arguments: list[str],
+    cwd: str,
+    env: dict[str, str],
+    streams: list[Path],
+    terminal: bool,
+) -> None:
+    """In the fork: takes the streams, the folder and the environment, and runs the program to its end."""
+    if terminal:
+        os.setsid()  # the first terminal that is opened from here on is the session's
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for number, path in enumerate(streams):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
@@ -75,11 +118,15 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[P
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["orchestrate", *arguments]
-    from orchestrate.cli import main
-
     try:
-        main()
+        program(arguments)
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
+
+
+def orchestrate(arguments: list[str]) -> None:
+    from orchestrate.cli import main
+
+    sys.argv = ["orchestrate", *arguments]
+    main()

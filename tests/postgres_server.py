@@ -9,7 +9,11 @@ import socket
 import subprocess
 import tempfile
 import uuid
+from functools import cached_property
 from pathlib import Path
+
+QUICK = "-F -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 -c autovacuum=off -c jit=off"
+"""Nothing here has to outlive a crash of the machine; of the server's own it does."""
 
 
 def postgres_binaries() -> Path | None:
@@ -48,7 +52,7 @@ class Postgres:
             )
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -F"
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 {QUICK}"
         self._run(
             "pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start"
         )
@@ -56,15 +60,30 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", mode, "stop")
 
-    def database(self) -> str:
+    def database(self, template: str = "template1") -> str:
+        """The URL of a new database, an empty one unless `template` names another to copy."""
         import psycopg
 
         name = f"t{uuid.uuid4().hex}"
-        with psycopg.connect(
-            f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True
-        ) as server:
-            server.execute(f'CREATE DATABASE "{name}"'.encode())
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+        with psycopg.connect(f"{self._url}/postgres", autocommit=True) as server:
+            server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy'.encode())
+        return f"{self._url}/{name}"
+
+    @property
+    def _url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}"
+
+    def store(self) -> str:
+        """The URL of a new, empty store: a copy of one, for less than half of what making it takes."""
+        return self.database(self._made_store)
+
+    @cached_property
+    def _made_store(self) -> str:
+        from orchestrate.tracking import Store
+
+        url = self.database()
+        Store.open(url).close()
+        return url.rpartition("/")[2]
 
     def remove(self) -> None:
         self.stop("immediate")

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.handle import DeploymentHandle as DeploymentHandle
     from orchestrate.handle import RunHandle as RunHandle
     from orchestrate.service import Orchestrator as Orchestrator
     from orchestrate.spec import DPO as DPO
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
+    "DeploymentHandle": "orchestrate.handle",
     "RunHandle": "orchestrate.handle",
     "Orchestrator": "orchestrate.service",
     "AsyncOrchestrator": "orchestrate.aio",
@@ -39,6 +41,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getatt
     "RFT",
     "SFT",
     "AsyncOrchestrator",
+    "DeploymentHandle",
     "Full",
     "JobSpec",
     "JobStatus",

@@ -7,11 +7,12 @@ import contextvars
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from orchestrate.handle import RunHandle
+from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.service import Orchestrator
-from orchestrate.types import JobStatus, Run
+from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -43,6 +44,15 @@ class _Threaded(Generic[_Sync]):
 
     def _run(self, run: RunHandle) -> AsyncRunHandle:
         return AsyncRunHandle(run, self.threads)
+
+    def _deployment(self, deployment: DeploymentHandle) -> AsyncDeploymentHandle:
+        return AsyncDeploymentHandle(deployment, self.threads)
+
+    def _maybe_deployment(self, deployment: DeploymentHandle | None) -> AsyncDeploymentHandle | None:
+        return None if deployment is None else self._deployment(deployment)
+
+    def _deployments(self, deployments: list[DeploymentHandle]) -> list[AsyncDeploymentHandle]:
+        return [self._deployment(deployment) for deployment in deployments]
 
     def _runs(self, runs: list[RunHandle]) -> list[AsyncRunHandle]:
         return [self._run(run) for run in runs]
@@ -100,10 +110,37 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     resume = _in_thread(RunHandle.resume)
     download = _in_thread(RunHandle.download)
     deployment_price = _in_thread(RunHandle.deployment_price)
-    deploy = _in_thread(RunHandle.deploy)
-    undeploy = _in_thread(RunHandle.undeploy)
+    deploy = _then(RunHandle.deploy, _Threaded[RunHandle]._deployment)
+    deployment = _then(RunHandle.deployment, _Threaded[RunHandle]._maybe_deployment)
+    undeploy = _then(RunHandle.undeploy, _Threaded[RunHandle]._maybe_deployment)
     chat = _in_thread(RunHandle.chat)
     evaluate = _in_thread(RunHandle.evaluate)
+
+
+class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
+    """`DeploymentHandle` for asyncio: the same members."""
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync_api)[1:]}"
+
+    @property
+    def id(self) -> str:
+        return self.sync_api.id
+
+    @property
+    def state(self) -> DeploymentState:
+        return self.sync_api.state
+
+    @property
+    def record(self) -> Deployment:
+        return self.sync_api.record
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        return self.sync_api.spent_usd
+
+    refresh = _in_thread(DeploymentHandle.refresh)
+    undeploy = _in_thread(DeploymentHandle.undeploy)
 
 
 class AsyncOrchestrator(_Threaded[Orchestrator]):
@@ -153,6 +190,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     run = _then(Orchestrator.run, _Threaded[Orchestrator]._run)
     runs = _then(Orchestrator.runs, _Threaded[Orchestrator]._runs)
     active_runs = _then(Orchestrator.active_runs, _Threaded[Orchestrator]._runs)
+    deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
     evaluations = _in_thread(Orchestrator.evaluations)

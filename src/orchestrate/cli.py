@@ -54,8 +54,9 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_MODELS, "compare", "judge:compare", "Runs side by side: settings, cost, loss, scores."),
     (_MODELS, "chat", "tuned:chat", "Talk to a tuned model."),
     (_MODELS, "download", "tuned:download", "Fetch a tuned model's files."),
-    (_MODELS, "deploy", "tuned:deploy", "Put a tuned model on GPUs of its host. Bills by the hour."),
-    (_MODELS, "undeploy", "tuned:undeploy", "Take a deployed model down again."),
+    (_MODELS, "deploy", "hosting:deploy", "Put a tuned model on GPUs of its host. Bills by the hour."),
+    (_MODELS, "undeploy", "hosting:undeploy", "Take a deployed model down, until its host shows that it is."),
+    (_MODELS, "deployments", "hosting:deployments", "What is deployed, and what it costs."),
     (
         _DATA,
         "data",

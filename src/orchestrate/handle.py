@@ -1,4 +1,5 @@
-"""RunHandle: one run and what can be done with it, through its backend and the store."""
+"""RunHandle and DeploymentHandle: one of them and what can be done with it, through its backend and the
+store."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrate.errors import AlreadySubmitted, RunFailed, UsageError
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.types import (
     Artifact,
     Bill,
     Checkpoint,
-    Endpoint,
+    Deployment,
+    DeploymentState,
     EvaluationResult,
     Event,
     Feature,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
+    from orchestrate.tracking.deploying import Deployer
 
 
 class Home(Protocol):
@@ -235,15 +238,60 @@ class RunHandle:
         self.provider.require(Feature.DEPLOY)
         return self._here().deployment_price(self.record.handle, options=options)
 
-    def deploy(self, **options: Any) -> Endpoint:
-        """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`."""
-        self.provider.require(Feature.DEPLOY)
-        return self._here().deploy(self.record.handle, options=options)
+    def deploy(
+        self,
+        *,
+        max_usd_per_hour: Decimal | float | str | None = None,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+        accept_unknown_price: bool = False,
+        made_by: str | None = None,
+        **options: Any,
+    ) -> DeploymentHandle:
+        """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`. A second call
+        completes what an earlier one began.
 
-    def undeploy(self) -> None:
-        """Ends what `deploy` started, and its billing."""
+        `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
+        `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
+        on. Raises `OverBudget` and, without `accept_unknown_price`, `UsageError` before anything is sent;
+        `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds what came of it.
+        """
+        from orchestrate.tracking.deploying import Terms
+
         self.provider.require(Feature.DEPLOY)
-        self._here().undeploy(self.record.handle)
+        terms = Terms(
+            options=options,
+            max_usd_per_hour=_dollars(max_usd_per_hour),
+            max_cost_usd=_dollars(max_cost_usd),
+            max_hours=_dollars(max_hours),
+            accept_unknown_price=accept_unknown_price,
+            made_by=made_by,
+        )
+        record = _deployer(self._ft, self.record.provider).deploy(
+            self.record, terms, budget_usd=self._ft.settings.budget_usd
+        )
+        return DeploymentHandle(self._ft, record)
+
+    def deployment(self) -> DeploymentHandle | None:
+        """The newest one, as last seen."""
+        record = self._ft.store.deployments.of_run(self.id)
+        return None if record is None else DeploymentHandle(self._ft, record)
+
+    def undeploy(self, *, patience_s: float = 60.0) -> DeploymentHandle | None:
+        """Ends what `deploy` started, and asks the host until it shows that it is gone, for `patience_s`. The
+        state tells whether it is: `ending` still bills, and is asked again at each `sync`. `None`: the
+        account has none. Raises `OtherAccount`, and `ProviderError` when the host cannot be asked."""
+        self.provider.require(Feature.DEPLOY)
+        known = self.deployment()
+        if known is None or known.record.state.over:
+            items = self._here().deployed(self.record.handle)
+            if not items:
+                return known
+            known = DeploymentHandle(
+                self._ft, _deployer(self._ft, self.record.provider).adopt(self.record, items)
+            )
+        known.undeploy(patience_s=patience_s)
+        return known
 
     def chat(
         self,
@@ -258,6 +306,7 @@ class RunHandle:
         [reply] = self._here().generate(
             self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )
+        self._used()
         return reply
 
     def evaluate(
@@ -310,16 +359,64 @@ class RunHandle:
                 served_by=served.by,
             )
         self._ft.store.history.add_evaluation(result)
+        self._used()
         return result
 
+    def _used(self) -> None:
+        """A deployment that is asked is not idle."""
+        from orchestrate.tracking import deployment_states
 
-class Earlier(NamedTuple):
-    """What the store has already of a submit to one backend."""
+        known = self.deployment()
+        if known is not None and not known.record.state.over:
+            now = self._ft.store.clock.now()
+            self._ft.store.deployments.apply(known.id, lambda d: deployment_states.used(d, now))
 
-    provider: str
-    known: RunHandle | None
-    """The run of the idempotency key: it would be returned."""
-    same: AlreadySubmitted | None
-    """What would be raised because of a run that is the same."""
-    idempotency_key: str | None
-    """Of this backend's run: one key of the caller gives each of several backends one of its own."""
+
+class DeploymentHandle:
+    """A deployment and what can be done with it. `record` is what was last seen."""
+
+    def __init__(self, home: Home, record: Deployment) -> None:
+        self._ft = home
+        self.record = record
+
+    def __repr__(self) -> str:
+        r = self.record
+        return f"<DeploymentHandle {r.id} {r.provider} {r.state.value}{' SANDBOX' if r.sandbox else ''}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def state(self) -> DeploymentState:
+        return self.record.state
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """Hours up x price so far: an estimate, `None` when the price is not known."""
+        from orchestrate.costing.deployments import spent_usd
+
+        return spent_usd(self.record, self._ft.store.clock.now())
+
+    def refresh(self) -> Deployment:
+        """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
+        deployer = _deployer(self._ft, self.record.provider)
+        deployer.require_account(self.record)
+        self.record = deployer.look(self.record)
+        return self.record
+
+    def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
+        """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
+        deployer = _deployer(self._ft, self.record.provider)
+        self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
+        return self.record
+
+
+def _deployer(home: Home, provider: str) -> Deployer:
+    from orchestrate.tracking.deploying import Deployer
+
+    return Deployer(home.store, home.provider(provider))
+
+
+def _dollars(value: Decimal | float | str | None) -> Decimal | None:
+    return None if value is None else Decimal(str(value))

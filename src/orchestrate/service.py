@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.handle import Earlier, RunHandle
+from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
     Bill,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.earlier import Earlier
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store, SyncReport
-    from orchestrate.tracking.repeats import Wish
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -207,7 +207,7 @@ class Orchestrator:
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import specfile
+        from orchestrate import earlier, specfile
         from orchestrate.tracking import Submitter
         from orchestrate.tracking.repeats import already
 
@@ -218,7 +218,7 @@ class Orchestrator:
             self.require(spec, name)
             prepared = self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
-        wish = self._wish(prepared, name, idempotency_key)
+        wish = earlier.wish(self, prepared, name, idempotency_key)
         submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
         if agree is not None:
             submitter = replace(submitter, agree=agree)
@@ -248,15 +248,9 @@ class Orchestrator:
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
         """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
-        from orchestrate.tracking.repeats import already
+        from orchestrate import earlier
 
-        names, found = self.backends(provider), list[Earlier]()
-        for name in names:
-            alone = len(names) == 1 or idempotency_key is None
-            wish = self._wish(prepared, name, idempotency_key if alone else f"{idempotency_key} {name}")
-            known, same = wish.known(self.store), wish.same(self.store)
-            found.append(Earlier(name, known and RunHandle(self, known), same and already(same), wish.key))
-        return found
+        return earlier.found(self, prepared, self.backends(provider), idempotency_key)
 
     def require(self, spec: JobSpec, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
@@ -321,6 +315,11 @@ class Orchestrator:
         """Those that have not ended, newest first."""
         return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
 
+    def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
+        """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to
+        date."""
+        return [DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)]
+
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync
@@ -362,11 +361,6 @@ class Orchestrator:
         if isinstance(run, RunHandle):
             return run.record
         return self.store.runs.get(run) if isinstance(run, str) else run
-
-    def _wish(self, prepared: Prepared, provider: str, key: str | None) -> Wish:
-        from orchestrate.tracking.repeats import Wish
-
-        return Wish(prepared.offer(provider).spec, prepared.data.digest, self.provider(provider), key)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""

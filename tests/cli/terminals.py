@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import command
+
 ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
 PATIENCE_S = 120.0
 
@@ -23,36 +25,39 @@ class Terminal:
 
     def __init__(self, env: dict[str, str], cwd: Path, *words: str) -> None:
         self.shown = b""
-        self.pid, self.end = pty.fork()
-        if self.pid == 0:
-            os.chdir(cwd)
-            os.execve(sys.executable, [*ORCHESTRATE, *words], env)
+        self._end, self._inside = pty.openpty()
+        tty = Path(os.ttyname(self._inside))
+        self._process = command.start(
+            command.orchestrate, [*words], cwd=cwd, env=env, streams=[tty] * 3, terminal=True
+        )
         self._closing = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # the command has ended
-            while not self._closing.is_set():
-                # Never in the middle of a read when it is closed: that would keep the terminal open.
-                if select.select([self.end], [], [], 0.05)[0]:
-                    self.shown += os.read(self.end, 65536)
+        ended = self._process.sentinel
+        while not self._closing.is_set():
+            # Never in the middle of a read when it is closed: that would keep the terminal open.
+            ready = select.select([self._end, ended], [], [], 0.05)[0]
+            if self._end in ready:
+                self.shown += os.read(self._end, 65536)
+            elif ended in ready:
+                return
 
     def until(self, word: bytes) -> None:
         until(lambda: word in self.shown, f"{word!r} on the terminal")
 
-    def close(self) -> int:
-        """As a terminal window is closed: the kernel sends SIGHUP. Returns how the command ended."""
+    def close(self) -> None:
+        """As a terminal window is closed: the kernel sends SIGHUP."""
         self._closing.set()
-        self._reader.join()
-        os.close(self.end)
-        return os.waitpid(self.pid, 0)[1]
+        self.finish()
 
     def finish(self) -> int:
+        """The command's exit code, the negative signal if one ended it."""
         self._reader.join()
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.end)
-        return os.waitstatus_to_exitcode(status)
+        for side in (self._end, self._inside):
+            os.close(side)
+        return command.ended(self._process, PATIENCE_S)
 
 
 def until(condition: Callable[[], object], what: str) -> None:

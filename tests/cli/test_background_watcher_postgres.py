@@ -41,7 +41,7 @@ def machines(
     code = f"import sys; open({str(tmp_path / 'told')!r}, 'a').write(sys.stdin.read() + chr(10))"
     (tmp_path / "tell.py").write_text(code)
     shared = {
-        "ORCHESTRATE_STORE": postgres.database(),
+        "ORCHESTRATE_STORE": postgres.store(),
         "ORCHESTRATE_NOTIFY_COMMAND": f"{sys.executable} {tmp_path / 'tell.py'}",
         "TERM": "xterm",
     }

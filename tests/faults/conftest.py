@@ -15,7 +15,15 @@ from orchestrate import sandbox
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store of each kind, not made yet."""
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/home/runs.sqlite3"
+    return request.getfixturevalue("postgres").store()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def unmade_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where there is no store yet."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/home/runs.sqlite3"
     return request.getfixturevalue("postgres").database()

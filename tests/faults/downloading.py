@@ -1,9 +1,4 @@
-"""One download in a process that kills itself at the Nth file that it opens for writing, renames or makes.
-
-    python -m tests.faults.downloading BACKEND HOME JOB_ID KIND DEST N
-
-With N = 0 it lives, and prints how many such moments there were.
-"""
+"""What a process of its own does in the tests of downloads that are killed."""
 
 from __future__ import annotations
 
@@ -20,8 +15,10 @@ from orchestrate.types import JobHandle
 MOMENTS = {"os.rename", "os.mkdir", "os.link", "shutil.move"}
 
 
-def main() -> None:
-    name, home, job_id, kind, dest, wanted = sys.argv[1:]
+def download_once(arguments: list[str]) -> None:
+    """`BACKEND HOME JOB_ID KIND DEST N`: kills itself at the Nth file that it opens for
+    writing, renames or makes. With N = 0 it lives, and prints how many such moments there were."""
+    name, home, job_id, kind, dest, wanted = arguments
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -39,7 +36,3 @@ def main() -> None:
     sys.addaudithook(watch)
     provider.download(JobHandle(provider=name, job_id=job_id, kind=kind or None), Path(dest))
     print(seen)
-
-
-if __name__ == "__main__":
-    main()

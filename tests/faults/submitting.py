@@ -1,17 +1,11 @@
-"""One submit in a process of its own, for tests that kill it. Also what those tests share.
-
-    python -m tests.faults.submitting STORE_URL BACKEND ROWS MARKS POINT [ACTION]
-
-It writes each point that it reaches into the file MARKS, and at POINT does ACTION to itself: `kill` (SIGKILL,
-the default) or `stop` (SIGSTOP; whoever started it lets it go on).
-"""
+"""What a process of its own does in the tests that kill it: one submit. Also what those tests share."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,8 +17,6 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing
 from orchestrate.tracking.submit import submit
 
-CHILD = "tests.faults.submitting"
-"""Its name as a module: `python -m`, started in `ROOT`."""
 BACKENDS = ("openai", "together", "fireworks", "local")
 MODELS = {
     "openai": "gpt-4.1-mini-2025-04-14",
@@ -59,8 +51,10 @@ def backend(name: str, home: Path, env: Mapping[str, str]) -> Provider:
     return registry.make(name, settings)
 
 
-def main() -> None:
-    url, name, rows, marks, point, action = [*sys.argv[1:], "kill"][:6]
+def submit_once(arguments: list[str]) -> None:
+    """`STORE_URL BACKEND ROWS MARKS POINT ACTION`: writes each point that it reaches into MARKS, and at
+    POINT does ACTION to itself: `kill` (SIGKILL) or `stop` (SIGSTOP; whoever started it lets it go on)."""
+    url, name, rows, marks, point, action = arguments
 
     def reached(here: str) -> None:
         with Path(marks).open("a") as file:
@@ -81,5 +75,12 @@ def main() -> None:
         )
 
 
-if __name__ == "__main__":
-    main()
+def make_runs(arguments: list[str]) -> None:
+    """`STORE_URL COUNT START`: makes so many runs in the store, as soon as the file START is there."""
+    url, count, start = arguments
+    while not Path(start).exists():
+        time.sleep(0.001)
+    spec = JobSpec(model="m", train="rows.jsonl")
+    with Store.open(url) as store:
+        for _ in range(int(count)):
+            store.runs.create(spec, "paper", dataset_digest="d", host="here")

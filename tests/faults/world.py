@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests import command
 from tests.faults.books import HostJob, jobs_on_host
-from tests.faults.submitting import BACKENDS, CHILD, backend, spec_for, write_rows
+from tests.faults.submitting import BACKENDS, backend, spec_for, submit_once, write_rows
 from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
@@ -62,17 +62,17 @@ class World:
     def data(self) -> TrainingData:
         return TrainingData.open(str(self.rows))
 
-    def child(self, name: str, point: str = "none", action: str = "kill") -> subprocess.Popen[bytes]:
+    def child(self, name: str, point: str = "none", action: str = "kill") -> ForkServerProcess:
         """A submit in another process. What it reaches is in `marks`."""
         self.marks = self.home / f"marks-{time.monotonic_ns()}"
-        arguments = [self.url, name, self.rows, self.marks, point, action]
-        with (self.home / "child.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", CHILD, *map(str, arguments)],
-                cwd=ROOT,
-                env={**os.environ, **self.env},
-                stderr=log,
-            )
+        log = self.home / "child.log"
+        return command.start(
+            submit_once,
+            [self.url, name, str(self.rows), str(self.marks), point, action],
+            cwd=ROOT,
+            env={**os.environ, **self.env},
+            streams=[Path(os.devnull), log, log],
+        )
 
     def submit(self, name: str, *, timing: Timing | None = None, reached: CrashPoint = pass_by) -> Run:
         provider, spec = self.provider(name), spec_for(self.rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 import typer
@@ -28,7 +28,7 @@ from orchestrate.tracking.recovery import Recovery
 from orchestrate.types import (
     Artifact,
     Checkpoint,
-    Endpoint,
+    Deployment,
     EvaluationResult,
     Event,
     MemoryPlan,
@@ -71,7 +71,8 @@ class Written(TypedDict):
 
 class TakenDown(TypedDict):
     run: str
-    state: str
+    state: Literal["down", "ending"]
+    deployment: Deployment | None
 
 
 class DataChecked(TypedDict):
@@ -160,8 +161,9 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "compare": (Comparison, Written),
     "chat": (list[Reply],),
     "download": (Artifact,),
-    "deploy": (Endpoint,),
+    "deploy": (Deployment,),
     "undeploy": (TakenDown,),
+    "deployments": (list[Deployment],),
     "data inspect": (InspectReport,),
     "data check": (DataChecked,),
     "data convert": (ConvertReport,),

@@ -28,7 +28,8 @@ from orchestrate.text import limit, money, span
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
-    from orchestrate.handle import Earlier, RunHandle
+    from orchestrate.earlier import Earlier
+    from orchestrate.handle import RunHandle
     from orchestrate.prepared import Prepared
     from orchestrate.service import Orchestrator
 

@@ -1,4 +1,4 @@
-"""chat, download, deploy, undeploy: the tuned model of a run."""
+"""chat, download: the tuned model of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 from orchestrate.commands.console import (
     Json,
     RunArg,
-    confirm,
     err,
     note,
     orchestrator,
@@ -21,7 +20,6 @@ from orchestrate.commands.console import (
     print_text,
 )
 from orchestrate.errors import UsageError
-from orchestrate.text import rate
 from orchestrate.types import Message, Reply
 
 
@@ -87,39 +85,3 @@ def download(
     for file in artifact.files:
         note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
     print_text(str(artifact.folder))
-
-
-def deploy(
-    context: typer.Context,
-    run: RunArg,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    json: Json = False,
-) -> None:
-    """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`."""
-    with orchestrator(context) as ft:
-        handle = ft.run(run)
-        handle.check()
-        price = handle.deployment_price()
-        cost = (
-            f"{rate(price)} an hour, idle included" if price is not None else "a price that is not known here"
-        )
-        err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
-        if not confirm("Deploy?", yes=yes):
-            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
-        endpoint = handle.deploy()
-    if json:
-        print_json(endpoint)
-    else:
-        out.print(f"{endpoint.id}  {endpoint.state}  {endpoint.base_url or ''}")
-        note(f"take it down with: orchestrate undeploy {run}")
-
-
-def undeploy(context: typer.Context, run: RunArg, json: Json = False) -> None:
-    """Take a deployed model down again; does nothing when it is not up."""
-    with orchestrator(context) as ft:
-        handle = ft.run(run)
-        handle.undeploy()
-    if json:
-        print_json({"run": handle.id, "state": "down"})
-    else:
-        note("down")

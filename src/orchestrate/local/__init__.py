@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
-    from orchestrate.local.job import Hyper, LocalJob
+    from orchestrate.local.job import Adapter, Hyper, LocalJob
     from orchestrate.local.run.launching import launch, resume
     from orchestrate.local.run.rundir import RunDir, State
 
-__all__ = ["Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
+__all__ = ["Adapter", "Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
 
 _HOMES = {
     "Generator": "answers.generation",
     "launch": "run.launching",
     "resume": "run.launching",
+    "Adapter": "job",
     "Hyper": "job",
     "LocalJob": "job",
     "RunDir": "run.rundir",

@@ -46,6 +46,39 @@ Method = Supervised | Preferences | Reinforcement
 """As the spec writes it: `{"type": "dpo", "loss": "kto"}`."""
 
 
+AdapterKind = Literal["lora", "qlora", "full"]
+
+
+class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What is trained: low-rank matrices, over a base in 4 bits for `qlora`, or with `full` all weights."""
+
+    type: AdapterKind
+    r: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: str | tuple[str, ...] | None = None
+    """Module names; `None` means all linear layers."""
+    dora: bool = False
+    rslora: bool = False
+
+    @property
+    def full(self) -> bool:
+        return self.type == "full"
+
+    @property
+    def rank(self) -> int:
+        return self.r or 16
+
+    @property
+    def lora_alpha(self) -> float:
+        return self.alpha or 2.0 * self.rank
+
+    @property
+    def modules(self) -> str | list[str]:
+        targets = self.targets or "all-linear"
+        return targets if isinstance(targets, str) else list(targets)
+
+
 class Hyper(Record, frozen=True, kw_only=True):
     """Every setting of a training run, resolved; nothing is left to a default of another library."""
 
@@ -86,7 +119,7 @@ class Hyper(Record, frozen=True, kw_only=True):
 
 
 class LocalJob(Record, frozen=True, kw_only=True):
-    """What the worker is to do. `adapter` is that part of the spec with every field set."""
+    """What the worker is to do."""
 
     ref: str
     model: str
@@ -98,7 +131,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     validation: str | None = None
     dataset_digest: str = ""
     method: Method
-    adapter: dict[str, Any]
+    adapter: Adapter
     hyper: Hyper = Hyper()
     seed: int = 0
     threads: int | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.files import whole
+from orchestrate.tensors import header_bytes, tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,33 +50,28 @@ def read_tensors(path: Path) -> dict[str, Array]:
     """All tensors as 32-bit floats; F32, F16 and BF16 are read."""
     import numpy as np
 
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    data = memoryview(path.read_bytes())[8 + len(header_bytes(path)) :]
     found: dict[str, Array] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        raw = data[8 + length + start : 8 + length + end]
-        if entry["dtype"] == "BF16":  # the upper half of a 32-bit float
+    for name, tensor in tensors(path).items():
+        raw = data[slice(*tensor.data_offsets)]
+        if tensor.dtype == "BF16":  # the upper half of a 32-bit float
             values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
-            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
-        found[name] = values.astype(np.float32).reshape(entry["shape"])
+            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[tensor.dtype])
+        found[name] = values.astype(np.float32).reshape(tensor.shape)
     return found
 
 
-def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str]) -> None:
     """A safetensors file of 32-bit floats, written in one step."""
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
-    for name, values in tensors.items():
+    for name, values in weights.items():
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
         at += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with whole(path) as draft, draft.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for values in tensors.values():
+        for values in weights.values():
             out.write(values.tobytes())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import msgspec
 
 from orchestrate.files import whole
-from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
+from orchestrate.local import Adapter, Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Settings, Trouble
@@ -217,15 +217,7 @@ class Trainer:
             train=str(train),
             validation=str(self._rows(job, job.validation_file)) if job.validation_file else None,
             method=_method(job),
-            adapter={
-                "type": "lora",
-                "r": job.lora_rank,
-                "alpha": float(2 * job.lora_rank),
-                "dropout": 0.0,
-                "targets": "all-linear",
-                "dora": False,
-                "rslora": False,
-            },
+            adapter=Adapter(type="lora", r=job.lora_rank, alpha=2.0 * job.lora_rank, dropout=0.0),
             hyper=Hyper(
                 epochs=job.epochs,
                 learning_rate=tiny_rate(job),

@@ -1,7 +1,8 @@
-"""What all runs of a store cost together, and what is left of a budget."""
+"""What all runs and deployments of a store cost together, and what is left of a budget."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, or_, select, text
 
 from orchestrate.errors import OverBudget
 from orchestrate.tracking import schema
+from orchestrate.types import Deployment
 
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
@@ -22,7 +24,8 @@ def one_at_a_time(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
-def total_spending(connection: Connection) -> Spending:
+def total_spending(connection: Connection, now: datetime | None = None) -> Spending:
+    """Runs, and deployments as they stand `now`, by default by this machine's clock."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
     table = schema.runs
@@ -33,7 +36,23 @@ def total_spending(connection: Connection) -> Spending:
     for bill, high in connection.execute(query):
         spent += Decimal(bill or 0)
         committed += Decimal(high or 0)
+    deployed = _deployed(connection, now or datetime.now(UTC))
+    spent += deployed.spent_usd
+    committed += deployed.committed_usd
     return Spending(spent_usd=spent, committed_usd=committed)
+
+
+def _deployed(connection: Connection, now: datetime) -> Spending:
+    from orchestrate.costing import Spending
+    from orchestrate.costing.deployments import spending
+
+    table = schema.deployments
+    records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()
+    each = [spending(Deployment.from_json(record), now) for record in records]
+    return Spending(
+        spent_usd=sum((one.spent_usd for one in each), Decimal(0)),
+        committed_usd=sum((one.committed_usd for one in each), Decimal(0)),
+    )
 
 
 def require_budget(connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal) -> None:

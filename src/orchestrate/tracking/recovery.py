@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking import accounts, transitions, upkeep
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.sweep import Failure
@@ -43,6 +43,8 @@ class Recovery(msgspec.Struct, kw_only=True):
     known: list[str] = []
     doubled: list[str] = []
     """Refs with more than one job: the oldest became the run, an alarm names the others."""
+    deployments: list[str] = []
+    """Runs whose deployment was found on its host and is known now."""
     failures: list[Failure] = []
 
 
@@ -58,19 +60,13 @@ def recover(store: Store, providers: Iterable[Provider], choose: Choose | None =
     old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
     """
     report = Recovery()
+    providers = list(providers)
     lost: list[tuple[Lost, Provider, list[Job]]] = []
     for provider in providers:
         try:
             lost += _search(store, provider, report)
         except OrchestrateError as error:
-            report.failures.append(
-                Failure(
-                    provider=provider.config.name,
-                    message=error.message,
-                    retryable=error.retryable,
-                    retry_after_s=getattr(error, "retry_after_s", None),
-                )
-            )
+            report.failures.append(_failure(provider, error))
     offered = [entry for entry, _, _ in lost]
     chosen = {entry.run_id for entry in offered}
     if choose is not None and offered:
@@ -79,7 +75,23 @@ def recover(store: Store, providers: Iterable[Provider], choose: Choose | None =
     for entry, provider, jobs in lost:
         if entry.run_id in chosen:
             _take(store, provider, entry.account, jobs, report)
+    for provider in providers:
+        try:
+            report.deployments += [deployment.run_id for deployment in upkeep.adopt(store, provider)]
+        except OrchestrateError as error:
+            failure = _failure(provider, error)
+            if failure not in report.failures:
+                report.failures.append(failure)
     return report
+
+
+def _failure(provider: Provider, error: OrchestrateError) -> Failure:
+    return Failure(
+        provider=provider.config.name,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_s=getattr(error, "retry_after_s", None),
+    )
 
 
 def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lost, Provider, list[Job]]]:

@@ -55,6 +55,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
     capped: list[str] = []
     """Runs that passed their cap and were told to end."""
     alarms: list[Event] = []
+    hosting: list[str] = []
+    """What is to be told of deployments, a sentence each."""
+    ending: list[str] = []
+    """Runs whose deployment is to end, and that the host still has."""
     failures: list[Failure] = []
     asked: int = 0
     """Requests to hosts, about: the pages of their lists and what was asked one by one."""
@@ -74,6 +78,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
         for name in _NAMED:
             if runs := getattr(self, name):
                 parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
+        parts += self.hosting
+        if self.ending:
+            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
         parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
         return "\n".join(parts)

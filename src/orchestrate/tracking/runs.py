@@ -385,9 +385,9 @@ class Runs:
         return found
 
     def spending(self) -> Spending:
-        """The sum of `costing.spending` over all runs; sandbox runs are left out."""
+        """The sum of `costing.spending` over all runs and deployments; sandboxes are left out."""
         with self._db.reading() as connection:
-            return total_spending(connection)
+            return total_spending(connection, self._db.clock.now())
 
 
 class _SameId(Exception):

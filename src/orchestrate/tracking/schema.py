@@ -177,6 +177,45 @@ accounts = Table(
     Column("first_id", String(255), nullable=False),
 )
 
+# A row is the projection of its transitions. One deployment of a job at a time is not over.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("provider", String(64), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Column("sandbox", Boolean, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("over", Boolean, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("record", Text, nullable=False),
+)
+Index(
+    "deployments_once",
+    deployments.c.provider,
+    deployments.c.job_id,
+    unique=True,
+    sqlite_where=~deployments.c.over,
+    postgresql_where=~deployments.c.over,
+)
+
+deployment_transitions = Table(
+    "deployment_transitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("raw_state", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("note", Text),
+)
+
 
 def _to_2(connection: Connection) -> None:
     """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
@@ -184,8 +223,8 @@ def _to_2(connection: Connection) -> None:
 
 
 def _to_3(connection: Connection) -> None:
-    """The account of each run and upload, who made a run, and a caller's own key for it."""
-    metadata.create_all(connection, tables=[accounts])
+    """The account of each run and upload, who made a run, a caller's own key for it, and deployments."""
+    metadata.create_all(connection, tables=[accounts, deployments, deployment_transitions])
     for name in ("account", "idempotency_key", "made_by"):
         kind = runs.c[name].type.compile(connection.dialect)
         connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))

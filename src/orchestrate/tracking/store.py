@@ -10,6 +10,7 @@ from orchestrate.tracking import engines
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
+from orchestrate.tracking.deployments import Deployments
 from orchestrate.tracking.history import History
 from orchestrate.tracking.leases import Leases
 from orchestrate.tracking.notifications import Notifications
@@ -25,6 +26,7 @@ class Store:
         self.place = self.database.place
         self.leases = Leases(self.database)
         self.runs = Runs(self.database, self.leases)
+        self.deployments = Deployments(self.database)
         self.history = History(self.database)
         self.watching = Agenda(self.database, self.leases)
         self.notifications = Notifications(self.database)

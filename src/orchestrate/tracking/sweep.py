@@ -33,6 +33,7 @@ from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
+from orchestrate.tracking.upkeep import LOOK_BACK, Upkeep
 from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def sync(
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
-    for name in store.runs.open_providers():
+    hosting = store.deployments.open_providers(since=store.clock.now() - LOOK_BACK)
+    for name in sorted({*store.runs.open_providers(), *hosting}):
         if wanted is not None and name not in wanted:
             continue
         try:
@@ -79,6 +81,8 @@ def sync(
             continue
         try:
             _Sweep(store, backend, report, bill, timing).run()
+            if name in hosting:
+                _keep_up(store, backend, report, timing)
         except StoreError:
             raise
         except OrchestrateError as error:
@@ -86,6 +90,16 @@ def sync(
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
             report.failed(name, UnexpectedAnswer(name, f"{type(error).__name__}: {error}"))
     return report
+
+
+def _keep_up(store: Store, backend: Provider, report: SyncReport, timing: Timing) -> None:
+    upkeep = Upkeep(store, backend, timing)
+    upkeep.run()
+    report.asked += upkeep.asked
+    report.hosting += upkeep.told
+    report.ending += upkeep.ending
+    for error in upkeep.failures:
+        report.failed(backend.config.name, error)
 
 
 def refresh(

@@ -90,7 +90,8 @@ class Watcher:
             if channel.name not in self._known_channels:
                 self.store.notifications.since(channel.name)
                 self._known_channels.add(channel.name)
-        for name in self._wanted(self.store.runs.open_providers()):
+        hosting = self.store.deployments.open_providers()
+        for name in self._wanted({*self.store.runs.open_providers(), *hosting}):
             reports += self._look(name)
         self._tell()
         return reports
@@ -108,10 +109,11 @@ class Watcher:
         self._woken.set()
 
     def idle(self) -> bool:
-        """Whether no run is on its way on a host that this watcher reaches, and everything is told."""
+        """Whether no run is on its way, and no deployment has a limit or is to be ended, on a host that this
+        watcher reaches, and everything is told."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
-        live = set(self.store.runs.live_hosts())
+        live = set(self.store.runs.live_hosts()) | self.store.deployments.to_watch()
         for name in self._wanted({name for name, _ in live}):
             account = self._account(name)
             if account is not None and (name, account.backend.host) in live and not self._gone(account):

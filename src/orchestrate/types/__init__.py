@@ -15,6 +15,8 @@ from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import Reply as Reply
 from orchestrate.types.evaluation import Score as Score
 from orchestrate.types.hosting import Billing as Billing
+from orchestrate.types.hosting import Deployment as Deployment
+from orchestrate.types.hosting import DeploymentState as DeploymentState
 from orchestrate.types.hosting import Standing as Standing
 from orchestrate.types.jobs import Account as Account
 from orchestrate.types.jobs import Artifact as Artifact

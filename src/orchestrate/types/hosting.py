@@ -1,9 +1,10 @@
-"""What stands at a host and bills, or could."""
+"""What stands at a host and bills, or could, and what we put there."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, Literal
 
 from orchestrate.types.record import Record
@@ -38,3 +39,70 @@ class Billing(Record, frozen=True, kw_only=True):
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
     """What the host has no list of, or what could not be asked, a sentence each."""
+
+
+class DeploymentState(StrEnum):
+    """See `orchestrate.tracking.deployment_states` for the ways between them."""
+
+    INTENT = "intent"
+    CREATING = "creating"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    UP = "up"
+    IDLE = "idle"
+    ENDING = "ending"
+    ENDED = "ended"
+    LOST = "lost"
+
+    @property
+    def over(self) -> bool:
+        return self in (DeploymentState.ENDED, DeploymentState.LOST)
+
+
+class Deployment(Record, frozen=True, kw_only=True):
+    """A tuned model on GPUs of its host, tracked from the intent until the host has shown that it is gone."""
+
+    id: str
+    run_id: str
+    provider: str
+    host: str
+    account: str | None
+    """Id of the `Account` that it was made in."""
+    sandbox: bool = False
+    job_id: str
+    """Of the run; by it the deployment is named, and found again."""
+    job_kind: str | None = None
+    model: str | None = None
+    state: DeploymentState
+    raw_state: str | None = None
+    host_id: str | None = None
+    """The host's own, once it was seen."""
+    answered: bool = False
+    """Whether the host has shown what the last request to make it came to."""
+    complete: bool = False
+    """Whether it gets requests: all steps of `deploy` are done."""
+    options: dict[str, Any] = {}
+    """Of the backend, as `deploy` was given them."""
+    usd_per_hour: Decimal | None = None
+    max_usd_per_hour: Decimal | None = None
+    max_cost_usd: Decimal | None = None
+    max_hours: Decimal | None = None
+    """Since it was made."""
+    made_by: str | None = None
+    cause: str | None = None
+    """Why it ends or ended."""
+    problem: str | None = None
+    """What last went wrong with it."""
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime | None = None
+    """When a model was last asked through it from this store."""
+    missing_since: datetime | None = None
+    """Since when the host does not show it, though nobody here ended it."""
+    ended_at: datetime | None = None
+    billed_s: float = 0.0
+    """Seconds up to `billing_since`, or in all when it is not billing."""
+    billing_since: datetime | None = None
+
+    @property
+    def limited(self) -> bool:
+        return self.max_cost_usd is not None or self.max_hours is not None

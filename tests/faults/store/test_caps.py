@@ -15,6 +15,7 @@ from tests.paths import FIXTURES
 from orchestrate import config
 from orchestrate.costing import bill_run
 from orchestrate.errors import HostUnavailable
+from orchestrate.profile import profile
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, refresh, sync
@@ -172,7 +173,7 @@ def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
     assert ended.error is not None and ended.error.code == "over_cap"
     assert "over its cap of $0.01" in event.message and "measured hours x rate" in event.message
     assert ended.bill is not None and ended.bill.final and ended.bill.usd > Decimal("0.01")
-    assert ended.bill == bill_run(ended, job)
+    assert ended.bill == bill_run(ended, job, profile=profile("local"))
     [part] = kept.components
     assert (part.component, part.quoted_usd, part.billed_usd) == ("rental", hour.usd, ended.bill.usd)
     assert kept.total.within_band is False

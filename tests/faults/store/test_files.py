@@ -8,7 +8,6 @@ import resource
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command
+from tests.faults.submitting import make_runs
 
 from orchestrate import config
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
@@ -175,32 +176,30 @@ def test_a_store_lies_in_its_home_whatever_the_name_of_the_folder(tmp_path: Path
         assert again.runs.get(run.id) == run and again.place == str(home / "runs.sqlite3")
 
 
-MAKERS = """
-import sys
-from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store
-url, count = sys.argv[1], int(sys.argv[2])
-sys.stdin.read()
-with Store.open(url) as store:
-    for _ in range(count):
-        store.runs.create(JobSpec(model="m", train="rows.jsonl"), "paper", dataset_digest="d", host="here")
-"""
-
-
-def test_eight_processes_make_one_store_and_lose_no_run(store_url: str) -> None:
+def make_at_once(tmp_path: Path, url: str, *, processes: int, each: int) -> list[int]:
+    """So many processes that each make so many runs, started together; their exit codes."""
+    log, start = tmp_path / "makers.log", tmp_path / "start"
     makers = [
-        subprocess.Popen([sys.executable, "-c", MAKERS, store_url, "10"], stdin=subprocess.PIPE)
-        for _ in range(8)
+        command.start(
+            make_runs,
+            [url, str(each), str(start)],
+            cwd=tmp_path,
+            env=os.environ,
+            streams=[Path(os.devnull), log, log],
+        )
+        for _ in range(processes)
     ]
-    for maker in makers:
-        assert maker.stdin is not None
-        maker.stdin.close()
-    assert [maker.wait(120) for maker in makers] == [0] * 8
-    with Store.open(store_url) as store:
+    start.touch()
+    return [command.ended(maker, 120) for maker in makers]
+
+
+def test_eight_processes_make_one_store_and_lose_no_run(unmade_store_url: str, tmp_path: Path) -> None:
+    assert make_at_once(tmp_path, unmade_store_url, processes=8, each=10) == [0] * 8
+    with Store.open(unmade_store_url) as store:
         assert len(store.runs.matching()) == 80
         assert store.verify() == []
-    if store_url.startswith("sqlite"):
-        left = sorted(f.name for f in Path(store_url.removeprefix("sqlite:///")).parent.iterdir())
+    if unmade_store_url.startswith("sqlite"):
+        left = sorted(f.name for f in Path(unmade_store_url.removeprefix("sqlite:///")).parent.iterdir())
         assert left == ["runs.sqlite3"]
 
 
@@ -304,7 +303,7 @@ def test_the_password_of_a_postgres_url_is_never_shown() -> None:
 
 
 def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None:
-    with Store.open(postgres.database()) as store:
+    with Store.open(postgres.store()) as store:
         run = make(store)
         postgres.stop("immediate")
         with pytest.raises(StoreError) as caught:
@@ -385,20 +384,13 @@ def test_the_present_schema_is_the_one_that_was_released(path: Path) -> None:
     released.close()
 
 
-def test_many_processes_that_migrate_at_once_do_it_once(path: Path) -> None:
+def test_many_processes_that_migrate_at_once_do_it_once(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as raw:
         raw.executescript(SCHEMAS[0].read_text())
         raw.execute("PRAGMA journal_mode = WAL")
     raw.close()
-    makers = [
-        subprocess.Popen([sys.executable, "-c", MAKERS, url(path), "1"], stdin=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    for maker in makers:
-        assert maker.stdin is not None
-        maker.stdin.close()
-    assert [maker.wait(120) for maker in makers] == [0] * 4
+    assert make_at_once(tmp_path, url(path), processes=4, each=1) == [0] * 4
     with Store.open(url(path)) as store:
         assert len(store.runs.matching()) == 7
     [backup] = path.parent.glob("*.backup")

@@ -190,7 +190,7 @@ def test_workers_that_claim_at_once_get_different_runs(store_url: str, host: Pap
 
 
 def test_a_worker_goes_on_after_its_postgres_was_restarted(postgres: Any, host: PaperHost) -> None:
-    with Store.open(postgres.database()) as store:
+    with Store.open(postgres.store()) as store:
         run = submit(store, host, SPEC, DATA)
         end(host, run)
         watcher = Watcher(store, lambda _: host)

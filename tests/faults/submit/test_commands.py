@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests import command
-from tests.faults.submitting import CHILD, write_rows
+from tests.faults.submitting import submit_once, write_rows
 from tests.paths import ROOT
 
 from orchestrate import sandbox
@@ -44,13 +44,9 @@ class Shell:
 
     def crash(self, provider: str, point: str) -> None:
         marks = self.folder / f"marks-{time.monotonic_ns()}"
-        child = subprocess.run(
-            [sys.executable, "-m", CHILD, self.store, provider, self.rows, marks, point],
-            cwd=ROOT,
-            env=self.env,
-            check=False,
-        )
-        assert child.returncode == -signal.SIGKILL
+        arguments = [self.store, provider, str(self.rows), str(marks), point, "kill"]
+        ended = command.run(arguments, cwd=ROOT, env=self.env, program=submit_once)
+        assert ended.code == -signal.SIGKILL, ended.err
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command
 from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, Counted, World
 
@@ -33,7 +35,7 @@ def test_a_process_killed_at_each_point_loses_and_doubles_nothing(
     world: World, counted: Counted, name: str, point: str
 ) -> None:
     child = world.child(name, point)
-    assert child.wait(120) == -signal.SIGKILL
+    assert command.ended(child, 120) == -signal.SIGKILL
     reached = world.marks.read_text().splitlines()
     assert reached == list(POINTS[: POINTS.index(point) + 1]), "the hook was not hit"
     world.heal()
@@ -57,10 +59,14 @@ def test_a_process_killed_while_the_host_answers_loses_and_doubles_nothing(
         time.sleep(0.02)
     time.sleep(0.3)
     child.kill()
-    assert child.wait(30) == -signal.SIGKILL
+    assert command.ended(child, 30) == -signal.SIGKILL
     assert world.creates(name) == before + 1
     world.heal()
     assert counted("SIGKILL during the POST", name)["runs"] == 1
+
+
+def stopped(child: ForkServerProcess) -> bool:
+    return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.slow
@@ -71,14 +77,16 @@ def test_a_process_that_slept_past_its_lease_sends_nothing_when_it_wakes(
 ) -> None:
     child = world.child(name, point, "stop")
     try:
-        _, status = os.waitpid(child.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        deadline = time.monotonic() + 60
+        while not stopped(child):
+            assert time.monotonic() < deadline and child.is_alive()
+            time.sleep(0.01)
         time.sleep(2.5)  # past its lease and its send limit
         world.heal()
         assert world.store.runs.get("last").phase is SubmitPhase.SUBMITTED
     finally:
-        child.send_signal(signal.SIGCONT)
-    assert child.wait(60) != 0, "it must notice that it was overtaken"
+        os.kill(child.pid, signal.SIGCONT)
+    assert command.ended(child, 60) != 0, "it must notice that it was overtaken"
     found = counted("SIGSTOP past the lease", name)
     assert (found["runs"], found["jobs"]) == (1, 1)
 
@@ -91,7 +99,7 @@ def test_eight_processes_at_once_some_of_them_killed(
     points = ["none", "after-uploaded", "after-submitting", "after-post"] * 2
     names = ["together", "openai", "together", "fireworks", "together", "openai", "together", "openai"]
     children = [world.child(name, point) for name, point in zip(names, points, strict=True)]
-    codes = [child.wait(300) for child in children]
+    codes = [command.ended(child, 300) for child in children]
     assert codes == [0 if point == "none" else -signal.SIGKILL for point in points]
     world.heal()
     for name in HOSTED:

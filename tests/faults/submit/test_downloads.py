@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests import command
+from tests.faults.downloading import download_once
 from tests.faults.submitting import backend, spec_for, write_rows
 from tests.paths import ROOT
 
@@ -19,8 +19,6 @@ from orchestrate.data import TrainingData
 from orchestrate.tracking import Store, refresh
 from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
-
-CHILD = "tests.faults.downloading"
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -48,26 +46,20 @@ def test_a_killed_download_leaves_nothing_or_a_whole_artefact(tmp_path: Path, na
         assert run.status is JobStatus.SUCCEEDED
         provider.close()
 
-        def download(dest: Path, moment: int) -> subprocess.CompletedProcess[str]:
-            arguments = [name, home, run.job_id, run.job_kind or "", dest, moment]
-            return subprocess.run(
-                [sys.executable, "-m", CHILD, *map(str, arguments)],
-                cwd=ROOT,
-                env={**os.environ, **hosts.env},
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
+        def download(dest: Path, moment: int) -> command.Ended:
+            arguments = [name, str(home), run.job_id or "", run.job_kind or "", str(dest), str(moment)]
+            env = {**os.environ, **hosts.env}
+            return command.run(arguments, cwd=ROOT, env=env, program=download_once)
 
         first = download(tmp_path / "whole" / "model", 0)
-        assert first.returncode == 0, first.stderr
-        whole, moments = content(tmp_path / "whole" / "model"), int(first.stdout)
+        assert first.code == 0, first.err
+        whole, moments = content(tmp_path / "whole" / "model"), int(first.out)
         assert any(file.endswith(".safetensors") for file in whole)
         assert moments >= 3
         for moment in range(1, moments + 1):
             dest = tmp_path / f"killed-{moment}" / "model"
-            assert download(dest, moment).returncode == -signal.SIGKILL
+            assert download(dest, moment).code == -signal.SIGKILL
             assert content(dest) in ({}, whole), f"half an artefact after moment {moment}"
             again = download(dest, 0)
-            assert again.returncode == 0, again.stderr
+            assert again.code == 0, again.err
             assert content(dest) == whole

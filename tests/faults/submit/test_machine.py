@@ -92,7 +92,7 @@ def test_a_postgres_that_is_started_again_at_each_point(
     tmp_path: Path, hosts: Any, postgres: Any, tally: Callable[..., None], point: str
 ) -> None:
     name = HOSTED[POINTS.index(point) % len(HOSTED)]
-    world = World(tmp_path, hosts, postgres.database())
+    world = World(tmp_path, hosts, postgres.store())
 
     def restarts(reached: str) -> None:
         if reached == point:
@@ -111,7 +111,7 @@ def test_a_postgres_that_is_gone_from_each_point_on(
     tmp_path: Path, hosts: Any, postgres: Any, tally: Callable[..., None], point: str
 ) -> None:
     name = HOSTED[POINTS.index(point) % len(HOSTED)]
-    world = World(tmp_path, hosts, postgres.database())
+    world = World(tmp_path, hosts, postgres.store())
 
     def stops(reached: str) -> None:
         if reached == point:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import random
-from importlib.util import find_spec
 
 import pytest
-
-collect_ignore = [] if find_spec("ray") else ["test_data_ray.py"]
-
 
 SENTENCES = (
     "All human beings are born free and equal in dignity and rights.",

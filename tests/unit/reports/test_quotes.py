@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrate import catalog
 from orchestrate.costing import BasePrice, Ownership, Traffic, own
+from orchestrate.profile import profile
 from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
 from orchestrate.reports.quotes import ownership_table, ownership_verdict
 from orchestrate.reports.terminal import plain_text
@@ -102,6 +103,7 @@ def totals(base_usd: str = "0.002") -> list[Ownership]:
     return [
         own(
             quote(provider, line("1")),
+            profile=profile(provider),
             resolved=catalog.resolve(model, provider, TODAY),
             traffic=traffic,
             months=6,

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from orchestrate import AsyncOrchestrator, Orchestrator, config
-from orchestrate.aio import AsyncRunHandle
+from orchestrate.aio import AsyncDeploymentHandle, AsyncRunHandle
 from orchestrate.errors import UsageError
-from orchestrate.handle import RunHandle
+from orchestrate.handle import DeploymentHandle, RunHandle
 
 ASYNC_ONLY = {"sync_api", "threads", "call"}
-PAIRS = [(Orchestrator, AsyncOrchestrator), (RunHandle, AsyncRunHandle)]
+PAIRS = [
+    (Orchestrator, AsyncOrchestrator),
+    (RunHandle, AsyncRunHandle),
+    (DeploymentHandle, AsyncDeploymentHandle),
+]
 
 
 def members(kind: type) -> dict[str, Any]:

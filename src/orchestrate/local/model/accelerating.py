@@ -49,26 +49,25 @@ def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dt
         what = "packing" if job.hyper.packing else "continue_from"
         raise RunFailed(f"engine unsloth knows no {what} of ours", fix="engine: auto")
     fast: Any = import_module("unsloth").FastLanguageModel
-    adapter, kind = job.adapter, job.adapter["type"]
+    adapter = job.adapter
     model, _ = fast.from_pretrained(
         model_name=folder,
         max_seq_length=length or 2048,
         dtype=dtype,
-        load_in_4bit=kind == "qlora",
-        full_finetuning=kind == "full",
+        load_in_4bit=adapter.type == "qlora",
+        full_finetuning=adapter.full,
         use_gradient_checkpointing=job.hyper.gradient_checkpointing,
     )
-    if kind == "full":
+    if adapter.full:
         return model, model
-    targets = adapter.get("targets") or "all-linear"
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = fast.get_peft_model(
         model,
-        r=adapter["r"],
-        lora_alpha=adapter["alpha"],
-        lora_dropout=adapter.get("dropout") or 0.0,
-        target_modules=linear if targets == "all-linear" else list(targets),
-        use_rslora=bool(adapter.get("rslora")),
+        r=adapter.rank,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.dropout or 0.0,
+        target_modules=linear if adapter.modules == "all-linear" else adapter.modules,
+        use_rslora=adapter.rslora,
         use_gradient_checkpointing=job.hyper.gradient_checkpointing,
         random_state=job.seed,
     )

@@ -106,7 +106,7 @@ def dequantize(model: Any) -> None:
 def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int | None = None) -> Loaded:
     """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed, with the
     engine that the job asks for; `tokens` of the whole run help to choose one."""
-    kind = job.adapter["type"]
+    kind = job.adapter.type
     choice = choose(job.engine, device.type, tokens)
     products = precision(job.precision, device.type, full=kind == "full")
     dtype = DTYPES[products.name]
@@ -148,7 +148,7 @@ def fit(loaded: Loaded, job: LocalJob) -> None:
     if job.hyper.neftune_alpha:
         return  # the noise is measured by each row's length
     loaded.line_limit = line_limit(loaded)
-    loaded.shares = not job.adapter.get("dropout")
+    loaded.shares = not job.adapter.dropout
     if not job.hyper.gradient_checkpointing and not loaded.own_logits:
         # A layer that is computed again would no longer know which places were meant.
         trained_only(loaded)
@@ -187,14 +187,13 @@ def _adapted(inner: Any, job: LocalJob) -> Any:
     if job.continue_from:
         return load_adapter(inner, Path(job.continue_from), trainable=True)
     adapter = job.adapter
-    targets = adapter.get("targets") or "all-linear"
     config = LoraConfig(
-        r=adapter["r"],
-        lora_alpha=adapter["alpha"],
-        lora_dropout=adapter.get("dropout") or 0.0,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_dora=bool(adapter.get("dora")),
-        use_rslora=bool(adapter.get("rslora")),
+        r=adapter.rank,
+        lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType]  peft takes any number
+        lora_dropout=adapter.dropout or 0.0,
+        target_modules=adapter.modules,
+        use_dora=adapter.dora,
+        use_rslora=adapter.rslora,
         task_type="CAUSAL_LM",
     )
     try:

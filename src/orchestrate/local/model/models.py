@@ -15,16 +15,11 @@ from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.model import gguf_files
 from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
+from orchestrate.tensors import header_bytes, tensors
 
 WHOLE_HASH_LIMIT = 4 << 30
 """Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
 minutes."""
-
-
-class _Tensor(msgspec.Struct):
-    """Of a safetensors header, whose entry for metadata has no shape."""
-
-    shape: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,11 @@ class ModelFolder:
         read."""
         names: set[str] = set()
         for path in self.weights:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = file.read(min(length, 1 << 26))
             try:
-                tensors = msgspec.json.decode(header, type=dict[str, _Tensor])
-            except msgspec.MsgspecError:
+                found = tensors(path)
+            except ValueError:
                 continue
-            names.update(k.removesuffix(".weight") for k, t in tensors.items() if len(t.shape) == 2)
+            names.update(k.removesuffix(".weight") for k, t in found.items() if len(t.shape) == 2)
         return sorted(names)
 
     def fingerprint(self) -> str:
@@ -64,14 +56,13 @@ class ModelFolder:
         size = sum(p.stat().st_size for p in self.weights)
         for path in self.weights:
             digest.update(path.name.encode())
-            with path.open("rb") as file:
-                if size <= WHOLE_HASH_LIMIT:
+            if size <= WHOLE_HASH_LIMIT:
+                with path.open("rb") as file:
                     while block := file.read(1 << 22):
                         digest.update(block)
-                else:
-                    length = int.from_bytes(file.read(8), "little")
-                    digest.update(file.read(min(length, 1 << 26)))
-                    digest.update(str(path.stat().st_size).encode())
+            else:
+                digest.update(header_bytes(path))
+                digest.update(str(path.stat().st_size).encode())
         return f"{'sha256' if size <= WHOLE_HASH_LIMIT else 'headers'}:{digest.hexdigest()}"
 
 

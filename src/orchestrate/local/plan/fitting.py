@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local.job import Hyper, Method, Preferences, Reinforcement
+from orchestrate.local.job import Adapter, Hyper, Method, Preferences, Reinforcement
 from orchestrate.local.model import engines, models
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
@@ -20,19 +20,18 @@ LONGEST = 2048
 """Tokens that the longest row is taken to have where neither the spec nor the data tell."""
 
 
-def setup_of(method: Method, adapter: Mapping[str, Any], hyper: Hyper, *, precision: str) -> Setup:
+def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
-    targets = adapter.get("targets")
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
-        adapter=adapter["type"],
+        adapter=adapter.type,
         precision=precision,
-        targets=targets if isinstance(targets, str | None) else tuple(targets),
-        rank=int(adapter.get("r") or 16),
-        dropout=bool(adapter.get("dropout")),
-        dora=bool(adapter.get("dora")),
+        targets=adapter.targets,
+        rank=adapter.rank,
+        dropout=bool(adapter.dropout),
+        dora=adapter.dora,
         pairs=isinstance(method, Preferences) and not unpaired,
         judged=unpaired,
         optimizer=hyper.optimizer,
@@ -145,6 +144,7 @@ def of_job(
         return None
     shape, remark = found
     hyper, method = Hyper.from_dict(body.get("hyper", {})), msgspec.convert(body["method"], Method)
+    adapter = msgspec.convert(body["adapter"], Adapter)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
         notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")
@@ -152,13 +152,13 @@ def of_job(
     if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
     lengths, most_rows = rows_of(method, hyper, [longest] * hyper.batch_size)
-    if body["adapter"].get("targets"):
+    if adapter.targets:
         notes.append("activations are counted as for an adapter on all linear layers")
     device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
-    products = engines.precision(body.get("precision"), device, full=body["adapter"]["type"] == "full")
+    products = engines.precision(body.get("precision"), device, full=adapter.full)
     _, found_plan = fit(
         shape,
-        setup_of(method, body["adapter"], hyper, precision=products.name),
+        setup_of(method, adapter, hyper, precision=products.name),
         lengths,
         most_rows=most_rows,
         device=device,

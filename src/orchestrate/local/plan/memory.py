@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrate.local import machine
+from orchestrate.local.job import AdapterKind
 from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
@@ -36,7 +37,7 @@ SLACK = 0.05
 class Setup(Record, frozen=True, kw_only=True):
     """What decides about memory beside the model."""
 
-    adapter: str = "qlora"
+    adapter: AdapterKind = "qlora"
     precision: str = "bf16"
     """Or `fp32`: see `engines.precision`. All trained weights are in 32 bits in any case."""
     rank: int = 16

@@ -21,7 +21,7 @@ from orchestrate.local.run.rundir import RunDir, now
 
 
 def result_name(job: LocalJob) -> str:
-    return "full" if job.adapter["type"] == "full" else "adapter"
+    return "full" if job.adapter.full else "adapter"
 
 
 def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path) -> None:

@@ -134,7 +134,7 @@ class Loop:
                 raise OSError(f"{need / 1e6:.0f} MB and more are needed")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
-                self.write_weights(folder / ("full" if self.job.adapter["type"] == "full" else "adapter"))
+                self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"))
 
         try:
             checkpoints.save(self.dir.checkpoints, progress, fill)

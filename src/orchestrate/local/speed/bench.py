@@ -207,14 +207,18 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
-    from orchestrate.local.job import Hyper, LocalJob, Supervised
+    from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
     from orchestrate.local.model.loading import load
     from orchestrate.local.model.models import open_folder
     from orchestrate.local.run.rundir import now
 
-    adapter: dict[str, Any] = {"type": setup.adapter, "r": setup.rank, "alpha": 2.0 * setup.rank}
-    if setup.dropout:
-        adapter["dropout"] = 0.1
+    adapter = Adapter(
+        type=setup.adapter,
+        r=setup.rank,
+        alpha=2.0 * setup.rank,
+        dropout=0.1 if setup.dropout else None,
+        dora=setup.dora,
+    )
     job = LocalJob(
         ref="bench",
         model=str(path),
@@ -222,7 +226,7 @@ def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
         train="",
         method=Supervised(),
         precision=None if setup.adapter == "full" else setup.precision,
-        adapter={**adapter, "dora": setup.dora},
+        adapter=adapter,
         hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing),
         created_at=now(),
     )

@@ -23,7 +23,7 @@ from orchestrate.errors import (
 from orchestrate.files import sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
-from orchestrate.local.job import Hyper, LocalJob, Method
+from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.model import gguf_files, models
 from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
@@ -210,7 +210,7 @@ class LocalProvider(Provider):
             validation=remote.validation_id,
             dataset_digest=remote.digest,
             method=msgspec.convert(body["method"], Method),
-            adapter=body["adapter"],
+            adapter=msgspec.convert(body["adapter"], Adapter),
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),
             threads=body.get("threads"),

@@ -94,15 +94,14 @@ class Serving:
         """Leaves out each step that an earlier call has done: the endpoint, its deployment, a deployment that
         runs, the traffic to it."""
         wanted = DeployOptions.of(options)
-        endpoint = self._find(job_id)
-        deployment = _ours(endpoint)
+        there = self._find(job_id)
+        deployment, endpoint = _ours(there), there or {}
         if deployment is None:
             model = self._model(job_id, job)
             usd, config = self._configuration(model, wanted)
             self._require_price(usd, wanted)
-            fresh = endpoint is None
-            endpoint = endpoint or self._make_endpoint(job_id)
-            deployment = self._make_deployment(job_id, endpoint, model, config, wanted, fresh=fresh)
+            endpoint = there or self._make_endpoint(job_id)
+            deployment = self._make_deployment(job_id, endpoint, model, config, wanted, fresh=there is None)
         elif _state(deployment) in _DOWN:
             self._require_price(_per_hour(deployment, self._prices(), wanted), wanted)
             self._scale(str(endpoint["id"]), str(deployment["id"]), wanted.min_replicas, wanted.max_replicas)

@@ -19,8 +19,8 @@ from orchestrate.errors import DataError, UsageError
 PAIRS = [{"prompt": f"Q{i}", "completion": f"A{i}"} for i in range(20)]
 
 
-def _pairs(path: Path) -> list[dict[str, str]]:
-    data = Dataset.open(path)
+def _pairs(path: Path, **options: Any) -> list[dict[str, str]]:
+    data = Dataset.open(path, **options)
     return [{"prompt": e.prompt, "completion": e.completion} for e in data.examples()]  # type: ignore[union-attr]
 
 
@@ -98,10 +98,12 @@ def test_bytes_that_are_no_text_are_refused_where_text_is_needed(tmp_path: Path)
         Dataset.open(mapped, columns={"prompt": "blob"})
 
 
-def test_pictures_beside_the_text_are_let_be(tmp_path: Path) -> None:
+def test_pictures_beside_the_text_are_let_be_when_they_are_ignored(tmp_path: Path) -> None:
     image = {"bytes": b"\x89PNG\xff", "path": "a.png"}
     file = _parquet(tmp_path / "a.parquet", image=[image], prompt=["Q0"], completion=["A0"])
-    assert _pairs(file) == PAIRS[:1]
+    assert _pairs(file, columns={"image": ""}) == PAIRS[:1]
+    refused = Dataset.open(file)
+    assert refused.rows == 0 and refused.problems[0].code == "lost-meaning"
 
 
 def _three(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""--engine ray: the answers of the local pool, on two workers. Collected where ray is installed."""
+"""--engine ray: the answers of the local pool, on two workers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
 from orchestrate.data.targets.dialects import canonical_line
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
 BAD = ("not json", '{"messages": []}', '{"prompt": "a", "completion": "b"}', "")
 

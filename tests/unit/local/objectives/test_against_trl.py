@@ -75,7 +75,7 @@ def untrained(session: Session) -> Any:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
-    if session.job.adapter["type"] == "full":
+    if session.job.adapter.full:
         return model
     config = LoraConfig(r=8, lora_alpha=16.0, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)
@@ -104,7 +104,7 @@ def dpo_trainer(folder: Path, session: Session, **config: Any) -> Any:
         per_device_train_batch_size=4,
         **config,
     )
-    full = session.job.adapter["type"] == "full"
+    full = session.job.adapter.full
     reference: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
     # Of a LoRA model the trainer keeps a copy of the adapter as the reference, so it must see it untrained.
     trainer = DPOTrainer(

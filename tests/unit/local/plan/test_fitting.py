@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
-from orchestrate.local.job import Hyper, Preferences
+from orchestrate.local.job import Adapter, Hyper, Preferences
 from orchestrate.local.model import engines
 from orchestrate.local.plan import fitting
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
@@ -143,7 +143,7 @@ def test_the_engine_s_settings_reach_the_plan() -> None:
     shape = Shape.of(SMALL)
     hyper = Hyper(early_stopping_patience=2, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
     setup = fitting.setup_of(
-        Preferences(), {"type": "lora", "r": 4, "dora": True, "dropout": 0.1}, hyper, precision="fp32"
+        Preferences(), Adapter(type="lora", r=4, dora=True, dropout=0.1), hyper, precision="fp32"
     )
     assert setup == Setup(
         adapter="lora",
@@ -181,7 +181,7 @@ def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> Non
 
 
 def test_unpaired_answers_are_single_rows_whose_output_layer_keeps_as_much_as_that_of_pairs() -> None:
-    setup = fitting.setup_of(Preferences(loss="kto"), {"type": "lora", "r": 8}, Hyper(), precision="bf16")
+    setup = fitting.setup_of(Preferences(loss="kto"), Adapter(type="lora", r=8), Hyper(), precision="bf16")
     assert (setup.pairs, setup.judged) == (False, True)
     shape = Shape.like(1e9)
     both = [

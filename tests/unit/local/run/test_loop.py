@@ -16,7 +16,7 @@ from tests.paths import TINY
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
-from orchestrate.local.job import Hyper, LocalJob, Method
+from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.machine import Load
 from orchestrate.local.model.fused import fuse
 from orchestrate.local.objectives.base import collate, pack
@@ -79,7 +79,7 @@ def make(tmp_path: Path) -> Make:
             train=str(hyper.pop("train", preference if method == "dpo" else train)),
             validation=str(valid) if validation else None,
             method=msgspec.convert({"type": method}, Method),
-            adapter={"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})},
+            adapter=Adapter.from_dict({"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})}),
             hyper=Hyper(**{"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, **hyper}),
             threads=1,
             engine=engine,

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import write_whole
-from orchestrate.local.job import Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
+from orchestrate.local.job import Adapter, Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, State, now, read_lines, runs
 from orchestrate.types import JobStatus
@@ -29,7 +29,7 @@ def job(ref: str = "orc-1", **changes: object) -> LocalJob:
         model_name="m",
         train="t.jsonl",
         method=Supervised(),
-        adapter={"type": "qlora"},
+        adapter=Adapter(type="qlora"),
         created_at=now(),
     )
     return msgspec.structs.replace(base, **changes)

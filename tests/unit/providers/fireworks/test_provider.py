@@ -597,6 +597,11 @@ def test_a_job_that_ends_while_it_is_cancelled(host: Host, fireworks: FireworksP
     host.on("GET", path, job_json(), job_json(state="JOB_STATE_COMPLETED"))
     host.on("POST", f"{path}:cancel", Answer({"code": 9, "message": "ended"}, status=400))
     fireworks.cancel(JOB)
+    assert [(asked.method, asked.path) for asked in host.asked] == [
+        ("GET", path),
+        ("POST", f"{path}:cancel"),
+        ("GET", path),
+    ]
 
 
 # -- the tuned model ---------------------------------------------------------------------------------------

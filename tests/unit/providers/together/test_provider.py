@@ -555,6 +555,9 @@ def test_a_job_that_ends_while_it_is_cancelled(host: Host, together: TogetherPro
     host.on("GET", "/v1/fine-tunes/ft-1", job_json(), job_json(status="completed"))
     host.on("POST", "/v1/fine-tunes/ft-1/cancel", Answer({"error": {"message": "ended"}}, status=400))
     together.cancel(JOB)
+    job = "/v1/fine-tunes/ft-1"
+    asked = [(asked.method, asked.path) for asked in host.asked]
+    assert asked == [("GET", job), ("POST", f"{job}/cancel"), ("GET", job)]
 
 
 def test_delete_twice(host: Host, together: TogetherProvider) -> None:

@@ -1,0 +1,237 @@
+"""deploy, undeploy, deployments: tuned models on GPUs of their hosts, which bill by the hour."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.console import (
+    Json,
+    RunArg,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import money, rate
+from orchestrate.types import Deployment, DeploymentState
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is to be deployed, and up to which limits."""
+
+    shape: Annotated[
+        str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
+    ] = None
+    max_usd_per_hour: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when an hour is dearer, all replicas up.")
+    ] = None
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="End it at this cost, by the hours that it was up.")
+    ] = None
+    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after so many hours.")] = None
+    idle: Annotated[
+        str | None, typer.Option(help="Let the host stop it after so long without a request: 30m, 2h.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
+    ] = None
+    accept_unknown_price: Annotated[
+        bool, typer.Option("--accept-unknown-price", help="Go on where no price is known.")
+    ] = False
+    by: Annotated[str | None, typer.Option(help="Who makes it; default: user and machine.")] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the backend. Raises `UsageError`."""
+        found: dict[str, Any] = {}
+        for pair in self.settings or []:
+            name, sign, value = pair.partition("=")
+            if not sign or not name:
+                raise UsageError(f"--set takes NAME=VALUE; got {pair!r}")
+            found[name] = value
+        if self.shape is not None:
+            found["shape"] = self.shape
+        if self.idle is not None:
+            found["idle_minutes"] = _minutes(self.idle)
+        return found
+
+    @property
+    def limits(self) -> dict[str, Decimal | None]:
+        """Raises `UsageError`."""
+        return {
+            "max_usd_per_hour": _usd("--max-usd-per-hour", self.max_usd_per_hour),
+            "max_cost_usd": _usd("--max-cost", self.max_cost),
+            "max_hours": None if self.max_hours is None else Decimal(str(self.max_hours)),
+        }
+
+
+@grouped
+def deploy(
+    context: typer.Context,
+    *,
+    run: RunArg,
+    terms: Terms,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`; a second call
+    completes what an earlier one began."""
+    options, limits = terms.options, terms.limits
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        handle.check()
+        price = handle.deployment_price(**options)
+        if price is None and not terms.accept_unknown_price:
+            raise UsageError(
+                f"not deployed: nobody knows what an hour of this costs on {handle.record.provider}",
+                fix="--accept-unknown-price",
+            )
+        cost = "a price that is not known here" if price is None else f"{rate(price)} an hour, idle included"
+        err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
+        ends = _limits(limits["max_cost_usd"], limits["max_hours"])
+        err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
+        if not confirm("Deploy?", yes=yes):
+            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        if price is not None and limits["max_usd_per_hour"] is None:
+            limits["max_usd_per_hour"] = price  # what was agreed to
+        deployment = handle.deploy(
+            **limits, accept_unknown_price=terms.accept_unknown_price, made_by=terms.by, **options
+        )
+        if deployment.record.limited:
+            _watched(ft.settings)
+    record = deployment.record
+    if json:
+        print_json(record)
+    else:
+        out.print(f"{record.host_id}  {record.raw_state}  {handle.record.tuned_model or ''}")
+        note(f"take it down with: orchestrate undeploy {run}")
+
+
+def undeploy(
+    context: typer.Context,
+    run: RunArg,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
+    ] = 60.0,
+    json: Json = False,
+) -> None:
+    """Take a deployed model down, and ask the host until it shows that nothing of it runs any more. Exit code
+    5: something still does, and is asked to end again at each `orchestrate sync`."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ended = handle.undeploy(patience_s=wait)
+        record = ended.record if ended is not None else None
+        cost = ended.spent_usd if ended is not None else None
+    down = record is None or record.state.over
+    if json:
+        state = "down" if down else "ending"
+        print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
+    elif record is None:
+        note(f"{handle.record.provider} has no deployment of it: nothing was up")
+    elif down:
+        spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
+        note(f"down, as {record.provider} shows{spent}")
+    else:
+        price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
+        bills = f"it still bills{price}" if record.billing_since is not None else "it bills nothing now"
+        warn(
+            f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
+            f"look again with: orchestrate undeploy {run}   (or sync, worker)"
+        )
+    if not down:
+        raise typer.Exit(5)
+
+
+def deployments(
+    context: typer.Context,
+    all: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    json: Json = False,
+) -> None:
+    """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
+    with orchestrator(context) as ft:
+        found = ft.deployments(over=None if all else False)
+        costs = [one.spent_usd for one in found]
+    if json:
+        print_json([one.record for one in found])
+        return
+    if not found:
+        note("nothing is deployed" if not all else "nothing was ever deployed")
+        return
+    names = ("run", "backend", "state", "an hour", "so far", "limit", "by", "made")
+    shown = table(*names, right=("an hour", "so far"))
+    for one, cost in zip(found, costs, strict=True):
+        r = one.record
+        shown.add_row(
+            r.run_id,
+            r.provider,
+            state_of(r),
+            money(r.usd_per_hour),
+            money(cost),
+            _limits(r.max_cost_usd, r.max_hours),
+            r.made_by or "",
+            f"{r.created_at:%Y-%m-%d %H:%M}",
+        )
+    out.print(shown)
+
+
+def state_of(deployment: Deployment) -> str:
+    """Its state, and what is wrong with it."""
+    word = deployment.state.value.replace("_", " ")
+    if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
+        word += ", not complete: deploy again"
+    return word + (" (sandbox)" if deployment.sandbox else "")
+
+
+def _usd(flag: str, value: str | None) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        found = Decimal(value.removeprefix("$"))
+    except InvalidOperation:
+        found = Decimal("NaN")
+    if not found.is_finite() or found < 0:
+        raise UsageError(f"{flag} takes US dollars, such as 25 or 7.50; got {value!r}")
+    return found
+
+
+def _minutes(text: str) -> int:
+    """`30m`, `2h`, or a number of minutes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h)?", text.strip())
+    if found is None:
+        raise UsageError(f"--idle takes a time such as 30m or 2h; got {text!r}")
+    return round(float(found[1]) * (60 if found[2] == "h" else 1))
+
+
+def _limits(max_cost: Decimal | None, max_hours: Decimal | None) -> str:
+    parts = [f"at ${max_cost:.2f}"] if max_cost is not None else []
+    if max_hours is not None:
+        parts.append(f"after {max_hours.normalize():f} h")
+    return " or ".join(parts)
+
+
+def _watched(settings: Settings) -> None:
+    """A limit acts only while somebody looks."""
+    from orchestrate import watching
+
+    if sys.stderr.isatty() and sys.platform != "win32":
+        watching.background(settings).ensure()
+        note("a background watcher ends it at its limit, while this machine is on")
+    else:
+        note("the limit acts while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`")

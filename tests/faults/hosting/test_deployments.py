@@ -1,0 +1,390 @@
+"""Deployed, lost, still billing: 0. Deaths at each step, lost answers, refusals that were none, over the
+official SDKs and the sandbox; what is up is counted in the hosts' own books."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.world import SETTLED, World
+
+from orchestrate import sandbox
+from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
+from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Deployer, Terms
+from orchestrate.tracking.timing import CrashPoint, pass_by
+from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
+
+HOURLY = ("together", "fireworks")
+CREATE = {"together": "endpoints/[^/]+/deployments$", "fireworks": "/deployments$"}
+WITH_ADAPTER = Terms(options={"mode": "addons"})
+TERMS = {"together": Terms(), "fireworks": WITH_ADAPTER}
+"""With all steps that a backend has."""
+
+
+class Moved(Clock):
+    """A clock that can be put forward, and that nobody waits for."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def now(self) -> Any:
+        return super().now() + self.ahead
+
+    def uptime(self) -> Any:
+        up = super().uptime()
+        return type(up)(up.boot, up.seconds + self.ahead.total_seconds())
+
+    def sleep(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+class Killed(BaseException):
+    """No handler of ours sees it, as none sees SIGKILL."""
+
+
+def dies_at(point: str) -> CrashPoint:
+    def reached(here: str) -> None:
+        if here == point:
+            raise Killed
+
+    return reached
+
+
+class Deployed:
+    """A world with one succeeded run on each backend that bills by the hour."""
+
+    def __init__(self, world: World, clock: Moved, tally: Callable[..., None]) -> None:
+        self.world, self.clock, self.tally, self.store = world, clock, tally, world.store
+        self.runs: dict[str, Run] = {}
+        for name in HOURLY:
+            world.submit(name)
+            wire: Any = world.provider(name)
+            wire._wire._sleep = lambda seconds: None  # a retry needs no time here
+        world.hosts.skip(100_000)
+        world.sync()
+        for run in self.store.runs.matching():
+            assert run.status is JobStatus.SUCCEEDED
+            self.runs[run.provider] = run
+
+    def deployer(self, name: str, reached: CrashPoint = pass_by) -> Deployer:
+        return Deployer(self.store, self.world.provider(name), self.world.timing, reached)
+
+    def deploy(
+        self, name: str, terms: Terms | None = None, *, point: str = "none", **more: Any
+    ) -> Deployment:
+        return self.deployer(name, dies_at(point)).deploy(self.runs[name], terms or TERMS[name], **more)
+
+    def undeploy(self, name: str, *, point: str = "none", patience_s: float = 10.0) -> Deployment:
+        known = self.record(name)
+        assert known is not None
+        return self.deployer(name, dies_at(point)).undeploy(known, "asked to", patience_s=patience_s)
+
+    def record(self, name: str) -> Deployment | None:
+        return self.store.deployments.of_run(self.runs[name].id)
+
+    def up(self, name: str) -> list[dict[str, Any]]:
+        """By the host's own books."""
+        return list(self.world.hosts.fronts[name].host.state.all(name, "deployment"))
+
+    def answers(self, name: str) -> bool:
+        """Whether requests reach the tuned model."""
+        state = self.world.hosts.fronts[name].host.state
+        [deployment] = self.up(name)
+        if name == "together":
+            [endpoint] = state.all(name, "endpoint")
+            return [s["deploymentId"] for s in endpoint["trafficSplit"]] == [deployment["id"]]
+        return not deployment.get("enableAddons") or len(list(state.all(name, "addon"))) == 1
+
+    def settle(self, name: str) -> Deployment | None:
+        """What a user does afterwards: sync, until the store knows what became of it."""
+        for _ in range(6):
+            self.world.sync()
+            self.clock.ahead += timedelta(seconds=5)
+        return self.record(name)
+
+    def count(self, fault: str, name: str) -> None:
+        known, there = self.record(name), self.up(name)
+        tracked = known is not None and not known.state.over
+        lost = len(there) if not tracked else 0
+        found = {"runs": int(known is not None), "jobs": len(there), "lost": lost, "doubled": len(there[1:])}
+        self.tally(f"deployed, lost, still billing: {fault}", name, found)
+        assert (found["lost"], found["doubled"]) == (0, 0), (known, there)
+        assert not tracked or there, "the store holds one that no host has"
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
+        yield running
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, hosts: Any, tally: Callable[..., None]) -> Iterator[Deployed]:
+    hosts.clear_faults()
+    clock = Moved()
+    world = World(tmp_path, hosts, clock=clock)
+    yield Deployed(world, clock, tally)
+    hosts.clear_faults()
+    for name in HOURLY:
+        state = hosts.fronts[name].host.state
+        for kind in ("deployment", "endpoint", "addon"):
+            for entry in list(state.all(name, kind)):
+                state.delete(name, kind, entry["id"])
+    world.close()
+
+
+@pytest.mark.parametrize("name", HOURLY)
+def test_every_point_is_passed_once_and_in_order(deployed: Deployed, name: str) -> None:
+    reached: list[str] = []
+    up = deployed.deployer(name, reached.append).deploy(deployed.runs[name], TERMS[name])
+    assert tuple(reached) == DEPLOY_POINTS and up.complete and deployed.answers(name)
+    down = deployed.deployer(name, reached.append).undeploy(up, "asked to", patience_s=10)
+    assert tuple(reached) == DEPLOY_POINTS + END_POINTS and deployed.up(name) == []
+    assert (down.state, down.cause, down.billing_since) == (DeploymentState.ENDED, "asked to", None)
+    states = [t.state.value for t in deployed.store.deployments.transitions(up.id)]
+    assert states == ["intent", "creating", "up", "ending", "ended"]
+    deployed.count("nothing goes wrong", name)
+
+
+@pytest.mark.parametrize("point", DEPLOY_POINTS)
+@pytest.mark.parametrize("name", HOURLY)
+def test_a_deploy_killed_at_each_point_is_found_and_completed(
+    deployed: Deployed, name: str, point: str
+) -> None:
+    with pytest.raises(Killed):
+        deployed.deploy(name, point=point)
+    deployed.settle(name)
+    deployed.count(f"deploy killed {point}", name)
+    again = deployed.deploy(name)
+    assert again.complete and deployed.answers(name)
+    deployed.count(f"deploy killed {point}", name)
+    assert deployed.undeploy(name).state is DeploymentState.ENDED
+    assert deployed.up(name) == []
+
+
+@pytest.mark.parametrize("point", END_POINTS)
+@pytest.mark.parametrize("name", HOURLY)
+def test_an_end_killed_at_each_point_is_gone_on_with(deployed: Deployed, name: str, point: str) -> None:
+    deployed.deploy(name)
+    with pytest.raises(Killed):
+        deployed.undeploy(name, point=point)
+    ended = deployed.settle(name)
+    assert ended is not None and ended.state is DeploymentState.ENDED
+    assert deployed.up(name) == []
+    deployed.count(f"undeploy killed {point}", name)
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "answer lost": {"kind": "lost_answer"},
+    "request lost": {"kind": "lost_request"},
+    "504 after the commit": {"kind": "timeout"},
+    "an answer that is no JSON, after the commit": {"kind": "bad_json"},
+    "HTML after the commit": {"kind": "html_after"},
+    "committed late": {"kind": "late_commit", "delay_s": 0.2},
+    "500 before": {"kind": "error", "status": 500},
+    "400 before": {"kind": "error", "status": 400},
+    "400 after the commit": {"kind": "refused_after", "status": 400},
+    "429 after the commit": {"kind": "refused_after", "status": 429},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", HOURLY)
+def test_a_request_whose_answer_says_little_is_settled_by_looking(
+    deployed: Deployed, hosts: Any, name: str, answer: str
+) -> None:
+    hosts.fault(name, method="POST", path=CREATE[name], **ANSWERS[answer])
+    with contextlib.suppress(OrchestrateError):
+        deployed.deploy(name)
+    assert not hosts.fronts[name].faults.waiting(), "the fault befell nothing"
+    if "late" in answer:
+        hosts.skip(10)
+        _wait_for(lambda: bool(deployed.up(name)))
+    deployed.settle(name)
+    deployed.count(answer, name)
+    assert deployed.deploy(name).complete and deployed.answers(name)
+    assert deployed.undeploy(name).state is DeploymentState.ENDED and deployed.up(name) == []
+    deployed.count(answer, name)
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    import time
+
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_together_is_routed_by_the_next_call_when_the_process_died_before_it(
+    deployed: Deployed, hosts: Any
+) -> None:
+    hosts.fault("together", "error", method="PATCH", path="endpoints/[^/]+$", status=400, count=1)
+    with pytest.raises(OrchestrateError) as told:
+        deployed.deploy("together")
+    assert "it is up and bills" in str(told.value.fix)
+    known = deployed.record("together")
+    assert known is not None and (known.state, known.complete) == (DeploymentState.UP, False)
+    assert not deployed.answers("together")
+    assert deployed.deploy("together").complete and deployed.answers("together")
+
+
+@pytest.mark.parametrize("name", HOURLY)
+def test_an_end_that_the_host_refuses_is_asked_again_until_it_is_shown(
+    deployed: Deployed, hosts: Any, name: str
+) -> None:
+    deployed.deploy(name)
+    hosts.fault(name, "error", method="DELETE", status=400 if name == "together" else 503, count=0)
+    hosts.fault(name, "error", method="PATCH", status=400, count=0)
+    with contextlib.suppress(OrchestrateError):
+        deployed.undeploy(name, patience_s=4)
+    known = deployed.record(name)
+    assert known is not None and known.state is DeploymentState.ENDING and known.billing_since is not None
+    report = deployed.world.sync()
+    assert report.ending == [known.run_id] or report.failures
+    hosts.clear_faults()
+    ended = deployed.settle(name)
+    assert ended is not None and ended.state is DeploymentState.ENDED and deployed.up(name) == []
+    deployed.count("the host does not end it", name)
+
+
+@pytest.mark.parametrize("name", HOURLY)
+def test_another_account_proves_nothing_and_is_asked_nothing(
+    deployed: Deployed, hosts: Any, name: str
+) -> None:
+    deployed.deploy(name)
+    other = deployed.world.provider(name)
+    deployed.world.providers[name] = _elsewhere(deployed.world, name)
+    with pytest.raises(OtherAccount):
+        deployed.undeploy(name)
+    report = deployed.world.sync()
+    assert report.failures
+    known = deployed.record(name)
+    assert known is not None and known.state is DeploymentState.UP and len(deployed.up(name)) == 1
+    deployed.world.providers[name].close()
+    deployed.world.providers[name] = other
+    assert deployed.undeploy(name).state is DeploymentState.ENDED
+    deployed.count("another account", name)
+
+
+def _elsewhere(world: World, name: str) -> Any:
+    from tests.faults.submitting import backend
+
+    keys = {key: f"{value}-of-another" for key, value in world.env.items() if key.endswith("_API_KEY")}
+    return backend(name, world.home, {**world.env, **keys, "ORCHESTRATE_KEYS": str(world.home / "others")})
+
+
+def test_a_fireworks_deployment_ends_though_its_job_is_gone(deployed: Deployed, hosts: Any) -> None:
+    deployed.deploy("fireworks")
+    deployed.world.provider("fireworks").delete(deployed.runs["fireworks"].handle)
+    assert deployed.undeploy("fireworks").state is DeploymentState.ENDED
+    assert deployed.up("fireworks") == []
+
+
+def test_one_that_somebody_else_ended_is_lost_and_costs_no_more(deployed: Deployed) -> None:
+    deployed.deploy("fireworks")
+    state = deployed.world.hosts.fronts["fireworks"].host.state
+    state.delete("fireworks", "deployment", deployed.up("fireworks")[0]["id"])
+    report = deployed.world.sync()
+    assert report.hosting == [], "lists lag"
+    known = deployed.settle("fireworks")
+    assert known is not None and known.state is DeploymentState.LOST and known.billing_since is None
+
+
+def test_one_that_the_store_does_not_know_is_taken_up_and_ended(deployed: Deployed) -> None:
+    from orchestrate.tracking import recover
+
+    for name in HOURLY:
+        run = deployed.runs[name]
+        deployed.world.provider(name).deploy(run.handle)
+    found = recover(deployed.store, [deployed.world.provider(name) for name in HOURLY])
+    assert sorted(found.deployments) == sorted(run.id for run in deployed.runs.values())
+    for name in HOURLY:
+        assert deployed.undeploy(name).state is DeploymentState.ENDED and deployed.up(name) == []
+
+
+# -- money -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"), [({"max_hours": Decimal(2)}, "2 hours"), ({"max_cost_usd": Decimal(10)}, "$10")]
+)
+@pytest.mark.parametrize("name", HOURLY)
+def test_a_limit_that_has_come_ends_it_and_is_retried(
+    deployed: Deployed, hosts: Any, name: str, limit: dict[str, Decimal], words: str
+) -> None:
+    up = deployed.deploy(name, Terms(**limit))
+    deployed.clock.ahead += timedelta(hours=1.1)
+    report = deployed.world.sync()
+    assert any("up for 1.1 h" in line for line in report.hosting), report
+    assert deployed.world.sync().hosting == [], "idle ones are spoken of once a day"
+    assert len(deployed.up(name)) == 1
+    deployed.clock.ahead += timedelta(hours=1)
+    hosts.fault(name, "error", status=503, method="DELETE", count=6)
+    assert any(words in line for line in deployed.world.sync().hosting)
+    ended = deployed.settle(name)
+    assert ended is not None and ended.state is DeploymentState.ENDED and words in str(ended.cause)
+    assert deployed.up(name) == []
+    warned = [e.type for e in deployed.store.history.events(up.run_id) if e.type.startswith("deployment_")]
+    assert warned == ["deployment_idle", "deployment_limit", "deployment_down"]
+    deployed.count("a limit has come", name)
+
+
+def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
+    from orchestrate.costing.deployments import spending
+    from orchestrate.tracking.budget import require_budget
+
+    up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
+    own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}
+    real = Deployment.from_dict(up.to_dict() | own)
+    deployed.store.deployments.add(real)
+    assert real.usd_per_hour is not None
+    now = deployed.clock.now()
+    first = spending(real, now)
+    assert round(first.committed_usd, 1) == 3 * real.usd_per_hour
+    later = spending(real, now + timedelta(hours=2))
+    assert round(later.spent_usd, 1) == 2 * real.usd_per_hour and round(later.total_usd, 1) == round(
+        first.total_usd, 1
+    )
+    endless = spending(_without_limits(real), now)
+    assert round(endless.committed_usd) == 24 * real.usd_per_hour
+    with deployed.store.database.writing() as connection, pytest.raises(OverBudget):
+        require_budget(connection, "together", Decimal(5), first.total_usd + 4)
+
+
+def _without_limits(deployment: Deployment) -> Deployment:
+    return Deployment.from_dict(deployment.to_dict() | {"max_hours": None})
+
+
+@pytest.mark.parametrize("name", HOURLY)
+def test_terms_that_do_not_hold_make_nothing(deployed: Deployed, hosts: Any, name: str) -> None:
+    hosts.requests()
+    with pytest.raises(OverBudget):
+        deployed.deploy(name, Terms(max_usd_per_hour=Decimal(1)))
+    if name == "fireworks":
+        unpriced = {"shape": "default"}
+        with pytest.raises(UsageError, match="no rate is known"):
+            deployed.deploy(name, Terms(options=unpriced))
+        with pytest.raises(UsageError, match="cannot be kept"):
+            deployed.deploy(name, Terms(options=unpriced, accept_unknown_price=True, max_cost_usd=Decimal(5)))
+    assert deployed.record(name) is None and deployed.up(name) == []
+
+
+def test_an_earlier_deploy_that_is_not_settled_is_not_made_again(deployed: Deployed, hosts: Any) -> None:
+    deployed.world.timing = replace(SETTLED, margin_s=30.0)
+    hosts.fault("fireworks", "lost_request", method="POST", path=CREATE["fireworks"])
+    with pytest.raises(OutcomeUnknown):
+        deployed.deploy("fireworks")
+    posts = len(hosts.requests("fireworks", method="POST", path="/deployments"))
+    with pytest.raises(OutcomeUnknown, match="not settled"):
+        deployed.deploy("fireworks")
+    assert len(hosts.requests("fireworks", method="POST", path="/deployments")) == posts
+    deployed.clock.ahead += timedelta(minutes=1)
+    assert deployed.deploy("fireworks").complete and len(deployed.up("fireworks")) == 1

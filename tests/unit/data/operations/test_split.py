@@ -1,0 +1,140 @@
+"""split: every row on one side, and rows that are alike on the same one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tests.unit.data.operations.chat_files import SHARED, chat, sides, write
+
+from orchestrate.data.operations.dedupe import dedupe
+from orchestrate.data.operations.split import parse_shares, split
+from orchestrate.errors import DataError, UsageError
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def test_split_holds_every_row_once_and_about_the_shares(tmp_path: Path) -> None:
+    lines = [chat(f"question {i}", f"answer {i}") for i in range(2000)]
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    assert sum(part.rows for part in report.files) == 2000 == len(sides(tmp_path / "out"))
+    for part, share in zip(report.files, SHARES, strict=True):
+        assert part.share == pytest.approx(share, abs=0.03)
+
+
+def test_split_is_stable_when_rows_are_added_and_shuffled(tmp_path: Path) -> None:
+    lines = [chat(f"question {i}", f"answer {i}") for i in range(500)]
+    more = lines + [chat(f"new {i}", f"answer {i}") for i in range(300)]
+    random.Random(1).shuffle(more)
+    split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "a", near_duplicates=False)
+    split(write(more, tmp_path / "b.jsonl"), SHARES, tmp_path / "b", near_duplicates=False)
+    before, after = sides(tmp_path / "a"), sides(tmp_path / "b")
+    assert {row: after[row] for row in before} == before
+
+
+def test_seed_changes_the_split(tmp_path: Path) -> None:
+    file = write([chat(f"question {i}", "a") for i in range(300)], tmp_path / "a.jsonl")
+    for seed in (0, 1):
+        split(file, SHARES, tmp_path / str(seed), seed=seed, near_duplicates=False)
+    assert sides(tmp_path / "0") != sides(tmp_path / "1")
+
+
+def test_a_conversation_stays_on_one_side(tmp_path: Path) -> None:
+    """Rows unrolled turn by turn begin alike."""
+    lines = [
+        chat(*(f"talk {talk} turn {t}" for t in range(2 * turns)), system=f"system {talk}")
+        for talk in range(150)
+        for turns in (1, 2, 3)
+    ]
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    where: dict[str, set[str]] = {}
+    for row, side in sides(tmp_path / "out").items():
+        where.setdefault(json.loads(row)["messages"][0]["content"], set()).add(side)
+    assert report.groups == 150 == len(where)
+    assert all(len(found) == 1 for found in where.values())
+    assert set.union(*where.values()) == {"train", "validation", "test"}
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    r = random.Random(2)
+    lines: list[str] = []
+    for topic in range(60):
+        words = [f"{topic}w{r.randrange(1000)}" for _ in range(150)]
+        for copy in range(4):
+            words[copy * 7] = f"changed{copy}"
+            lines.append(chat(f"topic {topic} copy {copy} " + " ".join(words), "done"))
+    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out")
+    where: dict[str, set[str]] = {}
+    for row, side in sides(tmp_path / "out").items():
+        topic = json.loads(row)["messages"][0]["content"].split()[1]
+        where.setdefault(topic, set()).add(side)
+    assert report.groups == 60 and all(len(found) == 1 for found in where.values())
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+def test_the_order_of_the_file_moves_no_row(tmp_path: Path, stratify: bool) -> None:
+    """Chains of rows, each near the next: who leads a group, and which neighbours are compared, must be a
+    matter of the content."""
+    r = random.Random(3)
+    lines: list[str] = []
+    for topic in range(80):
+        words = [f"{topic}w{r.randrange(1000)}" for _ in range(120)]
+        for copy in range(6):
+            words[r.randrange(120)] = f"changed{copy}"
+            words[r.randrange(120)] = f"again{copy}"
+            lines.append(chat(f"copy {copy} of {topic} " + " ".join(words), f"label {r.randrange(3)}"))
+    found: list[dict[str, str]] = []
+    for turn in range(4):
+        out = tmp_path / str(turn)
+        report = split(write(lines, tmp_path / "a.jsonl"), SHARES, out, stratify=stratify)
+        found.append(sides(out) | {"groups": str(report.groups)})
+        r.shuffle(lines)
+    assert found[1:] == found[:1] * 3
+    assert set(found[0].values()) >= {"train", "validation", "test"}
+
+
+def test_stratified_split_keeps_the_mix(tmp_path: Path) -> None:
+    lines = [chat(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(400)]
+    file = write(lines, tmp_path / "a.jsonl")
+    report = split(file, SHARES, tmp_path / "out", stratify=True, near_duplicates=False)
+    rare = {name: 0 for name in ("train", "validation", "test")}
+    for row, side in sides(tmp_path / "out").items():
+        rare[side] += "rare" in row
+    assert [part.rows for part in report.files] == [320, 40, 40] and rare == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("0.9/0.1", (0.9, 0.1)), ("4:1", (0.8, 0.2))]
+)
+def test_shares(text: str, shares: tuple[float, ...]) -> None:
+    assert parse_shares(text) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("text", ["", "80", "a/b", "1/2/3/4", "-1/2", "50/0"])
+def test_wrong_shares(text: str) -> None:
+    with pytest.raises(UsageError, match="80/10/10"):
+        parse_shares(text)
+
+
+def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: Path) -> None:
+    file = write(['{"messages": []}'], tmp_path / "a.jsonl")
+    for attempt in (
+        lambda: split(file, (0.8, 0.2), tmp_path / "s"),
+        lambda: dedupe(file, tmp_path / "d.jsonl"),
+    ):
+        with pytest.raises(DataError, match="no good row"):
+            attempt()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
+    file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="make 1 groups of nearly equal rows") as caught:
+        split(file, SHARES, tmp_path / "out")
+    assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
