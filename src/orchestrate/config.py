@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
+from orchestrate.files import is_private, private_folder
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
 from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
@@ -36,6 +37,8 @@ NOTIFY_VARIABLES = {
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
+PRIVATE_FOLDERS = ("counts", "data", "evaluations", "local", "models", "sandbox", "watchers")
+"""Of the home folder."""
 _log = logging.getLogger(__name__)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
@@ -70,6 +73,8 @@ class HostConfig:
     data files and runs."""
     pins: Path | None = None
     """The file that ties keys to hosts; `None` ties nothing."""
+    max_download_bytes: int | None = None
+    """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
 
@@ -92,7 +97,8 @@ class HostConfig:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.
             ask = self.url_from_file and not loopback
-            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
+            family = mine.origins if (mine := _known(self.kind)) else frozenset[str]()
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.warning(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
                     self.api_key,
@@ -133,11 +139,19 @@ class Settings:
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
 
+    max_download_bytes: int | None = None
+    """See `HostConfig`."""
+
     def make_home(self) -> Path:
         """The home folder, made for its owner alone when it is new: copies of training data and what was
-        answered lie in it. The mode of one that is there is its owner's choice."""
+        answered lie in it. The mode of one that is there is its owner's choice; the folders in it that hold
+        these are closed to others, also those that an earlier version made."""
         with suppress(OSError):  # whoever needs a file in it will say so
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.home)
+        for name in PRIVATE_FOLDERS:
+            with suppress(OSError):
+                if (folder := self.home / name).is_dir() and not is_private(folder):
+                    folder.chmod(0o700)
         return self.home
 
     @property
@@ -150,7 +164,8 @@ class Settings:
         own: Mapping[str, Any] = {}
         if host.kind == this_machine().kind:
             own = {**self.local, "allow_grader_code": self.allow_grader_code}
-        return replace(host, options={"home": str(self.home), **own, **host.options})
+        options = {"home": str(self.home), **own, **host.options}
+        return replace(host, options=options, max_download_bytes=self.max_download_bytes)
 
 
 def load(
@@ -189,6 +204,7 @@ def load(
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or _user_and_machine(),
+        max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
@@ -353,6 +369,17 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
             f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
         )
     return amount
+
+
+def _gigabytes(value: str | None) -> int | None:
+    """In bytes. `float` reads more than digits, and what is no number of them is refused."""
+    try:
+        size = float(value) if value else None
+    except ValueError:
+        size = -1.0
+    if size is not None and not 0 < size < float("inf"):
+        raise ConfigError(f"ORCHESTRATE_MAX_DOWNLOAD_GB must be a number of gigabytes, got {value!r}")
+    return None if size is None else int(size * 10**9)
 
 
 def _level(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.files import private_folder
 from orchestrate.types import (
     Artifact,
     Bill,
@@ -220,7 +221,7 @@ class RunHandle:
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
         self.check()
-        models = self._ft.settings.home / "models"
+        models = private_folder(self._ft.settings.home / "models")
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
             return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
@@ -343,7 +344,7 @@ class RunHandle:
             )
         self.check()
         dataset = Dataset.open(path)
-        folder = self._ft.settings.home / "evaluations"
+        folder = private_folder(self._ft.settings.home / "evaluations")
         with serving.answers(
             self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens
         ) as served:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingExtra, SetupError
 from orchestrate.files import write_whole
+from orchestrate.packages import require_recent
 
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
@@ -141,7 +142,7 @@ def read_keys(path: Path) -> dict[str, str]:
         raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
     values = read_toml(path)
     if not all(isinstance(v, str) for v in values.values()):
-        raise ConfigError(f'{path}: every value must be a string, as in  together = "..."')
+        raise ConfigError(f'{path}: every value must be a string, as in  mycloud = "..."')
     return values
 
 
@@ -175,6 +176,7 @@ def from_keyring(name: str) -> str | None:
 def write_keyring(name: str, value: str) -> str:
     """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
     package, `SetupError` when the keyring does not take it."""
+    require_recent("keyring")
     keyring = _keyring()
     try:
         keyring.set_password(_SERVICE, name, value)

@@ -30,6 +30,14 @@ GROUP = "orchestrate.providers"
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """One webhook: `id` is the same when it is sent again, `job_id` of the job that moved, if any did."""
+
+    id: str
+    job_id: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Of one kind of backend; a configured host of this `type` shares it under a name of its own."""
@@ -54,8 +62,17 @@ class Profile:
     project_variable: str | None = None
     chat_path: str = ""
     """Where chat completions lie below the base URL, when not at its root."""
+    chat_limit: str = "max_tokens"
+    """What chat completions call the most tokens of an answer."""
+    origins: frozenset[str] = frozenset()
+    """Addresses of the host's owner, between which a key may move."""
     webhook_variable: str | None = None
     """Of the secret with which the host signs webhooks; kept under `KIND-webhook` in the key file."""
+    delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
+    """Reads a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is right
+    and fresh."""
+    sdk: str | None = None
+    """The distribution of its official SDK; the least version is that of Orchestrate's own requirements."""
 
     # -- rows ----------------------------------------------------------------------------------------------
     rules: HostRules | None = None

@@ -91,6 +91,7 @@ PROFILE = Profile(
     provider="orchestrate.providers.fireworks.provider:FireworksProvider",
     rank=2,
     url="https://api.fireworks.ai",
+    sdk="fireworks-ai",
     account_variable="FIREWORKS_ACCOUNT_ID",
     chat_path="/inference/v1",
     rules=RULES,

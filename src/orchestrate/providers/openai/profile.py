@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Profile
+from orchestrate.profile import Delivery, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ def refused_in_validation(job: Job) -> bool:
     return not job.trained_tokens and job.error is not None and job.error.param in files
 
 
+def delivery(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
+    from orchestrate.providers.openai.webhooks import read
+
+    return read(body, headers, secret)
+
+
 PROFILE = Profile(
     kind="openai",
     title="OpenAI",
@@ -127,7 +134,10 @@ PROFILE = Profile(
     url="https://api.openai.com/v1",
     organization_variable="OPENAI_ORG_ID",
     project_variable="OPENAI_PROJECT_ID",
+    chat_limit="max_completion_tokens",  # newer models refuse `max_tokens`; many compatible hosts need it
     webhook_variable="OPENAI_WEBHOOK_SECRET",
+    delivery=delivery,
+    sdk="openai",
     rules=RULES,
     dialect=Dialect(row_weight=False),
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),

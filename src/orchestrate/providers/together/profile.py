@@ -128,6 +128,10 @@ PROFILE = Profile(
     provider="orchestrate.providers.together.provider:TogetherProvider",
     rank=1,
     url="https://api.together.ai",
+    origins=frozenset(
+        {"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}
+    ),
+    sdk="together",
     project_variable="TOGETHER_PROJECT_ID",
     chat_path="/v1",
     rules=RULES,
