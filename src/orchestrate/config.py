@@ -7,10 +7,8 @@ the system keyring when the package `keyring` is installed; never from `orchestr
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +22,7 @@ from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
 from orchestrate.files import is_private, private_folder
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
-from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
+from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml, user_and_machine
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
 from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
@@ -203,7 +201,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
-        made_by=made_by or env.get("ORCHESTRATE_BY") or _user_and_machine(),
+        made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
@@ -226,14 +224,6 @@ def sqlite_path(url: str) -> Path | None:
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))
-
-
-def _user_and_machine() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _yes(value: str | None) -> bool:
