@@ -20,7 +20,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.hosting import hourly, in_words
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.text import money, span
+from orchestrate.text import limit, money, span
 from orchestrate.types import Feature, JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -104,8 +104,13 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
-        "bill": f"{money(record.bill.usd)} ({record.bill.origin})" if record.bill else None,
+        "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
+        "limit": limit(record.max_cost_usd) if record.max_cost_usd is not None else None,
+        "bill": _bill(record),
+        "abandoned": record.abandoned,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "made by": record.made_by,
+        "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
         "data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
@@ -206,6 +211,22 @@ def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
         _show_status(ft.run(run).resume(), json=json)
 
 
+def abandon(
+    context: typer.Context,
+    run: RunArg,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
+    json: Json = False,
+) -> None:
+    """Give a run up: nothing about it is asked any more and the budget is free of it. Ends nothing on the
+    host."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if handle.record.job_id is not None and not handle.status.terminal:
+            job, host = handle.record.job_id, handle.record.host
+            note(f"its job {job} may go on at {host} and be billed; end it there")
+        _show_status(handle.abandon(reason), json=json)
+
+
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
     and no network."""
@@ -246,6 +267,18 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)})"
+
+
+def _bill(run: Run) -> str | None:
+    if run.bill is None:
+        from orchestrate.costing import spending
+
+        held = spending(run).committed_usd
+        told = f"bill not known; {money(held)} of the budget stay taken" if held else "bill not known"
+        return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
+    final = "" if run.bill.final else "an estimate: "
+    over = run.max_cost_usd is not None and run.bill.usd > run.max_cost_usd
+    return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
 
 
 def _short(value: Any) -> str:
