@@ -19,9 +19,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
+from orchestrate.files import is_private, private_folder
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
-from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
+from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml, user_and_machine
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
 from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
@@ -34,6 +35,8 @@ NOTIFY_VARIABLES = {
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
+PRIVATE_FOLDERS = ("counts", "data", "evaluations", "local", "models", "sandbox", "watchers")
+"""Of the home folder."""
 _log = logging.getLogger(__name__)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
@@ -68,6 +71,8 @@ class HostConfig:
     data files and runs."""
     pins: Path | None = None
     """The file that ties keys to hosts; `None` ties nothing."""
+    max_download_bytes: int | None = None
+    """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
 
@@ -90,7 +95,8 @@ class HostConfig:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.
             ask = self.url_from_file and not loopback
-            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
+            family = mine.origins if (mine := _known(self.kind)) else frozenset[str]()
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.warning(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
                     self.api_key,
@@ -125,15 +131,25 @@ class Settings:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
+    made_by: str = ""
+    """Kept with each run: who made it, as `user@machine` unless it is given."""
     allow_grader_code: bool = False
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
 
+    max_download_bytes: int | None = None
+    """See `HostConfig`."""
+
     def make_home(self) -> Path:
         """The home folder, made for its owner alone when it is new: copies of training data and what was
-        answered lie in it. The mode of one that is there is its owner's choice."""
+        answered lie in it. The mode of one that is there is its owner's choice; the folders in it that hold
+        these are closed to others, also those that an earlier version made."""
         with suppress(OSError):  # whoever needs a file in it will say so
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.home)
+        for name in PRIVATE_FOLDERS:
+            with suppress(OSError):
+                if (folder := self.home / name).is_dir() and not is_private(folder):
+                    folder.chmod(0o700)
         return self.home
 
     @property
@@ -146,7 +162,8 @@ class Settings:
         own: Mapping[str, Any] = {}
         if host.kind == this_machine().kind:
             own = {**self.local, "allow_grader_code": self.allow_grader_code}
-        return replace(host, options={"home": str(self.home), **own, **host.options})
+        options = {"home": str(self.home), **own, **host.options}
+        return replace(host, options=options, max_download_bytes=self.max_download_bytes)
 
 
 def load(
@@ -156,6 +173,7 @@ def load(
     config_file: Path | None = None,
     home: Path | None = None,
     store_url: str | None = None,
+    made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
@@ -183,6 +201,8 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
+        made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
+        max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
@@ -339,6 +359,17 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
             f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
         )
     return amount
+
+
+def _gigabytes(value: str | None) -> int | None:
+    """In bytes. `float` reads more than digits, and what is no number of them is refused."""
+    try:
+        size = float(value) if value else None
+    except ValueError:
+        size = -1.0
+    if size is not None and not 0 < size < float("inf"):
+        raise ConfigError(f"ORCHESTRATE_MAX_DOWNLOAD_GB must be a number of gigabytes, got {value!r}")
+    return None if size is None else int(size * 10**9)
 
 
 def _level(value: Any) -> str:

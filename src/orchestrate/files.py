@@ -2,30 +2,80 @@
 
 One durability for all: what is written lies on the disk before it gets its name, and the name does before the
 call returns. A reader sees the old content or the new, also after a power cut.
+
+One privacy: `private_folder` makes a folder of its owner alone, and whatever is made in such a folder by
+`whole`, `whole_folder`, `new_folder` or with `opener` is its owner's alone too, whatever the umask.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PRIVATE_UMASK = 0o077
+"""Of processes that write below the home folder only."""
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder, and what is missing above it, for its owner alone; what is there stays as it is. Raises
+    `OSError` when it cannot be made."""
+    for folder in (*reversed(path.parents), path):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def own_folder(path: Path) -> Path:
+    """A private folder in a place where others may write too: raises `PermissionError` when it is another's,
+    or a link that another made, which could point anywhere."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if sys.platform != "win32":
+            if {path.lstat().st_uid, path.stat().st_uid} != {os.geteuid()}:
+                raise PermissionError(
+                    errno.EPERM, "it belongs to another user of this machine", str(path)
+                ) from None
+            path.chmod(0o700)
+    return path
+
+
+def is_private(folder: Path) -> bool:
+    """Whether its owner alone may enter; where there are no modes nothing is."""
+    return sys.platform != "win32" and not stat.S_IMODE(folder.stat().st_mode) & PRIVATE_UMASK
+
+
+def new_folder(path: Path) -> Path:
+    """Makes a folder and what is missing above it, private where the one that is there is private."""
+    if not path.is_dir():
+        parent = new_folder(path.parent)
+        path.mkdir(mode=0o700 if is_private(parent) else 0o777, exist_ok=True)
+    return path
+
+
+def opener(path: str, flags: int) -> int:
+    """For `open`: a new file in a private folder is its owner's alone."""
+    return os.open(path, flags, 0o600 if is_private(Path(path).parent) else 0o666)
 
 
 @contextmanager
 def whole(path: Path, *, private: bool = False) -> Generator[Path]:
     """A name to write to; what is there at the end of the block becomes `path`, after an error nothing.
 
-    What a link points to is written, and the link stays. `private` files can be read by their owner only.
+    What a link points to is written, and the link stays. `private` files, and those in a private folder, can
+    be read by their owner only.
     """
     target = _behind_links(path)
     draft = _draft(target)
     try:
-        if private:
+        if private or is_private(target.parent):
             os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield draft
         move_into_place(draft, target)
@@ -52,9 +102,11 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
     Without `replace` a folder with content that is there already stays: raises `OSError`."""
     draft = _draft(path)
     try:
-        draft.mkdir(parents=True)
+        private = is_private(new_folder(draft).parent)
         yield draft
         for entry in (*draft.rglob("*"), draft):
+            if private and not entry.is_symlink():
+                entry.chmod(0o700 if entry.is_dir() else 0o600)
             sync(entry)
         if replace:
             shutil.rmtree(path, ignore_errors=True)

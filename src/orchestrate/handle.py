@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.files import private_folder
 from orchestrate.types import (
     Artifact,
     Bill,
@@ -174,6 +175,23 @@ class RunHandle:
         self.provider.resume(self.record.handle)
         return self.refresh()
 
+    def abandon(self, reason: str) -> Run:
+        """Gives the run up, with its reason: its host is not asked about it any more, and it takes nothing of
+        a budget but the last that is known of its bill. Nothing is ended on the host, where its job may go on
+        and be billed. Raises `UsageError` without a reason."""
+        from orchestrate.tracking import transitions
+
+        if not reason.strip():
+            raise UsageError(
+                "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
+            )
+        at, runs = self._ft.store.clock.now(), self._ft.store.runs
+        self.record = runs.apply(
+            self.id, lambda run: transitions.abandoned(run, reason.strip(), at), note=f"abandoned: {reason}"
+        )
+        runs.close(self.id)
+        return self.record
+
     def _here(self) -> Provider:
         """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
         from orchestrate.tracking import accounts
@@ -203,7 +221,7 @@ class RunHandle:
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
         self.check()
-        models = self._ft.settings.home / "models"
+        models = private_folder(self._ft.settings.home / "models")
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
             return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
@@ -326,7 +344,7 @@ class RunHandle:
             )
         self.check()
         dataset = Dataset.open(path)
-        folder = self._ft.settings.home / "evaluations"
+        folder = private_folder(self._ft.settings.home / "evaluations")
         with serving.answers(
             self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens
         ) as served:

@@ -282,7 +282,7 @@ def _may_bill(one: Run | Deployment) -> bool:
 
     if isinstance(one, Deployment):
         return not one.state.over and one.state is not DeploymentState.INTENT
-    return not one.status.terminal and one.phase not in UNSENT
+    return not one.status.terminal and one.phase not in UNSENT and one.abandoned is None
 
 
 def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
@@ -299,7 +299,7 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
             # What was just made is not idle, though nobody has asked it anything yet.
             fresh = max([at for at in (used, one and one.created_at) if at], default=None)
             in_use = fresh is not None and now - fresh < IN_USE
-            meant = item.id in ignore or item.name in ignore
+            meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
             found.setdefault(
                 (answer.place, item.kind, item.id),
                 Found(

@@ -125,6 +125,11 @@ def test_convert(tmp_path: Path) -> None:
     assert report.written == 3 and "messages" in (tmp_path / "out.jsonl").read_text()
 
 
+def test_convert_names_the_formats_that_there_are(tmp_path: Path) -> None:
+    refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "x/y", cwd=tmp_path, code=2)
+    assert "no format 'x/y'; known: openai" in refused.err and "defect" not in refused.err
+
+
 def test_convert_refuses_loss(tmp_path: Path) -> None:
     arguments = ("convert", GOOD / "reasoning.jsonl", "--to", "openai", "-o", tmp_path / "out.jsonl")
     refused = run(*arguments, cwd=tmp_path, code=1)

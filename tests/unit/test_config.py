@@ -106,3 +106,24 @@ def test_a_further_host_can_be_configured(tmp_path: Path) -> None:
     assert settings.host("mycloud").api_key == config.Secret("mycloud-key-of-the-tests")
     over = config.load(env=env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1"), cwd=tmp_path)
     assert over.host("mycloud").base_url == "https://other.example/v1"
+
+
+def test_the_largest_download_is_the_users_to_say(tmp_path: Path) -> None:
+    def most(**env: str) -> int | None:
+        return config.load(env=env, cwd=tmp_path, home=tmp_path).host("together").max_download_bytes
+
+    assert most() is None
+    assert most(ORCHESTRATE_MAX_DOWNLOAD_GB="1.5") == 1_500_000_000
+    for wrong in ("no", "0", "-1", "nan", "inf"):
+        with pytest.raises(ConfigError, match="ORCHESTRATE_MAX_DOWNLOAD_GB"):
+            most(ORCHESTRATE_MAX_DOWNLOAD_GB=wrong)
+
+
+def test_folders_of_an_older_home_are_closed_and_the_home_keeps_its_mode(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for folder in (home, home / "data", home / "of-the-user"):
+        folder.mkdir()
+        folder.chmod(0o755)
+    config.load(env={}, cwd=tmp_path, home=home).make_home()
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (home, home / "data", home / "of-the-user")}
+    assert modes == {"home": 0o755, "data": 0o700, "of-the-user": 0o755}

@@ -224,6 +224,7 @@ def convert(
     from orchestrate.data.operations import convert as converting
     from orchestrate.providers import registry
 
+    format = registry.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or beside(file, f"{to}.{ending}")
     if json and is_stdout(target):
@@ -235,7 +236,7 @@ def convert(
     ):
         report = converting.convert(
             joined,
-            registry.format_of(settings_of(context), to),
+            format,
             target,
             allow_loss=allow_loss,
             columns=_columns(reading.columns, reading.ignored),
@@ -471,7 +472,7 @@ def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
 
     if model is None:
         return "o200k"
-    if (counter := counting.of_openai(model)) is not None:
+    if (counter := counting.of_tiktoken(model)) is not None:
         return counter
     failed: OrchestrateError | None = None
     for kind in dict.fromkeys((*kinds, this_machine().kind, *sorted(catalog.known_hosts()))):

@@ -14,7 +14,7 @@ import msgspec
 from orchestrate.costing import deployments
 from orchestrate.costing.budget import spending
 from orchestrate.errors import UsageError
-from orchestrate.types import Deployment, JobStatus, Record, Run, SubmitPhase
+from orchestrate.types import Deployment, Record, Run, SubmitPhase
 
 CENT = Decimal("0.01")
 _NANO = Decimal("1e-9")
@@ -96,7 +96,9 @@ def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> Exp
 
 
 def _priced(run: Run) -> bool:
-    return run.quote is not None and not run.quote.unavailable and run.status is not JobStatus.FAILED
+    if run.abandoned is not None:
+        return False  # what its host still bills nobody asks
+    return run.estimate_usd is not None or (run.quote is not None and not run.quote.unavailable)
 
 
 def _wandb_project(run: Run) -> str | None:

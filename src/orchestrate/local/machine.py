@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from orchestrate.files import opener, private_folder
 from orchestrate.types import Record
 
 
@@ -23,10 +24,11 @@ def mark(folder: Path) -> str:
     machines apart. Where nothing can be written it is the folder's name."""
     file = folder / "mark"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         draft = folder / f".mark.{os.getpid()}.{secrets.token_hex(4)}"
         if not file.exists():
-            draft.write_text(secrets.token_hex(8), encoding="ascii")
+            with open(draft, "x", encoding="ascii", opener=opener) as out:
+                out.write(secrets.token_hex(8))
             with suppress(FileExistsError):
                 os.link(draft, file)  # whole or not at all, and the first one stays
             draft.unlink()

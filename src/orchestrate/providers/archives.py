@@ -75,6 +75,13 @@ def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[
         return inspect(folder)
 
 
+def too_large(limit: int) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"the host sends more than {max(0, limit):,} bytes, more than this model should have; none is kept",
+        fix="if it is that large, allow it, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
+    )
+
+
 @contextmanager
 def staged(dest: Path) -> Generator[Path]:
     """A new folder beside `dest` that becomes `dest` when the block ends well, and is removed otherwise.
@@ -164,10 +171,11 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
                 raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
             seen.add(path.as_posix().lower())
             written += member.size
-            allowed = max(limits.grace_bytes, int(compressed * limits.ratio))
-            if written > min(allowed, limits.total_bytes):
+            if written > limits.total_bytes:
+                raise too_large(limits.total_bytes)
+            if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {min(allowed, limits.total_bytes):,} bytes; "
+                    f"{archive.name} unpacks to more than {allowed:,} bytes; "
                     "it is not what a model compresses to"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate.errors import Unsupported
+from orchestrate.errors import SpecError, Unsupported
 from orchestrate.providers import accounts
 from orchestrate.types import (
     Account,
@@ -115,6 +116,14 @@ class Provider(ABC):
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
+
+    def size_of(self, model: str | None) -> float | None:
+        """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""
+        from orchestrate import catalog
+
+        with suppress(SpecError):
+            return catalog.resolve(model, self.profile).params_b if model else None
+        return None
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 

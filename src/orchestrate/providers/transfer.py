@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrate.errors import ProviderError, UnexpectedAnswer
-from orchestrate.files import move_into_place, write_whole
+from orchestrate.errors import ArtifactRefused, ProviderError, UnexpectedAnswer
+from orchestrate.files import move_into_place, opener, own_folder, private_folder, write_whole
+from orchestrate.providers.archives import too_large
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from orchestrate.config import HostConfig
 
+MOST_BYTES = 200 * 10**9
+"""Of a model whose size is not known: 100 billion parameters in 16 bits."""
+_BESIDE_WEIGHTS = 10**9
+"""Tokenizers, configurations, archives."""
 _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -44,15 +49,19 @@ def fetch(
     open_stream: Opener,
     file: Path,
     *,
+    limit_bytes: int,
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Downloads into `file`. What has come so far is in `file` + `.part`, and a later call goes on from there
-    when the host can (Range) and says that its file is still the same (ETag).
+    """Downloads into `file`, whose folder is made for this user alone: others may write beside it, and what
+    lies in it is gone on with. What has come so far is in `file` + `.part`, and a later call goes on from
+    there when the host can (Range) and says that its file is still the same (ETag).
 
-    Gives up after five tries in a row that brought nothing. Raises `ProviderError`.
+    Gives up after five tries in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused` for
+    more than `limit_bytes` and `PermissionError` where the folder is another user's.
     """
-    part = _Part(file)
+    own_folder(file.parent)
+    part = _Part(file, limit_bytes)
     stalls = 0
     while not part.whole:
         before = part.size
@@ -69,13 +78,21 @@ def fetch(
     return file
 
 
+def limit_bytes(config: HostConfig, params_b: float | None) -> int:
+    """The most that a download may bring: what the user set, else what the base model with `params_b` billion
+    parameters takes in 32 bits, twice what any host sends."""
+    if config.max_download_bytes is not None:
+        return config.max_download_bytes
+    return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
+
+
 def work_folder(config: HostConfig) -> Path:
     """Where data files are written before they are sent: `home` in the host's options, else the cache."""
     if home := config.options.get("home"):
-        return Path(str(home)).expanduser() / "data"
+        return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("orchestrate")) / "data"
+    return private_folder(Path(platformdirs.user_cache_dir("orchestrate")) / "data")
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
@@ -95,8 +112,8 @@ def signed(http: httpx.Client, url: str) -> Opener:
 class _Part:
     """The unfinished file and, beside it, which version of the host's file it is a part of."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, limit: int) -> None:
+        self.file, self.limit = file, limit
         self.path = file.with_name(file.name + ".part")
         self._about = file.with_name(file.name + ".part.json")
 
@@ -114,8 +131,7 @@ class _Part:
         return self.size > 0 and self.size == self._known().get("total")
 
     def start_over(self, etag: str | None = None, total: int | None = None) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(b"")
+        open(self.path, "wb", opener=opener).close()
         write_whole(self._about, json.dumps({"etag": etag, "total": total}).encode())
 
     def _known(self) -> dict[str, Any]:
@@ -124,6 +140,11 @@ class _Part:
         except (OSError, ValueError):
             return {}
 
+    def refuse(self) -> ArtifactRefused:
+        self.path.unlink(missing_ok=True)
+        self._about.unlink(missing_ok=True)
+        return too_large(self.limit)
+
     def finish(self) -> None:
         move_into_place(self.path, self.file)
         self._about.unlink(missing_ok=True)
@@ -131,24 +152,34 @@ class _Part:
 
 def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress | None) -> _Part:
     with open_stream(_resume_headers(part)) as answer:
+        # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
+        if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
+            raise UnexpectedAnswer(provider, f"the file comes packed as {packing[:40]!r}, unasked")
         start, total = _place(answer)
         etag = answer.headers.get("etag")
+        if total is not None and total > part.limit:
+            raise part.refuse()
         if answer.status_code != 206 or start != part.size or (part.etag and etag != part.etag):
             if answer.status_code == 206 and start != 0:
                 part.start_over()
                 raise _again(provider, "the host's file has changed since the download began")
             part.start_over(etag, total)
-        with part.path.open("ab") as out:
+        most = part.limit if total is None else total
+        with open(part.path, "ab", opener=opener) as out:
             done = out.tell()
             for chunk in answer.iter_bytes():
-                out.write(chunk)
                 done += len(chunk)
+                if done > most:
+                    break
+                out.write(chunk)
                 if progress is not None:
                     progress(done, total if total is not None else done)
-    if total is not None and part.size != total:
-        if part.size > total:
+    if total is None and done > most:
+        raise part.refuse()
+    if total is not None and done != total:
+        if done > total:
             part.start_over()
-        raise _again(provider, f"{part.size} of {total} bytes came")
+        raise _again(provider, f"{done} of {total} bytes came")
     return part
 
 
@@ -168,8 +199,7 @@ def _place(answer: Stream) -> tuple[int, int | None]:
         if match:
             return int(match.group(1)), None if match.group(2) == "*" else int(match.group(2))
     length = answer.headers.get("content-length", "")
-    encoded = answer.headers.get("content-encoding", "identity") != "identity"
-    return 0, int(length) if length.isdigit() and not encoded else None
+    return 0, int(length) if length.isascii() and length.isdigit() else None
 
 
 def _again(provider: str, reason: str) -> UnexpectedAnswer:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.files import whole
+from orchestrate.files import new_folder, whole, write_whole
 from orchestrate.tensors import header_bytes, tensors
 
 if TYPE_CHECKING:
@@ -35,13 +34,13 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
         b = delta[name.replace(".lora_A.", ".lora_B.")]
         scale = config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
         weights[key] = weights[key] + scale * (b @ a)
-    target.mkdir(parents=True, exist_ok=True)
+    new_folder(target)
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja"):
-            shutil.copy(file, target)
+            write_whole(target / file.name, file.read_bytes())
     shape = json.loads((base / "config.json").read_text(encoding="utf-8"))
     shape.pop("torch_dtype", None)
-    (target / "config.json").write_text(json.dumps({**shape, "dtype": "float32"}, indent=1), encoding="utf-8")
+    write_whole(target / "config.json", json.dumps({**shape, "dtype": "float32"}, indent=1).encode())
     write_tensors(target / "model.safetensors", weights, {"format": "pt"})
     return target
 

@@ -7,6 +7,7 @@ started again on the same home goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sqlite3
 import string
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrate.files import whole
+from orchestrate.files import private_folder, whole
 from orchestrate.sandbox.accounts import HERE, here
 
 _SCHEMA = """
@@ -48,12 +49,12 @@ class State:
         self.home = home
         self.files = home / "files"
         self.runs = home / "runs"
-        self.files.mkdir(parents=True, exist_ok=True)
-        self.runs.mkdir(parents=True, exist_ok=True)
+        for folder in (home, self.files, self.runs):
+            private_folder(folder)
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(
-            home / "sandbox.sqlite3", check_same_thread=False, isolation_level=None, timeout=30
-        )
+        database = home / "sandbox.sqlite3"
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its logs get the mode of it
+        self._db = sqlite3.connect(database, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         known = {row[1] for row in self._db.execute("PRAGMA table_info(objects)")}

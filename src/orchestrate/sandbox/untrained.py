@@ -12,6 +12,7 @@ import struct
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrate.files import new_folder, write_whole
 from orchestrate.sandbox.jobs import Job
 from orchestrate.types import MetricPoint
 
@@ -53,7 +54,7 @@ def placeholder_adapter(folder: Path, job: Job) -> Path:
     """A LoRA adapter in PEFT's layout whose weights are all zero; made once."""
     if (folder / "adapter_config.json").exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folder(folder)
     rank = job.lora_rank
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     shapes = {name.format("A"): [rank, _HIDDEN], name.format("B"): [_HIDDEN, rank]}
@@ -65,7 +66,7 @@ def placeholder_adapter(folder: Path, job: Job) -> Path:
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(at))
+    write_whole(folder / "adapter_model.safetensors", struct.pack("<Q", len(text)) + text + bytes(at))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,5 +77,5 @@ def placeholder_adapter(folder: Path, job: Job) -> Path:
         "target_modules": ["q_proj"],
         NOT_TRAINED: True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_whole(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
     return folder

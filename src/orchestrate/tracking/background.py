@@ -24,7 +24,7 @@ import msgspec
 
 from orchestrate import config
 from orchestrate.errors import SetupError
-from orchestrate.files import locked, write_whole
+from orchestrate.files import PRIVATE_UMASK, locked, opener, private_folder, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
 from orchestrate.text import inert
 from orchestrate.tracking.sweep import Failure, SyncReport
@@ -83,7 +83,7 @@ class Background:
         if len(self._starts) >= _MOST_STARTS:
             raise self._broken("the background watcher keeps ending")
         self._starts.append(time.monotonic())
-        self._base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._base.parent)
         with _log_file(self.log) as log:
             started = subprocess.Popen(
                 [sys.executable, "-P", "-m", _PROCESS],
@@ -91,6 +91,7 @@ class Background:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=PRIVATE_UMASK,
                 env=_environment(self.settings),
             )
         # Reaps it when it ends before this process does.
@@ -146,7 +147,7 @@ def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watche
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stopped.set())
     own = Background(settings)
-    own.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(own.lock.parent)
     with locked(own.lock, wait_s=_LOCK_S) as held:
         if held:
             with watching() as watcher:
@@ -244,10 +245,9 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _log_file(path: Path) -> BinaryIO:
-    """Opens the log, begun anew when it is long; only its owner can read it."""
+    """Opens the log, begun anew when it is long."""
     fresh = path.exists() and path.stat().st_size > _LOG_BYTES
-    mode = os.O_TRUNC if fresh else os.O_APPEND
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "wb" if fresh else "ab")
+    return open(path, "wb" if fresh else "ab", opener=opener)
 
 
 def _last_line(log: Path) -> str:

@@ -18,8 +18,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from orchestrate.config import sqlite_path
-from orchestrate.errors import MissingExtra, StoreError
+from orchestrate.errors import StoreError
 from orchestrate.files import whole
+from orchestrate.packages import needed
 from orchestrate.tracking import schema
 
 _HEADER = b"SQLite format 3\x00"
@@ -251,10 +252,8 @@ def _back_up(engine: Engine, path: Path, version: int) -> Path:
 
 
 def _open_postgres(url: URL) -> Engine:
-    try:
+    with needed("postgres", "a store on Postgres", "psycopg"):
         import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise MissingExtra("postgres", "a store on Postgres", "psycopg") from error
     # A pre-ping replaces connections that a restart of the server has cut.
     engine = create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=_patience(url))
     place = place_of(engine)
@@ -270,16 +269,18 @@ def _open_postgres(url: URL) -> Engine:
 def _patience(url: URL) -> dict[str, Any]:
     """How long a server may be silent, where the URL does not say it itself: a lost one is an error in
     seconds, not a command that hangs."""
-    options = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    limits = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    own = url.query.get("options", ())
     given = {
         "connect_timeout": 10,
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * _STATEMENT_S,
-        "options": options,
     }
-    return {name: value for name, value in given.items() if name not in url.query}
+    unsaid = {name: value for name, value in given.items() if name not in url.query}
+    # What comes later wins, so that the URL's own options are added to ours and stand above them.
+    return unsaid | {"options": " ".join([limits, *([own] if isinstance(own, str) else own)])}
 
 
 def _prepare_postgres(engine: Engine, place: str) -> None:

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import text
-from tests.postgres_server import Postgres, postgres_binaries
+from tests.postgres_server import Postgres
 
 from orchestrate.errors import StoreError
 from orchestrate.tracking.engines import open_engine, translated
@@ -57,16 +59,6 @@ def test_ctrl_c_ends_the_wait_for_a_silent_server(
     assert command.returncode == 130 and b"Traceback" not in said
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("no Postgres server is installed")
-    server = Postgres(binaries)
-    yield server
-    server.stop("immediate")
-
-
 def test_a_statement_that_takes_too_long_is_an_error(postgres: Postgres) -> None:
     url = postgres.database()
     engine = open_engine(url)
@@ -77,3 +69,50 @@ def test_a_statement_that_takes_too_long_is_an_error(postgres: Postgres) -> None
             connection.execute(text("SET LOCAL statement_timeout = 50"))
             connection.execute(text("SELECT pg_sleep(60)"))
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("options", "statement", "lock"),
+    [
+        ("-c search_path=public", "1min", "1min"),
+        ("-c statement_timeout=5s", "5s", "1min"),
+        ("-c lock_timeout=7s -c statement_timeout=5s", "5s", "7s"),
+    ],
+)
+def test_a_url_with_options_keeps_our_limits_unless_it_says_others(
+    postgres: Postgres, options: str, statement: str, lock: str
+) -> None:
+    engine = open_engine(f"{postgres.database()}?options={quote(options)}")
+    with engine.begin() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == statement
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == lock
+        if "search_path" in options:
+            assert connection.execute(text("SHOW search_path")).scalar_one() == "public"
+    engine.dispose()
+
+
+def test_ctrl_c_ends_a_command_whose_query_is_blocked(postgres: Postgres, tmp_path: Path) -> None:
+    import psycopg
+
+    url = postgres.database()
+    open_engine(url).dispose()  # the tables are there: the command only reads
+    env = os.environ | {"ORCHESTRATE_HOME": str(tmp_path), "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    words = [sys.executable, "-m", "orchestrate.cli", "--store", url, "runs"]
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with psycopg.connect(url) as locking, psycopg.connect(url, autocommit=True) as looking:
+        locking.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
+        command = subprocess.Popen(words, env=env, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 60
+            while looking.execute(waiting).fetchone() == (0,):
+                assert time.monotonic() < deadline and command.poll() is None, "it never waited for the lock"
+                time.sleep(0.05)
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=15)  # far below the limit of a statement
+        finally:
+            command.kill()
+        assert command.returncode == 130 and b"Traceback" not in said, said
+        assert looking.execute(waiting).fetchone() == (0,), "its query is ended at the server too"

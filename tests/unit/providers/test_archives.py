@@ -95,6 +95,9 @@ HOSTILE = {
     "a pickle named safetensors": [("adapter_model.safetensors", b"\x80\x04K\x01." + b"\x00" * 64)],
     "cut safetensors": [("adapter_model.safetensors", weights(b"\x00" * 64)[:-8])],
     "header claims everything": [("model.safetensors", struct.pack("<Q", 2**62) + b"{}")],
+    "header above its limit": [
+        ("model.safetensors", struct.pack("<Q", (16 << 20) + 2) + b"{}" + b" " * (16 << 20))
+    ],
     "header nested without end": [
         ("model.safetensors", struct.pack("<Q", 100_000) + b"[" * 100_000),
     ],
@@ -111,6 +114,14 @@ def test_a_hostile_or_damaged_archive_leaves_nothing_behind(tmp_path: Path, memb
         unpack(archive, work / "out")
     assert list(work.iterdir()) == []
     assert {p.name for p in tmp_path.iterdir()} == {"work", "model.tar.zst"}
+
+
+def test_what_unpacks_to_more_than_the_user_allows_is_refused(tmp_path: Path) -> None:
+    archive = saved(tmp_path, zstd.compress(tar_of({"config.json": b"0" * 4_000_000})))
+    with pytest.raises(ArtifactRefused, match="more than 3,000,000 bytes") as refused:
+        unpack(archive, tmp_path / "out", limits=Limits(total_bytes=3_000_000))
+    assert "ORCHESTRATE_MAX_DOWNLOAD_GB" in (refused.value.fix or "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bomb_is_refused_before_it_is_written(tmp_path: Path) -> None:

@@ -1,13 +1,24 @@
-"""Each error class of the installed SDKs and HTTP clients is one that our mapping knows; a new one fails."""
+"""What each error class of the installed SDKs and HTTP clients becomes, new ones too."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrate.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    OrchestrateError,
+    OutcomeUnknown,
+    ProviderError,
+    UnexpectedAnswer,
+)
 from orchestrate.providers import hosted
+from orchestrate.providers.hosted import STATUS_ERRORS, Wire
 
 STATUS = {"APIStatusError", "HTTPStatusError"}
 """They carry the host's answer, so that its status decides."""
@@ -24,19 +35,10 @@ NOTHING_SENT = {
     "ProxyError": True,
     "InvalidURL": True,
 }
-ELSEWHERE = {
-    # bases, raised only as one of their subclasses
-    "HTTPError", "APIError", "OpenAIError", "TogetherError", "FireworksError",
-    # an answer that came and cannot be read
-    "APIResponseValidationError", "LengthFinishReasonError", "ContentFilterFinishReasonError",
-    # wrong use of a client, found before or after the request, by nothing that we call
-    "CookieConflict", "StreamError", "StreamConsumed", "StreamClosed", "ResponseNotRead", "RequestNotRead",
-    # together's own checks of a file, around requests that create no job
-    "DownloadError", "FileTypeError",
-    # parts of the SDKs that we do not use: webhooks, sockets, sign-in
-    "InvalidWebhookSignatureError", "WebSocketConnectionClosedError", "WebSocketQueueFullError", "OAuthError",
-    "_AmbiguousModuleClientUsageError", "SubjectTokenProviderError", "MutuallyExclusiveAuthError",
-}  # fmt: skip
+NEVER_SENT = {name for name, certain in NOTHING_SENT.items() if certain} | {
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+}
 
 
 def classes(module: str) -> list[type[BaseException]]:
@@ -45,13 +47,44 @@ def classes(module: str) -> list[type[BaseException]]:
     return [c for c in found if c.__module__.partition(".")[0] == module.partition(".")[0]]
 
 
+def raised(kind: type[BaseException], status: int | None = None) -> Callable[[], None]:
+    """A call that fails with such an error, whatever its class wants to be made from."""
+    error = kind.__new__(kind)
+    if status is not None:
+        error.response = SimpleNamespace(status_code=status, headers={}, json=dict)  # type: ignore[attr-defined]
+
+    def call() -> None:
+        raise error
+
+    return call
+
+
 @pytest.mark.parametrize("module", ["httpx", "httpx2", "openai", "together", "fireworks"])
-def test_each_error_class_is_mapped(module: str) -> None:
-    found = classes(module)
-    assert found
-    mapped = hosted._NOTHING_SENT | hosted._TRANSPORT | STATUS  # pyright: ignore[reportPrivateUsage]
-    unknown = [c.__name__ for c in found if not {k.__name__ for k in c.__mro__} & mapped]
-    assert set(unknown) <= ELSEWHERE, set(unknown) - ELSEWHERE
+def test_each_error_class_ends_in_our_tree_and_a_create_is_given_up_only_where_it_was_never_sent(
+    module: str,
+) -> None:
+    wire = Wire("host")
+    found = [c for c in classes(module) if issubclass(c, Exception)]
+    assert len(found) > 10
+    for kind in found:
+        names = {k.__name__ for k in kind.__mro__}
+        with pytest.raises(ProviderError) as read:
+            wire.once(raised(kind))
+        with pytest.raises(OrchestrateError) as create:
+            wire.send_once("orc-1", raised(kind), str)
+        if isinstance(status := getattr(kind, "status_code", None), int):  # of one class for one status
+            expected = STATUS_ERRORS.get(status, InvalidRequest)
+            assert 400 <= status < 500 and type(read.value) is type(create.value) is expected, kind
+            continue
+        unanswered = bool(names & {"TransportError", "RequestError", "APIConnectionError"})
+        assert type(read.value) is (HostUnavailable if unanswered else UnexpectedAnswer), kind
+        assert read.value.retryable, kind
+        assert type(create.value) is (type(read.value) if names & NEVER_SENT else OutcomeUnknown), kind
+        if names & STATUS:
+            with pytest.raises(InvalidRequest):
+                wire.send_once("orc-1", raised(kind, 418), str)
+            with pytest.raises(OutcomeUnknown):
+                wire.send_once("orc-1", raised(kind, 502), str)
 
 
 @pytest.mark.parametrize("module", ["httpx", "httpx2"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import http.server
+import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from orchestrate.errors import NotFound, UnexpectedAnswer
+from orchestrate.errors import ArtifactRefused, NotFound, UnexpectedAnswer
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.transfer import fetch, signed
 
@@ -95,10 +99,12 @@ def client() -> Iterator[httpx.Client]:
         yield http
 
 
-def run(client: httpx.Client, host: FileHost, file: Path, slept: list[float] | None = None) -> Path:
+def run(
+    client: httpx.Client, host: FileHost, file: Path, slept: list[float] | None = None, most: int = 10**8
+) -> Path:
     pauses = slept if slept is not None else []
     try:
-        return fetch(Wire("fireworks"), signed(client, host.url), file, sleep=pauses.append)
+        return fetch(Wire("fireworks"), signed(client, host.url), file, limit_bytes=most, sleep=pauses.append)
     finally:
         host.close()
 
@@ -146,6 +152,7 @@ def test_the_hosts_pause_is_kept_and_progress_is_told(client: httpx.Client, tmp_
         Wire("fireworks"),
         signed(client, host.url),
         tmp_path / "f",
+        limit_bytes=10**8,
         progress=lambda done, total: told.append((done, total)),
         sleep=slept.append,
     )
@@ -164,3 +171,82 @@ def test_a_download_that_brings_nothing_ends(client: httpx.Client, tmp_path: Pat
         run(client, host, tmp_path / "f")
     assert not isinstance(caught.value, UnexpectedAnswer) or caught.value.retryable
     assert len(host.seen) == 6
+
+
+def endless(request: http.server.BaseHTTPRequestHandler, length: str | None = None) -> None:
+    request.send_response(200)
+    if length:
+        request.send_header("Content-Length", length)
+    request.end_headers()
+    with contextlib.suppress(OSError):  # until the client hangs up
+        while True:
+            request.wfile.write(BODY)
+
+
+def test_a_body_without_end_is_ended_and_nothing_of_it_stays(client: httpx.Client, tmp_path: Path) -> None:
+    host = FileHost(endless)
+    with pytest.raises(ArtifactRefused) as refused:
+        run(client, host, tmp_path / "f", most=5_000_000)
+    assert "more than 5,000,000 bytes" in refused.value.message
+    assert "ORCHESTRATE_MAX_DOWNLOAD_GB" in (refused.value.fix or "")
+    assert list(tmp_path.iterdir()) == [] and len(host.seen) == 1
+
+
+def test_a_length_above_the_limit_is_refused_before_it_is_read(client: httpx.Client, tmp_path: Path) -> None:
+    host = FileHost(partial(endless, length="5000001"))
+    with pytest.raises(ArtifactRefused):
+        run(client, host, tmp_path / "f", most=5_000_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("packing", ["gzip", "gzip, gzip", "zstd"])
+def test_a_bomb_is_not_unpacked_on_the_way(client: httpx.Client, tmp_path: Path, packing: str) -> None:
+    def packed(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Encoding", packing)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                request.wfile.write(gzip.compress(bytes(1 << 20)))
+
+    with pytest.raises(UnexpectedAnswer, match=f"packed as '{packing}', unasked"):
+        run(client, FileHost(packed), tmp_path / "f")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_unfinished_lies_in_a_folder_of_ours_alone(client: httpx.Client, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    before = os.umask(0)
+    try:
+        with pytest.raises(NotFound):
+            run(client, FileHost(half, failing(404)), tmp_path / "waiting" / "f")
+    finally:
+        os.umask(before)
+    assert {
+        p.name: oct(p.stat().st_mode & 0o777)
+        for p in (tmp_path / "waiting", *(tmp_path / "waiting").iterdir())
+    } == {"waiting": "0o700", "f.part": "0o600", "f.part.json": "0o600"}
+    host = FileHost(whole)
+    assert run(client, host, tmp_path / "waiting" / "f").read_bytes() == BODY
+    assert "Range" in host.seen[0], "it is found again and gone on with"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize("as_link", [False, True], ids=["folder", "link"])
+def test_what_another_user_has_laid_in_our_way_is_neither_read_nor_written(
+    client: httpx.Client, tmp_path: Path, as_link: bool
+) -> None:
+    waiting, victim = tmp_path / "waiting", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "f.part").write_bytes(b"mine")
+    if as_link:
+        waiting.symlink_to(victim)
+    else:
+        waiting.mkdir(0o777)
+        (waiting / "f.part").symlink_to(victim / "f.part")
+    os.chown(waiting, 65534, 65534, follow_symlinks=False)
+    host = FileHost(whole)
+    with pytest.raises(PermissionError, match="another user"):
+        run(client, host, waiting / "f")
+    assert host.seen == [] and (victim / "f.part").read_bytes() == b"mine"
+    assert [p.name for p in victim.iterdir()] == ["f.part"]

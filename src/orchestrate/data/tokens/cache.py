@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.data.tokens.lengths import Lengths
-from orchestrate.files import sha256, write_whole
+from orchestrate.files import private_folder, sha256, write_whole
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
@@ -116,7 +116,7 @@ def _hash(*parts: object) -> str:
 def _write(file: Path, content: bytes) -> None:
     """Whole or not at all. A folder that cannot be written to costs time later, and nothing else."""
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(file.parent)
         write_whole(file, content)
         _prune(file.parent)
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import MissingExtra
-from orchestrate.files import write_whole
+from orchestrate.files import PRIVATE_UMASK, opener, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.packages import require_recent
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
@@ -42,6 +43,7 @@ def require_packages(what: str = "training on this machine") -> None:
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("local", what, package)
+        require_recent(package)
 
 
 def launch(job: LocalJob, home: Path) -> RunDir:
@@ -83,7 +85,7 @@ def start_worker(run: RunDir) -> None:
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
-    with run.log.open("ab") as log:
+    with open(run.log, "ab", opener=opener) as log:
         worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "orchestrate.local.run.worker", str(run.path)],
             stdin=subprocess.DEVNULL,
@@ -91,6 +93,7 @@ def start_worker(run: RunDir) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=run.path,
+            umask=PRIVATE_UMASK,
             env=worker_environment(run.job().threads),
         )
     begun = process.started(worker.pid)

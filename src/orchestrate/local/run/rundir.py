@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.files import locked, whole_folder, write_whole
+from orchestrate.files import locked, opener, private_folder, whole_folder, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
@@ -114,7 +114,7 @@ class RunDir:
         A rename onto a filled folder fails, so of two callers with one ref exactly one makes it.
         """
         _require_plain(job.ref)
-        home.mkdir(parents=True, exist_ok=True)
+        private_folder(home)
         run = cls(home / job.ref)
         if run.exists():
             return run, False
@@ -251,7 +251,7 @@ def now() -> datetime:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    with path.open("ab") as out:
+    with open(path, "ab", opener=opener) as out:
         out.write(line + b"\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import RunFailed
-from orchestrate.files import write_whole
+from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Record
@@ -85,7 +85,7 @@ def remember(home: Path, bench: Bench) -> None:
     """Kept beside earlier ones; the same model on the same device and threads is replaced."""
     key = (bench.device, bench.threads, bench.model)
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
-    home.mkdir(parents=True, exist_ok=True)
+    private_folder(home)
     write_whole(bench_file(home), msgspec.json.format(msgspec.json.encode([*kept, bench])))
 
 

@@ -31,9 +31,11 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
+from orchestrate.files import new_folder, own_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
@@ -286,8 +288,9 @@ class FireworksProvider(Provider):
         archives.require_empty(dest)
         raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
-        waiting = dest.parent / f".{dest.name}.{job.job_id}.download"
-        self._fetch(model, waiting, progress)
+        waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}.download"
+        base = text(reading.settings_of(raw).get("baseModel"))
+        self._fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
         with archives.staged(dest) as folder:
             for path in sorted(waiting.iterdir()):
                 path.rename(folder / path.name)
@@ -297,7 +300,7 @@ class FireworksProvider(Provider):
             kind=archives.kind_of(files),
             folder=str(dest),
             files=files,
-            base_model=archives.base_of(dest) or text(reading.settings_of(raw).get("baseModel")),
+            base_model=archives.base_of(dest) or base,
             provider=self.name,
             job_id=job.job_id,
         )
@@ -344,9 +347,9 @@ class FireworksProvider(Provider):
                 )
             model = endpoint.model
         create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
-        return chat.replies(
-            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
-        )
+        return Chat(
+            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
+        ).replies(prompts)
 
     def close(self) -> None:
         self._at.close()
@@ -396,24 +399,24 @@ class FireworksProvider(Provider):
         raw, _ = self._at.find(job)
         return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""
 
-    def _fetch(self, model: str, folder: Path, progress: Progress | None) -> None:
+    def _fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
         urls = self._file_urls(model)
         names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if archives.wanted(name)}
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         for short, name in names.items():
             file = folder / short
-            if file.exists():
-                continue
-            try:
-                transfer.fetch(
-                    self._wire, transfer.signed(self._at.plain(), urls[name]), file, progress=progress
-                )
-            except (PermissionRefused, InvalidRequest):
-                # Signed URLs live for an hour; a large model takes longer.
-                urls = self._file_urls(model)
-                transfer.fetch(
-                    self._wire, transfer.signed(self._at.plain(), urls[name]), file, progress=progress
-                )
+            if not file.exists():
+                try:
+                    self._fetch_file(urls[name], file, most, progress)
+                except (PermissionRefused, InvalidRequest):
+                    # Signed URLs live for an hour; a large model takes longer.
+                    urls = self._file_urls(model)
+                    self._fetch_file(urls[name], file, most, progress)
+            most -= file.stat().st_size
+
+    def _fetch_file(self, url: str, file: Path, most: int, progress: Progress | None) -> None:
+        opened = transfer.signed(self._at.plain(), url)
+        transfer.fetch(self._wire, opened, file, limit_bytes=most, progress=progress)
 
     def _file_urls(self, model: str) -> dict[str, str]:
         account, model_id = model.split("/")[1], reading.id_of(model)

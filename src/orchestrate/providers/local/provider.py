@@ -20,7 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
-from orchestrate.files import sha256, whole
+from orchestrate.files import private_folder, sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
@@ -182,7 +182,7 @@ class LocalProvider(Provider):
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
-        folder = self.home / "data"
+        folder = private_folder(self.home / "data")
         train = data.train.write(self.target, folder)
         validation = data.validation.write(self.target, folder) if data.validation else None
         if progress is not None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -30,9 +31,12 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
+from orchestrate.files import new_folder
+from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
@@ -280,14 +284,16 @@ class TogetherProvider(Provider):
 
         # The unfinished archive lies beside the folder, so that a later call finds it.
         words = "-".join(str(v) for v in query.values())
-        archive = dest.parent / f".{dest.name}.{job.job_id}-{words}.download"
-        transfer.fetch(self._wire, opened, archive, progress=progress)
+        waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}-{words}.download"
+        archive = waiting / "archive"
+        most = transfer.limit_bytes(self.config, self.size_of(text(raw.get("model"))))
+        transfer.fetch(self._wire, opened, archive, limit_bytes=most, progress=progress)
         try:
-            files = archives.unpack(archive, dest)
+            files = archives.unpack(archive, dest, limits=archives.Limits(total_bytes=most))
         except ArtifactRefused:
-            archive.unlink()  # kept only where the fault is on this side, such as a full disk
+            shutil.rmtree(waiting)  # kept only where the fault is on this side, such as a full disk
             raise
-        archive.unlink()
+        shutil.rmtree(waiting)
         return Artifact(
             kind=archives.kind_of(files, full=full),
             folder=str(dest),
@@ -334,9 +340,9 @@ class TogetherProvider(Provider):
             model = endpoint.model
         client = self._client().with_options(base_url=self._inference_url)
         create = client.chat.completions.create
-        return chat.replies(
-            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
-        )
+        return Chat(
+            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
+        ).replies(prompts)
 
     def close(self) -> None:
         if self._sdk is not None:
@@ -347,6 +353,7 @@ class TogetherProvider(Provider):
 
     def _client(self) -> Together:
         if self._sdk is None:
+            require_recent("together")
             from together import Together
 
             self._sdk = Together(

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.files import opener
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.fireworks.bodies import CreateDataset, UploadEndpoint
@@ -181,7 +182,7 @@ class Datasets:
         if not dataset["urls"] or not all(slot["done"] for slot in dataset["urls"].values()):
             raise HostError(400, "not all files of the dataset have been uploaded")
         id = f"dataset-{dataset['id']}"
-        with self.files.path(id).open("wb") as out:
+        with open(self.files.path(id), "wb", opener=opener) as out:
             for ticket in dataset["urls"]:
                 part = self.files.path(f"{id}.{ticket}")
                 with part.open("rb") as data:
@@ -207,7 +208,7 @@ class Datasets:
                 raise HostError(400, "file is required")
             if (upload.size or 0) > MAX_DIRECT:
                 raise HostError(413, f"direct uploads are at most {MAX_DIRECT} bytes; use getUploadEndpoint")
-            with self.files.path(f"dataset-{dataset['id']}").open("wb") as out:
+            with open(self.files.path(f"dataset-{dataset['id']}"), "wb", opener=opener) as out:
                 shutil.copyfileobj(upload.file, out)
             name = upload.filename or "data.jsonl"
         self._finish(dataset, name)

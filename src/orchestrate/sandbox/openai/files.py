@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.files import opener
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.openai.bodies import CompleteUpload, CreateUpload
@@ -57,7 +58,7 @@ class OpenAIFiles:
             if (upload.size or 0) > MAX_FILE:
                 raise HostError(413, f"The file is larger than {MAX_FILE} bytes; use the Uploads API")
             id = f"file-{token()}"
-            with self.files.path(id).open("wb") as out:
+            with open(self.files.path(id), "wb", opener=opener) as out:
                 shutil.copyfileobj(upload.file, out)
             size = self.files.path(id).stat().st_size
             file = self._add(id, upload.filename or "file", str(purpose), size)
@@ -184,7 +185,7 @@ class OpenAIFiles:
             if (data.size or 0) > MAX_PART:
                 raise HostError(413, f"A part must be at most {MAX_PART} bytes", param="data")
             id = f"part_{token()}"
-            with self.files.path(id).open("wb") as out:
+            with open(self.files.path(id), "wb", opener=opener) as out:
                 shutil.copyfileobj(data.file, out)
         part = {
             "id": id,
@@ -203,7 +204,7 @@ class OpenAIFiles:
             raise HostError(400, f"No such part of this upload: {unknown[0]}", param="part_ids")
         id = f"file-{token()}"
         digest = hashlib.md5(usedforsecurity=False)
-        with self.files.path(id).open("wb") as out:
+        with open(self.files.path(id), "wb", opener=opener) as out:
             for part in asked.part_ids:
                 data = self.files.path(part).read_bytes()
                 digest.update(data)

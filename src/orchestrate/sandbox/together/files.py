@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.files import opener
 from orchestrate.sandbox.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.state import token
@@ -208,7 +209,7 @@ class TogetherFiles:
         numbers = [int(part.get("part_number", part.get("PartNumber", 0))) for part in asked.parts]
         if numbers != list(range(1, pending["parts"] + 1)):
             raise HostError(400, f"all {pending['parts']} parts must be listed in order", param="parts")
-        with self.files.path(asked.file_id).open("wb") as out:
+        with open(self.files.path(asked.file_id), "wb", opener=opener) as out:
             for part, number in zip(asked.parts, numbers, strict=True):
                 path = self.files.path(f"{asked.file_id}.{number}")
                 data = path.read_bytes() if path.exists() else b""

@@ -169,11 +169,29 @@ KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, .
 }
 
 
-@pytest.mark.parametrize("target", [*built_in(), *FORMATS])
+TARGETS = pytest.mark.parametrize("target", [*built_in(), *FORMATS])
+
+
+@TARGETS
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataObject, tmp_path: Path) -> None:
+    _comes_back(kind, target, data, tmp_path)
+
+
+@pytest.mark.slow
+@TARGETS
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None, suppress_health_check=SLOW)
+@given(data=st.data())
+def test_what_is_not_refused_comes_back_in_a_long_search(
+    kind: Kind, target: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    _comes_back(kind, target, data, tmp_path)
+
+
+def _comes_back(kind: Kind, target: str, data: st.DataObject, tmp_path: Path) -> None:
     make, features = KINDS[kind]
     has = data.draw(st.sets(st.sampled_from(features), max_size=3)) if features else set[str]()
     rows = [make(data.draw, has) for _ in range(2)]
