@@ -9,6 +9,8 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from orchestrate import watching
@@ -17,6 +19,7 @@ from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_o
 from orchestrate.commands.options import grouped
 from orchestrate.config import Notify, Settings
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
+from orchestrate.keys import hide
 from orchestrate.spending import BY, Asked, Breakdown, Found, SpendingReport, cents
 from orchestrate.text import NOTHING, count, joined, rate
 
@@ -206,29 +209,47 @@ def _hourly(report: SpendingReport) -> str:
 
 
 def _show(report: SpendingReport) -> None:
+    for part in shown(report):
+        out.print(part, soft_wrap=isinstance(part, Text))
+    for line in notes(report):
+        err.print(line, soft_wrap=True)
+
+
+def shown(report: SpendingReport) -> list[RenderableType]:
+    """The first line and the tables."""
     head = Text(headline(report), style="bold red" if report.over else "bold")
-    out.print(Text.assemble(SANDBOX, " ", head) if report.sandbox else head, soft_wrap=True)
+    parts: list[RenderableType] = [Text.assemble(SANDBOX, " ", head) if report.sandbox else head]
     for breakdown in report.breakdown:
-        _show_breakdown(breakdown)
-    if report.standing:
-        _show_standing(report.standing)
-    for one in report.accounts:
-        _show_gaps(one)
+        if breakdown.groups:
+            parts += ["", _breakdown(breakdown)]
+    return [*parts, "", _standing(report.standing)] if report.standing else parts
+
+
+def notes(report: SpendingReport) -> list[Text]:
+    """What could not be asked or seen."""
+    told: list[Text] = []
     unused: dict[str, list[str]] = {}
     for one in report.accounts:
-        if not one.expected and not one.asked:
+        if one.expected and not one.asked:
+            told.append(_warning(f"{one.backend} was not asked: {one.reason}"))
+        elif not one.asked:
             unused.setdefault("no key" if one.keyless else one.reason or "", []).append(one.backend)
+        if one.elsewhere:
+            told.append(_warning(f"{one.backend}: {_other(one)}"))
+        for line in one.unseen:
+            text = f"{one.backend}: {line}"
+            told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
     for reason, names in unused.items():
-        err.print(
-            f"not asked, and without runs here: {joined(names)} ({reason})", style="dim", soft_wrap=True
-        )
+        told.append(Text(hide(f"not asked, without runs here: {joined(names)} ({reason})"), style="dim"))
+    return told
 
 
-def _show_breakdown(breakdown: Breakdown) -> None:
+def _warning(text: str) -> Text:
+    return Text.assemble(("warning: ", "yellow"), hide(text))
+
+
+def _breakdown(breakdown: Breakdown) -> Table:
     groups = breakdown.groups
-    if not groups:
-        return
-    out.print()
     shown = table(breakdown.by, "spent", "committed", "runs", "deployments", "cost not known", right=_NUMBERS)
     spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
     columns = [_column(spent), _column(committed)]
@@ -242,7 +263,7 @@ def _show_breakdown(breakdown: Breakdown) -> None:
         unknown = sum(len(g.unknown) for g in groups)
         last = ("total", *sums, count(runs), count(deployments), count(unknown or None))
         shown.add_row(*(Text(word, style="bold") for word in last))
-    out.print(shown)
+    return shown
 
 
 _NUMBERS = ("spent", "committed", "runs", "deployments", "cost not known")
@@ -256,8 +277,7 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
     ]
 
 
-def _show_standing(standing: Sequence[Found]) -> None:
-    out.print()
+def _standing(standing: Sequence[Found]) -> Table:
     names = ("still there", "what", "id", "name", "state", "bills", "$/hour", "whose")
     shown = table(*names, right=("$/hour",), fold=("id", "name", "whose"))
     for found in standing:
@@ -274,7 +294,7 @@ def _show_standing(standing: Sequence[Found]) -> None:
             NOTHING if price is None else rate(price),
             _whose(found),
         )
-    out.print(shown)
+    return shown
 
 
 def _whose(found: Found) -> Text:
@@ -282,15 +302,6 @@ def _whose(found: Found) -> Text:
     if found.foreign:
         return Text.assemble(idle, ("not made from here", "magenta"))
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""))
-
-
-def _show_gaps(one: Asked) -> None:
-    if one.expected and not one.asked:
-        warn(f"{one.backend} was not asked: {one.reason}")
-    if one.elsewhere:
-        warn(f"{one.backend}: {_other(one)}")
-    for line in one.unseen:
-        warn(f"{one.backend}: {line}") if one.partial else err.print(f"{one.backend}: {line}", style="dim")
 
 
 def _gap(one: Asked) -> str:
