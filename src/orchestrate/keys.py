@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
+import socket
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -217,3 +219,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
         ) from error
+
+
+def user_and_machine() -> str:
+    """Who is at work here: `ada@laptop`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
     from orchestrate.data.rules import HostRules
     from orchestrate.data.targets.dialects import Dialect
+    from orchestrate.types import Job
 
 GROUP = "orchestrate.providers"
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -97,6 +98,12 @@ class Profile:
     share_billed: Callable[[int, int], Decimal] | None = None
     """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
     host does not say."""
+    unbilled_failure: Callable[[Job], bool] = lambda job: False
+    """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
+    a bill is known."""
+    cap_gap: str = ""
+    """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
+    Empty where it does."""
     serving_note: str = ""
     """What a reader of the cost of a dedicated deployment should know."""
 

@@ -27,6 +27,7 @@ from orchestrate.types import Severity
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
 
 RULES = HostRules(
     kinds={
@@ -113,6 +114,12 @@ def tuned_base(name: str) -> str | None:
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 
 
+def refused_in_validation(job: Job) -> bool:
+    """A file that was refused is named by `param` of the job's error (OpenAI's API reference)."""
+    files = ("training_file", "validation_file")
+    return not job.trained_tokens and job.error is not None and job.error.param in files
+
+
 def delivery(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
     from orchestrate.providers.openai.webhooks import read
 
@@ -139,4 +146,6 @@ PROFILE = Profile(
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     auto_epochs=auto_epochs,
+    unbilled_failure=refused_in_validation,
+    cap_gap="OpenAI tells the tokens of a job only when it has ended",
 )
