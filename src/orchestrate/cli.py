@@ -46,6 +46,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "cancel", "runs:cancel", "End a run."),
     (_RUNS, "pause", "runs:pause", "Pause a run, where the backend can."),
     (_RUNS, "resume", "runs:resume", "Go on with a paused or interrupted run."),
+    (_RUNS, "abandon", "runs:abandon", "Give a run up, with a reason; frees the budget."),
     (_RUNS, "sync", "follow:sync", "Bring all runs up to date and settle lost answers."),
     (_RUNS, "worker", "worker:worker", "Watch all runs for as long as wanted, and tell when they end."),
     (_RUNS, "recover", "worker:recover", "Rebuild a lost store from the hosts' lists."),

@@ -22,7 +22,7 @@ from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
 from orchestrate.files import is_private, private_folder
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
-from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml
+from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml, user_and_machine
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
 from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
@@ -95,7 +95,8 @@ class HostConfig:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.
             ask = self.url_from_file and not loopback
-            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask):
+            family = mine.origins if (mine := _known(self.kind)) else frozenset[str]()
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.warning(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
                     self.api_key,
@@ -130,6 +131,8 @@ class Settings:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
+    made_by: str = ""
+    """Kept with each run: who made it, as `user@machine` unless it is given."""
     allow_grader_code: bool = False
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
@@ -170,6 +173,7 @@ def load(
     config_file: Path | None = None,
     home: Path | None = None,
     store_url: str | None = None,
+    made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
@@ -197,6 +201,7 @@ def load(
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
+        made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )

@@ -3,6 +3,8 @@
 OrchestrateError
 +-- UsageError                  exit 2   the command or call is wrong
 |   +-- SpecError               exit 2   the spec is wrong (line, field, allowed values)
+|   +-- AlreadySubmitted        exit 2   the store has the same run; `--again` makes another
+|   +-- KeyTaken                exit 2   an idempotency key belongs to another run
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
 |   +-- KeyElsewhere            exit 3   an API key would go to another host than before
@@ -71,6 +73,32 @@ class SpecError(UsageError):
     def __init__(self, message: str, *, errors: Sequence[str] = (), fix: str | None = None) -> None:
         super().__init__("\n".join([message, *errors]), fix=fix)
         self.errors = tuple(errors)
+
+
+class AlreadySubmitted(UsageError):
+    """The store has a run of the same settings, data, backend and account that is open or has just succeeded;
+    nothing was sent."""
+
+    def __init__(self, provider: str, run_id: str, state: str, next_step: str) -> None:
+        super().__init__(
+            f"run {run_id} on {provider} is the same (settings, data, account) and {state}; nothing was sent",
+            fix=f"{next_step}   (or, if you want to pay for a second one, add --again)",
+        )
+        self.provider = provider
+        self.run_id = run_id
+
+
+class KeyTaken(UsageError):
+    """An idempotency key is that of a run which is not the one asked for; nothing was sent."""
+
+    def __init__(self, key: str, run_id: str, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"the idempotency key {key} is that of run {run_id}, which has another {', '.join(differences)}; "
+            "nothing was sent",
+            fix=f"use another key, or submit what it was made for (orchestrate show {run_id})",
+        )
+        self.run_id = run_id
+        self.differences = tuple(differences)
 
 
 class SetupError(OrchestrateError):

@@ -175,6 +175,23 @@ class RunHandle:
         self.provider.resume(self.record.handle)
         return self.refresh()
 
+    def abandon(self, reason: str) -> Run:
+        """Gives the run up, with its reason: its host is not asked about it any more, and it takes nothing of
+        a budget but the last that is known of its bill. Nothing is ended on the host, where its job may go on
+        and be billed. Raises `UsageError` without a reason."""
+        from orchestrate.tracking import transitions
+
+        if not reason.strip():
+            raise UsageError(
+                "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
+            )
+        at, runs = self._ft.store.clock.now(), self._ft.store.runs
+        self.record = runs.apply(
+            self.id, lambda run: transitions.abandoned(run, reason.strip(), at), note=f"abandoned: {reason}"
+        )
+        runs.close(self.id)
+        return self.record
+
     def _here(self) -> Provider:
         """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
         from orchestrate.tracking import accounts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
+import socket
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orchestrate.errors import ConfigError, MissingExtra, SetupError
 from orchestrate.files import write_whole
+from orchestrate.packages import require_recent
 
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
@@ -141,7 +144,7 @@ def read_keys(path: Path) -> dict[str, str]:
         raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
     values = read_toml(path)
     if not all(isinstance(v, str) for v in values.values()):
-        raise ConfigError(f'{path}: every value must be a string, as in  together = "..."')
+        raise ConfigError(f'{path}: every value must be a string, as in  mycloud = "..."')
     return values
 
 
@@ -175,6 +178,7 @@ def from_keyring(name: str) -> str | None:
 def write_keyring(name: str, value: str) -> str:
     """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
     package, `SetupError` when the keyring does not take it."""
+    require_recent("keyring")
     keyring = _keyring()
     try:
         keyring.set_password(_SERVICE, name, value)
@@ -215,3 +219,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
         ) from error
+
+
+def user_and_machine() -> str:
+    """Who is at work here: `ada@laptop`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,11 +20,6 @@ import msgspec
 
 from orchestrate.errors import ConfigError, KeyElsewhere
 from orchestrate.files import locked, write_whole
-
-FAMILIES = (
-    frozenset({"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}),
-)
-"""Hosts of one owner, between which a key may move."""
 
 
 class _File(msgspec.Struct):
@@ -44,15 +39,18 @@ class Pins:
         kept = self._read()
         return tuple(kept.pins.get(_fingerprint(kept, key), ())) if kept else ()
 
-    def require(self, key: str, provider: str, url: str, *, ask: bool = False) -> bool:
+    def require(
+        self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
+    ) -> bool:
         """Lets the key go to the URL's host, or raises `KeyElsewhere`. True at its first use, which is
-        remembered. With `ask` a first use is refused as well: the URL came from a project's file."""
+        remembered. With `ask` a first use is refused as well: the URL came from a project's file. `family`
+        has the hosts of one owner, between which a key may move."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)
             if not known:
                 return True
-        if not _allowed(host, known):
+        if host not in known and not (host in family and family & {*known}):
             raise KeyElsewhere(provider, host, known)
         return False
 
@@ -108,10 +106,6 @@ def origin(url: str) -> str:
     port = f":{parts.port}" if parts.port not in (None, 443 if parts.scheme == "https" else 80) else ""
     name = parts.hostname or ""
     return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{port}"
-
-
-def _allowed(host: str, known: tuple[str, ...]) -> bool:
-    return host in known or any(host in family and family & {*known} for family in FAMILIES)
 
 
 def _fingerprint(kept: _File, key: str) -> str:

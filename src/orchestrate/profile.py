@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
     from orchestrate.data.rules import HostRules
     from orchestrate.data.targets.dialects import Dialect
+    from orchestrate.types import Job
 
 GROUP = "orchestrate.providers"
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One webhook: `id` is the same when it is sent again, `job_id` of the job that moved, if any did."""
+
+    id: str
+    job_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +62,17 @@ class Profile:
     project_variable: str | None = None
     chat_path: str = ""
     """Where chat completions lie below the base URL, when not at its root."""
+    chat_limit: str = "max_tokens"
+    """What chat completions call the most tokens of an answer."""
+    origins: frozenset[str] = frozenset()
+    """Addresses of the host's owner, between which a key may move."""
     webhook_variable: str | None = None
     """Of the secret with which the host signs webhooks; kept under `KIND-webhook` in the key file."""
+    delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
+    """Reads a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is right
+    and fresh."""
+    sdk: str | None = None
+    """The distribution of its official SDK; the least version is that of Orchestrate's own requirements."""
 
     # -- rows ----------------------------------------------------------------------------------------------
     rules: HostRules | None = None
@@ -80,6 +98,12 @@ class Profile:
     share_billed: Callable[[int, int], Decimal] | None = None
     """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
     host does not say."""
+    unbilled_failure: Callable[[Job], bool] = lambda job: False
+    """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
+    a bill is known."""
+    cap_gap: str = ""
+    """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
+    Empty where it does."""
     serving_note: str = ""
     """What a reader of the cost of a dedicated deployment should know."""
 

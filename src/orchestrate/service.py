@@ -10,15 +10,13 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-from orchestrate.errors import (
-    OrchestrateError,
-    UsageError,
-)
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.earlier import Earlier
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
@@ -189,18 +188,28 @@ class Orchestrator:
         *,
         max_cost_usd: Decimal | float | str | None = None,
         strict: bool = False,
+        idempotency_key: str | None = None,
+        again: bool = False,
+        agree: Callable[[Quote], bool] | None = None,
         progress: Progress | None = None,
     ) -> RunHandle:
         """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
 
         What `prepare` gave is not checked and quoted again; a file that has changed since then is refused
-        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped. Raises
-        `TranslationRefused`, `DataError`, `OverBudget` before anything is sent; `OutcomeUnknown` when the
-        answer to the create request was lost (the run stays in the store; `sync` settles it);
-        `ProviderError` when the host refused.
+        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped.
+
+        `idempotency_key` is the caller's own: the same key is the same run for ever, in every process of this
+        store, and its run is returned however it stands. Where a run that is the same is open, or has
+        succeeded within a day, `AlreadySubmitted` names it, unless `again`. `agree` is asked when the host's
+        own estimate is above the quote's high end and no limit allows it; without it that is refused.
+
+        Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
+        `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
+        settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import specfile
-        from orchestrate.tracking.submit import submit
+        from orchestrate import earlier, specfile
+        from orchestrate.tracking import Submitter
+        from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
         if isinstance(spec, Prepared):
@@ -209,23 +218,39 @@ class Orchestrator:
             self.require(spec, name)
             prepared = self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
+        wish = earlier.wish(self, prepared, name, idempotency_key)
+        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
+        if agree is not None:
+            submitter = replace(submitter, agree=agree)
+        if known := wish.known(self.store):
+            return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
+        if not again and (same := wish.same(self.store)):
+            raise already(same)
         self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
         prepared.require_unchanged()
         offer = prepared.offer(name)
         own = specfile.anchored(offer.spec)
         if limit is not None:
             own = own.model_copy(update={"max_cost_usd": limit})
-        run = submit(
-            self.store,
-            self.provider(name),
+        run = submitter.submit(
             own,
             prepared.data,
             quote=offer.quote,
             max_cost_usd=own.max_cost_usd,
-            budget_usd=self.settings.budget_usd,
+            idempotency_key=idempotency_key,
+            again=again,
+            made_by=self.settings.made_by,
             progress=progress,
         )
         return RunHandle(self, run)
+
+    def earlier(
+        self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
+    ) -> list[Earlier]:
+        """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
+        from orchestrate import earlier
+
+        return earlier.found(self, prepared, self.backends(provider), idempotency_key)
 
     def require(self, spec: JobSpec, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
@@ -244,15 +269,17 @@ class Orchestrator:
         *,
         strict: bool = False,
         max_cost_usd: Decimal | None = None,
-    ) -> None:
+        max_cost_each_usd: Decimal | None = None,
+    ) -> dict[str, Decimal | None]:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
-        submitted one after the other: the budget must hold for all of them. Raises as `submit` does."""
-        from orchestrate.costing import check_budget
+        submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
+        of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        from orchestrate.costing import caps, check_budget
 
         if not prepared.checked:
             raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-        committed_usd = Decimal(0)
-        for name in self.backends(provider):
+        committed_usd, names = Decimal(0), self.backends(provider)
+        for name in names:
             self.require(prepared.offer(name).spec, name)
             offer = prepared.offer(name)
             offer.require_fit(strict=strict)
@@ -261,10 +288,15 @@ class Orchestrator:
             used_usd = (
                 Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
             )
-            limit_usd = offer.spec.max_cost_usd if max_cost_usd is None else max_cost_usd
-            check_budget(offer.quote, max_cost_usd=limit_usd, budget_usd=budget_usd, used_usd=used_usd)
+            check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
             if not sandbox:
                 committed_usd += offer.quote.high_usd
+        offers = [prepared.offer(name) for name in names]
+        own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
+        limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
+        quotes = [offer.quote for offer in offers]
+        shares = caps(quotes, max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
+        return dict(zip(names, shares, strict=True))
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -281,7 +313,7 @@ class Orchestrator:
 
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
-        return [RunHandle(self, record) for record in self.store.runs.active()]
+        return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
 
     def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
         """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to

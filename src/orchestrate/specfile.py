@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -189,39 +190,6 @@ def _local_model(value: Any, folder: Path) -> Any:
     return value
 
 
-TEMPLATE = """\
-# yaml-language-server: $schema=./finetune.schema.json
-# What to train, free of any backend. `orchestrate plan` shows what each setting becomes on each of them.
-
-model: qwen3-8b            # orchestrate models; or one for each backend:
-# model:
-#   openai: gpt-4.1-mini
-#   together: qwen3.5-9b
-#   local: ./models/my-base
-
-train: train.jsonl         # chat, preference, prompt+completion or text; orchestrate data inspect train.jsonl
-# validation: valid.jsonl
-# test: test.jsonl         # never trained on; orchestrate eval RUN reads it
-
-method: sft                # sft, dpo or rft; with settings:  method: {type: dpo, loss: kto, beta: 0.1}
-adapter: {type: lora, r: 16}   # lora, qlora or full
-
-epochs: 3                  # what is left out is the backend's own default, and the plan says which
-# learning_rate: 2.0e-4    # absolute; on OpenAI use learning_rate_multiplier
-# batch_size: 16           # examples per step, or max
-# schedule: cosine         # constant, linear or cosine
-# warmup_ratio: 0.03
-# max_seq_length: 4096
-# packing: true
-# evals: 5                 # evaluations on the validation data per run
-# seed: 42
-
-# suffix: support-v1       # becomes part of the tuned model's name
-# max_cost_usd: 25         # refused when the quote's high end is above
-# tags: {team: support}
-# wandb: {project: my-project}
-# overrides:               # fields of this spec that differ on one backend
-#   local: {learning_rate: 1.0e-4}
-# provider_options:        # fields of one backend's own create request
-#   together: {train_vision: false}
-"""
+def template(name: str = DEFAULT_NAME) -> str:
+    """A commented spec, or settings of a project, to begin with."""
+    return files("orchestrate").joinpath("templates", name).read_text(encoding="utf-8")

@@ -69,15 +69,19 @@ def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = Non
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose)
 
 
-def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[int]:
-    """Takes OpenAI's webhooks on a port of this machine, `0` for a free one; gives the port. Raises
-    `MissingKey` without the secret that they are signed with."""
-    from orchestrate.tracking.webhooks import listening
+def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
+    """Takes the hosts' webhooks on a port of this machine, `0` for a free one; gives the URLs. Raises
+    `MissingKey` without a secret that they are signed with."""
+    from orchestrate.profile import built_in
+    from orchestrate.tracking.webhooks import Sender, listening
 
-    secret = config.secret("openai-webhook", "OPENAI_WEBHOOK_SECRET")
-    if secret is None:
-        raise MissingKey("openai-webhook", "OPENAI_WEBHOOK_SECRET")
-    return listening(ft.store, secret, port, woken)
+    names = {f"{one.kind}-webhook": one for one in built_in().values() if one.webhook_variable}
+    secrets = {name: config.secret(name, one.webhook_variable or "") for name, one in names.items()}
+    senders = [Sender(names[name], secret) for name, secret in secrets.items() if secret is not None]
+    if not senders:
+        name, one = next(iter(names.items()))
+        raise MissingKey(name, one.webhook_variable or "")
+    return listening(ft.store, senders, port, woken)
 
 
 def background(settings: Settings) -> Background:

@@ -127,7 +127,7 @@ def test_convert(tmp_path: Path) -> None:
 
 def test_convert_names_the_formats_that_there_are(tmp_path: Path) -> None:
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "x/y", cwd=tmp_path, code=2)
-    assert "no format 'x/y'; known: openai" in refused.stderr and "defect" not in refused.stderr
+    assert "no format 'x/y'; known: openai" in refused.err and "defect" not in refused.err
 
 
 def test_convert_refuses_loss(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.shop import Shop
 from tests.faults.world import Counted, World
 
 from orchestrate import sandbox
@@ -65,3 +66,12 @@ def counted(world: World, tally: Callable[..., None]) -> Counted:
         return found
 
     return count
+
+
+@pytest.fixture
+def shop(tmp_path: Path, hosts: Any) -> Iterator[Shop]:
+    hosts.clear_faults()
+    made = Shop(tmp_path, hosts)
+    yield made
+    made.ft.close()
+    hosts.clear_faults()

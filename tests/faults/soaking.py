@@ -356,7 +356,9 @@ class _Session:
         return self.providers[name]
 
     def unknown(self) -> list[Run]:
-        return [run for run in self.store.runs.active() if run.phase is not SubmitPhase.SUBMITTED]
+        return [
+            run for run in self.store.runs.matching(active=True) if run.phase is not SubmitPhase.SUBMITTED
+        ]
 
     def end_or_go_on(self, run: Run, *, go_on: bool) -> None:
         provider = self.provider(run.provider)

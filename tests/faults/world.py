@@ -96,7 +96,9 @@ class World:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             report = self.sync()
-            waiting = [r for r in self.store.runs.active() if r.phase is not SubmitPhase.SUBMITTED]
+            waiting = [
+                r for r in self.store.runs.matching(active=True) if r.phase is not SubmitPhase.SUBMITTED
+            ]
             for run_id in (*report.unsent, *report.not_made):
                 run = self.store.runs.get(run_id)
                 if not run.status.terminal:
@@ -137,7 +139,7 @@ class World:
         }
 
     def close(self) -> None:
-        for run in self.store.runs.active():
+        for run in self.store.runs.matching(active=True):
             if run.provider == "local" and run.job_id:
                 cancel(self.store, self.provider("local"), run)
         for provider in self.providers.values():

@@ -13,6 +13,7 @@ from tests.unit.test_config import env_of
 from orchestrate import config
 from orchestrate.errors import ConfigError, KeyElsewhere
 from orchestrate.pins import Pins, origin
+from orchestrate.profile import profile
 
 KEY = "sk-proj-0123456789abcdefghij"
 OPENAI = "https://api.openai.com"
@@ -54,10 +55,24 @@ def test_the_file_is_private_and_says_nothing_about_the_key(pins: Pins) -> None:
 
 
 def test_hosts_of_one_owner_share_their_keys(pins: Pins) -> None:
+    family = profile("together").origins
     pins.require(KEY, "together", "https://api.together.ai")
-    assert not pins.require(KEY, "together", "https://api.together.xyz/v1")
+    assert not pins.require(KEY, "together", "https://api.together.xyz/v1", family=family)
     with pytest.raises(KeyElsewhere):
-        pins.require(KEY, "together", "https://api.together.example")
+        pins.require(KEY, "together", "https://api.together.xyz/v1")
+    with pytest.raises(KeyElsewhere):
+        pins.require(KEY, "together", "https://api.together.example", family=family)
+
+
+def test_a_configured_host_knows_its_owners_other_addresses(tmp_path: Path) -> None:
+    env = env_of(tmp_path, TOGETHER_API_KEY=KEY)
+    host = config.load(env=env, cwd=tmp_path).host("together")
+    assert host.require_key().reveal() == KEY
+    moved = config.load(env={**env, "TOGETHER_BASE_URL": "https://api.together.xyz/v1"}, cwd=tmp_path)
+    assert moved.host("together").require_key().reveal() == KEY
+    other = config.load(env={**env, "TOGETHER_BASE_URL": "https://api.together.example"}, cwd=tmp_path)
+    with pytest.raises(KeyElsewhere):
+        other.host("together").require_key()
 
 
 def test_of_many_processes_with_different_hosts_one_ties_the_key(pins: Pins) -> None:

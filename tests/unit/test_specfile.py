@@ -189,11 +189,11 @@ def test_a_malformed_set_is_a_usage_error(pair: str) -> None:
 
 
 def test_the_template_is_a_valid_spec_and_fits_the_schema(tmp_path: Path) -> None:
-    spec = specfile.load(write(tmp_path, specfile.TEMPLATE))
+    spec = specfile.load(write(tmp_path, specfile.template()))
     assert spec.adapter == LoRA(r=16)
     schema = specfile.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(yaml.safe_load(specfile.TEMPLATE), schema)
+    jsonschema.validate(yaml.safe_load(specfile.template()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"model": "m", "train": "t", "epoch": 3}, schema)
     json.dumps(schema)

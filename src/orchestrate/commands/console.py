@@ -74,18 +74,18 @@ STATUS_STYLE = {
 
 
 @contextmanager
-def orchestrator(context: typer.Context) -> Generator[Orchestrator]:
+def orchestrator(context: typer.Context, *, made_by: str | None = None) -> Generator[Orchestrator]:
     """The Orchestrator of this command line, closed at the end."""
     from orchestrate.service import Orchestrator
 
-    settings = settings_of(context)
+    settings = settings_of(context, made_by=made_by)
     given: dict[str, Any] = context.find_root().obj or {}
     _log(given.get("verbose", 0), settings.log_level)
     with Orchestrator(settings) as ft:
         yield ft
 
 
-def settings_of(context: typer.Context) -> Settings:
+def settings_of(context: typer.Context, *, made_by: str | None = None) -> Settings:
     """The configuration of this command line. Raises `ConfigError`."""
     from orchestrate import config
 
@@ -94,6 +94,7 @@ def settings_of(context: typer.Context) -> Settings:
         config_file=given.get("config"),
         home=given.get("home"),
         store_url=given.get("store"),
+        made_by=made_by,
         allow_grader_code=given.get("grader_code", False),
     )
 

@@ -472,7 +472,7 @@ def _tokenizer(model: str | None, kinds: Iterable[str]) -> str:
 
     if model is None:
         return "o200k"
-    if (counter := counting.of_openai(model)) is not None:
+    if (counter := counting.of_tiktoken(model)) is not None:
         return counter
     failed: OrchestrateError | None = None
     for kind in dict.fromkeys((*kinds, this_machine().kind, *sorted(catalog.known_hosts()))):

@@ -38,7 +38,7 @@ MaxCostOpt = Annotated[
 class Writer:
     """Where the model that writes is."""
 
-    host: Annotated[str, typer.Option(help="A configured host: openai, together, ...")] = "openai"
+    host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
     base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None
     key_variable: KeyVariableOpt = None
 
@@ -81,7 +81,7 @@ def generate(
     from orchestrate.data.operations import generate as generating
     from orchestrate.files import locked
     from orchestrate.providers import registry
-    from orchestrate.providers.openai.asking import asker
+    from orchestrate.providers.chat import chat_with
     from orchestrate.quoting import completion_price
 
     config = _host(context, writer.host, writer.base_url, writer.key_variable)
@@ -101,7 +101,7 @@ def generate(
         threshold=wish.threshold,
         seed=wish.seed,
     )
-    ask = asker(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature)
+    ask = chat_with(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature).ask
     lock = target.with_name(f".{target.name}.lock")
     with locked(lock, keep=False) as held, _progress(rows) as progress:
         if not held:
@@ -167,17 +167,22 @@ def _until_interrupted() -> None:
         return
 
 
-def _host(context: typer.Context, name: str, url: str | None, key_variable: str | None) -> HostConfig:
+def _host(context: typer.Context, name: str | None, url: str | None, key_variable: str | None) -> HostConfig:
     """A configured host; or one from the command line, which never gets the key of another."""
     from orchestrate import config
+    from orchestrate.profile import built_in
 
     given: dict[str, Any] = context.find_root().obj or {}
     if url is None:
         if key_variable is not None:
             raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
-        host = config.load(config_file=given.get("config"), home=given.get("home")).host(name)
+        host = config.load(config_file=given.get("config"), home=given.get("home")).host(
+            name or next(iter(built_in()))
+        )
         if host.base_url is None:
-            raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or --base-url")
+            raise UsageError(
+                f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
+            )
         return host
     parts = config.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:

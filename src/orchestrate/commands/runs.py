@@ -18,8 +18,9 @@ from orchestrate.commands.console import (
     stage_text,
     table,
 )
+from orchestrate.commands.hosting import hourly, in_words
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.text import money, span
+from orchestrate.text import limit, money, span
 from orchestrate.types import Feature, JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -46,6 +47,7 @@ def runs(
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
         found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
+        deployed = ft.deployments()
     if json:
         print_json(found)
         return
@@ -69,6 +71,8 @@ def runs(
             _ago(run.created_at, now),
         )
     out.print(shown)
+    if deployed:
+        note(f"{hourly(deployed)}: orchestrate deployments")
 
 
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
@@ -77,8 +81,13 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         handle = ft.run(run)
         record = _fresh(ft, handle, refresh)
         evaluations = ft.evaluations(record.id)
+        deployed = handle.deployment()
     if json:
-        print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
+        more = {
+            "evaluations": [e.to_dict() for e in evaluations],
+            "deployment": deployed.record.to_dict() if deployed is not None else None,
+        }
+        print_json(record.to_dict() | more)
         return
     facts: dict[str, str | Text | None] = {
         "run": record.id,
@@ -91,11 +100,17 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "progress": f"step {record.step or 0} of {record.total_steps}" if record.total_steps else None,
         "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
         "tuned model": record.tuned_model,
+        "deployment": in_words(deployed) if deployed is not None else None,
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
-        "bill": f"{money(record.bill.usd)} ({record.bill.origin})" if record.bill else None,
+        "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
+        "limit": limit(record.max_cost_usd) if record.max_cost_usd is not None else None,
+        "bill": _bill(record),
+        "abandoned": record.abandoned,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "made by": record.made_by,
+        "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
         "data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
@@ -196,6 +211,22 @@ def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
         _show_status(ft.run(run).resume(), json=json)
 
 
+def abandon(
+    context: typer.Context,
+    run: RunArg,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
+    json: Json = False,
+) -> None:
+    """Give a run up: nothing about it is asked any more and the budget is free of it. Ends nothing on the
+    host."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if handle.record.job_id is not None and not handle.status.terminal:
+            job, host = handle.record.job_id, handle.record.host
+            note(f"its job {job} may go on at {host} and be billed; end it there")
+        _show_status(handle.abandon(reason), json=json)
+
+
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
     and no network."""
@@ -236,6 +267,18 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)})"
+
+
+def _bill(run: Run) -> str | None:
+    if run.bill is None:
+        from orchestrate.costing import spending
+
+        held = spending(run).committed_usd
+        told = f"bill not known; {money(held)} of the budget stay taken" if held else "bill not known"
+        return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
+    final = "" if run.bill.final else "an estimate: "
+    over = run.max_cost_usd is not None and run.bill.usd > run.max_cost_usd
+    return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
 
 
 def _short(value: Any) -> str:

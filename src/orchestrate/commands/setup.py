@@ -27,9 +27,12 @@ from orchestrate.commands.console import (
     settings_of,
     table,
 )
+from orchestrate.commands.hosting import hourly
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
+from orchestrate.packages import require_recent
 from orchestrate.pins import Pins, origin
+from orchestrate.profile import built_in
 from orchestrate.types import Feature
 
 _EXTRAS: dict[str, tuple[str, ...]] = {
@@ -50,30 +53,6 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
     None: ("absent", "dim"),
 }
 
-_CONFIG = """\
-# Settings of this project. Keys never belong here: orchestrate keys set NAME, or the environment.
-
-# home = ".orchestrate"          # store, local runs, downloads; default: your data folder
-# store = "postgresql+psycopg://user@db.example/orchestrate"   # default: SQLite in the home
-# budget_usd = 100               # over all backends and runs; submits above what is left are refused
-
-# [hosts.openai]
-# organization = "org-..."
-# project = "proj_..."
-
-# [hosts.fireworks]
-# account_id = "my-account"      # found from the key when left out
-
-# A host that speaks OpenAI's fine-tuning API:
-# [hosts.mycloud]
-# type = "openai"
-# base_url = "https://llm.example.com/v1"
-# key_variable = "MYCLOUD_API_KEY"  # once, to let the key go there: orchestrate keys trust mycloud
-
-# [local]
-# threads = 2
-"""
-
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
@@ -89,9 +68,9 @@ def init(
         raise UsageError(f"{folder} is not a folder", fix="orchestrate init FOLDER") from error
     schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
     files = {
-        specfile.DEFAULT_NAME: specfile.TEMPLATE,
+        specfile.DEFAULT_NAME: specfile.template(),
         specfile.SCHEMA_NAME: schema,
-        config.CONFIG_NAME: _CONFIG,
+        config.CONFIG_NAME: specfile.template(config.CONFIG_NAME),
     }
     present = [name for name in files if (folder / name).exists() and name != specfile.SCHEMA_NAME]
     if present and not force:
@@ -256,8 +235,9 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         checks.append({"check": name, "ok": ok, "detail": detail, "fix": fix})
 
     add("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")
-    for package in ("openai", "together", "fireworks-ai"):
-        add(package, *_installed(package))
+    for one in built_in().values():
+        if one.sdk is not None:
+            add(one.sdk, *_installed(one.sdk))
     for extra, modules in _EXTRAS.items():
         absent = [m for m in modules if find_spec(m) is None]
         add(
@@ -278,6 +258,11 @@ def doctor(context: typer.Context, json: Json = False) -> None:
                 )
             add("home", *_home(ft.settings.home))
             add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
+            if deployed := ft.deployments():
+                unproven = [one for one in deployed if one.state.unproven]
+                fix = "orchestrate sync" if unproven else "orchestrate deployments"
+                doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
+                add("deployments", not unproven, hourly(deployed) + doubt, fix)
     except OrchestrateError as error:
         add("settings and store", False, error.message, error.fix)
     if json:
@@ -361,8 +346,11 @@ def plugins(json: Json = False) -> None:
         raise typer.Exit(3)
 
 
-def _installed(package: str) -> tuple[bool, str]:
+def _installed(package: str) -> tuple[bool, str, str | None]:
     try:
-        return True, version(package)
+        require_recent(package)
+        return True, version(package), None
     except PackageNotFoundError:
-        return False, "not installed"
+        return False, "not installed", f"pip install {package}"
+    except SetupError as old:
+        return False, old.message, old.fix

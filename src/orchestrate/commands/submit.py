@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,17 +24,35 @@ from orchestrate.commands.console import (
 from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.text import money, span
+from orchestrate.text import limit, money, span
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
+    from orchestrate.earlier import Earlier
     from orchestrate.handle import RunHandle
     from orchestrate.prepared import Prepared
     from orchestrate.service import Orchestrator
 
-MaxCostOpt = Annotated[
-    str | None, typer.Option(metavar="USD", help="Refuse when the quote's high end is above.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class SpendingOptions:
+    """What the user agrees to, and whose run it is."""
+
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when the quotes' high ends are above together.")
+    ] = None
+    max_cost_each: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Also when the same run was made already.")] = False
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="NAME", help="The same name gives the same run for ever."),
+    ] = None
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+    ] = None
 
 
 @grouped
@@ -41,18 +61,18 @@ def submit(
     *,
     provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
     asked: SpecOptions,
-    max_cost: MaxCostOpt = None,
+    spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
     """Check, quote, upload and create exactly one job on each backend named.
 
-    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost.
+    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
+    again, while it is open or a day after, needs --again.
     """
-    spec = asked.read(max_cost=max_cost)
-    with orchestrator(context) as ft:
+    spec = asked.read(max_cost=spending.max_cost)
+    with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)  # before any of the data is read, which can take a while
         if watch:
@@ -60,22 +80,12 @@ def submit(
 
             watching.channels_of(ft.settings)
         prepared = ft.prepare(spec, names)
-        try:
-            ft.preflight(prepared, names, strict=strict)
-        except DataError as error:
-            show_problems(error.problems)
-            raise
-        quotes = [prepared.offer(name).quote for name in names]
-        _announce(ft, names, quotes)
-        spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
-        if spends and max_cost is None and not confirm("Submit?", yes=yes):
-            raise UsageError(
-                "not submitted: nobody agreed to the price",
-                fix="add --yes, or --max-cost USD to agree up to a limit",
-            )
+        earlier = ft.earlier(prepared, names, idempotency_key=spending.key)
+        new = [found for found in earlier if found.known is None]
+        caps = _require_agreement(ft, prepared, new, spending, strict=strict)
         runs: list[RunHandle] = []
         try:
-            failures = _submit_each(ft, prepared, names, runs, strict=strict)
+            failures = _submit_each(ft, prepared, earlier, caps, runs, strict=strict)
         except BaseException as error:
             _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
             if isinstance(error, KeyboardInterrupt):
@@ -90,7 +100,50 @@ def submit(
         _finish(runs, failures, watch=watch, json=json)
 
 
-def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
+def _require_agreement(
+    ft: Orchestrator, prepared: Prepared, new: list[Earlier], spending: SpendingOptions, *, strict: bool
+) -> dict[str, Decimal | None]:
+    """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
+    backend's run."""
+    for same in [] if spending.again else [found.same for found in new if found.same]:
+        warn(same.message)
+        # `--yes` agrees to a price, not to paying it twice.
+        if not confirm("Submit a second one?", yes=False):
+            raise same
+    names = [found.provider for found in new]
+    if not names:
+        return {}
+    each = None if spending.max_cost_each is None else _usd(spending.max_cost_each)
+    try:
+        caps = ft.preflight(prepared, names, strict=strict, max_cost_each_usd=each)
+    except DataError as error:
+        show_problems(error.problems)
+        raise
+    quotes = [prepared.offer(name).quote for name in names]
+    _announce(ft, names, quotes, caps)
+    limited = spending.max_cost is not None or each is not None
+    spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
+    if spends and not limited and not confirm("Submit?", yes=spending.yes):
+        raise UsageError(
+            "not submitted: nobody agreed to the price",
+            fix="add --yes, or --max-cost USD to agree up to a limit",
+        )
+    return caps
+
+
+def _usd(given: str) -> Decimal:
+    try:
+        usd = Decimal(given)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if not usd.is_finite() or usd < 0:
+        raise UsageError(f"--max-cost-each is a number of US dollars, not {given!r}")
+    return usd
+
+
+def _announce(
+    ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
+) -> None:
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
@@ -100,27 +153,53 @@ def _announce(ft: Orchestrator, names: list[str], quotes: list[Quote]) -> None:
             else f"{money(quote.expected_usd)} expected, {span(quote.low_usd, quote.high_usd)}"
         )
         err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
-        for warning in quote.warnings:
+        warnings = list(quote.warnings)
+        cap, gap = caps[name], backend.profile.cap_gap
+        if cap is not None and gap:
+            warnings.append(f"the limit of {limit(cap)} cannot end this run while it trains: {gap}")
+        for warning in warnings:
             err.print("  ", end="")
             warn(warning)
 
 
 def _submit_each(
-    ft: Orchestrator, prepared: Prepared, names: list[str], runs: list[RunHandle], *, strict: bool
+    ft: Orchestrator,
+    prepared: Prepared,
+    earlier: list[Earlier],
+    caps: dict[str, Decimal | None],
+    runs: list[RunHandle],
+    *,
+    strict: bool,
 ) -> list[OrchestrateError]:
     """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
     is reported and decides the exit code."""
     failures: list[OrchestrateError] = []
-    for name in names:
+    for found in earlier:
+        name, key = found.provider, found.idempotency_key
+        again = found.same is not None  # and agreed to
         try:
-            run = ft.submit(prepared, name, strict=strict)
+            run = ft.submit(
+                prepared,
+                name,
+                max_cost_usd=caps.get(name),
+                strict=strict,
+                idempotency_key=key,
+                again=again,
+                agree=_agrees,
+            )
         except OrchestrateError as error:
             failures.append(error)
             report_error(error, as_json="--json" in sys.argv)
             continue
         runs.append(run)
-        note(f"{name}: run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else ""))
+        told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
+        note(f"{name}: {told}" + (f"; made before with this key, {run.status.value}" if found.known else ""))
     return failures
+
+
+def _agrees(live: Quote) -> bool:
+    told = f"{live.provider}'s own estimate is {money(live.expected_usd)}, above the quote's high end"
+    return confirm(f"{told}. Go on?", yes=False)
 
 
 def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[OrchestrateError]:

@@ -47,8 +47,8 @@ def worker(
         ft.settings = replace(ft.settings, notify=notify)
         watcher = watching.watcher(ft, only=None if provider == "all" else ft.backends(provider))
         if webhooks is not None:
-            port = stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake))
-            note(f"taking webhooks on http://127.0.0.1:{port}/openai")
+            for url in stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake)):
+                note(f"taking webhooks on {url}")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:

@@ -53,7 +53,7 @@ from orchestrate.costing.book import (
     parse_flag,
     user_book,
 )
-from orchestrate.costing.budget import Spending, UnknownPrice, check_budget, over_cap, spending
+from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
 from orchestrate.costing.hours import Answers, HourlyRate, local_rate, quote_hours_job, rental_rate, watts
 from orchestrate.costing.jobs import quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
@@ -94,6 +94,7 @@ __all__ = [
     "check_budget",
     "load",
     "local_rate",
+    "caps",
     "over_cap",
     "parse_flag",
     "quote_hours_job",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 
+_NOT_BILLED = "failed in a way that the host does not bill"
+
+
 def bill(
     *,
     profile: Profile,
@@ -129,10 +132,7 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
 
 def _by_share(profile: Profile, job: Job, quote: Quote | None) -> Bill | None:
     if job.status is JobStatus.FAILED:
-        user_fault = job.raw_status == "user_error"
-        return (
-            None if user_fault else Bill(usd=Decimal(0), origin="failed before anything was billed (assumed)")
-        )
+        return Bill(usd=Decimal(0), origin=_NOT_BILLED) if profile.unbilled_failure(job) else None
     if profile.share_billed is None or quote is None or quote.unavailable:
         return None
     ended_early = job.status is JobStatus.CANCELLED or job.early_stopped

@@ -294,7 +294,7 @@ def parse_flag(text: str, today: date) -> Rate:
     if found is None or usd is None or not usd.is_finite() or usd < 0:
         raise UsageError(
             f"--rate {text!r} is not understood",
-            fix="write PROVIDER:METHOD[@MODEL]=USD, for example together:sft_lora@qwen3.5-9b=0.30",
+            fix="write PROVIDER:METHOD[@MODEL]=USD, for example mycloud:sft_lora@qwen3.5-9b=0.30",
         )
     unit = _UNIT_OF.get(found["method"], "usd_per_mtok")
     target = "gpu" if unit == "usd_per_gpu_hour" else "model"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Decimal
 
 from orchestrate.errors import OverBudget
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, JobStatus, Quote, Record, Run, SubmitPhase
+from orchestrate.types import Bill, Quote, Record, Run, SubmitPhase
+
+_SIXTH = Decimal("0.000001")
 
 
 class Spending(Record, frozen=True, kw_only=True):
@@ -15,7 +18,8 @@ class Spending(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     """Bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
-    """The high end of the quote of every run that may still be billed and has no such bill yet."""
+    """Of every run that may still be billed and has no such bill yet: the most of its quote's high end, its
+    host's own estimate and what it has cost so far."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -24,14 +28,41 @@ class Spending(Record, frozen=True, kw_only=True):
 
 def spending(run: Run) -> Spending:
     """What one run takes out of a budget. A run in a sandbox costs nothing, and neither does one that has no
-    job or failed. One that ended otherwise is held at its quote until its bill is known."""
+    job. One that ended, however, is held at its quote until its bill is known: where a host bills nothing for
+    a failure, the bill says so."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED:
         return Spending()
     if run.bill is not None and (run.bill.final or run.status.terminal):
         return Spending(spent_usd=run.bill.usd)
-    if run.quote is None or run.quote.unavailable or run.status is JobStatus.FAILED:
-        return Spending()
-    return Spending(committed_usd=max(run.quote.high_usd, run.bill.usd if run.bill else Decimal(0)))
+    if run.abandoned is not None:
+        return Spending(spent_usd=run.bill.usd if run.bill else Decimal(0))
+    quoted = run.quote.high_usd if run.quote and not run.quote.unavailable else Decimal(0)
+    so_far = run.bill.usd if run.bill else Decimal(0)
+    return Spending(committed_usd=max(quoted, run.estimate_usd or Decimal(0), so_far))
+
+
+def caps(
+    quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
+) -> list[Decimal | None]:
+    """The cap of the run behind each quote, so that all together stay within `max_cost_usd` and none is above
+    `each_usd`: what is to be spent is shared out as the quotes' high ends are. Raises `OverBudget` when they
+    do not fit, and `UnknownPrice`."""
+    for quote in quotes:
+        check_budget(quote, max_cost_usd=max_cost_usd)
+        check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
+    if max_cost_usd is None:
+        return [each_usd] * len(quotes)
+    high = sum((quote.high_usd for quote in quotes), Decimal(0))
+    if high > max_cost_usd:
+        names = ", ".join(quote.provider for quote in quotes)
+        raise OverBudget(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
+    spare = max_cost_usd - high
+    parts = [quote.high_usd / high if high else Decimal(1) / len(quotes) for quote in quotes]
+    shares = [
+        quote.high_usd + (spare * part).quantize(_SIXTH, ROUND_FLOOR)
+        for quote, part in zip(quotes, parts, strict=True)
+    ]
+    return [share if each_usd is None else min(share, each_usd) for share in shares]
 
 
 def check_budget(
@@ -40,6 +71,7 @@ def check_budget(
     max_cost_usd: Decimal | None = None,
     budget_usd: Decimal | None = None,
     used_usd: Decimal = Decimal(0),
+    what: str = "--max-cost",
 ) -> None:
     """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or above what `used_usd`, spent
     and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
@@ -49,7 +81,7 @@ def check_budget(
         limit_usd = max_cost_usd if max_cost_usd is not None else budget_usd
         raise UnknownPrice(quote.provider, limit_usd or Decimal(0), quote.unavailable)
     if max_cost_usd is not None and quote.high_usd > max_cost_usd:
-        raise OverBudget(quote.provider, quote.high_usd, max_cost_usd)
+        raise OverBudget(quote.provider, quote.high_usd, max_cost_usd, what=what)
     if budget_usd is not None:
         left = max(budget_usd - used_usd, Decimal(0))
         if quote.high_usd > left:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrate.data import opening
 from orchestrate.data.facts import Facts, TokenCount
-from orchestrate.data.operations.convert import write_rows
 from orchestrate.data.rules import Target
+from orchestrate.data.targets.writing import write_rows
 
 
 class Dataset(Facts):

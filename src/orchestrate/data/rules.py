@@ -7,15 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
+from orchestrate.profile import this_machine
 from orchestrate.text import size
 from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:  # profiles have rules, and are read by every command
+    from orchestrate.data.facts import Facts, TokenCount
 
 GIB = 1 << 30
 
@@ -215,7 +218,7 @@ def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     if reason is not None:
         fix = f"orchestrate data convert --to {host.name}"
         if data.kind == "unpaired":
-            fix = "train on pairs with method dpo, or on this machine (--provider local)"
+            fix = f"train on pairs with method dpo, or on this machine (--provider {this_machine().kind})"
         return [_file_problem(host, data, "kind-refused", reason, fix)]
     if method is not None and data.kind not in METHOD_KINDS[method]:
         message = f"{method} trains on {' or '.join(METHOD_KINDS[method])} rows; these are {data.kind} rows"

@@ -5,10 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
 DEFAULT_SAMPLES = 8
 """Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
+
+
+def option(name: str) -> str:
+    """A setting of the engine, as it is written in the spec."""
+    return f"provider_options.{this_machine().kind}.{name}"
 
 
 class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft", omit_defaults=True):

@@ -3,47 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from orchestrate.providers.hosted import Wire
+from orchestrate.errors import UnexpectedAnswer
+from orchestrate.profile import built_in, kinds, profile
+from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.values import plain, rows, table, text, whole
 from orchestrate.types import Message, Reply
 
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
 
-def replies(
-    wire: Wire,
-    create: Callable[..., Any],
-    model: str,
-    prompts: Sequence[Sequence[Message]],
-    *,
-    max_tokens: int,
-    temperature: float,
-) -> list[Reply]:
-    """One reply per conversation; `create` is an SDK client's `chat.completions.create`.
 
-    A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
-    """
-    found: list[Reply] = []
-    for prompt in prompts:
-        messages = [{"role": m.role, "content": m.content} for m in prompt]
-        answer = wire.read(
-            lambda messages=messages: create(
-                model=model, messages=messages, max_tokens=max_tokens, temperature=temperature
-            )
+@dataclass(frozen=True)
+class Chat:
+    """One model; `create` is an SDK client's `chat.completions.create`, `options` go with each request."""
+
+    wire: Wire
+    create: Callable[..., Any]
+    model: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        """Callable from several threads. Raises `ProviderError`.
+
+        A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
+        """
+        shaped = [{"role": m.role, "content": m.content} for m in messages]
+        answer = plain(self.wire.read(lambda: self.create(model=self.model, messages=shaped, **self.options)))
+        choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
+        if choice is None:
+            raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
+        return Reply(
+            content=text(table(choice.get("message")).get("content")) or "",
+            model=text(answer.get("model")) or self.model,
+            prompt_tokens=whole(usage.get("prompt_tokens")),
+            completion_tokens=whole(usage.get("completion_tokens")),
+            finish_reason=text(choice.get("finish_reason")),
         )
-        found.append(reply(answer, model))
-    return found
+
+    def replies(self, prompts: Sequence[Sequence[Message]], *, threads: int = 1) -> list[Reply]:
+        """One for each conversation, `threads` of them at a time."""
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            return list(pool.map(self.ask, prompts))
 
 
-def reply(completion: object, model: str) -> Reply:
-    """The reply in an SDK's completion; `model` is what was asked."""
-    answer = plain(completion)
-    choice = next(iter(rows(answer.get("choices"))), table(None))
-    usage = table(answer.get("usage"))
-    return Reply(
-        content=text(table(choice.get("message")).get("content")) or "",
-        model=text(answer.get("model")) or model,
-        prompt_tokens=whole(usage.get("prompt_tokens")),
-        completion_tokens=whole(usage.get("completion_tokens")),
-        finish_reason=text(choice.get("finish_reason")),
-    )
+def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: float | None = None) -> Chat:
+    """Any host that speaks the API, asked once for each question. Raises `MissingKey`."""
+    from orchestrate.providers.compatible import connect
+
+    root = (config.base_url or "").rstrip("/")
+    path = profile(config.kind).chat_path if config.kind in kinds() else ""
+    if path and not root.endswith("/v1"):
+        config = replace(config, base_url=root + path)
+    limits = (one.chat_limit for one in built_in().values() if one.url and root.startswith(one.url))
+    options: dict[str, Any] = {next(limits, "max_tokens"): max_tokens}
+    if temperature is not None:
+        options["temperature"] = temperature
+    wire = Wire(config.name, retry=Retry(attempts=1))
+    return Chat(wire, connect(config).chat.completions.create, model, options)

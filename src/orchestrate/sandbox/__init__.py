@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import MissingExtra
+from orchestrate.packages import require_recent
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.jobs import Durations
@@ -35,7 +36,6 @@ def running(
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
-    result_encoding: str = "base64",
 ) -> AbstractContextManager[Sandbox]:
     """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
 
@@ -47,7 +47,6 @@ def running(
     slots, threads   trainings at once, and threads of each; further jobs stay queued.
     ports            of OpenAI, Together, Fireworks; 0 takes any free one.
     waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
-    result_encoding  `base64`, as OpenAI sends result files, or `plain`.
 
     Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
     """
@@ -58,6 +57,7 @@ def running(
     ):
         if find_spec(module) is None:
             raise MissingExtra("sandbox", "the sandbox", package)
+        require_recent(package)
     if train:
         from orchestrate.local.run.launching import require_packages
 
@@ -73,5 +73,4 @@ def running(
         threads=threads,
         ports=ports,
         waits=waits,
-        result_encoding=result_encoding,
     )

@@ -36,7 +36,7 @@ a bill or data leaving the machine. {note}.</p>
 <li><code>GET /_sandbox/clock</code>, <code>POST {{"skip_s": 3600}}</code> or
 <code>{{"speed": 10}}</code></li>
 <li><code>POST /_sandbox/account {{"credit_usd": 5}}</code>
-the most that one job may be estimated at (Together)</li>
+the most that one job may be estimated at</li>
 <li><code>POST /_sandbox/jobs</code> a list of create bodies, made at once</li>
 </ul></body></html>"""
 

@@ -48,7 +48,7 @@ class Files:
             extra=extra,
         )
         if purpose in ("fine-tune", "eval") and not name.endswith(".parquet"):
-            file.report = uploads.examine(self.path(id), self.host.name)
+            file.report = uploads.examine(self.path(id), self.host.taken)
         self.save(file)
         return file
 
@@ -75,7 +75,7 @@ class Files:
         if file.report is None or file.report.error is not None:
             return 0
         if tokenizer not in file.report.tokens:
-            file.report.tokens[tokenizer] = uploads.tokens(self.path(file.id), self.host.name, tokenizer)
+            file.report.tokens[tokenizer] = uploads.tokens(self.path(file.id), self.host.taken, tokenizer)
             self.save(file)
         return file.report.tokens[tokenizer]
 

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
 from orchestrate.sandbox.state import Clock, State, token
+from orchestrate.sandbox.uploads import Taken
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
@@ -97,6 +98,11 @@ class Host(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
+    place: ClassVar[int]
+    """In lists, and of its port."""
+    taken: ClassVar[Taken]
+    usual_rate: ClassVar[float]
+    """The learning rate, or its multiplier, with which most jobs run."""
     endless: ClassVar[dict[str, Any]]
     """What a page of a list says when there are more."""
 

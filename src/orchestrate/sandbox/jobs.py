@@ -211,7 +211,6 @@ class Settings:
 
     train: bool = True
     waits: Durations = field(default_factory=Durations)
-    result_encoding: str = "base64"
     credit_usd: float = 1000.0
     """The account's limit at Together; a job above it is not allowed to proceed."""
     tells_account: bool = True

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import locked, private_folder
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
-from orchestrate.sandbox.fireworks.host import FireworksHost
 from orchestrate.sandbox.front import Front
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
-from orchestrate.sandbox.openai.host import OpenAIHost
 from orchestrate.sandbox.state import Clock, State
-from orchestrate.sandbox.together.host import TogetherHost
 from orchestrate.sandbox.training import Trainer
 
-HOSTS: tuple[type[Host], ...] = (OpenAIHost, TogetherHost, FireworksHost)
+
+def stand_ins() -> list[type[Host]]:
+    """One for each folder with a `host` module, in the order of their ports."""
+    here = Path(__file__).parent
+    found = [import_module(f"orchestrate.sandbox.{file.parent.name}.host") for file in here.glob("*/host.py")]
+    return sorted((module.HOST for module in found), key=lambda host: host.place)
 
 
 class _Protocol(H11Protocol):
@@ -110,7 +113,6 @@ def serve(
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
-    result_encoding: str = "base64",
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
     with _home(home) as folder, locked(folder / "lock") as held:
@@ -118,10 +120,10 @@ def serve(
             raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
         state = State(folder)
         clock = Clock(state, speed)
-        settings = Settings(train=train, waits=waits or Durations(), result_encoding=result_encoding)
+        settings = Settings(train=train, waits=waits or Durations())
         trainer = Trainer(state, clock, settings, model=_model(model, train), slots=slots, threads=threads)
         sockets = [_listen(port) for port in ports]
-        hosts = {kind.name: kind(state, clock, trainer, settings) for kind in HOSTS}
+        hosts = {kind.name: kind(state, clock, trainer, settings) for kind in stand_ins()}
         fronts: dict[str, Front] = {}
         urls: dict[str, str] = {}
         key = _key(state)
@@ -144,13 +146,15 @@ def serve(
 def _model(given: str | None, train: bool) -> str:
     """Folder of the model that stands in for every base model. Raises `UsageError` when it is not there."""
     from orchestrate.catalog import find, resolve
+    from orchestrate.profile import this_machine
 
+    here = this_machine().kind
     if given is not None:
         folder = Path(given).expanduser().resolve()
         if not (folder / "config.json").is_file():
             raise UsageError(f"{given} is not the folder of a model: it has no config.json")
         return str(folder)
-    return resolve("tiny-chat", "local").id if train else find("tiny-chat").ids["local"]
+    return resolve("tiny-chat", here).id if train else find("tiny-chat").ids[here]
 
 
 def _app(host: Host) -> Starlette:

@@ -18,20 +18,19 @@ import msgspec
 
 from orchestrate.files import whole
 from orchestrate.local import Adapter, Hyper, LocalJob, RunDir, launch, resume
+from orchestrate.local.job import Method, Preferences, Supervised
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.generators import Generators
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Settings, Trouble
 from orchestrate.sandbox.merging import merge
 from orchestrate.sandbox.untrained import ANSWER, made_up_metrics, placeholder_adapter
-from orchestrate.sandbox.uploads import write_canonical
+from orchestrate.sandbox.uploads import Taken, write_canonical
 from orchestrate.types import Message, MetricPoint, Reply
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.state import Clock, State
 
 POLL_S = 0.25
-USUAL_RATES = {"openai": 2.0, "together": 1e-5, "fireworks": 1e-4}
-"""The learning rate (OpenAI: multiplier) with which most jobs run on a host."""
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
 """Rates that suit the tiny stand-in model; what is asked is scaled from the usual rate to these."""
 
@@ -49,6 +48,8 @@ class JobStore(Protocol):
     """The jobs of one host, as the trainer sees them."""
 
     name: ClassVar[str]
+    taken: ClassVar[Taken]
+    usual_rate: ClassVar[float]
 
     def job(self, id: str) -> Job | None: ...
     def wait(self, name: str) -> float: ...
@@ -220,7 +221,7 @@ class Trainer:
             adapter=Adapter(type="lora", r=job.lora_rank, alpha=2.0 * job.lora_rank, dropout=0.0),
             hyper=Hyper(
                 epochs=job.epochs,
-                learning_rate=tiny_rate(job),
+                learning_rate=self._tiny_rate(job),
                 batch_size=min(job.batch_size, max(1, job.examples)),
                 evals=job.evals or None,
                 checkpoints=job.checkpoints,
@@ -232,11 +233,18 @@ class Trainer:
             created_at=datetime.fromtimestamp(job.created_at, UTC),
         )
 
+    def _tiny_rate(self, job: Job) -> float:
+        """The stand-in's learning rate: what was asked, relative to what is usual on the host, in bounds."""
+        usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
+        return min(5e-3, max(5e-5, usual * job.learning_rate / self._hosts[job.host].usual_rate))
+
     def _rows(self, job: Job, file: str) -> Path:
         target = self.state.files / f"{file}.canonical.jsonl"
         if not target.exists():
             with whole(target) as draft:
-                write_canonical(self.state.files / file, job.host, draft, rl=job.kind == "rft")
+                write_canonical(
+                    self.state.files / file, self._hosts[job.host].taken, draft, rl=job.kind == "rft"
+                )
         return target
 
     def _continued(self, job: Job) -> Path | None:
@@ -252,7 +260,7 @@ class Trainer:
         if job.trained:
             return (
                 f"{job.model} is stood in for by {Path(self.model).name}, trained on this machine at "
-                f"learning rate {tiny_rate(job):g}"
+                f"learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
             return "reinforcement jobs are not trained here: states, metrics and weights are made up"
@@ -320,16 +328,11 @@ class Trainer:
         return self._generators.reply(adapter, messages, max_tokens=max_tokens, temperature=temperature)
 
 
-def tiny_rate(job: Job) -> float:
-    """The stand-in's learning rate: what was asked, relative to what is usual on the host, within bounds."""
-    usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
-    return min(5e-3, max(5e-5, usual * job.learning_rate / USUAL_RATES[job.host]))
-
-
-def _method(job: Job) -> dict[str, Any]:
+def _method(job: Job) -> Method:
     if job.kind == "dpo":
-        return {"type": "dpo", "beta": DEFAULT_BETA, **job.preference}
-    return {"type": "sft", "train_on_inputs": job.train_on_inputs}
+        asked: dict[str, Any] = {"beta": DEFAULT_BETA, **job.preference}
+        return Preferences(**asked)
+    return Supervised(train_on_inputs=job.train_on_inputs)
 
 
 def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:

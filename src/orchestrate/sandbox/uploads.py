@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,17 +24,20 @@ from orchestrate.data.rows.examples import (
     TextExample,
 )
 
-ROLES = {
-    "openai": {"system", "user", "assistant", "tool", "function", "developer"},
-    "together": {"system", "user", "assistant", "tool"},
-    "fireworks": {"system", "user", "assistant", "tool"},
-}
 _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight", "refusal"}
-_EXTRA_MESSAGE_FIELDS = {
-    "openai": {"function_call", "audio"},
-    "together": {"reasoning", "reasoning_content"},
-    "fireworks": {"reasoning_content"},
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a host takes beside the rows that all take."""
+
+    roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
+    message_fields: frozenset[str]
+    text: bool = False
+    mixed_fields: bool = True
+    """A row may have the fields of two formats."""
+    any_first_role: bool = True
+    """Else a conversation begins with a system or user message."""
 
 
 class RowError(Exception):
@@ -64,11 +68,11 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     """By tokenizer, counted when first asked for."""
 
 
-def examine(path: Path, host: str) -> Report:
+def examine(path: Path, taken: Taken) -> Report:
     """Reads a JSONL file whole; the first wrong row ends it, with `error` set."""
     report = Report()
     try:
-        for example, row in read(path, host):
+        for example, row in read(path, taken):
             _note(report, example, row)
     except RowError as error:
         report.error = str(error)
@@ -78,7 +82,7 @@ def examine(path: Path, host: str) -> Report:
     return report
 
 
-def read(path: Path, host: str) -> Iterator[tuple[Example, dict[str, Any]]]:
+def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
     """Each row as a canonical example, and as it was. Raises `RowError` at the first one refused."""
     seen: str | None = None
     with path.open("rb") as file:
@@ -91,7 +95,7 @@ def read(path: Path, host: str) -> Iterator[tuple[Example, dict[str, Any]]]:
                 raise RowError(line, f"is not JSON in UTF-8: {error}") from error
             if not isinstance(row, dict):
                 raise RowError(line, "is not a JSON object")
-            example = _example(line, cast("dict[str, Any]", row), host)
+            example = _example(line, cast("dict[str, Any]", row), taken)
             shape = type(example).__name__
             if seen is not None and shape != seen:
                 raise RowError(line, "has another format than the rows before it")
@@ -99,11 +103,11 @@ def read(path: Path, host: str) -> Iterator[tuple[Example, dict[str, Any]]]:
             yield example, cast("dict[str, Any]", row)
 
 
-def write_canonical(path: Path, host: str, target: Path, *, rl: bool = False) -> int:
+def write_canonical(path: Path, taken: Taken, target: Path, *, rl: bool = False) -> int:
     """The rows as the local engine reads them, one canonical example per line; returns how many."""
     count = 0
     with target.open("wb") as out:
-        for example, row in read(path, host):
+        for example, row in read(path, taken):
             if rl and isinstance(example, ChatExample):
                 fields = {k: v for k, v in row.items() if k not in ("messages", "tools")}
                 example = RLExample(messages=example.messages, tools=example.tools, fields=fields)
@@ -112,15 +116,15 @@ def write_canonical(path: Path, host: str, target: Path, *, rl: bool = False) ->
     return count
 
 
-def tokens(path: Path, host: str, tokenizer: str) -> int:
+def tokens(path: Path, taken: Taken, tokenizer: str) -> int:
     """Tokens of all rows, template included, as the named counter counts them."""
     from orchestrate.data.tokens.counting import counter
 
-    examples = [example for example, _ in read(path, host)]
+    examples = [example for example, _ in read(path, taken)]
     return sum(counter(tokenizer).count(examples).tokens)
 
 
-def _example(line: int, row: dict[str, Any], host: str) -> Example:
+def _example(line: int, row: dict[str, Any], taken: Taken) -> Example:
     shapes = [
         name
         for name, keys in (
@@ -133,42 +137,42 @@ def _example(line: int, row: dict[str, Any], host: str) -> Example:
     ]
     if not shapes:
         raise RowError(line, f"fields {', '.join(sorted(row)) or '(none)'} are no known training format")
-    if len(shapes) > 1 and host == "together":
+    if len(shapes) > 1 and not taken.mixed_fields:
         raise RowError(line, f"matches two formats: {' and '.join(shapes)}")
     match shapes[0]:
         case "chat":
-            messages = _messages(line, row["messages"], host, "messages")
+            messages = _messages(line, row["messages"], taken, "messages")
             return ChatExample(messages=messages, tools=row.get("tools"), weight=_weight(line, row))
         case "preference":
-            return _preference(line, row, host)
+            return _preference(line, row, taken)
         case "completion":
             if not isinstance(row["prompt"], str) or not isinstance(row["completion"], str):
                 raise RowError(line, "prompt and completion must be strings")
             return CompletionExample(prompt=row["prompt"], completion=row["completion"])
         case _:
-            if host != "together" or not isinstance(row["text"], str):
+            if not taken.text or not isinstance(row["text"], str):
                 raise RowError(line, "text rows are not taken here")
             return TextExample(text=row["text"])
 
 
-def _preference(line: int, row: dict[str, Any], host: str) -> PreferenceExample:
+def _preference(line: int, row: dict[str, Any], taken: Taken) -> PreferenceExample:
     given = row["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise RowError(line, "input must be an object with messages")
     given = cast("dict[str, Any]", given)
     answers: list[list[ChatMessage]] = []
     for name in ("preferred_output", "non_preferred_output"):
-        answer = _messages(line, row[name], host, name)
+        answer = _messages(line, row[name], taken, name)
         if len(answer) != 1 or answer[0].role != "assistant":
             raise RowError(line, f"{name} must be one assistant message")
         answers.append(answer)
-    prompt = _messages(line, given["messages"], host, "input.messages")
+    prompt = _messages(line, given["messages"], taken, "input.messages")
     return PreferenceExample(
         prompt=prompt, preferred=answers[0], rejected=answers[1], tools=given.get("tools")
     )
 
 
-def _messages(line: int, values: Any, host: str, where: str) -> list[ChatMessage]:
+def _messages(line: int, values: Any, taken: Taken, where: str) -> list[ChatMessage]:
     if not isinstance(values, list) or not values:
         raise RowError(line, f"{where} must be a non-empty list")
     found: list[ChatMessage] = []
@@ -177,9 +181,9 @@ def _messages(line: int, values: Any, host: str, where: str) -> list[ChatMessage
         if not isinstance(value, dict):
             raise RowError(line, f"{place} is not an object")
         message = cast("dict[str, Any]", value)
-        if message.get("role") not in ROLES[host]:
-            raise RowError(line, f"{place}: role {message.get('role')!r} is not one of {sorted(ROLES[host])}")
-        if unknown := sorted(message.keys() - _MESSAGE_FIELDS - _EXTRA_MESSAGE_FIELDS[host]):
+        if message.get("role") not in taken.roles:
+            raise RowError(line, f"{place}: role {message.get('role')!r} is not one of {sorted(taken.roles)}")
+        if unknown := sorted(message.keys() - _MESSAGE_FIELDS - taken.message_fields):
             raise RowError(line, f"{place}: unexpected key {unknown[0]!r}")
         if message.get("content") is None and not (message.get("tool_calls") or message.get("function_call")):
             raise RowError(line, f"{place} has no content")
@@ -194,7 +198,7 @@ def _messages(line: int, values: Any, host: str, where: str) -> list[ChatMessage
             found.append(msgspec.convert(fields, ChatMessage))
         except msgspec.ValidationError as error:
             raise RowError(line, f"{place}: {error}") from error
-    if host == "together" and where.endswith("messages") and found[0].role not in ("system", "user"):
+    if not taken.any_first_role and where.endswith("messages") and found[0].role not in ("system", "user"):
         raise RowError(line, f"the first of {where} must be of system or user, not {found[0].role}")
     return found
 

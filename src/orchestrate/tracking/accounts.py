@@ -33,12 +33,16 @@ def account_of(store: Store, provider: Provider) -> str:
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
     """Whether this account is the one of the backend's key, as far as ids tell: `None` when they do not."""
+    with store.database.reading() as connection:
+        return is_here_in(connection, provider, account)
+
+
+def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
+    """As `is_here`, inside a transaction."""
     if account is None:
         return None
-    here = provider.account()
-    with store.database.reading() as connection:
-        first = _first_id(connection, provider, here.id)
-        known = _first_id(connection, provider, account)
+    first = _first_id(connection, provider, provider.account().id)
+    known = _first_id(connection, provider, account)
     if first == known:
         return True
     return None if known.startswith(_FINGERPRINT) or first.startswith(_FINGERPRINT) else False

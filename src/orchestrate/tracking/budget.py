@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 _LOCK = schema.APPLICATION_ID + 1
 
 
+def one_at_a_time(connection: Connection) -> None:
+    """Nobody else makes a run until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
 def total_spending(connection: Connection, now: datetime | None = None) -> Spending:
     """Runs, and deployments as they stand `now`, by default by this machine's clock."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
@@ -52,8 +58,7 @@ def _deployed(connection: Connection, now: datetime) -> Spending:
 def require_budget(connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal) -> None:
     """Raises `OverBudget` unless `high_usd` fits into what is left. Nobody else spends until the transaction
     ends."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    one_at_a_time(connection)
     left = budget_usd - total_spending(connection).total_usd
     if high_usd > left:
         raise OverBudget(provider, high_usd, max(left, Decimal(0)), what="what is left of the budget,")

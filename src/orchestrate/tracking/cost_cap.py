@@ -53,8 +53,8 @@ def enforce(
         at=store.clock.now(),
         level="warning",
         type=OVER_CAP,
-        message=f"over its cap of {limit(run.max_cost_usd)}: {money(so_far.usd)} so far ({so_far.origin}); "
-        f"{done}",
+        message=f"over its cap of {limit(run.max_cost_usd)}: an estimated {money(so_far.usd)} so far "
+        f"({so_far.origin}); {done}",
         data={"usd": str(so_far.usd), "max_cost_usd": str(run.max_cost_usd)},
     )
     # The event first: should this process end in between, the next look finds the job running and goes on.
@@ -62,6 +62,22 @@ def enforce(
     if able:
         Submitter(store, provider, timing).cancel(run)
     return next(iter(added), None)
+
+
+def told_at_end(store: Store, run: Run) -> None:
+    """Says that an ended run cost more than its cap allowed."""
+    cap, bill = run.max_cost_usd, run.bill
+    if cap is None or bill is None or not bill.final or bill.usd <= cap:
+        return
+    event = Event(
+        id="orchestrate-ended-over-cap",
+        at=store.clock.now(),
+        level="warning",
+        type="ended_over_cap",
+        message=f"it ended above its cap of {limit(cap)}: {money(bill.usd)} ({bill.origin})",
+        data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
+    )
+    store.history.add_events(run.id, [event], from_host=False)
 
 
 def explained(store: Store, run: Run) -> Run:

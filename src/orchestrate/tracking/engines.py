@@ -18,8 +18,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from orchestrate.config import sqlite_path
-from orchestrate.errors import MissingExtra, StoreError
+from orchestrate.errors import StoreError
 from orchestrate.files import whole
+from orchestrate.packages import needed
 from orchestrate.tracking import schema
 
 _HEADER = b"SQLite format 3\x00"
@@ -251,10 +252,8 @@ def _back_up(engine: Engine, path: Path, version: int) -> Path:
 
 
 def _open_postgres(url: URL) -> Engine:
-    try:
+    with needed("postgres", "a store on Postgres", "psycopg"):
         import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise MissingExtra("postgres", "a store on Postgres", "psycopg") from error
     # A pre-ping replaces connections that a restart of the server has cut.
     engine = create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=_patience(url))
     place = place_of(engine)

@@ -19,17 +19,20 @@ from sqlalchemy.exc import IntegrityError
 from orchestrate.errors import UsageError
 from orchestrate.keys import masked
 from orchestrate.tracking import schema
-from orchestrate.tracking.budget import require_budget, total_spending
-from orchestrate.tracking.clock import Clock, stamp
+from orchestrate.tracking.budget import one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
 from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX, new_run_id, ref_of
 from orchestrate.tracking.leases import Lease, Leases
+from orchestrate.tracking.row import columns
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
     from orchestrate.spec import JobSpec
+
+Guard = Callable[[Connection, Run], None]
 
 _SOME = 5
 """So many runs are named when a name fits several."""
@@ -57,9 +60,14 @@ class Runs:
         quote: Quote | None = None,
         max_cost_usd: Decimal | None = None,
         budget_usd: Decimal | None = None,
+        idempotency_key: str | None = None,
+        made_by: str | None = None,
+        guard: Guard | None = None,
     ) -> Run:
-        """Writes the intent. Raises `OverBudget` when the quote's high end does not fit into what is left of
-        `budget_usd` over all runs of this store; of processes that ask at once, only those that fit pass."""
+        """Writes the intent, unless `guard` raises in the same transaction.
+
+        Raises `OverBudget` when the quote's high end does not fit into what is left of `budget_usd` over all
+        runs of this store; of processes that ask at once, only those that fit pass."""
         now = self._db.clock.now()
         run = Run(
             id=(run_id := new_run_id(now)),
@@ -79,15 +87,20 @@ class Runs:
             quote=quote,
             max_cost_usd=max_cost_usd,
             tags=dict(spec.tags),
+            idempotency_key=idempotency_key,
+            made_by=made_by,
         )
         with suppress(_SameId):
-            return self._insert(run, budget_usd)
+            return self._insert(run, budget_usd, guard)
         # The same millisecond and the same 20 random bits: another draw will not repeat it.
         run_id = new_run_id(now)
-        return self._insert(msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id)), budget_usd)
+        return self._insert(msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id)), budget_usd, guard)
 
-    def _insert(self, run: Run, budget_usd: Decimal | None) -> Run:
+    def _insert(self, run: Run, budget_usd: Decimal | None, guard: Guard | None) -> Run:
         with self._db.writing() as connection:
+            if guard is not None:
+                one_at_a_time(connection)
+                guard(connection, run)
             if budget_usd is not None and not run.sandbox and run.quote is not None:
                 require_budget(connection, run.provider, run.quote.high_usd, budget_usd)
             self._insert_row(connection, run)
@@ -105,7 +118,7 @@ class Runs:
 
     def _insert_row(self, connection: Connection, run: Run) -> None:
         try:
-            connection.execute(schema.runs.insert().values(id=run.id, **_columns(run, self._db.clock)))
+            connection.execute(schema.runs.insert().values(id=run.id, **columns(run, self._db.clock)))
         except IntegrityError as error:
             raise _SameId from error
 
@@ -159,7 +172,7 @@ class Runs:
         after = change(before)
         if after is before:
             return before
-        columns = _columns(after, self._db.clock)
+        values = columns(after, self._db.clock)
         table = schema.runs
         attempt: int = connection.execute(select(table.c.attempt).where(table.c.id == run_id)).scalar_one()
         if new_attempt:
@@ -170,8 +183,8 @@ class Runs:
             )
         if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
             # What was sent and refused is looked for once more: it may have been done all the same.
-            columns["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
-        connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **columns))
+            values["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
+        connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **values))
         if note or (before.phase, before.status, before.raw_status) != (
             after.phase,
             after.status,
@@ -193,6 +206,21 @@ class Runs:
                 note=note,
             )
         )
+
+    def take_estimate(self, run_id: str, usd: Decimal, budget_usd: Decimal | None, lease: Lease) -> Run:
+        """Keeps the host's own estimate. Raises `OverBudget` when what it asks for above what the run has
+        taken already does not fit into what is left of `budget_usd`."""
+        from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
+
+        with self._db.writing() as connection:
+            self._leases.require(connection, lease)
+            run = self._locked(connection, run_id)
+            taken = spending(run).total_usd
+            if budget_usd is not None and not run.sandbox and usd > taken:
+                require_budget(connection, run.provider, usd, budget_usd + taken)
+            return self._apply(
+                connection, run_id, lambda run: msgspec.structs.replace(run, estimate_usd=usd), None, False
+            )
 
     def set_bill(self, run_id: str, bill: Bill) -> Run:
         return self.apply(
@@ -313,10 +341,6 @@ class Runs:
             found = [run for run in found if tags.items() <= run.tags.items()][:limit]
         return found
 
-    def active(self) -> list[Run]:
-        """Those that have not ended, newest first."""
-        return self.matching(active=True)
-
     def open_providers(self) -> list[str]:
         """The backends of the runs about which something may still be learnt."""
         table = schema.runs
@@ -372,29 +396,3 @@ class _SameId(Exception):
 
 def _reopened(before: Run, after: Run) -> bool:
     return before.status.terminal and not after.status.terminal
-
-
-def _columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """The row of a run, but for its id and what is no part of the record."""
-    from orchestrate.costing import spending
-
-    money = spending(run)
-    return {
-        "ref": run.ref,
-        "name": run.spec.get("suffix"),
-        "provider": run.provider,
-        "host": run.host,
-        "account": run.account,
-        "sandbox": run.sandbox,
-        "phase": run.phase.value,
-        "status": run.status.value,
-        "job_id": run.job_id,
-        "spec_hash": run.spec_hash,
-        "dataset_digest": run.dataset_digest,
-        "created_at": stamp(run.created_at),
-        "updated_at": stamp(run.updated_at),
-        "due_at": stamp(clock.now()),
-        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
-        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
-        "record": run.to_json().decode(),
-    }

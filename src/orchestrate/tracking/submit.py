@@ -13,6 +13,7 @@ not in silence, and not at all where the host takes the job's id from us (Firewo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -36,7 +37,8 @@ from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import money
 from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.leases import Lease
+from orchestrate.tracking.leases import Lease, LeaseHeld
+from orchestrate.tracking.repeats import Known, Wish
 from orchestrate.tracking.settling import Settler, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
@@ -53,6 +55,10 @@ class Submitter(Settler):
     """The protocol on one store and one backend."""
 
     reached: CrashPoint = pass_by
+    budget_usd: Decimal | None = None
+    """Over all runs of the store."""
+    agree: Callable[[Quote], bool] = lambda live: False
+    """Asked for a host's own estimate that is above the quote's high end."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -63,10 +69,14 @@ class Submitter(Settler):
         *,
         quote: Quote | None = None,
         max_cost_usd: Decimal | None = None,
-        budget_usd: Decimal | None = None,
+        idempotency_key: str | None = None,
+        again: bool = True,
+        made_by: str | None = None,
         progress: Progress | None = None,
     ) -> Run:
-        """Makes one job and the run that tracks it.
+        """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
+
+        Without `again` a run that is the same (`orchestrate.tracking.repeats`) raises `AlreadySubmitted`.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
         (the run is kept; `settle` or `sync` finds the job), any other `ProviderError` when the host said
@@ -81,20 +91,46 @@ class Submitter(Settler):
                 )
             if quote.high_usd > max_cost_usd:
                 raise OverBudget(name, quote.high_usd, max_cost_usd)
-        run = self.store.runs.create(
-            spec,
-            name,
-            model=_model(spec, self.provider),
-            dataset_digest=data.digest,
-            host=self.provider.host,
-            account=accounts.account_of(self.store, self.provider),
-            sandbox=self.provider.sandbox,
-            quote=quote,
-            max_cost_usd=max_cost_usd,
-            budget_usd=budget_usd,
-        )
+        wish = Wish(spec, data.digest, self.provider, idempotency_key)
+        try:
+            run = self.store.runs.create(
+                spec,
+                name,
+                model=_model(spec, self.provider),
+                dataset_digest=data.digest,
+                host=self.provider.host,
+                account=accounts.account_of(self.store, self.provider),
+                sandbox=self.provider.sandbox,
+                quote=quote,
+                max_cost_usd=max_cost_usd,
+                budget_usd=self.budget_usd,
+                idempotency_key=idempotency_key,
+                made_by=made_by,
+                guard=wish.guard(self.store, again=again),
+            )
+        except Known as known:
+            return self.take_up(known.run, spec, data, progress=progress)
         self.reached("after-intent")
-        return self._go_on(run, spec, data, progress)
+        try:
+            return self._go_on(run, spec, data, progress)
+        except LeaseHeld:  # by another process that was asked with the same key
+            return self.store.runs.get(run.id)
+
+    def take_up(
+        self, run: Run, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None
+    ) -> Run:
+        """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
+        Raises as `submit`."""
+        if self.store.leases.held(lease_name(run)):
+            return run
+        if run.phase in UNSETTLED:
+            run = self.settle(run)
+        if run.phase in UNSETTLED:
+            raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+        try:
+            return self._go_on(run, spec, data, progress, again=True)
+        except LeaseHeld:
+            return self.store.runs.get(run.id)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
         """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
@@ -171,15 +207,15 @@ class Submitter(Settler):
         return remote
 
     def _ask_price(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> None:
-        """The host's own estimate, kept with the run. It refuses the run above its limit or the account's; a
-        host that gives none leaves the quote's word standing."""
+        """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and
+        the budget, and above what was quoted unless the limit or the user allows it; a host that gives none
+        leaves the quote's word standing."""
         if Feature.LIVE_PRICE not in self.provider.features:
             return
         try:
             live = self.provider.live_price(spec, remote)
-            limit = run.max_cost_usd
-            if limit is not None and not live.unavailable and live.expected_usd > limit:
-                raise OverBudget(self.provider.name, live.expected_usd, limit, figure="the host's estimate")
+            if not live.unavailable:
+                self._take_estimate(run, live, lease)
         except (OverBudget, QuotaExceeded) as error:
             self._refuse(run, error, lease)
             raise
@@ -197,6 +233,18 @@ class Submitter(Settler):
             data={} if usd is None else {"usd": str(usd)},
         )
         self.store.history.add_events(run.id, [event], from_host=False)
+
+    def _take_estimate(self, run: Run, live: Quote, lease: Lease) -> None:
+        """Raises `OverBudget`."""
+        usd, name, figure = live.expected_usd, self.provider.name, "the host's own estimate"
+        limit, quote = run.max_cost_usd, None if run.quote and run.quote.unavailable else run.quote
+        if limit is not None and usd > limit:
+            raise OverBudget(name, usd, limit, figure=figure)
+        if limit is None and quote is not None and usd > quote.high_usd and not self.agree(live):
+            error = OverBudget(name, usd, quote.high_usd, what="the quote's high end,", figure=figure)
+            error.fix = "if that is not too much: submit again with --max-cost and the estimate"
+            raise error
+        self.store.runs.take_estimate(run.id, usd, self.budget_usd, lease)
 
     def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
         patience = self.timing.patience_s
@@ -329,12 +377,10 @@ def submit(
     reached: CrashPoint = pass_by,
 ) -> Run:
     """As `Submitter.submit`; with `run_id` an interrupted run goes on (`Submitter.resume`)."""
-    submitter = Submitter(store, provider, timing, reached)
+    submitter = Submitter(store, provider, timing, reached, budget_usd)
     if run_id is not None:
         return submitter.resume(store.runs.get(run_id), data, progress=progress)
-    return submitter.submit(
-        spec, data, quote=quote, max_cost_usd=max_cost_usd, budget_usd=budget_usd, progress=progress
-    )
+    return submitter.submit(spec, data, quote=quote, max_cost_usd=max_cost_usd, progress=progress)
 
 
 def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:

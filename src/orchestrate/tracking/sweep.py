@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
 from orchestrate import costing
 from orchestrate.errors import (
     NotFound,
@@ -26,15 +24,17 @@ from orchestrate.errors import (
     StoreError,
     UnexpectedAnswer,
 )
-from orchestrate.tracking import cost_cap, transitions
+from orchestrate.tracking import cost_cap, transitions, unfinished
 from orchestrate.tracking.accounts import account_of, is_here, placed, prove, require
 from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking.report import Failure as Failure
+from orchestrate.tracking.report import SyncReport as SyncReport
 from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.tracking.upkeep import LOOK_BACK, Upkeep
-from orchestrate.types import Event, Feature, Job, JobHandle, Run, SubmitPhase
+from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -53,65 +53,6 @@ DETAIL_REQUESTS = 5
 """What `fetch_details` of one run costs on the dearest host, about."""
 _BILL_PATIENCE = timedelta(days=7)
 """A host that has not told a final price by then never will."""
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that could not be asked; its runs stay as they are."""
-
-    provider: str
-    message: str
-    retryable: bool
-    retry_after_s: float | None = None
-
-
-class SyncReport(msgspec.Struct, kw_only=True):
-    """What a sync found. Runs are named by id."""
-
-    checked: int = 0
-    adopted: list[str] = []
-    """Runs whose job was found by its ref."""
-    not_made: list[str] = []
-    """Runs that were settled: the host has no job of theirs. They can be sent again."""
-    unsettled: list[str] = []
-    """Runs of which it is too early to tell."""
-    unsent: list[str] = []
-    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
-    elsewhere: list[str] = []
-    """Runs of another account than that of the key: nothing was asked or concluded about them."""
-    changed: list[str] = []
-    ended: list[str] = []
-    capped: list[str] = []
-    """Runs that passed their cap and were told to end."""
-    alarms: list[Event] = []
-    hosting: list[str] = []
-    """What is to be told of deployments, a sentence each."""
-    ending: list[str] = []
-    """Runs whose deployment is to end, and that the host still has."""
-    failures: list[Failure] = []
-    asked: int = 0
-    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
-
-    def failed(self, provider: str, error: OrchestrateError) -> None:
-        failure = Failure(
-            provider=provider,
-            message=error.message,
-            retryable=error.retryable,
-            retry_after_s=getattr(error, "retry_after_s", None),
-        )
-        if failure not in self.failures:
-            self.failures.append(failure)
-
-    def __str__(self) -> str:
-        parts = [f"{self.checked} open run(s) checked"]
-        for name in ("adopted", "not_made", "unsettled", "unsent", "elsewhere", "changed", "ended", "capped"):
-            if runs := getattr(self, name):
-                parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
-        parts += self.hosting
-        if self.ending:
-            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
-        parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
-        parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
-        return "\n".join(parts)
 
 
 def sync(
@@ -182,13 +123,19 @@ def refresh(
     if run.phase is not SubmitPhase.SUBMITTED:
         return run
     require(store, provider, run)
-    job = provider.get(run.handle)
+    try:
+        job = provider.get(run.handle)
+    except NotFound as error:
+        unfinished.gone(store, provider, run)
+        error.fix = f"if it was deleted there: orchestrate abandon {run.id} --reason TEXT"
+        raise
     run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
     fetch_details(store, provider, run, on_event=on_event)
     if run.status.terminal:
         return conclude(store, run, job, bill)
     if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
+    unfinished.uncancelled(store, provider, run, job)
     capped = cost_cap.enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
@@ -227,6 +174,7 @@ def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
     made = bill(run, job) if bill else None
     if made is not None and made != run.bill:
         run = store.runs.set_bill(run.id, made)
+        cost_cap.told_at_end(store, run)
         if (found := costing.reconcile(run)) is not None:
             store.history.add_reconciliation(found)
     return run
@@ -336,8 +284,19 @@ class _Sweep:
         for run_id in ended:
             self._conclude(run_id, seen.pop(run_id), details=run_id in detailed)
         for run_id, job in seen.items():
+            self._left_undone(known[run_id], job)
             if known[run_id].max_cost_usd is not None:
                 self._cap(run_id, job)
+
+    def _left_undone(self, run: Run, job: Job) -> None:
+        try:
+            if job.status is JobStatus.PAUSED:
+                unfinished.paused(self.store, self.provider, run)
+                self.report.paused.append(run.id)
+            if unfinished.uncancelled(self.store, self.provider, run, job):
+                self.report.uncancelled.append(run.id)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
 
     def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
         """A ref of ours on a job that is not its run's: a run that was given up, or a job that is one too
@@ -365,8 +324,9 @@ class _Sweep:
             self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
-            except NotFound:
-                continue  # a list's and an answer's absence never end a run
+            except NotFound:  # an answer's absence never ends a run
+                unfinished.gone(self.store, self.provider, run)
+                self.report.gone.append(run.id)
             except ProviderError as error:
                 self.report.failed(self.provider.config.name, error)
                 return

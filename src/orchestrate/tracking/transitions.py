@@ -113,6 +113,13 @@ def cancelling(run: Run, at: datetime) -> Run:
     return _with(run, at, status=JobStatus.CANCELLING)
 
 
+def abandoned(run: Run, reason: str, at: datetime) -> Run:
+    """Its user gives it up, whatever its host does; it ends as cancelled, unless it had ended already."""
+    if run.status.terminal:
+        return _with(run, at, abandoned=reason)
+    return _with(run, at, status=JobStatus.CANCELLED, abandoned=reason, finished_at=at)
+
+
 def observed(run: Run, job: Job, at: datetime) -> Run:
     """What the host said about the job just now, or a while ago: answers come late, twice and out of order.
 

@@ -1,21 +1,20 @@
 """Webhooks of hosts, taken as hints: they only make a run due, its state is then asked of the host itself.
 
-OpenAI signs its deliveries by the Standard Webhooks convention; its own SDK checks them. A wrong signature,
-an old timestamp, a repeat or an unknown job changes nothing.
+A wrong signature, an old timestamp, a repeat or an unknown job changes nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from orchestrate.config import Secret
 from orchestrate.errors import OrchestrateError
+from orchestrate.profile import Profile
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
@@ -27,55 +26,56 @@ class Untrusted(OrchestrateError):
     """The delivery is not from the host that it names."""
 
 
-def take_openai_hint(store: Store, body: str, headers: Mapping[str, str], secret: Secret) -> str | None:
+@dataclass(frozen=True)
+class Sender:
+    """A host that sends webhooks, and the secret with which it signs them."""
+
+    profile: Profile
+    secret: Secret
+
+
+def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
     """The id of the run that is due now, or `None` when the delivery is a repeat or of no run of ours. Raises
     `Untrusted` unless the signature is right and fresh."""
-    from openai import InvalidWebhookSignatureError, OpenAI
-
+    host, read = sender.profile.kind, sender.profile.delivery
+    if read is None:
+        raise Untrusted(f"{host} sends no webhooks")
     try:
-        # The client only holds the SDK's check; it sends nothing and needs no real key.
-        OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret.reveal())
-        delivery = msgspec.json.decode(body, type=_Delivery)
-    except (InvalidWebhookSignatureError, ValueError) as error:
+        delivery = read(body, headers, sender.secret.reveal())
+    except ValueError as error:
         raise Untrusted(f"a webhook was refused: {error}") from error
-    if not delivery.type.startswith("fine_tuning.job.") or not store.watching.take_delivery(
-        f"openai:{delivery.id}"
-    ):
+    if delivery.job_id is None or not store.watching.take_delivery(f"{host}:{delivery.id}"):
         return None
-    run = store.watching.make_due("openai", delivery.data.id)
+    run = store.watching.make_due(host, delivery.job_id)
     return None if run is None else run.id
-
-
-class _Subject(msgspec.Struct):
-    id: str = ""
-
-
-class _Delivery(msgspec.Struct):
-    id: str
-    type: str
-    data: _Subject = msgspec.field(default_factory=_Subject)
 
 
 @contextmanager
 def listening(
-    store: Store, secret: Secret, port: int, woken: Callable[[str], None], *, address: str = "127.0.0.1"
-) -> Generator[int]:
-    """Takes `POST /openai` on a port (0: any free one) for the length of the block; gives the port. `woken`
-    is called with the id of each run that became due. A proxy in front of it brings TLS and the public
-    address."""
+    store: Store,
+    senders: Sequence[Sender],
+    port: int,
+    woken: Callable[[str], None],
+    *,
+    address: str = "127.0.0.1",
+) -> Generator[list[str]]:
+    """Takes `POST /KIND` of each sender on a port (0: any free one) for the length of the block; gives the
+    URLs. `woken` is called with the id of each run that became due. A proxy in front of it brings TLS and the
+    public address."""
+    paths = {f"/{sender.profile.kind}": sender for sender in senders}
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
         def do_POST(self) -> None:
             length = self.headers.get("content-length", "")
-            if self.path != "/openai":
+            if (sender := paths.get(self.path)) is None:
                 return self._answer(404)
             if not length.isdigit() or int(length) > MOST_BYTES:
                 return self._answer(413)
             try:
                 body = self.rfile.read(int(length)).decode()
-                run_id = take_openai_hint(store, body, dict(self.headers.items()), secret)
+                run_id = take_hint(store, body, dict(self.headers.items()), sender)
             except (Untrusted, UnicodeDecodeError):
                 return self._answer(401)
             except OrchestrateError:
@@ -96,7 +96,7 @@ def listening(
     thread = threading.Thread(target=server.serve_forever, name="webhooks", daemon=True)
     thread.start()
     try:
-        yield server.server_address[1]
+        yield [f"http://{address}:{server.server_address[1]}{path}" for path in paths]
     finally:
         server.shutdown()
         server.server_close()

@@ -235,8 +235,18 @@ class Run(Record, frozen=True, kw_only=True):
     error: JobError | None = None
     quote: Quote | None = None
     bill: Bill | None = None
+    estimate_usd: Decimal | None = None
+    """The host's own estimate before the job was made; an estimate, no bill."""
     max_cost_usd: Decimal | None = None
     tags: dict[str, str] = {}
+    idempotency_key: str | None = None
+    """The caller's own: a submit with the same one gives this run."""
+    made_by: str | None = None
+    """`user@machine`, or whom `--by` named; `None` for recovered runs and those from before it was kept."""
+
+    abandoned: str | None = None
+    """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
+    budget but its last bill."""
 
     @property
     def handle(self) -> JobHandle:

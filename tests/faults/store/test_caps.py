@@ -73,7 +73,7 @@ def test_the_watcher_cancels_once_and_the_record_says_why(store: Store, host: Pa
     assert (ended.status, ended.error and ended.error.code) == (JobStatus.CANCELLED, "over_cap")
     assert ended.bill is not None and (ended.bill.usd, ended.bill.final) == (6, True)
     [event] = said(store, run)
-    assert "over its cap of $5.00: $6.00 so far (tokens x rate)" in event.message
+    assert "over its cap of $5.00: an estimated $6.00 so far (tokens x rate)" in event.message
     assert ended.error is not None and ended.error.message == event.message
     assert store.history.transitions(run.id)[-1].note == "over its cap"
     assert store.runs.get(other.id).status is JobStatus.RUNNING, "a run without a cap goes on"

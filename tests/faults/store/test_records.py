@@ -143,7 +143,7 @@ def test_runs_are_listed_newest_first_and_filtered(store: Store) -> None:
     assert [r.id for r in store.runs.matching()] == [c.id, b.id, a.id]
     assert [r.id for r in store.runs.matching(limit=2)] == [c.id, b.id]
     assert [r.id for r in store.runs.matching(provider="one", active=True)] == [c.id]
-    assert [r.id for r in store.runs.active()] == [c.id, b.id]
+    assert [r.id for r in store.runs.matching(active=True)] == [c.id, b.id]
     assert [r.id for r in store.runs.matching(status=JobStatus.SUCCEEDED)] == [a.id]
     assert [r.id for r in store.runs.matching(phase=[SubmitPhase.INTENT])] == [b.id]
     assert [r.id for r in store.runs.matching(tags={"team": "b"})] == [b.id]
@@ -252,7 +252,7 @@ def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     with pytest.raises(OverBudget):
         make(store, quote=quoted("0.71"), budget_usd=Decimal(1))
     make(store, quote=quoted("0.70"), budget_usd=Decimal(1))
-    assert len(store.runs.active()) == 3
+    assert len(store.runs.matching(active=True)) == 3
 
 
 def test_a_budget_holds_when_many_ask_at_once(store_url: str) -> None:

@@ -22,16 +22,18 @@ from tests.faults.paper_host import Paper, PaperHost
 
 from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
+from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
 from orchestrate.tracking.channels import Command, NotDelivered, Webhook, tell
 from orchestrate.tracking.submit import submit
-from orchestrate.tracking.webhooks import Untrusted, listening, take_openai_hint
+from orchestrate.tracking.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
 SECRET = Secret("whsec_YSBzZWNyZXQgb2YgdGhlIHRlc3Rz")  # of "a secret of the tests"
+SENDER = Sender(profile("openai"), SECRET)
 
 
 @pytest.fixture
@@ -356,11 +358,11 @@ def tracked(store: Store, tmp_path: Path) -> Run:
 def test_a_signed_delivery_makes_its_run_due_once_and_changes_nothing_else(
     store: Store, tracked: Run
 ) -> None:
-    assert take_openai_hint(store, *delivery(str(tracked.job_id)), SECRET) == tracked.id
+    assert take_hint(store, *delivery(str(tracked.job_id)), SENDER) == tracked.id
     assert store.runs.get(tracked.id) == tracked, "a hint is not believed, only followed"
     assert [run.id for run in store.watching.claim_due("openai", tracked.host, limit=10)] == [tracked.id]
-    assert take_openai_hint(store, *delivery(str(tracked.job_id)), SECRET) is None, "a repeat"
-    assert take_openai_hint(store, *delivery("ftjob-of-another", id="evt_2"), SECRET) is None
+    assert take_hint(store, *delivery(str(tracked.job_id)), SENDER) is None, "a repeat"
+    assert take_hint(store, *delivery("ftjob-of-another", id="evt_2"), SENDER) is None
 
 
 @pytest.mark.parametrize(
@@ -372,12 +374,12 @@ def test_a_delivery_that_is_not_the_hosts_is_refused(
     store: Store, tracked: Run, change: dict[str, Any]
 ) -> None:
     with pytest.raises(Untrusted):
-        take_openai_hint(store, *delivery(str(tracked.job_id), **change), SECRET)
+        take_hint(store, *delivery(str(tracked.job_id), **change), SENDER)
     body, headers = delivery(str(tracked.job_id))
     with pytest.raises(Untrusted):
-        take_openai_hint(store, body, {k: v for k, v in headers.items() if k != "webhook-signature"}, SECRET)
+        take_hint(store, body, {k: v for k, v in headers.items() if k != "webhook-signature"}, SENDER)
     with pytest.raises(Untrusted):
-        take_openai_hint(store, body.replace("succeeded", "failed"), headers, SECRET)
+        take_hint(store, body.replace("succeeded", "failed"), headers, SENDER)
     assert store.watching.claim_due("openai", tracked.host, limit=10) == []
 
 
@@ -385,8 +387,9 @@ def test_the_listener_answers_each_caller_as_it_deserves(store: Store, tracked: 
     import httpx
 
     woken: list[str] = []
-    with listening(store, SECRET, 0, woken.append) as port:
-        url = f"http://127.0.0.1:{port}"
+    with listening(store, [SENDER], 0, woken.append) as urls:
+        assert [url.rpartition("/")[2] for url in urls] == ["openai"]
+        url = urls[0].removesuffix("/openai")
         body, headers = delivery(str(tracked.job_id))
         assert httpx.post(f"{url}/openai", content=body, headers=headers).status_code == 204
         assert httpx.post(f"{url}/openai", content=body, headers=headers).status_code == 204

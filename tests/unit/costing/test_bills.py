@@ -23,7 +23,7 @@ from orchestrate.costing import (
 from orchestrate.errors import OverBudget
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
-from orchestrate.types import Bill, Job, JobHandle, JobStatus, Quote, QuoteLine, Run, SubmitPhase
+from orchestrate.types import Bill, Job, JobError, JobHandle, JobStatus, Quote, QuoteLine, Run, SubmitPhase
 
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
@@ -129,7 +129,10 @@ def test_together_jobs_that_ended_early(changes: dict[str, Any], usd: str) -> No
 def test_what_is_not_known_is_no_bill() -> None:
     assert (
         made(
-            "together", "qwen3.5-9b", a_job(status=JobStatus.FAILED, raw_status="user_error"), quote=a_quote()
+            "together",
+            "qwen3.5-9b",
+            a_job(status=JobStatus.FAILED, raw_status="user_error", step=3),
+            quote=a_quote(),
         )
         is None
     )
@@ -142,6 +145,29 @@ def test_what_is_not_known_is_no_bill() -> None:
         )
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "unbilled", "billed"),
+    [
+        (
+            "openai",
+            "gpt-4o-mini",
+            {"error": JobError(message="row 3", code="invalid_training_file", param="training_file")},
+            {"error": JobError(message="internal", code="server_error")},
+        ),
+        ("together", "qwen3.5-9b", {"raw_status": "user_error"}, {"raw_status": "user_error", "step": 3}),
+        ("together", "qwen3.5-9b", {"raw_status": "error", "step": 3}, {"raw_status": "odd", "step": 1}),
+        ("fireworks", "qwen3-8b", {}, {"percent": 40.0}),
+        ("local", "qwen3-8b", {}, {"started_at": NOW}),
+    ],
+)
+def test_a_failure_is_free_only_where_the_hosts_rule_says_so(
+    host: str, model: str, unbilled: dict[str, Any], billed: dict[str, Any]
+) -> None:
+    free = made(host, model, a_job(status=JobStatus.FAILED, **unbilled), quote=a_quote())
+    assert free is not None and free.usd == 0
+    assert made(host, model, a_job(status=JobStatus.FAILED, **billed), quote=a_quote()) is None
 
 
 def test_a_tracked_run_is_billed_from_its_own_quote() -> None:
@@ -212,13 +238,25 @@ def test_accuracy_by_backend_with_sandboxes_apart() -> None:
             "2",
         ),
         (a_run(status=JobStatus.CANCELLED, quote=a_quote()), "0", "1.2"),
-        (a_run(status=JobStatus.FAILED, quote=a_quote()), "0", "0"),
+        (a_run(status=JobStatus.FAILED, quote=a_quote()), "0", "1.2"),
+        (a_run(status=JobStatus.RUNNING, quote=a_quote(), estimate_usd=Decimal(5)), "0", "5"),
+        (a_run(status=JobStatus.CANCELLED, quote=a_quote(), abandoned="gone"), "0", "0"),
+        (
+            a_run(
+                status=JobStatus.CANCELLED,
+                quote=a_quote(),
+                abandoned="gone",
+                bill=Bill(usd=Decimal(2), origin="x", final=False),
+            ),
+            "2",
+            "0",
+        ),
         (a_run(status=JobStatus.FAILED, phase=SubmitPhase.REFUSED, quote=a_quote()), "0", "0"),
         (a_run(sandbox=True, bill=Bill(usd=Decimal(99), origin="x")), "0", "0"),
         (a_run(sandbox=True, status=JobStatus.RUNNING, quote=a_quote()), "0", "0"),
         (a_run(status=JobStatus.RUNNING), "0", "0"),
     ],
-    ids=["billed", "running", "partly", "cancelled", "failed", "refused", "sandbox", "sandbox2", "dark"],
+    ids=str,
 )
 def test_spending_counts_bills_and_commitments(run: Run, spent: str, committed: str) -> None:
     found = spending(run)

@@ -10,7 +10,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from orchestrate.data.files.spooling import spooled
-from orchestrate.errors import DataError, MissingExtra, OrchestrateError, SetupError, UsageError
+from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+from orchestrate.packages import needed
 
 BLOCK = 1 << 20
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
@@ -31,10 +32,8 @@ def fetch(url: str, target: Path) -> str:
     Raises `UsageError` for a protocol that fsspec does not know, `SetupError` when the protocol's package or
     the credentials are missing, else `DataError`, with `retryable` where trying again can help.
     """
-    try:
+    with needed("data", f"reading {shown(url)}", "fsspec"):
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise MissingExtra("data", f"reading {shown(url)}", "fsspec") from error
     protocol = url.split("://", 1)[0].split("::")[-1]
     known: set[str] = set(cast("Any", fsspec).available_protocols())
     if protocol not in known:

@@ -14,7 +14,8 @@ import msgspec
 from orchestrate.data.files.tables import LONGEST_RECORD as LONGEST_RECORD
 from orchestrate.data.files.tables import cell
 from orchestrate.data.shapes.known import SHAPES
-from orchestrate.errors import DataError, MissingExtra
+from orchestrate.errors import DataError
+from orchestrate.packages import needed
 
 BLOCK = 1 << 20
 
@@ -154,10 +155,8 @@ def _filled(value: Any, used: bool) -> Any:
 def _pyarrow(module: str) -> Any:
     import importlib
 
-    try:
+    with needed("data", "reading Parquet and Arrow files", "pyarrow"):
         return importlib.import_module(f"pyarrow.{module}")
-    except ImportError as error:
-        raise MissingExtra("data", "reading Parquet and Arrow files", "pyarrow") from error
 
 
 def _arrow_errors() -> tuple[type[Exception], ...]:

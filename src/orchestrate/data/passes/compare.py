@@ -9,6 +9,7 @@ from typing import Any
 from orchestrate.data.passes.scan import Total
 from orchestrate.data.rows.examples import Kind
 from orchestrate.errors import MissingExtra
+from orchestrate.packages import needed
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,8 @@ class Matches:
 
 def numpy() -> Any:
     """Raises `MissingExtra` where numpy is not installed."""
-    try:
+    with needed("data", "comparing rows", "numpy"):
         import numpy as np
-    except ImportError as error:
-        raise MissingExtra("data", "comparing rows", "numpy") from error
     return np
 
 

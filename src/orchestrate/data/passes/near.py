@@ -23,7 +23,7 @@ from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Task, pieces, ranges, read_rows
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import reading, visible
-from orchestrate.errors import MissingExtra
+from orchestrate.packages import needed
 
 PERMUTATIONS = 128
 BANDS = 16
@@ -237,8 +237,6 @@ def join(leader: list[int], x: int, y: int) -> None:
 
 
 def _rensa() -> Any:
-    try:
+    with needed("data", "finding near duplicates", "rensa"):
         import rensa  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise MissingExtra("data", "finding near duplicates", "rensa") from error
     return rensa

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrate.data.passes import pool
-from orchestrate.errors import ConfigError, MissingExtra
+from orchestrate.errors import ConfigError
+from orchestrate.packages import needed
 
 
 @contextmanager
@@ -109,8 +110,6 @@ def _ordered(
 
 
 def _ray() -> Any:
-    try:
+    with needed("ray", "--engine ray", "ray"):
         import ray  # pyright: ignore[reportMissingImports]  an extra
-    except ImportError as error:
-        raise MissingExtra("ray", "--engine ray", "ray") from error
     return ray

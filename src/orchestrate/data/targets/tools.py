@@ -29,7 +29,7 @@ from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
 from orchestrate.data.shapes.calls import calls_in
 from orchestrate.data.targets import clouds
 from orchestrate.data.targets.dialects import CANONICAL, fields
-from orchestrate.errors import MissingExtra
+from orchestrate.packages import needed
 from orchestrate.types import Severity
 
 Encode = Callable[[Example], dict[str, Any]]
@@ -304,11 +304,9 @@ def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain:
     """Writes in batches and returns the number of rows. Without `plain`, lists are written as JSON text:
     tool schemas and content in parts have no common columnar type. The reader takes both. Raises
     `MissingExtra` without pyarrow."""
-    try:
+    with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise MissingExtra("data", "writing Parquet", "pyarrow") from error
     library: Any = arrow
     schema = library.schema(_columns(library, kind, plain))
     written = 0

@@ -124,7 +124,7 @@ def for_model(
     return f"{tokenizer or 'unknown'}~o200k"
 
 
-def of_openai(model: str) -> str | None:
+def of_tiktoken(model: str) -> str | None:
     """The counter of a model by OpenAI's name for it, tuned ones included; `None` for any other name."""
     import tiktoken
 

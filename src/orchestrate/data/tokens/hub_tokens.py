@@ -19,7 +19,8 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.tokens.chat_templates import CHATML, chosen, is_marked, message, render
 from orchestrate.data.tokens.lengths import Lengths, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
-from orchestrate.errors import MissingExtra, SetupError
+from orchestrate.errors import SetupError
+from orchestrate.packages import needed
 
 
 def load(folder: Path) -> Any:
@@ -27,10 +28,8 @@ def load(folder: Path) -> Any:
     transformers."""
     if not has_tokenizer(folder):
         raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
-    try:
+    with needed("local", "reading a hub tokenizer", "transformers"):
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtra("local", "reading a hub tokenizer", "transformers") from error
     # A folder's own code is never run; left unsaid, transformers asks on the terminal.
     return cast("Any", AutoTokenizer).from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False

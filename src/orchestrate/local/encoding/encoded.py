@@ -158,7 +158,7 @@ def encode_file(
                 report.dropped += 1
     if not sides:
         raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
-    rows = together(sides, pairs)
+    rows = stacked(sides, pairs)
     return (replace(rows, labels=np.array(labels, dtype=np.bool_)) if labelled else rows), report
 
 
@@ -187,7 +187,7 @@ def _count(report: Report, new: list[Encoded]) -> None:
     report.notes.update({note for e in new for note in e.notes})
 
 
-def together(sides: list[Encoded], pairs: bool = False) -> Rows:
+def stacked(sides: list[Encoded], pairs: bool = False) -> Rows:
     """Rows in memory."""
     lengths = np.array([0, *(len(e.ids) for e in sides)], dtype=np.int64)
     ids = np.fromiter((i for e in sides for i in e.ids), dtype=np.int32, count=int(lengths.sum()))

@@ -163,7 +163,7 @@ def here(model: str) -> ModelFolder | None:
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
         raise UsageError(
             f"no model folder at {model}, and it is not a hub id (owner/name)",
-            fix="orchestrate models --provider local",
+            fix=f"orchestrate models --provider {this_machine().kind}",
         )
     return None
 

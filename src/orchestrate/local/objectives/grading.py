@@ -132,7 +132,7 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
     """Why this machine does not grade so; `None` when it does."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
-        return f"an evaluator lives on Fireworks; here the grader has a type: {', '.join(KINDS)}"
+        return f"an evaluator lives on a host; here the grader has a type: {', '.join(KINDS)}"
     if kind in ELSEWHERE:
         return f"{kind}: {ELSEWHERE[kind]}"
     if kind not in KINDS:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from orchestrate.data.tokens.chat_templates import message
 from orchestrate.errors import DataError, RunFailed
-from orchestrate.local.encoding.encoded import Rows, micro_batches, together
+from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
 from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
+from orchestrate.local.job import option
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling import Sampler
 from orchestrate.local.objectives.base import Batch, Objective, Sums, add
@@ -107,7 +108,7 @@ class PolicyObjective(Objective):
         shown = self._describe(answers, grades)
         shown["reward_std"] = float(spread.mean())
         shown["equal_rewards"] = float((spread == 0).float().mean())
-        return Rollouts(together(encoded), advantages.view(-1), shown)
+        return Rollouts(stacked(encoded), advantages.view(-1), shown)
 
     def _draw(self, prompts: list[list[int]], temperature: float, max_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts)) + self.max_new_tokens
@@ -245,6 +246,6 @@ def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[R
     if not encoded:
         raise DataError(
             f"{path.name}: no prompt fits into {limit} tokens",
-            fix="raise max_seq_length, or lower provider_options.local.max_new_tokens",
+            fix=f"raise max_seq_length, or lower {option('max_new_tokens')}",
         )
-    return replace(together(encoded), items=items), long
+    return replace(stacked(encoded), items=items), long

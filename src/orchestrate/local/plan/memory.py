@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrate.local import machine
-from orchestrate.local.job import AdapterKind
+from orchestrate.local.job import AdapterKind, option
 from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
@@ -295,18 +295,18 @@ def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, obj
     fewest = 2 if setup.pairs else 1
     if setup.rows > fewest:
         yield (
-            "fewer examples at once, the same batch: provider_options: {local: {micro_batch: 1}}",
+            f"fewer examples at once, the same batch: {option('micro_batch')}=1",
             {"rows": fewest, "accumulates": True},
         )
     if not setup.gradient_checkpointing:
         yield (
             "keep less for the backward pass, at about a third more time: "
-            "provider_options: {local: {gradient_checkpointing: true}}",
+            f"{option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )
     if setup.adapter == "full":
         yield (
-            "an 8-bit optimiser: provider_options: {local: {optimizer: paged_adamw_8bit}}",
+            f"an 8-bit optimiser: {option('optimizer')}=paged_adamw_8bit",
             {"optimizer": "paged_adamw_8bit"},
         )
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}

@@ -18,6 +18,7 @@ from orchestrate.files import PRIVATE_UMASK, opener, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.packages import require_recent
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
@@ -42,6 +43,7 @@ def require_packages(what: str = "training on this machine") -> None:
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("local", what, package)
+        require_recent(package)
 
 
 def launch(job: LocalJob, home: Path) -> RunDir:

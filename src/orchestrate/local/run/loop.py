@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Rows
-from orchestrate.local.job import LocalJob
+from orchestrate.local.job import LocalJob, option
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import Objective, Sums, learning_rate, means
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
@@ -261,7 +261,7 @@ class Loop:
         if self.max_tokens <= longest:
             raise RunFailed(
                 f"one row of {longest} tokens does not fit into memory: {said}",
-                fix="lower max_seq_length, set provider_options.local.gradient_checkpointing, or use qlora",
+                fix=f"lower max_seq_length, set {option('gradient_checkpointing')}, or use qlora",
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
@@ -287,7 +287,7 @@ class Loop:
                 raise RunFailed(
                     f"step {self.progress.step + 1}: {what}",
                     fix="lower the learning rate, check the rows (orchestrate data check), "
-                    "or set provider_options.local.nan_policy: skip",
+                    f"or set {option('nan_policy')}: skip",
                 )
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:

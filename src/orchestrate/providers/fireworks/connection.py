@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.config import HostConfig
 from orchestrate.errors import NotFound, UsageError
+from orchestrate.packages import require_recent
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
@@ -34,6 +35,7 @@ class Connection:
 
     def client(self) -> Fireworks:
         if self._sdk is None:
+            require_recent("fireworks-ai")
             from fireworks import Fireworks
 
             self._sdk = Fireworks(

@@ -26,6 +26,7 @@ from orchestrate.profile import Profile
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
 
 RULES = HostRules(
     kinds={
@@ -79,12 +80,18 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     return [line("training", tokens / MTOK, rate, band=size.band)], notes
 
 
+def refused_in_validation(job: Job) -> bool:
+    """A job that has begun to train tells its progress."""
+    return not (job.percent or job.epoch or job.trained_tokens)
+
+
 PROFILE = Profile(
     kind="fireworks",
     title="Fireworks",
     provider="orchestrate.providers.fireworks.provider:FireworksProvider",
     rank=2,
     url="https://api.fireworks.ai",
+    sdk="fireworks-ai",
     account_variable="FIREWORKS_ACCOUNT_ID",
     chat_path="/inference/v1",
     rules=RULES,
@@ -93,5 +100,6 @@ PROFILE = Profile(
     bills=bills,
     dpo_factor=Decimal(2),  # fireworks.ai/pricing, 2026-10-08
     default_epochs=1,
+    unbilled_failure=refused_in_validation,
     serving_note="Fireworks scales to zero after an idle hour",
 )

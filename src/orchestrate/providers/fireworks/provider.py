@@ -33,8 +33,9 @@ from orchestrate.errors import (
 )
 from orchestrate.files import new_folder, own_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
 from orchestrate.providers.fireworks import reading, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
@@ -346,9 +347,9 @@ class FireworksProvider(Provider):
                 )
             model = endpoint.model
         create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
-        return chat.replies(
-            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
-        )
+        return Chat(
+            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
+        ).replies(prompts)
 
     def close(self) -> None:
         self._at.close()

@@ -23,4 +23,5 @@ PROFILE = Profile(
     dialect=CANONICAL,
     ids=HUB_ID,
     default_epochs=3,
+    unbilled_failure=lambda job: job.started_at is None,
 )

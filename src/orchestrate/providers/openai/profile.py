@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -20,12 +21,13 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Profile
+from orchestrate.profile import Delivery, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
 
 RULES = HostRules(
     kinds={
@@ -112,6 +114,18 @@ def tuned_base(name: str) -> str | None:
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 
 
+def refused_in_validation(job: Job) -> bool:
+    """A file that was refused is named by `param` of the job's error (OpenAI's API reference)."""
+    files = ("training_file", "validation_file")
+    return not job.trained_tokens and job.error is not None and job.error.param in files
+
+
+def delivery(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
+    from orchestrate.providers.openai.webhooks import read
+
+    return read(body, headers, secret)
+
+
 PROFILE = Profile(
     kind="openai",
     title="OpenAI",
@@ -120,7 +134,10 @@ PROFILE = Profile(
     url="https://api.openai.com/v1",
     organization_variable="OPENAI_ORG_ID",
     project_variable="OPENAI_PROJECT_ID",
+    chat_limit="max_completion_tokens",  # newer models refuse `max_tokens`; many compatible hosts need it
     webhook_variable="OPENAI_WEBHOOK_SECRET",
+    delivery=delivery,
+    sdk="openai",
     rules=RULES,
     dialect=Dialect(row_weight=False),
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
@@ -129,4 +146,6 @@ PROFILE = Profile(
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     auto_epochs=auto_epochs,
+    unbilled_failure=refused_in_validation,
+    cap_gap="OpenAI tells the tokens of a job only when it has ended",
 )

@@ -1,6 +1,6 @@
 """OpenAI, OpenAI-compatible hosts and Azure OpenAI, through the official SDK.
 
-`connection` makes the client, `translation` and `checking` work offline, `files` uploads, `reading` turns
+`translation` and `checking` work offline, `files` uploads, `reading` turns
 answers into records, `sunset` tells about the end of fine-tuning there. The SDK is imported with the first
 call that needs it.
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate import catalog
@@ -30,9 +29,10 @@ from orchestrate.errors import (
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, standing
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
+from orchestrate.providers.compatible import connect, is_azure, wire_of
 from orchestrate.providers.hosted import Wire, headers_of
 from orchestrate.providers.openai import checking, reading, translation
-from orchestrate.providers.openai.connection import connect, is_azure, wire_of
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
@@ -356,21 +356,12 @@ class OpenAIProvider(Provider):
         if model is None:
             raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
         # Reasoning models take neither max_tokens nor a temperature; compatible servers know max_tokens.
-        limit = "max_completion_tokens" if self.name == self.kind else "max_tokens"
+        limit = self.profile.chat_limit if self.name == self.kind else "max_tokens"
         options: dict[str, Any] = {limit: max_tokens}
         if not _REASONING.match(known.model or ""):
             options["temperature"] = temperature
-
-        def ask(prompt: Sequence[Message]) -> Reply:
-            messages: Any = [{"role": m.role, "content": m.content} for m in prompt]
-            completions = self.client.chat.completions
-            answer: Any = self._wire.read(
-                partial(completions.create, model=model, messages=messages, **options)
-            )
-            return _reply(self.name, answer, model)
-
-        with ThreadPoolExecutor(max_workers=min(_CHAT_THREADS, max(1, len(prompts)))) as pool:
-            return list(pool.map(ask, prompts))
+        chat = Chat(self._wire, self.client.chat.completions.create, model, options)
+        return chat.replies(prompts, threads=_CHAT_THREADS)
 
 
 def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -381,19 +372,6 @@ def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return (
         {name: value for name, value in body.items() if name in known},
         {name: value for name, value in body.items() if name not in known},
-    )
-
-
-def _reply(provider: str, answer: Any, model: str) -> Reply:
-    if not getattr(answer, "choices", None):
-        raise UnexpectedAnswer(provider, "a chat answer without choices")
-    choice, usage = answer.choices[0], answer.usage
-    return Reply(
-        content=choice.message.content or "",
-        model=answer.model or model,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        completion_tokens=usage.completion_tokens if usage else None,
-        finish_reason=choice.finish_reason,
     )
 
 

@@ -27,6 +27,7 @@ from orchestrate.profile import HUB_ID, Profile
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
 
 RULES = HostRules(
     kinds={
@@ -114,12 +115,23 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     return lines, notes
 
 
+def unbilled_failure(job: Job) -> bool:
+    """`error` is the platform's failure, which is refunded in full; `user_error` is billed once steps were
+    done. docs.together.ai fine-tuning pricing.
+    """
+    return job.raw_status == "error" or not (job.step or job.trained_tokens)
+
+
 PROFILE = Profile(
     kind="together",
     title="Together",
     provider="orchestrate.providers.together.provider:TogetherProvider",
     rank=1,
     url="https://api.together.ai",
+    origins=frozenset(
+        {"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}
+    ),
+    sdk="together",
     project_variable="TOGETHER_PROJECT_ID",
     chat_path="/v1",
     rules=RULES,
@@ -129,4 +141,5 @@ PROFILE = Profile(
     dpo_factor=Decimal("2.5"),  # blog of 2026-09-11: every published pair of prices
     default_epochs=1,
     share_billed=share_billed,
+    unbilled_failure=unbilled_failure,
 )

@@ -32,9 +32,11 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.files import new_folder
+from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, chat, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
@@ -338,9 +340,9 @@ class TogetherProvider(Provider):
             model = endpoint.model
         client = self._client().with_options(base_url=self._inference_url)
         create = client.chat.completions.create
-        return chat.replies(
-            self._wire, create, model, prompts, max_tokens=max_tokens, temperature=temperature
-        )
+        return Chat(
+            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
+        ).replies(prompts)
 
     def close(self) -> None:
         if self._sdk is not None:
@@ -351,6 +353,7 @@ class TogetherProvider(Provider):
 
     def _client(self) -> Together:
         if self._sdk is None:
+            require_recent("together")
             from together import Together
 
             self._sdk = Together(

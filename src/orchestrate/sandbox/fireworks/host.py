@@ -21,6 +21,7 @@ from orchestrate.sandbox.fireworks.models import Models
 from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, paged
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.uploads import Taken
 from orchestrate.types import MetricPoint
 
 WORDS = {
@@ -39,6 +40,9 @@ class FireworksHost(Host):
     name = "fireworks"
     endless: ClassVar = {"nextPageToken": "again"}
     title = "Fireworks"
+    place = 2
+    taken = Taken(message_fields=frozenset({"reasoning_content"}))
+    usual_rate = 1e-4
     status_field = "state"
 
     def __init__(self, *args: Any) -> None:
@@ -326,3 +330,6 @@ def _row(point: MetricPoint) -> dict[str, Any]:
     names = {"train_loss": "train/loss", "valid_loss": "eval/loss", "learning_rate": "train/learning_rate"}
     values = {names.get(name, name): value for name, value in point.values.items()}
     return {"step": point.step, "epoch": point.epoch, **values}
+
+
+HOST = FireworksHost

@@ -25,6 +25,7 @@ from orchestrate.sandbox.openai.events import events_of, rendered_points
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.state import token
+from orchestrate.sandbox.uploads import Taken
 
 MIN_EXAMPLES = 10
 WORDS = {
@@ -44,6 +45,12 @@ class OpenAIHost(Host):
     name = "openai"
     endless: ClassVar = {"has_more": True}
     title = "OpenAI"
+    place = 0
+    taken = Taken(
+        roles=frozenset({"system", "user", "assistant", "tool", "function", "developer"}),
+        message_fields=frozenset({"function_call", "audio"}),
+    )
+    usual_rate = 2.0
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -330,8 +337,7 @@ class OpenAIHost(Host):
             if job.phase(self.clock.now()) is not Phase.SUCCEEDED:
                 return None
             text = _csv(rendered_points(self.trainer.metrics(job, self.clock.now())))
-            plain = self.settings.result_encoding == "plain"
-            return "step_metrics.csv", text if plain else base64.b64encode(text)
+            return "step_metrics.csv", base64.b64encode(text)
         return None
 
     # -- acting --------------------------------------------------------------------------------------------
@@ -389,3 +395,6 @@ def _result_id(job: Job) -> str:
 
 def _short_hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+HOST = OpenAIHost

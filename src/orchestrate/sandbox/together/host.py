@@ -22,7 +22,7 @@ from orchestrate.sandbox.together.endpoints import Endpoints
 from orchestrate.sandbox.together.events import events_of, metrics_of
 from orchestrate.sandbox.together.files import Known, TogetherFiles
 from orchestrate.sandbox.together.jobs import JobMaker
-from orchestrate.sandbox.together.limits import limits_of
+from orchestrate.sandbox.together.limits import TAKEN, limits_of
 from orchestrate.sandbox.together.preview import preview
 from orchestrate.sandbox.together.registry import object_id, registry_of
 
@@ -31,6 +31,9 @@ class TogetherHost(Host):
     name = "together"
     endless: ClassVar = {"next_cursor": "again"}
     title = "Together"
+    place = 1
+    taken = TAKEN
+    usual_rate = 1e-5
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -357,3 +360,6 @@ class TogetherHost(Host):
         if base_model(asked.model, self.name) is not None:
             return answers.complete(self, asked, None)
         return answers.complete(self, asked, self.endpoints.serving(asked.model))
+
+
+HOST = TogetherHost

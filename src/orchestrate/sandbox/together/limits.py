@@ -1,4 +1,4 @@
-"""What `fine-tunes/models/limits` tells about a base model."""
+"""What `fine-tunes/models/limits` tells about a base model, and which rows are taken."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from functools import cache
 from typing import Any
 
 from orchestrate.catalog import resolve
+from orchestrate.sandbox.uploads import Taken
 
 DEFAULT_CONTEXT = 32768
+TAKEN = Taken(
+    message_fields=frozenset({"reasoning", "reasoning_content"}),
+    text=True,
+    mixed_fields=False,
+    any_first_role=False,
+)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.together.bodies import Preview
-from orchestrate.sandbox.together.limits import limits_of
+from orchestrate.sandbox.together.limits import TAKEN, limits_of
 from orchestrate.sandbox.uploads import read
 
 FORMATS: dict[type[Any], str] = {
@@ -29,7 +29,7 @@ def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
 
     tokenizer: Any = Tokenizer.from_file(str(Path(host.trainer.model) / "tokenizer.json"))
     limit = limits_of(asked.model)["max_seq_length_sft"]
-    examples = [example for example, _ in islice(read(path, "together"), asked.top_k)]
+    examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
     kind = FORMATS.get(type(examples[0]))
     if kind is None:
         raise HostError(400, "only files for SFT can be previewed", param="training_file")

@@ -21,7 +21,7 @@ from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, 
 from orchestrate.data.operations.judge import Judge, objects
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
-from orchestrate.providers.openai.asking import asker
+from orchestrate.providers.chat import chat_with
 
 ORDERS = DATASETS / "orders" / "train.jsonl"
 ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
@@ -44,7 +44,7 @@ def run(
     host: ChatHost, seeds: str, output: Path, order: Order = ONE, *, waits: list[float] | None = None
 ) -> GenerateReport:
     config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=30)
-    ask = asker(config, "gpt-4.1-mini", max_tokens=order.max_tokens)
+    ask = chat_with(config, "gpt-4.1-mini", max_tokens=order.max_tokens).ask
     return generate(seeds, output, ask, order, sleep=(waits if waits is not None else []).append)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
-from orchestrate.local.encoding.encoded import Rows, together
+from orchestrate.local.encoding.encoded import Rows, stacked
 from orchestrate.local.encoding.encoding import Encoded
 from orchestrate.local.objectives.dpo import PairObjective, with_reference
 from orchestrate.local.objectives.grpo import PolicyObjective
@@ -185,7 +185,7 @@ def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: dict[str, Any], b
     ours = session({"type": "dpo", "loss": "orpo", "beta": beta}, adapter)
     ids = ours.tokenizer("What is the number of all the towns in this list?")["input_ids"]
     answers = [ids[i : i + n] for i, rejected in enumerate((2, 5, 3, 4)) for n in (4, rejected)]
-    rows = together([Encoded([ids[0], *a], [0.0] + [1.0] * len(a)) for a in answers], pairs=True)
+    rows = stacked([Encoded([ids[0], *a], [0.0] + [1.0] * len(a)) for a in answers], pairs=True)
     ours.loop.train = rows
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     trainer = ORPOTrainer(

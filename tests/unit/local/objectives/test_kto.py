@@ -12,7 +12,7 @@ from tests.unit.local.sessions import TINY, answers, make_session
 
 from orchestrate import config
 from orchestrate.data import TrainingData
-from orchestrate.local.encoding.encoded import together
+from orchestrate.local.encoding.encoded import stacked
 from orchestrate.local.encoding.encoding import Encoded, decode_row
 from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
 from orchestrate.local.run.session import Session
@@ -118,7 +118,7 @@ def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path
 
 
 def test_each_prompt_gets_the_answer_before_it() -> None:
-    rows = together([Encoded([n, n, n + 1, 90 + n], [0.0, 0.0, 1.0, 1.0]) for n in (10, 20, 30)])
+    rows = stacked([Encoded([n, n, n + 1, 90 + n], [0.0, 0.0, 1.0, 1.0]) for n in (10, 20, 30)])
     mixed = Mismatch(3, 0).rows(rows, [2, 0, 1])
     assert [mixed.row(i)[0].tolist() for i in range(3)] == [
         [30, 30, 21, 110],

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from orchestrate.packages import require_recent
 from orchestrate.providers.hosted import Retry, Wire
 
 if TYPE_CHECKING:
@@ -32,21 +33,23 @@ def connect(config: HostConfig) -> OpenAI:
     Retries are off: `orchestrate.providers.hosted.Wire` has them. Redirects are not followed: a POST that is
     redirected might be sent twice or become a GET.
     """
-    from openai import AzureOpenAI, DefaultHttpxClient, OpenAI, Timeout
+    import openai
 
-    timeout = Timeout(config.timeout_s, connect=CONNECT_S)
+    require_recent(openai.__name__)
+
+    timeout = openai.Timeout(config.timeout_s, connect=CONNECT_S)
     shared: dict[str, Any] = {
         "api_key": config.require_key().reveal(),
         "max_retries": 0,
         "timeout": timeout,
-        "http_client": DefaultHttpxClient(timeout=timeout, follow_redirects=False),
+        "http_client": openai.DefaultHttpxClient(timeout=timeout, follow_redirects=False),
         "default_headers": {str(k): str(v) for k, v in config.options.get("headers", {}).items()},
     }
     version = config.options.get("api_version")
     if version is None:
-        client = OpenAI(base_url=config.base_url, **shared)
+        client = openai.OpenAI(base_url=config.base_url, **shared)
     else:
-        client = AzureOpenAI(azure_endpoint=config.base_url or "", api_version=str(version), **shared)
+        client = openai.AzureOpenAI(azure_endpoint=config.base_url or "", api_version=str(version), **shared)
     # The SDK fills these from the environment; which account is used is for the configuration to say.
     client.organization = config.organization
     client.project = config.project

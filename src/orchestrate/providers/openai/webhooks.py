@@ -1,0 +1,28 @@
+"""What a webhook of the host says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from openai import OpenAI
+
+from orchestrate.profile import Delivery
+
+
+class _Subject(msgspec.Struct):
+    id: str | None = None
+
+
+class _Event(msgspec.Struct):
+    id: str
+    type: str
+    data: _Subject = msgspec.field(default_factory=_Subject)
+
+
+def read(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
+    """Signed by the Standard Webhooks convention, which the SDK checks. Raises `ValueError`."""
+    # The client only holds the SDK's check; it sends nothing and needs no real key.
+    OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
+    event = msgspec.json.decode(body, type=_Event)
+    return Delivery(event.id, event.data.id if event.type.startswith("fine_tuning.job.") else None)

@@ -1,0 +1,36 @@
+"""A run as a row of its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrate.tracking.clock import Clock, stamp
+from orchestrate.types import Run
+
+
+def columns(run: Run, clock: Clock) -> dict[str, Any]:
+    """The row of a run, but for its id and what is no part of the record."""
+    from orchestrate.costing import spending
+
+    money = spending(run)
+    return {
+        "ref": run.ref,
+        "name": run.spec.get("suffix"),
+        "provider": run.provider,
+        "host": run.host,
+        "account": run.account,
+        "sandbox": run.sandbox,
+        "phase": run.phase.value,
+        "status": run.status.value,
+        "job_id": run.job_id,
+        "spec_hash": run.spec_hash,
+        "dataset_digest": run.dataset_digest,
+        "created_at": stamp(run.created_at),
+        "updated_at": stamp(run.updated_at),
+        "due_at": stamp(clock.now()),
+        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
+        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
+        "idempotency_key": run.idempotency_key,
+        "made_by": run.made_by,
+        "record": run.to_json().decode(),
+    }

@@ -1,0 +1,46 @@
+"""A user's home against the sandbox, with its commands typed in this process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.faults.submitting import MODELS, write_rows
+from tests.faults.world import CREATE, HOSTED
+from typer.testing import CliRunner, Result
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.cli import app
+
+
+class Shop:
+    """One user's home against the sandbox."""
+
+    def __init__(self, folder: Path, hosts: Any, **more: Any) -> None:
+        self.folder, self.hosts = folder, hosts
+        self.env = {"ORCHESTRATE_KEYS": str(folder / "none"), **hosts.env}
+        self.settings = config.load(env=self.env, cwd=folder, home=folder / "home", **more)
+        self.rows = write_rows(folder / "rows.jsonl")
+        self.spec = JobSpec(model=MODELS, train=str(self.rows), epochs=1)
+        self.ft = Orchestrator(self.settings)
+        self.before = self._creates()
+
+    def _creates(self) -> int:
+        sent = [
+            (name, entry["path"]) for name in HOSTED for entry in self.hosts.requests(name, method="POST")
+        ]
+        return sum(re.search(CREATE[name], path) is not None for name, path in sent)
+
+    def sent(self) -> int:
+        """Create requests since this shop opened."""
+        return self._creates() - self.before
+
+    def command(self, backends: str, *words: str) -> Result:
+        models = [f"--model={name}={model}" for name, model in MODELS.items()]
+        spec = ["-p", backends, *models, "--train", str(self.rows), "--epochs", "1", "--yes"]
+        return self.type("submit", *spec, *words)
+
+    def type(self, *words: str) -> Result:
+        env = {**self.env, "ORCHESTRATE_HOME": str(self.settings.home), "COLUMNS": "200"}
+        return CliRunner().invoke(app, words, env=env)

@@ -1,0 +1,201 @@
+"""Nothing is spent that nobody agreed to: estimates, limits of several backends, ends without a bill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.shop import Shop
+from tests.faults.submit.test_live_price import EstimatingHost
+
+from orchestrate.costing import Spending, caps
+from orchestrate.errors import NotFound, OverBudget, UsageError
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store, Submitter, cancel, refresh, sync, unfinished
+from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.submit import submit
+from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
+
+SPEC = JobSpec(model="m", train="rows.jsonl")
+DATA: Any = Paper()
+QUOTE = Quote(provider="paper", model="m", expected_usd=Decimal(3), high_usd=Decimal(4))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as opened:
+        yield opened
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> EstimatingHost:
+    made = EstimatingHost(tmp_path / "host", timeout_s=0.1)
+    made.told = Decimal(500)
+    return made
+
+
+# -- the host's own estimate -------------------------------------------------------------------------------
+
+
+def test_an_estimate_above_the_quotes_high_end_is_refused_when_nobody_agrees(
+    store: Store, host: EstimatingHost
+) -> None:
+    with pytest.raises(OverBudget, match=r"estimate.*\$500.*\$4") as caught:
+        submit(store, host, SPEC, DATA, quote=QUOTE)
+    assert "--max-cost" in str(caught.value.fix)
+    assert host.posts() == 0
+    assert store.runs.get("last").phase is SubmitPhase.REFUSED
+    assert store.runs.spending() == Spending()
+
+
+def test_who_agrees_to_the_estimate_is_asked_once_and_the_budget_counts_it(
+    store: Store, host: EstimatingHost
+) -> None:
+    asked: list[Decimal] = []
+
+    def agree(live: Quote) -> bool:
+        asked.append(live.expected_usd)
+        return True
+
+    run = Submitter(store, host, agree=agree).submit(SPEC, DATA, quote=QUOTE)
+    assert (asked, run.estimate_usd) == ([Decimal(500)], Decimal(500))
+    assert store.runs.spending() == Spending(committed_usd=Decimal(500))
+
+
+def test_a_limit_above_the_estimate_allows_it(store: Store, host: EstimatingHost) -> None:
+    run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(500))
+    assert run.phase is SubmitPhase.SUBMITTED
+
+
+def test_an_estimate_that_the_budget_does_not_hold_sends_nothing(store: Store, host: EstimatingHost) -> None:
+    with pytest.raises(OverBudget, match="what is left of the budget"):
+        submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal("499.99"))
+    assert host.posts() == 0
+    run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal(500))
+    assert run.estimate_usd == 500
+
+
+# -- limits over several backends --------------------------------------------------------------------------
+
+
+def quoted(high: Decimal, name: str = "paper") -> Quote:
+    return Quote(provider=name, model="m", high_usd=high)
+
+
+def test_a_limit_holds_for_the_sum_and_each_for_one() -> None:
+    quotes = [quoted(Decimal(4), "a"), quoted(Decimal(6), "b")]
+    assert caps(quotes) == [None, None]
+    assert caps(quotes, max_cost_usd=Decimal(20)) == [Decimal(8), Decimal(12)]
+    assert caps(quotes, max_cost_usd=Decimal(20), each_usd=Decimal(9)) == [Decimal(8), Decimal(9)]
+    assert caps(quotes, each_usd=Decimal(6)) == [Decimal(6), Decimal(6)]
+    with pytest.raises(OverBudget, match=r"a, b: the sum .* \$10\.00"):
+        caps(quotes, max_cost_usd=Decimal("9.99"))
+    with pytest.raises(OverBudget, match=r"b: .* --max-cost-each \$5\.99"):
+        caps(quotes, each_usd=Decimal("5.99"))
+
+
+@given(
+    st.lists(st.decimals(0, 10**6, places=6), min_size=1, max_size=6),
+    st.decimals(0, 10**6, places=6),
+)
+def test_shares_hold_each_quote_and_never_more_than_the_limit(highs: list[Decimal], more: Decimal) -> None:
+    limit = sum(highs, Decimal(0)) + more
+    shares = caps([quoted(high) for high in highs], max_cost_usd=limit)
+    assert sum((share for share in shares if share is not None), Decimal(0)) <= limit
+    assert all(share is not None and share >= high for share, high in zip(shares, highs, strict=True))
+
+
+# -- ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_above_its_cap_says_so_once(store: Store, tmp_path: Path) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, max_cost_usd=Decimal(5))
+    host.set(str(run.job_id), state="done", tokens=7)
+    for _ in range(2):
+        refresh(store, host, run, bill=lambda *_: Bill(usd=Decimal(7), origin="total_price"))
+    [event] = [event for event in store.history.events(run.id) if event.type == "ended_over_cap"]
+    assert "ended above its cap of $5.00: $7.00 (total_price)" in event.message
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.SUCCEEDED])
+def test_an_end_without_a_bill_counts_as_quoted(store: Store, tmp_path: Path, status: JobStatus) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    state = next(word for word, known in host.status_map.items() if known is status)
+    host.set(str(run.job_id), state=state)
+    refresh(store, host, run, bill=lambda *_: None)
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+
+
+# -- what a host leaves undone -----------------------------------------------------------------------------
+
+
+class Later(Clock):
+    ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
+class DeafHost(PaperHost):
+    """Answers a cancel and does nothing."""
+
+    def cancel(self, job: JobHandle) -> None:
+        self.requests.append("cancel")
+
+
+def told(store: Store, run: Run, what: str) -> list[str]:
+    return [event.message for event in store.history.events(run.id) if event.type == what]
+
+
+def test_a_cancel_that_was_answered_and_not_done_is_said_once_and_asked_again(
+    tmp_path: Path,
+) -> None:
+    clock = Later()
+    store = Store.open(f"sqlite:///{tmp_path}/runs.sqlite3", clock=clock)
+    host = DeafHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    host.set(str(run.job_id), state="running")
+    cancel(store, host, run)
+    assert sync(store, lambda _: host).uncancelled == [], "a host may take a moment"
+    clock.ahead = unfinished.GRACE + timedelta(seconds=1)
+    for asked in (2, 3):
+        assert sync(store, lambda _: host).uncancelled == [run.id]
+        assert host.requests.count("cancel") == asked
+    [message] = told(store, run, "uncancelled")
+    assert "still running" in message and f"orchestrate abandon {run.id}" in message
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    store.close()
+
+
+def test_a_job_that_was_deleted_at_its_host_is_said_and_keeps_its_share(store: Store, tmp_path: Path) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE)
+    (host.folder / "jobs" / f"{run.job_id}.json").unlink()
+    for _ in range(2):
+        assert sync(store, lambda _: host).gone == [run.id]
+    assert len(told(store, run, "gone")) == 1
+    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    with pytest.raises(NotFound) as caught:
+        refresh(store, host, run)
+    assert "orchestrate abandon" in str(caught.value.fix)
+
+
+def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    with pytest.raises(UsageError, match="say why"):
+        run.abandon(" ")
+    given_up = run.abandon("deleted in the console")
+    assert (given_up.status, given_up.abandoned) == (JobStatus.CANCELLED, "deleted in the console")
+    assert shop.ft.sync().checked == 0
+    assert "deleted in the console" in str(shop.ft.store.history.transitions(run.id)[-1].note)
+    shown = shop.type("show", run.id, "--offline")
+    assert "deleted in the console" in shown.output
