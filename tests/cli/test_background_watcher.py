@@ -92,7 +92,7 @@ def test_two_views_share_one_watcher_and_tell_once(
     until(lambda: not watchers(tmp_path), "the end of the watcher")
     assert told(tmp_path) == [run]
     [log] = (tmp_path / "home" / "watchers").glob("*.log")
-    assert log.read_text().count(" watching sqlite") == 1, log.read_text()
+    assert log.read_text().count(f" watching {tmp_path}") == 1, log.read_text()
 
 
 def test_a_killed_watcher_is_started_again_by_the_view_and_by_the_next(
