@@ -96,7 +96,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: S
     sandbox.fault("openai", "no_list", count=0)
     blind = cli(*ignored, **sandbox.env)
     sandbox.clear_faults()
-    assert blind.code == 4 and "openai was not asked" in blind.err
+    assert blind.code == 4 and "openai could not be asked: the answer" in blind.err
     assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
 
 

@@ -231,7 +231,7 @@ def notes(report: SpendingReport) -> list[Text]:
     unused: dict[str, list[str]] = {}
     for one in report.accounts:
         if one.expected and not one.asked:
-            told.append(_warning(f"{one.backend} was not asked: {one.reason}"))
+            told.append(_warning(f"{one.backend} could not be asked: {_gap(one)}"))
         elif not one.asked:
             unused.setdefault("no key" if one.keyless else one.reason or "", []).append(one.backend)
         if one.elsewhere:
@@ -306,7 +306,7 @@ def _whose(found: Found) -> Text:
 
 def _gap(one: Asked) -> str:
     if not one.asked:
-        return one.reason or "it did not answer"
+        return (one.reason or "it did not answer").removeprefix(f"{one.backend}: ")
     return "; ".join([*one.unseen, *([_other(one)] if one.elsewhere else [])])
 
 
