@@ -69,7 +69,7 @@ def spending() -> Path:
             f'base_url = "{sandbox.urls["fireworks"]}"\n'
         )
         env = {**sandbox.env, "RESEARCH_KEY": "sandbox-research", "ORCHESTRATE_KEYS": f"{folder}/keys.toml"}
-        settings = config.load(env=env, cwd=Path(folder), home=Path(folder, "home"))
+        settings = config.load(env=env, cwd=Path(folder), home=Path(folder, "home"), made_by="ana@lab")
         with Orchestrator(settings) as ft:
             for backend in ("openai", "together", "fireworks"):
                 model = "gpt-4.1-mini" if backend == "openai" else "qwen3-8b"
@@ -87,7 +87,7 @@ def spending() -> Path:
             sandbox.fault("openai", "no_list", count=0)
             found = ft.spending("backend", sandbox=True)
     with Path(os.devnull).open("w") as nowhere:
-        console = Console(record=True, width=150, file=nowhere, force_terminal=True, highlight=False)
+        console = Console(record=True, width=136, file=nowhere, force_terminal=True, highlight=False)
         for part in [*view.shown(found), "", *view.notes(found)]:
             console.print(part)
     path = IMAGES / "spending.svg"
