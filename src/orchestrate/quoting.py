@@ -18,6 +18,7 @@ from orchestrate.costing import accuracy as accuracy
 from orchestrate.costing import built_in as built_in
 from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
+from orchestrate.costing import spending as spending
 from orchestrate.costing.completions import completion_price as completion_price
 from orchestrate.costing.jobs import names as names
 from orchestrate.errors import OrchestrateError, SpecError

@@ -261,7 +261,7 @@ def _quote(run: Run) -> str | None:
 
 def _bill(run: Run) -> str | None:
     if run.bill is None:
-        from orchestrate.costing import spending
+        from orchestrate.quoting import spending
 
         held = spending(run).committed_usd
         told = f"bill not known; {money(held)} of the budget stay taken" if held else "bill not known"

@@ -90,6 +90,9 @@ def recover(
         for failure in report.failures:
             note(f"{failure.provider} was not searched: {failure.message}")
         note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
+    if report.unpriced:
+        warn(f"no budget counts {len(report.unpriced)} of them until their hosts tell what they cost:")
+        note("  " + ", ".join(report.unpriced))
     if report.offered:
         note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
     if report.doubled or (report.offered and not run):

@@ -18,7 +18,7 @@ from tests.faults.submit.test_live_price import EstimatingHost
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, cancel, refresh, sync, unfinished
+from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync, unfinished
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.submit import submit
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
@@ -199,3 +199,17 @@ def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     assert "deleted in the console" in str(shop.ft.store.history.transitions(run.id)[-1].note)
     shown = shop.type("show", run.id, "--offline")
     assert "deleted in the console" in shown.output
+
+
+def test_a_recovered_run_counts_what_its_host_says_and_what_it_does_not_say_is_told(
+    store: Store, tmp_path: Path
+) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="running", cost="7.5")
+    dark = submit(store, host, SPEC, DATA)
+    with Store.open(f"sqlite:///{tmp_path}/new.sqlite3") as new:
+        report = recover(new, [host])
+        assert set(report.recovered) == {run.id, dark.id}
+        assert report.unpriced == [dark.id]
+        assert new.runs.spending() == Spending(committed_usd=Decimal("7.5"))
