@@ -90,7 +90,17 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     up = done(ask("deploy", run, "--yes", "--json")).json
     assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
     assert done(ask("chat", run, "hello", "--json")).json[0]["content"].startswith(NOT_TRAINED)
-    done(ask("undeploy", run))
+    assert f"{HOURLY[host]}: orchestrate deployments" in done(ask("runs")).err
+    assert done(ask("show", run, "--offline", "--json")).json["deployment"]["state"] == "up"
+    assert [one["run_id"] for one in done(ask("deployments", "--json")).json] == [run]
+    sandbox.fault(host, "error", method="DELETE", status=400 if host == "together" else 503, count=0)
+    sandbox.fault(host, "error", method="PATCH", status=400, count=0)
+    if host == "together":
+        still = ask("undeploy", run, "--wait", "0")
+        assert still.code == 5 and f"it still bills at {HOURLY[host]}" in still.err
+    sandbox.clear_faults()
+    assert "down, as" in done(ask("undeploy", run)).err
+    assert done(ask("deployments", "--json")).json == []
     assert ask("chat", run, "hello").code == 2
 
 

@@ -28,7 +28,10 @@ from orchestrate.text import money, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrate.config import Settings
+    from orchestrate.handle import DeploymentHandle
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,29 @@ def state_of(deployment: Deployment) -> str:
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
         word += ", not complete: deploy again"
     return word + (" (sandbox)" if deployment.sandbox else "")
+
+
+def in_words(deployment: DeploymentHandle) -> str:
+    """`up, $8.00 an hour, about $16.00 so far, ends after 3 h`."""
+    record, cost = deployment.record, deployment.spent_usd
+    parts = [state_of(record)]
+    if record.usd_per_hour is not None and not record.state.over:
+        parts.append(f"{rate(record.usd_per_hour)} an hour")
+    if cost is not None:
+        parts.append(f"about {money(cost)} " + ("in all" if record.state.over else "so far"))
+    ends = _limits(record.max_cost_usd, record.max_hours)
+    if ends and not record.state.over:
+        parts.append(f"ends {ends}")
+    said = record.cause if record.cause is not None else record.problem
+    return ", ".join(parts) + (f" ({said})" if said else "")
+
+
+def hourly(found: Sequence[DeploymentHandle]) -> str:
+    """`2 deployments, $13.49 an hour`."""
+    prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
+    known = sum((price for price in prices if price is not None), Decimal(0))
+    more = " and what is not known" if None in prices else ""
+    return f"{len(found)} deployment{'s' * (len(found) != 1)}, {rate(known)} an hour{more}"
 
 
 def _usd(flag: str, value: str | None) -> Decimal | None:

@@ -18,6 +18,7 @@ from orchestrate.commands.console import (
     stage_text,
     table,
 )
+from orchestrate.commands.hosting import hourly, in_words
 from orchestrate.errors import ProviderError, SetupError
 from orchestrate.text import limit, money, span
 from orchestrate.types import Feature, JobStatus, Run
@@ -46,6 +47,7 @@ def runs(
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
         found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
+        deployed = ft.deployments()
     if json:
         print_json(found)
         return
@@ -69,6 +71,8 @@ def runs(
             _ago(run.created_at, now),
         )
     out.print(shown)
+    if deployed:
+        note(f"{hourly(deployed)}: orchestrate deployments")
 
 
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
@@ -77,8 +81,13 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         handle = ft.run(run)
         record = _fresh(ft, handle, refresh)
         evaluations = ft.evaluations(record.id)
+        deployed = handle.deployment()
     if json:
-        print_json(record.to_dict() | {"evaluations": [e.to_dict() for e in evaluations]})
+        more = {
+            "evaluations": [e.to_dict() for e in evaluations],
+            "deployment": deployed.record.to_dict() if deployed is not None else None,
+        }
+        print_json(record.to_dict() | more)
         return
     facts: dict[str, str | Text | None] = {
         "run": record.id,
@@ -91,6 +100,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "progress": f"step {record.step or 0} of {record.total_steps}" if record.total_steps else None,
         "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
         "tuned model": record.tuned_model,
+        "deployment": in_words(deployed) if deployed is not None else None,
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),

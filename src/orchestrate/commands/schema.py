@@ -54,6 +54,7 @@ class Quoted(TypedDict):
 
 class RunShown(Run, frozen=True, kw_only=True):
     evaluations: tuple[EvaluationResult, ...] = ()
+    deployment: Deployment | None = None
 
 
 class Stopped(TypedDict):

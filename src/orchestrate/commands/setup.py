@@ -27,6 +27,7 @@ from orchestrate.commands.console import (
     settings_of,
     table,
 )
+from orchestrate.commands.hosting import hourly
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.packages import require_recent
@@ -276,6 +277,11 @@ def doctor(context: typer.Context, json: Json = False) -> None:
                 )
             add("home", *_home(ft.settings.home))
             add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
+            if deployed := ft.deployments():
+                unproven = [one for one in deployed if one.state.unproven]
+                fix = "orchestrate sync" if unproven else "orchestrate deployments"
+                doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
+                add("deployments", not unproven, hourly(deployed) + doubt, fix)
     except OrchestrateError as error:
         add("settings and store", False, error.message, error.fix)
     if json:

@@ -7,16 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.data.facts import Facts, TokenCount
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.profile import this_machine
 from orchestrate.text import size
 from orchestrate.types import Problem, Severity
+
+if TYPE_CHECKING:  # profiles have rules, and are read by every command
+    from orchestrate.data.facts import Facts, TokenCount
 
 GIB = 1 << 30
 

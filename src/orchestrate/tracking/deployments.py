@@ -136,8 +136,9 @@ class Deployments:
         return found[0]
 
     def of_run(self, run_id: str) -> Deployment | None:
-        """The newest of a run."""
-        return next(iter(self._found(schema.deployments.c.run_id == run_id)), None)
+        """The one that is not over, else the newest of a run."""
+        found = self._found(schema.deployments.c.run_id == run_id)
+        return next((one for one in found if not one.state.over), next(iter(found), None))
 
     def matching(
         self,
@@ -169,9 +170,8 @@ class Deployments:
 
     def to_watch(self) -> set[tuple[str, str]]:
         """(backend, host) of those that will not stay so: a limit will come, an end is not proven."""
-        waiting = (DeploymentState.CREATING, DeploymentState.OUTCOME_UNKNOWN, DeploymentState.ENDING)
         found = self.matching(over=False)
-        return {(d.provider, d.host) for d in found if d.limited or d.state in waiting}
+        return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 
     def transitions(self, deployment_id: str) -> list[DeploymentTransition]:
         """Oldest first."""

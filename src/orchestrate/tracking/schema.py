@@ -9,7 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import (
+    DDL,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    event,
+    text,
+)
 
 VERSION = 3
 APPLICATION_ID = 0x4F524348
@@ -194,13 +208,11 @@ deployments = Table(
     Column("attempt", Integer, nullable=False, default=0),
     Column("record", Text, nullable=False),
 )
-Index(
-    "deployments_once",
-    deployments.c.provider,
-    deployments.c.job_id,
-    unique=True,
-    sqlite_where=~deployments.c.over,
-    postgresql_where=~deployments.c.over,
+# As text: an Index with a condition for Postgres would load that dialect with every command.
+event.listen(
+    deployments,
+    "after_create",
+    DDL('CREATE UNIQUE INDEX deployments_once ON deployments (provider, job_id) WHERE NOT "over"'),
 )
 
 deployment_transitions = Table(

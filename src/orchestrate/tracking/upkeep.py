@@ -56,12 +56,13 @@ class Upkeep:
                 self.failures.append(error)
 
     def _tracked(self) -> list[Deployment]:
-        """Of each job the newest."""
+        """Of each job the one that is not over, else the newest."""
         since = self._store.clock.now() - LOOK_BACK
         found = self._store.deployments.matching(
             provider=self._provider.config.name, host=self._provider.host, since=since
         )
-        return list({d.job_id: d for d in reversed(found)}.values())
+        found.sort(key=lambda d: (not d.state.over, d.created_at))
+        return list({d.job_id: d for d in found}.values())
 
     def _look_after(self, before: Deployment, items: list[Standing]) -> None:
         there = any(item.kind == "deployment" for item in items)

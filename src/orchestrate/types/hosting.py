@@ -57,6 +57,11 @@ class DeploymentState(StrEnum):
     def over(self) -> bool:
         return self in (DeploymentState.ENDED, DeploymentState.LOST)
 
+    @property
+    def unproven(self) -> bool:
+        """The host has not shown yet whether it is there, or that it is gone."""
+        return self in (DeploymentState.CREATING, DeploymentState.OUTCOME_UNKNOWN, DeploymentState.ENDING)
+
 
 class Deployment(Record, frozen=True, kw_only=True):
     """A tuned model on GPUs of its host, tracked from the intent until the host has shown that it is gone."""
