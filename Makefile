@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: env demo test test-slow check format clean
 
@@ -17,17 +18,17 @@ demo: env
 	$(BIN)/python examples/demo.py
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: env
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(PYTEST) -m slow
 
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(MAKE) test
+	$(PYTEST) -m 'not slow' --cov --cov-report=
 
 format: env
 	$(BIN)/ruff check --fix .

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
+    from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
@@ -318,6 +319,27 @@ class Orchestrator:
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
         return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
+
+    def spending(
+        self,
+        by: str | Sequence[str] = "backend",
+        *,
+        month: str | None = None,
+        sandbox: bool = False,
+        offline: bool = False,
+        ignore: Sequence[str] = (),
+    ) -> SpendingReport:
+        """What was spent, what is committed, what is left of the budget, and by asking every configured
+        account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
+        `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
+        no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
+        and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
+        grouping that there is not."""
+        from orchestrate.spending import Spender
+
+        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        wanted = (by,) if isinstance(by, str) else by
+        return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
     def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
         """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to

@@ -78,6 +78,18 @@ def watchers(folder: Path, home: str = "home") -> list[int]:
     return found
 
 
+def started(folder: Path) -> list[int]:
+    """Process ids of all that were started to be one, also of those that wait for the lock."""
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if b"orchestrate.watching" in (process / "cmdline").read_bytes().split(b"\0"):
+                home = f"ORCHESTRATE_HOME={folder / 'home'}".encode()
+                if home in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+    return found
+
+
 def told(tmp_path: Path) -> list[str]:
     file = tmp_path / "told"
     return [json.loads(line)["run"] for line in file.read_text().splitlines()] if file.exists() else []

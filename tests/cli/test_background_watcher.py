@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, told, until, watchers
+from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, started, told, until, watchers
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -85,13 +85,14 @@ def test_two_views_share_one_watcher_and_tell_once(
     for view in views:
         view.until(run.encode())
     until(lambda: watchers(tmp_path), "the background watcher")
-    time.sleep(3)  # a second one would be up by then
-    assert len(watchers(tmp_path)) == 1
+    until(lambda: started(tmp_path) == watchers(tmp_path), "the end of one that found it at the lock")
     sandbox.skip(1000)
     assert [view.finish() for view in views] == [0, 0]
     assert all(b"succeeded" in view.shown for view in views)
     until(lambda: not watchers(tmp_path), "the end of the watcher")
     assert told(tmp_path) == [run]
+    [log] = (tmp_path / "home" / "watchers").glob("*.log")
+    assert log.read_text().count(f" watching {tmp_path}") == 1, log.read_text()
 
 
 def test_a_killed_watcher_is_started_again_by_the_view_and_by_the_next(
