@@ -275,8 +275,12 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        from orchestrate import trust
         from orchestrate.costing import caps, check_budget
 
+        paid = [name for name in self.backends(provider) if not self.provider(name).profile.near]
+        if any(not self.provider(name).sandbox for name in paid):
+            trust.require(self.settings)
         if not prepared.checked:
             raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
         committed_usd, names = Decimal(0), self.backends(provider)

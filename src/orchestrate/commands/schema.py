@@ -154,6 +154,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "metrics": (list[MetricPoint],),
     "checkpoints": (list[Checkpoint],),
     "cancel": (Run,),
+    "abandon": (Run,),
     "pause": (Run,),
     "resume": (Run,),
     "spending": (SpendingReport,),

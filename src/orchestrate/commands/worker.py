@@ -92,6 +92,9 @@ def recover(
         for run_id in report.deployments:
             warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
         note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
+    if report.unpriced:
+        warn(f"no budget counts {len(report.unpriced)} of them until their hosts tell what they cost:")
+        note("  " + ", ".join(report.unpriced))
     if report.offered:
         note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
     if report.doubled or (report.offered and not run):
