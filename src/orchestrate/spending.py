@@ -267,6 +267,8 @@ class Spender:
             )
         except OrchestrateError as error:
             return None, (), f"whose account it is could not be asked for: {error.message}"
+        except Exception as error:  # noqa: BLE001  as in `_ask`
+            return None, (), f"whose account it is could not be asked for ({type(error).__name__})"
         return account, hidden, None
 
 

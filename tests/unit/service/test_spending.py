@@ -237,6 +237,12 @@ def test_a_defect_of_one_backend_hides_no_other(open_at: Open) -> None:
     report = ft.spending(sandbox=True)
     assert "ZeroDivisionError" in (of(report, "openai").reason or "") and of(report, "together").asked
 
+    def account() -> None:
+        raise ZeroDivisionError
+
+    broken.billing, broken.account = ft.provider("together").billing, account
+    assert any("ZeroDivisionError" in line for line in of(ft.spending(sandbox=True), "openai").unseen)
+
 
 def test_offline_asks_nobody(open_at: Open, sandbox: Sandbox) -> None:
     ft = open_at()
