@@ -112,6 +112,17 @@ def render(
     return "".join(blocks), spans
 
 
+def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
+    """Whether a token carries loss: one with a letter of a span, and the end of the turn after a span that
+    reaches it. `said` begins at `at` in `text`."""
+    begin, end = token
+    if begin >= at + len(said):
+        return spans[-1][1] == len(said)
+    begin += len(text[begin:end]) - len(text[begin:end].lstrip())  # the space before a word belongs to it
+    begin = min(begin, max(token[0], end - 1))
+    return any(begin < at + last and end > at + first for first, last in spans)
+
+
 def _with_thinking(given: Mapping[str, Any]) -> dict[str, Any]:
     """Some templates read the reasoning as `thinking`."""
     shown = {key: value for key, value in given.items() if value is not None}

@@ -16,7 +16,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.chat_templates import CHATML, chosen, is_marked, message, render
+from orchestrate.data.tokens.chat_templates import CHATML, carries, chosen, is_marked, message, render
 from orchestrate.data.tokens.lengths import Lengths, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.errors import SetupError
@@ -81,12 +81,18 @@ class HubCounter:
                     prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
                     _append(lengths, prompt + answer, answer)
                 case _:
-                    total = self._plain(example.text) + 1
-                    _append(lengths, total, total)
+                    total, spans = self._plain(example.text) + 1, example.loss_spans
+                    _append(lengths, total, total if spans is None else self._part(example.text, spans))
         return lengths
 
     def _plain(self, text: str) -> int:
         return len(self._tokenizer.encode(text)[0])
+
+    def _part(self, text: str, spans: list[tuple[int, int]]) -> int:
+        """Tokens of the spans of a plain text, and the one that ends it where a span reaches the end."""
+        _, offsets = self._tokenizer.encode(text)
+        inside = sum(carries(text, place, spans, 0, text) for place in offsets)
+        return inside + (spans[-1][1] == len(text))
 
     def _ids(
         self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, *, prompt: bool = False
@@ -102,7 +108,7 @@ class HubCounter:
     ) -> None:
         """Trained tokens come from the template's own marks where it has them, else from the difference that
         each answer makes to the rendered conversation. Weight 0 takes an answer out."""
-        masked = any(m.weight == 0 for m in messages)
+        masked = any(m.weight == 0 or m.loss_spans is not None for m in messages)
         if self._is_marked and not masked:
             shown = [message(m) for m in messages]
             text, spans = render(self._template, shown, tools, names=self._tokenizer.names)
@@ -112,6 +118,8 @@ class HubCounter:
                 return
         trained = sum(
             self._answer(messages[:i], messages[: i + 1], tools)
+            if m.loss_spans is None
+            else self._answer_part(messages[:i], m, tools)
             for i, m in enumerate(messages)
             if m.role == "assistant" and m.weight != 0
         )
@@ -127,6 +135,23 @@ class HubCounter:
         ids = self._ids(after, tools)[len(self._ids(before, tools, prompt=True)) :]
         ends = [i for i, token in enumerate(ids) if token in self._tokenizer.special]
         return ends[-1] + 1 if ends else len(ids)
+
+    def _answer_part(
+        self, before: Sequence[ChatMessage], answer: ChatMessage, tools: list[dict[str, Any]] | None
+    ) -> int:
+        """As `_answer`, of the spans of the answer alone."""
+        names, prompt = self._tokenizer.names, [message(m) for m in before]
+        text, _ = render(self._template, [*prompt, message(answer)], tools, names=names)
+        begin = len(render(self._template, prompt, tools, names=names, answer_next=True)[0])
+        ids, offsets = self._tokenizer.encode(text)
+        at, spans = text.find(answer.text, begin), answer.loss_spans or []
+        trained = 0
+        for token, place in zip(ids, offsets, strict=True):
+            if place[1] > at:
+                trained += carries(text, place, spans, at, answer.text)
+            if place[0] >= at + len(answer.text) and token in self._tokenizer.special:
+                break
+        return trained
 
     def _pair(
         self,

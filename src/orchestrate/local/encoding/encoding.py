@@ -25,7 +25,7 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.chat_templates import CHATML, Spans, chosen, is_marked, message, render
+from orchestrate.data.tokens.chat_templates import CHATML, Spans, carries, chosen, is_marked, message, render
 from orchestrate.errors import DataError
 
 _SENTINEL = "\u241f\u241fX\u241f"
@@ -191,20 +191,9 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
                 fix="train the whole answer, or split it into turns with weight 0 and 1",
             )
         for token in range(first, last):
-            carries = _carries(text, offsets[token], said_of.loss_spans, at, said_of.text)
-            weights[token] = weight if carries else 0.0
+            trained = carries(text, offsets[token], said_of.loss_spans, at, said_of.text)
+            weights[token] = weight if trained else 0.0
     return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
-
-
-def _carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
-    """Whether a token carries loss: one with a letter of a span, and the end of the turn after a span that
-    reaches it. `said` begins at `at` in `text`."""
-    begin, end = token
-    if begin >= at + len(said):
-        return spans[-1][1] == len(said)
-    begin += len(text[begin:end]) - len(text[begin:end].lstrip())  # the space before a word belongs to it
-    begin = min(begin, max(token[0], end - 1))
-    return any(begin < at + last and end > at + first for first, last in spans)
 
 
 def _encode_text(example: TextExample, template: Template) -> Encoded:
@@ -213,7 +202,7 @@ def _encode_text(example: TextExample, template: Template) -> Encoded:
     if spans is None:
         weights = [1.0] * len(ids)
     else:
-        weights = [float(_carries(example.text, place, spans, 0, example.text)) for place in offsets]
+        weights = [float(carries(example.text, place, spans, 0, example.text)) for place in offsets]
     whole = _with_end(template, ids)
     stops = spans is None or spans[-1][1] == len(example.text)
     weights += [float(stops)] * (len(whole) - len(ids))
