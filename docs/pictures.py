@@ -1,21 +1,27 @@
-"""Makes the pictures of the README from the runs of a finished `make demo`.
+"""Makes the pictures of the README from the runs of a finished `make demo`, and that of docs/safety.md from a
+sandbox of its own.
 
-python docs/pictures.py        # needs Chromium on the PATH for the report's picture
+python docs/pictures.py              # needs Chromium on the PATH for the report's picture
+python docs/pictures.py spending     # that one alone
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from orchestrate import config
+from orchestrate import JobSpec, config
+from orchestrate.commands import spending as view
 from orchestrate.commands.live import panel
+from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +57,49 @@ def report() -> Path:
     return path
 
 
+def spending() -> Path:
+    """Two accounts of a sandbox: a deployment made by a script and forgotten, one that somebody else made,
+    and a host that does not answer."""
+    rows = [json.dumps({"messages": _turn(f"question {i}", f"answer {i}")}) + "\n" for i in range(60)]
+    with tempfile.TemporaryDirectory() as folder, running(train=False, speed=1000) as sandbox:
+        train = Path(folder, "train.jsonl")
+        train.write_text("".join(rows * 400))
+        Path(folder, "orchestrate.toml").write_text(
+            f'[hosts.fireworks-research]\ntype = "fireworks"\nkey_variable = "RESEARCH_KEY"\n'
+            f'base_url = "{sandbox.urls["fireworks"]}"\n'
+        )
+        env = {**sandbox.env, "RESEARCH_KEY": "sandbox-research", "ORCHESTRATE_KEYS": f"{folder}/keys.toml"}
+        settings = config.load(env=env, cwd=Path(folder), home=Path(folder, "home"), made_by="ana@lab")
+        with Orchestrator(settings) as ft:
+            for backend in ("openai", "together", "fireworks"):
+                model = "gpt-4.1-mini" if backend == "openai" else "qwen3-8b"
+                run = ft.submit(JobSpec(model=model, train=str(train), epochs=1), backend)
+                run.wait(poll_s=0.05)
+                if backend == "fireworks":
+                    run.provider.deploy(run.record.handle)
+            other: Any = ft.provider("fireworks-research")._at
+            other.client().deployments.create(
+                account_id=other.account(),
+                base_model="accounts/fireworks/models/qwen3-8b",
+                deployment_id="somebody-elses",
+                deployment_shape="default",
+            )
+            sandbox.fault("openai", "no_list", count=0)
+            found = ft.spending("backend", sandbox=True)
+    with Path(os.devnull).open("w") as nowhere:
+        console = Console(record=True, width=136, file=nowhere, force_terminal=True, highlight=False)
+        for part in [*view.shown(found), "", *view.notes(found)]:
+            console.print(part)
+    path = IMAGES / "spending.svg"
+    console.save_svg(str(path), title="orchestrate spending --sandbox")
+    return path
+
+
+def _turn(asked: str, answered: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for made in (watch(), report()):
-        print(made.relative_to(ROOT))
+    for make in (spending,) if sys.argv[1:] == ["spending"] else (watch, report, spending):
+        print(make().relative_to(ROOT))

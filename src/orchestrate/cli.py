@@ -49,6 +49,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "abandon", "runs:abandon", "Give a run up, with a reason; frees the budget."),
     (_RUNS, "sync", "follow:sync", "Bring all runs up to date and settle lost answers."),
     (_RUNS, "worker", "worker:worker", "Watch all runs for as long as wanted, and tell when they end."),
+    (
+        _RUNS,
+        "spending",
+        "spending:spending",
+        "Spent, committed, left; all that still bills, on every account.",
+    ),
     (_RUNS, "recover", "worker:recover", "Rebuild a lost store from the hosts' lists."),
     (_MODELS, "eval", "judge:evaluate", "Base against tuned on held-out rows."),
     (_MODELS, "compare", "judge:compare", "Runs side by side: settings, cost, loss, scores."),

@@ -125,9 +125,11 @@ class Settings:
     """Where the store, local runs, written data files and downloads live."""
     store_url: str
     budget_usd: Decimal | None = None
-    """Over all backends and runs of this store; `None` means no limit."""
+    """Over all backends and runs of this store."""
     log_level: str = "WARNING"
     config_file: Path | None = None
+    config_named: bool = False
+    """By the user, not found beside the work."""
     hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
@@ -180,12 +182,13 @@ def load(
 ) -> Settings:
     """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
     env = os.environ if env is None else env
-    path = config_file or _given(env.get("ORCHESTRATE_CONFIG")) or _nearest(cwd or Path.cwd())
+    named = config_file or _given(env.get("ORCHESTRATE_CONFIG"))
+    path = named or _nearest(cwd or Path.cwd())
     values = read_toml(path) if path else {}
     _reject_unknown(values, _TOP_LEVEL, str(path), "")
     base = path.parent if path else Path.cwd()
     home_dir = (
-        home or _given(env.get("ORCHESTRATE_HOME")) or _relative(values.get("home"), base) or _default_home()
+        home or _given(env.get("ORCHESTRATE_HOME")) or _given(values.get("home"), base) or _default_home()
     )
     home_dir = home_dir.expanduser().resolve()
     store = (
@@ -200,6 +203,7 @@ def load(
         budget_usd=_money(env.get("ORCHESTRATE_BUDGET_USD", values.get("budget_usd")), path),
         log_level=_level(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING"),
         config_file=path,
+        config_named=named is not None,
         hosts=_hosts(values.get("hosts", {}), env, path),
         local=_table(values.get("local", {}), path, "local"),
         notify=_notify(env),
@@ -387,11 +391,7 @@ def _seconds(value: Any, path: Path | None, name: str) -> float:
     return float(value)
 
 
-def _given(value: str | None) -> Path | None:
-    return Path(value) if value else None
-
-
-def _relative(value: Any, base: Path) -> Path | None:
+def _given(value: Any, base: Path = Path()) -> Path | None:
     return base / str(value) if value else None
 
 

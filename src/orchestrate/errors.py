@@ -8,6 +8,7 @@ OrchestrateError
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
 |   +-- KeyElsewhere            exit 3   an API key would go to another host than before
+|   +-- ProjectNotTrusted       exit 3   a project's own prices, store or budget were not agreed to
 |   +-- OtherAccount            exit 3   a run is in another account than that of the key
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
@@ -132,6 +133,19 @@ class KeyElsewhere(SetupError):
         self.provider = provider
         self.host = host
         self.known = tuple(known)
+
+
+class ProjectNotTrusted(SetupError):
+    """Files of a project bring prices, a store or a budget that the user has not agreed to; nothing was
+    sent."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        super().__init__(
+            f"{' and '.join(files)} would decide what is spent (prices, store or budget), and "
+            f"{'were' if len(files) > 1 else 'was'} not trusted, or changed since; nothing was sent",
+            fix="read what is in there; if you mean it: orchestrate keys trust --project",
+        )
+        self.files = tuple(files)
 
 
 class OtherAccount(SetupError):

@@ -266,7 +266,7 @@ class RunHandle:
             max_cost_usd=_dollars(max_cost_usd),
             max_hours=_dollars(max_hours),
             accept_unknown_price=accept_unknown_price,
-            made_by=made_by,
+            made_by=made_by or self._ft.settings.made_by or None,
         )
         record = _deployer(self._ft, self.record.provider).deploy(
             self.record, terms, budget_usd=self._ft.settings.budget_usd

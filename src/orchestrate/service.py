@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.reports import Comparison
     from orchestrate.spec import JobSpec
+    from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
@@ -274,8 +275,12 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        from orchestrate import trust
         from orchestrate.costing import caps, check_budget
 
+        paid = [name for name in self.backends(provider) if not self.provider(name).profile.near]
+        if any(not self.provider(name).sandbox for name in paid):
+            trust.require(self.settings)
         if not prepared.checked:
             raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
         committed_usd, names = Decimal(0), self.backends(provider)
@@ -314,6 +319,27 @@ class Orchestrator:
     def active_runs(self) -> list[RunHandle]:
         """Those that have not ended, newest first."""
         return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
+
+    def spending(
+        self,
+        by: str | Sequence[str] = "backend",
+        *,
+        month: str | None = None,
+        sandbox: bool = False,
+        offline: bool = False,
+        ignore: Sequence[str] = (),
+    ) -> SpendingReport:
+        """What was spent, what is committed, what is left of the budget, and by asking every configured
+        account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
+        `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
+        no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
+        and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
+        grouping that there is not."""
+        from orchestrate.spending import Spender
+
+        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        wanted = (by,) if isinstance(by, str) else by
+        return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
     def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
         """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to

@@ -4,9 +4,9 @@ background watcher's process."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrate import config
 from orchestrate.errors import MissingKey, OrchestrateError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking import SyncReport as SyncReport
     from orchestrate.tracking import Watcher
     from orchestrate.tracking.background import Background
-    from orchestrate.tracking.channels import Channel
+    from orchestrate.tracking.channels import Messenger
     from orchestrate.tracking.leases import Lease as Lease
     from orchestrate.tracking.recovery import Choose as Choose
     from orchestrate.tracking.recovery import Lost as Lost
@@ -36,7 +36,7 @@ def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
     return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(ft.settings), only=only)
 
 
-def channels_of(settings: Settings) -> list[Channel]:
+def channels_of(settings: Settings) -> list[Messenger]:
     """Where ends are told. Raises `UsageError` for an address that is not taken, `ConfigError` for a secret
     that cannot sign."""
     if settings.notify == config.Notify():
@@ -60,6 +60,14 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
         from orchestrate.tracking.channels import tell
 
         problems += tell(ft.store, found)
+
+
+def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
+    """Tells the channels anything that has an `id`, a `type` and a `text`, once; returns what was not
+    delivered."""
+    from orchestrate.tracking.channels import announce
+
+    return announce(channels_of(settings), told)
 
 
 def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = None) -> Recovery:

@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -230,6 +231,7 @@ class PaperHost(Provider):
             raw_status=body["state"],
             tuned_model=body.get("model"),
             trained_tokens=body.get("tokens"),
+            cost_usd=Decimal(body["cost"]) if "cost" in body else None,
         )
 
 

@@ -85,7 +85,7 @@ def sync(context: typer.Context, json: Json = False) -> None:
         print_json(report)
     else:
         out.print(str(report))
-    if report.unsettled:
+    if report.unsettled or report.ending:
         raise typer.Exit(5)
     if report.failures:
         raise typer.Exit(4)

@@ -58,7 +58,9 @@ class Terms:
     accept_unknown_price: Annotated[
         bool, typer.Option("--accept-unknown-price", help="Go on where no price is known.")
     ] = False
-    by: Annotated[str | None, typer.Option(help="Who makes it; default: user and machine.")] = None
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+    ] = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def deploy(
     """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`; a second call
     completes what an earlier one began."""
     options, limits = terms.options, terms.limits
-    with orchestrator(context) as ft:
+    with orchestrator(context, made_by=terms.by) as ft:
         handle = ft.run(run)
         handle.check()
         price = handle.deployment_price(**options)
@@ -114,9 +116,7 @@ def deploy(
             raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
         if price is not None and limits["max_usd_per_hour"] is None:
             limits["max_usd_per_hour"] = price  # what was agreed to
-        deployment = handle.deploy(
-            **limits, accept_unknown_price=terms.accept_unknown_price, made_by=terms.by, **options
-        )
+        deployment = handle.deploy(**limits, accept_unknown_price=terms.accept_unknown_price, **options)
         if deployment.record.limited:
             _watched(ft.settings)
     record = deployment.record

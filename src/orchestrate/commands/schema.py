@@ -23,6 +23,7 @@ from orchestrate.local.speed.throughput import Bench
 from orchestrate.quoting import Accuracy, LivePrice, Ownership, Rate, Reconciliation
 from orchestrate.reports import Comparison
 from orchestrate.reports.advice import Advice
+from orchestrate.spending import SpendingReport
 from orchestrate.tracking import SyncReport
 from orchestrate.tracking.recovery import Recovery
 from orchestrate.types import (
@@ -153,8 +154,10 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "metrics": (list[MetricPoint],),
     "checkpoints": (list[Checkpoint],),
     "cancel": (Run,),
+    "abandon": (Run,),
     "pause": (Run,),
     "resume": (Run,),
+    "spending": (SpendingReport,),
     "sync": (SyncReport,),
     "worker": (SyncReport,),
     "recover": (Recovered,),

@@ -183,13 +183,22 @@ def _tied(host: config.HostConfig) -> list[str]:
 @keys.command("trust")
 def keys_trust(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Backend whose key it is.")],
+    name: Annotated[str | None, typer.Argument(help="Backend whose key it is.")] = None,
     host: Annotated[
         str | None, typer.Argument(help="As in https://llm.example.com; default: the configured base URL.")
     ] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="The prices, store and budget of this folder's project.")
+    ] = False,
 ) -> None:
-    """Let a key go to a further host. Each key is tied to the host that it was first used with."""
+    """Let a key go to a further host. Each key is tied to the host that it was first used with. With
+    --project: let the files of a project say what is spent, as they are now."""
     settings = settings_of(context)
+    if project:
+        _trust_project(settings)
+        return
+    if name is None:
+        raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
     known = settings.host(name)
     if name not in settings.hosts:
         raise UsageError(f"no backend is called {name!r}; known: {', '.join(settings.hosts)}")
@@ -201,6 +210,16 @@ def keys_trust(
     config.require_safe_url(url, name)
     _tie(known.api_key.reveal(), url)
     note(f"{name}: {known.api_key} may go to {', '.join(_tied(known))}")
+
+
+def _trust_project(settings: config.Settings) -> None:
+    from orchestrate import trust
+
+    files = trust.deciding(settings)
+    if files:
+        trust.trusted(settings).add(files)
+    names = ", ".join(map(str, files))
+    note(f"trusted until changed: {names}" if files else "no file of a project here says what is spent")
 
 
 def _tie(key: str, url: str) -> None:

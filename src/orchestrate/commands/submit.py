@@ -122,8 +122,10 @@ def _require_agreement(
     quotes = [prepared.offer(name).quote for name in names]
     _announce(ft, names, quotes, caps)
     limited = spending.max_cost is not None or each is not None
-    spends = any(q.unavailable or q.high_usd > 0 for q in quotes)
-    if spends and not limited and not confirm("Submit?", yes=spending.yes):
+    # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
+    unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
+    spends = unpriced or any(q.unavailable or q.high_usd > 0 for q in quotes)
+    if spends and (unpriced or not limited) and not confirm("Submit?", yes=spending.yes):
         raise UsageError(
             "not submitted: nobody agreed to the price",
             fix="add --yes, or --max-cost USD to agree up to a limit",

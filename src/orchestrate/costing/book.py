@@ -67,6 +67,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     confidence: Confidence
     source: str
     note: str | None = None
+    own: str | None = None
+    """The user's file or flag that it comes from; `None` for built-in rates."""
 
     def __post_init__(self) -> None:
         units = [name for name in UNITS if getattr(self, name) is not None]
@@ -256,7 +258,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
         fields["source"] = sources.get(fields.get("source", ""), fields.get("source", ""))
         if not fields["source"]:
             raise ConfigError(f"{name}: rate {number} has no source; every price says where it was read")
-        if unknown := sorted(set(fields) - set(Rate.__struct_fields__)):
+        if unknown := sorted(set(fields) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
             rates.append(msgspec.convert(fields, Rate))
@@ -307,6 +309,7 @@ def parse_flag(text: str, today: date) -> Rate:
             "start": today,
             "confidence": "quoted",
             "source": "--rate",
+            "own": "--rate",
         },
         Rate,
     )
@@ -325,5 +328,5 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
     book = built_in()
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
-            book = book.over(load(path))
+            book = book.over(msgspec.structs.replace(rate, own=str(path)) for rate in load(path))
     return book.over(parse_flag(flag, today or date.today()) for flag in flags)

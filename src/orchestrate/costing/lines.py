@@ -46,6 +46,7 @@ def line(
         source=rate.source,
         as_of=rate.last_checked.isoformat(),
         confidence=rate.confidence,
+        own=rate.own,
     )
 
 
@@ -70,8 +71,14 @@ def summed(
         high_usd=sum((entry.usd_high for entry in lines), Decimal(0)),
         billed_tokens=billed_tokens,
         train_seconds=train_seconds,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_of_own_rates(lines)),
     )
+
+
+def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
+    """So that nobody takes a price of a project's file for the host's."""
+    own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
+    return [f"the price of {component} is not the host's own: it is from {place}" for component, place in own]
 
 
 def age_days(quote: Quote, today: date) -> int | None:

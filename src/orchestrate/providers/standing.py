@@ -66,6 +66,7 @@ def joined(
     untold = [f"{provider.title} has no list here of: {what}" for what in unseen]
     return Billing(
         items=tuple(items),
+        partial=bool(failed),
         unseen=tuple(
             [f"{name} could not be asked for: {error.message}" for name, error in failed.items()] + untold
         ),

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -56,7 +56,15 @@ class Channel(Protocol):
     """Whether a repeat is recognised and dropped by the receiver."""
 
     def send(self, run: Run) -> None:
-        """Raises `NotDelivered`, and unless `repeatable` `PerhapsDelivered`."""
+        """Tells of a run's end. Raises `NotDelivered`, and unless `repeatable` `PerhapsDelivered`."""
+        ...
+
+
+class Messenger(Channel, Protocol):
+    """A channel that also tells other things than ends."""
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        """Tells anything that has an `id`, a `type` and a `text` for people. Raises as `send` does."""
         ...
 
 
@@ -95,7 +103,10 @@ class Command:
         self.name = f"command:{_digest(self.argv)}"
 
     def send(self, run: Run) -> None:
-        self._execute(self.argv, json.dumps(message(run)).encode())
+        self.send_message(message(run))
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        self._execute(self.argv, json.dumps(told).encode())
 
     def _execute(self, argv: Sequence[str], stdin: bytes = b"") -> None:
         # What it says goes to a file: a pipe would be waited for as long as anything that it started lives.
@@ -134,7 +145,12 @@ class Desktop(Command):
         self.name = "desktop"
 
     def send(self, run: Run) -> None:
-        title, text = f"orchestrate: {run.status.value}", f"{run.id} on {run.provider} ({run.model})"
+        self._show(f"orchestrate: {run.status.value}", f"{run.id} on {run.provider} ({run.model})")
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        self._show(f"orchestrate: {told['type']}", str(told["text"]))
+
+    def _show(self, title: str, text: str) -> None:
         arguments = (
             [
                 "-e",
@@ -170,14 +186,17 @@ class Webhook:
         self.name = f"webhook:{_digest([url])}"
 
     def send(self, run: Run) -> None:
+        self.send_message(message(run))
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
         import httpx
 
         from orchestrate.tracking.clock import Clock
 
-        body = json.dumps(message(run), separators=(",", ":"))
+        body = json.dumps(told, separators=(",", ":"))
         headers = {
             "content-type": "application/json",
-            "webhook-id": message_id(run),
+            "webhook-id": str(told["id"]),
             "webhook-timestamp": str(int(Clock().now().timestamp())),
         }
         if self.key is not None:
@@ -197,9 +216,9 @@ class Webhook:
         return NotDelivered(f"webhook to {urlsplit(self.url).hostname}: {reason}")
 
 
-def channels(notify: Notify, secret: Secret | None = None) -> list[Channel]:
+def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
     """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
-    found: list[Channel] = []
+    found: list[Messenger] = []
     if notify.command is not None:
         try:
             argv = shlex.split(notify.command)
@@ -240,6 +259,17 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
                     problems.append(_uncertain(store, run.id, channel, reason))
                 break
             store.notifications.finish(run.id, channel.name, sent=True)
+    return problems
+
+
+def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
+    """Tells each channel once, now. Returns what was not, or perhaps not, delivered, one line each."""
+    problems: list[str] = []
+    for channel in channels:
+        try:
+            channel.send_message(told)
+        except (NotDelivered, PerhapsDelivered) as error:
+            problems.append(error.message)
     return problems
 
 

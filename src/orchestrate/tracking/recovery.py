@@ -40,6 +40,9 @@ class Recovery(msgspec.Struct, kw_only=True):
     """Known runs without a job, which have one on the host."""
     offered: list[Lost] = []
     """Those that were found and not chosen."""
+    unpriced: list[str] = []
+    """Recovered runs that may still be billed and of which the host tells no amount: a budget cannot count
+    them."""
     known: list[str] = []
     doubled: list[str] = []
     """Refs with more than one job: the oldest became the run, an alarm names the others."""
@@ -132,6 +135,8 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], repor
     run = _run_of(store, provider, account, ref, jobs[0])
     store.runs.restore(run)
     report.recovered.append(run.id)
+    if run.estimate_usd is None and not run.sandbox:
+        report.unpriced.append(run.id)
     if others := [job.handle.job_id for job in jobs[1:]]:
         report.doubled.append(ref)
         Submitter(store, provider).alarm(run, set(others))
@@ -157,6 +162,7 @@ def _run_of(store: Store, provider: Provider, account: str, ref: str, job: Job) 
         job_kind=job.handle.kind,
         created_at=job.created_at or now,
         updated_at=now,
+        estimate_usd=job.cost_usd,
         tags={"recovered": now.date().isoformat()},
     )
     return transitions.observed(run, job, now)

@@ -39,6 +39,8 @@ class Billing(Record, frozen=True, kw_only=True):
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
     """What the host has no list of, or what could not be asked, a sentence each."""
+    partial: bool = False
+    """Whether one of them is a list that the host has and that could not be read now."""
 
 
 class DeploymentState(StrEnum):

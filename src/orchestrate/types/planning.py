@@ -123,6 +123,8 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     source: str | None = None
     as_of: str | None = None
     confidence: Confidence = Confidence.QUOTED
+    own: str | None = None
+    """The user's own file or flag that the rate comes from; `None` for built-in rates."""
 
 
 class Quote(Record, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -185,7 +186,7 @@ class Deployments(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 1),
         fault=st.sampled_from(FAULTS),
-        point=st.sampled_from(("none", *DEPLOY_POINTS)),
+        point=st.sampled_from(("none", "none", "none", *DEPLOY_POINTS)),
         hours=st.sampled_from((None, 1)),
     )
     def deploy(self, which: int, fault: str, point: str, hours: int | None) -> None:
@@ -198,7 +199,7 @@ class Deployments(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 1),
-        point=st.sampled_from(("none", *END_POINTS)),
+        point=st.sampled_from(("none", "none", *END_POINTS)),
         down=st.booleans(),
         stuck=st.integers(0, 2),
     )
@@ -255,6 +256,16 @@ class Deployments(RuleBasedStateMachine):
         assert self.host.up == {}
         self.store.close()
         self.folder.cleanup()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_end_right_after_a_deploy_that_went_wrong(fault: str) -> None:
+    machine = Deployments()
+    machine.deploy(0, fault, "none", None)
+    machine.undeploy(0, "none", False, 0)
+    machine.time_passes(5.0)
+    machine.sync(False)
+    machine.teardown()
 
 
 Deployments.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from tests.faults.submit.test_live_price import EstimatingHost
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, cancel, refresh, sync, unfinished
+from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync, unfinished
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.submit import submit
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
@@ -199,3 +200,39 @@ def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     assert "deleted in the console" in str(shop.ft.store.history.transitions(run.id)[-1].note)
     shown = shop.type("show", run.id, "--offline")
     assert "deleted in the console" in shown.output
+
+
+def test_a_recovered_run_counts_what_its_host_says_and_what_it_does_not_say_is_told(
+    store: Store, tmp_path: Path
+) -> None:
+    host = PaperHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="running", cost="7.5")
+    dark = submit(store, host, SPEC, DATA)
+    with Store.open(f"sqlite:///{tmp_path}/new.sqlite3") as new:
+        report = recover(new, [host])
+        assert set(report.recovered) == {run.id, dark.id}
+        assert report.unpriced == [dark.id]
+        assert new.runs.spending() == Spending(committed_usd=Decimal("7.5"))
+
+
+def test_the_command_holds_one_limit_for_all_and_says_where_it_cannot_act(shop: Shop) -> None:
+    over = shop.command("openai,together", "--max-cost", "0.0001")
+    assert isinstance(over.exception, OverBudget)
+    assert shop.sent() == 0
+    done = shop.command("openai,together", "--max-cost", "25")
+    assert done.exit_code == 0, done.output
+    assert "cannot end this run while it trains: OpenAI tells" in done.output
+    assert done.output.count("cannot end this run") == 1
+    limits = [run.record.max_cost_usd for run in shop.ft.runs()]
+    assert sum((limit for limit in limits if limit is not None), Decimal(0)) <= 25
+    each = shop.command("fireworks", "--max-cost-each", "0.0001")
+    assert isinstance(each.exception, OverBudget) and "--max-cost-each" in str(each.exception)
+
+
+def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    shop.ft.store.runs.apply(
+        run.id, lambda now: msgspec.structs.replace(now, status=JobStatus.CANCELLED, sandbox=False)
+    )
+    assert "bill not known; " in shop.type("show", run.id, "--offline").output

@@ -1,0 +1,322 @@
+"""What was spent, what is committed, what is left, and what bills or could, by asking every account.
+
+What could not be asked is told and never counted as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate.costing import expenses
+from orchestrate.costing.expenses import BY as BY
+from orchestrate.costing.expenses import NONE as NONE
+from orchestrate.costing.expenses import Expense as Expense
+from orchestrate.costing.expenses import Sum as Sum
+from orchestrate.costing.expenses import cents as cents
+from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.tracking import Store
+
+_AT_ONCE = 8
+IN_USE = timedelta(hours=1)
+"""So long after a request from this store, or after it was made, a deployment is not idle."""
+
+
+class Breakdown(Record, frozen=True, kw_only=True):
+    by: str
+    groups: tuple[Sum, ...]
+
+
+class Found(Record, frozen=True, kw_only=True):
+    """One thing that bills or could, and whose it is."""
+
+    item: Standing
+    run: str | None = None
+    """The run of this store that it belongs to."""
+    deployment: str | None = None
+    """The deployment of this store that it is."""
+    used_at: datetime | None = None
+    """When it was last asked something from this store."""
+    person: str | None = None
+    foreign: bool
+    """Nothing in this store says that it was made from here."""
+    idle: bool
+    """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """One configured account, or a backend that only the store knows."""
+
+    backend: str
+    title: str
+    host: str | None = None
+    account: str | None = None
+    asked: bool
+    reason: str | None = None
+    """Why it was not asked, or did not answer."""
+    keyless: bool = False
+    """Its key is not set."""
+    expected: bool = True
+    """Whether not to have asked leaves a gap: not for a backend without a key that has no runs here."""
+    unseen: tuple[str, ...] = ()
+    """What of it cannot be seen, a sentence each."""
+    partial: bool = False
+    """Whether a list that the host has could not be read."""
+    elsewhere: tuple[str, ...] = ()
+    """Runs and deployments that have not ended, that the account did not show, and that may be in another."""
+
+
+def by_the_hour(item: Standing) -> bool:
+    """Whether it bills for standing there, or may; jobs are among what is committed."""
+    return item.bills is not False and item.kind not in ("job", "worker")
+
+
+class SpendingReport(Record, frozen=True, kw_only=True):
+    """Money is exact; what is not known is in no sum and told beside it."""
+
+    at: datetime
+    sandbox: bool = False
+    """Play money of sandboxes, and what stands there; else none of it."""
+    month: str | None = None
+    total: Sum
+    """Of the month when one was asked for."""
+    budget_usd: Decimal | None = None
+    left_usd: Decimal | None = None
+    """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
+    breakdown: tuple[Breakdown, ...] = ()
+    offline: bool = False
+    """No account was asked."""
+    accounts: tuple[Asked, ...] = ()
+    standing: tuple[Found, ...] = ()
+    usd_per_hour: Decimal | None = None
+    """Of all that bills by the hour now and has a known price; `None` when no account answered."""
+
+    @property
+    def billing(self) -> list[Found]:
+        """What bills by the hour, or may."""
+        return [
+            f for f in self.standing if f.item.bills is not False and f.item.kind not in ("job", "worker")
+        ]
+
+    @property
+    def idle(self) -> list[Found]:
+        return [found for found in self.standing if found.idle]
+
+    @property
+    def over(self) -> bool:
+        return self.left_usd is not None and self.left_usd < 0
+
+    @property
+    def gaps(self) -> list[Asked]:
+        """Where something may bill that was not seen: accounts that did not answer, or not all, and those of
+        runs that no key at hand shows."""
+        return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
+
+    @property
+    def at_least(self) -> bool:
+        """Whether more may bill than `usd_per_hour` says."""
+        unpriced = any(f.item.bills is None or f.item.usd_per_hour is None for f in self.billing)
+        return unpriced or bool(self.gaps)
+
+
+@dataclass(frozen=True)
+class _Books:
+    """What the store has, newest first."""
+
+    runs: Sequence[Run]
+    deployments: Sequence[Deployment]
+
+    def expenses(self, now: datetime) -> list[Expense]:
+        of = {run.id: run for run in self.runs}
+        return [
+            *(expenses.of_run(run, now) for run in self.runs),
+            *(expenses.of_deployment(one, of.get(one.run_id), now) for one in self.deployments),
+        ]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    told: Asked
+    place: str = ""
+    """Where the ids of the items are one thing's only."""
+    items: tuple[Standing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Asks on behalf of `Orchestrator.spending`."""
+
+    store: Store
+    backends: Sequence[str]
+    provider: Callable[[str], Provider]
+    ready: Callable[[str], Provider]
+    """As `provider`; raises `MissingKey`."""
+    budget_usd: Decimal | None = None
+
+    def report(
+        self,
+        by: Sequence[str] = ("backend",),
+        *,
+        month: str | None = None,
+        sandbox: bool = False,
+        offline: bool = False,
+        ignore: Collection[str] = (),
+    ) -> SpendingReport:
+        """Raises `UsageError` for a month or a grouping that there is not."""
+        now = self.store.clock.now()
+        books = _Books(
+            [run for run in self.store.runs.matching() if run.sandbox is sandbox],
+            [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
+        )
+        every = books.expenses(now)
+        chosen = expenses.in_month(every, month)
+        used = expenses.total(every)
+        budget = None if sandbox else self.budget_usd
+        report = SpendingReport(
+            at=now,
+            sandbox=sandbox,
+            month=month,
+            total=expenses.total(chosen),
+            budget_usd=budget,
+            left_usd=None if budget is None else budget - used.spent_usd - used.committed_usd,
+            breakdown=tuple(Breakdown(by=b, groups=tuple(expenses.grouped(chosen, b))) for b in by),
+            offline=offline,
+        )
+        if offline:
+            return report
+        answers = self._ask_all(books, sandbox)
+        found = _owned(answers, books, ignore, now)
+        rates = [f.item.usd_per_hour or Decimal(0) for f in found if f.item.bills]
+        answered = any(answer.told.asked for answer in answers)
+        return msgspec.structs.replace(
+            report,
+            accounts=tuple(answer.told for answer in answers),
+            standing=tuple(found),
+            usd_per_hour=sum(rates, Decimal(0)) if answered else None,
+        )
+
+    def _ask_all(self, books: _Books, sandbox: bool) -> list[_Answer]:
+        of: dict[str, list[Run | Deployment]] = {name: [] for name in self.backends}
+        for one in [*books.runs, *books.deployments]:
+            of.setdefault(one.provider, []).append(one)
+        with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
+            asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
+            return [answer.result() for answer in asked]
+
+    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:
+        """Never raises: whatever goes wrong with one backend is told, and hides no other."""
+        one = Asked(backend=name, title=name, asked=False, expected=bool(known))
+        if name not in self.backends:
+            return _Answer(
+                msgspec.structs.replace(one, reason="no backend of this name is configured any more")
+            )
+        try:
+            backend = self.provider(name)
+            one = msgspec.structs.replace(one, title=backend.title, host=backend.host)
+            no_key = backend.config.api_key is None and not backend.profile.keyless
+            if backend.sandbox is not sandbox and not no_key:
+                return _Answer(msgspec.structs.replace(one, reason=_LEFT_OUT[sandbox]))
+            self.ready(name)
+            one = msgspec.structs.replace(one, expected=True)
+            billing = backend.billing()
+        except MissingKey as error:
+            return _Answer(msgspec.structs.replace(one, reason=error.message, keyless=True))
+        except OrchestrateError as error:
+            return _Answer(msgspec.structs.replace(one, expected=True, reason=error.message))
+        except Exception as error:  # noqa: BLE001  a defect of one backend must not hide what bills on others
+            reason = f"defect in the backend ({type(error).__name__})"
+            return _Answer(msgspec.structs.replace(one, expected=True, reason=reason))
+        seen = {item.job_id.lower() for item in billing.items if item.job_id}
+        account, elsewhere, problem = self._elsewhere(backend, known, seen)
+        unseen = (*billing.unseen, *([problem] if problem else []))
+        told = msgspec.structs.replace(
+            one,
+            asked=True,
+            account=account,
+            unseen=unseen,
+            partial=billing.partial or problem is not None,
+            elsewhere=elsewhere,
+        )
+        items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
+        return _Answer(told, backend.config.base_url or backend.kind, items)
+
+    def _elsewhere(
+        self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
+    ) -> tuple[str | None, tuple[str, ...], str | None]:
+        """The account, what is open and it does not show, and what went wrong."""
+        from orchestrate.tracking import accounts
+
+        try:
+            account = backend.account().id
+            hidden = tuple(
+                one.id
+                for one in known
+                if _may_bill(one)
+                and (one.job_id or "").lower() not in seen
+                and (one.host != backend.host or not accounts.is_here(self.store, backend, one.account))
+            )
+        except OrchestrateError as error:
+            return None, (), f"whose account it is could not be asked for: {error.message}"
+        except Exception as error:  # noqa: BLE001  as in `_ask`
+            return None, (), f"whose account it is could not be asked for ({type(error).__name__})"
+        return account, hidden, None
+
+
+_LEFT_OUT = {
+    False: "a sandbox, where nothing costs anything; --sandbox asks it",
+    True: "no sandbox; without --sandbox it is asked",
+}
+"""By whether sandboxes were asked for."""
+
+
+def _may_bill(one: Run | Deployment) -> bool:
+    from orchestrate.tracking.transitions import UNSENT
+
+    if isinstance(one, Deployment):
+        return not one.state.over and one.state is not DeploymentState.INTENT
+    return not one.status.terminal and one.phase not in UNSENT and one.abandoned is None
+
+
+def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
+    """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
+    run_of = {run.job_id.lower(): run for run in books.runs if run.job_id}
+    deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
+    found: dict[tuple[str, str, str], Found] = {}
+    for answer in answers:
+        for item in answer.items:
+            job = (item.job_id or "").lower()
+            run = run_of.get(job)
+            one = None if item.kind in ("job", "worker") else deployment_of.get(job)
+            used = one.used_at if one else None
+            # What was just made is not idle, though nobody has asked it anything yet.
+            fresh = max([at for at in (used, one and one.created_at) if at], default=None)
+            in_use = fresh is not None and now - fresh < IN_USE
+            meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
+            found.setdefault(
+                (answer.place, item.kind, item.id),
+                Found(
+                    item=item,
+                    run=run.id if run else None,
+                    deployment=one.id if one else None,
+                    used_at=used,
+                    person=(one and one.made_by) or (run.made_by if run else None),
+                    foreign=run is None and one is None,
+                    idle=by_the_hour(item) and not meant and not in_use,
+                ),
+            )
+    return sorted(found.values(), key=_weight)
+
+
+def _weight(found: Found) -> tuple[bool, Decimal, str, str]:
+    item = found.item
+    return item.bills is False, -(item.usd_per_hour or Decimal(0)), item.provider, item.id

@@ -1,0 +1,124 @@
+"""`orchestrate spending`: its first line, its exit codes for cron, its JSON and its webhook."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from fireworks import Fireworks
+from tests.cli.conftest import Cli
+from tests.scripted_host import scripted_host
+
+from orchestrate import config
+from orchestrate.commands.schema import of
+from orchestrate.sandbox import running
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.tracking import Store
+from orchestrate.types import Bill, JobStatus, Run, SubmitPhase
+
+BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with running(home=tmp_path_factory.mktemp("sandbox"), train=False) as found:
+        account = {
+            "base_url": found.env["FIREWORKS_BASE_URL"],
+            "api_key": found.env["FIREWORKS_API_KEY"],
+            "account_id": found.env["FIREWORKS_ACCOUNT_ID"],
+        }
+        with Fireworks(**account, max_retries=0) as client:
+            client.deployments.create(
+                account_id=account["account_id"],
+                base_model="accounts/fireworks/models/qwen3-8b",
+                deployment_id="forgotten",
+                deployment_shape="default",
+            )
+        yield found
+
+
+@pytest.fixture
+def spent(tmp_path: Path) -> None:
+    at = datetime(2026, 10, 9, tzinfo=UTC)
+    settings = config.load(env={}, home=tmp_path / "home")
+    settings.make_home()
+    with Store.open(settings.store_url) as store:
+        for backend, bills in BILLS.items():
+            for i, usd in enumerate(bills):
+                run = Run(
+                    id=f"run-{backend}-{i}", ref=f"orc-{backend}-{i}", provider=backend, model="m", spec={},
+                    spec_hash="0" * 64, dataset_digest="0" * 64, host=backend, phase=SubmitPhase.SUBMITTED,
+                    status=JobStatus.SUCCEEDED, job_id=f"job-{backend}-{i}", created_at=at, updated_at=at,
+                    finished_at=at, bill=Bill(usd=Decimal(usd), origin="the host", final=True), made_by="ana",
+                )  # fmt: skip
+                store.runs.restore(run)
+
+
+@pytest.mark.usefixtures("spent")
+def test_the_first_line_says_how_much_how_much_is_left_and_the_lines_add_up(cli: Cli) -> None:
+    done = cli("spending", "--offline", "--by", "backend,person", ORCHESTRATE_BUDGET_USD="10")
+    assert done.code == 0
+    lines = [line.split() for line in done.out.splitlines()]
+    assert done.out.startswith("$3.02 spent, $0.00 committed, $6.98 left of $10.00; what still bills was not")
+    assert ["together", "$3.01", "$0.00", "2", "0", "-"] in lines
+    assert ["openai", "$0.01", "$0.00", "1", "0", "-"] in lines
+    assert ["total", "$3.02", "$0.00", "3", "0", "-"] in lines and any(line[:1] == ["ana"] for line in lines)
+
+
+@pytest.mark.usefixtures("spent")
+def test_over_the_budget_is_6(cli: Cli) -> None:
+    over = cli("spending", "--offline", "--fail-if-over", ORCHESTRATE_BUDGET_USD="3")
+    assert over.code == 6 and "$0.02 over the budget of $3.00" in over.out
+    assert cli("spending", "--offline", "--fail-if-over", ORCHESTRATE_BUDGET_USD="3.012").code == 0
+    for refused in (("--fail-if-over",), ("--fail-if-idle",), ("--month", "2026-13"), ("--by", "colour")):
+        assert cli("spending", "--offline", *refused).code == 2
+    one = cli("spending", "--offline", "--month", "2026-09")
+    assert one.out.startswith("2026-09: $0.00 spent")
+
+
+def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: Sandbox) -> None:
+    idle = cli("spending", "--sandbox", "--fail-if-idle", **sandbox.env)
+    assert idle.code == 1, idle.err
+    first = idle.out.splitlines()[0]
+    assert "SANDBOX" in first and "$8.00 an hour still bills (1 thing, 1 not made from here)" in first
+    assert "forgotten" in idle.out and "not made from here" in idle.out
+    ignored = ("spending", "--sandbox", "--fail-if-idle", "--ignore", "forgotten")
+    assert cli(*ignored, **sandbox.env).code == 0
+    sandbox.fault("openai", "no_list", count=0)
+    blind = cli(*ignored, **sandbox.env)
+    sandbox.clear_faults()
+    assert blind.code == 4 and "openai could not be asked: the answer" in blind.err
+    assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
+
+
+def test_the_json_has_the_schema_and_the_webhook_the_signature(cli: Cli, sandbox: Sandbox) -> None:
+    secret = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
+    with scripted_host() as host:
+        host.on("POST", "/hook", {})
+        url = f"{host.url}/hook"
+        env = {**sandbox.env, "ORCHESTRATE_NOTIFY_SECRET": secret}
+        done = cli("spending", "--sandbox", "--by", "all", "--notify-url", url, "--json", **env)
+        [request] = host.calls("POST", "/hook")
+    assert done.code == 0, done.err
+    jsonschema.validate(done.json, of("spending"))
+    told: dict[str, Any] = json.loads(request.raw)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + request.raw
+    mark = base64.b64encode(hmac.new(b"0123456789abcdef", signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{mark}"
+    assert told["type"] == "spending.report" and told["id"] == headers["webhook-id"] and told["sandbox"]
+    assert [(one["kind"], one["foreign"], one["usd_per_hour"]) for one in told["idle"]] == [
+        ("deployment", True, "8")
+    ]
+    assert cli("spending", "--offline", "--notify").code == 2
+    gone = cli("spending", "--offline", "--notify-url", url)
+    assert gone.code == 4 and "notification failed" in gone.err

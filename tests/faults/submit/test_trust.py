@@ -1,0 +1,93 @@
+"""What a project's folder brings does not decide what is spent until its user has agreed to it."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.cli import app
+from orchestrate.errors import ProjectNotTrusted, UsageError
+
+FREE = """provider: openai
+sources: {us: ours}
+rates:
+  - {method: sft, model: gpt-4.1-mini-2025-04-14, usd_per_mtok: 0, start: 2026-01-01,
+     confidence: quoted, source: us}
+"""
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+BRINGS = {
+    "budget": ("orchestrate.toml", "budget_usd = 1000000\n"),
+    "store": ("orchestrate.toml", 'store = "sqlite:////tmp/never-made/runs.sqlite3"\n'),
+    "prices of another": ("orchestrate.toml", '[hosts.openai.options]\nprices = "local"\n'),
+    "prices": ("rates.yaml", FREE),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "orchestrate.toml").write_text("")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(ROW) + "\n" for _ in range(12)))
+    monkeypatch.chdir(folder)
+    for name, value in {
+        "ORCHESTRATE_HOME": str(tmp_path / "home"),
+        "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
+        "OPENAI_API_KEY": "sk-of-a-real-host",
+        "OPENAI_BASE_URL": "http://127.0.0.1:1/v1",
+        "COLUMNS": "200",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def spec(project: Path) -> JobSpec:
+    return JobSpec(model="gpt-4.1-mini-2025-04-14", train=str(project / "rows.jsonl"), epochs=1)
+
+
+def trusted(project: Path) -> bool:
+    with Orchestrator(config.load()) as ft:
+        ft.settings = config.load(store_url=f"sqlite:///{project.parent}/runs.sqlite3")
+        try:
+            ft.preflight(ft.prepare(spec(project), "openai"), "openai")
+        except ProjectNotTrusted as error:
+            assert "keys trust --project" in str(error.fix)
+            return False
+        return True
+
+
+@pytest.mark.parametrize("brought", BRINGS)
+def test_a_project_says_what_is_spent_only_when_trusted_as_it_is(project: Path, brought: str) -> None:
+    assert trusted(project), "it says nothing of money"
+    name, text = BRINGS[brought]
+    (project / name).write_text(text)
+    assert not trusted(project)
+    assert CliRunner().invoke(app, ["keys", "trust", "--project"]).exit_code == 0
+    assert trusted(project)
+    (project / name).write_text(text + "\n# more\n")
+    assert not trusted(project), "it has changed since"
+
+
+def test_a_file_that_the_user_names_is_the_users(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "orchestrate.toml").write_text("budget_usd = 5\n")
+    assert not trusted(project)
+    monkeypatch.setenv("ORCHESTRATE_CONFIG", str(project / "orchestrate.toml"))
+    assert trusted(project)
+
+
+def test_a_price_of_nothing_that_is_not_the_hosts_says_so_and_is_asked_about(project: Path) -> None:
+    (project / "rates.yaml").write_text(FREE)
+    assert CliRunner().invoke(app, ["keys", "trust", "--project"]).exit_code == 0
+    with Orchestrator(config.load()) as ft:
+        quote = ft.prepare(spec(project), "openai").offer("openai").quote
+    assert quote.high_usd == Decimal(0)
+    assert any("not the host's own" in warning and "rates.yaml" in warning for warning in quote.warnings)
+    words = ["--model", "gpt-4.1-mini-2025-04-14", "--train", "rows.jsonl", "--epochs", "1"]
+    for agreed in ([], ["--max-cost", "25"]):
+        done = CliRunner().invoke(app, ["submit", "-p", "openai", *words, *agreed])
+        assert isinstance(done.exception, UsageError) and "nobody agreed" in str(done.exception)
