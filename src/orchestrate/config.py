@@ -161,10 +161,12 @@ class Settings:
 
     def host(self, name: str) -> HostConfig:
         host = self.hosts.get(name) or HostConfig(name=name)
-        own: Mapping[str, Any] = {}
+        options: dict[str, Any] = {"home": str(self.home)}
         if host.kind == this_machine().kind:
-            own = {**self.local, "allow_grader_code": self.allow_grader_code}
-        options = {"home": str(self.home), **own, **host.options}
+            # Last, so that no file says it.
+            options |= {**self.local, **host.options, "allow_grader_code": self.allow_grader_code}
+        else:
+            options |= host.options
         return replace(host, options=options, max_download_bytes=self.max_download_bytes)
 
 

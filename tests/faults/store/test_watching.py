@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
 from orchestrate.tracking.channels import Command, NotDelivered, Webhook, tell
+from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.submit import submit
 from orchestrate.tracking.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.types import JobStatus, Run
@@ -121,18 +122,17 @@ def test_a_wish_to_be_left_alone_holds_for_every_worker(store_url: str, tmp_path
         assert host.requests.count("list") == 1
 
 
-def test_a_pause_ends_when_the_wall_clock_was_set_back(store: Store) -> None:
+def test_a_pause_ends_when_the_wall_clock_was_set_back(store: Store, store_url: str) -> None:
     store.watching.pause("paper@here", 100.0)
     store.watching.pause("paper@here", 10.0)
     assert 90 < store.watching.paused_s("paper@here") <= 100
-    now = type(store.clock).now
 
-    class Back(type(store.clock)):
-        def now(self) -> Any:
-            return now(self) - timedelta(days=1)
+    class Back(Clock):
+        def now(self) -> datetime:
+            return super().now() - timedelta(days=1)
 
-    store.clock = Back()
-    assert store.watching.paused_s("paper@here") == 0
+    with Store.open(store_url, clock=Back()) as later:
+        assert later.watching.paused_s("paper@here") == 0
 
 
 def test_one_worker_sweeps_an_account_at_a_time(store_url: str, host: PaperHost) -> None:

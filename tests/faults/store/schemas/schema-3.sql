@@ -18,6 +18,32 @@ CREATE TABLE deliveries (
 	at VARCHAR(40) NOT NULL, 
 	PRIMARY KEY (id)
 );
+CREATE TABLE deployment_transitions (
+	id INTEGER NOT NULL, 
+	deployment_id VARCHAR(64) NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	state VARCHAR(32) NOT NULL, 
+	raw_state TEXT, 
+	attempt INTEGER NOT NULL, 
+	actor TEXT NOT NULL, 
+	note TEXT, 
+	PRIMARY KEY (id)
+);
+CREATE TABLE deployments (
+	id VARCHAR(64) NOT NULL, 
+	run_id VARCHAR(64) NOT NULL, 
+	provider VARCHAR(64) NOT NULL, 
+	host TEXT NOT NULL, 
+	job_id TEXT NOT NULL, 
+	sandbox BOOLEAN NOT NULL, 
+	state VARCHAR(32) NOT NULL, 
+	over BOOLEAN NOT NULL, 
+	created_at VARCHAR(40) NOT NULL, 
+	updated_at VARCHAR(40) NOT NULL, 
+	attempt INTEGER NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (id)
+);
 CREATE TABLE events (
 	seq INTEGER NOT NULL, 
 	run_id VARCHAR(64) NOT NULL, 
@@ -125,11 +151,14 @@ CREATE TABLE uploads (
 	record TEXT NOT NULL, 
 	PRIMARY KEY (provider, host, account, digest)
 );
-CREATE INDEX runs_by_age ON runs (created_at);
 CREATE INDEX runs_by_job ON runs (provider, job_id);
+CREATE INDEX runs_by_age ON runs (created_at);
 CREATE INDEX runs_open ON runs (closed, provider);
 CREATE UNIQUE INDEX runs_by_key ON runs (idempotency_key);
 CREATE INDEX ix_transitions_run_id ON transitions (run_id);
 CREATE UNIQUE INDEX events_once ON events (run_id, id);
 CREATE INDEX ix_records_run_id ON records (run_id);
+CREATE INDEX ix_deployments_run_id ON deployments (run_id);
+CREATE UNIQUE INDEX deployments_once ON deployments (provider, job_id) WHERE NOT "over";
+CREATE INDEX ix_deployment_transitions_deployment_id ON deployment_transitions (deployment_id);
 COMMIT;

@@ -183,7 +183,7 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
     ("grader", "reason"),
     [
         ({"type": "score_model", "model": "o3"}, "behind an API"),
-        ({"evaluator": "accounts/a/evaluators/b"}, "lives on Fireworks"),
+        ({"evaluator": "accounts/a/evaluators/b"}, "lives on a host"),
         ({"type": "regex"}, "type must be one of"),
         (check(reference=4), "reference must be text"),
         (check(input="{{ output_text }}"), "output_text is neither item.FIELD nor sample.output_text"),

@@ -91,7 +91,7 @@ def test_reinforcement_by_default() -> None:
 @pytest.mark.parametrize(
     ("name", "method", "more", "reason"),
     [
-        ("method.grader", rft(grader={"evaluator": "accounts/a/evaluators/b"}), {}, "lives on Fireworks"),
+        ("method.grader", rft(grader={"evaluator": "accounts/a/evaluators/b"}), {}, "lives on a host"),
         ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "calls nobody"),
         ("method.grader", rft(grader=CODE), {}, "--allow-grader-code"),
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
