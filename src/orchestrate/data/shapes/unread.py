@@ -54,12 +54,17 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
 
 def texts_in(value: Any) -> list[str]:
     """All texts in a value, however deep. Not for values that hold themselves."""
-    if isinstance(value, str):
-        return [value]
-    items: Any = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
-    if not isinstance(value, dict | list):
-        return []
-    return [text for item in [*items] for text in texts_in(item)]
+    found: list[str] = []
+    left: list[Any] = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            left += reversed([*cast("dict[str, Any]", one).values()])
+        elif isinstance(one, list):
+            left += reversed(cast("list[Any]", one))
+    return found
 
 
 def _is_prose(text: str) -> bool:
