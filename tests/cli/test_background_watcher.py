@@ -47,7 +47,7 @@ def submit(cli: Cli, tmp_path: Path, sandbox: Any) -> Callable[[], str]:
     (tmp_path / "finetune.yaml").write_text("model: gpt-4.1-mini\ntrain: train.jsonl\n")
 
     def submitted() -> str:
-        made = cli("submit", "-p", "openai", "--yes", "--json", **sandbox.env)
+        made = cli("submit", "-p", "openai", "--yes", "--again", "--json", **sandbox.env)
         assert made.code == 0, made.err
         return made.json[0]["id"]
 
@@ -151,7 +151,7 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
     submit()
-    terminal = Terminal(env, tmp_path, "submit", "-p", "openai", "--yes", "--watch")
+    terminal = Terminal(env, tmp_path, "submit", "-p", "openai", "--yes", "--again", "--watch")
     terminal.until(b"validating")
     until(lambda: watchers(tmp_path), "the background watcher")
     terminal.close()

@@ -63,7 +63,7 @@ def runs(cli: Cli, machines: dict[str, dict[str, str]], tmp_path: Path) -> list[
     (tmp_path / "finetune.yaml").write_text("model: gpt-4.1-mini\ntrain: train.jsonl\n")
     made: list[str] = []
     for number in range(RUNS):
-        done = cli("submit", "-p", "openai", "--yes", "--json", **machines[HOMES[number % 2]])
+        done = cli("submit", "-p", "openai", "--yes", "--again", "--json", **machines[HOMES[number % 2]])
         assert done.code == 0, done.err
         made.append(done.json[0]["id"])
     return made

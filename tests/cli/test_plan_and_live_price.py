@@ -135,7 +135,7 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     assert (small["rows"], small["fits"], large["fits"]) == (1, False, True)
     assert large["rows"] > 1
     shown = cli(*plan, "--gpu-memory", "24")
-    assert "does not fit its 24.0" in shown.out
+    assert "does not fit its 24 GiB" in shown.out
     assert "gradient_checkpointing: true" in " ".join(shown.err.split())
     (tmp_path / "orchestrate.toml").write_text("[local]\ngpu_memory_gib = 24\n")
     assert json.loads(cli(*plan, "--json").out)[0]["memory"] == small
@@ -158,7 +158,7 @@ def test_a_backend_that_asks_too_much_does_not_hide_the_runs_made_before_it(
     assert [(run["provider"], run["status"]) for run in done.json] == [("openai", "succeeded")]
     [told] = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
     assert told["error"] == "OverBudget" and told["message"].startswith("together: ")
-    again = cli(*asked, **sandbox.env)
+    again = cli(*asked, "--again", **sandbox.env)
     assert again.code == 6 and len(again.out.split()) == 1
 
 

@@ -46,7 +46,7 @@ def test_an_ended_run_is_shown_from_the_store(cli: Cli, project: None, hosts: An
 
 
 def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None:
-    run = cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"]
+    run = cli("submit", "-p", "openai", "--yes", "--again", "--json", **hosts.env).json[0]["id"]
     assert cli("show", run).code == 3, "no key"
     stored = cli("show", run, "--offline", "--json")
     assert stored.code == 0 and stored.json["status"] != "succeeded"
@@ -55,7 +55,10 @@ def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None
 
 
 def test_an_ambiguous_beginning_names_the_runs(cli: Cli, project: None, hosts: Any) -> None:
-    runs = [cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"] for _ in range(2)]
+    runs = [
+        cli("submit", "-p", "openai", "--yes", "--again", "--json", **hosts.env).json[0]["id"]
+        for _ in range(2)
+    ]
     shared = runs[0][: next(i for i, (a, b) in enumerate(zip(*runs, strict=True)) if a != b)]
     assert len(shared) > 4
     for name in ("r", "run", "run-", "orc-", shared, shared.removeprefix("run-")):
@@ -68,6 +71,6 @@ def test_an_ambiguous_beginning_names_the_runs(cli: Cli, project: None, hosts: A
 
 
 def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts: Any) -> None:
-    run = cli("submit", "-p", "openai", "--yes", "--json", **hosts.env).json[0]["id"]
+    run = cli("submit", "-p", "openai", "--yes", "--again", "--json", **hosts.env).json[0]["id"]
     for name in ("run", run[:5], run[-4:]):
         assert cli("show", name, "--offline", "--json").json["id"] == run

@@ -13,12 +13,16 @@ from typing import Any
 
 
 def is_mbox(path: str) -> bool:
-    """By the first line, which each message of such a file begins with."""
+    """By the first line, which each message of such a file begins with. A file that cannot be read is none:
+    whoever reads it will say why."""
     file = Path(path)
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb") as opened:
+            return opened.read(5) == b"From "
+    except (OSError, ValueError):
         return False
-    with file.open("rb") as opened:
-        return opened.read(5) == b"From "
 
 
 def mbox_rows(path: str) -> Iterator[dict[str, Any]]:

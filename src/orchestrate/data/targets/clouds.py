@@ -151,17 +151,18 @@ def _object(arguments: str) -> msgspec.Raw:
     return msgspec.Raw((arguments or "{}").encode())
 
 
-def _addresses(example: Example, start: str) -> bool:
+def _unheld(example: Example, start: str) -> bool:
     messages = example.messages if isinstance(example, ChatExample) else []
-    urls = [url for m in messages for _, url in _pieces(m) if url is not None]
-    return any(not url.startswith(("data:", start)) for url in urls)
+    parts = [part for m in messages if isinstance(m.content, list) for part in m.content]
+    images = [part.image_url for part in parts if part.image_url is not None]
+    return any(i.detail not in (None, "auto") or not i.url.startswith(("data:", start)) for i in images)
 
 
-def outside_s3(example: Example) -> bool:
-    """Whether an image lies where Bedrock does not read it."""
-    return _addresses(example, "s3://")
+def not_for_bedrock(example: Example) -> bool:
+    """Whether an image lies where Bedrock does not read it, or asks for a detail, which it does not know."""
+    return _unheld(example, "s3://")
 
 
-def outside_gs(example: Example) -> bool:
-    """Whether an image lies where Vertex AI does not read it."""
-    return _addresses(example, "gs://")
+def not_for_gemini(example: Example) -> bool:
+    """Whether an image lies where Vertex AI does not read it, or asks for a detail, unknown there."""
+    return _unheld(example, "gs://")

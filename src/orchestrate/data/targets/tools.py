@@ -209,8 +209,8 @@ def _has_prompt_field(example: Example) -> bool:
 
 
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    "gemini": ("images outside gs:// and of no data: URL", clouds.outside_gs),
-    "bedrock": ("images outside s3:// and of no data: URL", clouds.outside_s3),
+    "gemini": ("images outside gs:// and of no data: URL, or with a detail,", clouds.not_for_gemini),
+    "bedrock": ("images outside s3:// and of no data: URL, or with a detail,", clouds.not_for_bedrock),
     "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
     "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
 }
