@@ -26,7 +26,7 @@ OURS: Mapping[str, str] = {
 """Settings that no backend is told."""
 
 
-UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); training on this machine has KTO"
+UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO"
 """Where KTO is refused."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
