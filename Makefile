@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# The tests start hundreds of processes; where bytecode is not kept, each of them compiles all of src again.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: env demo test test-slow check format clean
+.PHONY: env demo test test-slow lint check format clean
 
 env: $(VENV)/.installed
 
@@ -23,11 +25,13 @@ test: env
 test-slow: env
 	$(PYTEST) -m slow
 
-check: env
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+check: lint
 	$(PYTEST) -m 'not slow' --cov --cov-report=
 
 format: env

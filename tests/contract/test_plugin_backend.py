@@ -32,7 +32,7 @@ class Installed:
             "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", str(PLUGIN)
         )
 
-    def _run(self, *args: str, code: int = 0) -> str:
+    def _run(self, *args: str, code: int = 0, typed: str = "") -> str:
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -41,16 +41,17 @@ class Installed:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
         done = subprocess.run(
-            [self.python, *args], cwd=self.folder, env=env, capture_output=True, text=True, timeout=300
-        )
+            [self.python, *args], cwd=self.folder, env=env, capture_output=True, text=True, timeout=300,
+            input=typed,
+        )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout or done.stderr
 
     def orchestrate(self, *args: str, code: int = 0) -> Any:
         return json.loads(self.run(*args, "--json", code=code))
 
-    def run(self, *args: str, code: int = 0) -> str:
-        return self._run("-c", "from orchestrate.cli import main; main()", *args, code=code)
+    def run(self, *args: str, code: int = 0, typed: str = "") -> str:
+        return self._run("-c", "from orchestrate.cli import main; main()", *args, code=code, typed=typed)
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0]) == row
     # No key, no job; the kept key is found.
     assert "SHELF_API_KEY is not set" in installed.run("submit", *shelf, "--yes", code=3)
-    installed.run("keys", "set", "shelf", "--value", "a-key-of-the-shelf")
+    installed.run("keys", "set", "shelf", typed="a-key-of-the-shelf\n")
     [key] = [c for c in installed.orchestrate("doctor") if c["check"] == "key shelf"]
     assert key["ok"] and "https://shelf.example.com/v1" in key["detail"]
     installed.orchestrate("submit", *shelf, "--yes")

@@ -35,7 +35,7 @@ def test_three_hosts(tmp_path: Path) -> None:
     with running() as box:
         settings = config.load(env={**os.environ, **box.env}, home=tmp_path / "home")
         with Orchestrator(settings) as ft:
-            live = {p.provider: p for p in quoting.live_prices(ft, spec, ft.quote(spec, HOSTS))}
+            live = {p.provider: p for p in quoting.live_prices(ft, ft.prepare(spec, HOSTS))}
             runs = [ft.submit(spec, name).id for name in HOSTS]
             deadline = time.monotonic() + 400
             while any(ft.store.runs.get(id).bill is None for id in runs) and time.monotonic() < deadline:

@@ -369,4 +369,4 @@ TestProtocol.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 @pytest.mark.slow
 class TestProtocolInALongSearch(Protocol.TestCase):
-    settings = settings(max_examples=1000, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=400, stateful_step_count=40, deadline=None)

@@ -20,7 +20,7 @@ from orchestrate.errors import (
     ProviderError,
     TranslationRefused,
 )
-from orchestrate.files import private_folder, sha256, whole
+from orchestrate.files import new_folder, private_folder, sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
@@ -424,7 +424,7 @@ def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     """Copies one file unless it is there already, whole; checks what arrived."""
     if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(target.parent)
     with whole(target) as draft:
         shutil.copyfile(source, draft)
         if sha256(draft) != file.sha256:
