@@ -36,7 +36,7 @@ def row(n: int, label: Any, answer: str = "yes") -> dict[str, Any]:
 
 
 def checked(path: Path, method: str | None = None, *hosts: str) -> CheckReport:
-    return check({"train": str(path)}, Options(hosts=hosts, method=method))
+    return check({"train": str(path)}, Options(hosts=tuple(map(to, hosts)), method=method))
 
 
 def codes(report: CheckReport) -> set[str]:
