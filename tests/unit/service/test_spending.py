@@ -84,7 +84,7 @@ def of(report: SpendingReport, backend: str) -> Asked:
     return one
 
 
-def submitted(ft: Orchestrator, tmp_path: Path) -> Any:
+def spec_of(tmp_path: Path) -> Any:
     from orchestrate import JobSpec
 
     rows = [
@@ -92,8 +92,11 @@ def submitted(ft: Orchestrator, tmp_path: Path) -> Any:
         for i in range(20)
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = JobSpec(model="qwen3-8b", train=str(tmp_path / "train.jsonl"), epochs=1, tags={"team": "support"})
-    return ft.submit(spec, "fireworks")
+    return JobSpec(model="qwen3-8b", train=str(tmp_path / "train.jsonl"), epochs=1, tags={"team": "support"})
+
+
+def submitted(ft: Orchestrator, tmp_path: Path) -> Any:
+    return ft.submit(spec_of(tmp_path), "fireworks")
 
 
 def test_two_accounts_a_forgotten_deployment_and_a_foreign_one(
@@ -194,6 +197,9 @@ def test_a_missing_key_is_a_gap_only_where_there_are_runs(open_at: Open, tmp_pat
 
 def test_runs_of_another_account_are_named(open_at: Open, tmp_path: Path, sandbox: Sandbox) -> None:
     ft = open_at()
+    spec = spec_of(tmp_path)
+    # The host takes its time for a file too: it has to be there before the clock nearly stands.
+    ft.provider("fireworks").upload(spec, ft.data(spec, "fireworks"))
     before, sandbox.clock.speed = sandbox.clock.speed, 0.0001
     try:
         run = submitted(ft, tmp_path)
