@@ -33,7 +33,11 @@ def test_every_backend_lists_the_jobs_that_have_not_ended(
 
 def hosted(name: str, host: ScriptedHost, tmp_path: Any) -> Provider:
     upper = name.upper()
-    env = {f"{upper}_BASE_URL": host.url, f"{upper}_API_KEY": "a-key-for-the-billing-tests", f"{upper}_ACCOUNT_ID": "acme"}
+    env = {
+        f"{upper}_BASE_URL": host.url,
+        f"{upper}_API_KEY": "a-key-of-a-test",
+        f"{upper}_ACCOUNT_ID": "acme",
+    }
     if name == "together":
         env["TOGETHER_PROJECT_ID"] = "proj-1"
         host.on("GET", "/v1/fine-tunes", {"data": []})
