@@ -70,7 +70,7 @@ def main() -> None:
     demo.run(f"quote {SPEC}")
 
     demo.say("3. Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
-    [local] = demo.run(f"submit {SPEC} --provider local --watch --yes").split()
+    [local] = demo.run(f"submit {SPEC} --provider local --watch --yes --again").split()
 
     demo.say(
         "4. The same spec on three hosts",
@@ -80,7 +80,7 @@ def main() -> None:
     )
     with running(home=demo.home / "sandbox") as hosts:
         demo.env |= hosts.env
-        hosted = demo.run(f"submit {SPEC} --provider {HOSTED} --watch --max-cost 25").split()
+        hosted = demo.run(f"submit {SPEC} --provider {HOSTED} --watch --max-cost 25 --again").split()
         runs = " ".join([local, *hosted])
 
         demo.say("5. Was it worth it? Base against tuned, on 200 rows that no run has seen")
