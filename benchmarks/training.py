@@ -86,7 +86,7 @@ class Clock:
 
 def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
     def run(args: argparse.Namespace) -> dict[str, Any]:
-        from orchestrate.local.job import Hyper, LocalJob, Supervised
+        from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
         from orchestrate.local.run.rundir import RunDir, now
         from orchestrate.local.run.session import Session
 
@@ -105,7 +105,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
             model_name="random",
             train=str(data),
             method=Supervised(),
-            adapter={"type": "qlora", "r": 16, "alpha": 32.0},
+            adapter=Adapter(type="qlora", r=16, alpha=32.0),
             hyper=hyper,
             threads=args.threads,
             precision=args.precision,

@@ -49,7 +49,7 @@ def of_kind(base: LocalJob, change: Change) -> LocalJob:
     if isinstance(method, Preferences):
         for path in (base.train, str(base.validation)):
             as_pairs(Path(path))
-    adapter = {**base.adapter, **change.get("adapter", {})}
+    adapter = msgspec.structs.replace(base.adapter, **change.get("adapter", {}))
     hyper = msgspec.structs.replace(base.hyper, epochs=3, evals=4, **change.get("hyper", {}))
     return msgspec.structs.replace(base, method=method, adapter=adapter, hyper=hyper)
 
