@@ -218,6 +218,20 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
     return text
 
 
+def ended_method(provider: str, method: str, today: date) -> str | None:
+    """Why a method of a host's API is of no use any more: no model is left that it tunes so. `None` where one
+    is, or where the catalog does not list the host's models."""
+    offered = [
+        (model, host) for model in all_models() if (host := model.hosts.get(provider)) and method in host.methods
+    ]
+    if not offered or any(
+        host.tunable != "no" and (host.shutdown is None or host.shutdown >= today) for _, host in offered
+    ):
+        return None
+    model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
+    return f"its last model for it, {model.name}, ended on {last.shutdown}"
+
+
 def known_hosts() -> frozenset[str]:
     """Backends whose models the catalog lists; all others load weights from the hub or from disk."""
     return _catalog().host_names

@@ -105,7 +105,7 @@ def data(tmp_path: Path) -> TrainingData:
 
 def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, job_json())
-    wanted = spec(epochs=2, adapter=LoRA(r=16, alpha=32), batch_size=8, learning_rate=1e-4, schedule="cosine")
+    wanted = spec(epochs=2, adapter=LoRA(r=16), batch_size=8, learning_rate=1e-4, schedule="cosine")
     handle = fireworks.create(wanted, REMOTE, REF)
     assert handle == JOB
     (asked,) = host.asked
@@ -116,7 +116,7 @@ def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvide
         "epochs": 2,
         "learningRate": 1e-4,
         "loraRank": 16,
-        "loraAlpha": 32,
+        "evalAutoCarveout": False,
         "batchSizeSamples": 8,
         "lrScheduler": {"cosine": {}},
     }
@@ -136,9 +136,6 @@ def aliases(params: type) -> set[str]:
     return names
 
 
-GATEWAY_ONLY = {"loraAlpha", "loraDropout", "loraTargetModules", "lrScheduler"}
-
-
 def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
     host: Host, fireworks: FireworksProvider
 ) -> None:
@@ -155,13 +152,13 @@ def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
         checkpoints=4,
         schedule="linear",
         suffix="Support Bot".replace(" ", "_"),
-        adapter=LoRA(r=8, alpha=16, dropout=0.1, targets=("q_proj",)),
+        adapter=LoRA(r=8),
         wandb={"project": "p", "entity": "e"},
         provider_options={"fireworks": {"region": "US_IOWA_1"}},
     )
     fireworks.create(wanted, replace_validation(REMOTE), REF)
     body = host.asked[-1].json
-    assert body.keys() - GATEWAY_ONLY <= aliases(params.SupervisedFineTuningJobCreateParams)
+    assert body.keys() - {"lrScheduler"} <= aliases(params.SupervisedFineTuningJobCreateParams)
     assert body["wandbConfig"] == {
         "enabled": True,
         "project": "p",
@@ -206,6 +203,7 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
     assert host.asked[-1].json == {
         "dataset": "accounts/acme/datasets/ds",
         "evaluator": "accounts/acme/evaluators/exact",
+        "evalAutoCarveout": False,
         "inferenceParameters": {"responseCandidatesCount": 4},
         "trainingConfig": {"baseModel": MODEL},
     }
@@ -311,7 +309,8 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, fireworks: Fir
     host.on("POST", f"{SFT_JOBS}:estimateCost", {"estimatedCost": cost})
     quote = fireworks.live_price(spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5")
-    assert host.asked[-1].json == {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
+    sent = {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
+    assert host.asked[-1].json == {**sent, "evalAutoCarveout": False}
     with pytest.raises(OverBudget):
         fireworks.live_price(spec(epochs=3, max_cost_usd=4), REMOTE)
 
