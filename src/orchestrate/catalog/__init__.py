@@ -12,7 +12,8 @@ shutdown_warning(model, provider, today) -> str | None
     Within 90 days of the end, or after it; offers the nearest open model.
 alternatives(model, provider=None) -> list[Model]
     Open models to move to, nearest first.
-    The sentence, once the backend takes no new jobs at all.
+ended_method(provider, method, today) -> str | None
+    The reason, once no model is left that the backend tunes by this method.
 differences(provider, seen: Iterable[HostModel]) -> list[Change]
     What a host says now (its `base_models()`) against the catalog.
 all_models() -> tuple[Model, ...]; known_hosts() -> frozenset[str]
@@ -24,6 +25,7 @@ from orchestrate.catalog.models import (
     Model,
     all_models,
     alternatives,
+    ended_method,
     find,
     known_hosts,
     search,
@@ -40,6 +42,7 @@ __all__ = [
     "ModelOnHost",
     "all_models",
     "alternatives",
+    "ended_method",
     "find",
     "resolve",
     "search",

@@ -221,12 +221,10 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 def ended_method(provider: str, method: str, today: date) -> str | None:
     """Why a method of a host's API is of no use any more: no model is left that it tunes so. `None` where one
     is, or where the catalog does not list the host's models."""
-    offered = [
-        (model, host) for model in all_models() if (host := model.hosts.get(provider)) and method in host.methods
-    ]
-    if not offered or any(
-        host.tunable != "no" and (host.shutdown is None or host.shutdown >= today) for _, host in offered
-    ):
+    hosts = ((model, model.hosts.get(provider)) for model in all_models())
+    offered = [(model, host) for model, host in hosts if host and method in host.methods]
+    open_now = (host for _, host in offered if host.tunable != "no")
+    if not offered or any(host.shutdown is None or host.shutdown >= today for host in open_now):
         return None
     model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
     return f"its last model for it, {model.name}, ended on {last.shutdown}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
+from orchestrate.types import Feature
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
@@ -75,11 +78,20 @@ def advise(
             base_score=_base_score(ft, needed.evaluated) if needed.evaluated else None,
         )
         totals = _totals(ft, file, money.traffic, money) if money.traffic and not needed.private else []
+        ended = _ended(ft) if dataset.kind == "rl" else ()
     found = advice.advise(facts.measure(dataset), needs, totals)
+    found = replace(found, warnings=(*found.warnings, *ended))
     if json:
         print_json(found)
     else:
         _show(found, Path(file).name)
+
+
+def _ended(ft: Orchestrator) -> tuple[str, ...]:
+    """Where the file's prompts could be trained on by RFT until lately."""
+    backends = [ft.provider(name) for name in ft.backends()]
+    found = {b.name: b.ended(date.today()).get(Feature.RFT) for b in backends}
+    return tuple(f"{name} has no RFT any more: {reason}" for name, reason in found.items() if reason)
 
 
 def _base_score(ft: Orchestrator, run: str) -> Score:

@@ -362,30 +362,37 @@ class Shown:
 @app.command()
 @grouped
 def preview(
-    file: FileArg,
-    model: Annotated[
-        str, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
-    ],
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host shows rows.")],
     *,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
+    ] = None,
     shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
     json: Json = False,
 ) -> None:
-    """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
-    from orchestrate.commands.data_preview import read_preview
+    """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
+    run by its host's own account of them."""
+    from orchestrate.commands import data_preview
     from orchestrate.data.operations.preview import html as page
 
-    report = read_preview(
-        file,
-        model,
-        shown.row,
-        shown.rows,
-        shown.max_length,
-        shown.train_on_inputs,
-        _columns(columns, ignored),
-    )
+    if model is None and not Path(file).exists():
+        report = data_preview.of_run(context, file, shown.row, shown.rows)
+    elif model is None:
+        raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
+    else:
+        report = data_preview.read_preview(
+            file,
+            model,
+            shown.row,
+            shown.rows,
+            shown.max_length,
+            shown.train_on_inputs,
+            _columns(columns, ignored),
+        )
     if html is not None:
         html.write_text(page(report), encoding="utf-8")
         note(f"written: {html}")

@@ -1,4 +1,4 @@
-"""data preview: rows through the local engine's own encoding."""
+"""data preview: rows through the local engine's own encoding, or as a run's host tells them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from orchestrate.commands.console import orchestrator
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
@@ -73,6 +76,20 @@ def read_preview(
             encoded = encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)
             add(number, example, encoded)
     return PreviewReport(path=file, model=model, rows=tuple(rows))
+
+
+def of_run(context: typer.Context, run: str, first: int, count: int) -> PreviewReport:
+    """The rows that the host of a run shows. Raises `UsageError` for no such run, `Unsupported` where the
+    host shows none, `DataError` while there is none."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        rows = [row for row in handle.rendered() if row.row >= first][:count]
+    if not rows:
+        raise DataError(
+            f"{handle.record.provider} shows no row of run {handle.id} from row {first} on",
+            fix="it writes some of the rows when the job has ended",
+        )
+    return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
 
 
 def _has_images(example: Example) -> bool:

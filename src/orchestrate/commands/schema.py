@@ -124,6 +124,7 @@ class Backend(TypedDict):
     sandbox: bool
     features: list[str]
     missing: dict[str, str]
+    ended: dict[str, str]
 
 
 class Plugin(TypedDict):

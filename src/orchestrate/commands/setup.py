@@ -8,10 +8,11 @@ import platform
 import re
 import shlex
 import sys
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -34,6 +35,9 @@ from orchestrate.packages import require_recent
 from orchestrate.pins import Pins, origin
 from orchestrate.profile import built_in
 from orchestrate.types import Feature
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
 
 _EXTRAS: dict[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "bitsandbytes"),
@@ -305,6 +309,7 @@ def _home(home: Path) -> tuple[bool, str, str | None]:
 
 def providers(context: typer.Context, json: Json = False) -> None:
     """Backends, and what each of them can do; what is absent says why."""
+    today = date.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
         if json:
@@ -317,6 +322,7 @@ def providers(context: typer.Context, json: Json = False) -> None:
                         "sandbox": b.sandbox,
                         "features": sorted(b.features),
                         "missing": {f.value: reason for f, reason in b.missing.items()},
+                        "ended": {f.value: reason for f, reason in b.ended(today).items()},
                     }
                     for b in backends
                 ]
@@ -327,12 +333,20 @@ def providers(context: typer.Context, json: Json = False) -> None:
         for feature in Feature:
             shown.add_row(
                 feature.value.replace("_", " "),
-                *(Text("yes", "green") if feature in b.features else Text("-", "dim") for b in backends),
+                *(_has(b, feature, today) for b in backends),
             )
         out.print(shown)
         for b in backends:
             for feature, reason in b.missing.items():
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+            for feature, reason in b.ended(today).items():
+                note(f"{b.config.name} has no {feature.value} any more: {reason}")
+
+
+def _has(backend: Provider, feature: Feature, today: date) -> Text:
+    if feature in backend.ended(today):
+        return Text("ended", "yellow")
+    return Text("yes", "green") if feature in backend.features else Text("-", "dim")
 
 
 def plugins(json: Json = False) -> None:

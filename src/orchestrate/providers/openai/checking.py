@@ -77,11 +77,11 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
     if data.train.rows > RFT_ROWS:
         message = f"{data.train.rows:,} rows; OpenAI takes {RFT_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "train on fewer rows", source=data.train.path)
-    for place, message in _grader_errors(method.grader):
+    for place, message in grader_errors(method.grader):
         yield _problem(provider, "grader", message, "see OpenAI's graders guide", field=place)
 
 
-def _grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
+def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
     """(field, message) for each mistake, by the SDK's own types.
 
     Those know a `multi` grader with one grader in it; the guide to graders has a map of them by name, and the
@@ -113,13 +113,14 @@ def _grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> I
         return
     asked = dict(grader)
     if grader.get("type") == "multi" and isinstance(inner := grader.get("graders"), Mapping):
-        named = cast("Mapping[str, Any]", {"": inner} if isinstance(inner.get("type"), str) else inner)
+        named = cast("Mapping[str, Any]", inner)
+        named = {"": named} if isinstance(named.get("type"), str) else named
         if not named:
             yield f"{place}.graders", "there is no grader in it"
         for name, part in named.items():
             where = f"{place}.graders.{name}".rstrip(".")
             if isinstance(part, Mapping):
-                yield from _grader_errors(cast("Mapping[str, Any]", part), where)
+                yield from grader_errors(cast("Mapping[str, Any]", part), where)
             else:
                 yield where, "a grader is a mapping"
         asked["graders"] = _ANY_GRADER

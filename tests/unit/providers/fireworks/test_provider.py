@@ -428,6 +428,7 @@ def test_a_job_with_everything(host: Host, fireworks: FireworksProvider) -> None
             estimatedCost={"currencyCode": "USD", "units": "1", "nanos": 250000000},
             jobProgress={"percent": 80, "epoch": 1, "inputTokens": 1234},
             metricsFileSignedUrl=f"{host.url}/m?X-Goog-Signature=secretsecret",
+            renderSamplesSignedUrl=f"{host.url}/r?X-Goog-Signature=secretsecret",
             wandbConfig={"apiKey": "very-secret-value"},
         ),
     )
@@ -543,6 +544,38 @@ def test_metrics_of_an_sft_job_in_both_shapes(host: Host, fireworks: FireworksPr
     assert (first.step, first.epoch, first.values) == (1, 0, {"train_loss": 0.9, "tokens": 20248})
     assert first.at is not None and first.at.year == 2026
     assert second.values == {"train_loss": 0.8, "valid_loss": 0.85, "learning_rate": 1e-4, "train/odd": 3}
+    assert "Authorization" not in host.asked[-1].headers
+
+
+DOCUMENTED_SAMPLE = {
+    "source_jsonl_row_index": 4,
+    "source_jsonl_line_number": 5,
+    "split_index": 0,
+    "worker_id": 2,
+    "renderer": "qwen3",
+    "train_on_what": "all_assistant_messages",
+    "token_ids": [10, 11, 12],
+    "decoded_tokens": ["<|im_start|>", "assistant", "Hello"],
+    "token_weights": [0.0, 0.0, 1.0],
+    "training_target_token_ids": [11, 12],
+    "training_loss_weights": [0.0, 1.0],
+}
+"""docs.fireworks.ai, "Debug SFT tokenization"."""
+
+
+def test_rows_as_the_trainer_saw_them(host: Host, fireworks: FireworksProvider) -> None:
+    host.on("GET", f"{SFT_JOBS}/{REF}", job_json(renderSamplesSignedUrl=f"{host.url}/r?X-Goog-Signature=s"))
+    assert list(fireworks.rendered(JOB)) == []  # 404 until the job has ended
+    earlier = {**DOCUMENTED_SAMPLE, "source_jsonl_line_number": 2, "split_index": 1}
+    host.on("GET", "/r", "\n".join([json.dumps(DOCUMENTED_SAMPLE), "no JSON", json.dumps(earlier), "{}"]))
+    first, second = fireworks.rendered(JOB)
+    assert (first.row, second.row) == (2, 5) and "part 2 of this row" in first.notes
+    assert [(t.id, t.text, t.weight) for t in second.tokens] == [
+        (10, "<|im_start|>", 0),
+        (11, "assistant", 0),
+        (12, "Hello", 1),
+    ]
+    assert second.trained == 1 and second.notes == ("renderer qwen3, trained on all_assistant_messages",)
     assert "Authorization" not in host.asked[-1].headers
 
 
