@@ -33,15 +33,21 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.catalog import Model
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
     from orchestrate.providers.base import Progress, Provider
+    from orchestrate.quoting import Ownership
     from orchestrate.reports import Comparison
+    from orchestrate.reports.advice import Advice, Needs
+    from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
-    from orchestrate.tracking import Store, SyncReport
+    from orchestrate.tracking import Store, Submitter, SyncReport
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -131,6 +137,32 @@ class Orchestrator:
             backend.config.require_key()
         return backend
 
+    # -- choosing -------------------------------------------------------------------------------------------
+
+    def models(self, query: str = "", provider: str | None = None) -> list[Model]:
+        """Base models whose names hold every word of `query`, with `provider` only those that it offers.
+        Offline."""
+        from orchestrate import catalog
+
+        return catalog.search(query, None if provider is None else self.settings.host(provider).kind)
+
+    def model_changes(self, provider: Backends = "all") -> ModelChanges:
+        """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
+        the catalog."""
+        from orchestrate.service import models
+
+        return models.changes(self, provider)
+
+    def advise(
+        self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
+    ) -> Advice:
+        """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
+        (`orchestrate.service.advice.Needs`), with reasons. `totals`, of `orchestrate.quoting.ownership`, add
+        the money. Offline. Raises `DataError` for a file that cannot be read."""
+        from orchestrate.service import advice
+
+        return advice.advise(file, needs or advice.Needs(), totals)
+
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
@@ -210,20 +242,13 @@ class Orchestrator:
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate import earlier, specfile
-        from orchestrate.tracking import Submitter
         from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
-        if isinstance(spec, Prepared):
-            prepared = spec
-        else:
-            self.require(spec, name)
-            prepared = self.prepare(spec, name)
+        prepared = spec if isinstance(spec, Prepared) else self._prepared(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
-        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
-        if agree is not None:
-            submitter = replace(submitter, agree=agree)
+        submitter = self._submitter(name, agree)
         if known := wish.known(self.store):
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
         if not again and (same := wish.same(self.store)):
@@ -276,33 +301,12 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate import trust
-        from orchestrate.costing import caps, check_budget
+        from orchestrate.service.preflight import limits
 
-        paid = [name for name in self.backends(provider) if not self.provider(name).profile.near]
-        if any(not self.provider(name).sandbox for name in paid):
-            trust.require(self.settings)
-        if not prepared.checked:
-            raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-        committed_usd, names = Decimal(0), self.backends(provider)
-        for name in names:
-            self.require(prepared.offer(name).spec, name)
-            offer = prepared.offer(name)
-            offer.require_fit(strict=strict)
-            sandbox = self.provider(name).sandbox
-            budget_usd = None if sandbox else self.settings.budget_usd
-            used_usd = (
-                Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
-            )
-            check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
-            if not sandbox:
-                committed_usd += offer.quote.high_usd
-        offers = [prepared.offer(name) for name in names]
-        own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
-        limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
-        quotes = [offer.quote for offer in offers]
-        shares = caps(quotes, max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
-        return dict(zip(names, shares, strict=True))
+        names = self.backends(provider)
+        return limits(
+            self, prepared, names, strict=strict, max_cost_usd=max_cost_usd, each_usd=max_cost_each_usd
+        )
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -383,6 +387,17 @@ class Orchestrator:
         return self.store.history.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
+
+    def _prepared(self, spec: JobSpec, name: str) -> Prepared:
+        """What can be said before the data are read is said first."""
+        self.require(spec, name)
+        return self.prepare(spec, name)
+
+    def _submitter(self, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
+        from orchestrate.tracking import Submitter
+
+        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
+        return submitter if agree is None else replace(submitter, agree=agree)
 
     def _record(self, run: RunHandle | Run | str) -> Run:
         if isinstance(run, RunHandle):

@@ -1,0 +1,48 @@
+"""The preflight: what is checked before a submit sends anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate import trust
+from orchestrate.costing import caps, check_budget
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.service.orchestrator import Orchestrator
+
+
+def limits(
+    ft: Orchestrator,
+    prepared: Prepared,
+    names: Sequence[str],
+    *,
+    strict: bool,
+    max_cost_usd: Decimal | None,
+    each_usd: Decimal | None,
+) -> dict[str, Decimal | None]:
+    """As `Orchestrator.preflight`."""
+    paid = [name for name in names if not ft.provider(name).profile.near]
+    if any(not ft.provider(name).sandbox for name in paid):
+        trust.require(ft.settings)
+    if not prepared.checked:
+        raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
+    committed_usd = Decimal(0)
+    for name in names:
+        offer = prepared.offer(name)
+        ft.require(offer.spec, name)
+        offer.require_fit(strict=strict)
+        sandbox = ft.provider(name).sandbox
+        budget_usd = None if sandbox else ft.settings.budget_usd
+        used_usd = Decimal(0) if budget_usd is None else ft.store.runs.spending().total_usd + committed_usd
+        check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
+        if not sandbox:
+            committed_usd += offer.quote.high_usd
+    offers = [prepared.offer(name) for name in names]
+    own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
+    limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
+    shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=each_usd)
+    return dict(zip(names, shares, strict=True))
