@@ -348,14 +348,12 @@ class RunHandle:
         ) as served:
             result = evaluate(
                 dataset,
+                served,
                 run_id=self.id,
                 provider=self.record.provider,
-                tuned=served.tuned,
-                base=served.base,
                 metric=metric,
                 limit=limit,
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
-                served_by=served.by,
             )
         self._ft.store.history.add_evaluation(result)
         self._used()

@@ -147,11 +147,8 @@ def split(
     ):
         report = data.split(
             file,
-            data.parse_shares(shares),
+            data.Division(data.parse_shares(shares), sides.seed, sides.near, sides.stratify),
             output or data.beside(file, "split"),
-            seed=sides.seed,
-            stratify=sides.stratify,
-            near_duplicates=sides.near,
             columns=columns_read(columns, ignored),
             workers=workers,
             progress=progress,

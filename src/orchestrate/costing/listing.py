@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrate.catalog import Model, ModelOnHost, find
 from orchestrate.costing.book import Rate, RateBook
-from orchestrate.costing.jobs import names
+from orchestrate.costing.prices import names
 from orchestrate.text import rate as price
 
 

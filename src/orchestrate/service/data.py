@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.preview import html as html
     from orchestrate.data.operations.review import Review as Review
     from orchestrate.data.operations.review_server import serving as serving
+    from orchestrate.data.operations.split import Division as Division
     from orchestrate.data.operations.split import parse_shares as parse_shares
     from orchestrate.data.operations.split import split as split
     from orchestrate.data.operations.threads import columns_of as columns_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.registry import format_of as format_of
 
 _PUBLIC = {
+    "Division": "data.operations.split",
     "Review": "data.operations.review",
     "beside": "data.files.outputs",
     "check": "data.operations.check",

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
-    from orchestrate.tracking import Store, Submitter, SyncReport
+    from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
@@ -193,14 +192,14 @@ class Orchestrator:
         the quotes only, and the test file is not read. Raises `DataError` for a file that cannot be read.
         """
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued, gpu_hours, checked)
-        return prepare(spec, [self.provider(name) for name in self.backends(provider)], terms)
+        backends = [self.provider(name) for name in self.backends(provider)]
+        return prepare(spec, backends, self._terms(gpu_hours, checked))
 
     def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
         no file is read."""
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued)
+        terms = self._terms()
         return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
@@ -242,13 +241,14 @@ class Orchestrator:
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate import earlier, specfile
+        from orchestrate.service import submission
         from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
         prepared = spec if isinstance(spec, Prepared) else self._prepared(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
-        submitter = self._submitter(name, agree)
+        submitter = submission.submitter(self, name, agree)
         if known := wish.known(self.store):
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
         if not again and (same := wish.same(self.store)):
@@ -301,7 +301,7 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate.service.preflight import limits
+        from orchestrate.service.submission import limits
 
         names = self.backends(provider)
         return limits(
@@ -374,13 +374,9 @@ class Orchestrator:
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
         json."""
-        from orchestrate import reports
+        from orchestrate.service.comparison import compare
 
-        records = [self._record(r) for r in runs]
-        metrics = {r.id: self.store.history.metrics(r.id) for r in records}
-        evaluations = {r.id: self.evaluations(r.id) for r in records}
-        sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
-        return reports.compare(records, metrics, evaluations, translations=sent)
+        return compare(self, runs)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
@@ -393,44 +389,13 @@ class Orchestrator:
         self.require(spec, name)
         return self.prepare(spec, name)
 
-    def _submitter(self, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
-        from orchestrate.tracking import Submitter
+    def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
+        from orchestrate.service.continuation import continued
 
-        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
-        return submitter if agree is None else replace(submitter, agree=agree)
-
-    def _record(self, run: RunHandle | Run | str) -> Run:
-        if isinstance(run, RunHandle):
-            return run.record
-        return self.store.runs.get(run) if isinstance(run, str) else run
+        return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
 
         specfile.require_backends(spec, self.backends())
-
-    def _sent(self, run: Run) -> Translation | None:
-        """What a run's settings became; `None` when its backend can no longer be made or tell."""
-        from orchestrate.spec import JobSpec
-
-        try:
-            return self.provider(run.provider).translate(JobSpec.parse(run.spec))
-        except OrchestrateError:
-            return None
-
-    def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
-        """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.runs.exists(spec.continue_from):
-            return spec
-        earlier = self.store.runs.get(spec.continue_from)
-        if earlier.provider != provider:
-            raise UsageError(
-                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
-                fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
-            )
-        if earlier.status is not JobStatus.SUCCEEDED:
-            raise UsageError(
-                f"run {earlier.id} is {earlier.status}; training continues from a finished run only"
-            )
-        return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})

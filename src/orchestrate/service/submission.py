@@ -1,18 +1,21 @@
-"""The preflight: what is checked before a submit sends anything."""
+"""Submission: what is checked before anything is sent, and what sends it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
+from orchestrate.tracking import Submitter
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.types import Quote
 
 
 def limits(
@@ -46,3 +49,9 @@ def limits(
     limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
     shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=each_usd)
     return dict(zip(names, shares, strict=True))
+
+
+def submitter(ft: Orchestrator, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
+    """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
+    made = Submitter(ft.store, ft.provider(name), budget_usd=ft.settings.budget_usd)
+    return made if agree is None else replace(made, agree=agree)
