@@ -267,7 +267,8 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)})"
+    gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
+    return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)}){gone}"
 
 
 def _bill(run: Run) -> str | None:

@@ -103,6 +103,7 @@ def quoted_hour(quote: Quote | None) -> HourlyRate | None:
                 source=entry.source or "the quote",
                 as_of=entry.as_of or "",
                 confidence=entry.confidence,
+                own=entry.own,
             )
     return None
 
@@ -125,6 +126,7 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
         source=hourly.source,
         as_of=hourly.as_of,
         confidence=hourly.confidence,
+        own=hourly.own,
     )
     return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
 
@@ -138,8 +140,10 @@ def _by_share(profile: Profile, job: Job, quote: Quote | None) -> Bill | None:
     if not ended_early or job.step is None or not job.total_steps:
         return None
     share = profile.share_billed(job.step, job.total_steps)
-    usd = rounded(sum((e.usd for e in quote.lines if e.unit == "usd_per_mtok"), Decimal(0)) * share)
-    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x quote")
+    parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
+    usd = rounded(sum(parts, Decimal(0)) * share)
+    origin = f"{job.step} of {job.total_steps} steps x {'the high end of a ' * quote.recalled}quote"
+    return Bill(usd=usd, origin=origin, final=not quote.recalled)
 
 
 # -- against the quote -------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ def reconcile(run: Run) -> Reconciliation | None:
     """The bill of a run against its quote; `None` until it has both. Components only where the bill has
     lines."""
     quote, paid = run.quote, run.bill
-    if quote is None or paid is None or quote.unavailable or not paid.final:
+    if quote is None or paid is None or quote.unavailable or quote.recalled or not paid.final:
         return None
     quoted = {entry.component: entry for entry in quote.lines}
     billed = {entry.component: entry.usd for entry in paid.lines}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from orchestrate.costing import rules
 from orchestrate.costing.book import Rate
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.prices import Prices
-from orchestrate.costing.size import Work, measure
+from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.types import Confidence, Quote, QuoteLine
 
 if TYPE_CHECKING:
@@ -58,13 +60,39 @@ def quote_tokens_job(
     price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
     closed.
     """
-    provider, profile, spec, resolved = work.provider, work.profile, work.spec, work.resolved
-    prices = prices or Prices(profile.kind)
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if sandbox else _gone(resolved, profile, prices.on):
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices)
@@ -80,7 +108,7 @@ def quote_tokens_job(
             f"({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
-    size = measure(work)
+    size = size_of()
     lines, notes = profile.bills(size, rate)
     if minimum := prices.of("minimum", resolved):
         lines.append(_minimum(lines, minimum))

@@ -15,6 +15,10 @@ _SECRET_NAME = re.compile(
 )
 
 
+class Unreadable(ValueError):
+    """An answer that is not what was asked for. Its message is for the user, and begins with `it`."""
+
+
 def payload(answer: object) -> dict[str, Any]:
     """An SDK object or mapping as a plain JSON-ready dict, secrets removed; empty for anything else."""
     if hasattr(answer, "to_dict"):

@@ -240,16 +240,19 @@ class Orchestrator:
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import earlier, specfile
+        from orchestrate import earlier, specfile, trust
         from orchestrate.service import submission
         from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
-        prepared = spec if isinstance(spec, Prepared) else self._prepared(spec, name)
+        if not isinstance(spec, Prepared):
+            self.require(spec, name)  # before the data are read
+        prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
         submitter = submission.submitter(self, name, agree)
         if known := wish.known(self.store):
+            trust.require_to_spend(self.settings, self.provider(name))
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
         if not again and (same := wish.same(self.store)):
             raise already(same)
@@ -383,11 +386,6 @@ class Orchestrator:
         return self.store.history.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
-
-    def _prepared(self, spec: JobSpec, name: str) -> Prepared:
-        """What can be said before the data are read is said first."""
-        self.require(spec, name)
-        return self.prepare(spec, name)
 
     def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
         from orchestrate.service.continuation import continued

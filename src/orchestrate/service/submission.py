@@ -28,9 +28,7 @@ def limits(
     each_usd: Decimal | None,
 ) -> dict[str, Decimal | None]:
     """As `Orchestrator.preflight`."""
-    paid = [name for name in names if not ft.provider(name).profile.near]
-    if any(not ft.provider(name).sandbox for name in paid):
-        trust.require(ft.settings)
+    trust.require_to_spend(ft.settings, *(ft.provider(name) for name in names))
     if not prepared.checked:
         raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
     committed_usd = Decimal(0)
