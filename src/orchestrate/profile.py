@@ -22,6 +22,7 @@ from orchestrate.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
+    from orchestrate.data.rows.pictures import Picture
     from orchestrate.data.rules import HostRules
     from orchestrate.data.targets.dialects import Dialect
     from orchestrate.types import Job
@@ -90,6 +91,9 @@ class Profile:
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
     """The lines of a job that is billed by tokens; `None`: the backend quotes by itself."""
+    picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
+    """Least, likely and most tokens of an image on a model, by the host's id of it; `None` where no rule is
+    published: then images are in no quote, which says so."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token over an SFT token, where no DPO price is published."""
     default_epochs: int | None = None
@@ -98,6 +102,8 @@ class Profile:
     share_billed: Callable[[int, int], Decimal] | None = None
     """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
     host does not say."""
+    figures_are_estimates: bool = False
+    """What the host tells of a job's price is no last word, also when the job has ended."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
     """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
     a bill is known."""

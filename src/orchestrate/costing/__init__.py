@@ -46,16 +46,18 @@ from orchestrate.costing.bills import (
     reconcile,
 )
 from orchestrate.costing.book import (
+    Lookup,
     Rate,
     RateBook,
     built_in,
     load,
     parse_flag,
+    require_used,
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
 from orchestrate.costing.hours import Answers, HourlyRate, local_rate, quote_hours_job, rental_rate, watts
-from orchestrate.costing.jobs import quote_tokens_job, training_rate
+from orchestrate.costing.jobs import lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -82,6 +84,7 @@ __all__ = [
     "worst_confidence",
     "Difference",
     "HourlyRate",
+    "Lookup",
     "Rate",
     "RateBook",
     "Reconciliation",
@@ -93,6 +96,7 @@ __all__ = [
     "built_in",
     "check_budget",
     "load",
+    "lookup",
     "local_rate",
     "caps",
     "over_cap",
@@ -102,6 +106,7 @@ __all__ = [
     "quote_tokens_job",
     "reconcile",
     "rental_rate",
+    "require_used",
     "spending",
     "tokenizer_for",
     "training_rate",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Rate, RateBook, built_in
+from orchestrate.costing.book import Lookup, Rate, RateBook, built_in
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.size import measure
 from orchestrate.types import Confidence, Quote, QuoteLine, Translation
@@ -48,6 +48,18 @@ def training_rate(
             source=f"{factor} x SFT: {sft.source}",
         )
     return found
+
+
+def lookup(
+    spec: JobSpec, resolved: ModelOnHost, *, prices: str, gpu: str | None = None, near: bool = False
+) -> Lookup:
+    """For which rates a quote of this spec looks."""
+    if near:
+        return Lookup(prices, ("electricity", "gpu_rental", "owned"), gpu=gpu)
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+    methods = (f"{method}_{adapter}", method, "minimum")
+    return Lookup(prices, methods, names(resolved), resolved.params_b, "H100" if method == "rft" else None)
 
 
 def names(resolved: ModelOnHost) -> frozenset[str]:
@@ -108,11 +120,15 @@ def quote_tokens_job(
             f"give the price with --rate {kind}:{spec.method.type}_lora=USD_PER_MTOK"
         )
     size = measure(profile, spec, data, translation, resolved)
-    lines, notes = profile.bills(size, rate)
+    billed = profile.bills(size, rate)
+    lines, notes = list(billed.lines), list(billed.notes)
+    undecided = None
     if minimum := book.find(kind, "minimum", ids=names(resolved), params_b=resolved.params_b, on=on):
-        lines.append(_minimum(lines, minimum))
-    if spec.method.type == "dpo":
-        notes.append("a preference row is counted as its prompt and both answers")
+        top_up = _minimum(lines, minimum)
+        lines.append(top_up)
+        if minimum.usd_max is not None and top_up.usd_high > 0:
+            span = text.span(minimum.usd, minimum.usd_max)
+            undecided = f"its minimum per job is {span} by model, and no table is published"
     return summed(
         provider=provider,
         model=resolved.name,
@@ -120,6 +136,8 @@ def quote_tokens_job(
         assumptions=[*size.notes, *notes],
         warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+        open_end=billed.open_end,
+        undecided=undecided,
     )
 
 
@@ -178,6 +196,8 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     span = text.rate(low)
     if low != high:
         span += f" to {text.rate(high)}, by model; the table was not found"
+    if minimum.note:
+        span += f" ({minimum.note})"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -188,8 +208,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         usd=top,
         usd_high=top_high,
         note=f"tops the job up to the minimum of {span}",
+        own=minimum.own,
         source=minimum.source,
-        as_of=minimum.last_checked.isoformat(),
+        as_of=minimum.as_of,
         confidence=minimum.confidence,
     )
 
@@ -197,7 +218,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
 def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
-    if rate.confidence is Confidence.INFERRED:
+    if rate.undated:
+        found.append(f"the price is from a copy without a date: {rate.source}")
+    elif rate.confidence is Confidence.INFERRED:
         found.append(f"the price is inferred, not quoted: {rate.source}")
     elif rate.confidence is Confidence.OLD:
         found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")
