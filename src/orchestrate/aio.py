@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from orchestrate.handle import DeploymentHandle, RunHandle
+from orchestrate.deployment import DeploymentHandle
+from orchestrate.handle import RunHandle
 from orchestrate.service import Orchestrator
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
 

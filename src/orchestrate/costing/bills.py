@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,7 @@ from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.prices import Prices
 from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
 
@@ -27,16 +29,14 @@ _NOT_BILLED = "failed in a way that the host does not bill"
 
 
 def bill(
+    job: Job,
     *,
     profile: Profile,
     spec: JobSpec,
-    job: Job,
     resolved: ModelOnHost,
     quote: Quote | None = None,
     hourly: HourlyRate | None = None,
-    prices: str | None = None,
-    book: RateBook | None = None,
-    today: date | None = None,
+    prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
     """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
@@ -52,7 +52,10 @@ def bill(
         return _by_hours(job, hourly, ended, now)
     if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
         return Bill(usd=Decimal(0), origin=_NOT_BILLED)
-    rates = _Rates(profile, spec, resolved, prices or profile.kind, book or built_in(), today)
+    prices = prices or Prices(profile.kind)
+    if job.created_at:
+        prices = replace(prices, on=job.created_at.date())
+    rates = _Rates(profile, spec, resolved, prices)
     early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     if early and profile.share_billed is not None:
         return _by_share(profile, job, rates.of_whole(job) or _of_quote(quote))
@@ -73,9 +76,7 @@ class _Rates(NamedTuple):
     profile: Profile
     spec: JobSpec
     resolved: ModelOnHost
-    prices: str
-    book: RateBook
-    today: date | None
+    prices: Prices
 
     def of_whole(self, job: Job) -> Bill | None:
         if job.cost_usd is not None:
@@ -85,14 +86,7 @@ class _Rates(NamedTuple):
     def by_tokens(self, job: Job) -> Bill | None:
         if job.trained_tokens is None or self.spec.method.type == "rft":
             return None
-        rate = training_rate(
-            self.resolved,
-            self.spec,
-            profile=self.profile,
-            prices=self.prices,
-            book=self.book,
-            on=self._day(job),
-        )
+        rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
         if rate is None or rate.usd_per_mtok is None:
             return None
         entry = line("training", job.trained_tokens / MTOK, rate)
@@ -101,7 +95,7 @@ class _Rates(NamedTuple):
     def by_seconds(self, job: Job) -> Bill | None:
         lines: list[QuoteLine] = []
         for gpu, seconds in job.accelerator_seconds.items():
-            rate = self.book.find(self.prices, "rft", gpu=gpu, on=self._day(job))
+            rate = self.prices.of("rft", gpu=gpu)
             if rate is None:
                 return None
             lines.append(line("training", Decimal(seconds) / 3600, rate, note=gpu))
@@ -109,9 +103,6 @@ class _Rates(NamedTuple):
             return None
         usd = sum((entry.usd for entry in lines), Decimal(0))
         return Bill(usd=usd, origin="GPU-seconds x rate", lines=tuple(lines), final=False)
-
-    def _day(self, job: Job) -> date:
-        return job.created_at.date() if job.created_at else (self.today or date.today())
 
 
 def bill_run(
@@ -134,14 +125,13 @@ def bill_run(
     except SpecError:  # a model that has left the catalog since
         resolved = ModelOnHost(provider=run.provider, id=run.model)
     return bill(
+        job,
         profile=profile,
         spec=spec,
-        job=job,
         resolved=resolved,
         quote=run.quote,
         hourly=quoted_hour(run.quote),
-        prices=prices,
-        book=book,
+        prices=Prices(prices or profile.kind, book or built_in()),
         now=now,
     )
 

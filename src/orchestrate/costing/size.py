@@ -35,6 +35,18 @@ Bills = Callable[["JobSize", "Rate"], Lines]
 """How a host bills a job by its tokens, at the rate of a training token."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """A job before its upload, as one backend would do it."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    data: TrainingData
+    translation: Translation
+    resolved: ModelOnHost
+
+
 class JobSize(Record, frozen=True, kw_only=True):
     """Counts that the billing rules take. Token counts are of one pass, after truncation; the least and the
     most have what is uncertain about them: the tokenizer, the prompt that the answers of a preference pair
@@ -77,24 +89,23 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
     return default
 
 
-def measure(
-    profile: Profile, spec: JobSpec, data: TrainingData, translation: Translation, resolved: ModelOnHost
-) -> JobSize:
+def measure(work: Work) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
+    spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved)
     limit = _whole(effective(translation, "max_seq_length", spec.max_seq_length)) or resolved.context(
         spec.method.type
     )
-    rule = profile.picture_tokens
+    rule = work.profile.picture_tokens
     train = _file(data.train, name, limit, resolved.id, rule)
     validation = _file(data.validation, name, limit, resolved.id, rule) if data.validation else _NONE
     notes = [_counted(train.count)] if train.count else []
     epochs = _whole(effective(translation, "epochs", spec.epochs))
     epochs_low = epochs_high = epochs
     if epochs is None:
-        epochs = epochs_low = epochs_high = profile.default_epochs
+        epochs = epochs_low = epochs_high = work.profile.default_epochs
         if epochs is None:
-            epochs = profile.auto_epochs(data.train.rows)
+            epochs = work.profile.auto_epochs(data.train.rows)
             epochs_low, epochs_high = 1, epochs + 1
             notes.append(f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}")
     if lost := train.lost:
@@ -105,9 +116,8 @@ def measure(
             f"{train.shared:,} tokens of the prompts twice is not published: the low end has them once"
         )
     if train.pictures:
-        notes.append(
-            f"of them {train.pictures:,} for {text.count(train.images, 'image')}, by {profile.title}'s rule"
-        )
+        images = text.count(train.images, "image")
+        notes.append(f"of them {train.pictures:,} for {images}, by {work.profile.title}'s rule")
     evals = _whole(effective(translation, "evals", spec.evals)) or 0
     uncounted = train.uncounted + validation.uncounted
     return JobSize(

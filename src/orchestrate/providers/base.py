@@ -121,7 +121,7 @@ class Provider(ABC):
         """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
         from orchestrate import costing
 
-        return costing.lookup(spec, self.resolve(spec), prices=self.prices)
+        return costing.lookup(spec, self.resolve(spec), self.prices)
 
     def size_of(self, model: str | None) -> float | None:
         """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""

@@ -182,6 +182,8 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         )
     since = total.break_even_requests_per_day
     end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
+    if total.training.refused:
+        end += f"; would be refused: {total.training.refused}"
     compared = total.base is not None
     return (
         total.provider,
@@ -204,7 +206,13 @@ def _traffic(since: Decimal | None) -> str:
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
     return sorted(
-        totals, key=lambda t: (t.unavailable is not None, t.serves_until is not None, t.expected_usd)
+        totals,
+        key=lambda t: (
+            t.unavailable is not None,
+            t.training.refused is not None,
+            t.serves_until is not None,
+            t.expected_usd,
+        ),
     )
 
 

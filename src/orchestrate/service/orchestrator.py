@@ -1,4 +1,4 @@
-"""Orchestrator: the only joiner of the rooms, and the public Python API.
+"""Orchestrator: the public Python API.
 
     with Orchestrator() as ft:
         run = ft.submit(spec, provider="together", max_cost_usd=25)
@@ -16,8 +16,9 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from orchestrate.deployment import DeploymentHandle
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.handle import DeploymentHandle, RunHandle
+from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
     Bill,
