@@ -149,11 +149,7 @@ def _announce(
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
-        price = (
-            f"no price known: {quote.unavailable}"
-            if quote.unavailable
-            else quoted(quote)
-        )
+        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
         err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap

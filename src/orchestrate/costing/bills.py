@@ -60,10 +60,8 @@ def bill(
     if early and profile.share_billed is not None:
         return _by_share(profile, job, rates.of_whole(job) or _of_quote(quote))
     final = ended and not profile.figures_are_estimates
-    if early:
-        found = rates.by_seconds(job) or rates.by_tokens(job)
-    else:
-        found = rates.of_whole(job)
+    so_far = rates.by_seconds(job) or rates.by_tokens(job)
+    found = so_far if early else rates.of_whole(job)
     if found is None and job.status is JobStatus.SUCCEEDED and not early:
         # Rather an estimate than the quote's high end, at which a run without a bill is held.
         found, final = _of_quote(quote), False

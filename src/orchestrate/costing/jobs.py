@@ -6,6 +6,8 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
@@ -101,7 +103,7 @@ def quote_tokens_job(
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
             undecided = f"its minimum per job is {span} by model, and no table is published"
-    return summed(
+    quote = summed(
         provider=provider,
         model=resolved.name,
         lines=lines,
@@ -109,8 +111,8 @@ def quote_tokens_job(
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
         open_end=billed.open_end,
-        undecided=undecided,
     )
+    return replace(quote, undecided=undecided)
 
 
 def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:

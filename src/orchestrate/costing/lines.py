@@ -60,7 +60,6 @@ def summed(
     billed_tokens: int | None = None,
     train_seconds: float | None = None,
     open_end: str | None = None,
-    undecided: str | None = None,
 ) -> Quote:
     """The quote whose totals are the sums of its lines."""
     return Quote(
@@ -75,7 +74,6 @@ def summed(
         train_seconds=train_seconds,
         warnings=(*warnings, *_of_own_rates(lines)),
         open_end=open_end,
-        undecided=undecided,
     )
 
 

@@ -173,7 +173,7 @@ def test_fireworks_estimated_cost_is_no_bill(changes: dict[str, Any], usd: str |
 
 
 def test_a_fireworks_job_is_billed_by_its_gpu_seconds() -> None:
-    """Two hours of an H100 at $8, the rate since 2026-09-01; as it is not final, it says nothing of accuracy."""
+    """Two hours of an H100 at $8, the rate since 2026-09-01; not final, so it says nothing of accuracy."""
     job = a_job(accelerator_seconds={"NVIDIA_H100_80GB": 7200}, status=JobStatus.CANCELLED)
     found = made("fireworks", "qwen3.5-9b", job)
     assert found is not None and (found.usd, found.origin, found.final) == (16, "GPU-seconds x rate", False)
