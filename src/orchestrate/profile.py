@@ -39,6 +39,15 @@ class Delivery:
     job_id: str | None
 
 
+@dataclass(frozen=True)
+class Gate:
+    """From a day on a host takes no new jobs from some accounts; nothing but a create request tells which."""
+
+    since: date
+    accounts: str
+    """Whose, as in `accounts that never tuned a model`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Of one kind of backend; a configured host of this `type` shares it under a name of its own."""
@@ -87,6 +96,8 @@ class Profile:
     no_new_jobs_after: date | None = None
     """From this day on the host takes new jobs from nobody."""
     closing_source: str = ""
+    gates: tuple[Gate, ...] = ()
+    """Who is refused before that day, the earliest first."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
@@ -112,6 +123,18 @@ class Profile:
     Empty where it does."""
     serving_note: str = ""
     """What a reader of the cost of a dedicated deployment should know."""
+
+    def gated(self, today: date) -> str | None:
+        """Whom the host refuses today, where it refuses some accounts and not yet all."""
+        shut = [gate for gate in self.gates if gate.since <= today]
+        if not shut or self.closed(today):
+            return None
+        told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
+        end = f", and is to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
+        return (
+            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
+            "only a submit tells whether your account is one of them"
+        )
 
     def closed(self, today: date) -> str | None:
         """Why no new jobs are taken from anyone today; `None` while they are from some account."""

@@ -93,6 +93,8 @@ def quote_tokens_job(
             f"({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
+    gate = None if sandbox else profile.gated(prices.on)
+    gates = [gate] if gate else []
     size = measure(work)
     billed = profile.bills(size, rate)
     lines, notes = list(billed.lines), list(billed.notes)
@@ -108,7 +110,7 @@ def quote_tokens_job(
         model=resolved.name,
         lines=lines,
         assumptions=[*size.notes, *notes],
-        warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
+        warnings=[*resolved.warnings, *gates, *_rate_warnings(rate, prices.on)],
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
         open_end=billed.open_end,
     )

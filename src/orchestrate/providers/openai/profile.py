@@ -20,7 +20,7 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Delivery, Profile
+from orchestrate.profile import Delivery, Gate, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -149,6 +149,11 @@ PROFILE = Profile(
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
+    # The days are in several copies of that page.
+    gates=(
+        Gate(date(2026, 5, 7), "organizations that never tuned a model"),
+        Gate(date(2026, 7, 2), "those that have not asked a tuned model within 60 days"),
+    ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     picture_tokens=picture_tokens,
     auto_epochs=auto_epochs,
