@@ -51,9 +51,9 @@ def test_a_price_by_the_hour_that_is_the_users_own_says_so(
 ) -> None:
     book = built_in().over([parse_flag(flag, TODAY)])
     quote = timed(10.0, hourly=local_rate("local", "cpu", book=book, today=TODAY))
-    assert [entry.own for entry in quote.lines] == ["--rate"]
-    assert any(words in warning and "from --rate" in warning for warning in quote.warnings)
-    assert costing.quoted_hour(quote).own == "--rate"  # type: ignore[union-attr]
+    assert [entry.own for entry in quote.lines] == [f"--rate {flag}"]
+    assert any(words in warning and f"from --rate {flag}" in warning for warning in quote.warnings)
+    assert costing.quoted_hour(quote).own == f"--rate {flag}"  # type: ignore[union-attr]
     published = timed(10.0, hourly=local_rate("local", "cpu", today=TODAY))
     assert published.lines[0].own is None and not any("own" in warning for warning in published.warnings)
 
