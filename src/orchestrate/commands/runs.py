@@ -266,7 +266,8 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    return quoted(run.quote)
+    gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
+    return f"{quoted(run.quote)}{gone}"
 
 
 def _bill(run: Run) -> str | None:

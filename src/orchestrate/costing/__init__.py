@@ -63,7 +63,7 @@ from orchestrate.costing.hours import (
     rental_rate,
     watts,
 )
-from orchestrate.costing.jobs import lookup, quote_tokens_job, training_rate
+from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -76,6 +76,7 @@ from orchestrate.costing.ownership import (
     serving_terms,
 )
 from orchestrate.costing.prices import Prices
+from orchestrate.costing.recalled import quote_recalled, spec_of
 from orchestrate.costing.size import Work, tokenizer_for
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "Answers",
     "BasePrice",
     "Ownership",
+    "Priced",
     "Prices",
     "Speed",
     "Traffic",
@@ -111,6 +113,8 @@ __all__ = [
     "lookup",
     "local_rate",
     "caps",
+    "quote_recalled",
+    "spec_of",
     "over_cap",
     "parse_flag",
     "quote_hours_job",

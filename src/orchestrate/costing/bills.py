@@ -187,8 +187,10 @@ def _of_quote(quote: Quote | None) -> Bill | None:
     """What its work was quoted at; a minimum that topped it up is no work."""
     if quote is None or quote.unavailable:
         return None
-    usd = sum((entry.usd for entry in quote.lines if entry.unit == "usd_per_mtok"), Decimal(0))
-    return Bill(usd=usd, origin="quote", final=False) if usd else None
+    parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
+    usd = sum(parts, Decimal(0))
+    origin = f"{'the high end of a ' * quote.recalled}quote"
+    return Bill(usd=usd, origin=origin, final=False) if usd else None
 
 
 # -- against the quote -------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ def reconcile(run: Run) -> Reconciliation | None:
     """The bill of a run against its quote; `None` until it has both. Components only where the bill has
     lines."""
     quote, paid = run.quote, run.bill
-    if quote is None or paid is None or quote.unavailable or not paid.final:
+    if quote is None or paid is None or quote.unavailable or quote.recalled or not paid.final:
         return None
     quoted = {entry.component: entry for entry in quote.lines}
     billed = {entry.component: entry.usd for entry in paid.lines}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from orchestrate.costing import rules
 from orchestrate.costing.book import Lookup, Rate
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.prices import Prices, names
-from orchestrate.costing.size import Work, measure
+from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.types import Confidence, Quote, QuoteLine
 
 if TYPE_CHECKING:
@@ -71,13 +73,39 @@ def quote_tokens_job(
     price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
     closed.
     """
-    provider, profile, spec, resolved = work.provider, work.profile, work.spec, work.resolved
-    prices = prices or Prices(profile.kind)
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if sandbox else _gone(resolved, profile, prices.on):
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices)
@@ -93,9 +121,9 @@ def quote_tokens_job(
             f"({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
-    gate = None if sandbox else profile.gated(prices.on)
+    gate = None if job.sandbox else profile.gated(prices.on)
     gates = [gate] if gate else []
-    size = measure(work)
+    size = size_of()
     billed = profile.bills(size, rate)
     lines, notes = list(billed.lines), list(billed.notes)
     undecided = None

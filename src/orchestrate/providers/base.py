@@ -36,6 +36,7 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -185,6 +186,12 @@ class Provider(ABC):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
+
+    def recall(self, job: Job) -> Recalled | None:
+        """What the host tells of a job by which it can be priced though its spec and data are gone; `None`
+        where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
+        del job
+        return None
 
     def billing(self) -> Billing:
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and

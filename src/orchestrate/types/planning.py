@@ -143,6 +143,8 @@ class Quote(Record, frozen=True, kw_only=True):
     """Modelled or measured time to train; `None` where nothing is known."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
+    recalled: bool = False
+    """Made of what the host tells of a job whose spec and data are gone: nobody agreed to it."""
     open_end: str | None = None
     """What the price does not count: the job may cost more than `high_usd`, and no limit can be checked."""
     undecided: str | None = None
