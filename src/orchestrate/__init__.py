@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
-    from orchestrate.handle import DeploymentHandle as DeploymentHandle
+    from orchestrate.deployment import DeploymentHandle as DeploymentHandle
     from orchestrate.handle import RunHandle as RunHandle
     from orchestrate.service import Orchestrator as Orchestrator
     from orchestrate.spec import DPO as DPO
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
-    "DeploymentHandle": "orchestrate.handle",
+    "DeploymentHandle": "orchestrate.deployment",
     "RunHandle": "orchestrate.handle",
     "Orchestrator": "orchestrate.service",
     "AsyncOrchestrator": "orchestrate.aio",

@@ -14,7 +14,9 @@ from orchestrate import catalog
 from orchestrate.costing import (
     BasePrice,
     Ownership,
+    Prices,
     Traffic,
+    Use,
     base_price,
     cheapest,
     own,
@@ -63,10 +65,13 @@ def total(provider: str, model: str, **changes: Any) -> Ownership:
     values: dict[str, Any] = {
         "resolved": catalog.resolve(model, provider, TODAY),
         "profile": profile(provider),
-        "traffic": TRAFFIC,
-        "today": TODAY,
+        "prices": Prices(provider, on=TODAY),
     }
-    return own(changes.pop("training", trained(provider)), **(values | changes))
+    training = changes.pop("training", trained(provider))
+    use: dict[str, Any] = {
+        key: changes.pop(key) for key in ("traffic", "months", "hours_per_day", "base") if key in changes
+    }
+    return own(training, Use(**({"traffic": TRAFFIC} | use)), **(values | changes))
 
 
 def test_openai_serves_by_the_token() -> None:
@@ -184,7 +189,7 @@ def test_own_machine_must_carry_the_traffic() -> None:
 def test_reasons_for_no_total() -> None:
     unknown = Quote(provider="fireworks", model="m", unavailable="no price")
     assert total("fireworks", "qwen3-8b", training=unknown).unavailable == "no price"
-    assert "size of glm-5.1 is not known" in (total("fireworks", "glm-5.1").unavailable or "")
+    assert "size of glm-5.3 is not known" in (total("fireworks", "glm-5.3").unavailable or "")
     assert "no price of serving" in (total("local", "qwen3-8b", training=trained("local")).unavailable or "")
 
 

@@ -57,7 +57,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -156,19 +156,19 @@ class LocalProvider(Provider):
         )
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
-            provider=self.name,
-            profile=self.profile,
-            spec=spec,
-            data=data,
-            translation=translation,
-            resolved=resolved,
-            tokens_per_second=speed.tokens_per_second,
-            throughput_source=speed.source,
-            throughput_band=speed.band,
+            costing.Work(self.name, self.profile, spec, data, translation, resolved),
+            speed=costing.Speed(
+                tokens_per_second=speed.tokens_per_second, source=speed.source, band=speed.band
+            ),
             hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
+        device = found[0].name if found else "cpu"
+        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
