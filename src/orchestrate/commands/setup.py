@@ -275,6 +275,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
                     f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
                     None if host.api_key else f"orchestrate keys set {name}",
                 )
+            for name, error in registry.broken(ft.settings).items():
+                add(f"backend {name}", False, error.message, error.fix)
             add("home", *_home(ft.settings.home))
             add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
             if deployed := ft.deployments():

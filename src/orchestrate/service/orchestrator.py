@@ -100,12 +100,12 @@ class Orchestrator:
     # -- backends -------------------------------------------------------------------------------------------
 
     def backends(self, wanted: Backends = "all") -> list[str]:
-        """The names asked for. Raises `UsageError` for an unknown one."""
+        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
         from orchestrate.providers import registry
 
-        known = registry.names(self.settings)
         if wanted == "all":
-            return known
+            return registry.usable(self.settings)
+        known = registry.names(self.settings)
         names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
         if unknown := [n for n in names if n not in known]:
             raise UsageError(
@@ -212,6 +212,7 @@ class Orchestrator:
         from orchestrate import earlier, specfile
         from orchestrate.tracking import Submitter
         from orchestrate.tracking.repeats import already
+        from orchestrate.tracking.submission import Submission
 
         [name] = self.backends(provider)
         if isinstance(spec, Prepared):
@@ -224,26 +225,27 @@ class Orchestrator:
         submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
         if agree is not None:
             submitter = replace(submitter, agree=agree)
+        offer = prepared.offer(name)
+        asked = Submission(
+            spec=offer.spec,
+            translation=offer.translation,
+            data=prepared.data,
+            quote=offer.quote,
+            max_cost_usd=offer.spec.max_cost_usd if limit is None else limit,
+            idempotency_key=idempotency_key,
+            again=again,
+            made_by=self.settings.made_by,
+        )
         if known := wish.known(self.store):
-            return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
+            return RunHandle(self, submitter.take_up(known, asked, progress=progress))
         if not again and (same := wish.same(self.store)):
             raise already(same)
         self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
         prepared.require_unchanged()
-        offer = prepared.offer(name)
         own = specfile.anchored(offer.spec)
         if limit is not None:
             own = own.model_copy(update={"max_cost_usd": limit})
-        run = submitter.submit(
-            own,
-            prepared.data,
-            quote=offer.quote,
-            max_cost_usd=own.max_cost_usd,
-            idempotency_key=idempotency_key,
-            again=again,
-            made_by=self.settings.made_by,
-            progress=progress,
-        )
+        run = submitter.submit(replace(asked, spec=own), progress=progress)
         return RunHandle(self, run)
 
     def earlier(
@@ -336,9 +338,11 @@ class Orchestrator:
         no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
         and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
         grouping that there is not."""
+        from orchestrate.providers import registry
         from orchestrate.spending import Spender
 
-        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        names = registry.names(self.settings)  # the report says of a broken one that it was not asked
+        spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
         wanted = (by,) if isinstance(by, str) else by
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
@@ -392,8 +396,9 @@ class Orchestrator:
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
+        from orchestrate.providers import registry
 
-        specfile.require_backends(spec, self.backends())
+        specfile.require_backends(spec, registry.names(self.settings))
 
     def _sent(self, run: Run) -> Translation | None:
         """What a run's settings became; `None` when its backend can no longer be made or tell."""
