@@ -20,7 +20,7 @@ from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
 from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.jobs import names as names
+from orchestrate.costing.prices import names as names
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
@@ -90,6 +90,7 @@ def ownership(
     with `saved_tokens` more in each prompt. Offline. Raises `UsageError` for a base model without a known
     price."""
     base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
+    use = costing.Use(traffic=traffic, months=months, hours_per_day=hours_per_day, base=base)
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)
@@ -100,14 +101,11 @@ def ownership(
         totals.append(
             costing.own(
                 quote,
+                use,
                 resolved=resolved,
-                traffic=traffic,
-                months=months,
-                hours_per_day=hours_per_day,
-                base=base,
-                hourly=costing.quoted_hour(quote),
                 profile=backend.profile,
-                book=ft.rates,
+                hourly=costing.quoted_hour(quote),
+                prices=costing.Prices(backend.profile.kind, ft.rates),
             )
         )
     return totals

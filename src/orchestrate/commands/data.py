@@ -288,11 +288,8 @@ def split(
     with _progress("splitting") as progress, _or("--no-near, and nearly equal rows may be on both sides"):
         report = splitting.split(
             file,
-            splitting.parse_shares(shares),
+            splitting.Division(splitting.parse_shares(shares), sides.seed, sides.near, sides.stratify),
             output or beside(file, "split"),
-            seed=sides.seed,
-            stratify=sides.stratify,
-            near_duplicates=sides.near,
             columns=_columns(columns, ignored),
             workers=workers,
             progress=progress,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -184,7 +185,7 @@ def _host(context: typer.Context, name: str | None, url: str | None, key_variabl
                 f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
             )
         return host
-    parts = config.urlsplit(url)
+    parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url} is not an http or https address")
     key = config.Secret("none")

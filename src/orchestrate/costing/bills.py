@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from statistics import median
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.prices import Prices
 from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
 
@@ -25,16 +27,14 @@ _NOT_BILLED = "failed in a way that the host does not bill"
 
 
 def bill(
+    job: Job,
     *,
     profile: Profile,
     spec: JobSpec,
-    job: Job,
     resolved: ModelOnHost,
     quote: Quote | None = None,
     hourly: HourlyRate | None = None,
-    prices: str | None = None,
-    book: RateBook | None = None,
-    today: date | None = None,
+    prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
     """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
@@ -49,10 +49,10 @@ def bill(
     if hourly is not None:
         return _by_hours(job, hourly, final, now)
     if job.trained_tokens is not None:
-        on = job.created_at.date() if job.created_at else (today or date.today())
-        rate = training_rate(
-            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or built_in(), on=on
-        )
+        prices = prices or Prices(profile.kind)
+        if job.created_at:
+            prices = replace(prices, on=job.created_at.date())
+        rate = training_rate(resolved, spec, profile, prices)
         if rate is not None and rate.usd_per_mtok is not None:
             entry = line("training", job.trained_tokens / MTOK, rate)
             return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)
@@ -79,14 +79,13 @@ def bill_run(
     except SpecError:  # a model that has left the catalog since
         resolved = ModelOnHost(provider=run.provider, id=run.model)
     return bill(
+        job,
         profile=profile,
         spec=spec,
-        job=job,
         resolved=resolved,
         quote=run.quote,
         hourly=quoted_hour(run.quote),
-        prices=prices,
-        book=book,
+        prices=Prices(prices or profile.kind, book or built_in()),
         now=now,
     )
 
@@ -104,6 +103,7 @@ def quoted_hour(quote: Quote | None) -> HourlyRate | None:
                 source=entry.source or "the quote",
                 as_of=entry.as_of or "",
                 confidence=entry.confidence,
+                own=entry.own,
             )
     return None
 
@@ -126,6 +126,7 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
         source=hourly.source,
         as_of=hourly.as_of,
         confidence=hourly.confidence,
+        own=hourly.own,
     )
     return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
 

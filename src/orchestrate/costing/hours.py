@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate import text
-from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import rounded, summed
-from orchestrate.costing.size import JobSize, measure
+from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.errors import UsageError
 from orchestrate.spec import DPO, method_word
-from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
+from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 if TYPE_CHECKING:
-    from orchestrate.data import TrainingData
-    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 EVAL_SHARE = Decimal(1) / 3
@@ -56,6 +53,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     confidence: Confidence
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
+    own: str | None = None
+    """Where the user's own price is from; `None` for a published one."""
 
 
 class _Hardware(msgspec.Struct, frozen=True):
@@ -149,43 +148,44 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
         source=rate.source,
         as_of=rate.last_checked.isoformat(),
         confidence=rate.confidence,
+        own=rate.own,
     )
 
 
+class Speed(Record, frozen=True, kw_only=True):
+    """Trained tokens per second, measured or modelled by the caller."""
+
+    tokens_per_second: float
+    source: str
+    """Which of the two: "measured on this machine on ...", "modelled from ..."."""
+    band: float = 0.5
+    """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second <= 0:
+            raise ValueError(f"tokens_per_second must be positive, got {self.tokens_per_second}")
+
+
 def quote_hours_job(
+    work: Work,
     *,
-    provider: str,
-    profile: Profile,
-    spec: JobSpec,
-    data: TrainingData,
-    translation: Translation,
-    resolved: ModelOnHost,
-    tokens_per_second: float,
-    throughput_source: str,
-    throughput_band: float = 0.5,
+    speed: Speed,
     hourly: HourlyRate,
     startup_seconds: float = 30.0,
     answers: Answers | None = None,
 ) -> Quote:
-    """Hours x rate, the hours from a throughput in trained tokens per second that the caller measured or
-    modelled.
-
-    `throughput_source` says which ("measured on this machine on ...", "modelled from ..."); `throughput_band`
-    is its relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band). `answers` for
-    reinforcement fine-tuning.
-    """
-    if tokens_per_second <= 0:
-        raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
-    size = measure(profile, spec, data, translation, resolved)
-    read_only = _read_only(spec, size)
-    least, work, most = (_work(size, answers, n, read_only) for n in range(3))
-    seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))
-    spread = min(Decimal(str(throughput_band)), Decimal("0.9"))
-    tokens = Decimal(str(size.band))
-    fastest = least * (1 - tokens) / Decimal(str(tokens_per_second)) / (1 + spread)
-    slowest = most * (1 + tokens) / Decimal(str(tokens_per_second)) / (1 - spread)
-    hours = seconds / 3600
+    """Hours x rate, the hours from the speed. `answers` for reinforcement fine-tuning."""
+    size = measure(work)
+    read_only = _read_only(work.spec, size)
+    per_second = Decimal(str(speed.tokens_per_second))
     start = Decimal(str(startup_seconds))
+    least, likely, most = (_work(size, answers, n, read_only) / per_second for n in range(3))
+    spread = min(Decimal(str(speed.band)), Decimal("0.9"))
+    tokens = Decimal(str(size.band))
+    fastest = least * (1 - tokens) / (1 + spread)
+    slowest = most * (1 + tokens) / (1 - spread)
+    seconds = likely + start
+    hours = seconds / 3600
     entry = QuoteLine(
         component=hourly.component,
         quantity=hours.quantize(Decimal("0.0001")),
@@ -198,20 +198,21 @@ def quote_hours_job(
         source=hourly.source,
         as_of=hourly.as_of,
         confidence=hourly.confidence,
+        own=hourly.own,
     )
     return summed(
-        provider=provider,
-        model=resolved.name,
+        provider=work.provider,
+        model=work.resolved.name,
         lines=[entry],
         assumptions=[
             *size.notes,
             f"{size.epochs} epochs and {size.evals} evaluations "
-            f"at {tokens_per_second:,.0f} tokens per second ({throughput_source}, +/-{throughput_band:.0%})",
+            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.source}, +/-{speed.band:.0%})",
             *_drawn(answers),
-            *_judged(spec, read_only),
+            *_judged(work.spec, read_only),
             hourly.label,
         ],
-        warnings=resolved.warnings,
+        warnings=work.resolved.warnings,
         billed_tokens=size.train_tokens * size.epochs,
         train_seconds=float(seconds),
     )

@@ -4,6 +4,7 @@ packing."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.catalog import ModelOnHost
@@ -20,6 +21,18 @@ Lines = tuple[list[QuoteLine], list[str]]
 """The lines of a quote, and what they assume."""
 Bills = Callable[["JobSize", "Rate"], Lines]
 """How a host bills a job by its tokens, at the rate of a training token."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job before its upload, as one backend would do it."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    data: TrainingData
+    translation: Translation
+    resolved: ModelOnHost
 
 
 class JobSize(Record, frozen=True, kw_only=True):
@@ -51,10 +64,9 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
     return default
 
 
-def measure(
-    profile: Profile, spec: JobSpec, data: TrainingData, translation: Translation, resolved: ModelOnHost
-) -> JobSize:
+def measure(work: Work) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
+    spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved)
     train = data.train.tokens(name)
     validation = data.validation.tokens(name) if data.validation else None
@@ -66,9 +78,9 @@ def measure(
     epochs = _whole(effective(translation, "epochs", spec.epochs))
     epochs_low = epochs_high = epochs
     if epochs is None:
-        epochs = epochs_low = epochs_high = profile.default_epochs
+        epochs = epochs_low = epochs_high = work.profile.default_epochs
         if epochs is None:
-            epochs = profile.auto_epochs(train.rows)
+            epochs = work.profile.auto_epochs(train.rows)
             epochs_low, epochs_high = 1, epochs + 1
             notes.append(f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}")
     train_tokens = _cut(train, limit)

@@ -72,16 +72,10 @@ def quote(
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
-        provider=provider.name,
-        profile=provider.profile,
-        spec=spec,
-        data=data,
-        translation=translation,
-        resolved=provider.resolve(spec),
-        prices=provider.prices,
+        costing.Work(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
+        prices=costing.Prices(provider.prices, rates),
         sandbox=provider.sandbox,
         gpu_hours=gpu_hours,
-        book=rates,
     )
 
 

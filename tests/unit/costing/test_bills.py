@@ -11,6 +11,7 @@ import pytest
 
 from orchestrate import catalog, costing
 from orchestrate.costing import (
+    Prices,
     UnknownPrice,
     accuracy,
     bill,
@@ -80,7 +81,8 @@ def a_run(id: str = "r1", **changes: Any) -> Run:
 def made(provider: str, model: str, job: Job, **more: Any) -> Bill | None:
     spec = JobSpec.parse({"model": model, "train": "t"})
     resolved = catalog.resolve(model, provider, NOW.date())
-    return bill(profile=profile(provider), spec=spec, job=job, resolved=resolved, today=NOW.date(), **more)
+    prices = Prices(provider, on=NOW.date())
+    return bill(job, profile=profile(provider), spec=spec, resolved=resolved, prices=prices, **more)
 
 
 def test_the_hosts_own_figure_goes_first() -> None:

@@ -14,7 +14,9 @@ from orchestrate import catalog
 from orchestrate.costing import (
     BasePrice,
     Ownership,
+    Prices,
     Traffic,
+    Use,
     base_price,
     cheapest,
     own,
@@ -63,10 +65,13 @@ def total(provider: str, model: str, **changes: Any) -> Ownership:
     values: dict[str, Any] = {
         "resolved": catalog.resolve(model, provider, TODAY),
         "profile": profile(provider),
-        "traffic": TRAFFIC,
-        "today": TODAY,
+        "prices": Prices(provider, on=TODAY),
     }
-    return own(changes.pop("training", trained(provider)), **(values | changes))
+    training = changes.pop("training", trained(provider))
+    use: dict[str, Any] = {
+        key: changes.pop(key) for key in ("traffic", "months", "hours_per_day", "base") if key in changes
+    }
+    return own(training, Use(**({"traffic": TRAFFIC} | use)), **(values | changes))
 
 
 def test_openai_serves_by_the_token() -> None:

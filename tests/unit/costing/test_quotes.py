@@ -179,14 +179,8 @@ def test_a_second_host_with_rates_of_its_own(
 
     def price(prices: str | None) -> Quote:
         return costing.quote_tokens_job(
-            provider="azure",
-            profile=profile("openai"),
-            spec=spec,
-            data=data,
-            translation=told,
-            resolved=resolved,
-            prices=prices or "azure",
-            today=TODAY,
+            costing.Work("azure", profile("openai"), spec, data, told, resolved),
+            prices=costing.Prices(prices or "azure", on=TODAY),
         )
 
     assert "there are no rates for azure" in (price(None).unavailable or "")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrate import catalog
-from orchestrate.costing import BasePrice, Ownership, Traffic, own
+from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
 from orchestrate.profile import profile
 from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
 from orchestrate.reports.quotes import ownership_table, ownership_verdict
@@ -103,12 +103,10 @@ def totals(base_usd: str = "0.002") -> list[Ownership]:
     return [
         own(
             quote(provider, line("1")),
+            Use(traffic=traffic, months=6, base=base),
             profile=profile(provider),
             resolved=catalog.resolve(model, provider, TODAY),
-            traffic=traffic,
-            months=6,
-            base=base,
-            today=TODAY,
+            prices=Prices(provider, on=TODAY),
         )
         for provider, model in (
             ("together", "qwen3.5-9b"),

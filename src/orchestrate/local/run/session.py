@@ -148,11 +148,11 @@ class Session:
             case Preferences() as method:
                 return PairObjective(self.loaded, pad, _preference(method), packing=packing)
             case Reinforcement() as method:
-                return self._policy(method, pad)
+                return self._policy(method)
             case _:
                 return Objective(self.loaded, pad, packing=packing)
 
-    def _policy(self, method: Reinforcement, pad: int) -> PolicyObjective:
+    def _policy(self, method: Reinforcement) -> PolicyObjective:
         hyper = self.job.hyper
         if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
             raise UsageError(f"grader: {reason}")
@@ -163,13 +163,11 @@ class Session:
             self.run.add_event(told, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
-            pad,
+            method,
+            hyper.max_new_tokens,
             sampler=Sampler.of(self.template, self.folder, self.device),
             template=self.template,
             grader=grader,
-            samples=method.samples,
-            max_new_tokens=hyper.max_new_tokens,
-            kl_beta=method.kl_beta or 0.0,
             warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
             look_up=self._look_up,
         )

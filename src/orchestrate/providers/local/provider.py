@@ -150,15 +150,10 @@ class LocalProvider(Provider):
         )
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
-            provider=self.name,
-            profile=self.profile,
-            spec=spec,
-            data=data,
-            translation=translation,
-            resolved=resolved,
-            tokens_per_second=speed.tokens_per_second,
-            throughput_source=speed.source,
-            throughput_band=speed.band,
+            costing.Work(self.name, self.profile, spec, data, translation, resolved),
+            speed=costing.Speed(
+                tokens_per_second=speed.tokens_per_second, source=speed.source, band=speed.band
+            ),
             hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
