@@ -18,9 +18,10 @@ from orchestrate.commands.console import (
     stage_text,
     table,
 )
-from orchestrate.commands.hosting import hourly, in_words
+from orchestrate.commands.hosting import in_words
+from orchestrate.deployment import hourly
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.text import limit, money, span
+from orchestrate.text import limit, money, quoted
 from orchestrate.types import Feature, JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -267,7 +268,7 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
-    return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)}){gone}"
+    return f"{quoted(run.quote)}{gone}"
 
 
 def _bill(run: Run) -> str | None:

@@ -44,11 +44,13 @@ from orchestrate.costing.bills import (
     reconcile,
 )
 from orchestrate.costing.book import (
+    Lookup,
     Rate,
     RateBook,
     built_in,
     load,
     parse_flag,
+    require_used,
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
@@ -61,7 +63,7 @@ from orchestrate.costing.hours import (
     rental_rate,
     watts,
 )
-from orchestrate.costing.jobs import Priced, quote_tokens_job, training_rate
+from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -96,6 +98,7 @@ __all__ = [
     "worst_confidence",
     "Difference",
     "HourlyRate",
+    "Lookup",
     "Rate",
     "RateBook",
     "Reconciliation",
@@ -107,6 +110,7 @@ __all__ = [
     "built_in",
     "check_budget",
     "load",
+    "lookup",
     "local_rate",
     "caps",
     "quote_recalled",
@@ -118,6 +122,7 @@ __all__ = [
     "quote_tokens_job",
     "reconcile",
     "rental_rate",
+    "require_used",
     "spending",
     "tokenizer_for",
     "training_rate",

@@ -5,6 +5,7 @@ Only its high end is of use, to hold a share of a budget: the tokens of a file a
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,11 +56,20 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
     note = f"{tokens:,} tokens, as the host counts them"
     if not counted:
         note = f"{told.train_bytes:,} bytes, taken as {tokens:,} tokens and at most twice as many"
+    evaluated = _tokens(told.validation_bytes)
+    band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(
         rows=told.rows or 0,
+        sequences=(told.rows or 0) * (2 if told.method == "dpo" else 1),
+        longest=0,
         train_tokens=tokens,
-        validation_tokens=_tokens(told.validation_bytes),
+        train_least=tokens * (1 - band),
+        train_most=tokens * (1 + band),
+        validation_tokens=evaluated,
+        validation_least=evaluated * (1 - band),
+        validation_most=evaluated * (1 + band),
         validation_rows=0,
+        validation_sequences=0,
         epochs=epochs,
         epochs_low=low,
         epochs_high=max(high, epochs),
@@ -68,7 +78,7 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
         max_length=told.max_length,
         reasoning=told.average_turns > 2,  # not told; it only makes such a job dearer
         average_turns=told.average_turns,
-        band=BAND["tokens" if counted else "bytes"],
+        band=float(band),
         notes=(note,),
     )
 

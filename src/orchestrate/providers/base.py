@@ -46,7 +46,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.rules import Target
     from orchestrate.profile import Profile
@@ -117,6 +117,12 @@ class Provider(ABC):
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
+        from orchestrate import costing
+
+        return costing.lookup(spec, self.resolve(spec), self.prices)
 
     def size_of(self, model: str | None) -> float | None:
         """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""

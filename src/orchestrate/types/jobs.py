@@ -120,8 +120,10 @@ class Job(Record, frozen=True, kw_only=True):
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """The host's own word on the price, when it gives one."""
+    """The host's own figure for the whole job, when it gives one, however far the job came."""
     cost_origin: str | None = None
+    accelerator_seconds: dict[str, int] = {}
+    """GPU -> seconds, of a job that is billed by them."""
     payload: dict[str, Any] = {}
     """The host's answer, secrets removed."""
 
