@@ -17,6 +17,8 @@ ended_method(provider, method, today) -> str | None
 differences(provider, seen: Iterable[HostModel]) -> list[Change]
     What a host says now (its `base_models()`) against the catalog.
 all_models() -> tuple[Model, ...]; known_hosts() -> frozenset[str]
+comparison() -> Model
+    What prompting is compared with unless another model is named.
 """
 
 from orchestrate.catalog.differences import Change, differences
@@ -25,6 +27,7 @@ from orchestrate.catalog.models import (
     Model,
     all_models,
     alternatives,
+    comparison,
     ended_method,
     find,
     known_hosts,
@@ -43,6 +46,7 @@ __all__ = [
     "all_models",
     "alternatives",
     "ended_method",
+    "comparison",
     "find",
     "resolve",
     "search",

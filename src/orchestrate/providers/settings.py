@@ -9,11 +9,13 @@ Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
+from orchestrate.errors import TranslationRefused
 from orchestrate.keys import masked
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
@@ -32,6 +34,14 @@ OURS: Mapping[str, str] = {
 UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO"
 """Where KTO is refused."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
+
+
+def body(translation: Translation) -> dict[str, Any]:
+    """The request body, to be filled further. Raises `TranslationRefused` with the settings that are
+    refused."""
+    if translation.refused:
+        raise TranslationRefused(translation.provider, translation.refused)
+    return copy.deepcopy(translation.body)
 
 
 class Rows:
