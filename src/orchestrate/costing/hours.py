@@ -101,9 +101,7 @@ def local_rate(
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
         raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
-    label = (
-        f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware is taken as paid for"
-    )
+    label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
     return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
 
 

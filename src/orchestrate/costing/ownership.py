@@ -257,8 +257,8 @@ def _dedicated(profile: Profile, resolved: ModelOnHost, use: Use, gpu: Rate) -> 
         words=f"{gpus} dedicated {gpu.applies_to} at {text.rate(gpu.usd)} per GPU-hour, "
         f"{hours_per_day:g} h a day",
         assumptions=(
-            f"one replica needs {replica} GPU(s): {params:g}B parameters in 16 bits, x {HEADROOM:g} for "
-            "the cache",
+            f"one replica needs {text.count(replica, 'GPU')}: {params:g}B parameters in 16 bits, "
+            f"x {HEADROOM:g} for the cache",
             f"a replica writes {speed:,.0f} tokens a second (modelled), the busiest hour is {PEAK} x "
             "the mean",
             f"the deployment is up {hours_per_day:g} hours a day"

@@ -48,7 +48,7 @@ def _postgres_url(text: str) -> URL:
         url = None
     if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(
-            "what is given as the run store is not the URL of a SQLite file or of a Postgres database",
+            "the run store must be the URL of a SQLite file or of a Postgres database",
             fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; "
             "an @ or / in a password is written %40 or %2F",
         ) from None
@@ -80,7 +80,9 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
     if primary == sqlite3.SQLITE_FULL:
-        return StoreError(f"no room to write the run store {place}", fix="free some disk space, then again")
+        return StoreError(
+            f"no room to write the run store {place}", fix="free some disk space, then try again"
+        )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(
             f"the run store {place} is damaged: {error}",
@@ -191,7 +193,7 @@ def _require_header(path: Path) -> None:
         ) from error
     if not head:
         raise StoreError(
-            f"{path} is empty: it is no run store, or one that lost its content",
+            f"{path} is empty: it is not a run store, or it has lost its content",
             fix=f"restore a backup of it, or move it away: {RECOVER}",
         )
     if head != _HEADER:
@@ -320,7 +322,7 @@ def _version(connection: Connection, place: str) -> int:
     value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
     if value is None or not value.isdigit():
         raise StoreError(
-            f"the run store {place} does not tell its schema", fix=f"restore a backup, or {RECOVER}"
+            f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
         )
     if int(value) > schema.VERSION:
         raise StoreError(

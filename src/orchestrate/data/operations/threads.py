@@ -100,7 +100,7 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
         if line.strip():
             value, wrong = parse(line)
             if wrong is not None or not isinstance(value, dict):
-                raise DataError(f"{path}: {wrong.message if wrong else 'a row is no object'}")
+                raise DataError(f"{path}: {wrong.message if wrong else 'a row is not an object'}")
             yield value
 
 
@@ -155,7 +155,7 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(
-            f"{path}: row {n}: {text[:40]!r} in {column} is no time",
+            f"{path}: row {n}: {text[:40]!r} in {column} is not a time",
             fix="write times as 2026-03-01T10:00:00Z, or name another column: --time COLUMN",
         ) from error
 
@@ -174,7 +174,7 @@ class _Told:
                 "open",
                 "unanswered_ends",
                 "several_agents",
-                "unasked",
+                "which was not asked for",
                 "empty",
             ),
             0,
@@ -205,7 +205,7 @@ class _Told:
                 talk.append({"role": role, "content": said})
         if talk and talk[0]["role"] == "assistant":
             talk = talk[1:]
-            self._tell("unasked", thread)
+            self._tell("which was not asked for", thread)
         if len(talk) < 2:
             self._tell("open", thread)
             return []

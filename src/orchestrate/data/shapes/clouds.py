@@ -63,7 +63,7 @@ def _gemini_part(part: Row, message: Row) -> Row | None:
 def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem]]:
     made: list[Row] = []
     if not isinstance(contents, list):
-        return [], [problem("bad-message", f"{place} is no list of contents", field=place)]
+        return [], [problem("bad-message", f"{place} is not a list of contents", field=place)]
     for i, item in enumerate(cast("list[Any]", contents)):
         turn = cast("Row", item) if isinstance(item, dict) else {}
         parts: Any = turn.get("parts")

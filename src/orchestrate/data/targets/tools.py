@@ -63,7 +63,7 @@ _WEIGHTS = {
 }
 _JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be held"
-_NO_LABEL = "the labels would be lost, and the answers to avoid be taught like the others"
+_NO_LABEL = "the labels would be lost, and the answers to avoid taught like the others"
 _UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
 
 _CLOUD = {
@@ -93,7 +93,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.FUNCTION_ROLE: _refused("messages with the role function"),
             Trait.TOOLS: Rule(
-                "call-ids-renumbered", Severity.INFO, "ids of tool calls are numbered anew", "nothing to do"
+                "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
             Trait.TEXT_WITH_CALLS: _lost("one turn of text and tool calls"),
             Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("answers in another order than their tool calls"),

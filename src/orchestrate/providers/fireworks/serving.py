@@ -57,7 +57,7 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 f"Fireworks scales to zero after 5 idle minutes or more, not {wanted.idle_minutes}"
             )
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("replicas: at least one, and no fewer at most than at least")
+            raise UsageError("replicas: at least one, and the most not below the least")
         return wanted
 
 
@@ -265,7 +265,7 @@ class Serving:
         if not found:
             known = ", ".join(str(s.get("name")) for s in shapes) or "none"
             raise UsageError(
-                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; there are: {known}",
+                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; it has: {known}",
                 fix="--shape default lets the host choose",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))

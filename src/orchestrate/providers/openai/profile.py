@@ -147,5 +147,5 @@ PROFILE = Profile(
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     auto_epochs=auto_epochs,
     unbilled_failure=refused_in_validation,
-    cap_gap="OpenAI tells the tokens of a job only when it has ended",
+    cap_gap="OpenAI reports a job's tokens only when it has ended",
 )

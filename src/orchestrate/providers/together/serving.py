@@ -61,7 +61,7 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
             raise UsageError(f"Together stops after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("replicas: at least one, and no fewer at most than at least")
+            raise UsageError("replicas: at least one, and the most not below the least")
         return wanted
 
 
@@ -292,7 +292,7 @@ class Serving:
         if not fitting:
             known = ", ".join(f"{c.get('id')} ({_hardware(c)})" for c in found) or "none"
             raise UsageError(
-                f"Together has no configuration {shape} to serve {model.get('name')}; there are: {known}"
+                f"Together has no configuration {shape} to serve {model.get('name')}; it has: {known}"
             )
         priced = [(prices.get(_hardware(c) or ""), c) for c in fitting]
         usd, config = min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))

@@ -153,7 +153,7 @@ def test_an_output_is_packed_as_its_name_says(
 
 
 def test_parquet_is_not_packed_again(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="packed in itself"):
+    with pytest.raises(UsageError, match="already compressed"):
         convert(str(_rows(tmp_path / "a.jsonl")), to("parquet"), tmp_path / "b.parquet.gz")
 
 

@@ -97,7 +97,7 @@ def test_reinforcement_by_default() -> None:
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
         ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
         ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
-        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such knob"),
+        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such setting"),
         ("packing", rft(), {"packing": True}, "nothing to pack"),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no prompt"),
         ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
