@@ -14,7 +14,7 @@ from orchestrate.data.rows.examples import ChatExample, PreferenceExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import messages_from, tools_from
 from orchestrate.data.shapes.parts import call, image
-from orchestrate.data.shapes.shape import Read, Row, Shape
+from orchestrate.data.shapes.shape import Read, Row, Shape, named
 from orchestrate.types import Problem
 
 _SYSTEM = ("systemInstruction", "system_instruction")
@@ -256,11 +256,5 @@ SHAPES = (
         _gemini_preference,
     ),
     Shape("gemini", "chat", _GEMINI, _is_gemini, _gemini),
-    Shape(
-        "bedrock",
-        "chat",
-        frozenset({"schemaVersion", "system", "messages", "toolConfig"}),
-        _is_bedrock,
-        _bedrock,
-    ),
+    Shape("bedrock", "chat", named("schemaVersion system messages toolConfig"), _is_bedrock, _bedrock),
 )
