@@ -112,7 +112,7 @@ class Profile:
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
-        return f"{self.title} takes no new fine-tuning jobs since {since}"
+        return f"{self.title} has taken no new fine-tuning jobs since {since}"
 
 
 @cache
@@ -154,7 +154,7 @@ def profile(kind: str) -> Profile:
     except Exception as error:
         raise broken(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind:
-        raise broken(kind, f"{point.value} is no Profile of the kind {kind}")
+        raise broken(kind, f"{point.value} is not a Profile of the kind {kind}")
     return found
 
 
