@@ -153,11 +153,20 @@ class OtherAccount(SetupError):
     `account` is the one that is needed, `None` when a run from an earlier version does not tell it."""
 
     def __init__(
-        self, provider: str, run_id: str, account: str | None, here: str, *, unsent: bool = False
+        self,
+        provider: str,
+        run_id: str,
+        account: str | None,
+        here: str,
+        *,
+        unsent: bool = False,
+        sure: bool = True,
     ) -> None:
+        """`sure`: the host tells both accounts; else the key may only have no right to see the run."""
         where = f"run {run_id} is in an account of {provider} that is not known"
         if account is not None:
-            where = f"run {run_id} is in another account of {provider}: {account}"
+            right = "" if sure else ", or this key has no right to see it"
+            where = f"run {run_id} is in another account of {provider}: {account}{right}"
         super().__init__(
             f"{where}; the key in use is of: {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"

@@ -159,7 +159,11 @@ class RunHandle:
 
     def resume(self) -> Run:
         """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
-        that has ended stays so: started again it would be billed again, outside the price agreed to."""
+        that has ended stays so: started again it would be billed again, outside the price agreed to. Raises
+        `ProjectNotTrusted`."""
+        from orchestrate import trust
+
+        trust.require_to_spend(self._ft.settings, self.provider)
         if self.record.job_id is None:
             from orchestrate.tracking import Submitter, stored_spec
 
@@ -252,12 +256,15 @@ class RunHandle:
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. Raises `OverBudget` and, without `accept_unknown_price`, `UsageError` before anything is sent;
-        `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds what came of it.
+        on. Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
+        anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
+        what came of it.
         """
+        from orchestrate import trust
         from orchestrate.tracking.deploying import Terms
 
         self.provider.require(Feature.DEPLOY)
+        trust.require_to_spend(self._ft.settings, self.provider)
         terms = Terms(
             options=options,
             max_usd_per_hour=_dollars(max_usd_per_hour),

@@ -19,6 +19,7 @@ from orchestrate.keys import read_toml
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
+    from orchestrate.providers.base import Provider
 
 
 class _File(msgspec.Struct):
@@ -77,6 +78,13 @@ def require(settings: Settings) -> None:
     files = deciding(settings)
     if files and (lacking := trusted(settings).lacks(files)):
         raise ProjectNotTrusted([str(path) for path in lacking])
+
+
+def require_to_spend(settings: Settings, *backends: Provider) -> None:
+    """As `require`, before something is sent that one of these backends may bill: not for a sandbox, nor for
+    this machine."""
+    if any(not (backend.sandbox or backend.profile.near) for backend in backends):
+        require(settings)
 
 
 def _digest(path: Path) -> str:

@@ -103,6 +103,7 @@ def quoted_hour(quote: Quote | None) -> HourlyRate | None:
                 source=entry.source or "the quote",
                 as_of=entry.as_of or "",
                 confidence=entry.confidence,
+                own=entry.own,
             )
     return None
 
@@ -125,6 +126,7 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
         source=hourly.source,
         as_of=hourly.as_of,
         confidence=hourly.confidence,
+        own=hourly.own,
     )
     return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
 

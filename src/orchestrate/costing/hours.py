@@ -53,6 +53,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     confidence: Confidence
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
+    own: str | None = None
+    """Where the user's own price is from; `None` for a published one."""
 
 
 class _Hardware(msgspec.Struct, frozen=True):
@@ -144,6 +146,7 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
         source=rate.source,
         as_of=rate.last_checked.isoformat(),
         confidence=rate.confidence,
+        own=rate.own,
     )
 
 
@@ -193,6 +196,7 @@ def quote_hours_job(
         source=hourly.source,
         as_of=hourly.as_of,
         confidence=hourly.confidence,
+        own=hourly.own,
     )
     return summed(
         provider=work.provider,

@@ -11,6 +11,7 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 _SIXTH = Decimal("0.000001")
 MTOK = Decimal(1_000_000)
+_WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
@@ -78,7 +79,10 @@ def summed(
 def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
     """So that nobody takes a price of a project's file for the host's."""
     own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
-    return [f"the price of {component} is not the host's own: it is from {place}" for component, place in own]
+    return [
+        f"the price of {_WORDS.get(component, component)} is not the host's own: it is from {place}"
+        for component, place in own
+    ]
 
 
 def age_days(quote: Quote, today: date) -> int | None:

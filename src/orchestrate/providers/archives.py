@@ -176,8 +176,7 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
                 raise too_large(limits.total_bytes)
             if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {allowed:,} bytes; "
-                    "it is more than a model compresses to"
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model does"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)

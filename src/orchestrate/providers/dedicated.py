@@ -26,7 +26,7 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             known = ", ".join(sorted(cls.__struct_fields__))
             raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("replicas: at least one, and the most not below the least")
+            raise UsageError("max_replicas must be at least 1, and not below min_replicas")
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:

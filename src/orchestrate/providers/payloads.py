@@ -21,6 +21,10 @@ _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsacce
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
+class Unreadable(ValueError):
+    """An answer that is not what was asked for. Its message is for the user, and begins with `it`."""
+
+
 def payload(answer: object) -> dict[str, Any]:
     """An SDK object or mapping as a plain JSON-ready dict, secrets removed; empty for anything else."""
     if hasattr(answer, "to_dict"):

@@ -209,7 +209,7 @@ class Orchestrator:
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import earlier, specfile
+        from orchestrate import earlier, specfile, trust
         from orchestrate.tracking import Submitter
         from orchestrate.tracking.repeats import already
 
@@ -225,6 +225,7 @@ class Orchestrator:
         if agree is not None:
             submitter = replace(submitter, agree=agree)
         if known := wish.known(self.store):
+            trust.require_to_spend(self.settings, self.provider(name))
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
         if not again and (same := wish.same(self.store)):
             raise already(same)
@@ -279,9 +280,7 @@ class Orchestrator:
         from orchestrate import trust
         from orchestrate.costing import caps, check_budget
 
-        paid = [name for name in self.backends(provider) if not self.provider(name).profile.near]
-        if any(not self.provider(name).sandbox for name in paid):
-            trust.require(self.settings)
+        trust.require_to_spend(self.settings, *(self.provider(name) for name in self.backends(provider)))
         if not prepared.checked:
             raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
         committed_usd, names = Decimal(0), self.backends(provider)

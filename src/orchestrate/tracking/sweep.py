@@ -20,6 +20,7 @@ from orchestrate.errors import (
     NotFound,
     OrchestrateError,
     OtherAccount,
+    PermissionRefused,
     ProviderError,
     StoreError,
     UnexpectedAnswer,
@@ -88,7 +89,8 @@ def sync(
         except OrchestrateError as error:
             report.failed(name, error)
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
-            report.failed(name, UnexpectedAnswer(name, f"{type(error).__name__}: {error}"))
+            told = f"a defect in this backend ({type(error).__name__}: {error})"
+            report.failed(name, UnexpectedAnswer(name, told))
     return report
 
 
@@ -324,9 +326,13 @@ class _Sweep:
             self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
-            except NotFound:  # an answer's absence never ends a run
-                unfinished.gone(self.store, self.provider, run)
-                self.report.gone.append(run.id)
+            except (NotFound, PermissionRefused) as error:  # an answer's absence never ends a run
+                mine = is_here(self.store, self.provider, run.account) or run.account is None
+                if mine and isinstance(error, NotFound):
+                    unfinished.gone(self.store, self.provider, run)
+                    self.report.gone.append(run.id)
+                else:
+                    self.report.elsewhere.append(run.id)
             except ProviderError as error:
                 self.report.failed(self.provider.config.name, error)
                 return

@@ -134,6 +134,29 @@ def test_an_uploaded_file_proves_the_account_too(store: Store, tmp_path: Path) -
         settle(store, third, again, timing=QUICK)  # it may be another account's: nothing known is there
 
 
+def test_a_key_without_the_right_to_see_a_run_stops_nothing(store: Store, tmp_path: Path) -> None:
+    def key(word: str, **faults: Any) -> PaperHost:
+        return PaperHost(tmp_path / "host", owner="one", key=word, timeout_s=0.1, **faults)
+
+    made = submit(store, key("old"), SPEC, DATA)
+    unmade = stopped(store, key("old"), "after-fence")
+    narrow = key("narrow", forbidden=True)
+    narrow.list = lambda **_: iter(())  # type: ignore[method-assign]
+    report = sync(store, lambda _: narrow, timing=QUICK)
+    assert (sorted(report.elsewhere), report.failures) == (sorted([made.id, unmade.id]), [])
+    assert report.gone == [], "what a key may not see was not deleted"
+    assert "no right to see" in str(report)
+    for act in (refresh, cancel, settle):
+        run = unmade if act is settle else made
+        with pytest.raises(OtherAccount, match="no right to see"):
+            act(store, narrow, run)
+    absent = key("absent")
+    absent.holds = lambda _: False  # type: ignore[method-assign]
+    absent.list = lambda **_: iter(())  # type: ignore[method-assign]
+    absent.get = lambda job: (_ for _ in ()).throw(NotFound("paper", "no job", status=404))  # type: ignore[method-assign]
+    assert sync(store, lambda _: absent, timing=QUICK).gone == [], "it may be of another account"
+
+
 def test_accounts_that_are_told_are_never_taken_for_one(store: Store, tmp_path: Path) -> None:
     def of(owner: str, key: str = "") -> PaperHost:
         return PaperHost(tmp_path / "host", owner=owner, key=key, timeout_s=0.1)

@@ -39,6 +39,26 @@ def test_electricity_of_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("local:electricity=0.30", "the price of electricity is"),
+        ("local:owned=0.45", "the price of the machine's hour is"),
+        ("local:gpu_rental=2", "the price of the rented hour is"),
+    ],
+)
+def test_a_price_by_the_hour_that_is_the_users_own_says_so(
+    flag: str, words: str, timed: Callable[..., Quote]
+) -> None:
+    book = built_in().over([parse_flag(flag, TODAY)])
+    quote = timed(10.0, hourly=local_rate("local", "cpu", book=book, today=TODAY))
+    assert [entry.own for entry in quote.lines] == ["--rate"]
+    assert any(words in warning and "from --rate" in warning for warning in quote.warnings)
+    assert costing.quoted_hour(quote).own == "--rate"  # type: ignore[union-attr]
+    published = timed(10.0, hourly=local_rate("local", "cpu", today=TODAY))
+    assert published.lines[0].own is None and not any("own" in warning for warning in published.warnings)
+
+
+@pytest.mark.parametrize(
     ("device", "count", "expected"),
     [
         ("cpu", 1, 150),

@@ -174,7 +174,7 @@ class _Told:
                 "open",
                 "unanswered_ends",
                 "several_agents",
-                "which was not asked for",
+                "unasked",
                 "empty",
             ),
             0,
@@ -205,7 +205,7 @@ class _Told:
                 talk.append({"role": role, "content": said})
         if talk and talk[0]["role"] == "assistant":
             talk = talk[1:]
-            self._tell("which was not asked for", thread)
+            self._tell("unasked", thread)
         if len(talk) < 2:
             self._tell("open", thread)
             return []

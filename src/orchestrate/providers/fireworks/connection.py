@@ -12,6 +12,7 @@ from orchestrate.packages import require_recent
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.payloads import Unreadable
 from orchestrate.providers.values import items, plain, table
 from orchestrate.types import JobHandle
 
@@ -94,7 +95,7 @@ class Connection:
         def named() -> dict[str, Any]:
             raw = table(client.get(path, cast_to=object))
             if id_of(raw.get("name")) != job_id:
-                raise TypeError(f"no job {job_id} in it")
+                raise Unreadable(f"job {job_id} is not in it")
             return raw
 
         return self._wire.read(named, expect=dict)

@@ -98,7 +98,7 @@ def test_no_file_of_an_earlier_split_stays_beside_a_new_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("shares", ["nan/10", "inf/10", "1e308/1e308"])
 def test_shares_are_finite(shares: str) -> None:
-    with pytest.raises(UsageError, match="is no split"):
+    with pytest.raises(UsageError, match="is not a split"):
         parse_shares(shares)
 
 
