@@ -29,6 +29,8 @@ _CHECKED_AT_OPEN_BYTES = 8_000_000
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
+_RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
+_ELSEWHERE = "choose another place with --store"
 
 
 def open_engine(url: str) -> Engine:
@@ -84,10 +86,7 @@ def _store_error(place: str, error: BaseException) -> StoreError:
             f"no room to write the run store {place}", fix="free some disk space, then try again"
         )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreError(
-            f"the run store {place} is damaged: {error}",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
-        )
+        return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreError(
             f"the run store {place} cannot be written: {error}",
@@ -124,9 +123,7 @@ def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(
-            f"the folder of the run store cannot be made: {error}", fix="choose another place with --store"
-        ) from error
+        raise StoreError(f"the folder of the run store cannot be made: {error}", fix=_ELSEWHERE) from error
 
 
 def _sqlite_engine(path: Path) -> Engine:
@@ -175,9 +172,7 @@ def _create_sqlite(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(draft, path)
     except OSError as error:
-        raise StoreError(
-            f"the run store {path} cannot be made: {error}", fix="choose another place with --store"
-        ) from error
+        raise StoreError(f"the run store {path} cannot be made: {error}", fix=_ELSEWHERE) from error
     finally:
         for leftover in (draft, draft.with_name(draft.name + "-wal"), draft.with_name(draft.name + "-shm")):
             leftover.unlink(missing_ok=True)
@@ -192,23 +187,18 @@ def _require_header(path: Path) -> None:
             f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
         ) from error
     if not head:
-        raise StoreError(
-            f"{path} is empty: it is not a run store, or it has lost its content",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
-            fix=f"choose another place with --store, or move it away: {RECOVER}",
+            fix=f"{_ELSEWHERE}, or move it away: {RECOVER}",
         )
 
 
 def _require_ours(engine: Engine, path: Path) -> None:
     with engine.connect() as connection:
         if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
-            raise StoreError(
-                f"{path} is the database of another program", fix="choose another place with --store"
-            )
+            raise StoreError(f"{path} is the database of another program", fix=_ELSEWHERE)
         if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
             _require_whole(connection, str(path))
         version = _version(connection, str(path))
@@ -219,10 +209,7 @@ def _require_ours(engine: Engine, path: Path) -> None:
 def _require_whole(connection: Connection, place: str) -> None:
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
     if found != ["ok"]:
-        raise StoreError(
-            f"the run store {place} is damaged: {'; '.join(found)}",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"the run store {place} is damaged: {'; '.join(found)}", fix=_RESTORE)
 
 
 def _upgrade(engine: Engine, path: Path) -> None:
@@ -315,10 +302,7 @@ def _create_tables(connection: Connection) -> None:
 
 def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
-        raise StoreError(
-            f"the run store {place} has none of its tables",
-            fix=f"restore a backup, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
     value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
     if value is None or not value.isdigit():
         raise StoreError(
