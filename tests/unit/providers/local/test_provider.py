@@ -223,7 +223,7 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
         ("./nonexist", "no model folder at ./nonexist"),
         (str(empty), "no config.json"),
         (str(bare), "no .safetensors"),
-        (str(broken), "is no configuration"),
+        (str(broken), "is not a configuration"),
     ):
         assert reason in errors_of(ready, model=model)["model-unusable"]
     assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]
