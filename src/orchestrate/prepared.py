@@ -8,6 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from orchestrate import text
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
 
@@ -68,10 +71,8 @@ class Prepared:
 
     @property
     def quotes(self) -> list[Quote]:
-        """Cheapest first, those without a price last."""
-        return sorted(
-            (offer.quote for offer in self.offers), key=lambda q: (q.unavailable is not None, q.expected_usd)
-        )
+        """Cheapest first, then those of jobs that would be refused; those without a price last."""
+        return sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank)
 
     def offer(self, provider: str) -> Offer:
         """Raises `UsageError` for a backend that was not prepared."""
@@ -207,8 +208,7 @@ def _offer(
     try:
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
-        if terms.checked:
-            problems = provider.check(spec, data, translation)
+        problems = provider.check(spec, data, translation)
         quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
     except SpecError as error:
         problems.append(_problem("no-model", name, error))
@@ -219,7 +219,15 @@ def _offer(
         problems.append(_problem("missing-extra", name, error))
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
-    return Offer(name, spec, translation, tuple(merged([*of_files, *problems])), quote)
+    found = tuple(merged([*of_files, *problems]))
+    return Offer(name, spec, translation, found, replace(quote, refused=_why_refused(found)))
+
+
+def _why_refused(problems: Sequence[Problem]) -> str | None:
+    errors = [p.message for p in problems if p.severity is Severity.ERROR]
+    if not errors:
+        return None
+    return errors[0] if len(errors) == 1 else f"{errors[0]}, and {text.count(len(errors) - 1, 'other error')}"
 
 
 def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:

@@ -4,11 +4,13 @@ offline price: the hosts' live prices, and months of serving."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
 from orchestrate.costing import Accuracy as Accuracy
+from orchestrate.costing import Lookup as Lookup
 from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing import Rate as Rate
 from orchestrate.costing import RateBook as RateBook
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from orchestrate.prepared import Offer, Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
+
+
+_SERVING = ("inference_", "deployment", "hosting", "storage")
+"""Methods whose rates price what comes after the training."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -72,6 +78,19 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         relative=float((offline - live.expected_usd) / live.expected_usd) if live.expected_usd else None,
         within_band=quote.low_usd <= live.expected_usd <= quote.high_usd,
     )
+
+
+def require_used(
+    ft: Orchestrator, prepared: Prepared, rates: Sequence[Rate], *, serving: bool = False
+) -> None:
+    """Raises `UsageError` for one of the user's `rates` that is the price of nothing in these quotes; with
+    `serving` those of serving have a use too."""
+    lookups: list[Lookup] = []
+    for offer in prepared.offers:
+        with suppress(SpecError):
+            lookups.append(ft.provider(offer.provider).lookup(offer.spec))
+    asked = [rate for rate in rates if not (serving and any(m.startswith(_SERVING) for m in rate.methods))]
+    costing.require_used(asked, lookups)
 
 
 def ownership(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.options import ProviderOpt, ServingOptions, SpecOptions, grouped
-from orchestrate.commands.rates import RateOpt, with_flags
+from orchestrate.commands.rates import RateOpt, of_flags
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
 from orchestrate.text import count, money, size
@@ -121,8 +121,10 @@ def quote(
     load = quoting.Traffic.parse(serving.traffic) if serving.traffic else None
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
-        ft.rates = with_flags(ft.rates, priced.rate)
+        own = of_flags(priced.rate)
+        ft.rates = ft.rates.over(own)
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
+        quoting.require_used(ft, prepared, own, serving=load is not None)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
         totals: list[Ownership] = []

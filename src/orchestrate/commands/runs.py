@@ -20,7 +20,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.hosting import hourly, in_words
 from orchestrate.errors import ProviderError, SetupError
-from orchestrate.text import limit, money, span
+from orchestrate.text import limit, money, quoted
 from orchestrate.types import Feature, JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -266,7 +266,8 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    return f"{money(run.quote.expected_usd)} ({span(run.quote.low_usd, run.quote.high_usd)})"
+    gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
+    return f"{quoted(run.quote)}{gone}"
 
 
 def _bill(run: Run) -> str | None:

@@ -24,7 +24,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.text import limit, money, span
+from orchestrate.text import limit, money, quoted
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
@@ -149,11 +149,7 @@ def _announce(
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
-        price = (
-            f"no price known: {quote.unavailable}"
-            if quote.unavailable
-            else f"{money(quote.expected_usd)} expected, {span(quote.low_usd, quote.high_usd)}"
-        )
+        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
         err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap

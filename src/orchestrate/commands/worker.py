@@ -89,12 +89,15 @@ def recover(
             warn(f"{ref} has more than one job; see  orchestrate events {ref}")
         for failure in report.failures:
             note(f"{failure.provider} was not searched: {failure.message}")
+        for run_id, words in report.counted.items():
+            note(f"{run_id} counts {words}")
         for run_id in report.deployments:
             warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
         note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
     if report.unpriced:
         warn(f"no budget counts {len(report.unpriced)} of them until their hosts tell what they cost:")
-        note("  " + ", ".join(report.unpriced))
+        for run_id in report.unpriced:
+            note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
         note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
     if report.doubled or (report.offered and not run):

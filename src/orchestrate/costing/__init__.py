@@ -44,11 +44,13 @@ from orchestrate.costing.bills import (
     reconcile,
 )
 from orchestrate.costing.book import (
+    Lookup,
     Rate,
     RateBook,
     built_in,
     load,
     parse_flag,
+    require_used,
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
@@ -61,7 +63,7 @@ from orchestrate.costing.hours import (
     rental_rate,
     watts,
 )
-from orchestrate.costing.jobs import quote_tokens_job, training_rate
+from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -74,6 +76,7 @@ from orchestrate.costing.ownership import (
     serving_terms,
 )
 from orchestrate.costing.prices import Prices
+from orchestrate.costing.recalled import quote_recalled, spec_of
 from orchestrate.costing.size import Work, tokenizer_for
 
 __all__ = [
@@ -81,6 +84,7 @@ __all__ = [
     "Answers",
     "BasePrice",
     "Ownership",
+    "Priced",
     "Prices",
     "Speed",
     "Traffic",
@@ -94,6 +98,7 @@ __all__ = [
     "worst_confidence",
     "Difference",
     "HourlyRate",
+    "Lookup",
     "Rate",
     "RateBook",
     "Reconciliation",
@@ -105,8 +110,11 @@ __all__ = [
     "built_in",
     "check_budget",
     "load",
+    "lookup",
     "local_rate",
     "caps",
+    "quote_recalled",
+    "spec_of",
     "over_cap",
     "parse_flag",
     "quote_hours_job",
@@ -114,6 +122,7 @@ __all__ = [
     "quote_tokens_job",
     "reconcile",
     "rental_rate",
+    "require_used",
     "spending",
     "tokenizer_for",
     "training_rate",

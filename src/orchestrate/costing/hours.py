@@ -95,7 +95,7 @@ def local_rate(
     whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
     devices draw at full load."""
     book, on = book or built_in(), today or date.today()
-    if owned := book.find(prices, "owned", ids=[device], on=on):
+    if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
         return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
@@ -144,7 +144,7 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
         high_usd_per_hour=rounded(high * per_hour),
         label=label,
         source=rate.source,
-        as_of=rate.last_checked.isoformat(),
+        as_of=rate.as_of,
         confidence=rate.confidence,
         own=rate.own,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Rate
+from orchestrate.costing.book import Lookup, Rate
 from orchestrate.costing.lines import MTOK, line, summed
-from orchestrate.costing.prices import Prices
-from orchestrate.costing.size import Work, measure
+from orchestrate.costing.prices import Prices, names
+from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.types import Confidence, Quote, QuoteLine
 
 if TYPE_CHECKING:
@@ -45,6 +49,17 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
     return found
 
 
+def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
+    """For which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a machine
+    that is paid by the hour."""
+    if gpu is not None:
+        return Lookup(prices, ("electricity", "gpu_rental", "owned"), gpu=gpu)
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+    methods = (f"{method}_{adapter}", method, "minimum")
+    return Lookup(prices, methods, names(resolved), resolved.params_b, "H100" if method == "rft" else None)
+
+
 def quote_tokens_job(
     work: Work,
     *,
@@ -58,13 +73,39 @@ def quote_tokens_job(
     price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
     closed.
     """
-    provider, profile, spec, resolved = work.provider, work.profile, work.spec, work.resolved
-    prices = prices or Prices(profile.kind)
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if sandbox else _gone(resolved, profile, prices.on):
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices)
@@ -80,20 +121,28 @@ def quote_tokens_job(
             f"({rate.source}, {rate.last_checked}); "
             f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
-    size = measure(work)
-    lines, notes = profile.bills(size, rate)
+    gate = None if job.sandbox else profile.gated(prices.on)
+    gates = [gate] if gate else []
+    size = size_of()
+    billed = profile.bills(size, rate)
+    lines, notes = list(billed.lines), list(billed.notes)
+    undecided = None
     if minimum := prices.of("minimum", resolved):
-        lines.append(_minimum(lines, minimum))
-    if spec.method.type == "dpo":
-        notes.append("a preference row is counted as its prompt and both answers")
-    return summed(
+        top_up = _minimum(lines, minimum)
+        lines.append(top_up)
+        if minimum.usd_max is not None and top_up.usd_high > 0:
+            span = text.span(minimum.usd, minimum.usd_max)
+            undecided = f"its minimum per job is {span} by model, and no table is published"
+    quote = summed(
         provider=provider,
         model=resolved.name,
         lines=lines,
         assumptions=[*size.notes, *notes],
-        warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
+        warnings=[*resolved.warnings, *gates, *_rate_warnings(rate, prices.on)],
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+        open_end=billed.open_end,
     )
+    return replace(quote, undecided=undecided)
 
 
 def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
@@ -150,6 +199,8 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     span = text.rate(low)
     if low != high:
         span += f" to {text.rate(high)}, by model; the table was not found"
+    if minimum.note:
+        span += f" ({minimum.note})"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -160,8 +211,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         usd=top,
         usd_high=top_high,
         note=f"tops the job up to the minimum of {span}",
+        own=minimum.own,
         source=minimum.source,
-        as_of=minimum.last_checked.isoformat(),
+        as_of=minimum.as_of,
         confidence=minimum.confidence,
     )
 
@@ -169,7 +221,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
 def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
-    if rate.confidence is Confidence.INFERRED:
+    if rate.undated:
+        found.append(f"the price is from a copy without a date: {rate.source}")
+    elif rate.confidence is Confidence.INFERRED:
         found.append(f"the price is inferred, not quoted: {rate.source}")
     elif rate.confidence is Confidence.OLD:
         found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")

@@ -45,7 +45,7 @@ def line(
         usd_high=rounded(largest * high_price),
         note=note or rate.note,
         source=rate.source,
-        as_of=rate.last_checked.isoformat(),
+        as_of=rate.as_of,
         confidence=rate.confidence,
         own=rate.own,
     )
@@ -60,6 +60,7 @@ def summed(
     warnings: Iterable[str] = (),
     billed_tokens: int | None = None,
     train_seconds: float | None = None,
+    open_end: str | None = None,
 ) -> Quote:
     """The quote whose totals are the sums of its lines."""
     return Quote(
@@ -73,6 +74,7 @@ def summed(
         billed_tokens=billed_tokens,
         train_seconds=train_seconds,
         warnings=(*warnings, *_of_own_rates(lines)),
+        open_end=open_end,
     )
 
 
@@ -87,7 +89,7 @@ def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
 
 def age_days(quote: Quote, today: date) -> int | None:
     """Age of the oldest price behind a quote."""
-    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and len(e.as_of) == 10]
+    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and e.as_of[:1].isdigit()]
     return (today - min(checked)).days if checked else None
 
 

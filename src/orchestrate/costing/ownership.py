@@ -378,6 +378,6 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """The least expected total among those that serve the whole period."""
-    whole = [t for t in totals if t.unavailable is None and t.serves_until is None]
+    """The least expected total of a job that would be taken and that serves the whole period."""
+    whole = [t for t in totals if not (t.unavailable or t.serves_until or t.training.refused)]
     return min(whole, key=lambda t: t.expected_usd, default=None)

@@ -264,8 +264,11 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
     if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
         band = max(band, counting.TOOL_BAND)
     sequences = kept.sequences()
+    tokens = sum(sequences)
+    if facts.kind not in ("completion", "text") and tokens:
+        band = max(band, counting.row_doubt(tokenizer) * len(sequences) / tokens)
     return TokenCount(
-        tokens=sum(sequences),
+        tokens=tokens,
         trained_tokens=kept.trained,
         rows=facts.rows,
         longest=max(sequences, default=0),

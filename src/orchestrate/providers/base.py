@@ -36,6 +36,7 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -45,7 +46,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.rules import Target
     from orchestrate.profile import Profile
@@ -117,6 +118,12 @@ class Provider(ABC):
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
 
+    def lookup(self, spec: JobSpec) -> Lookup:
+        """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
+        from orchestrate import costing
+
+        return costing.lookup(spec, self.resolve(spec), self.prices)
+
     def size_of(self, model: str | None) -> float | None:
         """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""
         from orchestrate import catalog
@@ -179,6 +186,12 @@ class Provider(ABC):
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
+
+    def recall(self, job: Job) -> Recalled | None:
+        """What the host tells of a job by which it can be priced though its spec and data are gone; `None`
+        where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
+        del job
+        return None
 
     def billing(self) -> Billing:
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and

@@ -178,7 +178,8 @@ class Orchestrator:
     def quote(
         self, spec: JobSpec, provider: Backends = "all", *, gpu_hours: Decimal | None = None
     ) -> list[Quote]:
-        """One quote for each backend, cheapest first, those without a price last. Offline."""
+        """One quote for each backend, cheapest first, those of jobs that would be refused and those without a
+        price last. Offline."""
         return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False).quotes
 
     # -- spending -------------------------------------------------------------------------------------------

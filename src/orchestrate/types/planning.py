@@ -143,6 +143,19 @@ class Quote(Record, frozen=True, kw_only=True):
     """Modelled or measured time to train; `None` where nothing is known."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
+    recalled: bool = False
+    """Made of what the host tells of a job whose spec and data are gone: nobody agreed to it."""
+    open_end: str | None = None
+    """What the price does not count: the job may cost more than `high_usd`, and no limit can be checked."""
+    undecided: str | None = None
+    """Why no single price can be named: `expected_usd` is the middle of the range, good for sorting only."""
+    refused: str | None = None
+    """Why the backend would refuse the job as it is."""
+
+    @property
+    def rank(self) -> tuple[bool, bool, Decimal]:
+        """Sorts quotes: those that can be had first, then by price; those without a price last."""
+        return (self.unavailable is not None, self.refused is not None, self.expected_usd)
 
 
 class Bill(Record, frozen=True, kw_only=True):

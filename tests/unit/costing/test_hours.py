@@ -51,9 +51,9 @@ def test_a_price_by_the_hour_that_is_the_users_own_says_so(
 ) -> None:
     book = built_in().over([parse_flag(flag, TODAY)])
     quote = timed(10.0, hourly=local_rate("local", "cpu", book=book, today=TODAY))
-    assert [entry.own for entry in quote.lines] == ["--rate"]
-    assert any(words in warning and "from --rate" in warning for warning in quote.warnings)
-    assert costing.quoted_hour(quote).own == "--rate"  # type: ignore[union-attr]
+    assert [entry.own for entry in quote.lines] == [f"--rate {flag}"]
+    assert any(words in warning and f"from --rate {flag}" in warning for warning in quote.warnings)
+    assert costing.quoted_hour(quote).own == f"--rate {flag}"  # type: ignore[union-attr]
     published = timed(10.0, hourly=local_rate("local", "cpu", today=TODAY))
     assert published.lines[0].own is None and not any("own" in warning for warning in published.warnings)
 
@@ -77,6 +77,24 @@ def test_the_users_own_rate_goes_first() -> None:
     rented = built_in().over([parse_flag("local:gpu_rental=1.25", TODAY)])
     found = local_rate("local", "NVIDIA A100", 4, book=rented, today=TODAY)
     assert (found.component, found.usd_per_hour) == ("rental", Decimal(5))
+
+
+@pytest.mark.parametrize(
+    ("flag", "device", "component", "usd"),
+    [
+        ("local:gpu_rental@H100=2.49", "NVIDIA H100 80GB HBM3", "rental", "4.98"),
+        ("local:owned@A100=1.10", "NVIDIA A100-SXM4-80GB", "owned", "1.10"),
+        ("local:owned@rtx 4090=0.5", "NVIDIA GeForce RTX 4090", "owned", "0.5"),
+        ("local:gpu_rental@H100=2.49", "NVIDIA A100-SXM4-80GB", "electricity", None),
+    ],
+)
+def test_a_rate_of_ones_own_finds_the_device_as_people_name_it(
+    flag: str, device: str, component: str, usd: str | None
+) -> None:
+    book = built_in().over([parse_flag(flag, TODAY)])
+    found = local_rate("local", device, 2, book=book, today=TODAY)
+    assert found.component == component
+    assert usd is None or found.usd_per_hour == Decimal(usd)
 
 
 def test_rental() -> None:

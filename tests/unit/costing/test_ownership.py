@@ -189,7 +189,7 @@ def test_own_machine_must_carry_the_traffic() -> None:
 def test_reasons_for_no_total() -> None:
     unknown = Quote(provider="fireworks", model="m", unavailable="no price")
     assert total("fireworks", "qwen3-8b", training=unknown).unavailable == "no price"
-    assert "size of glm-5.1 is not known" in (total("fireworks", "glm-5.1").unavailable or "")
+    assert "size of glm-5.3 is not known" in (total("fireworks", "glm-5.3").unavailable or "")
     assert "no price of serving" in (total("local", "qwen3-8b", training=trained("local")).unavailable or "")
 
 

@@ -36,7 +36,7 @@ from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, offline, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.fireworks import reading, translation
+from orchestrate.providers.fireworks import reading, recalled, translation
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
@@ -59,6 +59,7 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -120,6 +121,9 @@ class FireworksProvider(Provider):
         prefix, _, dataset_id = remote.train_id.rpartition("/")
         mine = prefix == f"accounts/{self._at.account()}/datasets"
         return mine and (self._datasets.get(dataset_id) or {}).get("name") == remote.train_id
+
+    def recall(self, job: Job) -> Recalled:
+        return recalled.of(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
 

@@ -124,6 +124,11 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         error=_error(raw, state) if status is JobStatus.FAILED else None,
         cost_usd=cost or None,
         cost_origin="estimatedCost" if cost else None,
+        accelerator_seconds={
+            gpu: seconds
+            for gpu, told in table(raw.get("acceleratorSeconds")).items()
+            if (seconds := whole(told)) is not None
+        },
         payload=payload(dict(raw)),
     )
 

@@ -57,7 +57,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -164,6 +164,11 @@ class LocalProvider(Provider):
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
+        device = found[0].name if found else "cpu"
+        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.compatible import connect, is_azure, wire_of
 from orchestrate.providers.hosted import Wire, headers_of
-from orchestrate.providers.openai import checking, reading, translation
+from orchestrate.providers.openai import checking, reading, recalled, translation
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
@@ -52,6 +52,7 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Problem,
+    Recalled,
     RemoteDataset,
     Reply,
     Translation,
@@ -181,6 +182,9 @@ class OpenAIProvider(Provider):
             return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
         except (NotFound, PermissionRefused):
             return False
+
+    def recall(self, job: Job) -> Recalled:
+        return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
 
     # -- submitting ----------------------------------------------------------------------------------------
 

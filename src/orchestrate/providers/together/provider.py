@@ -40,7 +40,7 @@ from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import pricing, reading, translation
+from orchestrate.providers.together import pricing, reading, recalled, translation
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
@@ -66,6 +66,7 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -129,6 +130,9 @@ class TogetherProvider(Provider):
             return self._files.get(remote.train_id).get("id") == remote.train_id
         except (NotFound, PermissionRefused):
             return False
+
+    def recall(self, job: Job) -> Recalled:
+        return recalled.of(job, self._files.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
