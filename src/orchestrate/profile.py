@@ -130,10 +130,10 @@ class Profile:
         if not shut or self.closed(today):
             return None
         told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
-        end = f", and is to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
+        end = f", and will be to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
         return (
             f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
-            "only a submit tells whether your account is one of them"
+            "only a submit shows whether your account is one of them"
         )
 
     def closed(self, today: date) -> str | None:
