@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -33,12 +32,18 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.catalog import Model
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
     from orchestrate.providers.base import Progress, Provider
+    from orchestrate.quoting import Ownership
     from orchestrate.reports import Comparison
+    from orchestrate.reports.advice import Advice, Needs
+    from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -131,6 +136,32 @@ class Orchestrator:
             backend.config.require_key()
         return backend
 
+    # -- choosing -------------------------------------------------------------------------------------------
+
+    def models(self, query: str = "", provider: str | None = None) -> list[Model]:
+        """Base models whose names hold every word of `query`, with `provider` only those that it offers.
+        Offline."""
+        from orchestrate import catalog
+
+        return catalog.search(query, None if provider is None else self.settings.host(provider).kind)
+
+    def model_changes(self, provider: Backends = "all") -> ModelChanges:
+        """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
+        the catalog."""
+        from orchestrate.service import models
+
+        return models.changes(self, provider)
+
+    def advise(
+        self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
+    ) -> Advice:
+        """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
+        (`orchestrate.service.advice.Needs`), with reasons. `totals`, of `orchestrate.quoting.ownership`, add
+        the money. Offline. Raises `DataError` for a file that cannot be read."""
+        from orchestrate.service import advice
+
+        return advice.advise(file, needs or advice.Needs(), totals)
+
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
@@ -161,14 +192,14 @@ class Orchestrator:
         the quotes only, and the test file is not read. Raises `DataError` for a file that cannot be read.
         """
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued, gpu_hours, checked)
-        return prepare(spec, [self.provider(name) for name in self.backends(provider)], terms)
+        backends = [self.provider(name) for name in self.backends(provider)]
+        return prepare(spec, backends, self._terms(gpu_hours, checked))
 
     def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
         no file is read."""
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued)
+        terms = self._terms()
         return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
@@ -211,20 +242,16 @@ class Orchestrator:
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate import earlier, specfile, trust
-        from orchestrate.tracking import Submitter
+        from orchestrate.service import submission
         from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
-        if isinstance(spec, Prepared):
-            prepared = spec
-        else:
-            self.require(spec, name)
-            prepared = self.prepare(spec, name)
+        if not isinstance(spec, Prepared):
+            self.require(spec, name)  # before the data are read
+        prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
-        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
-        if agree is not None:
-            submitter = replace(submitter, agree=agree)
+        submitter = submission.submitter(self, name, agree)
         if known := wish.known(self.store):
             trust.require_to_spend(self.settings, self.provider(name))
             return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
@@ -278,31 +305,12 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate import trust
-        from orchestrate.costing import caps, check_budget
+        from orchestrate.service.submission import limits
 
-        trust.require_to_spend(self.settings, *(self.provider(name) for name in self.backends(provider)))
-        if not prepared.checked:
-            raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-        committed_usd, names = Decimal(0), self.backends(provider)
-        for name in names:
-            self.require(prepared.offer(name).spec, name)
-            offer = prepared.offer(name)
-            offer.require_fit(strict=strict)
-            sandbox = self.provider(name).sandbox
-            budget_usd = None if sandbox else self.settings.budget_usd
-            used_usd = (
-                Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
-            )
-            check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
-            if not sandbox:
-                committed_usd += offer.quote.high_usd
-        offers = [prepared.offer(name) for name in names]
-        own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
-        limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
-        quotes = [offer.quote for offer in offers]
-        shares = caps(quotes, max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
-        return dict(zip(names, shares, strict=True))
+        names = self.backends(provider)
+        return limits(
+            self, prepared, names, strict=strict, max_cost_usd=max_cost_usd, each_usd=max_cost_each_usd
+        )
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -370,13 +378,9 @@ class Orchestrator:
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
         json."""
-        from orchestrate import reports
+        from orchestrate.service.comparison import compare
 
-        records = [self._record(r) for r in runs]
-        metrics = {r.id: self.store.history.metrics(r.id) for r in records}
-        evaluations = {r.id: self.evaluations(r.id) for r in records}
-        sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
-        return reports.compare(records, metrics, evaluations, translations=sent)
+        return compare(self, runs)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
@@ -384,38 +388,13 @@ class Orchestrator:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _record(self, run: RunHandle | Run | str) -> Run:
-        if isinstance(run, RunHandle):
-            return run.record
-        return self.store.runs.get(run) if isinstance(run, str) else run
+    def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
+        from orchestrate.service.continuation import continued
+
+        return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
 
         specfile.require_backends(spec, self.backends())
-
-    def _sent(self, run: Run) -> Translation | None:
-        """What a run's settings became; `None` when its backend can no longer be made or tell."""
-        from orchestrate.spec import JobSpec
-
-        try:
-            return self.provider(run.provider).translate(JobSpec.parse(run.spec))
-        except OrchestrateError:
-            return None
-
-    def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
-        """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.runs.exists(spec.continue_from):
-            return spec
-        earlier = self.store.runs.get(spec.continue_from)
-        if earlier.provider != provider:
-            raise UsageError(
-                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
-                fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
-            )
-        if earlier.status is not JobStatus.SUCCEEDED:
-            raise UsageError(
-                f"run {earlier.id} is {earlier.status}; training continues from a finished run only"
-            )
-        return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})

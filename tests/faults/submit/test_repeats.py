@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -27,8 +28,23 @@ def changed(run: RunHandle, **values: Any) -> Run:
     return store.runs.apply(run.id, lambda now: msgspec.structs.replace(now, **values))
 
 
+Once = Callable[[Shop, str, str], None]
+
+
+@pytest.fixture
+def once(tally: Callable[..., None]) -> Once:
+    """Requires that one run has one job, by the host's books, and tells the suite's table."""
+
+    def count(shop: Shop, name: str, what: str) -> None:
+        found = shop.count(name)
+        tally(what, name, found)
+        assert found == {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0}
+
+    return count
+
+
 @pytest.mark.parametrize("name", HOSTED)
-def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: str) -> None:
+def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: str, once: Once) -> None:
     first = shop.ft.submit(shop.spec, name)
     moved = shop.folder / "elsewhere.jsonl"
     moved.write_bytes(shop.rows.read_bytes())
@@ -38,6 +54,7 @@ def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: s
     assert f"orchestrate watch {first.id}" in str(caught.value.fix)
     assert "--again" in str(caught.value.fix)
     assert (shop.sent(), len(shop.ft.runs())) == (1, 1)
+    once(shop, name, "repeated command: refused")
     assert shop.ft.submit(again, name, again=True).id != first.id
     assert shop.sent() == 2
 
@@ -107,13 +124,14 @@ def test_another_run_is_no_repetition(shop: Shop, other: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", HOSTED)
-def test_the_same_key_is_the_same_run_for_ever(shop: Shop, name: str) -> None:
+def test_the_same_key_is_the_same_run_for_ever(shop: Shop, name: str, once: Once) -> None:
     first = shop.ft.submit(shop.spec, name, idempotency_key="nightly-7")
     for status in (JobStatus.RUNNING, JobStatus.FAILED, JobStatus.SUCCEEDED):
         changed(first, status=status, created_at=first.record.created_at - timedelta(days=400))
         assert shop.ft.submit(shop.spec, name, idempotency_key="nightly-7").id == first.id
     assert shop.sent() == 1
     assert first.record.idempotency_key == "nightly-7"
+    once(shop, name, "repeated command: the same key")
 
 
 def test_the_run_of_a_key_is_found_over_budget_and_goes_on_where_it_stopped(shop: Shop) -> None:
@@ -150,7 +168,7 @@ def test_what_is_no_key(shop: Shop, key: str) -> None:
 
 @pytest.mark.parametrize("key", ["one", None])
 def test_of_many_that_ask_at_once_one_makes_the_run(
-    tmp_path: Path, hosts: Any, store_url: str, key: str | None
+    tmp_path: Path, hosts: Any, store_url: str, key: str | None, once: Once
 ) -> None:
     hosts.clear_faults()
     shop = Shop(tmp_path, hosts, store_url=store_url)
@@ -171,6 +189,7 @@ def test_of_many_that_ask_at_once_one_makes_the_run(
     with ThreadPoolExecutor(at_once) as pool:
         found = set(pool.map(ask, range(at_once)))
     assert (len(found), shop.sent()) == (1, 1)
+    once(shop, "fireworks", "repeated command: four at once")
 
 
 # -- the command -------------------------------------------------------------------------------------------
