@@ -38,7 +38,7 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
             return
         cursor = str(page.next_page_info())
         if cursor in seen:
-            raise UnexpectedAnswer(provider, f"the list does not end: page {redact_text(cursor)} came twice")
+            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came twice")
         seen.add(cursor)
         page = _page(read, page.get_next_page, omits_empty)
     raise UnexpectedAnswer(provider, f"the list has not ended after {most} pages")
