@@ -55,6 +55,12 @@ class Connection:
             self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
         return self._plain
 
+    def lines(self, url: str) -> list[str]:
+        """Of a file at a signed URL. Raises httpx's errors."""
+        answer = self.plain().get(url)
+        answer.raise_for_status()
+        return answer.text.splitlines()
+
     @property
     def inference_url(self) -> str:
         """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
