@@ -261,7 +261,7 @@ def _unknown(path: Sequence[str], tag: str | None) -> str:
     known = sorted(_PARTS[tag or parents[0]].model_fields if parents else JobSpec.model_fields)
     owners = [t for t, part in _TAGS.items() if tag and name in part.model_fields]
     if owners:
-        return f"no setting of {tag}, but of {', '.join(owners)}"
+        return f"a setting of {', '.join(owners)}, not of {tag}"
     return f"unknown field{_suggest(name, known)}; allowed: {', '.join(known)}"
 
 

@@ -219,7 +219,7 @@ class Provider(ABC):
         only when nothing can be asked."""
         from orchestrate.providers import standing
 
-        return standing.of_jobs(self, "whatever else this backend bills for cannot be asked for")
+        return standing.of_jobs(self, "anything else that this backend bills for")
 
     def base_models(self) -> Sequence[HostModel]:
         """What the host says now of the models that it tunes, limits and end dates where it tells them; a

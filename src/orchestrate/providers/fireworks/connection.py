@@ -79,7 +79,7 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
+                    f"the Fireworks key has {len(names)} accounts ({known}): say which one to use",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]

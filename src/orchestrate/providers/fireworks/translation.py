@@ -173,8 +173,8 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_asked(
         {
-            "method.reasoning_effort": "Fireworks has no such knob for training",
-            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such knob",
+            "method.reasoning_effort": "Fireworks has no such setting for training",
+            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such setting",
         }
     )
 
@@ -185,7 +185,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters", instead="lora")
         return
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Fireworks does not tell in which precision it holds the base"
+        rule = "trained as LoRA: Fireworks does not say in which precision it holds the base"
         rows.map("adapter.type", None, "lora", rule, exact=False)
     else:
         rows.keep("adapter.type", None, "lora", rule="all managed jobs train LoRA adapters")

@@ -23,10 +23,9 @@ REF_KEY = "orchestrate_ref"
 RESERVED = ("model", "training_file", "validation_file", "metadata")
 """Fields of the request that Orchestrate fills itself."""
 
-HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not tell; nothing is sent"
+HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not say how; nothing is sent"
 _NO_RATE = (
-    "OpenAI publishes no base rate, so that no multiplier is known to mean this rate; "
-    "use learning_rate_multiplier"
+    "OpenAI publishes no base rate, so no multiplier is known to give this rate; use learning_rate_multiplier"
 )
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
@@ -35,17 +34,17 @@ REFUSED: Mapping[str, str] = {
     "schedule": "OpenAI sets the learning rate's schedule itself",
     "weight_decay": "OpenAI sets the weight decay itself",
     "max_grad_norm": "OpenAI clips gradients by its own rule",
-    "packing": "OpenAI does not tell whether it packs rows",
+    "packing": "OpenAI does not say whether it packs rows",
     "early_stopping": "OpenAI trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO has beta only",
     "method.rpo_alpha": "OpenAI's DPO has beta only",
     "method.simpo_gamma": "OpenAI's DPO has beta only",
     "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
-    "method.kl_beta": "OpenAI does not tell how far it lets the model go from its start",
-    "adapter.r": "OpenAI chooses the adapter's rank itself and does not tell it",
-    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not tell it",
-    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not tell it",
-    "adapter.targets": "OpenAI chooses the adapted modules itself and does not tell them",
+    "method.kl_beta": "OpenAI does not say how far it lets the model move from its start",
+    "adapter.r": "OpenAI chooses the adapter's rank itself and does not publish it",
+    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not publish it",
+    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not publish it",
+    "adapter.targets": "OpenAI chooses the adapted modules itself and does not publish them",
 }
 
 
@@ -79,7 +78,7 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         return
     base = _base(tuned)
     if model.model is not None and base is None:
-        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that has ended well")
+        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
         rows.refuse("continue_from", f"it was made from {base}, and the spec's model is {model.id}")
     else:

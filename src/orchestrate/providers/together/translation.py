@@ -36,7 +36,7 @@ RESERVED = (
 )
 """Fields that Orchestrate fills, and keys, which do not belong into a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs (only training sessions that a program of yours drives); "
+    "Together has no reinforcement jobs (only training sessions that your own program drives); "
     "OpenAI and Fireworks have them"
 )
 
@@ -135,7 +135,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     asked = [name for name in rows.asked if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Together does not tell in which precision it holds the base"
+        rule = "trained as LoRA: Together does not say in which precision it holds the base"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
     elif asked:
         rows.keep("adapter.type", "training_type.type", "Lora")
@@ -243,7 +243,7 @@ def _names(rows: Rows) -> None:
     suffix = rows.given("suffix")
     room = SUFFIX_LIMIT - REF_LENGTH - 1
     if suffix is not None:
-        cut = f"; cut to {room} characters, so that the ref fits" if len(suffix) > room else ""
+        cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
         rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
         rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
     for name in ("project", "name", "entity"):
