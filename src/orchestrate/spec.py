@@ -153,7 +153,7 @@ Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]
 
 
 def _no_ref(suffix: str) -> str:
-    if found := re.search(r"orc-[0-9a-z]{12}", suffix.lower()):
+    if found := re.search(r"orc[-_.][0-9a-z]{12}", suffix.lower()):
         raise ValueError(f"{found.group()!r} in it looks like the tag by which a run's job is found again")
     return suffix
 
