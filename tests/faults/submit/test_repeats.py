@@ -19,6 +19,7 @@ from orchestrate import Orchestrator, config
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.repeats import RECENT
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 
@@ -74,11 +75,13 @@ def test_after_a_lost_answer_the_run_that_may_be_billed_is_named(shop: Shop, nam
 def test_what_was_interrupted_before_the_send_is_gone_on_with(shop: Shop, name: str) -> None:
     backend, prepared = shop.ft.provider(name), shop.ft.prepare(shop.spec, name)
     run = shop.ft.store.runs.create(
-        prepared.offer(name).spec,
-        name,
-        dataset_digest=prepared.data.digest,
-        host=backend.host,
-        account=backend.account().id,
+        Intent(
+            spec=prepared.offer(name).spec,
+            provider=name,
+            dataset_digest=prepared.data.digest,
+            host=backend.host,
+            account=backend.account().id,
+        )
     )
     with pytest.raises(AlreadySubmitted, match=run.id) as caught:
         shop.ft.submit(shop.spec, name)
