@@ -37,6 +37,7 @@ from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
+from orchestrate.providers.fireworks.rendering import rendered_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
@@ -73,6 +74,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
@@ -240,13 +242,14 @@ class FireworksProvider(Provider):
                 client = self._at.client()
                 answer = self._wire.read(lambda: client.get(path, cast_to=object), expect=dict)
                 url = text(table(answer).get("signedUrl"))
-            if url is None:
-                return []
-            safe = require_safe(url)
-            lines = self._wire.read(lambda: self._at.lines(safe))
         except NotFound:
             return []
-        return reading.metrics_of(lines)
+        return reading.metrics_of(self._lines(url))
+
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
+        raw, _ = self._at.find(job)
+        return rendered_of(self._lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -381,6 +384,16 @@ class FireworksProvider(Provider):
             [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
         )
         return made_since(pages, since)
+
+    def _lines(self, url: str | None) -> list[str]:
+        """Of a file behind a signed URL; none while it is not written."""
+        if url is None:
+            return []
+        safe = require_safe(url)
+        try:
+            return self._wire.read(lambda: self._at.lines(safe))
+        except NotFound:
+            return []
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:

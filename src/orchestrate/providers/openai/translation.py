@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrate.catalog import ModelOnHost
+from orchestrate.providers.openai.fields import FIELDS
 from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
@@ -16,6 +17,8 @@ from orchestrate.types import Translation
 METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
+CONTEXT = 65_536
+"""Tokens of a row, of all models; the guide to supervised fine-tuning."""
 REF_KEY = "orchestrate_ref"
 RESERVED = ("model", "training_file", "validation_file", "metadata")
 """Fields of the request that Orchestrate fills itself."""
@@ -27,14 +30,11 @@ _NO_RATE = (
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
     "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
-    "gradient_accumulation": "OpenAI splits the batch itself; use batch_size",
     "warmup_ratio": "OpenAI sets the warm-up itself",
     "schedule": "OpenAI sets the learning rate's schedule itself",
     "weight_decay": "OpenAI sets the weight decay itself",
     "max_grad_norm": "OpenAI clips gradients by its own rule",
-    "max_seq_length": "OpenAI cuts rows at the model's own limit (65,536 tokens)",
     "packing": "OpenAI does not say whether it packs rows",
-    "evals": "OpenAI evaluates on its own schedule",
     "early_stopping": "OpenAI trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO has beta only",
     "method.rpo_alpha": "OpenAI's DPO has beta only",
@@ -49,13 +49,14 @@ REFUSED: Mapping[str, str] = {
 
 
 def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterable[str] = ()) -> Translation:
-    rows = Rows(provider, spec, aliases=aliases)
+    rows = Rows(provider, spec, aliases=aliases, fields=FIELDS)
     _files(rows)
     _continue(rows, spec, model)
     _method(rows, spec)
     _adapter(rows, spec)
     _numbers(rows, spec)
     _checkpoints(rows, spec)
+    _as_always(rows, spec)
     rows.offer("seed", "seed", rule="chosen by the host")
     rows.offer("suffix", "suffix", rule="none")
     _wandb(rows, spec)
@@ -119,7 +120,8 @@ def _inputs(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec) -> None:
     asked = "adapter" in spec.model_fields_set
     if spec.adapter.type == "full":
-        rows.refuse("adapter.type", "OpenAI does not let you choose; take LoRA, the default")
+        reason = "OpenAI does not let you choose; take LoRA, the default"
+        rows.refuse("adapter.type", reason, instead="lora")
     elif asked:
         rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
     else:
@@ -134,14 +136,15 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
 def _numbers(rows: Rows, spec: JobSpec) -> None:
     inside = f"method.{METHODS[spec.method.type]}.hyperparameters"
     if (spec.epochs or 0) > EPOCHS:
-        rows.refuse("epochs", f"OpenAI trains at most {EPOCHS} epochs")
+        rows.refuse("epochs", f"OpenAI trains at most {EPOCHS} epochs", instead=EPOCHS)
     else:
         rows.offer("epochs", f"{inside}.n_epochs", "auto")
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
-        rows.map("batch_size", f"{inside}.batch_size", BATCH, f"{BATCH} is OpenAI's largest")
+        rule = f"OpenAI chooses by the size of the file, at most {BATCH}; it does not fill its memory"
+        rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:
-        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples")
+        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples", instead=BATCH)
     else:
         rows.offer("batch_size", f"{inside}.batch_size", "auto")
 
@@ -154,6 +157,22 @@ def _checkpoints(rows: Rows, spec: JobSpec) -> None:
         rows.keep("checkpoints", None, rule=rule)
     else:
         rows.refuse("checkpoints", f"OpenAI makes {rule}")
+
+
+def _as_always(rows: Rows, spec: JobSpec) -> None:
+    """Settings that OpenAI has no field for, and does as asked where that is what it always does."""
+    told = {
+        "gradient_accumulation": ("OpenAI splits the batch itself; use batch_size", 1),
+        "max_seq_length": (f"OpenAI cuts rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
+        "evals": ("OpenAI evaluates on its own schedule", 0 if spec.validation is None else None),
+    }
+    for name, (rule, always) in told.items():
+        if rows.given(name) is None:
+            continue
+        if rows.given(name) == always:
+            rows.keep(name, None, rule="as always here")
+        else:
+            rows.refuse(name, rule)
 
 
 def _wandb(rows: Rows, spec: JobSpec) -> None:
