@@ -67,7 +67,8 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        live = provider.live_price(offer.spec, provider.upload(offer.spec, data))
+        remote = provider.upload(offer.spec, data, offer.translation)
+        live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
     if live.unavailable or offline is None:

@@ -188,7 +188,7 @@ def _show(report: GenerateReport) -> None:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature may help"}
-        note(f"ended early: {why.get(report.stopped, f'--{report.stopped} was reached')}")
+        note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
     if report.rows:
         note(f"review them: orchestrate data review {report.output}")
 

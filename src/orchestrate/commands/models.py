@@ -67,6 +67,8 @@ def show(
         return
     hub = f"  hub: {model.hub}" if model.hub else ""
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
+    if told := _told(model):
+        out.print(told)
     today = date.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
@@ -76,9 +78,11 @@ def show(
                 provider, host.id, *_limits(host), "; ".join([host.note] if host.note else host.sources)
             )
     out.print(shown)
-    for provider in model.hosts:
+    for provider, host in model.hosts.items():
         if warning := models.shutdown_warning(model, provider, today):
             out.print(warning, style="yellow")
+        if host.successor:
+            out.print(f"{provider} names {host.successor} as its replacement")
 
 
 @app.command()
@@ -120,6 +124,25 @@ def _size(model: Model) -> str:
         return "-"
     active = f" ({model.active_params_b:g}B active)" if model.active_params_b else ""
     return f"{model.params_b:g}B{active}"
+
+
+def _told(model: Model) -> str:
+    """What is known of an open model itself."""
+    if not model.open:
+        return ""
+    facts = {
+        "licence": model.licence,
+        "context": f"{model.context:,}" if model.context else None,
+        "tokenizer": model.tokenizer,
+        "chat template": model.template,
+        "weights": model.precision,
+    }
+    lines = ["  ".join(f"{name}: {value or 'not known'}" for name, value in facts.items())]
+    if model.note:
+        lines.append(model.note)
+    if model.sources:
+        lines.append(f"from {'; '.join(model.sources)}")
+    return "\n".join(lines)
 
 
 def _places(model: Model) -> str:

@@ -65,7 +65,8 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Orchestrator) -> Iterator[Check]:
-    """Keys, home folder, store and deployments. Raises `StoreError` when the store cannot be used."""
+    """Keys, broken backends, home folder, store, deployments. Raises `StoreError` when the store cannot be
+    used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
         yield Check(
@@ -74,6 +75,8 @@ def settings(ft: Orchestrator) -> Iterator[Check]:
             detail=f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
             fix=None if host.api_key else f"orchestrate keys set {name}",
         )
+    for name, error in registry.broken(ft.settings).items():
+        yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     yield _home(ft.settings.home)
     runs = count(len(ft.runs(limit=1000)), "run")
     yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")

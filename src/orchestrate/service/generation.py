@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from orchestrate import config
 from orchestrate.costing.completions import completion_price
@@ -47,7 +48,7 @@ class Writer:
                     f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
                 )
             return host
-        url = config.urlsplit(self.base_url)
+        url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UsageError(f"{self.base_url} is not an http or https address")
         key = config.Secret("none")

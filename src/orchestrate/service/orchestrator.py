@@ -105,12 +105,12 @@ class Orchestrator:
     # -- backends -------------------------------------------------------------------------------------------
 
     def backends(self, wanted: Backends = "all") -> list[str]:
-        """The names asked for. Raises `UsageError` for an unknown one."""
+        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
         from orchestrate.providers import registry
 
-        known = registry.names(self.settings)
         if wanted == "all":
-            return known
+            return registry.usable(self.settings)
+        known = registry.names(self.settings)
         names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
         if unknown := [n for n in names if n not in known]:
             raise UsageError(
@@ -241,7 +241,7 @@ class Orchestrator:
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import earlier, specfile, trust
+        from orchestrate import earlier, trust
         from orchestrate.service import submission
         from orchestrate.tracking.repeats import already
 
@@ -252,28 +252,15 @@ class Orchestrator:
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
         submitter = submission.submitter(self, name, agree)
+        asked = submission.of(self, prepared, name, limit_usd=limit, key=idempotency_key, again=again)
         if known := wish.known(self.store):
             trust.require_to_spend(self.settings, self.provider(name))
-            return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
+            return RunHandle(self, submitter.take_up(known, asked, progress=progress))
         if not again and (same := wish.same(self.store)):
             raise already(same)
         self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
         prepared.require_unchanged()
-        offer = prepared.offer(name)
-        own = specfile.anchored(offer.spec)
-        if limit is not None:
-            own = own.model_copy(update={"max_cost_usd": limit})
-        run = submitter.submit(
-            own,
-            prepared.data,
-            quote=offer.quote,
-            max_cost_usd=own.max_cost_usd,
-            idempotency_key=idempotency_key,
-            again=again,
-            made_by=self.settings.made_by,
-            progress=progress,
-        )
-        return RunHandle(self, run)
+        return RunHandle(self, submitter.submit(asked, progress=progress))
 
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
@@ -344,9 +331,11 @@ class Orchestrator:
         no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
         and are not idle. What could not be asked is told in the report; raises `UsageError` for an
         unknown month or grouping."""
+        from orchestrate.providers import registry
         from orchestrate.spending import Spender
 
-        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        names = registry.names(self.settings)  # the report says of a broken one that it was not asked
+        spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
         wanted = (by,) if isinstance(by, str) else by
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
@@ -396,5 +385,6 @@ class Orchestrator:
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
+        from orchestrate.providers import registry
 
-        specfile.require_backends(spec, self.backends())
+        specfile.require_backends(spec, registry.names(self.settings))

@@ -7,10 +7,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import trust
+from orchestrate import specfile, trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
 from orchestrate.tracking import Submitter
+from orchestrate.tracking.submission import Submission
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
@@ -53,3 +54,29 @@ def submitter(ft: Orchestrator, name: str, agree: Callable[[Quote], bool] | None
     """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
     made = Submitter(ft.store, ft.provider(name), budget_usd=ft.settings.budget_usd)
     return made if agree is None else replace(made, agree=agree)
+
+
+def of(
+    ft: Orchestrator,
+    prepared: Prepared,
+    name: str,
+    *,
+    limit_usd: Decimal | None,
+    key: str | None,
+    again: bool,
+) -> Submission:
+    """What is asked of one backend, as it was prepared. `limit_usd` goes before the spec's own limit."""
+    offer = prepared.offer(name)
+    spec = specfile.anchored(offer.spec)
+    if limit_usd is not None:
+        spec = spec.model_copy(update={"max_cost_usd": limit_usd})
+    return Submission(
+        spec=spec,
+        translation=offer.translation,
+        data=prepared.data,
+        quote=offer.quote,
+        max_cost_usd=spec.max_cost_usd,
+        idempotency_key=key,
+        again=again,
+        made_by=ft.settings.made_by,
+    )
