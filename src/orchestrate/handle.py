@@ -31,6 +31,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
@@ -141,6 +142,10 @@ class RunHandle:
     def checkpoints(self) -> list[Checkpoint]:
         """Those in the store."""
         return self._ft.store.history.checkpoints(self.id)
+
+    def rendered(self) -> list[RowTokens]:
+        """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
+        return list(self._here().rendered(self.record.handle))
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""

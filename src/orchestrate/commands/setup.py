@@ -6,8 +6,9 @@ import json as jsonlib
 import os
 import re
 import sys
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -27,6 +28,9 @@ from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageEr
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
 from orchestrate.types import Feature
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 """A server that generates data is named so in the key file."""
@@ -255,6 +259,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 def providers(context: typer.Context, json: Json = False) -> None:
     """Backends, what each of them can do, and why something is missing."""
+    today = date.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
         if json:
@@ -267,6 +272,7 @@ def providers(context: typer.Context, json: Json = False) -> None:
                         "sandbox": b.sandbox,
                         "features": sorted(b.features),
                         "missing": {f.value: reason for f, reason in b.missing.items()},
+                        "ended": {f.value: reason for f, reason in b.ended(today).items()},
                     }
                     for b in backends
                 ]
@@ -277,12 +283,20 @@ def providers(context: typer.Context, json: Json = False) -> None:
         for feature in Feature:
             shown.add_row(
                 feature.value.replace("_", " "),
-                *(Text("yes", "green") if feature in b.features else Text("-", "dim") for b in backends),
+                *(_has(b, feature, today) for b in backends),
             )
         out.print(shown)
         for b in backends:
             for feature, reason in b.missing.items():
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+            for feature, reason in b.ended(today).items():
+                note(f"{b.config.name} has no {feature.value} any more: {reason}")
+
+
+def _has(backend: Provider, feature: Feature, today: date) -> Text:
+    if feature in backend.ended(today):
+        return Text("ended", "yellow")
+    return Text("yes", "green") if feature in backend.features else Text("-", "dim")
 
 
 def plugins(json: Json = False) -> None:

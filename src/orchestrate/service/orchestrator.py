@@ -160,7 +160,8 @@ class Orchestrator:
         the money. Offline. Raises `DataError` for a file that cannot be read."""
         from orchestrate.service import advice
 
-        return advice.advise(file, needs or advice.Needs(), totals)
+        backends = [self.provider(name) for name in self.backends()]
+        return advice.advise(file, needs or advice.Needs(), totals, backends)
 
     # -- before spending ------------------------------------------------------------------------------------
 
