@@ -28,7 +28,7 @@ from orchestrate.methods import method_word as method_word
 
 
 def _no_ref(suffix: str) -> str:
-    if found := re.search(r"orc-[0-9a-z]{12}", suffix.lower()):
+    if found := re.search(r"orc[-_.][0-9a-z]{12}", suffix.lower()):
         raise ValueError(f"{found.group()!r} in it looks like the tag by which a run's job is found again")
     return suffix
 

@@ -33,7 +33,7 @@ _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.I
 _SHOWN = 40
 
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host says it beforehand.")
+    float | None, typer.Option(min=0, help="What an RFT job is assumed to need; no host says so beforehand.")
 ]
 
 

@@ -17,7 +17,7 @@ from tests.faults.world import SETTLED, World
 
 from orchestrate import sandbox
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Terms
+from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
 from orchestrate.types import Deployment, DeploymentState
 
 
