@@ -232,7 +232,7 @@ def test_a_large_file_in_parts(openai: OpenAI, write: Write, until: Until) -> No
     assert done.status == "completed"
     assert done.file is not None
     assert openai.files.content(done.file.id).read() == data
-    with pytest.raises(BadRequestError, match="text/jsonl"):
+    with pytest.raises(sdk.BadRequestError, match="text/jsonl"):
         openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/plain", purpose="fine-tune")
     other = openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     assert openai.uploads.cancel(other.id).status == "cancelled"
