@@ -16,6 +16,7 @@ alternatives(model, provider=None) -> list[Model]
 differences(provider, seen: Iterable[HostModel]) -> list[Change]
     What a host says now (its `base_models()`) against the catalog.
 all_models() -> tuple[Model, ...]; known_hosts() -> frozenset[str]
+closest_closed(model, provider) -> Model | None; ended_method(method, today) -> [(host, model, last day)]
 comparison() -> Model
     What prompting is compared with unless another model is named.
 """
@@ -26,7 +27,9 @@ from orchestrate.catalog.models import (
     Model,
     all_models,
     alternatives,
+    closest_closed,
     comparison,
+    ended_method,
     find,
     known_hosts,
     search,
@@ -43,7 +46,9 @@ __all__ = [
     "ModelOnHost",
     "all_models",
     "alternatives",
+    "closest_closed",
     "comparison",
+    "ended_method",
     "find",
     "resolve",
     "search",

@@ -237,6 +237,30 @@ def comparison() -> Model:
     return find(_catalog().comparison)
 
 
+def ended_method(method: str, today: date) -> list[tuple[str, str, date]]:
+    """The hosts that had models for a method and have none any more: host, the model that closed last, its
+    last day."""
+    found: list[tuple[str, str, date]] = []
+    for provider in sorted(known_hosts()):
+        had = [(m.name, h) for m in all_models() if (h := m.hosts.get(provider)) and method in h.methods]
+        ends = [(host.shutdown, name) for name, host in had if host.shutdown and host.shutdown < today]
+        if ends and len(ends) == len(had):
+            last, name = max(ends)
+            found.append((provider, name, last))
+    return found
+
+
+def closest_closed(model: Model, provider: str) -> Model | None:
+    """Of the models without open weights that can be tuned on a host, the one to which this is the nearest
+    open one; `None` where it is among the alternatives of none."""
+    closed = [
+        (other.alternatives.index(model.name), other)
+        for other in all_models()
+        if not other.open and model.name in other.alternatives and _tunable(other.on(provider))
+    ]
+    return min(closed, key=lambda pair: pair[0])[1] if closed else None
+
+
 def known_hosts() -> frozenset[str]:
     """Backends whose models the catalog lists; all others load weights from the hub or from disk."""
     return _catalog().host_names

@@ -24,8 +24,10 @@ For the service and the commands:
     check_budget(quote, max_cost_usd=, budget_usd=, used_usd=)    raises `OverBudget`
     spending(run) -> Spending, which `Store.spending` sums; over_cap(run, bill) -> bool
     reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
-    own(quote, Use(traffic, months=6, ...), *, resolved, profile, hourly=None, prices=None) -> Ownership
+    own(quote, Use(traffic, months=6, ...), *, resolved, profile, hourly=None, prices=None, portable=False)
+                                                        -> Ownership; `portable`: served elsewhere too
     Traffic.parse("20k req/day, 900 in, 150 out"); base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
+    default_base(traffic, months, on) -> BasePrice      one that lives through the period
     serving_terms(provider, model) -> str | None; cheapest(totals) -> Ownership | None; quoted_hour(quote)
     age_days(quote, today) -> int | None; worst_confidence(quote) -> Confidence
 
@@ -33,6 +35,7 @@ For the service and the commands:
     built_in() -> RateBook; load(path) -> list[Rate]; parse_flag(text, today) -> Rate
 """
 
+from orchestrate.costing.baseline import BasePrice, base_price, default_base
 from orchestrate.costing.bills import (
     Accuracy,
     Difference,
@@ -54,6 +57,7 @@ from orchestrate.costing.book import (
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
+from orchestrate.costing.elsewhere import rents
 from orchestrate.costing.hours import (
     Answers,
     HourlyRate,
@@ -65,19 +69,11 @@ from orchestrate.costing.hours import (
 )
 from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
-from orchestrate.costing.ownership import (
-    BasePrice,
-    Ownership,
-    Traffic,
-    Use,
-    base_price,
-    cheapest,
-    own,
-    serving_terms,
-)
+from orchestrate.costing.ownership import Ownership, Served, Use, cheapest, own, serving_terms
 from orchestrate.costing.prices import Prices
 from orchestrate.costing.recalled import quote_recalled, spec_of
 from orchestrate.costing.size import Work, tokenizer_for
+from orchestrate.costing.traffic import Traffic
 
 __all__ = [
     "Accuracy",
@@ -85,6 +81,7 @@ __all__ = [
     "BasePrice",
     "Ownership",
     "Priced",
+    "Served",
     "Prices",
     "Speed",
     "Traffic",
@@ -92,6 +89,7 @@ __all__ = [
     "Work",
     "age_days",
     "base_price",
+    "default_base",
     "cheapest",
     "own",
     "serving_terms",
@@ -122,6 +120,7 @@ __all__ = [
     "quote_tokens_job",
     "reconcile",
     "rental_rate",
+    "rents",
     "require_used",
     "spending",
     "tokenizer_for",
