@@ -232,22 +232,21 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
     return text
 
 
+def ended_method(provider: str, method: str, today: date) -> str | None:
+    """Why a method of a host's API is of no use any more: no model is left that it tunes so. `None` where one
+    is, or where the catalog does not list the host's models."""
+    hosts = ((model, model.hosts.get(provider)) for model in all_models())
+    offered = [(model, host) for model, host in hosts if host and method in host.methods]
+    open_now = (host for _, host in offered if host.tunable != "no")
+    if not offered or any(host.shutdown is None or host.shutdown >= today for host in open_now):
+        return None
+    model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
+    return f"its last model for it, {model.name}, ended on {last.shutdown}"
+
+
 def comparison() -> Model:
     """The model that prompting is compared with unless another is named."""
     return find(_catalog().comparison)
-
-
-def ended_method(method: str, today: date) -> list[tuple[str, str, date]]:
-    """The hosts that had models for a method and have none any more: host, the model that closed last, its
-    last day."""
-    found: list[tuple[str, str, date]] = []
-    for provider in sorted(known_hosts()):
-        had = [(m.name, h) for m in all_models() if (h := m.hosts.get(provider)) and method in h.methods]
-        ends = [(host.shutdown, name) for name, host in had if host.shutdown and host.shutdown < today]
-        if ends and len(ends) == len(had):
-            last, name = max(ends)
-            found.append((provider, name, last))
-    return found
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:

@@ -11,6 +11,7 @@ import typer
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.options import ServingOptions, grouped
 from orchestrate.errors import UsageError
+from orchestrate.text import count
 
 if TYPE_CHECKING:
     from orchestrate.reports.advice import Advice
@@ -81,9 +82,9 @@ def _show(found: Advice, name: str) -> None:
 
     f = found.facts
     out.print(
-        f"{name}: {f.rows:,} {f.kind} rows, on average {f.prompt_tokens:,.0f} tokens of prompt and "
-        f"{f.answer_tokens:,.0f} of answer; {f.distinct_answers:,} distinct answers; {f.copied_share:.0%} of "
-        f"their words are in the prompts; {f.json_share:.0%} are JSON; "
+        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} tokens of prompt and "
+        f"{f.answer_tokens:,.0f} of answer; {count(f.distinct_answers, 'distinct answer')}; "
+        f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
         f"{f.duplicate_share:.0%} of the rows repeat",
     )
     for text in found.warnings:
@@ -103,8 +104,6 @@ def _show(found: Advice, name: str) -> None:
     if found.totals:
         out.print()
         out.print(reports.ownership_table(found.totals))
-    for text in found.notes:
-        note(text)
     note(
         "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
     )

@@ -287,6 +287,6 @@ def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
         way
         for total in totals
         for way in total.options
-        if not (way.unavailable or way.serves_until or way.training.refused)
+        if not (way.unavailable or way.serves_until) and way.training.ranked
     ]
     return min(whole, key=lambda way: way.expected_usd, default=None)

@@ -220,19 +220,7 @@ def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
         utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
         sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
-    entry = QuoteLine(
-        component="hosting",
-        quantity=hours.quantize(Decimal("0.01")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded(hours * hourly.low_usd_per_hour),
-        usd=rounded(hours * hourly.usd_per_hour),
-        usd_high=rounded(hours * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-    )
+    entry = hourly.line(hours, "0.01", component="hosting")
     return Serving(
         lines=(entry,),
         words=f"this machine, {use.hours_per_day:g} h a day: {hourly.label}",

@@ -41,7 +41,7 @@ class Traffic(Record, frozen=True, kw_only=True):
 
 _N = r"[\d.,]*\d\s*[km]?"
 _TRAFFIC = re.compile(
-    rf"^(?P<requests>{_N})\s*(?:req\w*|calls?)?\s*(?:/|per|a)\s*(?P<per>second|sec|s|minute|min|hour|day|month)\b"
+    rf"^(?P<requests>{_N})\s*(?:req\w*|calls?)?\s*(?:/|per|a)\s*(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
     rf"[\s,;]+(?P<input>{_N})\s*(?:tok\w*\s*)?in\w*[\s,;]+(?P<output>{_N})\s*(?:tok\w*\s*)?out\w*$"
 )
 

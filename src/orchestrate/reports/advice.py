@@ -9,10 +9,9 @@ The thresholds are those of the guides that practitioners cite; each names its o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import date
 from enum import StrEnum
 
-from orchestrate import catalog, text
+from orchestrate import text
 from orchestrate.costing import Ownership, cheapest
 from orchestrate.reports.facts import Facts
 from orchestrate.types import Record, Score
@@ -93,8 +92,6 @@ class Advice(Record, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: Facts
-    notes: tuple[str, ...] = ()
-    """What is no longer to be had."""
     totals: tuple[Ownership, ...] = ()
     """Whole costs of what can be tuned, where traffic is known."""
 
@@ -109,9 +106,7 @@ class Advice(Record, frozen=True, kw_only=True):
         return bool(rest) and self.best.points - rest[0].points <= 1
 
 
-def advise(
-    facts: Facts, needs: Needs, totals: Sequence[Ownership] = (), *, today: date | None = None
-) -> Advice:
+def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
     """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known."""
     votes = [
         *_by_rows(facts),
@@ -141,14 +136,8 @@ def advise(
         warnings=tuple(_warnings(facts)),
         would_change=tuple(dict.fromkeys(v.turns for v in votes if ranked[0].way in v.ways and v.points > 0)),
         facts=facts,
-        notes=tuple(_gone(today or date.today())),
         totals=tuple(totals),
     )
-
-
-def _gone(today: date) -> Iterable[str]:
-    for provider, model, end in catalog.ended_method("rft", today):
-        yield f"{provider} offers RFT no longer: its last model for it, {model}, closed on {end}"
 
 
 def _limited(needs: Needs) -> dict[Way, str]:
@@ -161,7 +150,7 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
     out: dict[Way, str] = {}
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
-            _TUNING, f"{facts.rows} rows: a host takes {MIN_ROWS} at least, and fewer teach nothing"
+            _TUNING, f"{facts.rows} rows: a host wants at least {MIN_ROWS}, and fewer teach nothing"
         )
     if needs.private:
         out[Way.TUNE_HOSTED] = "the data may not leave your machines"
@@ -235,7 +224,7 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             ways=(Way.PROMPT,),
             points=1,
             reason="structured outputs can enforce that format without tuning",
-            turns="a format that a JSON schema cannot say",
+            turns="a format that a JSON schema cannot express",
         )
     if facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
         yield Vote(
@@ -306,7 +295,7 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
         )
     own = 1 if needs.own_gpu else 0 if needs.private else -1
     if own:
-        reason = "a GPU of yours is there" if needs.own_gpu else "no GPU of yours was named"
+        reason = "you have a GPU" if needs.own_gpu else "you named no GPU of your own"
         yield Vote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
 
 

@@ -72,6 +72,8 @@ def _price_age(quote: Quote, today: date) -> str:
 def _remarks(quote: Quote) -> list[str]:
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
     found = [f"would be refused: {quote.refused}"] if quote.refused else []
+    if quote.unlisted:
+        found.append(f"not ranked: {quote.unlisted}")
     if quote.open_end:
         found.append(f"not counted: {quote.open_end}")
     if quote.undecided:
@@ -88,8 +90,10 @@ def _usd(quote: Quote) -> str:
 
 def verdict(quotes: Sequence[Quote]) -> str:
     """One sentence: the cheapest to train and why it wins, or why none can be named."""
-    priced = [q for q in _sorted(quotes) if q.unavailable is None and q.refused is None]
+    priced = [q for q in _sorted(quotes) if q.ranked]
     if not priced:
+        if any(q.unlisted for q in quotes):
+            return "No backend with a known price is known to take this; the reasons are in the table."
         if any(q.unavailable is None for q in quotes):
             return "Every backend with a known price would refuse this; the reasons are in the table."
         return "No backend has a known price for this; the reasons are in the table."
@@ -188,6 +192,8 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         end = f"; stops answering on {total.serves_until}: {total.months_served:.1f} months are counted"
     if total.training.refused:
         end += f"; would be refused: {total.training.refused}"
+    if total.training.unlisted:
+        end += f"; {total.training.unlisted}"
     compared = total.base is not None
     return (
         total.place,
@@ -216,7 +222,7 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
         shown,
         key=lambda t: (
             t.unavailable is not None,
-            t.training.refused is not None,
+            not t.training.ranked,
             t.serves_until is not None,
             t.expected_usd,
         ),
@@ -257,7 +263,7 @@ def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
     return [(at, "; ".join(remarks)) for at, remarks in [*lines, ("everywhere", common)] if remarks]
 
 
-def _unlisted(totals: Sequence[Ownership]) -> list[str]:
+def _unpriced(totals: Sequence[Ownership]) -> list[str]:
     """Other places to serve that have no price, and why; and how many more the JSON has."""
     lines = dict.fromkeys(
         f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
@@ -281,7 +287,7 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
         table.add_row(*(Text(cell) for cell in _owned(total)), style="dim" if total.unavailable else None)
     parts: list[RenderableType] = [table, Text(), Text(ownership_verdict(totals), style="bold")]
     parts += [Text(f"  {place}: {remarks}", style="dim") for place, remarks in _remarks_of(totals)]
-    parts += [Text(f"  {line}", style="dim") for line in _unlisted(totals)]
+    parts += [Text(f"  {line}", style="dim") for line in _unpriced(totals)]
     return Group(*parts)
 
 

@@ -18,9 +18,12 @@ from orchestrate.costing import (
     Traffic,
     Use,
     base_price,
+    built_in,
     cheapest,
     default_base,
+    local_rate,
     own,
+    parse_flag,
     rental_rate,
     serving_terms,
 )
@@ -41,8 +44,9 @@ TRAFFIC = Traffic(requests_per_day=Decimal(20_000), input_tokens=900, output_tok
         ("1,000 requests per hour, 1.2k in, 80 out", 24_000, 1200, 80),
         ("2 req/sec; 500 tokens in; 20 tokens out", 172_800, 500, 20),
         ("0.5M calls a day 10 input 5 output", 500_000, 10, 5),
+        ("1 req/s, 900 in, 150 out", 86_400, 900, 150),
+        ("3 req/h, 900 in, 150 out", 72, 900, 150),
         ("365 req/month, 1 in, 1 out", 12, 1, 1),
-        ("1 req/s, 1 in, 1 out", 86_400, 1, 1),
     ],
 )
 def test_traffic_in_words(words: str, per_day: int, tokens_in: int, tokens_out: int) -> None:
@@ -312,6 +316,13 @@ def test_own_machine_must_carry_the_traffic() -> None:
     busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)
     over = total("local", "qwen3-8b", hourly=hourly, training=training, traffic=busy)
     assert "the traffic needs 6,250 at its peak" in (over.unavailable or "")
+
+
+def test_a_rate_of_the_users_own_is_marked_where_it_serves() -> None:
+    owned = built_in().over([parse_flag("local:owned=0.45", TODAY)])
+    hourly = local_rate("local", "NVIDIA A100", book=owned, today=TODAY)
+    [hosting] = total("local", "qwen3-8b", hourly=hourly, months=1).monthly
+    assert hosting.own is not None and hosting.own == hourly.own
 
 
 def test_reasons_for_no_total() -> None:
