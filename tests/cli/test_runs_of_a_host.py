@@ -18,20 +18,24 @@ from tests.cli.conftest import Cli
 
 from orchestrate.commands.schema import of
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 ODD = "[bold]x[/nothing]"
+STILL = Durations(file=0.0, validating=300.0)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50) as sandbox:
+    with running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=1000, waits=Durations(file=0.0)
+    ) as sandbox:
         yield dict(sandbox.env)
 
 
 @pytest.fixture(scope="module")
 def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with running(home=tmp_path_factory.mktemp("slow-sandbox"), train=False, speed=0.05) as sandbox:
+    with running(home=tmp_path_factory.mktemp("slow-sandbox"), train=False, waits=STILL) as sandbox:
         yield dict(sandbox.env)
 
 

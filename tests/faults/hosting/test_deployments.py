@@ -4,7 +4,7 @@ official SDKs and the sandbox; what is up is counted in the hosts' own books."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from tests.faults.world import SETTLED, World
 
-from orchestrate import sandbox
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Deployer, Terms
@@ -58,12 +57,14 @@ def dies_at(point: str) -> CrashPoint:
 
 
 class Deployed:
-    """A world with one succeeded run on each backend that bills by the hour."""
+    """A world with one succeeded run on each of `names`, backends that bill by the hour."""
 
-    def __init__(self, world: World, clock: Moved, tally: Callable[..., None]) -> None:
+    def __init__(
+        self, world: World, clock: Moved, tally: Callable[..., None], names: Iterable[str] = HOURLY
+    ) -> None:
         self.world, self.clock, self.tally, self.store = world, clock, tally, world.store
         self.runs: dict[str, Run] = {}
-        for name in HOURLY:
+        for name in names:
             world.submit(name)
             wire: Any = world.provider(name)
             wire._wire._sleep = lambda seconds: None  # a retry needs no time here
@@ -119,18 +120,16 @@ class Deployed:
         assert not tracked or there, "the store holds one that no host has"
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
-        yield running
-
-
 @pytest.fixture
-def deployed(tmp_path: Path, hosts: Any, tally: Callable[..., None]) -> Iterator[Deployed]:
+def deployed(
+    request: pytest.FixtureRequest, tmp_path: Path, hosts: Any, tally: Callable[..., None]
+) -> Iterator[Deployed]:
+    """On the backend of the test, on all where it has none."""
     hosts.clear_faults()
     clock = Moved()
     world = World(tmp_path, hosts, clock=clock)
-    yield Deployed(world, clock, tally)
+    given: dict[str, str] = (getattr(request.node, "callspec", None) and request.node.callspec.params) or {}
+    yield Deployed(world, clock, tally, [given["name"]] if "name" in given else HOURLY)
     hosts.clear_faults()
     for name in HOURLY:
         state = hosts.fronts[name].host.state
