@@ -42,7 +42,6 @@ for _name in (
     "rich.logging",
     "sqlalchemy.dialects.sqlite",
     "tenacity",
-    "tests.command",
     "together.resources.beta",
     "together.resources.fine_tuning",
     "together.types.beta",

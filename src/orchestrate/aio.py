@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from orchestrate.handle import DeploymentHandle, RunHandle
+from orchestrate.deployment import DeploymentHandle
+from orchestrate.handle import RunHandle
 from orchestrate.service import Orchestrator
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
 
@@ -178,6 +179,9 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     backends = _in_thread(Orchestrator.backends)
     provider = _in_thread(Orchestrator.provider)
     ready = _in_thread(Orchestrator.ready)
+    models = _in_thread(Orchestrator.models)
+    model_changes = _in_thread(Orchestrator.model_changes)
+    advise = _in_thread(Orchestrator.advise)
     data = _in_thread(Orchestrator.data)
     prepare = _in_thread(Orchestrator.prepare)
     plan = _in_thread(Orchestrator.plan)

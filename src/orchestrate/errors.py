@@ -153,11 +153,20 @@ class OtherAccount(SetupError):
     `account` is the one that is needed, `None` when a run from an earlier version does not tell it."""
 
     def __init__(
-        self, provider: str, run_id: str, account: str | None, here: str, *, unsent: bool = False
+        self,
+        provider: str,
+        run_id: str,
+        account: str | None,
+        here: str,
+        *,
+        unsent: bool = False,
+        sure: bool = True,
     ) -> None:
+        """`sure`: the host tells both accounts; else the key may only have no right to see the run."""
         where = f"run {run_id} is in an account of {provider} that is not known"
         if account is not None:
-            where = f"run {run_id} is in another account of {provider}: {account}"
+            right = "" if sure else ", or this key has no right to see it"
+            where = f"run {run_id} is in another account of {provider}: {account}{right}"
         super().__init__(
             f"{where}; the key in use is of: {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"
@@ -202,12 +211,14 @@ class DataError(OrchestrateError):
 class TranslationRefused(OrchestrateError):
     exit_code = 2
 
-    def __init__(self, provider: str, settings: Sequence[Setting]) -> None:
+    def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
+        """`overrides`: lines for the spec with which this backend would refuse nothing."""
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
-        super().__init__(
-            "\n".join([f"{provider} cannot keep these settings of the spec:", *lines]),
-            fix=f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})",
-        )
+        fix = f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})"
+        if overrides is not None:
+            fix = f"to go without them on {provider}: orchestrate plan --provider {provider} --fix  writes\n"
+            fix += overrides
+        super().__init__("\n".join([f"{provider} cannot keep these settings of the spec:", *lines]), fix=fix)
         self.provider = provider
         self.settings = tuple(settings)
 

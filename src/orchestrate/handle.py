@@ -1,5 +1,4 @@
-"""RunHandle and DeploymentHandle: one of them and what can be done with it, through its backend and the
-store."""
+"""RunHandle: a run and what can be done with it, through its backend and the store."""
 
 from __future__ import annotations
 
@@ -9,14 +8,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrate.deployment import DeploymentHandle as DeploymentHandle
+from orchestrate.deployment import deployer_of
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.types import (
     Artifact,
     Bill,
     Checkpoint,
-    Deployment,
-    DeploymentState,
     EvaluationResult,
     Event,
     Feature,
@@ -32,10 +31,10 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
-    from orchestrate.tracking.deploying import Deployer
 
 
 class Home(Protocol):
@@ -144,6 +143,10 @@ class RunHandle:
         """Those in the store."""
         return self._ft.store.history.checkpoints(self.id)
 
+    def rendered(self) -> list[RowTokens]:
+        """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
+        return list(self._here().rendered(self.record.handle))
+
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
         from orchestrate.tracking import cancel
@@ -161,7 +164,11 @@ class RunHandle:
 
     def resume(self) -> Run:
         """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
-        that has ended stays so: started again it would be billed again, outside the price agreed to."""
+        that has ended stays so: started again it would be billed again, outside the price agreed to. Raises
+        `ProjectNotTrusted`."""
+        from orchestrate import trust
+
+        trust.require_to_spend(self._ft.settings, self.provider)
         if self.record.job_id is None:
             from orchestrate.tracking import Submitter, stored_spec
 
@@ -254,12 +261,15 @@ class RunHandle:
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. Raises `OverBudget` and, without `accept_unknown_price`, `UsageError` before anything is sent;
-        `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds what came of it.
+        on. Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
+        anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
+        what came of it.
         """
-        from orchestrate.tracking.deploying import Terms
+        from orchestrate import trust
+        from orchestrate.tracking.hosting.deployer import Terms
 
         self.provider.require(Feature.DEPLOY)
+        trust.require_to_spend(self._ft.settings, self.provider)
         terms = Terms(
             options=options,
             max_usd_per_hour=_dollars(max_usd_per_hour),
@@ -268,7 +278,7 @@ class RunHandle:
             accept_unknown_price=accept_unknown_price,
             made_by=made_by or self._ft.settings.made_by or None,
         )
-        record = _deployer(self._ft, self.record.provider).deploy(
+        record = deployer_of(self._ft, self.record.provider).deploy(
             self.record, terms, budget_usd=self._ft.settings.budget_usd
         )
         return DeploymentHandle(self._ft, record)
@@ -289,7 +299,7 @@ class RunHandle:
             if not items:
                 return known
             known = DeploymentHandle(
-                self._ft, _deployer(self._ft, self.record.provider).adopt(self.record, items)
+                self._ft, deployer_of(self._ft, self.record.provider).adopt(self.record, items)
             )
         known.undeploy(patience_s=patience_s)
         return known
@@ -350,14 +360,12 @@ class RunHandle:
         ) as served:
             result = evaluate(
                 dataset,
+                served,
                 run_id=self.id,
                 provider=self.record.provider,
-                tuned=served.tuned,
-                base=served.base,
                 metric=metric,
                 limit=limit,
                 items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
-                served_by=served.by,
             )
         self._ft.store.history.add_evaluation(result)
         self._used()
@@ -365,58 +373,12 @@ class RunHandle:
 
     def _used(self) -> None:
         """A deployment that is asked is not idle."""
-        from orchestrate.tracking import deployment_states
+        from orchestrate.tracking.hosting import states
 
         known = self.deployment()
         if known is not None and not known.record.state.over:
             now = self._ft.store.clock.now()
-            self._ft.store.deployments.apply(known.id, lambda d: deployment_states.used(d, now))
-
-
-class DeploymentHandle:
-    """A deployment and what can be done with it. `record` is what was last seen."""
-
-    def __init__(self, home: Home, record: Deployment) -> None:
-        self._ft = home
-        self.record = record
-
-    def __repr__(self) -> str:
-        r = self.record
-        return f"<DeploymentHandle {r.id} {r.provider} {r.state.value}{' SANDBOX' if r.sandbox else ''}>"
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def state(self) -> DeploymentState:
-        return self.record.state
-
-    @property
-    def spent_usd(self) -> Decimal | None:
-        """Hours up x price so far: an estimate, `None` when the price is not known."""
-        from orchestrate.costing.deployments import spent_usd
-
-        return spent_usd(self.record, self._ft.store.clock.now())
-
-    def refresh(self) -> Deployment:
-        """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
-        deployer = _deployer(self._ft, self.record.provider)
-        deployer.require_account(self.record)
-        self.record = deployer.look(self.record)
-        return self.record
-
-    def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
-        """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
-        deployer = _deployer(self._ft, self.record.provider)
-        self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
-        return self.record
-
-
-def _deployer(home: Home, provider: str) -> Deployer:
-    from orchestrate.tracking.deploying import Deployer
-
-    return Deployer(home.store, home.provider(provider))
+            self._ft.store.deployments.apply(known.id, lambda d: states.used(d, now))
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

@@ -8,7 +8,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from orchestrate import text
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
+from orchestrate.providers.overrides import overrides
 from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
 
 if TYPE_CHECKING:
@@ -39,10 +43,14 @@ class Offer:
         `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
-            raise TranslationRefused(self.provider, refused)
+            from orchestrate import specfile
+
+            fields = self.translation.overrides
+            lines = None if fields is None else specfile.overrides_block(self.provider, fields)
+            raise TranslationRefused(self.provider, refused, overrides=lines)
         if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
             raise DataError(
-                f"the data is not fit for {self.provider}: {len(errors)} error(s)",
+                f"the data is not fit for {self.provider}: {text.count(len(errors), 'error')}",
                 problems=errors,
                 fix=f"orchestrate check --provider {self.provider}",
             )
@@ -68,10 +76,8 @@ class Prepared:
 
     @property
     def quotes(self) -> list[Quote]:
-        """Cheapest first, those without a price last."""
-        return sorted(
-            (offer.quote for offer in self.offers), key=lambda q: (q.unavailable is not None, q.expected_usd)
-        )
+        """Cheapest first, then those of jobs that would be refused; those without a price last."""
+        return sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank)
 
     def offer(self, provider: str) -> Offer:
         """Raises `UsageError` for a backend that was not prepared."""
@@ -81,8 +87,9 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raises `DataError` when a file to be sent has other rows than those that were shown. A file that
-        nobody wrote to is not read again."""
+        """Raises `DataError` when a file to be sent has other rows than those that were shown. Only a file
+        that somebody wrote to since is read for that; of a change from here on, the upload tells, by what it
+        reads to be sent (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -165,7 +172,8 @@ def translated(
     try:
         own = spec.on(name)
         own = terms.continued(own, name)
-        return own, provider.translate(own)
+        found = provider.translate(own)
+        return own, replace(found, overrides=overrides(own, found, provider.translate))
     except SpecError as error:
         return own, _refusal(name, "model", spec.model, error)
     except UsageError as error:
@@ -207,8 +215,7 @@ def _offer(
     try:
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
-        if terms.checked:
-            problems = provider.check(spec, data, translation)
+        problems = provider.check(spec, data, translation)
         quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
     except SpecError as error:
         problems.append(_problem("no-model", name, error))
@@ -219,7 +226,15 @@ def _offer(
         problems.append(_problem("missing-extra", name, error))
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
-    return Offer(name, spec, translation, tuple(merged([*of_files, *problems])), quote)
+    found = tuple(merged([*of_files, *problems]))
+    return Offer(name, spec, translation, found, replace(quote, refused=_why_refused(found)))
+
+
+def _why_refused(problems: Sequence[Problem]) -> str | None:
+    errors = [p.message for p in problems if p.severity is Severity.ERROR]
+    if not errors:
+        return None
+    return errors[0] if len(errors) == 1 else f"{errors[0]}, and {text.count(len(errors) - 1, 'other error')}"
 
 
 def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:

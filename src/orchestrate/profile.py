@@ -22,6 +22,7 @@ from orchestrate.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
+    from orchestrate.data.rows.pictures import Picture
     from orchestrate.data.rules import HostRules
     from orchestrate.data.targets.dialects import Dialect
     from orchestrate.types import Job
@@ -36,6 +37,15 @@ class Delivery:
 
     id: str
     job_id: str | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """From a day on a host takes no new jobs from some accounts; nothing but a create request tells which."""
+
+    since: date
+    accounts: str
+    """Whose, as in `accounts that never tuned a model`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +96,15 @@ class Profile:
     no_new_jobs_after: date | None = None
     """From this day on the host takes new jobs from nobody."""
     closing_source: str = ""
+    gates: tuple[Gate, ...] = ()
+    """Who is refused before that day, the earliest first."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
     """The lines of a job that is billed by tokens; `None`: the backend quotes by itself."""
+    picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
+    """Least, likely and most tokens of an image on a model, by the host's id of it; `None` where no rule is
+    published: then images are in no quote, which says so."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token over an SFT token, where no DPO price is published."""
     default_epochs: int | None = None
@@ -98,6 +113,8 @@ class Profile:
     share_billed: Callable[[int, int], Decimal] | None = None
     """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
     host does not say."""
+    figures_are_estimates: bool = False
+    """What the host tells of a job's price is no last word, also when the job has ended."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
     """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
     a bill is known."""
@@ -107,19 +124,37 @@ class Profile:
     serving_note: str = ""
     """What a reader of the cost of a dedicated deployment should know."""
 
+    def gated(self, today: date) -> str | None:
+        """Whom the host refuses today, where it refuses some accounts and not yet all."""
+        shut = [gate for gate in self.gates if gate.since <= today]
+        if not shut or self.closed(today):
+            return None
+        told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
+        end = f", and will be to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
+        return (
+            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
+            "only a submit shows whether your account is one of them"
+        )
+
     def closed(self, today: date) -> str | None:
         """Why no new jobs are taken from anyone today; `None` while they are from some account."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
-        return f"{self.title} takes no new fine-tuning jobs since {since}"
+        return f"{self.title} has taken no new fine-tuning jobs since {since}"
+
+
+@cache
+def built_in_folders() -> tuple[str, ...]:
+    """Of the built-in backends; each has the name of its kind. Nothing of them is imported."""
+    entries = files(GROUP).iterdir()
+    return tuple(sorted(entry.name for entry in entries if entry.joinpath("profile.py").is_file()))
 
 
 @cache
 def built_in() -> Mapping[str, Profile]:
     """Kind -> profile, in the order of lists."""
-    folders = [entry.name for entry in files(GROUP).iterdir() if entry.joinpath("profile.py").is_file()]
-    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in folders]
+    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in built_in_folders()]
     return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
 
 
@@ -152,13 +187,13 @@ def profile(kind: str) -> Profile:
     try:
         found = point.load()
     except Exception as error:
-        raise broken(kind, error) from error
+        raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind:
-        raise broken(kind, f"{point.value} is no Profile of the kind {kind}")
+        raise not_loaded(kind, f"{point.value} is not a Profile of the kind {kind}")
     return found
 
 
-def broken(kind: str, error: object) -> SetupError:
+def not_loaded(kind: str, error: object) -> SetupError:
     point = plug_ins().get(kind)
     where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
     return SetupError(

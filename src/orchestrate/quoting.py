@@ -4,11 +4,13 @@ offline price: the hosts' live prices, and months of serving."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
 from orchestrate.costing import Accuracy as Accuracy
+from orchestrate.costing import Lookup as Lookup
 from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing import Rate as Rate
 from orchestrate.costing import RateBook as RateBook
@@ -20,7 +22,9 @@ from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
 from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.jobs import names as names
+from orchestrate.costing.listing import clashes as clashes
+from orchestrate.costing.listing import current as current
+from orchestrate.costing.listing import prices_of as prices_of
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
     from orchestrate.prepared import Offer, Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
+
+
+_SERVING = ("inference_", "deployment", "hosting", "storage")
+"""Methods whose rates price what comes after the training."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -59,7 +67,8 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        live = provider.live_price(offer.spec, provider.upload(offer.spec, data))
+        remote = provider.upload(offer.spec, data, offer.translation)
+        live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
     if live.unavailable or offline is None:
@@ -72,6 +81,19 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         relative=float((offline - live.expected_usd) / live.expected_usd) if live.expected_usd else None,
         within_band=quote.low_usd <= live.expected_usd <= quote.high_usd,
     )
+
+
+def require_used(
+    ft: Orchestrator, prepared: Prepared, rates: Sequence[Rate], *, serving: bool = False
+) -> None:
+    """Raises `UsageError` for one of the user's `rates` that is the price of nothing in these quotes; with
+    `serving` those of serving have a use too."""
+    lookups: list[Lookup] = []
+    for offer in prepared.offers:
+        with suppress(SpecError):
+            lookups.append(ft.provider(offer.provider).lookup(offer.spec))
+    asked = [rate for rate in rates if not (serving and any(m.startswith(_SERVING) for m in rate.methods))]
+    costing.require_used(asked, lookups)
 
 
 def ownership(
@@ -89,6 +111,7 @@ def ownership(
     with `saved_tokens` more in each prompt. Offline. Raises `UsageError` for a base model without a known
     price."""
     base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
+    use = costing.Use(traffic=traffic, months=months, hours_per_day=hours_per_day, base=base)
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)
@@ -99,14 +122,11 @@ def ownership(
         totals.append(
             costing.own(
                 quote,
+                use,
                 resolved=resolved,
-                traffic=traffic,
-                months=months,
-                hours_per_day=hours_per_day,
-                base=base,
-                hourly=costing.quoted_hour(quote),
                 profile=backend.profile,
-                book=ft.rates,
+                hourly=costing.quoted_hour(quote),
+                prices=costing.Prices(backend.profile.kind, ft.rates),
             )
         )
     return totals

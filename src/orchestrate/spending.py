@@ -50,6 +50,8 @@ class Found(Record, frozen=True, kw_only=True):
     person: str | None = None
     foreign: bool
     """Nothing in this store says that it was made from here."""
+    abandoned: bool = False
+    """Its run was given up in this store."""
     idle: bool
     """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
 
@@ -93,6 +95,9 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
     """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
+    uncounted: tuple[str, ...] = ()
+    """Ids, of all months, of what may have cost something that nobody knows: as much less is left. Without
+    those that were given up or are ignored."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
     """No account was asked."""
@@ -140,7 +145,7 @@ class _Books:
         of = {run.id: run for run in self.runs}
         return [
             *(expenses.of_run(run, now) for run in self.runs),
-            *(expenses.of_deployment(one, of.get(one.run_id), now) for one in self.deployments),
+            *(e for one in self.deployments for e in expenses.of_deployment(one, of.get(one.run_id), now)),
         ]
 
 
@@ -189,6 +194,9 @@ class Spender:
             total=expenses.total(chosen),
             budget_usd=budget,
             left_usd=None if budget is None else budget - used.spent_usd - used.committed_usd,
+            uncounted=tuple(
+                dict.fromkeys(e.id for e in every if not (e.known or e.abandoned or e.id in ignore))
+            ),
             breakdown=tuple(Breakdown(by=b, groups=tuple(expenses.grouped(chosen, b))) for b in by),
             offline=offline,
         )
@@ -311,6 +319,7 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
                     used_at=used,
                     person=(one and one.made_by) or (run.made_by if run else None),
                     foreign=run is None and one is None,
+                    abandoned=run is not None and run.abandoned is not None,
                     idle=by_the_hour(item) and not meant and not in_use,
                 ),
             )

@@ -7,7 +7,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrate.types import Score
+    from orchestrate.types import Quote, Score
 
 NOTHING = "-"
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -62,6 +62,15 @@ def span(low: Decimal, high: Decimal) -> str:
     """`$1.00 to $2.00`, or one sum when both are the same."""
     first, last = money(low), money(high)
     return first if first == last else f"{first} to {last}"
+
+
+def quoted(quote: Quote) -> str:
+    """The price of a quote that has one: `$3.00 expected, $2.90 to $3.10`, or no more than its range."""
+    known = span(quote.low_usd, quote.high_usd)
+    if quote.undecided:
+        return f"{known}: {quote.undecided}"
+    words = f"{money(quote.expected_usd)} expected, {known}"
+    return f"{words} and more, as it does not count {quote.open_end}" if quote.open_end else words
 
 
 def duration(seconds: float | None) -> str:

@@ -19,6 +19,7 @@ from orchestrate.keys import read_toml
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
+    from orchestrate.providers.base import Provider
 
 
 class _File(msgspec.Struct):
@@ -68,8 +69,7 @@ def deciding(settings: Settings) -> tuple[Path, ...]:
 
 
 def trusted(settings: Settings) -> Trusted:
-    pins = next(host.pins for host in settings.hosts.values() if host.pins is not None)
-    return Trusted(pins.with_name("trusted.json"))
+    return Trusted(settings.pins.with_name("trusted.json"))
 
 
 def require(settings: Settings) -> None:
@@ -77,6 +77,13 @@ def require(settings: Settings) -> None:
     files = deciding(settings)
     if files and (lacking := trusted(settings).lacks(files)):
         raise ProjectNotTrusted([str(path) for path in lacking])
+
+
+def require_to_spend(settings: Settings, *backends: Provider) -> None:
+    """As `require`, before something is sent that one of these backends may bill: not for a sandbox, nor for
+    this machine."""
+    if any(not (backend.sandbox or backend.profile.near) for backend in backends):
+        require(settings)
 
 
 def _digest(path: Path) -> str:

@@ -74,7 +74,7 @@ def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = Non
     """Rebuilds a lost store from the hosts' lists: of all that carries a ref of ours, or what is chosen."""
     from orchestrate.tracking import recover
 
-    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose)
+    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
 
 
 def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:

@@ -137,6 +137,30 @@ def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
     assert refused.code == 6 and "$1.00" in refused.err
 
 
+def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
+    cli: Cli, project: Path
+) -> None:
+    ask = ("quote", "--provider", "together,local", "--set", f"model.local={TINY}")
+    for flag in ("together:sft_lora@qwen3-8b=0.2", "fireworks:sft_lora=1", "local:owned@B200=3"):
+        found = cli(*ask, "--rate", flag)
+        assert found.code == 2 and f"--rate {flag} is a price of nothing" in found.err
+        assert "together:sft_lora" in found.err and "local:owned@" in found.err
+    priced = cli(*ask, "--rate", "together:sft_lora@qwen3.5-9b=50", "--rate", "local:owned=3600", "--json")
+    quotes = {q["provider"]: q["lines"][0] for q in priced.json}
+    assert quotes["together"]["own"] == "--rate together:sft_lora@qwen3.5-9b=50"
+    assert quotes["local"]["component"] == "owned"
+
+
+def test_a_quote_of_what_would_be_refused_says_so_and_stands_last(cli: Cli, project: Path) -> None:
+    rows = (project / "train.jsonl").read_text().splitlines(keepends=True)
+    (project / "train.jsonl").write_text("".join(rows[:5]))
+    found = cli("quote", "--provider", "openai,fireworks", "--json", **ALWAYS_OPEN)
+    assert [q["provider"] for q in found.json] == ["fireworks", "openai"]
+    assert "10" in found.json[1]["refused"] and found.json[0]["refused"] is None
+    full = cli("quote", "--provider", "fireworks", "--set", "adapter.type=full", "--json")
+    assert "adapter.type" in full.json[0]["refused"]
+
+
 def test_quote_over_months(cli: Cli, project: Path) -> None:
     asked = ("quote", "--provider", "openai,together,fireworks", "--traffic", "20k req/day, 900 in, 150 out")
     found = cli(

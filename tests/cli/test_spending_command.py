@@ -86,6 +86,30 @@ def test_over_the_budget_is_6(cli: Cli) -> None:
     assert one.out.startswith("2026-09: $0.00 spent")
 
 
+@pytest.mark.usefixtures("spent")
+def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Path) -> None:
+    at = datetime(2026, 10, 9, tzinfo=UTC)
+    bill = Bill(usd=Decimal("0.5"), origin="the host", final=False)
+    with Store.open(config.load(env={}, home=tmp_path / "home").store_url) as store:
+        for name, more in {"unpriced": {}, "given-up": {"abandoned": "deleted there", "bill": bill}}.items():
+            run = Run(
+                id=f"run-{name}", ref=f"orc-{name}", provider="openai", model="m", spec={}, host="openai",
+                spec_hash="0" * 64, dataset_digest="0" * 64, phase=SubmitPhase.SUBMITTED, created_at=at,
+                status=JobStatus.CANCELLED, job_id=f"job-{name}", updated_at=at, finished_at=at, **more,
+            )  # fmt: skip
+            store.runs.restore(run)
+    ask = ("spending", "--offline", "--fail-if-over")
+    unknown = cli(*ask, ORCHESTRATE_BUDGET_USD="10")
+    assert unknown.code == 4 and "nobody knows what run-unpriced cost" in unknown.err
+    assert "given up: run-given-up" in unknown.err and unknown.out.startswith("$3.52 spent")
+    assert cli(*ask, ORCHESTRATE_BUDGET_USD="3").code == 6, "what is known is above it already"
+    assert cli(*ask, "--ignore", "run-unpriced", ORCHESTRATE_BUDGET_USD="10").code == 0
+    told = cli("spending", "--offline", "--json").json
+    assert (told["uncounted"], told["total"]["abandoned"]) == (["run-unpriced"], ["run-given-up"])
+    assert cli("abandon", "run-unpriced", "--reason", "nothing came of it").code == 0
+    assert cli(*ask, ORCHESTRATE_BUDGET_USD="10").code == 0
+
+
 def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: Sandbox) -> None:
     idle = cli("spending", "--sandbox", "--fail-if-idle", **sandbox.env)
     assert idle.code == 1, idle.err

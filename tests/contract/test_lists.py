@@ -3,6 +3,7 @@ are scripted, so that nothing of the sandbox's own idea of a list is in it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ def test_what_is_no_list_never_says_that_there_is_no_job(
     host: ScriptedHost, make: Callable[[str], Provider], name: str, answer: Any
 ) -> None:
     host.on("GET", LISTS[name], answer)
-    with pytest.raises(UnexpectedAnswer):
+    with pytest.raises(UnexpectedAnswer) as caught:
         make(name).find(REF)
+    assert not re.search(r"Error|Exception|NoneType", str(caught.value)), "the words are the user's"
     assert len(host.sent) >= 2, "it is asked again before that"
 
 

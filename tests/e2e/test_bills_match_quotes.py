@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,13 @@ def test_three_hosts(tmp_path: Path) -> None:
         "fireworks": "estimatedCost",
     }
     for run in done:
-        found = costing.reconcile(run)
-        assert found is not None and found.total.relative is not None
-        assert abs(found.total.relative) < 0.01, (run.provider, found.total)
+        quoted, billed = run.quote, run.bill
+        assert quoted is not None and billed is not None
+        assert abs(quoted.expected_usd - billed.usd) / billed.usd < Decimal("0.01"), run.provider
+        # What a host calls an estimate says nothing of how good a quote was.
+        assert billed.final == (costing.reconcile(run) is not None) == (run.provider != "fireworks")
     for name in ("together", "fireworks"):
         assert live[name].within_band, live[name]
     assert live["openai"].reason is not None
-    assert [a.sandbox for a in costing.accuracy(done)] == [True] * 3
+    assert [(a.provider, a.sandbox) for a in costing.accuracy(done)] == [("openai", True), ("together", True)]
     assert report.sandbox and "SANDBOX" in report.render("html")

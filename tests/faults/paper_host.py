@@ -11,6 +11,7 @@ Together do, so that a second POST shows up as a second file. Faults are asked f
     hidden          `list` and `find` do not show jobs until `lag_s` after they were made
     after           the job is made, and then this error is raised
     no_list         `find` and `list` answer what is no list
+    forbidden       a job, a file and what stands of a job answer 403
 
 Accounts: with `owner` the host shows only what that account made; with `key` it does not tell the account.
 """
@@ -33,6 +34,7 @@ from orchestrate.errors import (
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
+    PermissionRefused,
     RateLimited,
     UnexpectedAnswer,
 )
@@ -97,7 +99,9 @@ class PaperHost(Provider):
 
     # -- submitting
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         self._log("upload")
         remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=f"file-{data.digest[:8]}")
         self._upload(remote).touch()
@@ -111,12 +115,13 @@ class PaperHost(Provider):
         return Account(id=self.owner, told=True) if self.owner else super().account()
 
     def holds(self, remote: RemoteDataset) -> bool:
+        self._permit()
         return self._upload(remote).exists()
 
     def _upload(self, remote: RemoteDataset) -> Path:
         return self.folder / f"upload-{self.owner}-{remote.train_id}"
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         self._log("create")
         if self.faults.get("refused"):
             raise InvalidRequest(self.name, "no such model", status=400, code="bad")
@@ -150,6 +155,7 @@ class PaperHost(Provider):
 
     def get(self, job: JobHandle) -> Job:
         self._log("get")
+        self._permit()
         if not any(body["id"] == job.job_id for body in self._mine()):
             raise NotFound(self.name, f"no job {job.job_id}", status=404)
         return self._job(json.loads(self._file(job.job_id).read_text()))
@@ -182,6 +188,10 @@ class PaperHost(Provider):
         self._log("cancel")
         if self._read(job)["state"] in ("queued", "running"):
             self.set(job.job_id, state="stopped")
+
+    def _permit(self) -> None:
+        if self.faults.get("forbidden"):
+            raise PermissionRefused(self.name, "not for this key", status=403)
 
     # -- for the tests
 

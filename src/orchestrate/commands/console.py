@@ -205,7 +205,7 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         report_error(UsageError(str(told()), fix=fix), as_json=as_json)
         return UsageError.exit_code
     if type(error).__name__ == "Abort":
-        report_error(UsageError("stopped at the question"), as_json=as_json)
+        report_error(UsageError("cancelled at the question"), as_json=as_json)
         return 1
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
@@ -243,7 +243,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
     import traceback
 
-    from orchestrate.providers.payloads import redact_text
+    from orchestrate.redaction import redact_text
 
     trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")

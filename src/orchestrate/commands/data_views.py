@@ -9,11 +9,13 @@ from rich.text import Text
 
 from orchestrate.commands.console import note, out, table
 from orchestrate.keys import hide, masked_url
+from orchestrate.text import count
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.check import CheckReport
     from orchestrate.data.operations.dedupe import DedupeReport
+    from orchestrate.data.operations.fix import FixReport
     from orchestrate.data.operations.inspect import InspectReport
     from orchestrate.data.operations.preview import PreviewReport
     from orchestrate.data.operations.split import SplitReport
@@ -68,12 +70,11 @@ def _counted(counts: dict[str, int], most: int = 8) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in shown[:most]) + more
 
 
-def show_check(report: CheckReport, fixed: object) -> None:
-    from orchestrate.data.operations.fix import FixReport
-
+def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     for file in report.files:
         counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
-        note(f"{file.split}: {file.path}  {file.format}, {file.rows:,} of {file.lines:,} rows good{counted}")
+        good = f"{file.rows:,} of {count(file.lines, 'row')} good"
+        note(f"{file.split}: {file.path}  {file.format}, {good}{counted}")
     _problems(report)
     shown = table(
         "backend", "rows accepted", "errors", "warnings", "", right=("rows accepted", "errors", "warnings")
@@ -85,9 +86,10 @@ def show_check(report: CheckReport, fixed: object) -> None:
             host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", Text(*word)
         )
     out.print(shown)
-    if isinstance(fixed, FixReport):
+    if fixed is not None:
         out.print(
-            f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
+            f"{fixed.output}: {count(fixed.written, 'row')}; "
+            f"repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
         )
         if fixed.not_repaired:
@@ -102,7 +104,7 @@ def note_rewritten(report: SplitReport | DedupeReport) -> None:
     if report.source_format != report.format:
         note(f"read as {report.source_format}, written as {report.format}")
     if report.fields_left_out:
-        note(f"fields that no training format uses are left out ({report.fields_left_out:,} times)")
+        note(f"fields that no training format uses are left out ({count(report.fields_left_out, 'time')})")
 
 
 def _problems(report: CheckReport) -> None:
@@ -132,16 +134,16 @@ def _problems(report: CheckReport) -> None:
         )
     out.print(shown)
     if hidden:
-        note(f"{hidden:,} more lines like these: --json")
+        note(f"{count(hidden, 'more line')} like these: --json")
 
 
 def show_preview(report: PreviewReport) -> None:
     """Without colours the trained text stands between ⟦ and ⟧."""
-    from orchestrate.data.operations.preview import heading
+    from orchestrate.service import data
 
     coloured = out.is_terminal and not out.no_color
     for row in report.rows:
-        out.print(heading(row), style="bold")
+        out.print(data.heading(row), style="bold")
         text, before = Text(), False
         for i, token in enumerate(row.tokens):
             trained = bool(token.weight)

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from orchestrate.quoting import RateBook
+    from orchestrate.quoting import Rate, RateBook
 
 RateOpt = Annotated[
     list[str] | None,
-    typer.Option("--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="A price of yours; goes first."),
+    typer.Option(
+        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price; it takes precedence."
+    ),
 ]
+
+
+def of_flags(flags: list[str] | None) -> list[Rate]:
+    """Raises `UsageError`."""
+    from orchestrate.quoting import parse_flag
+
+    return [parse_flag(flag, date.today()) for flag in flags or ()]
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
     """`book` under the given `--rate` flags. Raises `UsageError`."""
-    from orchestrate.quoting import parse_flag
-
-    return book.over(parse_flag(flag, date.today()) for flag in flags or ())
+    return book.over(of_flags(flags))

@@ -20,7 +20,7 @@ from orchestrate.commands.options import grouped
 from orchestrate.config import Notify, Settings
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.keys import hide
-from orchestrate.spending import BY, Asked, Breakdown, Found, SpendingReport, cents
+from orchestrate.spending import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class What:
     ] = False
     ignore: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID_OR_NAME", help="A deployment that is meant to stand; may be repeated."),
+        typer.Option(
+            metavar="ID_OR_NAME",
+            help="A deployment that is meant to stand, or what costs nobody knows how much; may be repeated.",
+        ),
     ] = None
 
     def ask(self, ft: Orchestrator) -> SpendingReport:
@@ -65,7 +68,12 @@ class Fail:
     """When the exit code is not 0."""
 
     fail_if_over: Annotated[
-        bool, typer.Option("--fail-if-over", help="Exit with 6 when the budget is exceeded.")
+        bool,
+        typer.Option(
+            "--fail-if-over",
+            help="Exit with 6 when the budget is exceeded; with 4 when it may be, since what something costs "
+            "is not known.",
+        ),
     ] = False
     fail_if_idle: Annotated[
         bool,
@@ -81,7 +89,7 @@ class Fail:
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle asks the hosts, and --offline does not")
         if self.fail_if_over and what.sandbox:
-            raise UsageError("--fail-if-over: no budget counts the play money of sandboxes")
+            raise UsageError("--fail-if-over does not go with --sandbox: no budget counts play money")
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
             raise UsageError("--fail-if-over needs a budget, and none is set", fix=fix)
@@ -91,7 +99,8 @@ class Fail:
             return OverBudget.exit_code
         if self.fail_if_idle and report.idle:
             return 1
-        return HostUnavailable.exit_code if self.fail_if_idle and report.gaps else 0
+        gaps = (self.fail_if_idle and report.gaps) or (self.fail_if_over and report.uncounted)
+        return HostUnavailable.exit_code if gaps else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +155,7 @@ def message(report: SpendingReport) -> dict[str, Any]:
         "spent_usd": str(report.total.spent_usd),
         "committed_usd": str(report.total.committed_usd),
         "unknown": len(report.total.unknown),
+        "uncounted": list(report.uncounted),
         "budget_usd": _plain(report.budget_usd),
         "left_usd": _plain(report.left_usd),
         "over": report.over,
@@ -221,13 +231,28 @@ def shown(report: SpendingReport) -> list[RenderableType]:
     parts: list[RenderableType] = [Text.assemble(SANDBOX, " ", head) if report.sandbox else head]
     for breakdown in report.breakdown:
         if breakdown.groups:
-            parts += ["", _breakdown(breakdown)]
+            parts += ["", _breakdown(breakdown, report.total)]
     return [*parts, "", _standing(report.standing)] if report.standing else parts
 
 
 def notes(report: SpendingReport) -> list[Text]:
     """What could not be asked or seen."""
     told: list[Text] = []
+    if report.uncounted and report.budget_usd is not None:
+        told.append(
+            _warning(
+                f"whether the budget holds is not known: nobody knows what {joined(list(report.uncounted))} "
+                "cost (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
+            )
+        )
+    if given_up := report.total.abandoned:
+        told.append(
+            Text(
+                f"given up: {joined(list(given_up))}; counted with the last that was known of their bills, "
+                "and their hosts are not asked about them",
+                style="dim",
+            )
+        )
     unused: dict[str, list[str]] = {}
     for one in report.accounts:
         if one.expected and not one.asked:
@@ -248,7 +273,7 @@ def _warning(text: str) -> Text:
     return Text.assemble(("warning: ", "yellow"), hide(text))
 
 
-def _breakdown(breakdown: Breakdown) -> Table:
+def _breakdown(breakdown: Breakdown, total: Sum) -> Table:
     groups = breakdown.groups
     shown = table(breakdown.by, "spent", "committed", "runs", "deployments", "cost not known", right=_NUMBERS)
     spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
@@ -259,9 +284,8 @@ def _breakdown(breakdown: Breakdown) -> Table:
         )
     if len(groups) > 1:
         sums = [_usd(_up(sum(column, Decimal(0)))) for column in (spent, committed)]
-        runs, deployments = sum(g.runs for g in groups), sum(g.deployments for g in groups)
-        unknown = sum(len(g.unknown) for g in groups)
-        last = ("total", *sums, count(runs), count(deployments), count(unknown or None))
+        counts = (total.runs, total.deployments, len(total.unknown) or None)
+        last = ("total", *sums, *map(count, counts))
         shown.add_row(*(Text(word, style="bold") for word in last))
     return shown
 
@@ -301,7 +325,8 @@ def _whose(found: Found) -> Text:
     idle = ("idle? ", "yellow") if found.idle else ""
     if found.foreign:
         return Text.assemble(idle, ("not made from here", "magenta"))
-    return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""))
+    given_up = (", given up", "yellow") if found.abandoned else ""
+    return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 
 
 def _gap(one: Asked) -> str:

@@ -24,7 +24,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.text import limit, money, span
+from orchestrate.text import limit, money, quoted
 from orchestrate.types import JobStatus, Quote
 
 if TYPE_CHECKING:
@@ -39,19 +39,22 @@ class SpendingOptions:
     """What the user agrees to, and whose run it is."""
 
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the quotes' high ends are above together.")
+        str | None,
+        typer.Option(metavar="USD", help="Refuse when the high ends of all quotes together are above this."),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above.")
+        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above this.")
     ] = None
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-    again: Annotated[bool, typer.Option("--again", help="Also when the same run was made already.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
+        False
+    )
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", metavar="NAME", help="The same name gives the same run for ever."),
+        typer.Option("--idempotency-key", metavar="NAME", help="The same name always gives the same run."),
     ] = None
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
     ] = None
 
 
@@ -149,11 +152,7 @@ def _announce(
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
-        price = (
-            f"no price known: {quote.unavailable}"
-            if quote.unavailable
-            else f"{money(quote.expected_usd)} expected, {span(quote.low_usd, quote.high_usd)}"
-        )
+        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
         err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.jobs import training_rate
 from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.prices import Prices
 from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
 
@@ -25,38 +29,78 @@ _NOT_BILLED = "failed in a way that the host does not bill"
 
 
 def bill(
+    job: Job,
     *,
     profile: Profile,
     spec: JobSpec,
-    job: Job,
     resolved: ModelOnHost,
     quote: Quote | None = None,
     hourly: HourlyRate | None = None,
-    prices: str | None = None,
-    book: RateBook | None = None,
-    today: date | None = None,
+    prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
     """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
     not ended has cost so far needs `now` where it is paid by the hour, time paused included; it is not final.
 
-    In this order: the host's own figure (`job.cost_usd`), `trained_tokens` x the rate of the day on which the
-    job was made, measured hours x `hourly`, and for a hosted job that ended early its share of the quote.
+    The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
+    early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
+    x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
+    day on which the job was made, and its quote. Only the host's last word is `final`.
     """
-    final = job.status.terminal
-    if job.cost_usd is not None:
-        return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
+    ended = job.status.terminal
     if hourly is not None:
-        return _by_hours(job, hourly, final, now)
-    if job.trained_tokens is not None:
-        on = job.created_at.date() if job.created_at else (today or date.today())
-        rate = training_rate(
-            resolved, spec, profile=profile, prices=prices or profile.kind, book=book or built_in(), on=on
-        )
-        if rate is not None and rate.usd_per_mtok is not None:
-            entry = line("training", job.trained_tokens / MTOK, rate)
-            return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=final)
-    return _by_share(profile, job, quote) if final else None
+        return _by_hours(job, hourly, ended, now)
+    if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
+        return Bill(usd=Decimal(0), origin=_NOT_BILLED)
+    prices = prices or Prices(profile.kind)
+    if job.created_at:
+        prices = replace(prices, on=job.created_at.date())
+    rates = _Rates(profile, spec, resolved, prices)
+    early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+    if early and profile.share_billed is not None:
+        return _by_share(profile, job, rates.of_whole(job) or _of_quote(quote))
+    final = ended and not profile.figures_are_estimates
+    so_far = rates.by_seconds(job) or rates.by_tokens(job)
+    found = so_far if early else rates.of_whole(job)
+    if found is None and job.status is JobStatus.SUCCEEDED and not early:
+        # Rather an estimate than the quote's high end, at which a run without a bill is held.
+        found, final = _of_quote(quote), False
+    return None if found is None else msgspec.structs.replace(found, final=final)
+
+
+class _Rates(NamedTuple):
+    """What prices a job at the rates of its day."""
+
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+
+    def of_whole(self, job: Job) -> Bill | None:
+        if job.cost_usd is not None:
+            return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=False)
+        return self.by_seconds(job) or self.by_tokens(job)
+
+    def by_tokens(self, job: Job) -> Bill | None:
+        if job.trained_tokens is None or self.spec.method.type == "rft":
+            return None
+        rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
+        if rate is None or rate.usd_per_mtok is None:
+            return None
+        entry = line("training", job.trained_tokens / MTOK, rate)
+        return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=False)
+
+    def by_seconds(self, job: Job) -> Bill | None:
+        lines: list[QuoteLine] = []
+        for gpu, seconds in job.accelerator_seconds.items():
+            rate = self.prices.of("rft", gpu=gpu)
+            if rate is None:
+                return None
+            lines.append(line("training", Decimal(seconds) / 3600, rate, note=gpu))
+        if not lines:
+            return None
+        usd = sum((entry.usd for entry in lines), Decimal(0))
+        return Bill(usd=usd, origin="GPU-seconds x rate", lines=tuple(lines), final=False)
 
 
 def bill_run(
@@ -79,14 +123,13 @@ def bill_run(
     except SpecError:  # a model that has left the catalog since
         resolved = ModelOnHost(provider=run.provider, id=run.model)
     return bill(
+        job,
         profile=profile,
         spec=spec,
-        job=job,
         resolved=resolved,
         quote=run.quote,
         hourly=quoted_hour(run.quote),
-        prices=prices,
-        book=book,
+        prices=Prices(prices or profile.kind, book or built_in()),
         now=now,
     )
 
@@ -104,6 +147,7 @@ def quoted_hour(quote: Quote | None) -> HourlyRate | None:
                 source=entry.source or "the quote",
                 as_of=entry.as_of or "",
                 confidence=entry.confidence,
+                own=entry.own,
             )
     return None
 
@@ -113,34 +157,26 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     if job.started_at is None or end is None:
         return None
     hours = max(Decimal(str((end - job.started_at).total_seconds())), Decimal(0)) / 3600
-    usd = rounded(hours * hourly.usd_per_hour)
-    entry = QuoteLine(
-        component=hourly.component,
-        quantity=hours.quantize(Decimal("0.000001")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded(hours * hourly.low_usd_per_hour),
-        usd=usd,
-        usd_high=rounded(hours * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-    )
-    return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
+    entry = hourly.line(hours, "0.000001")
+    return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
 
 
-def _by_share(profile: Profile, job: Job, quote: Quote | None) -> Bill | None:
-    if job.status is JobStatus.FAILED:
-        return Bill(usd=Decimal(0), origin=_NOT_BILLED) if profile.unbilled_failure(job) else None
-    if profile.share_billed is None or quote is None or quote.unavailable:
+def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
+    """An estimate: no host tells the price of a job that ended early."""
+    if profile.share_billed is None or whole is None or job.step is None or not job.total_steps:
         return None
-    ended_early = job.status is JobStatus.CANCELLED or job.early_stopped
-    if not ended_early or job.step is None or not job.total_steps:
+    usd = rounded(whole.usd * profile.share_billed(job.step, job.total_steps))
+    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x {whole.origin}", final=False)
+
+
+def _of_quote(quote: Quote | None) -> Bill | None:
+    """What its work was quoted at; a minimum that topped it up is no work."""
+    if quote is None or quote.unavailable:
         return None
-    share = profile.share_billed(job.step, job.total_steps)
-    usd = rounded(sum((e.usd for e in quote.lines if e.unit == "usd_per_mtok"), Decimal(0)) * share)
-    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x quote")
+    parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
+    usd = sum(parts, Decimal(0))
+    origin = f"{'the high end of a ' * quote.recalled}quote"
+    return Bill(usd=usd, origin=origin, final=False) if usd else None
 
 
 # -- against the quote -------------------------------------------------------------------------------------
@@ -173,7 +209,7 @@ def reconcile(run: Run) -> Reconciliation | None:
     """The bill of a run against its quote; `None` until it has both. Components only where the bill has
     lines."""
     quote, paid = run.quote, run.bill
-    if quote is None or paid is None or quote.unavailable or not paid.final:
+    if quote is None or paid is None or quote.unavailable or quote.recalled or not paid.final:
         return None
     quoted = {entry.component: entry for entry in quote.lines}
     billed = {entry.component: entry.usd for entry in paid.lines}

@@ -8,7 +8,8 @@ it is known.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -64,6 +65,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Last day on which it is offered."""
     checked: date | None = None
     """When its source was last read; `start` when not given."""
+    undated: bool = False
+    """Its source is a copy that does not say from when it is."""
     confidence: Confidence
     source: str
     note: str | None = None
@@ -102,6 +105,11 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.checked or self.start
 
     @property
+    def as_of(self) -> str:
+        """For people and for `QuoteLine.as_of`: a date, or `undated`."""
+        return "undated" if self.undated else self.last_checked.isoformat()
+
+    @property
     def applies_to(self) -> str:
         """For people: the model, the band, the GPU, or `any`."""
         if self.models:
@@ -118,9 +126,9 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.end is None or on <= self.end
 
     def band(self) -> tuple[Decimal, Decimal, Decimal]:
-        """Low, expected and high price per unit."""
+        """Low, expected and high price per unit; of a published range the expected one is only its middle."""
         if self.usd_max is not None:
-            return self.usd, self.usd, self.usd_max
+            return self.usd, (self.usd + self.usd_max) / 2, self.usd_max
         spread = SPREAD[self.confidence]
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
@@ -135,14 +143,56 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if self.models:
             return 3 if any(name.lower() in ids for name in self.models) else 0
         if self.gpu is not None:
-            same_tier = tier is None or tier == self.tier
-            return 3 if gpu is not None and same_tier and _words(gpu) <= _words(self.gpu) else 0
+            if gpu is None or (tier is not None and tier != self.tier):
+                return 0
+            asked, mine = _words(gpu), _words(self.gpu)
+            # People say H100 where the driver says NVIDIA H100 80GB HBM3.
+            return 3 if asked <= mine else 2 if mine <= asked else 0
         if self.over_b is None and self.upto_b is None:
             return 1
         if params_b is None:
             return 0
         above = self.over_b is None or params_b > self.over_b
         return 2 if above and (self.upto_b is None or params_b <= self.upto_b) else 0
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """For which rates a quote looks."""
+
+    provider: str
+    methods: tuple[str, ...]
+    ids: frozenset[str] = frozenset()
+    params_b: float | None = None
+    gpu: str | None = None
+
+    def takes(self, rate: Rate) -> bool:
+        """Whether it may find this one."""
+        if rate.provider != self.provider or not set(rate.methods) & set(self.methods):
+            return False
+        if rate.gpu is None and self.gpu is not None and not rate.models:
+            return True
+        names = frozenset(name.lower() for name in self.ids)
+        size = None if self.params_b is None else Decimal(str(self.params_b))
+        return rate.fit(names, size, self.gpu, None) > 0
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What `--rate` may be given for it."""
+        of = f"@{self.gpu}" if self.gpu else ""
+        return tuple(f"{self.provider}:{m}{'' if m == 'electricity' else of}" for m in self.methods)
+
+
+def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup]) -> None:
+    """Raises `UsageError` for a rate that none of the quotes can have looked for."""
+    for rate in rates:
+        if any(lookup.takes(rate) for lookup in lookups):
+            continue
+        flags = sorted({flag for lookup in lookups for flag in lookup.flags})
+        raise UsageError(
+            f"{rate.own} is a price of nothing that is quoted here",
+            fix=f"give one of {', '.join(flags)}" if flags else "leave it out",
+        )
 
 
 def _words(gpu: str) -> set[str]:
@@ -246,7 +296,10 @@ def parse(text: str, name: str) -> list[Rate]:
 
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
-        raise ConfigError(f"{name}: a rate file needs the fields provider and rates, and may have sources")
+        raise ConfigError(
+            f"{name}: a rate file needs the fields provider and rates, and may have sources, and as undated "
+            "the keys of those without a date"
+        )
     values = cast("dict[str, Any]", document)
     sources: dict[str, str] = values.get("sources") or {}
     rates: list[Rate] = []
@@ -254,7 +307,8 @@ def _rates(document: Any, name: str) -> list[Rate]:
         if not isinstance(item, dict):
             raise ConfigError(f"{name}: rate {number} is not a mapping")
         entry = cast("dict[str, Any]", item)
-        fields: dict[str, Any] = {"provider": values["provider"], **entry}
+        undated = entry.get("source", "") in (values.get("undated") or ())
+        fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
         fields["source"] = sources.get(fields.get("source", ""), fields.get("source", ""))
         if not fields["source"]:
             raise ConfigError(f"{name}: rate {number} has no source; every price says where it was read")
@@ -282,7 +336,7 @@ _UNIT_OF = {
 
 def parse_flag(text: str, today: date) -> Rate:
     """`--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30` or
-    `local:owned=0.45`.
+    `local:owned@A100=0.45`.
 
     The unit is the method's usual one: US dollars per million tokens for training and inference, per GPU-hour
     for deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity, per job for
@@ -299,7 +353,7 @@ def parse_flag(text: str, today: date) -> Rate:
             fix="write PROVIDER:METHOD[@MODEL]=USD, for example mycloud:sft_lora@qwen3.5-9b=0.30",
         )
     unit = _UNIT_OF.get(found["method"], "usd_per_mtok")
-    target = "gpu" if unit == "usd_per_gpu_hour" else "model"
+    target = "gpu" if unit == "usd_per_gpu_hour" or found["method"] == "owned" else "model"
     return msgspec.convert(
         {
             "provider": found["provider"],
@@ -309,7 +363,7 @@ def parse_flag(text: str, today: date) -> Rate:
             "start": today,
             "confidence": "quoted",
             "source": "--rate",
-            "own": "--rate",
+            "own": f"--rate {text.strip()}",
         },
         Rate,
     )

@@ -77,9 +77,11 @@ def check_budget(
     and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
     if max_cost_usd is None and budget_usd is None:
         return
-    if quote.unavailable:
+    if reason := quote.unavailable or quote.open_end:
         limit_usd = max_cost_usd if max_cost_usd is not None else budget_usd
-        raise UnknownPrice(quote.provider, limit_usd or Decimal(0), quote.unavailable)
+        if quote.open_end:
+            reason = f"the quote does not count {quote.open_end}"
+        raise UnknownPrice(quote.provider, limit_usd or Decimal(0), reason)
     if max_cost_usd is not None and quote.high_usd > max_cost_usd:
         raise OverBudget(quote.provider, quote.high_usd, max_cost_usd, what=what)
     if budget_usd is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from orchestrate.costing.budget import Spending
+from orchestrate.text import limit
 from orchestrate.types import Deployment
 
 OPEN_END_HOURS = Decimal(24)
@@ -16,6 +17,26 @@ def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
     since = deployment.billing_since
     running = max((now - since).total_seconds(), 0.0) if since is not None else 0.0
     return Decimal(str(deployment.billed_s + running)) / 3600
+
+
+def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
+    """`{"2026-10": 3600.0}`: the months of `since`'s time zone; empty where `until` is not later."""
+    found: dict[str, float] = {}
+    while since < until:
+        following = (since.replace(day=1) + timedelta(days=32)).replace(
+            day=1, hour=0, minute=0, second=0, microsecond=0
+        )
+        found[f"{since:%Y-%m}"] = (min(following, until) - since).total_seconds()
+        since = following
+    return found
+
+
+def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
+    """Its seconds by month, with those from `since` to `until` added."""
+    found = dict(deployment.billed_by_month)
+    for month, seconds in seconds_by_month(since, until).items():
+        found[month] = found.get(month, 0.0) + seconds
+    return found
 
 
 def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
@@ -50,5 +71,5 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
         return f"its {most.normalize():f} hours are over"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and spent is not None and spent >= cap:
-        return f"it has cost its ${cap:f}, by the hours that it was up"
+        return f"it has cost its {limit(cap)}, by the hours that it was up"
     return None

@@ -1,5 +1,5 @@
-"""What was spent and is committed, by whom and for what: each run and each deployment is one expense, and
-sums of expenses lose no digit."""
+"""What was spent and is committed, by whom and for what: each run is one expense, each deployment one for
+each month in which it was up, and sums of expenses lose no digit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """What one run or deployment costs, to the billionth of a dollar, so that sums are exact."""
+    """What one run costs, or one deployment in one month, to the billionth of a dollar, so that sums are
+    exact."""
 
     id: str
     kind: Literal["run", "deployment"] = "run"
     backend: str
     account: str | None = None
     month: str
-    """`2026-11`, in UTC: the month in which it ended; of what goes on, this month."""
+    """`2026-11`, in UTC: of a run the month in which it ended, of a deployment one in which it was up; of
+    what goes on, this month."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
     """The tag `project`, else the project in Weights & Biases."""
@@ -42,6 +44,8 @@ class Expense(Record, frozen=True, kw_only=True):
     committed_usd: Decimal = Decimal(0)
     known: bool = True
     """`False` where neither a bill nor a price says what it costs: its sums are no zeros then."""
+    abandoned: bool = False
+    """Its user gave it up; the sums have the last that was known of its bill."""
 
 
 class Sum(Record, frozen=True, kw_only=True):
@@ -54,6 +58,8 @@ class Sum(Record, frozen=True, kw_only=True):
     deployments: int = 0
     unknown: tuple[str, ...] = ()
     """Ids of those whose cost is not known and in neither sum."""
+    abandoned: tuple[str, ...] = ()
+    """Ids of runs that were given up: their hosts are not asked about them any more."""
 
 
 def of_run(run: Run, now: datetime) -> Expense:
@@ -71,28 +77,46 @@ def of_run(run: Run, now: datetime) -> Expense:
         spent_usd=exact(money.spent_usd),
         committed_usd=exact(money.committed_usd),
         known=run.phase is SubmitPhase.REFUSED or run.bill is not None or _priced(run),
+        abandoned=run.abandoned is not None,
     )
 
 
-def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> Expense:
-    """Tags and project are those of its run."""
+def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
+    """One for each month in which it was up, this month with what is still committed. Tags and project are
+    those of its run."""
     money = deployments.spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
+    last = f"{at:%Y-%m}"
+    seconds = deployments.billed_by_month(deployment, deployment.billing_since or now, now)
+    earlier = deployment.billed_s - sum(deployment.billed_by_month.values())  # of no month that is known
+    seconds[last] = seconds.get(last, 0.0) + max(earlier, 0.0)
+    whole = sum(seconds.values())
     billed = bool(deployment.billed_s) or deployment.billing_since is not None
-    return Expense(
-        id=deployment.id,
-        kind="deployment",
-        backend=deployment.provider,
-        account=deployment.account,
-        month=f"{at:%Y-%m}",
-        tags=run.tags if run else {},
-        project=(run.tags.get("project") or _wandb_project(run)) if run else None,
-        person=deployment.made_by,
-        sandbox=deployment.sandbox,
-        spent_usd=exact(money.spent_usd),
-        committed_usd=exact(money.committed_usd),
-        known=deployment.usd_per_hour is not None or (deployment.state.over and not billed),
-    )
+    spent = {month: exact(money.spent_usd * _share(part, whole)) for month, part in seconds.items()}
+    # What the shares lose by rounding is the last month's, so that they add up.
+    spent[last] += exact(money.spent_usd) - sum(spent.values(), Decimal(0))
+    return [
+        Expense(
+            id=deployment.id,
+            kind="deployment",
+            backend=deployment.provider,
+            account=deployment.account,
+            month=month,
+            tags=run.tags if run else {},
+            project=(run.tags.get("project") or _wandb_project(run)) if run else None,
+            person=deployment.made_by,
+            sandbox=deployment.sandbox,
+            spent_usd=usd,
+            committed_usd=exact(money.committed_usd) if month == last else Decimal(0),
+            known=deployment.usd_per_hour is not None or (deployment.state.over and not billed),
+        )
+        for month, usd in spent.items()
+        if usd or month == last
+    ]
+
+
+def _share(part: float, whole: float) -> Decimal:
+    return Decimal(str(part)) / Decimal(str(whole)) if whole else Decimal(0)
 
 
 def _priced(run: Run) -> bool:
@@ -115,7 +139,7 @@ def exact(usd: Decimal) -> Decimal:
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
     """Those of a month as `2026-11`, by default all. Raises `UsageError`."""
     if month is not None and not _MONTH.fullmatch(month):
-        raise UsageError(f"{month!r} is no month", fix="write it as 2026-11")
+        raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 
@@ -140,8 +164,9 @@ def total(expenses: Iterable[Expense], key: str = "total") -> Sum:
         spent_usd=sum((e.spent_usd for e in found), Decimal(0)),
         committed_usd=sum((e.committed_usd for e in found), Decimal(0)),
         runs=sum(e.kind == "run" for e in found),
-        deployments=sum(e.kind == "deployment" for e in found),
-        unknown=tuple(e.id for e in found if not e.known),
+        deployments=len({e.id for e in found if e.kind == "deployment"}),
+        unknown=tuple(dict.fromkeys(e.id for e in found if not e.known)),
+        abandoned=tuple(e.id for e in found if e.abandoned),
     )
 
 

@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate import text
-from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
 from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import rounded, summed
-from orchestrate.costing.size import JobSize, measure
+from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.errors import UsageError
 from orchestrate.spec import DPO, method_word
-from orchestrate.types import Confidence, Quote, QuoteLine, Record, Translation
+from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 if TYPE_CHECKING:
-    from orchestrate.data import TrainingData
-    from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
 EVAL_SHARE = Decimal(1) / 3
@@ -56,6 +53,33 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     confidence: Confidence
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
+    own: str | None = None
+    """Where the user's own price is from; `None` for a published one."""
+
+    def line(
+        self,
+        hours: Decimal,
+        places: str,
+        *,
+        component: str | None = None,
+        low: Decimal | None = None,
+        high: Decimal | None = None,
+    ) -> QuoteLine:
+        """`hours` of it, shown to `places`; `low` and `high` are the least and the most hours."""
+        return QuoteLine(
+            component=component or self.component,
+            quantity=hours.quantize(Decimal(places)),
+            unit="usd_per_hour",
+            usd_per_unit=self.usd_per_hour,
+            usd_low=rounded((hours if low is None else low) * self.low_usd_per_hour),
+            usd=rounded(hours * self.usd_per_hour),
+            usd_high=rounded((hours if high is None else high) * self.high_usd_per_hour),
+            note=self.label,
+            source=self.source,
+            as_of=self.as_of,
+            confidence=self.confidence,
+            own=self.own,
+        )
 
 
 class _Hardware(msgspec.Struct, frozen=True):
@@ -96,7 +120,7 @@ def local_rate(
     whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
     devices draw at full load."""
     book, on = book or built_in(), today or date.today()
-    if owned := book.find(prices, "owned", ids=[device], on=on):
+    if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
         return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
@@ -104,9 +128,7 @@ def local_rate(
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
         raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
-    label = (
-        f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware is taken as paid for"
-    )
+    label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
     return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
 
 
@@ -147,71 +169,60 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
         high_usd_per_hour=rounded(high * per_hour),
         label=label,
         source=rate.source,
-        as_of=rate.last_checked.isoformat(),
+        as_of=rate.as_of,
         confidence=rate.confidence,
+        own=rate.own,
     )
 
 
+class Speed(Record, frozen=True, kw_only=True):
+    """Trained tokens per second, measured or modelled by the caller."""
+
+    tokens_per_second: float
+    source: str
+    """Which of the two: "measured on this machine on ...", "modelled from ..."."""
+    band: float = 0.5
+    """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second <= 0:
+            raise ValueError(f"tokens_per_second must be positive, got {self.tokens_per_second}")
+
+
 def quote_hours_job(
+    work: Work,
     *,
-    provider: str,
-    profile: Profile,
-    spec: JobSpec,
-    data: TrainingData,
-    translation: Translation,
-    resolved: ModelOnHost,
-    tokens_per_second: float,
-    throughput_source: str,
-    throughput_band: float = 0.5,
+    speed: Speed,
     hourly: HourlyRate,
     startup_seconds: float = 30.0,
     answers: Answers | None = None,
 ) -> Quote:
-    """Hours x rate, the hours from a throughput in trained tokens per second that the caller measured or
-    modelled.
-
-    `throughput_source` says which ("measured on this machine on ...", "modelled from ..."); `throughput_band`
-    is its relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band). `answers` for
-    reinforcement fine-tuning.
-    """
-    if tokens_per_second <= 0:
-        raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
-    size = measure(profile, spec, data, translation, resolved)
-    read_only = _read_only(spec, size)
-    least, work, most = (_work(size, answers, n, read_only) for n in range(3))
-    seconds = work / Decimal(str(tokens_per_second)) + Decimal(str(startup_seconds))
-    spread = min(Decimal(str(throughput_band)), Decimal("0.9"))
-    tokens = Decimal(str(size.band))
-    fastest = least * (1 - tokens) / Decimal(str(tokens_per_second)) / (1 + spread)
-    slowest = most * (1 + tokens) / Decimal(str(tokens_per_second)) / (1 - spread)
-    hours = seconds / 3600
+    """Hours x rate, the hours from the speed. `answers` for reinforcement fine-tuning."""
+    size = measure(work)
+    read_only = _read_only(work.spec, size)
+    per_second = Decimal(str(speed.tokens_per_second))
     start = Decimal(str(startup_seconds))
-    entry = QuoteLine(
-        component=hourly.component,
-        quantity=hours.quantize(Decimal("0.0001")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded((fastest + start) / 3600 * hourly.low_usd_per_hour),
-        usd=rounded(hours * hourly.usd_per_hour),
-        usd_high=rounded((slowest + start) / 3600 * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-    )
+    least, likely, most = (_work(size, answers, n, read_only) / per_second for n in range(3))
+    spread = min(Decimal(str(speed.band)), Decimal("0.9"))
+    tokens = Decimal(str(size.band))
+    fastest = least * (1 - tokens) / (1 + spread)
+    slowest = most * (1 + tokens) / (1 - spread)
+    seconds = likely + start
+    hours = seconds / 3600
+    entry = hourly.line(hours, "0.0001", low=(fastest + start) / 3600, high=(slowest + start) / 3600)
     return summed(
-        provider=provider,
-        model=resolved.name,
+        provider=work.provider,
+        model=work.resolved.name,
         lines=[entry],
         assumptions=[
             *size.notes,
             f"{size.epochs} epochs and {size.evals} evaluations "
-            f"at {tokens_per_second:,.0f} tokens per second ({throughput_source}, +/-{throughput_band:.0%})",
+            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.source}, +/-{speed.band:.0%})",
             *_drawn(answers),
-            *_judged(spec, read_only),
+            *_judged(work.spec, read_only),
             hourly.label,
         ],
-        warnings=resolved.warnings,
+        warnings=work.resolved.warnings,
         billed_tokens=size.train_tokens * size.epochs,
         train_seconds=float(seconds),
     )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Rate, RateBook, built_in
+from orchestrate.costing.book import Lookup, Rate
 from orchestrate.costing.lines import MTOK, line, summed
-from orchestrate.costing.size import measure
-from orchestrate.types import Confidence, Quote, QuoteLine, Translation
+from orchestrate.costing.prices import Prices, names
+from orchestrate.costing.size import JobSize, Work, measure
+from orchestrate.types import Confidence, Quote, QuoteLine
 
 if TYPE_CHECKING:
-    from orchestrate.data import TrainingData
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
@@ -23,19 +27,14 @@ STALE_DAYS = 60
 """A rate checked longer ago is warned about."""
 
 
-def training_rate(
-    resolved: ModelOnHost, spec: JobSpec, *, profile: Profile, prices: str, book: RateBook, on: date
-) -> Rate | None:
+def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
     """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
     SFT."""
     method = spec.method.type
     adapter = "full" if spec.adapter.type == "full" else "lora"
-
-    def look(name: str) -> Rate | None:
-        return book.find(prices, name, ids=names(resolved), params_b=resolved.params_b, on=on)
-
-    found = look(f"{method}_{adapter}") or look(method)
-    if found is None and method == "dpo" and (sft := look(f"sft_{adapter}")) and sft.usd_per_mtok is not None:
+    found = prices.of(f"{method}_{adapter}", resolved) or prices.of(method, resolved)
+    sft = prices.of(f"sft_{adapter}", resolved) if found is None and method == "dpo" else None
+    if sft is not None and sft.usd_per_mtok is not None:
         factor = profile.dpo_factor
         return Rate(
             provider=sft.provider,
@@ -50,77 +49,100 @@ def training_rate(
     return found
 
 
-def names(resolved: ModelOnHost) -> frozenset[str]:
-    """All names under which a rate file may list the model."""
-    known = {resolved.id, resolved.name}
-    if resolved.host is not None:
-        known.add(resolved.host.id)
-    if resolved.model is not None:
-        known |= {
-            resolved.model.name,
-            *resolved.model.aliases,
-            *([resolved.model.hub] if resolved.model.hub else []),
-        }
-    return frozenset(known)
+def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
+    """For which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a machine
+    that is paid by the hour."""
+    if gpu is not None:
+        return Lookup(prices, ("electricity", "gpu_rental", "owned"), gpu=gpu)
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+    methods = (f"{method}_{adapter}", method, "minimum")
+    return Lookup(prices, methods, names(resolved), resolved.params_b, "H100" if method == "rft" else None)
 
 
 def quote_tokens_job(
+    work: Work,
     *,
-    provider: str,
-    profile: Profile,
-    spec: JobSpec,
-    data: TrainingData,
-    translation: Translation,
-    resolved: ModelOnHost,
-    prices: str | None = None,
+    prices: Prices | None = None,
     gpu_hours: Decimal | None = None,
     sandbox: bool = False,
-    today: date | None = None,
-    book: RateBook | None = None,
 ) -> Quote:
     """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
 
-    `prices` names the rates to use when they are not those of the profile's kind. A model that is gone or
-    without a published price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs
-    after its host has closed.
+    `prices`: today's of the profile's kind, when not given. A model that is gone or without a published
+    price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
+    closed.
     """
-    on = today or date.today()
-    book = book or built_in()
-    kind = prices or profile.kind
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if sandbox else _gone(resolved, profile, on):
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
-        return _quote_rft(provider, kind, resolved, gpu_hours, book, on)
+        return _quote_rft(provider, resolved, gpu_hours, prices)
     if profile.bills is None:
         return none(f"{provider} does not say how it bills a job, so its price is not known")
-    rate = training_rate(resolved, spec, profile=profile, prices=kind, book=book, on=on)
+    rate = training_rate(resolved, spec, profile, prices)
     if rate is None or rate.usd_per_mtok is None:
-        return none(_no_price(resolved, spec, kind, book))
+        return none(_no_price(resolved, spec, prices))
     if rate.usd_max is not None:
         return none(
             f"{provider} published only a range for {resolved.name}, "
             f"{text.rate(rate.usd)} to {text.rate(rate.usd_max)} per million tokens "
             f"({rate.source}, {rate.last_checked}); "
-            f"give the price with --rate {kind}:{spec.method.type}_lora=USD_PER_MTOK"
+            f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
-    size = measure(profile, spec, data, translation, resolved)
-    lines, notes = profile.bills(size, rate)
-    if minimum := book.find(kind, "minimum", ids=names(resolved), params_b=resolved.params_b, on=on):
-        lines.append(_minimum(lines, minimum))
-    if spec.method.type == "dpo":
-        notes.append("a preference row is counted as its prompt and both answers")
-    return summed(
+    gate = None if job.sandbox else profile.gated(prices.on)
+    gates = [gate] if gate else []
+    size = size_of()
+    billed = profile.bills(size, rate)
+    lines, notes = list(billed.lines), list(billed.notes)
+    undecided = None
+    if minimum := prices.of("minimum", resolved):
+        top_up = _minimum(lines, minimum)
+        lines.append(top_up)
+        if minimum.usd_max is not None and top_up.usd_high > 0:
+            span = text.span(minimum.usd, minimum.usd_max)
+            undecided = f"its minimum per job is {span} by model, and no table is published"
+    quote = summed(
         provider=provider,
         model=resolved.name,
         lines=lines,
         assumptions=[*size.notes, *notes],
-        warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
+        warnings=[*resolved.warnings, *gates, *_rate_warnings(rate, prices.on)],
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+        open_end=billed.open_end,
     )
+    return replace(quote, undecided=undecided)
 
 
 def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
@@ -134,9 +156,10 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
     return None
 
 
-def _no_price(resolved: ModelOnHost, spec: JobSpec, kind: str, book: RateBook) -> str:
+def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
+    kind = prices.name
     method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
-    if not any(rate.provider == kind for rate in book):
+    if not any(rate.provider == kind for rate in prices.book):
         reason = f"there are no rates for {kind}"
     elif resolved.params_b is None:
         reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
@@ -145,16 +168,14 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, kind: str, book: RateBook) -
     return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK"
 
 
-def _quote_rft(
-    provider: str, kind: str, resolved: ModelOnHost, hours: Decimal | None, book: RateBook, on: date
-) -> Quote:
-    rate = book.find(kind, "rft", ids=names(resolved), gpu="H100", on=on)
+def _quote_rft(provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices) -> Quote:
+    rate = prices.of("rft", resolved, gpu="H100")
     if rate is None or hours is None:
         each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
             provider=provider,
             model=resolved.name,
-            unavailable=f"RFT is billed by the time it takes{each}, which nothing tells beforehand; "
+            unavailable=f"RFT is billed by the time it takes{each}, which is not known before it has run; "
             "give your own figure with --gpu-hours",
             warnings=resolved.warnings,
         )
@@ -163,7 +184,7 @@ def _quote_rft(
         model=resolved.name,
         lines=[line("training", hours, rate, note="hours as you gave them, on H100")],
         assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
-        warnings=[*resolved.warnings, *_rate_warnings(rate, on)],
+        warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
 
 
@@ -178,6 +199,8 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     span = text.rate(low)
     if low != high:
         span += f" to {text.rate(high)}, by model; the table was not found"
+    if minimum.note:
+        span += f" ({minimum.note})"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -188,8 +211,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         usd=top,
         usd_high=top_high,
         note=f"tops the job up to the minimum of {span}",
+        own=minimum.own,
         source=minimum.source,
-        as_of=minimum.last_checked.isoformat(),
+        as_of=minimum.as_of,
         confidence=minimum.confidence,
     )
 
@@ -197,7 +221,9 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
 def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
-    if rate.confidence is Confidence.INFERRED:
+    if rate.undated:
+        found.append(f"the price is from a copy without a date: {rate.source}")
+    elif rate.confidence is Confidence.INFERRED:
         found.append(f"the price is inferred, not quoted: {rate.source}")
     elif rate.confidence is Confidence.OLD:
         found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")

@@ -11,6 +11,7 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 _SIXTH = Decimal("0.000001")
 MTOK = Decimal(1_000_000)
+_WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
@@ -44,7 +45,7 @@ def line(
         usd_high=rounded(largest * high_price),
         note=note or rate.note,
         source=rate.source,
-        as_of=rate.last_checked.isoformat(),
+        as_of=rate.as_of,
         confidence=rate.confidence,
         own=rate.own,
     )
@@ -59,6 +60,7 @@ def summed(
     warnings: Iterable[str] = (),
     billed_tokens: int | None = None,
     train_seconds: float | None = None,
+    open_end: str | None = None,
 ) -> Quote:
     """The quote whose totals are the sums of its lines."""
     return Quote(
@@ -72,18 +74,22 @@ def summed(
         billed_tokens=billed_tokens,
         train_seconds=train_seconds,
         warnings=(*warnings, *_of_own_rates(lines)),
+        open_end=open_end,
     )
 
 
 def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
     """So that nobody takes a price of a project's file for the host's."""
     own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
-    return [f"the price of {component} is not the host's own: it is from {place}" for component, place in own]
+    return [
+        f"the price of {_WORDS.get(component, component)} is not the host's own: it is from {place}"
+        for component, place in own
+    ]
 
 
 def age_days(quote: Quote, today: date) -> int | None:
     """Age of the oldest price behind a quote."""
-    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and len(e.as_of) == 10]
+    checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and e.as_of[:1].isdigit()]
     return (today - min(checked)).days if checked else None
 
 

@@ -13,8 +13,8 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.catalog.models import lookup
 from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.hours import HourlyRate
-from orchestrate.costing.jobs import names
 from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.prices import Prices
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.profile import Profile
 from orchestrate.profile import profile as profile_of
@@ -146,38 +146,48 @@ class Ownership(Record, frozen=True, kw_only=True):
     unavailable: str | None = None
 
 
+class Use(Record, frozen=True, kw_only=True):
+    """What the tuned model is for."""
+
+    traffic: Traffic
+    months: int = 6
+    hours_per_day: float = 24.0
+    """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
+    base: BasePrice | None = None
+    """What it is compared with."""
+
+
 def own(
     training: Quote,
+    use: Use,
     *,
     resolved: ModelOnHost,
-    traffic: Traffic,
-    months: int = 6,
-    hours_per_day: float = 24.0,
-    base: BasePrice | None = None,
-    hourly: HourlyRate | None = None,
     profile: Profile,
-    book: RateBook | None = None,
-    today: date | None = None,
+    hourly: HourlyRate | None = None,
+    prices: Prices | None = None,
 ) -> Ownership:
-    """The whole cost over `months`. `hours_per_day` is how long a dedicated deployment is up (scale-to-zero,
-    or taken down at night); `hourly` is the machine that serves, on a backend that is paid by the hour."""
-    on = today or date.today()
+    """The whole cost of its use. `hourly` is the machine that serves, on a backend that is paid by the hour;
+    `prices`: today's of the profile's kind, when not given."""
+    prices = prices or Prices(profile.kind)
 
     def none(reason: str) -> Ownership:
         return Ownership(
             provider=training.provider,
             model=training.model,
-            months=months,
+            months=use.months,
             training=training,
             unavailable=reason,
         )
 
     if training.unavailable:
         return none(training.unavailable)
-    serving = _serving(training, profile, resolved, traffic, hours_per_day, hourly, book, on)
+    if hourly is not None:
+        serving = _own_machine(hourly, use, training)
+    else:
+        serving = _hosted(profile, resolved, use, prices)
     if isinstance(serving, str):
         return none(serving)
-    return _totalled(training, serving, resolved, traffic, months, base, on)
+    return _totalled(training, serving, resolved, use, prices.on)
 
 
 class _Serving(Record, frozen=True, kw_only=True):
@@ -189,30 +199,23 @@ class _Serving(Record, frozen=True, kw_only=True):
     """The part of a month that does not move with traffic."""
 
 
-def _serving(
-    training: Quote,
-    profile: Profile,
-    resolved: ModelOnHost,
-    traffic: Traffic,
-    hours_per_day: float,
-    hourly: HourlyRate | None,
-    book: RateBook | None,
-    on: date,
-) -> _Serving | str:
-    book, kind = book or built_in(), profile.kind
-    if hourly is not None:
-        return _own_machine(hourly, hours_per_day, traffic, training)
-    ids = names(resolved)
-    tokens_in = book.find(kind, "inference_tuned_input", ids=ids, params_b=resolved.params_b, on=on)
-    tokens_out = book.find(kind, "inference_tuned_output", ids=ids, params_b=resolved.params_b, on=on)
-    if tokens_in and tokens_out:
-        return _by_tokens(traffic, tokens_in, tokens_out)
-    gpu = book.find(kind, "deployment", gpu="H100", on=on)
+def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -> _Serving | str:
+    tokens = _token_rates(prices, resolved)
+    if tokens is not None:
+        return _by_tokens(use.traffic, *tokens)
+    gpu = prices.of("deployment", gpu="H100")
     if gpu is None:
-        return f"no price of serving a tuned {resolved.name} on {kind} is known"
+        return f"no price of serving a tuned {resolved.name} on {prices.name} is known"
     if resolved.params_b is None:
         return f"the size of {resolved.name} is not known, so neither is the number of GPUs that serve it"
-    return _dedicated(profile, resolved, traffic, hours_per_day, gpu)
+    return _dedicated(profile, resolved, use, gpu)
+
+
+def _token_rates(prices: Prices, resolved: ModelOnHost) -> tuple[Rate, Rate] | None:
+    """Of a token in and of a token out, where the host serves a tuned model by the token."""
+    tokens_in = prices.of("inference_tuned_input", resolved)
+    tokens_out = prices.of("inference_tuned_output", resolved)
+    return (tokens_in, tokens_out) if tokens_in and tokens_out else None
 
 
 def _by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> _Serving:
@@ -240,12 +243,11 @@ def gpus_needed(params_b: float, active_b: float, traffic: Traffic) -> tuple[int
     return replica, replica * max(1, math.ceil(load)), speed
 
 
-def _dedicated(
-    profile: Profile, resolved: ModelOnHost, traffic: Traffic, hours_per_day: float, gpu: Rate
-) -> _Serving:
+def _dedicated(profile: Profile, resolved: ModelOnHost, use: Use, gpu: Rate) -> _Serving:
+    hours_per_day = use.hours_per_day
     params = resolved.params_b or 0.0
     active = (resolved.model.active_params_b if resolved.model else None) or params
-    replica, gpus, speed = gpus_needed(params, active, traffic)
+    replica, gpus, speed = gpus_needed(params, active, use.traffic)
     hours = Decimal(str(hours_per_day)) * DAYS_PER_MONTH * gpus
     entry = line(
         "hosting", hours, gpu, note=f"{gpus} x {gpu.applies_to}, {hours_per_day:g} h a day, idle included"
@@ -255,8 +257,8 @@ def _dedicated(
         words=f"{gpus} dedicated {gpu.applies_to} at {text.rate(gpu.usd)} per GPU-hour, "
         f"{hours_per_day:g} h a day",
         assumptions=(
-            f"one replica needs {replica} GPU(s): {params:g}B parameters in 16 bits, x {HEADROOM:g} for "
-            "the cache",
+            f"one replica needs {text.count(replica, 'GPU')}: {params:g}B parameters in 16 bits, "
+            f"x {HEADROOM:g} for the cache",
             f"a replica writes {speed:,.0f} tokens a second (modelled), the busiest hour is {PEAK} x "
             "the mean",
             f"the deployment is up {hours_per_day:g} hours a day"
@@ -266,14 +268,12 @@ def _dedicated(
     )
 
 
-def _own_machine(
-    hourly: HourlyRate, hours_per_day: float, traffic: Traffic, training: Quote
-) -> _Serving | str:
+def _own_machine(hourly: HourlyRate, use: Use, training: Quote) -> _Serving | str:
     """Refused where the machine that trains so fast cannot carry the traffic: a forward pass is taken to be
     three times as fast as a training step."""
     sized = "the speed of this machine is not known; measure it before relying on that"
     if training.billed_tokens and training.train_seconds:
-        speed = FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
+        traffic, speed = use.traffic, FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
         tokens = traffic.output_tokens + traffic.input_tokens / PREFILL_SPEEDUP
         needed = float(traffic.requests_per_day) / 86_400 * PEAK * tokens
         if needed > speed:
@@ -282,37 +282,18 @@ def _own_machine(
                 f"and the traffic needs {needed:,.0f} at its peak"
             )
         sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
-    hours = Decimal(str(hours_per_day)) * DAYS_PER_MONTH
-    entry = QuoteLine(
-        component="hosting",
-        quantity=hours.quantize(Decimal("0.01")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded(hours * hourly.low_usd_per_hour),
-        usd=rounded(hours * hourly.usd_per_hour),
-        usd_high=rounded(hours * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-    )
+    hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
+    entry = hourly.line(hours, "0.01", component="hosting")
     return _Serving(
         lines=(entry,),
-        words=f"this machine, {hours_per_day:g} h a day: {hourly.label}",
+        words=f"this machine, {use.hours_per_day:g} h a day: {hourly.label}",
         assumptions=(sized,),
         fixed_usd=entry.usd,
     )
 
 
-def _totalled(
-    training: Quote,
-    serving: _Serving,
-    resolved: ModelOnHost,
-    traffic: Traffic,
-    months: int,
-    base: BasePrice | None,
-    on: date,
-) -> Ownership:
+def _totalled(training: Quote, serving: _Serving, resolved: ModelOnHost, use: Use, on: date) -> Ownership:
+    traffic, months, base = use.traffic, use.months, use.base
     monthly = sum((entry.usd for entry in serving.lines), Decimal(0))
     base_monthly = rounded(base.usd_per_request * traffic.requests_per_month) if base else None
     end = resolved.host.shutdown if resolved.host else None
@@ -337,9 +318,7 @@ def _totalled(
         base=base,
         base_monthly_usd=base_monthly,
         break_even_months=_months_to_pay(training.expected_usd, monthly, base_monthly),
-        break_even_requests_per_day=_break_even(
-            training.expected_usd, serving, monthly, traffic, months, base
-        ),
+        break_even_requests_per_day=_break_even(training.expected_usd, serving, monthly, use),
         serves_until=end if end is not None and end < period_end else None,
         assumptions=tuple(assumptions),
     )
@@ -351,16 +330,10 @@ def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | 
     return (training / (base_monthly - monthly)).quantize(Decimal("0.01"))
 
 
-def _break_even(
-    training: Decimal,
-    serving: _Serving,
-    monthly: Decimal,
-    traffic: Traffic,
-    months: int,
-    base: BasePrice | None,
-) -> Decimal | None:
+def _break_even(training: Decimal, serving: _Serving, monthly: Decimal, use: Use) -> Decimal | None:
     """Requests per day at which training + fixed months equal what each request saves, at today's number of
     GPUs."""
+    traffic, months, base = use.traffic, use.months, use.base
     if base is None or traffic.requests_per_month <= 0 or months <= 0:
         return None
     each = (monthly - serving.fixed_usd) / traffic.requests_per_month
@@ -375,17 +348,14 @@ def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
     """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
-    book, on = book or built_in(), today or date.today()
+    prices = Prices(provider, book or built_in(), today or date.today())
     try:
-        near, resolved = profile_of(provider).near, catalog.resolve(model, provider, on)
+        near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
     except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog
         return None
-    ids = names(resolved)
-    first = book.find(provider, "inference_tuned_input", ids=ids, params_b=resolved.params_b, on=on)
-    last = book.find(provider, "inference_tuned_output", ids=ids, params_b=resolved.params_b, on=on)
-    if first and last:
-        return f"{text.rate(first.usd)} in, {text.rate(last.usd)} out per million tokens"
-    gpu = book.find(provider, "deployment", gpu="H100", on=on)
+    if tokens := _token_rates(prices, resolved):
+        return f"{text.rate(tokens[0].usd)} in, {text.rate(tokens[1].usd)} out per million tokens"
+    gpu = prices.of("deployment", gpu="H100")
     if gpu is None:
         return "this machine" if near else None
     if resolved.params_b is None:
@@ -396,6 +366,6 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """The least expected total among those that serve the whole period."""
-    whole = [t for t in totals if t.unavailable is None and t.serves_until is None]
+    """The least expected total of a job that would be taken and that serves the whole period."""
+    whole = [t for t in totals if not (t.unavailable or t.serves_until or t.training.refused)]
     return min(whole, key=lambda t: t.expected_usd, default=None)

@@ -72,6 +72,7 @@ def open_dataset(
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
+        rowless=total.rowless,
         first_rows={bit: tuple(rows) for bit, rows in total.first_rows.items()},
         pictures=dict(total.pictures),
         columns=renaming,
@@ -164,7 +165,7 @@ def first_lines(path: str) -> Iterator[bytes]:
                 line = file.readline(_SNIFFED)
     if passed and not told:
         raise DataError(
-            f"{path}: its format cannot be told: every line has more than {_SNIFFED >> 20} MiB",
+            f"{path}: its format cannot be recognised: every line has more than {_SNIFFED >> 20} MiB",
             fix="write one row to a line (JSONL); a row for training is no longer than a model's context",
         )
 
@@ -264,8 +265,11 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
     if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
         band = max(band, counting.TOOL_BAND)
     sequences = kept.sequences()
+    tokens = sum(sequences)
+    if facts.kind not in ("completion", "text") and tokens:
+        band = max(band, counting.row_doubt(tokenizer) * len(sequences) / tokens)
     return TokenCount(
-        tokens=sum(sequences),
+        tokens=tokens,
         trained_tokens=kept.trained,
         rows=facts.rows,
         longest=max(sequences, default=0),

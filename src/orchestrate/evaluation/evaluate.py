@@ -23,6 +23,16 @@ Generate = Callable[[Sequence[Sequence[Message]]], list[Reply]]
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The models that are compared."""
+
+    tuned: Generate
+    base: Generate | None = None
+    by: str = ""
+    """Who answers, said with the scores: the same model can answer differently in another precision."""
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """A row to ask about: the conversation up to the last assistant message, and that message."""
 
@@ -49,26 +59,25 @@ def held_out(dataset: Dataset, limit: int | None = None) -> list[HeldOut]:
 
 def evaluate(
     dataset: Dataset,
+    answers: Answers,
     *,
     run_id: str,
     provider: str,
-    tuned: Generate,
-    base: Generate | None = None,
     metric: str = "auto",
     limit: int | None = None,
     items_file: Path | None = None,
-    served_by: str = "",
 ) -> EvaluationResult:
-    """Scores `tuned`, and `base` on the same rows, and writes each row's answers to `items_file` (JSONL).
+    """Scores the tuned model, and the base on the same rows, and writes each row's answers to `items_file`
+    (JSONL).
 
     Raises `UsageError` for an unknown metric, `DataError` for rows that cannot be scored, and what the
     generators raise.
     """
-    rows = held_out(dataset, limit)
+    rows, base = held_out(dataset, limit), answers.base
     name = choose_metric([row.expected for row in rows]) if metric == "auto" else metric
     if name not in METRICS:
         raise UsageError(f"no metric is called {name!r}; known: auto, {', '.join(METRICS)}")
-    tuned_answers, tuned_scores = _scored(name, rows, tuned)
+    tuned_answers, tuned_scores = _scored(name, rows, answers.tuned)
     base_answers, base_scores = _scored(name, rows, base) if base else ([], [])
     if items_file:
         _write_items(items_file, rows, tuned_answers, tuned_scores, base_answers, base_scores)
@@ -90,7 +99,7 @@ def evaluate(
         p_value=statistics.mcnemar(gained, lost) if base and binary else None,
         created_at=datetime.now(UTC),
         items_file=str(items_file) if items_file else None,
-        served_by=served_by,
+        served_by=answers.by,
     )
 
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.evaluate import Generate
+from orchestrate.evaluation.evaluate import Answers
 from orchestrate.providers.base import Provider
 from orchestrate.types import Artifact, Feature, Message, Reply, Run
 
 PLACES = ("auto", "host", "here")
-
-
-@dataclass(frozen=True)
-class Answers:
-    tuned: Generate
-    base: Generate
-    by: str
-    """Said with the scores: the same model can answer differently in another precision."""
 
 
 @contextmanager

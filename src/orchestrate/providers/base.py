@@ -2,7 +2,7 @@
 
 A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
 a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
-wraps them.
+wraps them. A spec is translated once: the other methods get what `translate` gave for it.
 
 Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
 from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises
@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +36,7 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -45,8 +46,9 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
@@ -90,7 +92,7 @@ class Provider(ABC):
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         """Each reason for which the host would refuse, with row and field: here those that the translation
-        and the profile tell. Offline. `translation` is what `translate` gave for the spec."""
+        and the profile tell. Offline."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation)
@@ -117,6 +119,12 @@ class Provider(ABC):
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
 
+    def lookup(self, spec: JobSpec) -> Lookup:
+        """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
+        from orchestrate import costing
+
+        return costing.lookup(spec, self.resolve(spec), self.prices)
+
     def size_of(self, model: str | None) -> float | None:
         """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""
         from orchestrate import catalog
@@ -124,6 +132,17 @@ class Provider(ABC):
         with suppress(SpecError):
             return catalog.resolve(model, self.profile).params_b if model else None
         return None
+
+    def ended(self, today: date) -> Mapping[Feature, str]:
+        """Methods that the host's API still has and for which the catalog has no model of it left, each with
+        the reason. A further instance of a host's kind has models of its own."""
+        from orchestrate import catalog
+
+        if self.name != self.kind or self.sandbox:
+            return {}
+        methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in self.features]
+        found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
+        return {feature: reason for feature, reason in found.items() if reason is not None}
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -140,16 +159,19 @@ class Provider(ABC):
     # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         """Brings the data to the host in its own format and waits until it can be used; one remote file per
-        digest."""
+        digest. Raises `DataError`, before anything is sent, for a file whose rows are no longer those of its
+        digest (`Dataset.write` does)."""
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """The host's own estimate for uploaded data."""
         raise self._unsupported(Feature.LIVE_PRICE)
 
     @abstractmethod
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Sends the create request exactly once, tagged with `ref`.
 
         Raises `OutcomeUnknown` when the answer was lost or is not a job; any other `ProviderError` means
@@ -180,13 +202,24 @@ class Provider(ABC):
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
 
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Rows of the job's data as its trainer saw them, as many as the host keeps; empty while there are
+        none yet."""
+        raise Unsupported(self.name, "rendered rows", "it does not show which tokens it makes of rows")
+
+    def recall(self, job: Job) -> Recalled | None:
+        """What the host tells of a job by which it can be priced though its spec and data are gone; `None`
+        where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
+        del job
+        return None
+
     def billing(self) -> Billing:
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and
         endpoints, what is stored where the host charges for that. What cannot be seen is said there; raises
         only when nothing can be asked."""
         from orchestrate.providers import standing
 
-        return standing.of_jobs(self, "whatever else this backend bills for cannot be asked for")
+        return standing.of_jobs(self, "anything else that this backend bills for")
 
     def base_models(self) -> Sequence[HostModel]:
         """What the host says now of the models that it tunes, limits and end dates where it tells them; a

@@ -14,6 +14,7 @@ class name, so that no SDK has to be imported here. SDK clients used with `Wire`
 from __future__ import annotations
 
 import email.utils
+import json
 import math
 import re
 import time
@@ -39,8 +40,8 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import logs
 from orchestrate.providers.pages import MOST_PAGES, P, entries_of, pages_of
+from orchestrate.providers.payloads import Unreadable, redact_text
 from orchestrate.providers.payloads import payload as payload
-from orchestrate.providers.payloads import redact_text
 
 T = TypeVar("T")
 
@@ -125,11 +126,17 @@ def hosted_error(
         return HostUnavailable(
             provider, f"no answer: {reason}", fix=fix or "check the network and the base URL"
         )
-    unexpected = UnexpectedAnswer(
-        provider, f"the answer cannot be read: {type(error).__name__}: {_short(str(error))}", fix=fix
-    )
+    unexpected = UnexpectedAnswer(provider, f"the answer cannot be read: {_wrong(error)}", fix=fix)
     unexpected.retryable = True
     return unexpected
+
+
+def _wrong(error: BaseException) -> str:
+    """What is wrong with an answer, in words: no class of Python's is the user's."""
+    if isinstance(error, Unreadable):
+        return _short(str(error))
+    what = "it is not JSON" if isinstance(error, json.JSONDecodeError) else "it is not what the API promises"
+    return f"{what}: {_short(str(error)) or type(error).__name__}"
 
 
 def status_of(error: BaseException) -> int | None:

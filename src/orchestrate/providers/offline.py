@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,10 @@ def problems(
     ):
         text = "the spec asks for W&B, and there is no W&B key to pass on"
         found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
+    today = date.today()
+    if not provider.sandbox and (shut := provider.profile.closed(today) or provider.profile.gated(today)):
+        # No error: which accounts it refuses its answer tells, and nothing is made there then.
+        found.append(_problem(name, "host-closing", shut, severity=Severity.WARNING))
     try:
         model = provider.resolve(spec)
     except UsageError:
@@ -72,16 +77,10 @@ def quote(
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
-        provider=provider.name,
-        profile=provider.profile,
-        spec=spec,
-        data=data,
-        translation=translation,
-        resolved=provider.resolve(spec),
-        prices=provider.prices,
+        costing.Work(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
+        prices=costing.Prices(provider.prices, rates),
         sandbox=provider.sandbox,
         gpu_hours=gpu_hours,
-        book=rates,
     )
 
 
@@ -118,11 +117,12 @@ def _problem(
     field: str | None = None,
     fix: str | None = None,
     source: str | None = None,
+    severity: Severity = Severity.ERROR,
 ) -> Problem:
     return Problem(
         code=code,
         message=message,
-        severity=Severity.ERROR,
+        severity=severity,
         field=field,
         providers=(provider,),
         fix=fix,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast, get_origin
 
 from orchestrate.errors import UnexpectedAnswer
-from orchestrate.providers.payloads import redact_text
+from orchestrate.providers.payloads import Unreadable, redact_text
 from orchestrate.providers.values import plain
 from orchestrate.types import Job
 
@@ -38,20 +38,20 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
             return
         cursor = str(page.next_page_info())
         if cursor in seen:
-            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came before")
+            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came twice")
         seen.add(cursor)
         page = _page(read, page.get_next_page, omits_empty)
     raise UnexpectedAnswer(provider, f"the list has not ended after {most} pages")
 
 
 def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
-    """The objects of a list that comes whole. Raises `TypeError` when it is none."""
+    """The objects of a list that comes whole. Raises `Unreadable` when it is none."""
     found = plain(answer).get(field)
     if not isinstance(found, list):
-        raise TypeError(f"no list of {field}")
+        raise Unreadable(f"it has no list of {field}")
     entries = cast("list[Any]", found)
     if not all(isinstance(entry, dict) for entry in entries):
-        raise TypeError(f"an entry of {field} is no object")
+        raise Unreadable(f"an entry of {field} is not an object")
     return entries
 
 
@@ -74,9 +74,9 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
     def checked() -> P:
         page = call()
         if not hasattr(page, "has_next_page"):
-            raise TypeError(f"{type(page).__name__} instead of a page")
+            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a page of a list")
         if not _has_list(page) and not (omits_empty and not plain(page)):
-            raise TypeError(f"no list in {redact_text(str(plain(page)))[:120]}")
+            raise Unreadable(f"it holds no list, but {redact_text(str(plain(page)))[:120]}")
         return page
 
     return read(checked)

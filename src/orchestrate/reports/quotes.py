@@ -30,7 +30,7 @@ _OWN_COLUMNS = (
 
 
 def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
-    return sorted(quotes, key=lambda q: (q.unavailable is not None, q.expected_usd, q.provider))
+    return sorted(quotes, key=lambda q: (q.rank, q.provider))
 
 
 def _row(quote: Quote, today: date) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ def _row(quote: Quote, today: date) -> tuple[str, ...]:
     return (
         quote.provider,
         quote.model,
-        text.money(quote.expected_usd),
-        text.span(quote.low_usd, quote.high_usd),
+        "ask with --live" if quote.undecided else text.money(quote.expected_usd),
+        text.span(quote.low_usd, quote.high_usd) + (" and more" if quote.open_end else ""),
         text.count(quote.billed_tokens),
         text.duration(quote.train_seconds),
         _price_age(quote, today),
@@ -61,34 +61,50 @@ def _price_age(quote: Quote, today: date) -> str:
     age = age_days(quote, today)
     known = worst_confidence(quote)
     word = "" if known is Confidence.QUOTED else f", {known.value}"
+    dated = any(entry.as_of and entry.as_of != "undated" for entry in quote.lines)
+    if age is None and not dated and any(entry.as_of for entry in quote.lines):
+        return f"undated{word}"
     return f"{age} days old{word}" if age is not None else known.value
 
 
 def _remarks(quote: Quote) -> list[str]:
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
-    return [*(f"minimum applied: {text.money(e.usd)} on top" for e in topped), *quote.warnings]
+    found = [f"would be refused: {quote.refused}"] if quote.refused else []
+    if quote.open_end:
+        found.append(f"not counted: {quote.open_end}")
+    if quote.undecided:
+        found.append(quote.undecided)
+    else:
+        found += [f"minimum applied: {text.money(e.usd)} on top" for e in topped]
+    return [*found, *quote.warnings]
+
+
+def _usd(quote: Quote) -> str:
+    known = text.span(quote.low_usd, quote.high_usd) if quote.undecided else text.money(quote.expected_usd)
+    return f"{known} or more" if quote.open_end else known
 
 
 def verdict(quotes: Sequence[Quote]) -> str:
     """One sentence: the cheapest to train and why it wins, or why none can be named."""
-    priced = [q for q in _sorted(quotes) if q.unavailable is None]
+    priced = [q for q in _sorted(quotes) if q.unavailable is None and q.refused is None]
     if not priced:
+        if any(q.unavailable is None for q in quotes):
+            return "Every backend with a known price would refuse this; the reasons are in the table."
         return "No backend has a known price for this; the reasons are in the table."
     first = priced[0]
     if len(priced) == 1:
-        return (
-            f"{first.provider} is the only backend with a known price: "
-            f"{text.money(first.expected_usd)} expected."
-        )
+        return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
     second = priced[1]
-    gap = f"{text.money(first.expected_usd)} against {text.money(second.expected_usd)} on {second.provider}"
+    if first.undecided or first.open_end:
+        return (
+            f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
+            f"{second.provider} {_usd(second)}."
+        )
+    gap = f"{_usd(first)} against {_usd(second)} on {second.provider}"
     if first.high_usd > second.low_usd and first.expected_usd != second.expected_usd:
         caveat = ", though their ranges overlap"
     elif first.expected_usd == second.expected_usd:
-        return (
-            f"{first.provider} and {second.provider} cost the same to train, "
-            f"{text.money(first.expected_usd)}."
-        )
+        return f"{first.provider} and {second.provider} cost the same to train, {_usd(first)}."
     else:
         caveat = ""
     return f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, second)}."
@@ -166,6 +182,8 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         )
     since = total.break_even_requests_per_day
     end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
+    if total.training.refused:
+        end += f"; would be refused: {total.training.refused}"
     compared = total.base is not None
     return (
         total.provider,
@@ -188,7 +206,13 @@ def _traffic(since: Decimal | None) -> str:
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
     return sorted(
-        totals, key=lambda t: (t.unavailable is not None, t.serves_until is not None, t.expected_usd)
+        totals,
+        key=lambda t: (
+            t.unavailable is not None,
+            t.training.refused is not None,
+            t.serves_until is not None,
+            t.expected_usd,
+        ),
     )
 
 

@@ -46,12 +46,12 @@ def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None 
         return None
     method = {"sft": SFT(), "dpo": DPO(), "rft": RFT(grader={"type": "any"})}[job.kind]
     spec = JobSpec(model=job.base, train="-", method=method, adapter=Full() if full else LoRA())
-    book = costing.built_in()
-    rate = costing.training_rate(resolved, spec, profile=profile(host), prices=host, book=book, on=today)
+    prices = costing.Prices(host, on=today)
+    rate = costing.training_rate(resolved, spec, profile(host), prices)
     if rate is None or rate.usd_per_mtok is None:
         return None
     usd = rate.usd_per_mtok * (job.tokens * job.epochs if tokens is None else tokens) / MTOK
-    minimum = book.find(host, "minimum", params_b=resolved.params_b, on=today)
+    minimum = prices.of("minimum", resolved)
     if minimum is not None:
         usd += rules.minimum_top_up(usd, minimum.usd)
     return usd

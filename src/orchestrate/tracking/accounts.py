@@ -8,6 +8,7 @@ new key is shown, by its id, proves that the two are one, for good. Absence prov
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -68,7 +69,8 @@ def require(store: Store, provider: Provider, run: Run) -> None:
 def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
     here = account_of(store, provider)
     unsent = run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
-    return OtherAccount(provider.title, run.id, run.account, here, unsent=unsent)
+    sure = is_here(store, provider, run.account) is False
+    return OtherAccount(provider.title, run.id, run.account, here, unsent=unsent, sure=sure)
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:
@@ -86,13 +88,13 @@ def placed(run: Run, account: str) -> Run:
 
 
 def _sees(store: Store, provider: Provider, run: Run) -> bool:
-    try:
+    with suppress(NotFound, PermissionRefused):
         if run.job_id is not None and provider.get(run.handle).handle.job_id == run.job_id:
             return True
-    except (NotFound, PermissionRefused):
-        pass
     remote = store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
-    return remote is not None and provider.holds(remote)
+    with suppress(NotFound, PermissionRefused):
+        return remote is not None and provider.holds(remote)
+    return False
 
 
 def _first_id(connection: Connection, provider: Provider, account: str) -> str:

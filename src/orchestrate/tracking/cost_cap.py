@@ -67,14 +67,15 @@ def enforce(
 def told_at_end(store: Store, run: Run) -> None:
     """Says that an ended run cost more than its cap allowed."""
     cap, bill = run.max_cost_usd, run.bill
-    if cap is None or bill is None or not bill.final or bill.usd <= cap:
+    if cap is None or bill is None or bill.usd <= cap:
         return
+    usd = money(bill.usd) if bill.final else f"an estimated {money(bill.usd)}"
     event = Event(
         id="orchestrate-ended-over-cap",
         at=store.clock.now(),
         level="warning",
         type="ended_over_cap",
-        message=f"it ended above its cap of {limit(cap)}: {money(bill.usd)} ({bill.origin})",
+        message=f"it ended above its cap of {limit(cap)}: {usd} ({bill.origin})",
         data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
     )
     store.history.add_events(run.id, [event], from_host=False)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.tracking import accounts, transitions, upkeep
+from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking.hosting import upkeep
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.sweep import Failure
+from orchestrate.tracking.worth import valued
 from orchestrate.types import Job, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
     from orchestrate.providers.base import Provider
     from orchestrate.tracking.store import Store
 
@@ -40,9 +43,13 @@ class Recovery(msgspec.Struct, kw_only=True):
     """Known runs without a job, which have one on the host."""
     offered: list[Lost] = []
     """Those that were found and not chosen."""
+    counted: dict[str, str] = {}
+    """By what a budget counts each recovered run, in words: what the host says, its rule for how the job
+    ended, or the high end of a quote of what it tells of the data."""
     unpriced: list[str] = []
-    """Recovered runs that may still be billed and of which the host tells no amount: a budget cannot count
-    them."""
+    """Recovered runs that no budget can count."""
+    reasons: dict[str, str] = {}
+    """Why, by run id."""
     known: list[str] = []
     doubled: list[str] = []
     """Refs with more than one job: the oldest became the run, an alarm names the others."""
@@ -55,9 +62,15 @@ Choose = Callable[[list[Lost]], Collection[str]]
 """Gives the ids of the runs to take."""
 
 
-def recover(store: Store, providers: Iterable[Provider], choose: Choose | None = None) -> Recovery:
+def recover(
+    store: Store,
+    providers: Iterable[Provider],
+    choose: Choose | None = None,
+    rates: RateBook | None = None,
+) -> Recovery:
     """Makes a run of each job with a ref of ours that the store does not know, or of those that are chosen;
-    changes nothing on a host.
+    changes nothing on a host. What the host does not say of its cost is taken at `rates`, by default the
+    built-in ones.
 
     What only the lost store knew (the spec, the quote, the tags) is gone and left empty; ids and refs are the
     old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
@@ -77,7 +90,7 @@ def recover(store: Store, providers: Iterable[Provider], choose: Choose | None =
     report.offered = [entry for entry in offered if entry.run_id not in chosen]
     for entry, provider, jobs in lost:
         if entry.run_id in chosen:
-            _take(store, provider, entry.account, jobs, report)
+            _take(store, provider, entry.account, jobs, _Books(report, rates))
     for provider in providers:
         try:
             report.deployments += [deployment.run_id for deployment in upkeep.adopt(store, provider)]
@@ -130,13 +143,23 @@ def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lo
     return lost
 
 
-def _take(store: Store, provider: Provider, account: str, jobs: list[Job], report: Recovery) -> None:
-    ref = str(jobs[0].handle.ref)
+class _Books(NamedTuple):
+    report: Recovery
+    rates: RateBook | None
+
+
+def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
+    ref, report = str(jobs[0].handle.ref), books.report
+    worth = valued(provider, jobs[0], books.rates)
     run = _run_of(store, provider, account, ref, jobs[0])
+    run = msgspec.structs.replace(run, spec=worth.spec, quote=worth.quote, bill=worth.bill)
     store.runs.restore(run)
     report.recovered.append(run.id)
-    if run.estimate_usd is None and not run.sandbox:
+    if worth.words is not None:
+        report.counted[run.id] = worth.words
+    if worth.reason is not None and not run.sandbox:
         report.unpriced.append(run.id)
+        report.reasons[run.id] = worth.reason
     if others := [job.handle.job_id for job in jobs[1:]]:
         report.doubled.append(ref)
         Submitter(store, provider).alarm(run, set(others))
@@ -144,13 +167,12 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], repor
 
 def _run_of(store: Store, provider: Provider, account: str, ref: str, job: Job) -> Run:
     now = store.clock.now()
-    spec: dict[str, Any] = {"model": job.model or "unknown", "train": "unknown"}
     run = Run(
         id=run_id_of(ref),
         ref=ref,
         provider=provider.config.name,
         model=job.model or "unknown",
-        spec=spec,
+        spec={},
         spec_hash="",
         dataset_digest="",
         host=provider.host,

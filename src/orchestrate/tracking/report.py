@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.text import count
 from orchestrate.types import Event
 
 _NAMED = (
@@ -20,6 +21,8 @@ _NAMED = (
     "ended",
     "capped",
 )
+
+_WORDS = {"elsewhere": "in another account, or this key has no right to see them"}
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     unsent: list[str] = []
     """Runs whose submit was interrupted before anything was sent. They can be sent again."""
     elsewhere: list[str] = []
-    """Runs of another account than that of the key: nothing was asked or concluded about them."""
+    """Runs of another account than that of the key, or that the key has no right to see: nothing was
+    concluded about them."""
     gone: list[str] = []
     """Runs whose job their host no longer has."""
     uncancelled: list[str] = []
@@ -74,10 +78,11 @@ class SyncReport(msgspec.Struct, kw_only=True):
             self.failures.append(failure)
 
     def __str__(self) -> str:
-        parts = [f"{self.checked} open run(s) checked"]
+        parts = [f"{count(self.checked, 'open run')} checked"]
         for name in _NAMED:
             if runs := getattr(self, name):
-                parts.append(f"{name.replace('_', ' ')}: {', '.join(runs)}")
+                what = _WORDS.get(name, name.replace("_", " "))
+                parts.append(f"{what}: {', '.join(runs)}")
         parts += self.hosting
         if self.ending:
             parts.append(f"asked to end, and still up: {', '.join(self.ending)}")

@@ -20,6 +20,7 @@ from orchestrate.errors import (
     NotFound,
     OrchestrateError,
     OtherAccount,
+    PermissionRefused,
     ProviderError,
     StoreError,
     UnexpectedAnswer,
@@ -27,13 +28,13 @@ from orchestrate.errors import (
 from orchestrate.tracking import cost_cap, transitions, unfinished
 from orchestrate.tracking.accounts import account_of, is_here, placed, prove, require
 from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.tracking.report import Failure as Failure
 from orchestrate.tracking.report import SyncReport as SyncReport
 from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.tracking.upkeep import LOOK_BACK, Upkeep
 from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def sync(
         except OrchestrateError as error:
             report.failed(name, error)
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
-            report.failed(name, UnexpectedAnswer(name, f"{type(error).__name__}: {error}"))
+            told = f"a defect in this backend ({type(error).__name__}: {error})"
+            report.failed(name, UnexpectedAnswer(name, told))
     return report
 
 
@@ -324,9 +326,13 @@ class _Sweep:
             self.report.asked += 1
             try:
                 seen[run.id] = self.provider.get(run.handle)
-            except NotFound:  # an answer's absence never ends a run
-                unfinished.gone(self.store, self.provider, run)
-                self.report.gone.append(run.id)
+            except (NotFound, PermissionRefused) as error:  # an answer's absence never ends a run
+                mine = is_here(self.store, self.provider, run.account) or run.account is None
+                if mine and isinstance(error, NotFound):
+                    unfinished.gone(self.store, self.provider, run)
+                    self.report.gone.append(run.id)
+                else:
+                    self.report.elsewhere.append(run.id)
             except ProviderError as error:
                 self.report.failed(self.provider.config.name, error)
                 return

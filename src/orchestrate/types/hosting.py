@@ -44,7 +44,7 @@ class Billing(Record, frozen=True, kw_only=True):
 
 
 class DeploymentState(StrEnum):
-    """See `orchestrate.tracking.deployment_states` for the ways between them."""
+    """See `orchestrate.tracking.hosting.states` for the ways between them."""
 
     INTENT = "intent"
     CREATING = "creating"
@@ -108,6 +108,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     billed_s: float = 0.0
     """Seconds up to `billing_since`, or in all when it is not billing."""
+    billed_by_month: dict[str, float] = {}
+    """`billed_s` by month as `2026-11`, in UTC; what an earlier version counted is in none."""
     billing_since: datetime | None = None
 
     @property

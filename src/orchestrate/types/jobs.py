@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from orchestrate.types.planning import Bill, Quote
 from orchestrate.types.record import Record
@@ -120,10 +120,31 @@ class Job(Record, frozen=True, kw_only=True):
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """The host's own word on the price, when it gives one."""
+    """The host's own figure for the whole job, when it gives one, however far the job came."""
     cost_origin: str | None = None
+    accelerator_seconds: dict[str, int] = {}
+    """GPU -> seconds, of a job that is billed by them."""
     payload: dict[str, Any] = {}
     """The host's answer, secrets removed."""
+
+
+class Recalled(Record, frozen=True, kw_only=True):
+    """What a host tells of a job beside its state, by which it can be priced without its spec and its
+    data."""
+
+    method: Literal["sft", "dpo", "rft"] = "sft"
+    adapter: Literal["lora", "full"] = "lora"
+    epochs: int | None = None
+    """`None`: left to the host, or not told."""
+    evals: int = 0
+    packing: bool = True
+    max_length: int | None = None
+    rows: int | None = None
+    train_tokens: int | None = None
+    """Of one pass, as the host counts or estimates them."""
+    train_bytes: int | None = None
+    validation_bytes: int | None = None
+    average_turns: float = 1.0
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import spec_for
+from tests.faults.submitting import spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
 from orchestrate import config
@@ -21,7 +21,6 @@ from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, accounts, cancel, refresh, settle, sync
-from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -134,6 +133,29 @@ def test_an_uploaded_file_proves_the_account_too(store: Store, tmp_path: Path) -
         settle(store, third, again, timing=QUICK)  # it may be another account's: nothing known is there
 
 
+def test_a_key_without_the_right_to_see_a_run_stops_nothing(store: Store, tmp_path: Path) -> None:
+    def key(word: str, **faults: Any) -> PaperHost:
+        return PaperHost(tmp_path / "host", owner="one", key=word, timeout_s=0.1, **faults)
+
+    made = submit(store, key("old"), SPEC, DATA)
+    unmade = stopped(store, key("old"), "after-fence")
+    narrow = key("narrow", forbidden=True)
+    narrow.list = lambda **_: iter(())  # type: ignore[method-assign]
+    report = sync(store, lambda _: narrow, timing=QUICK)
+    assert (sorted(report.elsewhere), report.failures) == (sorted([made.id, unmade.id]), [])
+    assert report.gone == [], "what a key may not see was not deleted"
+    assert "no right to see" in str(report)
+    for act in (refresh, cancel, settle):
+        run = unmade if act is settle else made
+        with pytest.raises(OtherAccount, match="no right to see"):
+            act(store, narrow, run)
+    absent = key("absent")
+    absent.holds = lambda _: False  # type: ignore[method-assign]
+    absent.list = lambda **_: iter(())  # type: ignore[method-assign]
+    absent.get = lambda job: (_ for _ in ()).throw(NotFound("paper", "no job", status=404))  # type: ignore[method-assign]
+    assert sync(store, lambda _: absent, timing=QUICK).gone == [], "it may be of another account"
+
+
 def test_accounts_that_are_told_are_never_taken_for_one(store: Store, tmp_path: Path) -> None:
     def of(owner: str, key: str = "") -> PaperHost:
         return PaperHost(tmp_path / "host", owner=owner, key=key, timeout_s=0.1)
@@ -215,10 +237,20 @@ def test_what_is_done_with_a_run_names_the_account_that_it_needs(world: World, n
     with Orchestrator(settings) as ft:
         handle: RunHandle = ft.run(run.id)
         acts: list[Callable[[], object]] = [handle.refresh, handle.cancel, lambda: handle.chat([])]
-        if name != "openai":
-            acts += [handle.deploy, handle.undeploy, handle.deployment_price]
+        if name == "openai":
+            acts += [handle.pause, handle.resume]
+        else:
+            acts += [handle.deploy, handle.undeploy, handle.deployment_price, handle.download]
         for act in acts:
             with pytest.raises(OtherAccount) as caught:
                 act()
             assert str(run.account) in str(caught.value)
-    assert world.jobs(name)[0].phase != "cancelled"
+        world.hosts.skip(100_000)
+        world.sync()
+        handle = ft.run(run.id)
+        assert handle.status is JobStatus.SUCCEEDED
+        if name != "openai":
+            with pytest.raises(OtherAccount):
+                handle.download()
+            assert not (settings.home / "models" / run.id).exists()
+    assert world.jobs(name)[0].phase == "succeeded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.cli import app
-from orchestrate.errors import ProjectNotTrusted, UsageError
+from orchestrate.errors import OrchestrateError, ProjectNotTrusted, UsageError
+from orchestrate.types import JobStatus, Run, SubmitPhase
 
 FREE = """provider: openai
 sources: {us: ours}
@@ -38,6 +40,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {
         "ORCHESTRATE_HOME": str(tmp_path / "home"),
         "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
+        "TOGETHER_API_KEY": "of-a-real-host",
+        "TOGETHER_BASE_URL": "http://127.0.0.1:1/v1",
         "OPENAI_API_KEY": "sk-of-a-real-host",
         "OPENAI_BASE_URL": "http://127.0.0.1:1/v1",
         "COLUMNS": "200",
@@ -71,6 +75,47 @@ def test_a_project_says_what_is_spent_only_when_trusted_as_it_is(project: Path, 
     assert trusted(project)
     (project / name).write_text(text + "\n# more\n")
     assert not trusted(project), "it has changed since"
+
+
+def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
+    """A deploy, a resume and a submit with a known key spend as the first submit does."""
+    with Orchestrator(config.load()) as ft:
+        name = ft.provider("openai").name
+        for number, status in enumerate((JobStatus.SUBMITTING, JobStatus.SUCCEEDED)):
+            sent = status is JobStatus.SUCCEEDED
+            backend = "together" if sent else name
+            ft.store.runs.restore(
+                Run(
+                    id=f"run-{number}",
+                    ref=f"orc-{number}",
+                    provider=backend,
+                    model="m",
+                    spec=spec(project).model_dump(mode="json"),
+                    spec_hash="",
+                    dataset_digest=ft.data(spec(project)).digest,
+                    host=ft.provider(backend).host,
+                    phase=SubmitPhase.SUBMITTED if sent else SubmitPhase.INTENT,
+                    status=status,
+                    job_id="job-1" if sent else None,
+                    idempotency_key=None if sent else "k",
+                    created_at=ft.store.clock.now(),
+                    updated_at=ft.store.clock.now(),
+                )
+            )
+        acts: list[Callable[[], object]] = [
+            lambda: ft.run("run-0").resume(),
+            lambda: ft.run("run-1").deploy(),
+            lambda: ft.submit(spec(project), name, idempotency_key="k"),
+        ]
+        (project / "rates.yaml").write_text(FREE)
+        for act in acts:
+            with pytest.raises(ProjectNotTrusted):
+                act()
+        assert CliRunner().invoke(app, ["keys", "trust", "--project"]).exit_code == 0
+        for act in acts:
+            with pytest.raises(OrchestrateError) as caught:
+                act()
+            assert not isinstance(caught.value, ProjectNotTrusted)
 
 
 def test_a_file_that_the_user_names_is_the_users(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,14 +86,15 @@ def quote(data: TrainingData) -> Callable[..., Quote]:
         resolved = catalog.resolve(model, provider, today)
         job = JobSpec.parse({"model": model, "train": "t", "validation": "v", **(spec or {})})
         return costing.quote_tokens_job(
-            provider=provider,
-            profile=profile(provider),
-            spec=job,
-            data=on or data,
-            translation=translate(provider, resolved.id, **settings),
-            resolved=resolved,
-            today=today,
-            book=book,
+            costing.Work(
+                provider,
+                profile(provider),
+                job,
+                on or data,
+                translate(provider, resolved.id, **settings),
+                resolved,
+            ),
+            prices=costing.Prices(provider, book or costing.built_in(), today),
             gpu_hours=gpu_hours,
             sandbox=sandbox,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrate import catalog, costing
 from orchestrate.costing import (
+    Prices,
     UnknownPrice,
     accuracy,
     bill,
@@ -80,7 +81,8 @@ def a_run(id: str = "r1", **changes: Any) -> Run:
 def made(provider: str, model: str, job: Job, **more: Any) -> Bill | None:
     spec = JobSpec.parse({"model": model, "train": "t"})
     resolved = catalog.resolve(model, provider, NOW.date())
-    return bill(profile=profile(provider), spec=spec, job=job, resolved=resolved, today=NOW.date(), **more)
+    prices = Prices(provider, on=NOW.date())
+    return bill(job, profile=profile(provider), spec=spec, resolved=resolved, prices=prices, **more)
 
 
 def test_the_hosts_own_figure_goes_first() -> None:
@@ -124,6 +126,64 @@ def test_a_running_jobs_bill_is_not_final() -> None:
 def test_together_jobs_that_ended_early(changes: dict[str, Any], usd: str) -> None:
     found = made("together", "qwen3.5-9b", a_job(**changes), quote=a_quote())
     assert found is not None and found.usd == Decimal(usd)
+
+
+WHOLE = {"cost_usd": Decimal("60.90"), "cost_origin": "total_price", "trained_tokens": 29_000_000}
+"""What a Together job of $60.90 tells from its first step to its end, however it ends."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "usd", "final"),
+    [
+        ({}, "60.90", True),
+        ({"status": JobStatus.FAILED, "raw_status": "error", "step": 90, "total_steps": 100}, "0", True),
+        ({"status": JobStatus.FAILED, "raw_status": "user_error", "step": 0, "total_steps": 100}, "0", False),
+        (
+            {"status": JobStatus.FAILED, "raw_status": "user_error", "step": 50, "total_steps": 100},
+            "30.45",
+            False,
+        ),
+        ({"status": JobStatus.CANCELLED, "step": 10, "total_steps": 100}, "6.09", False),
+        ({"early_stopped": True, "step": 75, "total_steps": 100}, "45.675", False),
+        ({"status": JobStatus.RUNNING, "step": 10, "total_steps": 100}, "60.90", False),
+    ],
+)
+def test_the_status_goes_before_togethers_total_price(changes: dict[str, Any], usd: str, final: bool) -> None:
+    found = made("together", "qwen3.5-9b", a_job(**(WHOLE | changes)), quote=a_quote())
+    assert found is not None and (found.usd, found.final) == (Decimal(usd), final)
+
+
+ESTIMATE = {"cost_usd": Decimal("15.50"), "cost_origin": "estimatedCost", "percent": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "usd"),
+    [
+        ({}, "15.50"),
+        ({"status": JobStatus.CANCELLED, "trained_tokens": 930_000}, "0.465"),  # 3% of 31 million, at $0.50
+        ({"status": JobStatus.FAILED, "trained_tokens": 930_000}, "0.465"),
+        ({"status": JobStatus.CANCELLED}, None),
+        ({"status": JobStatus.FAILED}, None),
+    ],
+)
+def test_fireworks_estimated_cost_is_no_bill(changes: dict[str, Any], usd: str | None) -> None:
+    found = made("fireworks", "qwen3.5-9b", a_job(**(ESTIMATE | changes)), quote=a_quote())
+    assert (found and found.usd) == (usd and Decimal(usd))
+    assert found is None or not found.final
+
+
+def test_a_fireworks_job_is_billed_by_its_gpu_seconds() -> None:
+    """Two hours of an H100 at $8, the rate since 2026-09-01; not final, so it says nothing of accuracy."""
+    job = a_job(accelerator_seconds={"NVIDIA_H100_80GB": 7200}, status=JobStatus.CANCELLED)
+    found = made("fireworks", "qwen3.5-9b", job)
+    assert found is not None and (found.usd, found.origin, found.final) == (16, "GPU-seconds x rate", False)
+    ended = a_run(provider="fireworks", quote=a_quote(), bill=found)
+    assert reconcile(ended) is None and accuracy([ended]) == []
+
+
+def test_a_job_whose_host_tells_nothing_counts_what_was_quoted_once_it_has_succeeded() -> None:
+    found = made("fireworks", "qwen3.5-9b", a_job(), quote=a_quote())
+    assert found == Bill(usd=Decimal(1), origin="quote", final=False)
 
 
 def test_what_is_not_known_is_no_bill() -> None:

@@ -8,14 +8,36 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrate.costing import spending
-from orchestrate.costing.expenses import BY, NONE, Expense, cents, exact, grouped, in_month, of_run, total
+from orchestrate.costing.expenses import (
+    BY,
+    NONE,
+    Expense,
+    cents,
+    exact,
+    grouped,
+    in_month,
+    of_deployment,
+    of_run,
+    total,
+)
 from orchestrate.errors import UsageError
-from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.tracking.hosting import states
+from orchestrate.types import (
+    Bill,
+    Deployment,
+    DeploymentState,
+    JobStatus,
+    Quote,
+    Run,
+    Standing,
+    SubmitPhase,
+)
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 AMOUNTS = st.decimals(0, 10**7, places=9)
@@ -122,8 +144,69 @@ def test_a_run_belongs_to_the_month_in_which_it_ended_and_an_open_one_to_this() 
     assert [of_run(run, NOW).month for run in (ended, unsaid, a_run())] == ["2026-10", "2026-10", "2026-11"]
     found = [of_run(run, NOW) for run in (ended, unsaid, a_run())]
     assert len(in_month(found, "2026-10")) == 2 and in_month(found, None) == found
-    with pytest.raises(UsageError, match="no month"):
+    with pytest.raises(UsageError, match="not a month"):
         in_month(found, "2026-13")
+
+
+def standing(bills: bool) -> list[Standing]:
+    return [Standing(provider="t", kind="deployment", id="d", state="s", bills=bills, job_id="j")]
+
+
+def deployed(*moments: tuple[datetime, bool | None]) -> Deployment:
+    """Made at the first moment; at each of the others its host shows that it bills, that it does not, or
+    (`None`) that it is gone."""
+    made = moments[0][0]
+    found = Deployment(
+        id="dep-1", run_id="run-1", provider="together", host="h", account="a", job_id="j",
+        state=DeploymentState.INTENT, created_at=made, updated_at=made, usd_per_hour=Decimal(8),
+    )  # fmt: skip
+    found = states.creating(found, made)
+    for at, bills in moments[1:]:
+        there = [] if bills is None else standing(bills)
+        found = states.observed(found, there, at, settled=True)
+    return found
+
+
+def at(month: int, day: int, hour: int = 0) -> datetime:
+    return datetime(2026, month, day, hour, tzinfo=UTC)
+
+
+def by_month(deployment: Deployment, now: datetime) -> dict[str, Decimal]:
+    return {e.month: e.spent_usd for e in of_deployment(deployment, None, now)}
+
+
+def test_a_deployment_costs_in_each_month_what_it_was_up_there() -> None:
+    # $8 an hour: 2 h of September, the 744 h of October, 24 h of November.
+    whole = {"2026-09": Decimal(16), "2026-10": Decimal(5952), "2026-11": Decimal(192)}
+    up = deployed((at(9, 30, 22), None), (at(10, 1), True))
+    assert by_month(up, at(11, 2)) == whole
+    gone = deployed((at(9, 30, 22), None), (at(10, 1), True), (at(11, 2), None))
+    assert gone.state is DeploymentState.LOST and by_month(gone, NOW) == whole
+    # Scaled to zero from 10 October on: 2 h and 216 h; up again for the first hour of November.
+    idle = deployed((at(9, 30, 22), None), (at(10, 10), False), (at(11, 1), True), (at(11, 1, 1), False))
+    assert by_month(idle, NOW) == {"2026-09": 16, "2026-10": 1728, "2026-11": 8}
+    [november] = in_month(of_deployment(idle, None, NOW), "2026-11")
+    assert november.committed_usd == 24 * 8, "what is held without a limit is this month's"
+    sums = total(of_deployment(idle, None, NOW))
+    assert (sums.deployments, sums.spent_usd) == (1, 1752), "it is one deployment in all"
+
+
+def test_what_an_earlier_version_counted_is_the_months_in_which_it_ended() -> None:
+    gone = deployed((at(9, 30, 22), None), (at(11, 2), None))
+    old = msgspec.structs.replace(
+        gone, state=DeploymentState.ENDED, billed_s=7200.0, billed_by_month={}, ended_at=at(11, 2)
+    )
+    assert by_month(old, NOW) == {"2026-11": 16}
+    assert by_month(deployed((NOW, None), (at(9, 1), True)), NOW) == {"2026-11": 0}, (
+        "a clock that was set back"
+    )
+
+
+def test_what_was_given_up_is_told_and_in_no_month_lost() -> None:
+    bill = Bill(usd=Decimal(2), origin="o")
+    given_up = a_run(abandoned="deleted there", status=JobStatus.CANCELLED, bill=bill)
+    sums = total([of_run(given_up, NOW), of_run(a_run(), NOW)])
+    assert (sums.abandoned, sums.spent_usd) == (("run-1",), 2)
 
 
 def test_the_project_is_a_tag_or_that_of_the_tracker() -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from orchestrate import catalog, costing
-from orchestrate.costing import built_in, local_rate, parse_flag, quote_hours_job, rental_rate, watts
+from orchestrate.costing import (
+    Speed,
+    Work,
+    built_in,
+    local_rate,
+    parse_flag,
+    quote_hours_job,
+    rental_rate,
+    watts,
+)
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.profile import profile
@@ -25,7 +35,27 @@ def test_electricity_of_a_gpu() -> None:
     rate = local_rate("local", "NVIDIA GeForce RTX 4090", today=TODAY)
     assert (rate.component, rate.usd_per_hour) == ("electricity", Decimal("0.102"))
     assert rate.low_usd_per_hour < rate.usd_per_hour < rate.high_usd_per_hour
-    assert "taken as paid for" in rate.label
+    assert "counts as paid for" in rate.label
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("local:electricity=0.30", "the price of electricity is"),
+        ("local:owned=0.45", "the price of the machine's hour is"),
+        ("local:gpu_rental=2", "the price of the rented hour is"),
+    ],
+)
+def test_a_price_by_the_hour_that_is_the_users_own_says_so(
+    flag: str, words: str, timed: Callable[..., Quote]
+) -> None:
+    book = built_in().over([parse_flag(flag, TODAY)])
+    quote = timed(10.0, hourly=local_rate("local", "cpu", book=book, today=TODAY))
+    assert [entry.own for entry in quote.lines] == [f"--rate {flag}"]
+    assert any(words in warning and f"from --rate {flag}" in warning for warning in quote.warnings)
+    assert costing.quoted_hour(quote).own == f"--rate {flag}"  # type: ignore[union-attr]
+    published = timed(10.0, hourly=local_rate("local", "cpu", today=TODAY))
+    assert published.lines[0].own is None and not any("own" in warning for warning in published.warnings)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +79,24 @@ def test_the_users_own_rate_goes_first() -> None:
     assert (found.component, found.usd_per_hour) == ("rental", Decimal(5))
 
 
+@pytest.mark.parametrize(
+    ("flag", "device", "component", "usd"),
+    [
+        ("local:gpu_rental@H100=2.49", "NVIDIA H100 80GB HBM3", "rental", "4.98"),
+        ("local:owned@A100=1.10", "NVIDIA A100-SXM4-80GB", "owned", "1.10"),
+        ("local:owned@rtx 4090=0.5", "NVIDIA GeForce RTX 4090", "owned", "0.5"),
+        ("local:gpu_rental@H100=2.49", "NVIDIA A100-SXM4-80GB", "electricity", None),
+    ],
+)
+def test_a_rate_of_ones_own_finds_the_device_as_people_name_it(
+    flag: str, device: str, component: str, usd: str | None
+) -> None:
+    book = built_in().over([parse_flag(flag, TODAY)])
+    found = local_rate("local", device, 2, book=book, today=TODAY)
+    assert found.component == component
+    assert usd is None or found.usd_per_hour == Decimal(usd)
+
+
 def test_rental() -> None:
     assert rental_rate("runpod", "H100 SXM", 2, tier="secure", today=TODAY).usd_per_hour == Decimal("7.98")
     with pytest.raises(UsageError, match=r"no rental price of RTX 4090 at runpod; it has A100 80GB"):
@@ -57,21 +105,22 @@ def test_rental() -> None:
 
 @pytest.fixture
 def timed(data: TrainingData, translated: Callable[..., Translation]) -> Callable[..., Quote]:
-    def make(speed: float, **changes: object) -> Quote:
+    def make(speed: float, **changes: Any) -> Quote:
         resolved = catalog.resolve("qwen3-8b", "local", TODAY)
-        values: dict[str, object] = {
-            "provider": "local",
-            "spec": JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
-            "data": data,
-            "translation": translated("local", resolved.id, epochs=2, evals=3),
-            "resolved": resolved,
-            "tokens_per_second": speed,
-            "throughput_source": "measured",
-            "profile": profile("local"),
+        work = Work(
+            "local",
+            profile("local"),
+            JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
+            changes.pop("data", data),
+            translated("local", resolved.id, epochs=2, evals=3),
+            resolved,
+        )
+        values: dict[str, Any] = {
+            "speed": Speed(tokens_per_second=speed, source="measured", band=changes.pop("band", 0.5)),
             "hourly": rental_rate("runpod", "H100 SXM", tier="secure", today=TODAY),
             "startup_seconds": 0.0,
         }
-        return quote_hours_job(**(values | changes))  # pyright: ignore[reportArgumentType]
+        return quote_hours_job(work, **(values | changes))
 
     return make
 
@@ -90,7 +139,7 @@ def test_hours_times_rate(timed: Callable[..., Quote], data: TrainingData) -> No
 def test_faster_is_cheaper_and_surer_is_narrower(timed: Callable[..., Quote]) -> None:
     slow, fast = timed(10.0), timed(20.0)
     assert fast.expected_usd < slow.expected_usd
-    sure = timed(10.0, throughput_band=0.1)
+    sure = timed(10.0, band=0.1)
     assert sure.high_usd - sure.low_usd < slow.high_usd - slow.low_usd
     with pytest.raises(ValueError, match="must be positive"):
         timed(0.0)
@@ -106,9 +155,9 @@ def test_bill_by_measured_hours() -> None:
         finished_at=start + timedelta(minutes=90),
     )
     found = costing.bill(
+        job,
         profile=profile("local"),
         spec=JobSpec.parse({"model": "qwen3-8b", "train": "t"}),
-        job=job,
         resolved=catalog.resolve("qwen3-8b", "local", TODAY),
         hourly=rental_rate("lambda", "H100 SXM", tier="1x", today=TODAY),
     )

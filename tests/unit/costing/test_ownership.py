@@ -14,10 +14,15 @@ from orchestrate import catalog
 from orchestrate.costing import (
     BasePrice,
     Ownership,
+    Prices,
     Traffic,
+    Use,
     base_price,
+    built_in,
     cheapest,
+    local_rate,
     own,
+    parse_flag,
     rental_rate,
     serving_terms,
 )
@@ -63,10 +68,13 @@ def total(provider: str, model: str, **changes: Any) -> Ownership:
     values: dict[str, Any] = {
         "resolved": catalog.resolve(model, provider, TODAY),
         "profile": profile(provider),
-        "traffic": TRAFFIC,
-        "today": TODAY,
+        "prices": Prices(provider, on=TODAY),
     }
-    return own(changes.pop("training", trained(provider)), **(values | changes))
+    training = changes.pop("training", trained(provider))
+    use: dict[str, Any] = {
+        key: changes.pop(key) for key in ("traffic", "months", "hours_per_day", "base") if key in changes
+    }
+    return own(training, Use(**({"traffic": TRAFFIC} | use)), **(values | changes))
 
 
 def test_openai_serves_by_the_token() -> None:
@@ -181,10 +189,17 @@ def test_own_machine_must_carry_the_traffic() -> None:
     assert "the traffic needs 3,646 at its peak" in (over.unavailable or "")
 
 
+def test_a_rate_of_the_users_own_is_marked_where_it_serves() -> None:
+    owned = built_in().over([parse_flag("local:owned=0.45", TODAY)])
+    hourly = local_rate("local", "NVIDIA A100", book=owned, today=TODAY)
+    [hosting] = total("local", "qwen3-8b", hourly=hourly, months=1).monthly
+    assert hosting.own is not None and hosting.own == hourly.own
+
+
 def test_reasons_for_no_total() -> None:
     unknown = Quote(provider="fireworks", model="m", unavailable="no price")
     assert total("fireworks", "qwen3-8b", training=unknown).unavailable == "no price"
-    assert "size of glm-5.1 is not known" in (total("fireworks", "glm-5.1").unavailable or "")
+    assert "size of glm-5.3 is not known" in (total("fireworks", "glm-5.3").unavailable or "")
     assert "no price of serving" in (total("local", "qwen3-8b", training=trained("local")).unavailable or "")
 
 

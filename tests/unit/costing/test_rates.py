@@ -167,7 +167,7 @@ def test_confidence_widens_the_band() -> None:
     assert quoted.band() == (Decimal("0.34"),) * 3
     low, usd, high = find("together", "sft_lora", params_b=8).band()
     assert (low, usd, high) == (Decimal("0.272"), Decimal("0.34"), Decimal("0.408"))
-    assert find("together", "minimum", params_b=70).band() == (4, 4, 60)
+    assert find("together", "minimum", params_b=70).band() == (4, 32, 60)
 
 
 def test_flags_go_before_everything() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import choose_metric, evaluate, metrics, statistics
+from orchestrate.evaluation import Answers, choose_metric, evaluate, metrics, statistics
 from orchestrate.types import Message, Reply
 
 
@@ -108,10 +108,9 @@ def test_flips_scores_and_items(tmp_path: Path) -> None:
     seen: list[Sequence[Message]] = []
     result = evaluate(
         rows(tmp_path, ["a", "b", "c", "d"]),
+        Answers(answering(["a", "b", "x", "d"], seen), answering(["a", "x", "c", "x"])),
         run_id="r",
         provider="p",
-        tuned=answering(["a", "b", "x", "d"], seen),
-        base=answering(["a", "x", "c", "x"]),
         items_file=tmp_path / "items.jsonl",
     )
     assert (result.metric, result.tuned.value, result.base and result.base.value) == (
@@ -130,14 +129,14 @@ def test_flips_scores_and_items(tmp_path: Path) -> None:
 
 def test_limit_and_unknown_metric(tmp_path: Path) -> None:
     data = rows(tmp_path, ["a", "b", "c"])
-    limited = evaluate(data, run_id="r", provider="p", tuned=answering(["a", "b"]), limit=2)
+    limited = evaluate(data, Answers(answering(["a", "b"])), run_id="r", provider="p", limit=2)
     assert limited.tuned.n == 2 and limited.base is None and limited.p_value is None
     with pytest.raises(UsageError, match="known: auto, exact_match"):
-        evaluate(data, run_id="r", provider="p", tuned=answering(["a"] * 3), metric="bleurt")
+        evaluate(data, Answers(answering(["a"] * 3)), run_id="r", provider="p", metric="bleurt")
 
 
 def test_rows_without_an_answer_cannot_be_scored(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "just text"}\n' * 12)
     with pytest.raises(DataError, match="no row ends with an assistant message"):
-        evaluate(Dataset.open(path), run_id="r", provider="p", tuned=answering([]))
+        evaluate(Dataset.open(path), Answers(answering([])), run_id="r", provider="p")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrate import catalog
-from orchestrate.costing import BasePrice, Ownership, Traffic, own
+from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
 from orchestrate.profile import profile
 from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
 from orchestrate.reports.quotes import ownership_table, ownership_verdict
@@ -74,6 +74,42 @@ def test_verdict_of_hours_against_tokens() -> None:
     assert "2h 00m at $0.10 per hour against 1,000,000 tokens at $0.50 per million" in found
 
 
+def test_a_job_that_would_be_refused_stands_after_the_others_and_is_never_the_cheapest() -> None:
+    quotes = [quote("a", line("1"), refused="a needs 10 rows, this has 5"), quote("b", line("2"))]
+    rows = quote_markdown(quotes, TODAY).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:4]] == ["| b", "| a"]
+    assert "would be refused: a needs 10 rows, this has 5" in rows[3]
+    assert verdict(quotes) == "b is the only backend with a known price: $2.00 expected."
+    assert "would refuse this" in verdict(quotes[:1])
+
+
+def test_a_range_without_a_table_is_no_price() -> None:
+    open_minimum = quote(
+        "a",
+        line("32"),
+        low_usd=Decimal(4),
+        high_usd=Decimal(60),
+        undecided="its minimum is $4 to $60 by model",
+    )
+    row = quote_markdown([open_minimum], TODAY).splitlines()[2]
+    assert "| ask with --live | $4.00 to $60.00 |" in row and "by model" in row and "$32" not in row
+    assert verdict([open_minimum, quote("b", line("50"))]) == (
+        "No cheapest can be named: a would cost $4.00 to $60.00, b $50.00."
+    )
+
+
+def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
+    found = quote("a", line("1"), open_end="3 images, for which no rule is published")
+    row = quote_markdown([found], TODAY).splitlines()[2]
+    assert "$1.00 and more" in row and "not counted: 3 images" in row
+    assert "No cheapest" in verdict([found, quote("b", line("2"))])
+
+
+def test_a_source_without_a_date_has_no_age() -> None:
+    row = quote_markdown([quote("a", line("1", as_of="undated"))], TODAY).splitlines()[2]
+    assert "| undated |" in row and "days old" not in row
+
+
 def test_verdicts_that_cannot_be_given() -> None:
     assert "No backend" in verdict([quote("a", unavailable="x")])
     assert "only backend" in verdict([quote("a", line("1")), quote("b", unavailable="x")])
@@ -103,12 +139,10 @@ def totals(base_usd: str = "0.002") -> list[Ownership]:
     return [
         own(
             quote(provider, line("1")),
+            Use(traffic=traffic, months=6, base=base),
             profile=profile(provider),
             resolved=catalog.resolve(model, provider, TODAY),
-            traffic=traffic,
-            months=6,
-            base=base,
-            today=TODAY,
+            prices=Prices(provider, on=TODAY),
         )
         for provider, model in (
             ("together", "qwen3.5-9b"),

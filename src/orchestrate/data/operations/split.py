@@ -70,6 +70,23 @@ class SplitReport(Record, frozen=True, kw_only=True):
     """Rows and messages with fields that no training format uses; the files are without these."""
 
 
+@dataclass(frozen=True)
+class Division:
+    """How rows are shared out. Raises `UsageError` for a seed that is no unsigned number of 64 bits."""
+
+    shares: Sequence[float]
+    seed: int = 0
+    near_duplicates: bool = True
+    """Nearly equal rows stay together."""
+    stratify: bool = False
+    """Each answer (a label, or a band of answer length) has its share in every split; a row at the boundary
+    may then move when rows are added."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"the seed {self.seed} is not between 0 and 2^64 - 1")
+
+
 def parse_shares(text: str) -> tuple[float, ...]:
     """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`."""
     try:
@@ -77,7 +94,9 @@ def parse_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         parts = []
     if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
-        raise UsageError(f"{text!r} is no split; write train/validation or train/validation/test: 80/10/10")
+        raise UsageError(
+            f"{text!r} is not a split; write train/validation or train/validation/test: 80/10/10"
+        )
     return tuple(part / sum(parts) for part in parts)
 
 
@@ -118,12 +137,9 @@ class _Row:
 
 def split(
     path: str,
-    shares: Sequence[float],
+    division: Division,
     folder: Path,
     *,
-    seed: int = 0,
-    near_duplicates: bool = True,
-    stratify: bool = False,
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -131,38 +147,31 @@ def split(
     """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
     earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
 
-    `stratify` gives each answer (a label, or a band of answer length) its share in every split; a row at the
-    boundary may then move when rows are added. Raises `DataError`, also when there are fewer groups than
-    splits, or `MissingExtra` without rensa while `near_duplicates`.
+    Raises `DataError`, also when there are fewer groups than splits, or `MissingExtra` without rensa while
+    near duplicates stay together.
     """
-    if not 0 <= seed < 2**64:
-        raise UsageError(f"the seed {seed} is not between 0 and 2^64 - 1")
     if is_stream(folder) or folder.is_file():
         raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
-    names = NAMES[: len(shares)]
+    names = NAMES[: len(division.shares)]
     paths = [folder / f"{name}.jsonl" for name in names]
     own = _require_own(folder, paths, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data = opened.facts
     require_rows(data)
     rows = [
-        _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if stratify else "") for e in data.examples()
+        _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if division.stratify else "")
+        for e in data.examples()
     ]
     groups = _conversations(rows)
-    if near_duplicates:
+    if division.near_duplicates:
         task = Task(opened.source.lines, 0, 0, data.format, data.columns)
         leaders = near.clusters(near.signatures(task, opened.source.line_bytes, workers))
         for i, leader in enumerate(leaders):
             near.join(groups, i, leader)
         groups = [near.root(groups, i) for i in range(len(groups))]
-    if len(set(groups)) < len(shares):
-        raise _too_few(path, groups, near_duplicates)
-    keys = _least(rows, groups)
-    placed = (
-        _stratified(groups, keys, shares, seed)
-        if stratify
-        else {group: place(key.key, shares, seed) for group, key in keys.items()}
-    )
+    if len(set(groups)) < len(division.shares):
+        raise _too_few(path, groups, division.near_duplicates)
+    placed = _placed(groups, _least(rows, groups), division)
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
     with writing(folder / _MANIFEST) as file:
@@ -225,6 +234,14 @@ def _least(rows: Sequence[_Row], groups: Sequence[int]) -> dict[int, _Row]:
     for row, group in zip(rows, groups, strict=True):
         least[group] = min(least.get(group, row), row)
     return least
+
+
+def _placed(groups: Sequence[int], keys: Mapping[int, _Row], division: Division) -> dict[int, int]:
+    """The split of each group."""
+    shares, seed = division.shares, division.seed
+    if division.stratify:
+        return _stratified(groups, keys, shares, seed)
+    return {group: place(key.key, shares, seed) for group, key in keys.items()}
 
 
 def _stratified(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -65,6 +65,29 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     shown: dict[str, tuple[str, ...]]
 
 
+def columns_of(
+    path: str,
+    *,
+    thread: str | None = None,
+    role: str | None = None,
+    assistant: Sequence[str] = (),
+    text: str | None = None,
+    time: str | None = None,
+) -> Columns | None:
+    """What was asked for, in mails with their own columns as the default; `None` where nothing was: rows are
+    not single messages then. Raises `UsageError` when it is not enough."""
+    if is_mbox(path):
+        thread, role = thread or "thread", role or "sender"
+    if thread is None and role is None and not assistant:
+        return None
+    if thread is None or role is None or not assistant:
+        raise UsageError(
+            "to make conversations of messages, it must be known which of them are the answers",
+            fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
+        )
+    return Columns(thread, role, tuple(assistant), text, time)
+
+
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     """Writes conversations in OpenAI's form; the messages are sorted on disk, not in memory.
 
@@ -100,7 +123,7 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
         if line.strip():
             value, wrong = parse(line)
             if wrong is not None or not isinstance(value, dict):
-                raise DataError(f"{path}: {wrong.message if wrong else 'a row is no object'}")
+                raise DataError(f"{path}: {wrong.message if wrong else 'a row is not an object'}")
             yield value
 
 
@@ -155,7 +178,7 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(
-            f"{path}: row {n}: {text[:40]!r} in {column} is no time",
+            f"{path}: row {n}: {text[:40]!r} in {column} is not a time",
             fix="write times as 2026-03-01T10:00:00Z, or name another column: --time COLUMN",
         ) from error
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+from orchestrate.data.rows import mojibake
 from orchestrate.data.rows.problems import problem
 from orchestrate.types import Problem
 
@@ -115,8 +116,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "mojibake",
         "UTF-8 that was read as Latin-1",
-        rb"\xc3\x83\xc2[\x80-\xbf]|\xc3\xa2\xe2\x82\xac",
-        (b"\xc3\x83\xc2", b"\xc3\xa2\xe2\x82\xac"),
+        rb"\xc3[\x83\xa2](?:[\xc2-\xf4][\x80-\xbf]{1,3})+\w?",
+        tuple(bytes([0xC3, first, second]) for first in (0x83, 0xA2) for second in mojibake.LEADS),
+        lambda text: mojibake.is_damaged(text.decode("utf-8", "replace")),
     ),
     Pattern("control-character", "a NUL character", rb"\x00", (b"\x00",)),
     Pattern(

@@ -23,6 +23,8 @@ _RUN = re.compile(
     rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 )
 _DAMAGED = re.compile(rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)")
+LEADS = bytes({char.encode()[0] for char in _NEXT})
+"""The first bytes, in UTF-8, of what follows on the first character of a damaged one."""
 
 
 def is_damaged(text: str) -> bool:

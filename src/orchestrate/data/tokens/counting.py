@@ -11,7 +11,9 @@ Names that `counter` knows:
   the count carries the family's error band, measured where `STAND_IN_BANDS` has it.
 
 Chat overhead. OpenAI's models: 3 tokens for each message, one for its role, one more for a name, and 3 for
-the row, as in OpenAI's cookbook ("How to count tokens with tiktoken"). `qwen3.5`: ChatML, counted piece by
+the row, as in OpenAI's cookbook ("How to count tokens with tiktoken"), which calls it an estimate: the 3 open
+an answer that is yet to come, which a training row may not have. The count's band is as wide as that.
+`qwen3.5`: ChatML, counted piece by
 piece. Tool schemas and calls are counted as the JSON that they are, since OpenAI does not publish how it
 renders them, and images as nothing: such counts say `exact=False`.
 """
@@ -61,9 +63,12 @@ class ChatOverhead:
     """Correction for a trained message: marks that carry loss, less a lead that carries none."""
 
 
+PRIMING = 3
+"""Tokens of each conversation that OpenAI's cookbook counts and that a training row may not have."""
+
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
-    "o200k": ("o200k_base", ChatOverhead(row=3, message=4), 0.0),
-    "cl100k": ("cl100k_base", ChatOverhead(row=3, message=4), 0.0),
+    "o200k": ("o200k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
+    "cl100k": ("cl100k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
     # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of
     # some 60
     "harmony": ("o200k_harmony", ChatOverhead(row=62, message=4), 0.05),
@@ -71,6 +76,11 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     # <|im_start|> role newline content <|im_end|> newline; the last mark is trained, role and newline are not
     "qwen3.5": ("qwen3.5", ChatOverhead(row=0, message=3, lead="{}\n".format, trained=-1), 0.1),
 }
+
+
+def row_doubt(name: str) -> int:
+    """Tokens of each conversation that may not be there."""
+    return PRIMING if name in ("o200k", "cl100k") else 0
 
 
 def names() -> tuple[str, ...]:

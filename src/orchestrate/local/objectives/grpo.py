@@ -26,7 +26,7 @@ from orchestrate.data.tokens.chat_templates import message
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
 from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
-from orchestrate.local.job import option
+from orchestrate.local.job import Reinforcement, option
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling import Sampler
 from orchestrate.local.objectives.base import Batch, Objective, Sums, add
@@ -55,25 +55,23 @@ class PolicyObjective(Objective):
     def __init__(
         self,
         loaded: Loaded,
-        pad: int,
+        method: Reinforcement,
+        max_new_tokens: int,
         *,
         sampler: Sampler,
         template: Template,
         grader: Grader,
-        samples: int,
-        max_new_tokens: int,
-        kl_beta: float = 0.0,
         warn: Callable[[str], None] = lambda _: None,
         look_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """`samples`: answers to each prompt, two at least. `warn` is told once that an answer could not be
+        """`warn` is told once that an answer could not be
         graded. `look_up` runs between the parts of the sampling and the grading, and may raise."""
-        super().__init__(loaded, pad)
+        super().__init__(loaded, template.tokenizer.pad_token_id or 0)
         self.sampler, self.template, self.grader = sampler, template, grader
-        self.samples, self.max_new_tokens = samples, max_new_tokens
-        self.kl_beta, self.warn, self.look_up = kl_beta, warn, look_up
+        self.samples, self.max_new_tokens = method.samples, max_new_tokens
+        self.kl_beta, self.warn, self.look_up = method.kl_beta or 0.0, warn, look_up
         self._graded = self._warned = False
-        self._start = {n: p.detach().clone() for n, p in loaded.trainable.items()} if kl_beta else None
+        self._start = {n: p.detach().clone() for n, p in loaded.trainable.items()} if self.kl_beta else None
 
     def close(self) -> None:
         self.grader.close()

@@ -30,7 +30,7 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.text import size
+from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 
@@ -148,11 +148,11 @@ class Session:
             case Preferences() as method:
                 return PairObjective(self.loaded, pad, _preference(method), packing=packing)
             case Reinforcement() as method:
-                return self._policy(method, pad)
+                return self._policy(method)
             case _:
                 return Objective(self.loaded, pad, packing=packing)
 
-    def _policy(self, method: Reinforcement, pad: int) -> PolicyObjective:
+    def _policy(self, method: Reinforcement) -> PolicyObjective:
         hyper = self.job.hyper
         if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
             raise UsageError(f"grader: {reason}")
@@ -163,13 +163,11 @@ class Session:
             self.run.add_event(told, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
-            pad,
+            method,
+            hyper.max_new_tokens,
             sampler=Sampler.of(self.template, self.folder, self.device),
             template=self.template,
             grader=grader,
-            samples=method.samples,
-            max_new_tokens=hyper.max_new_tokens,
-            kl_beta=method.kl_beta or 0.0,
             warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
             look_up=self._look_up,
         )
@@ -225,7 +223,11 @@ class Session:
     @property
     def outcome(self) -> str:
         p = self.loop.progress
-        parts = [f"{p.step} steps", f"{p.trained_tokens} trained tokens", f"{p.seconds:.1f} s of training"]
+        parts = [
+            count(p.step, "step"),
+            count(p.trained_tokens, "trained token"),
+            f"{duration(p.seconds)} of training",
+        ]
         if "valid_reward" in p.metrics:
             parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
         elif "valid_loss" in p.metrics:

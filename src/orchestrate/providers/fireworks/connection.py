@@ -12,6 +12,7 @@ from orchestrate.packages import require_recent
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.payloads import Unreadable
 from orchestrate.providers.values import items, plain, table
 from orchestrate.types import JobHandle
 
@@ -54,6 +55,12 @@ class Connection:
             self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
         return self._plain
 
+    def lines(self, url: str) -> list[str]:
+        """Of a file at a signed URL. Raises httpx's errors."""
+        answer = self.plain().get(url)
+        answer.raise_for_status()
+        return answer.text.splitlines()
+
     @property
     def inference_url(self) -> str:
         """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
@@ -72,7 +79,7 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
+                    f"the Fireworks key has {len(names)} accounts ({known}): say which one to use",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]
@@ -94,7 +101,7 @@ class Connection:
         def named() -> dict[str, Any]:
             raw = table(client.get(path, cast_to=object))
             if id_of(raw.get("name")) != job_id:
-                raise TypeError(f"no job {job_id} in it")
+                raise Unreadable(f"job {job_id} is not in it")
             return raw
 
         return self._wire.read(named, expect=dict)

@@ -67,17 +67,21 @@ def billed_tokens(
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
 
-    notes = [
-        f"{size.epochs} epochs; the evaluation dataset is not billed; no minimum on the price page of 2026"
-    ]
+    epochs = text.count(size.epochs, "epoch")
+    notes = [f"{epochs}; the evaluation dataset is not billed; no minimum on the price page of 2026"]
     tokens = billed_tokens(
         size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
     )
     if tokens != size.train_tokens * size.epochs:
         notes.append(f"rows with thinking are unrolled by turn: x {size.average_turns / 2:.2f}")
-    return [line("training", tokens / MTOK, rate, band=size.band)], notes
+    unrolled = Decimal(tokens) / size.train_tokens if size.train_tokens else Decimal(0)
+    low, high = (each * unrolled / MTOK for each in (size.train_least, size.train_most))
+    training = line("training", tokens / MTOK, rate, low=low, high=high)
+    return Lines(lines=(training,), notes=tuple(notes), open_end=size.uncounted)
 
 
 def refused_in_validation(job: Job) -> bool:
@@ -100,6 +104,7 @@ PROFILE = Profile(
     bills=bills,
     dpo_factor=Decimal(2),  # fireworks.ai/pricing, 2026-10-08
     default_epochs=1,
+    figures_are_estimates=True,  # the field is called `estimatedCost`, and does not change with the job's end
     unbilled_failure=refused_in_validation,
     serving_note="Fireworks scales to zero after an idle hour",
 )

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,27 +24,33 @@ from orchestrate.errors import (
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
-    OverBudget,
-    PermissionRefused,
     QuotaExceeded,
-    TranslationRefused,
     UsageError,
 )
-from orchestrate.files import new_folder, own_folder
+from orchestrate.files import new_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.fireworks import reading, translation
+from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
+from orchestrate.providers.fireworks.rendering import rendered_of
 from orchestrate.providers.fireworks.serving import Serving
+from orchestrate.providers.fireworks.translation import (
+    fill_steps,
+    job_id_of,
+    needs_steps,
+    output_model,
+    translate,
+)
+from orchestrate.providers.fireworks.weights import Weights
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.values import estimate_quote, items, plain, table, text
+from orchestrate.providers.values import items, table, text
 from orchestrate.types import (
     Account,
     Artifact,
@@ -59,6 +64,7 @@ from orchestrate.types import (
     Message,
     MetricPoint,
     Quote,
+    Recalled,
     RemoteDataset,
     Reply,
     Standing,
@@ -68,6 +74,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
@@ -97,12 +104,13 @@ class FireworksProvider(Provider):
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
+        self._weights = Weights(at.client, at.plain, self._wire)
         self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translation.translate(spec, self.name)
+        return translate(spec, self.name)
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -121,10 +129,15 @@ class FireworksProvider(Provider):
         mine = prefix == f"accounts/{self._at.account()}/datasets"
         return mine and (self._datasets.get(dataset_id) or {}).get("name") == remote.train_id
 
+    def recall(self, job: Job) -> Recalled:
+        return recalled.of(job, self._datasets.get)
+
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
-        self._body(spec)  # a spec that cannot be sent is refused before its data are
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
+        settings.body(translation)  # a spec that cannot be sent is refused before its data are
         folder = transfer.work_folder(self.config)
         train = self._datasets.bring(data.train, folder, progress)
         validation = (
@@ -140,32 +153,27 @@ class FireworksProvider(Provider):
             details={"examples": train.get("exampleCount"), "tokens": train.get("estimatedTokenCount")},
         )
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """The host's estimate, of SFT jobs only. Raises `OverBudget` above the spec's limit."""
-        model = self.translate(spec).model
+        model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates the price of SFT jobs only"
             return Quote(provider=self.name, model=model, unavailable=reason)
-        body = self._filled(spec, remote)
+        body = self._filled(spec, remote, translation)
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
-        total = reading.usd_of(answer.get("estimatedCost"))
-        if total is None:
-            return Quote(provider=self.name, model=model, unavailable="Fireworks gave no price")
-        if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-            raise OverBudget(self.name, total, spec.max_cost_usd, figure="the host's estimate")
-        return estimate_quote(self.name, model, total, "Fireworks' own estimate (estimateCost)")
+        return pricing.quote(self.name, model, answer, spec)
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]
-        body = self._filled(spec, remote)
+        body = self._filled(spec, remote, translation)
         if spec.suffix is not None:
             place = body if kind == "supervised" else body.setdefault("trainingConfig", {})
-            place["outputModel"] = translation.output_model(spec.suffix, ref)
+            place["outputModel"] = output_model(spec.suffix, ref)
         if spec.wandb is not None:
             body["wandbConfig"]["apiKey"] = offline.wandb_key(self.config)
-        job_id = translation.job_id(ref)
+        job_id = job_id_of(ref)
         path, client = f"/v1/accounts/{self._at.account()}/{KINDS[kind]}", self._at.client()
         try:
             self._wire.send_once(
@@ -185,7 +193,7 @@ class FireworksProvider(Provider):
 
     def find(self, ref: str) -> list[JobHandle]:
         """By name: one request for each of the three collections."""
-        job_id = translation.job_id(ref)
+        job_id = job_id_of(ref)
         found: list[JobHandle] = []
         for kind in KINDS:
             with suppress(NotFound):
@@ -234,13 +242,14 @@ class FireworksProvider(Provider):
                 client = self._at.client()
                 answer = self._wire.read(lambda: client.get(path, cast_to=object), expect=dict)
                 url = text(table(answer).get("signedUrl"))
-            if url is None:
-                return []
-            safe = require_safe(url)
-            lines = self._wire.read(lambda: self._get_file(safe))
         except NotFound:
             return []
-        return reading.metrics_of(lines)
+        return reading.metrics_of(self._lines(url))
+
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
+        raw, _ = self._at.find(job)
+        return rendered_of(self._lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -290,7 +299,7 @@ class FireworksProvider(Provider):
         model = self._tuned(job, raw)
         waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}.download"
         base = text(reading.settings_of(raw).get("baseModel"))
-        self._fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
+        self._weights.fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
         with archives.staged(dest) as folder:
             for path in sorted(waiting.iterdir()):
                 path.rename(folder / path.name)
@@ -356,24 +365,18 @@ class FireworksProvider(Provider):
 
     # -- own -----------------------------------------------------------------------------------------------
 
-    def _body(self, spec: JobSpec) -> dict[str, Any]:
-        translated = self.translate(spec)
-        if translated.refused:
-            raise TranslationRefused(self.name, translated.refused)
-        return copy.deepcopy(translated.body)
-
-    def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
+    def _filled(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> dict[str, Any]:
         """The body with the datasets and with what is counted in steps."""
-        body = self._body(spec) | {"dataset": remote.train_id}
+        body = settings.body(translation) | {"dataset": remote.train_id}
         if remote.validation_id is not None and spec.method.type != "dpo":
             body["evaluationDataset"] = remote.validation_id
         place = cast("dict[str, Any]", reading.settings_of(body))
         warm = text(place.get("warmStartFrom"))
         if warm is not None and not warm.startswith("accounts/"):
             place["warmStartFrom"] = f"accounts/{self._at.account()}/models/{warm}"
-        if translation.needs_steps(spec):
+        if needs_steps(spec):
             told = remote.details.get("examples") or self._datasets.examples(remote.train_id)
-            translation.fill_steps(body, spec, int(told or 1))
+            fill_steps(body, spec, int(told or 1))
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
@@ -382,10 +385,15 @@ class FireworksProvider(Provider):
         )
         return made_since(pages, since)
 
-    def _get_file(self, url: str) -> list[str]:
-        answer = self._at.plain().get(url)
-        answer.raise_for_status()
-        return answer.text.splitlines()
+    def _lines(self, url: str | None) -> list[str]:
+        """Of a file behind a signed URL; none while it is not written."""
+        if url is None:
+            return []
+        safe = require_safe(url)
+        try:
+            return self._wire.read(lambda: self._at.lines(safe))
+        except NotFound:
+            return []
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
@@ -398,29 +406,3 @@ class FireworksProvider(Provider):
         """The tuned model and its base."""
         raw, _ = self._at.find(job)
         return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""
-
-    def _fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
-        urls = self._file_urls(model)
-        names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if archives.wanted(name)}
-        own_folder(folder)
-        for short, name in names.items():
-            file = folder / short
-            if not file.exists():
-                try:
-                    self._fetch_file(urls[name], file, most, progress)
-                except (PermissionRefused, InvalidRequest):
-                    # Signed URLs live for an hour; a large model takes longer.
-                    urls = self._file_urls(model)
-                    self._fetch_file(urls[name], file, most, progress)
-            most -= file.stat().st_size
-
-    def _fetch_file(self, url: str, file: Path, most: int, progress: Progress | None) -> None:
-        opened = transfer.signed(self._at.plain(), url)
-        transfer.fetch(self._wire, opened, file, limit_bytes=most, progress=progress)
-
-    def _file_urls(self, model: str) -> dict[str, str]:
-        account, model_id = model.split("/")[1], reading.id_of(model)
-        api = self._at.client().models
-        answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
-        found = table(answer.get("filenameToSignedUrls"))
-        return {name: require_safe(url) for name, url in found.items()}

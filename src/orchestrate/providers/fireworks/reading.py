@@ -50,6 +50,7 @@ STATUS_MAP: Mapping[str, JobStatus] = {
     "JOB_STATE_DELETING": JobStatus.CANCELLED,
     "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
     "JOB_STATE_DELETED": JobStatus.CANCELLED,
+    "JOB_STATE_ARCHIVED": JobStatus.CANCELLED,  # what a deleted job leaves behind (fw-ai/cookbook)
 }
 _PREFIX = "JOB_STATE_"
 _NUMBERED = (
@@ -124,6 +125,11 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         error=_error(raw, state) if status is JobStatus.FAILED else None,
         cost_usd=cost or None,
         cost_origin="estimatedCost" if cost else None,
+        accelerator_seconds={
+            gpu: seconds
+            for gpu, told in table(raw.get("acceleratorSeconds")).items()
+            if (seconds := whole(told)) is not None
+        },
         payload=payload(dict(raw)),
     )
 

@@ -13,31 +13,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import (
-    ArtifactRefused,
-    Conflict,
-    NotFound,
-    ProviderError,
-    TranslationRefused,
-)
-from orchestrate.files import new_folder, private_folder, sha256, whole
+from orchestrate.errors import Conflict, NotFound, ProviderError
+from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.model import gguf_files, models
-from orchestrate.local.run import checkpoints, launching
+from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
-from orchestrate.providers import offline, standing
+from orchestrate.providers import offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.local import checking, reading, reinforcement
+from orchestrate.providers.local import checking, reading, reinforcement, weights
 from orchestrate.providers.local.profile import PROFILE
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Account,
     Artifact,
-    ArtifactFile,
     Billing,
     Checkpoint,
     Event,
@@ -57,7 +49,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -146,7 +138,7 @@ class LocalProvider(Provider):
         spec = self._as_local(spec)
         resolved = self.resolve(spec)
         body = translation.body
-        size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
+        size = resolved.params_b * 1e9 if resolved.params_b else weights.parameters(translation.model)
         speed = throughput.estimate(
             self.home,
             parameters=size,
@@ -156,19 +148,19 @@ class LocalProvider(Provider):
         )
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
-            provider=self.name,
-            profile=self.profile,
-            spec=spec,
-            data=data,
-            translation=translation,
-            resolved=resolved,
-            tokens_per_second=speed.tokens_per_second,
-            throughput_source=speed.source,
-            throughput_band=speed.band,
+            costing.Work(self.name, self.profile, spec, data, translation, resolved),
+            speed=costing.Speed(
+                tokens_per_second=speed.tokens_per_second, source=speed.source, band=speed.band
+            ),
             hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
             startup_seconds=STARTUP_SECONDS,
             answers=reinforcement.answers(spec),
         )
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
+        device = found[0].name if found else "cpu"
+        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -181,7 +173,9 @@ class LocalProvider(Provider):
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         folder = private_folder(self.home / "data")
         train = data.train.write(self.target, folder)
         validation = data.validation.write(self.target, folder) if data.validation else None
@@ -195,13 +189,10 @@ class LocalProvider(Provider):
             validation_id=str(validation) if validation else None,
         )
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
-        translation = self.translate(spec)
-        if translation.refused:
-            raise TranslationRefused(self.name, translation.refused)
-        body = translation.body
+        body = settings.body(translation)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -327,20 +318,12 @@ class LocalProvider(Provider):
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         run = self._run(job)
-        source = self._weights(run, checkpoint)
-        files = checkpoints.manifest(source)
-        if not any(f.path.endswith(".safetensors") for f in files):
-            raise ArtifactRefused(f"{source} holds no safetensors weights")
-        total, done = sum(f.bytes for f in files), 0
-        for file in files:
-            _copy(source / file.path, dest / file.path, file)
-            done += file.bytes
-            if progress is not None:
-                progress(done, total)
+        source = weights.of(run, checkpoint, self.name)
+        files = weights.copied(source, dest, progress)
         return Artifact(
             kind=source.name,
             folder=str(dest),
-            files=tuple(files),
+            files=files,
             base_model=run.job().model,
             provider=self.name,
             job_id=job.job_id,
@@ -371,7 +354,7 @@ class LocalProvider(Provider):
             run = self._run(job)
             local = run.job()
             self._generators[job.job_id] = Generator(
-                local.model, self._weights(run, None), threads=local.threads, device=local.device
+                local.model, weights.of(run, None, self.name), threads=local.threads, device=local.device
             )
         return self._generators[job.job_id]
 
@@ -390,42 +373,3 @@ class LocalProvider(Provider):
         if not run.exists():
             raise NotFound(self.name, f"there is no run directory {run.path}")
         return run
-
-    def _weights(self, run: RunDir, checkpoint: str | None) -> Path:
-        if checkpoint is not None:
-            for whole in checkpoints.listed(run.checkpoints):
-                if checkpoint in (whole.path.name, str(whole.progress.step)):
-                    return whole.weights
-            raise NotFound(
-                self.name,
-                f"{run.ref} has no checkpoint {checkpoint}",
-                fix=f"orchestrate checkpoints {run.ref}",
-            )
-        state = run.state()
-        if state.result is None:
-            raise NotFound(
-                self.name,
-                f"{run.ref} has no tuned model: it is {state.status}",
-                fix=f"orchestrate checkpoints {run.ref}",
-            )
-        return run.path / state.result
-
-
-def _parameters_on_disk(model: str) -> float | None:
-    """From the size of 16-bit weights, for a folder that the catalog does not know, or from a GGUF's
-    header."""
-    if file := models.gguf_file(model):
-        return float(gguf_files.parameters(file))
-    size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    return size / 2 or None
-
-
-def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
-    """Copies one file unless it is there already, whole; checks what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
-        return
-    new_folder(target.parent)
-    with whole(target) as draft:
-        shutil.copyfile(source, draft)
-        if sha256(draft) != file.sha256:
-            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")

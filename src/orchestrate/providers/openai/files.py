@@ -16,6 +16,7 @@ from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFo
 from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
+from orchestrate.providers.payloads import Unreadable
 from orchestrate.providers.values import plain, text, whole
 from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
@@ -110,7 +111,7 @@ class Files:
         state.forget()
         file_id = text(plain(done.get("file")).get("id"))
         if file_id is None:
-            raise self._wire.error(TypeError("a finished upload without a file"))
+            raise self._wire.error(Unreadable("it ends an upload without naming the file"))
         return {**plain(done["file"]), "id": file_id}
 
     def _opened(self, path: Path, size: int) -> _Unfinished:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.data.rows.traits import Trait
@@ -21,12 +20,13 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Delivery, Profile
+from orchestrate.profile import Delivery, Gate, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.data.rows.pictures import Picture
     from orchestrate.types import Job
 
 RULES = HostRules(
@@ -92,20 +92,25 @@ def auto_epochs(rows: int) -> int:
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
-
-    def mtok(epochs: int) -> Decimal:
-        return billed_tokens(size.train_tokens, epochs) / MTOK
+    from orchestrate.costing.size import Lines
 
     training = line(
         "training",
-        mtok(size.epochs),
+        billed_tokens(size.train_tokens, size.epochs) / MTOK,
         rate,
-        band=size.band,
-        low=mtok(size.epochs_low),
-        high=mtok(size.epochs_high),
+        low=size.train_least * size.epochs_low / MTOK,
+        high=size.train_most * size.epochs_high / MTOK,
     )
-    return [training], [f"{size.epochs} epochs; the validation file is not billed"]
+    note = f"{text.count(size.epochs, 'epoch')}; the validation file is not billed"
+    return Lines(lines=(training,), notes=(note,), open_end=size.uncounted)
+
+
+def picture_tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
+    from orchestrate.providers.openai import pictures
+
+    return pictures.tokens(model, picture)
 
 
 def tuned_base(name: str) -> str | None:
@@ -144,8 +149,14 @@ PROFILE = Profile(
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
+    # The days are in several copies of that page.
+    gates=(
+        Gate(date(2026, 5, 7), "organizations that never tuned a model"),
+        Gate(date(2026, 7, 2), "those that have not asked a tuned model within 60 days"),
+    ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
+    picture_tokens=picture_tokens,
     auto_epochs=auto_epochs,
     unbilled_failure=refused_in_validation,
-    cap_gap="OpenAI tells the tokens of a job only when it has ended",
+    cap_gap="OpenAI reports a job's tokens only when it has ended",
 )

@@ -75,12 +75,13 @@ def billed_tokens(
     return train_tokens * epochs, validation_tokens * evals
 
 
-def unpacked_tokens(rows: int, max_seq_length: int) -> int:
-    """With `packing: false` every row is padded to the full length: `rows x max_seq_length` per epoch.
+def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
+    """With `packing: false` every sequence is padded to the full length: `rows x max_seq_length` per epoch; a
+    preference pair is two sequences.
 
-    docs.together.ai fine-tuning pricing.
+    docs.together.ai fine-tuning pricing, which does not say how pairs are counted.
     """
-    return rows * max_seq_length
+    return sequences * max_seq_length
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
@@ -93,26 +94,36 @@ def share_billed(steps_done: int, steps: int) -> Decimal:
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
 
-    notes = [f"{size.epochs} epochs and {size.evals} evaluations; masked tokens are billed"]
-    per_epoch, padded_validation = size.train_tokens, size.validation_tokens
-    band = size.band
-    if not size.packing and size.max_length is not None:
-        per_epoch = unpacked_tokens(size.rows, size.max_length)
-        padded_validation = unpacked_tokens(size.validation_rows, size.max_length)
-        band = 0.0  # padded rows have a known length
-        notes.append(f"packing off: each row is billed as {size.max_length} tokens")
-    elif not size.packing:
-        notes.append(
-            "packing off pads rows to the model's longest, which is not known: the price may be far higher"
-        )
+    epochs, evals = text.count(size.epochs, "epoch"), text.count(size.evals, "evaluation")
+    notes = [f"{epochs} and {evals}; masked tokens are billed"]
+    open_end = size.uncounted
+    per_epoch, least, most = size.train_tokens, size.train_least, size.train_most
+    evaluated_most = size.validation_most
+    if not size.packing:
+        length = size.max_length or size.longest
+        per_epoch = unpacked_tokens(size.sequences, length)
+        # Padded rows have a known length; what is not known is whether a pair is one of them or two.
+        least, most = Decimal(size.rows * length), Decimal(per_epoch)
+        evaluated_most = max(evaluated_most, Decimal(unpacked_tokens(size.validation_sequences, length)))
+        notes.append(f"packing off: each row is billed as {length} tokens")
+        if size.sequences > size.rows:
+            notes[-1] += ", a preference pair as two rows; the low end has it as one"
+        if size.max_length is None:
+            open_end = (
+                f"with packing off rows are padded to the model's longest, which is not known; "
+                f"here to the longest row, {length} tokens"
+            )
     training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
-    lines = [line("training", training / MTOK, rate, band=band)]
+    low, high = (each * size.epochs / MTOK for each in (least, most))
+    lines = [line("training", training / MTOK, rate, low=low, high=high)]
     if evaluation:
-        high = padded_validation * size.evals / MTOK
-        lines.append(line("evaluation", evaluation / MTOK, rate, band=size.band, high=Decimal(high)))
-    return lines, notes
+        low, high = (each * size.evals / MTOK for each in (size.validation_least, evaluated_most))
+        lines.append(line("evaluation", evaluation / MTOK, rate, low=low, high=high))
+    return Lines(lines=tuple(lines), notes=tuple(notes), open_end=open_end)
 
 
 def unbilled_failure(job: Job) -> bool:

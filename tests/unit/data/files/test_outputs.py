@@ -17,7 +17,7 @@ from orchestrate.data.files.outputs import beside, is_stdout
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix
-from orchestrate.data.operations.split import parse_shares, split
+from orchestrate.data.operations.split import Division, parse_shares, split
 from orchestrate.errors import UsageError
 from orchestrate.zstd import zstd
 
@@ -76,11 +76,11 @@ def test_a_split_replaces_its_own_files_only(tmp_path: Path) -> None:
     other = _rows(folder / "train.jsonl", 3)
     before = other.read_bytes()
     with pytest.raises(UsageError, match="was not written by a split"):
-        split(str(file), SHARES, folder, near_duplicates=False)
+        split(str(file), Division(SHARES, near_duplicates=False), folder)
     assert other.read_bytes() == before and not (folder / "validation.jsonl").exists()
     other.unlink()
-    first = split(str(file), SHARES, folder, near_duplicates=False)
-    again = split(str(_rows(file, 30)), SHARES, folder, near_duplicates=False)
+    first = split(str(file), Division(SHARES, near_duplicates=False), folder)
+    again = split(str(_rows(file, 30)), Division(SHARES, near_duplicates=False), folder)
     assert (first.rows, again.rows) == (20, 30)
     assert Dataset.open(folder / "train.jsonl").rows == again.files[0].rows
 
@@ -88,24 +88,24 @@ def test_a_split_replaces_its_own_files_only(tmp_path: Path) -> None:
 def test_no_file_of_an_earlier_split_stays_beside_a_new_one(tmp_path: Path) -> None:
     """Its rows would be in the training file now."""
     file, folder = str(_rows(tmp_path / "all.jsonl")), tmp_path / "out"
-    split(file, (0.4, 0.3, 0.3), folder, near_duplicates=False)
+    split(file, Division((0.4, 0.3, 0.3), near_duplicates=False), folder)
     with pytest.raises(UsageError, match=r"test\.jsonl is of an earlier split"):
-        split(file, SHARES, folder, near_duplicates=False)
+        split(file, Division(SHARES, near_duplicates=False), folder)
     (folder / "test.jsonl").unlink()
-    split(file, SHARES, folder, near_duplicates=False)
-    split(file, (0.4, 0.3, 0.3), folder, near_duplicates=False)
+    split(file, Division(SHARES, near_duplicates=False), folder)
+    split(file, Division((0.4, 0.3, 0.3), near_duplicates=False), folder)
 
 
 @pytest.mark.parametrize("shares", ["nan/10", "inf/10", "1e308/1e308"])
 def test_shares_are_finite(shares: str) -> None:
-    with pytest.raises(UsageError, match="is no split"):
+    with pytest.raises(UsageError, match="is not a split"):
         parse_shares(shares)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(tmp_path: Path, seed: int) -> None:
     with pytest.raises(UsageError, match="seed"):
-        split(str(_rows(tmp_path / "a.jsonl")), SHARES, tmp_path / "out", seed=seed)
+        split(str(_rows(tmp_path / "a.jsonl")), Division(SHARES, seed=seed), tmp_path / "out")
 
 
 def test_a_pipe_stays_one_and_gets_the_rows(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_output_is_packed_as_its_name_says(
 
 
 def test_parquet_is_not_packed_again(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="packed in itself"):
+    with pytest.raises(UsageError, match="already compressed"):
         convert(str(_rows(tmp_path / "a.jsonl")), to("parquet"), tmp_path / "b.parquet.gz")
 
 

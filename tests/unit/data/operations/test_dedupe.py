@@ -11,7 +11,7 @@ from tests.unit.data.operations.chat_files import SHARED, chat, write
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.dedupe import dedupe
-from orchestrate.data.operations.split import split
+from orchestrate.data.operations.split import Division, split
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -97,7 +97,7 @@ def test_what_all_rows_share_makes_no_copies_of_them(tmp_path: Path, form: str) 
     file = write(lines, tmp_path / "a.jsonl")
     report = dedupe(file, tmp_path / "out.jsonl", near_duplicates=True)
     assert [(found.row, found.because_of) for found in report.removed] == [(201, 1)]
-    parts = split(file, SHARES, tmp_path / "out").files
+    parts = split(file, Division(SHARES), tmp_path / "out").files
     assert all(part.rows for part in parts)
 
 

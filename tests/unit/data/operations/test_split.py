@@ -10,7 +10,7 @@ import pytest
 from tests.unit.data.operations.chat_files import SHARED, chat, sides, write
 
 from orchestrate.data.operations.dedupe import dedupe
-from orchestrate.data.operations.split import parse_shares, split
+from orchestrate.data.operations.split import Division, parse_shares, split
 from orchestrate.errors import DataError, UsageError
 
 SHARES = (0.8, 0.1, 0.1)
@@ -18,7 +18,9 @@ SHARES = (0.8, 0.1, 0.1)
 
 def test_split_holds_every_row_once_and_about_the_shares(tmp_path: Path) -> None:
     lines = [chat(f"question {i}", f"answer {i}") for i in range(2000)]
-    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    report = split(
+        write(lines, tmp_path / "a.jsonl"), Division(SHARES, near_duplicates=False), tmp_path / "out"
+    )
     assert sum(part.rows for part in report.files) == 2000 == len(sides(tmp_path / "out"))
     for part, share in zip(report.files, SHARES, strict=True):
         assert part.share == pytest.approx(share, abs=0.03)
@@ -28,8 +30,8 @@ def test_split_is_stable_when_rows_are_added_and_shuffled(tmp_path: Path) -> Non
     lines = [chat(f"question {i}", f"answer {i}") for i in range(500)]
     more = lines + [chat(f"new {i}", f"answer {i}") for i in range(300)]
     random.Random(1).shuffle(more)
-    split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "a", near_duplicates=False)
-    split(write(more, tmp_path / "b.jsonl"), SHARES, tmp_path / "b", near_duplicates=False)
+    split(write(lines, tmp_path / "a.jsonl"), Division(SHARES, near_duplicates=False), tmp_path / "a")
+    split(write(more, tmp_path / "b.jsonl"), Division(SHARES, near_duplicates=False), tmp_path / "b")
     before, after = sides(tmp_path / "a"), sides(tmp_path / "b")
     assert {row: after[row] for row in before} == before
 
@@ -37,7 +39,7 @@ def test_split_is_stable_when_rows_are_added_and_shuffled(tmp_path: Path) -> Non
 def test_seed_changes_the_split(tmp_path: Path) -> None:
     file = write([chat(f"question {i}", "a") for i in range(300)], tmp_path / "a.jsonl")
     for seed in (0, 1):
-        split(file, SHARES, tmp_path / str(seed), seed=seed, near_duplicates=False)
+        split(file, Division(SHARES, seed=seed, near_duplicates=False), tmp_path / str(seed))
     assert sides(tmp_path / "0") != sides(tmp_path / "1")
 
 
@@ -48,7 +50,9 @@ def test_a_conversation_stays_on_one_side(tmp_path: Path) -> None:
         for talk in range(150)
         for turns in (1, 2, 3)
     ]
-    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out", near_duplicates=False)
+    report = split(
+        write(lines, tmp_path / "a.jsonl"), Division(SHARES, near_duplicates=False), tmp_path / "out"
+    )
     where: dict[str, set[str]] = {}
     for row, side in sides(tmp_path / "out").items():
         where.setdefault(json.loads(row)["messages"][0]["content"], set()).add(side)
@@ -65,7 +69,7 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
         for copy in range(4):
             words[copy * 7] = f"changed{copy}"
             lines.append(chat(f"topic {topic} copy {copy} " + " ".join(words), "done"))
-    report = split(write(lines, tmp_path / "a.jsonl"), SHARES, tmp_path / "out")
+    report = split(write(lines, tmp_path / "a.jsonl"), Division(SHARES), tmp_path / "out")
     where: dict[str, set[str]] = {}
     for row, side in sides(tmp_path / "out").items():
         topic = json.loads(row)["messages"][0]["content"].split()[1]
@@ -88,7 +92,7 @@ def test_the_order_of_the_file_moves_no_row(tmp_path: Path, stratify: bool) -> N
     found: list[dict[str, str]] = []
     for turn in range(4):
         out = tmp_path / str(turn)
-        report = split(write(lines, tmp_path / "a.jsonl"), SHARES, out, stratify=stratify)
+        report = split(write(lines, tmp_path / "a.jsonl"), Division(SHARES, stratify=stratify), out)
         found.append(sides(out) | {"groups": str(report.groups)})
         r.shuffle(lines)
     assert found[1:] == found[:1] * 3
@@ -98,7 +102,7 @@ def test_the_order_of_the_file_moves_no_row(tmp_path: Path, stratify: bool) -> N
 def test_stratified_split_keeps_the_mix(tmp_path: Path) -> None:
     lines = [chat(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(400)]
     file = write(lines, tmp_path / "a.jsonl")
-    report = split(file, SHARES, tmp_path / "out", stratify=True, near_duplicates=False)
+    report = split(file, Division(SHARES, stratify=True, near_duplicates=False), tmp_path / "out")
     rare = {name: 0 for name in ("train", "validation", "test")}
     for row, side in sides(tmp_path / "out").items():
         rare[side] += "rare" in row
@@ -125,7 +129,7 @@ def test_wrong_shares(text: str) -> None:
 def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: Path) -> None:
     file = write(['{"messages": []}'], tmp_path / "a.jsonl")
     for attempt in (
-        lambda: split(file, (0.8, 0.2), tmp_path / "s"),
+        lambda: split(file, Division((0.8, 0.2)), tmp_path / "s"),
         lambda: dedupe(file, tmp_path / "d.jsonl"),
     ):
         with pytest.raises(DataError, match="no good row"):
@@ -136,5 +140,5 @@ def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: P
 def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
     file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
     with pytest.raises(DataError, match="make 1 groups of nearly equal rows") as caught:
-        split(file, SHARES, tmp_path / "out")
+        split(file, Division(SHARES), tmp_path / "out")
     assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()

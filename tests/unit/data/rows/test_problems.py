@@ -19,6 +19,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import Task, scan
 from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, plain_candidates
+from orchestrate.data.rows.mojibake import is_damaged
 from orchestrate.data.rows.problems import CODES
 from orchestrate.types import Severity
 
@@ -195,6 +196,7 @@ def test_secrets_are_not_repeated_in_messages() -> None:
         "the year 2024-12-31 and 10.000.000",
         "a mask-sk-learn word",
         "@final\n@dataclasses.dataclass",
+        "A palavra \u00abIRM\u00c3\u00bb.",
     ],
 )
 def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
@@ -210,6 +212,7 @@ def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
     [
         ("caf\u00c3\u00a9", "mojibake"),
         ("so \u00e2\u20ac\u201c so", "mojibake"),
+        ("\u00c3\u2030cole", "mojibake"),
         ("a\ufffdb", "replacement-character"),
     ],
 )
@@ -302,6 +305,20 @@ def test_the_filter_lets_no_finding_pass(
     assert found == {
         (row, p.message) for row, text in enumerate(texts, 1) for p in confirmed(text.encode(), numbers)
     }
+
+
+_LATIN = st.text(
+    st.sampled_from("\u00c3\u00e2\u00a9\u00bb\u20ac\u201c\u2030\u00f0\u0178eA .\u65e5"), max_size=9
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_LATIN)
+def test_damage_is_found_where_it_could_be_repaired(text: str) -> None:
+    number = next(i for i, p in enumerate(PATTERNS) if p.code == "mojibake")
+    block = text.encode()
+    assert bool(confirmed(block, [number])) == is_damaged(text)
+    assert not is_damaged(text) or (0, number) in candidates(block, [0]) & plain_candidates(block, [0])
 
 
 def codes_of(tmp_path: Path, *rows: Mapping[str, object]) -> list[tuple[str, int | None, str | None]]:

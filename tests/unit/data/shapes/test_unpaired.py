@@ -17,7 +17,7 @@ from orchestrate.data.operations.convert import convert
 from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix
 from orchestrate.data.operations.inspect import inspect
-from orchestrate.data.operations.split import split
+from orchestrate.data.operations.split import Division, split
 from orchestrate.data.rows.examples import CompletionExample, UnpairedExample
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
@@ -173,7 +173,7 @@ def test_rows_of_another_method(name: str, method: str, fix_: str) -> None:
 def test_a_split_keeps_a_prompt_together_and_the_labels_in_their_shares(tmp_path: Path) -> None:
     rows = [row(n // 2, n % 2 == 0, f"answer {n}") for n in range(200)]
     file = write(tmp_path / "rows.jsonl", rows)
-    split(str(file), (0.8, 0.2), tmp_path / "splits", near_duplicates=False)
+    split(str(file), Division((0.8, 0.2), near_duplicates=False), tmp_path / "splits")
     sides = [
         [json.loads(line) for line in (tmp_path / "splits" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("train", "validation")
@@ -181,7 +181,7 @@ def test_a_split_keeps_a_prompt_together_and_the_labels_in_their_shares(tmp_path
     prompts = [{r["prompt"][0]["content"] for r in side} for side in sides]
     assert not prompts[0] & prompts[1] and sum(map(len, sides)) == 200
     one = write(tmp_path / "alone.jsonl", [row(n, n % 4 == 0, f"answer {n} {'x' * n}") for n in range(200)])
-    split(str(one), (0.5, 0.5), tmp_path / "even", near_duplicates=False, stratify=True)
+    split(str(one), Division((0.5, 0.5), near_duplicates=False, stratify=True), tmp_path / "even")
     for name in ("train", "validation"):
         labels = inspect(str(tmp_path / "even" / f"{name}.jsonl")).labels
         assert labels == {"desirable": 25, "undesirable": 75}

@@ -33,14 +33,9 @@ def seen_on(today: date, folder: Path, *, sandbox: bool) -> tuple[list[Problem],
     translation = provider.translate(spec)
     found = checking.check(provider, spec, data, translation, today=today)
     quote = costing.quote_tokens_job(
-        provider="openai",
-        profile=profile("openai"),
-        spec=spec,
-        data=data,
-        translation=translation,
-        resolved=model,
+        costing.Work("openai", profile("openai"), spec, data, translation, model),
+        prices=costing.Prices("openai", on=today),
         sandbox=sandbox,
-        today=today,
     )
     return found, quote
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 def bills(size: JobSize, rate: Rate) -> Lines:
     """By the token of the training file, each epoch."""
     from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
 
-    return [line("training", size.train_tokens * size.epochs / MTOK, rate)], ["a shelf bills what it takes"]
+    training = line("training", size.train_tokens * size.epochs / MTOK, rate)
+    return Lines(lines=(training,), notes=("a shelf bills what it takes",), open_end=size.uncounted)
 
 
 RULES = HostRules(

@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 
+from orchestrate.costing.deployments import billed_by_month
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Deployment, DeploymentState, Endpoint, Standing
 
@@ -67,7 +69,8 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
     """The host made none."""
     if deployment.state.over:
         return deployment
-    return _moved(deployment, at, State.ENDED, bills=False, problem=problem, billed_s=0.0, ended_at=at)
+    nothing: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
+    return _moved(deployment, at, State.ENDED, bills=False, problem=problem, ended_at=at, **nothing)
 
 
 def failed(deployment: Deployment, problem: str, at: datetime) -> Deployment:
@@ -107,7 +110,7 @@ def observed(
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
-    cause = "the host has it no more, and nobody here ended it"
+    cause = "the host no longer has it, and it was not ended from here"
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 
@@ -138,6 +141,7 @@ def _moved(
         changes["billing_since"] = at
     elif bills is False and since is not None:
         changes.setdefault("billed_s", deployment.billed_s + max((at - since).total_seconds(), 0.0))
+        changes.setdefault("billed_by_month", billed_by_month(deployment, since, at))
         changes["billing_since"] = None
     changes["state"] = state
     if all(getattr(deployment, name) == value for name, value in changes.items()):

@@ -6,20 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
-from orchestrate.errors import ConfigError, MissingKey, UsageError
-from orchestrate.text import money
+from orchestrate.errors import UsageError
+from orchestrate.text import count, money
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
     from orchestrate.data.operations.generate import GenerateReport
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
@@ -55,9 +54,11 @@ class Wish:
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
-    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8
+    threshold: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Rows at least this similar are too alike.")
+    ] = 0.8
     hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
-    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
 
 
 @grouped
@@ -77,36 +78,27 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.data.files.outputs import beside, require_writable
-    from orchestrate.data.operations import generate as generating
-    from orchestrate.files import locked
-    from orchestrate.providers import registry
-    from orchestrate.providers.chat import chat_with
-    from orchestrate.quoting import completion_price
+    from orchestrate.service import data, generation
 
-    config = _host(context, writer.host, writer.base_url, writer.key_variable)
-    target = output or beside(seeds, "generated.jsonl")
-    require_writable(target, seeds)
-    order = generating.Order(
+    order = generation.Order(
         rows=rows,
         max_requests=wish.max_requests,
         max_cost_usd=_dollars(wish.max_cost),
-        price=completion_price(model, config.base_url),
         max_tokens=wish.max_tokens,
         rows_per_request=wish.per_request,
         examples=wish.examples,
         parallel=wish.parallel,
         instructions=_text(wish.instructions),
-        hosts=registry.targets(settings_of(context), wish.hosts),
         threshold=wish.threshold,
         seed=wish.seed,
     )
-    ask = chat_with(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature).ask
-    lock = target.with_name(f".{target.name}.lock")
-    with locked(lock, keep=False) as held, _progress(rows) as progress:
-        if not held:
-            raise UsageError(f"another command is writing {target}", fix="wait for it, or give another -o")
-        report = generating.generate(seeds, target, ask, order, progress=progress)
+    author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
+    target = output or data.beside(seeds, "generated.jsonl")
+    settings = settings_of(context)
+    with _progress(rows) as progress:
+        report = generation.generate(
+            settings, seeds, target, author, order, hosts=wish.hosts, progress=progress
+        )
     if json:
         print_json(report)
     else:
@@ -124,29 +116,28 @@ def review(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     json: Json = False,
 ) -> None:
-    """Accept, edit or reject rows on a local page, by keyboard; ends with Ctrl-C, goes on next time.
+    """Accept, edit or reject rows on a local page, by keyboard. Ctrl-C ends it, and the next time goes on.
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
-    from orchestrate.data.operations.review import Review
-    from orchestrate.data.operations.review_server import serving
+    from orchestrate.service import data
 
     if export is not None:
-        report = Review(file).export(export)
+        report = data.Review(file).export(export)
         if json:
             print_json(report)
         else:
-            out.print(f"{report.output}: {report.written:,} rows")
+            out.print(f"{report.output}: {count(report.written, 'row')}")
             note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
         return
-    with serving(file, port=port) as page:
+    with data.serving(file, port=port) as page:
         counts = page.review.counts()
         if json:
             print_json({"url": page.url, "counts": counts})
             sys.stdout.flush()
         else:
             out.print(page.url, soft_wrap=True)
-        note(f"{counts.pending:,} of {counts.rows:,} rows to decide; Ctrl-C ends the review")
+        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to decide; Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
 
@@ -165,37 +156,6 @@ def _until_interrupted() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
-
-
-def _host(context: typer.Context, name: str | None, url: str | None, key_variable: str | None) -> HostConfig:
-    """A configured host; or one from the command line, which never gets the key of another."""
-    from orchestrate import config
-    from orchestrate.profile import built_in
-
-    given: dict[str, Any] = context.find_root().obj or {}
-    if url is None:
-        if key_variable is not None:
-            raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
-        host = config.load(config_file=given.get("config"), home=given.get("home")).host(
-            name or next(iter(built_in()))
-        )
-        if host.base_url is None:
-            raise UsageError(
-                f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
-            )
-        return host
-    parts = config.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{url} is not an http or https address")
-    key = config.Secret("none")
-    if key_variable is not None:
-        found = config.secret(parts.hostname, key_variable)
-        if found is None:
-            raise MissingKey(parts.hostname, key_variable)
-        if parts.scheme == "http" and not config.is_loopback(parts.hostname):
-            raise ConfigError(f"{url} would carry the key unencrypted", fix="use https")
-        key = found
-    return replace(config.HostConfig(name=parts.hostname), base_url=url.rstrip("/"), api_key=key)
 
 
 def _dollars(text: str | None) -> Decimal | None:
@@ -218,16 +178,16 @@ def _text(given: str) -> str:
 
 
 def _show(report: GenerateReport) -> None:
-    out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new")
+    out.print(f"{report.output}: {count(report.rows, 'row')}, {report.new_rows:,} new")
     cost = f", {money(report.usd)}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
-    note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")
+    note(f"{count(report.requests, 'request')}, {report.failed_requests:,} failed; {tokens}{cost}")
     if report.last_error:
-        note(f"the last one that failed: {report.last_error}")
+        note(f"the last failure: {report.last_error}")
     if report.refused:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
-        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
+        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature may help"}
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
     if report.rows:
         note(f"review them: orchestrate data review {report.output}")
@@ -245,10 +205,10 @@ def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:
             nonlocal told
-            text = f"{requests:,} requests" + (f", {money(usd)}" if usd else "")
+            text = count(requests, "request") + (f", {money(usd)}" if usd else "")
             bars.update(task, completed=done, description=text)
             if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
                 told = time.monotonic()
-                note(f"{done:,} of {rows:,} rows, {text}")
+                note(f"{done:,} of {count(rows, 'row')}, {text}")
 
         yield tell

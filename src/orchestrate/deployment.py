@@ -1,0 +1,69 @@
+"""DeploymentHandle: a deployment and what can be done with it, through its backend and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.text import count, rate
+from orchestrate.types import Deployment, DeploymentState
+
+if TYPE_CHECKING:
+    from orchestrate.handle import Home
+    from orchestrate.tracking.hosting.deployer import Deployer
+
+
+class DeploymentHandle:
+    """A deployment and what can be done with it. `record` is what was last seen."""
+
+    def __init__(self, home: Home, record: Deployment) -> None:
+        self._ft = home
+        self.record = record
+
+    def __repr__(self) -> str:
+        r = self.record
+        return f"<DeploymentHandle {r.id} {r.provider} {r.state.value}{' SANDBOX' if r.sandbox else ''}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def state(self) -> DeploymentState:
+        return self.record.state
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """Hours up x price so far: an estimate, `None` when the price is not known."""
+        from orchestrate.costing.deployments import spent_usd
+
+        return spent_usd(self.record, self._ft.store.clock.now())
+
+    def refresh(self) -> Deployment:
+        """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
+        deployer = deployer_of(self._ft, self.record.provider)
+        deployer.require_account(self.record)
+        self.record = deployer.look(self.record)
+        return self.record
+
+    def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
+        """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
+        deployer = deployer_of(self._ft, self.record.provider)
+        self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
+        return self.record
+
+
+def deployer_of(home: Home, provider: str) -> Deployer:
+    """What deploys on one backend."""
+    from orchestrate.tracking.hosting.deployer import Deployer
+
+    return Deployer(home.store, home.provider(provider))
+
+
+def hourly(found: Sequence[DeploymentHandle]) -> str:
+    """`2 deployments, $13.49 an hour`."""
+    prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
+    known = sum((price for price in prices if price is not None), Decimal(0))
+    more = " and an unknown amount" if None in prices else ""
+    return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
