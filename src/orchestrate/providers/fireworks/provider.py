@@ -91,10 +91,10 @@ class FireworksProvider(Provider):
     }
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
-        Feature.QLORA: "Fireworks does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Fireworks does not publish its base's precision; such a spec is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
         Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",
-        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; their final model can be had",
+        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; download their final model",
     }
     status_map = reading.STATUS_MAP
 
@@ -272,7 +272,7 @@ class FireworksProvider(Provider):
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}), and a job that is started again is billed "
+                f"job {job.job_id} has ended ({raw.get('state')}), and starting it again would be billed "
                 "again, outside the price that was agreed to",
                 fix="submit a new run",
             )
