@@ -33,7 +33,7 @@ def read_preview(
     from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     tokenizer = load(_folder(model))
-    template, special = Template.of(tokenizer), special_ids(tokenizer)
+    template, special = Template(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(

@@ -154,7 +154,7 @@ def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     data = Dataset.open(file)
-    template = Template.of(load(TINY))
+    template = Template(load(TINY))
     rows = list(data.examples())[:50]
     encoded: list[Encoded] = []
     for row in rows:
