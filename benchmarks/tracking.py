@@ -27,6 +27,7 @@ from orchestrate.providers import registry
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, sync, transitions
 from orchestrate.tracking.clock import Clock, Uptime
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import Event, Job, JobHandle, JobStatus, MetricPoint
 
 SPEC = JobSpec(model="gpt-4.1-mini-2025-04-14", train="rows.jsonl")
@@ -36,7 +37,8 @@ def track(store: Store, provider: str, host: str, job_ids: Iterator[str] | list[
     """Runs that are already on the host, one for each job."""
     made: list[str] = []
     for job_id in job_ids:
-        run = store.runs.create(SPEC, provider, model="m", dataset_digest="d", host=host, sandbox=True)
+        intent = Intent(spec=SPEC, provider=provider, model="m", dataset_digest="d", host=host, sandbox=True)
+        run = store.runs.create(intent)
         handle = JobHandle(provider=provider, job_id=job_id)
         store.runs.apply(run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now()))
         made.append(run.id)
@@ -74,7 +76,7 @@ def sweep(folder: Path, runs: int) -> dict[str, float]:
     with sandbox.running(home=folder / "sandbox", train=False, speed=20) as hosts:
         env = {"ORCHESTRATE_KEYS": str(folder / "none"), **hosts.env}
         provider = registry.make("openai", config.load(env=env, cwd=folder, home=folder))
-        upload = provider.upload(SPEC, rows(folder))
+        upload = provider.upload(SPEC, rows(folder), provider.translate(SPEC))
         hosts.clock.speed = 0.001
         body = {"model": SPEC.model, "training_file": upload.train_id}
         job_ids = hosts.create_jobs("openai", [body] * runs)

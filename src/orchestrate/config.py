@@ -7,25 +7,28 @@ the system keyring when the package `keyring` is installed; never from `orchestr
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
-from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
+from orchestrate.errors import ConfigError
 from orchestrate.files import is_private, private_folder
+from orchestrate.hosts import HostConfig as HostConfig
+from orchestrate.hosts import Hosts, reject_unknown, table
+from orchestrate.hosts import is_loopback as is_loopback
+from orchestrate.hosts import require_safe_url as require_safe_url
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.keys import Secret as Secret
-from orchestrate.keys import from_keyring, key_file, pin_file, read_keys, read_toml, user_and_machine
+from orchestrate.keys import pin_file, read_toml, user_and_machine
+from orchestrate.keys import read_keys as read_keys
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
-from orchestrate.profile import Profile, built_in, plug_ins, profile, this_machine
+from orchestrate.profile import built_in, this_machine
 
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
@@ -37,73 +40,8 @@ NOTIFY_VARIABLES = {
 }
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
-_log = logging.getLogger(__name__)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
-_HOST_FIELDS = {
-    "type",
-    "base_url",
-    "key_variable",
-    "account_id",
-    "organization",
-    "project",
-    "timeout_s",
-    "options",
-}
-
-
-@dataclass(frozen=True)
-class HostConfig:
-    """How to reach one backend."""
-
-    name: str
-    type: str | None = None
-    """The class to use, when it is not the name itself: an OpenAI-compatible host has `openai`."""
-    base_url: str | None = None
-    api_key: Secret | None = None
-    key_variable: str | None = None
-    account_id: str | None = None
-    organization: str | None = None
-    project: str | None = None
-    timeout_s: float = 60.0
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What only this backend understands. `home` is always there in a host of `Settings`: the folder for
-    data files and runs."""
-    pins: Path | None = None
-    """The file that ties keys to hosts; `None` ties nothing."""
-    max_download_bytes: int | None = None
-    """Of one model; `None` is what its base model is expected to take. From the environment only."""
-    url_from_file: bool = False
-    """The base URL is one of an `orchestrate.toml`, which may be another's."""
-
-    @property
-    def kind(self) -> str:
-        return self.type or self.name
-
-    @property
-    def sandbox(self) -> bool:
-        return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
-
-    def require_key(self) -> Secret:
-        """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
-        `KeyElsewhere` when it is tied to another host."""
-        if self.api_key is None:
-            raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
-        if self.pins is not None and self.base_url is not None and not self.sandbox:
-            from orchestrate.pins import Pins  # late: most commands send nothing
-
-            key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
-            # A project's file chooses both, the address and the variable whose value is sent there.
-            ask = self.url_from_file and not loopback
-            family = mine.origins if (mine := _known(self.kind)) else frozenset[str]()
-            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
-                _log.warning(
-                    "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
-                    self.api_key,
-                    self.name,
-                    self.base_url,
-                )
-        return self.api_key
 
 
 @dataclass(frozen=True)
@@ -124,13 +62,15 @@ class Settings:
     home: Path
     """Where the store, local runs, written data files and downloads live."""
     store_url: str
+    hosts: Hosts
+    pins: Path
+    """The file that ties keys to hosts; beside it lies what the user trusts."""
     budget_usd: Decimal | None = None
     """Over all backends and runs of this store."""
     log_level: str = "WARNING"
     config_file: Path | None = None
     config_named: bool = False
     """By the user, not found beside the work."""
-    hosts: Mapping[str, HostConfig] = field(default_factory=dict[str, HostConfig])
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notify: Notify = field(default_factory=Notify)
     made_by: str = ""
@@ -157,7 +97,7 @@ class Settings:
     @property
     def extra_hosts(self) -> list[str]:
         """Names of configured hosts that are instances of another backend's class."""
-        return [name for name, host in self.hosts.items() if host.type not in (None, name)]
+        return list(self.hosts.types)
 
     def host(self, name: str) -> HostConfig:
         host = self.hosts.get(name) or HostConfig(name=name)
@@ -185,7 +125,7 @@ def load(
     named = config_file or _given(env.get("ORCHESTRATE_CONFIG"))
     path = named or _nearest(cwd or Path.cwd())
     values = read_toml(path) if path else {}
-    _reject_unknown(values, _TOP_LEVEL, str(path), "")
+    reject_unknown(values, _TOP_LEVEL, str(path), "")
     base = path.parent if path else Path.cwd()
     home_dir = (
         home or _given(env.get("ORCHESTRATE_HOME")) or _given(values.get("home"), base) or _default_home()
@@ -204,8 +144,9 @@ def load(
         log_level=_level(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING"),
         config_file=path,
         config_named=named is not None,
-        hosts=_hosts(values.get("hosts", {}), env, path),
-        local=_table(values.get("local", {}), path, "local"),
+        hosts=Hosts(values.get("hosts", {}), env, path),
+        pins=pin_file(env),
+        local=table(values.get("local", {}), path, "local"),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
@@ -245,92 +186,9 @@ def _notify(env: Mapping[str, str]) -> Notify:
     )
 
 
-def _hosts(configured: Any, env: Mapping[str, str], path: Path | None) -> dict[str, HostConfig]:
-    tables = _table(configured, path, "hosts")
-    stored = read_keys(key_file(env))
-    names = dict.fromkeys([*built_in(), *tables, *plug_ins()])
-    return {
-        name: _host(name, _table(tables.get(name, {}), path, f"hosts.{name}"), env, stored, path)
-        for name in names
-    }
-
-
-def _host(
-    name: str, table: dict[str, Any], env: Mapping[str, str], stored: Mapping[str, str], path: Path | None
-) -> HostConfig:
-    _reject_unknown(table, _HOST_FIELDS, str(path), f"hosts.{name}.")
-    known = _known(table.get("type") or name)
-    # A further instance is another's server: it shares what the host understands, not its address and keys.
-    mine = known if known is not None and known.kind == name else None
-    variable = table.get("key_variable") or (mine and mine.key_variable) or f"{_word(name)}_API_KEY"
-    keyless = known is not None and known.keyless
-    given = None if keyless else env.get(f"{_word(name)}_BASE_URL")
-    own = mine and mine.url
-    url = given or table.get("base_url") or own
-    if url is not None:
-        require_safe_url(url, name)
-    wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
-    key = None if keyless else (env.get(variable) or stored.get(name) or from_keyring(name))
-    return HostConfig(
-        name=name,
-        type=table.get("type"),
-        base_url=url.rstrip("/") if url else None,
-        api_key=Secret(key) if key else None,
-        key_variable=variable,
-        account_id=env.get((mine and mine.account_variable) or "") or table.get("account_id"),
-        organization=table.get("organization") or env.get((mine and mine.organization_variable) or ""),
-        project=table.get("project") or env.get((mine and mine.project_variable) or ""),
-        timeout_s=_seconds(table.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
-        options={**wandb, **_table(table.get("options", {}), path, f"hosts.{name}.options")},
-        pins=pin_file(env),
-        url_from_file=not given and url != own,
-    )
-
-
-def _known(kind: str) -> Profile | None:
-    """`None` for a kind that there is not, or that is broken: it says so when it is used."""
-    with suppress(OrchestrateError):
-        return profile(kind)
-    return None
-
-
 def other_secrets() -> tuple[str, ...]:
     """Names in the key file that are no backend's."""
     return NOTIFY_SECRET, *(f"{one.kind}-webhook" for one in built_in().values() if one.webhook_variable)
-
-
-def _word(name: str) -> str:
-    """A host's name as its variables begin."""
-    return name.upper().replace("-", "_")
-
-
-def require_safe_url(url: str, name: str) -> None:
-    """Raises `ConfigError` unless it is https, or http on this machine, and holds nothing secret."""
-    try:
-        parts = urlsplit(url)
-        bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
-    except ValueError as error:
-        raise ConfigError(f"the base URL of {name}, {url}, is no URL: {error}") from error
-    if not bare or not parts.hostname:
-        raise ConfigError(
-            f"the base URL of {name} must be scheme, host and path alone, without a user, password or query",
-            fix="keys belong into the environment, or: orchestrate keys set NAME",
-        )
-    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        return
-    raise ConfigError(
-        f"the base URL of {name}, {url}, would carry the API key unencrypted",
-        fix="use https, or a loopback address (127.0.0.1, localhost) for a server on this machine",
-    )
-
-
-def is_loopback(hostname: str) -> bool:
-    if hostname == "localhost":
-        return True
-    try:
-        return ip_address(hostname).is_loopback
-    except ValueError:
-        return False
 
 
 # -- reading files -----------------------------------------------------------------------------------------
@@ -338,19 +196,6 @@ def is_loopback(hostname: str) -> bool:
 
 def _nearest(folder: Path) -> Path | None:
     return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
-
-
-def _reject_unknown(values: Mapping[str, Any], allowed: set[str], path: str, prefix: str) -> None:
-    if unknown := sorted(set(values) - allowed):
-        raise ConfigError(
-            f"{path}: unknown field {prefix}{unknown[0]}; allowed: {', '.join(sorted(allowed))}"
-        )
-
-
-def _table(value: Any, path: Path | None, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {name} must be a table")
-    return value  # pyright: ignore[reportUnknownVariableType]  # TOML tables have string keys
 
 
 def _money(value: Any, path: Path | None) -> Decimal | None:
@@ -383,12 +228,6 @@ def _level(value: Any) -> str:
     if level not in _LOG_LEVELS:
         raise ConfigError(f"no log level is called {value!r}; allowed: {', '.join(_LOG_LEVELS)}")
     return level
-
-
-def _seconds(value: Any, path: Path | None, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{path}: {name} must be a number of seconds above 0, got {value!r}")
-    return float(value)
 
 
 def _given(value: Any, base: Path = Path()) -> Path | None:

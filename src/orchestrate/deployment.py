@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrate.text import count, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
@@ -57,3 +59,11 @@ def deployer_of(home: Home, provider: str) -> Deployer:
     from orchestrate.tracking.deploying import Deployer
 
     return Deployer(home.store, home.provider(provider))
+
+
+def hourly(found: Sequence[DeploymentHandle]) -> str:
+    """`2 deployments, $13.49 an hour`."""
+    prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
+    known = sum((price for price in prices if price is not None), Decimal(0))
+    more = " and an unknown amount" if None in prices else ""
+    return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"

@@ -82,8 +82,9 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raises `DataError` when a file to be sent has other rows than those that were shown. A file that
-        nobody wrote to is not read again."""
+        """Raises `DataError` when a file to be sent has other rows than those that were shown. Only a file
+        that somebody wrote to since is read for that; of a change from here on, the upload tells, by what it
+        reads to be sent (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):

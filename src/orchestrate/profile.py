@@ -145,10 +145,16 @@ class Profile:
 
 
 @cache
+def built_in_folders() -> tuple[str, ...]:
+    """Of the built-in backends; each has the name of its kind. Nothing of them is imported."""
+    entries = files(GROUP).iterdir()
+    return tuple(sorted(entry.name for entry in entries if entry.joinpath("profile.py").is_file()))
+
+
+@cache
 def built_in() -> Mapping[str, Profile]:
     """Kind -> profile, in the order of lists."""
-    folders = [entry.name for entry in files(GROUP).iterdir() if entry.joinpath("profile.py").is_file()]
-    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in folders]
+    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in built_in_folders()]
     return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
 
 
@@ -181,13 +187,13 @@ def profile(kind: str) -> Profile:
     try:
         found = point.load()
     except Exception as error:
-        raise broken(kind, error) from error
+        raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind:
-        raise broken(kind, f"{point.value} is no Profile of the kind {kind}")
+        raise not_loaded(kind, f"{point.value} is no Profile of the kind {kind}")
     return found
 
 
-def broken(kind: str, error: object) -> SetupError:
+def not_loaded(kind: str, error: object) -> SetupError:
     point = plug_ins().get(kind)
     where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
     return SetupError(

@@ -22,7 +22,9 @@ from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
 from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.prices import names as names
+from orchestrate.costing.listing import clashes as clashes
+from orchestrate.costing.listing import current as current
+from orchestrate.costing.listing import prices_of as prices_of
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 
@@ -65,7 +67,8 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        live = provider.live_price(offer.spec, provider.upload(offer.spec, data))
+        remote = provider.upload(offer.spec, data, offer.translation)
+        live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
     if live.unavailable or offline is None:

@@ -69,8 +69,7 @@ def deciding(settings: Settings) -> tuple[Path, ...]:
 
 
 def trusted(settings: Settings) -> Trusted:
-    pins = next(host.pins for host in settings.hosts.values() if host.pins is not None)
-    return Trusted(pins.with_name("trusted.json"))
+    return Trusted(settings.pins.with_name("trusted.json"))
 
 
 def require(settings: Settings) -> None:

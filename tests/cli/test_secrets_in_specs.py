@@ -83,13 +83,13 @@ def test_a_run_that_was_interrupted_before_its_send_says_what_is_missing(
     (tmp_path / "die.py").write_text(
         "import os, sys\n"
         "from orchestrate import JobSpec, Orchestrator\n"
-        "from orchestrate.tracking import Timing\n"
-        "from orchestrate.tracking.submit import submit\n"
+        "from orchestrate.tracking import Submitter, Timing\n"
+        "from orchestrate.tracking.submission import Submission\n"
         "with Orchestrator() as ft:\n"
-        "    spec = JobSpec(model='gpt-4.1-mini', train=sys.argv[1])\n"
+        "    spec, host = JobSpec(model='gpt-4.1-mini', train=sys.argv[1]), ft.provider('openai')\n"
         "    die = lambda point: os.kill(os.getpid(), 9) if point == 'after-uploaded' else None\n"
-        "    timing = Timing(lease_s=1.0)\n"
-        "    submit(ft.store, ft.provider('openai'), spec, ft.data(spec), timing=timing, reached=die)\n"
+        "    asked = Submission(spec=spec, translation=host.translate(spec), data=ft.data(spec))\n"
+        "    Submitter(ft.store, host, Timing(lease_s=1.0), die).submit(asked)\n"
     )
     died = subprocess.run([sys.executable, "die.py", address], cwd=tmp_path, env=cli_env | host, check=False)
     assert died.returncode == -signal.SIGKILL

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.paths import ROOT
+from tests.sending import create, upload
 
 from orchestrate import config
 from orchestrate.data import TrainingData
@@ -153,7 +154,7 @@ def data_files(folder: Path) -> dict[str, str]:
 
 def submit(provider: Provider, spec: JobSpec, ref: str) -> JobHandle:
     data = TrainingData.open(spec.train, spec.validation)
-    return provider.create(spec, provider.upload(spec, data), ref)
+    return create(provider, spec, upload(provider, spec, data), ref)
 
 
 def wait_for(provider: Provider, job: JobHandle, done: Callable[[Job], bool], seconds: float = 60.0) -> Job:

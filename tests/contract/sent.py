@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.contract.backends import Backend, every_setting, new_ref
+from tests.sending import create, upload
 
 from orchestrate.data import TrainingData
 from orchestrate.providers.base import Provider
@@ -49,8 +50,8 @@ def bodies(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, body) of the create requests of a spec that asks for nothing and of one that asks for all."""
     for spec in (backend.spec(files, method), full_spec(backend, provider, files, method)):
-        remote = provider.upload(spec, TrainingData.open(spec.train, spec.validation))
-        handle = provider.create(spec, remote, new_ref())
+        remote = upload(provider, spec, TrainingData.open(spec.train, spec.validation))
+        handle = create(provider, spec, remote, new_ref())
         sent = sandbox.requests(backend.name, method="POST")[-1]
         assert sent["path"] == backend.create_path[method]
         provider.cancel(handle)

@@ -22,6 +22,7 @@ from tests.contract.backends import (
     submit,
     wait_for,
 )
+from tests.sending import create, live_price, upload
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
@@ -134,9 +135,9 @@ def test_one_remote_file_for_each_digest(
 ) -> None:
     spec = hosted.spec(files)
     data = TrainingData.open(spec.train, spec.validation)
-    first = make(hosted).upload(spec, data)
+    first = upload(make(hosted), spec, data)
     before = _uploads(sandbox, hosted)
-    second = make(hosted).upload(spec, data)
+    second = upload(make(hosted), spec, data)
     assert (first.train_id, first.validation_id) == (second.train_id, second.validation_id)
     assert first.train_id != first.validation_id
     assert first.digest == data.digest
@@ -166,7 +167,7 @@ def test_create_is_one_post_that_can_be_found(
     remote = _remote(provider, spec, method)
     ref = new_ref()
     before = sandbox.count(hosted.name)
-    handle = provider.create(spec, remote, ref)
+    handle = create(provider, spec, remote, ref)
     sent = sandbox.requests(hosted.name)[-1]
     assert sandbox.count(hosted.name) == before + 1
     assert (sent["method"], sent["path"]) == ("POST", hosted.create_path[method])
@@ -180,7 +181,7 @@ def test_create_is_one_post_that_can_be_found(
 
 
 def _remote(provider: Provider, spec: JobSpec, method: str) -> RemoteDataset:
-    return provider.upload(spec, TrainingData.open(spec.train, spec.validation))
+    return upload(provider, spec, TrainingData.open(spec.train, spec.validation))
 
 
 @pytest.fixture
@@ -289,7 +290,7 @@ def test_missing_verbs_give_their_reason(
         Feature.DOWNLOAD: lambda: provider.download(handle, tmp_path / "x"),
         Feature.DEPLOY: lambda: provider.deploy(handle),
         Feature.CHAT: lambda: provider.generate(handle, [[Message(role="user", content="q")]]),
-        Feature.LIVE_PRICE: lambda: provider.live_price(backend.spec(files), remote),
+        Feature.LIVE_PRICE: lambda: live_price(provider, backend.spec(files), remote),
     }
     for feature, call in verbs.items():
         if feature in provider.missing:
@@ -320,7 +321,7 @@ def test_lost_answer_is_settled_by_find(
     before = sandbox.count(hosted.name, method="POST", path=path)
     sandbox.fault(hosted.name, kind, method="POST", path=path)
     with pytest.raises(OutcomeUnknown):
-        provider.create(spec, remote, ref)
+        create(provider, spec, remote, ref)
     assert sandbox.count(hosted.name, method="POST", path=path) == before + 1
     assert len(provider.find(ref)) == LOST[kind]
 
@@ -335,7 +336,7 @@ def test_refused_create_made_nothing(
     ref = new_ref()
     sandbox.fault(hosted.name, kind, method="POST", path=hosted.create_path["sft"], **fields)
     with pytest.raises(ProviderError) as caught:
-        provider.create(spec, remote, ref)
+        create(provider, spec, remote, ref)
     assert caught.value.status == fields.get("status", 429)
     if kind == "rate_limit":
         assert caught.value.retry_after_s == 3
@@ -350,7 +351,7 @@ def test_double_is_seen(hosted: Backend, make: Any, files: dict[str, str], sandb
     sandbox.fault(hosted.name, "duplicate", method="POST", path=hosted.create_path["sft"])
     # Where the caller chooses the id, the second of two equal requests is refused as a conflict.
     try:
-        provider.create(spec, remote, ref)
+        create(provider, spec, remote, ref)
         expected = 2
     except OutcomeUnknown:
         expected = 1

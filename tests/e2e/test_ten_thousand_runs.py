@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli
+from tests.sending import upload
 
 from orchestrate import config
 from orchestrate.data import TrainingData
@@ -15,6 +16,7 @@ from orchestrate.providers import registry
 from orchestrate.sandbox import running
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import JobHandle, JobStatus
 
 pytestmark = pytest.mark.slow
@@ -33,7 +35,7 @@ def test_a_sync_costs_pages_not_runs(cli: Cli, cli_env: dict[str, str], tmp_path
     with running(home=tmp_path / "sandbox", train=False, speed=20) as sandbox:
         settings = config.load(env=cli_env | sandbox.env, cwd=tmp_path)
         provider = registry.make(host, settings)
-        file = provider.upload(spec, TrainingData.open(spec.train)).train_id
+        file = upload(provider, spec, TrainingData.open(spec.train)).train_id
         sandbox.clock.speed = 0.001  # so that nothing ends before it is told to
         jobs = sandbox.create_jobs(host, [body(provider.translate(spec).body, host, file)] * RUNS)
         with Store.open(settings.store_url) as store:
@@ -68,7 +70,8 @@ def track(store: Store, spec: JobSpec, host: str, place: str, jobs: list[str]) -
     for first in range(0, len(jobs), 500):
         changes: list[Any] = []
         for job in jobs[first : first + 500]:
-            run = store.runs.create(spec, host, dataset_digest="d", host=place, sandbox=True)
+            intent = Intent(spec=spec, provider=host, dataset_digest="d", host=place, sandbox=True)
+            run = store.runs.create(intent)
             handle = JobHandle(provider=host, job_id=job, kind="supervised" if host == "fireworks" else None)
             changes.append((run.id, lambda r, h=handle: transitions.submitted(r, h, store.clock.now())))
         store.runs.apply_many(changes)

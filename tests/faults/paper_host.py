@@ -99,7 +99,9 @@ class PaperHost(Provider):
 
     # -- submitting
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         self._log("upload")
         remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=f"file-{data.digest[:8]}")
         self._upload(remote).touch()
@@ -119,7 +121,7 @@ class PaperHost(Provider):
     def _upload(self, remote: RemoteDataset) -> Path:
         return self.folder / f"upload-{self.owner}-{remote.train_id}"
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         self._log("create")
         if self.faults.get("refused"):
             raise InvalidRequest(self.name, "no such model", status=400, code="bad")

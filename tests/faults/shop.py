@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tests.faults.books import HostJob, jobs_on_host
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, HOSTED
 from typer.testing import CliRunner, Result
@@ -25,6 +26,7 @@ class Shop:
         self.spec = JobSpec(model=MODELS, train=str(self.rows), epochs=1)
         self.ft = Orchestrator(self.settings)
         self.before = self._creates()
+        self._there = {job.id for name in HOSTED for job in self._jobs(name)}
 
     def _creates(self) -> int:
         sent = [
@@ -35,6 +37,21 @@ class Shop:
     def sent(self) -> int:
         """Create requests since this shop opened."""
         return self._creates() - self.before
+
+    def _jobs(self, name: str) -> list[HostJob]:
+        return list(jobs_on_host(self.hosts, self.settings.home, name))
+
+    def count(self, name: str) -> dict[str, int]:
+        """Jobs on the host since this shop opened, by the host's own books, against runs in the store."""
+        runs = [run.record for run in self.ft.runs(provider=name)]
+        there = [job for job in self._jobs(name) if job.id not in self._there]
+        tracked, refs = {run.job_id for run in runs}, {job.ref for job in there}
+        return {
+            "runs": len(runs),
+            "jobs": len(there),
+            "lost": sum(job.id not in tracked for job in there),
+            "doubled": len(there) - len(refs),
+        }
 
     def command(self, backends: str, *words: str) -> Result:
         models = [f"--model={name}={model}" for name, model in MODELS.items()]

@@ -26,7 +26,7 @@ import fireworks  # noqa: F401  imported once, before the forks
 import openai  # noqa: F401
 import together  # noqa: F401
 from sqlalchemy import event
-from tests.faults.submitting import backend, spec_for
+from tests.faults.submitting import backend, spec_for, submit
 
 from orchestrate.costing import spending  # noqa: F401
 from orchestrate.data import TrainingData
@@ -38,7 +38,6 @@ from orchestrate.providers import together as _t  # noqa: F401
 from orchestrate.providers.base import Provider
 from orchestrate.tracking import Store, Submitter, Timing, Watcher, cancel, refresh, sync
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submit import submit
 from orchestrate.types import Run, SubmitPhase
 
 TIMING = Timing(send_limit_s=2.0, requests=3, margin_s=4.0, lease_s=2.0, patience_s=3.0)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 
 from orchestrate import config
@@ -14,8 +15,11 @@ from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Timing
-from orchestrate.tracking.submit import submit
+from orchestrate.tracking import Store, Submitter, Timing
+from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.submission import Submission
+from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, pass_by
+from orchestrate.types import Quote, Run
 
 BACKENDS = ("openai", "together", "fireworks", "local")
 MODELS = {
@@ -51,6 +55,29 @@ def backend(name: str, home: Path, env: Mapping[str, str]) -> Provider:
     return registry.make(name, settings)
 
 
+def submit(
+    store: Store,
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    *,
+    run_id: str | None = None,
+    quote: Quote | None = None,
+    max_cost_usd: Decimal | None = None,
+    budget_usd: Decimal | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    reached: CrashPoint = pass_by,
+) -> Run:
+    """As `Submitter.submit`; with `run_id` an interrupted run goes on."""
+    submitter = Submitter(store, provider, timing, reached, budget_usd)
+    if run_id is not None:
+        return submitter.resume(store.runs.get(run_id), data)
+    translation = provider.translate(spec)
+    return submitter.submit(
+        Submission(spec=spec, translation=translation, data=data, quote=quote, max_cost_usd=max_cost_usd)
+    )
+
+
 def submit_once(arguments: list[str]) -> None:
     """`STORE_URL BACKEND ROWS MARKS POINT ACTION`: writes each point that it reaches into MARKS, and at
     POINT does ACTION to itself: `kill` (SIGKILL) or `stop` (SIGSTOP; whoever started it lets it go on)."""
@@ -83,4 +110,4 @@ def make_runs(arguments: list[str]) -> None:
     spec = JobSpec(model="m", train="rows.jsonl")
     with Store.open(url) as store:
         for _ in range(int(count)):
-            store.runs.create(spec, "paper", dataset_digest="d", host="here")
+            store.runs.create(Intent(spec=spec, provider="paper", dataset_digest="d", host="here"))

@@ -13,14 +13,13 @@ from typing import Any
 
 from tests import command
 from tests.faults.books import HostJob, jobs_on_host
-from tests.faults.submitting import BACKENDS, backend, spec_for, submit_once, write_rows
+from tests.faults.submitting import BACKENDS, backend, spec_for, submit, submit_once, write_rows
 from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
 from orchestrate.providers.base import Provider
 from orchestrate.tracking import Store, Submitter, Timing, cancel, sync
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submit import submit
 from orchestrate.tracking.timing import CrashPoint, pass_by
 from orchestrate.types import Run, SubmitPhase
 

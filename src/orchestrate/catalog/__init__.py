@@ -16,6 +16,8 @@ alternatives(model, provider=None) -> list[Model]
 differences(provider, seen: Iterable[HostModel]) -> list[Change]
     What a host says now (its `base_models()`) against the catalog.
 all_models() -> tuple[Model, ...]; known_hosts() -> frozenset[str]
+comparison() -> Model
+    What prompting is compared with unless another model is named.
 """
 
 from orchestrate.catalog.differences import Change, differences
@@ -24,6 +26,7 @@ from orchestrate.catalog.models import (
     Model,
     all_models,
     alternatives,
+    comparison,
     find,
     known_hosts,
     search,
@@ -40,6 +43,7 @@ __all__ = [
     "ModelOnHost",
     "all_models",
     "alternatives",
+    "comparison",
     "find",
     "resolve",
     "search",

@@ -35,6 +35,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     max_rank: int | None = None
     shutdown: date | None = None
     """The last day: then the base model and every tune made on it stop answering."""
+    successor: str | None = None
+    """What the host itself names as the replacement, where it has announced the end."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 
@@ -58,6 +60,15 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
     """A counter or a family of `orchestrate.data.tokens.counting`: o200k, qwen3.5, llama-3 ..."""
+    licence: str | None = None
+    """As the hub names it; `None` where it is not known, or the weights are not to be had."""
+    template: str | None = None
+    """The family of its chat template, by LLaMA-Factory's name for it; `None` where not known."""
+    precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
+    """Of the weights as their makers publish them."""
+    note: str | None = None
+    sources: tuple[str, ...] = ()
+    """Of what is said of the model itself, whatever its hosts."""
     alternatives: tuple[str, ...] = ()
     """Open models to move to when this one closes, nearest first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
@@ -104,6 +115,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     by_name: dict[str, Model]
     host_names: frozenset[str]
+    comparison: str
 
 
 def _checkout() -> Path:
@@ -122,12 +134,14 @@ def _catalog() -> _Catalog:
     for entry in raw["models"]:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
+        entry["sources"] = [sources[key] for key in entry.get("sources", ())]
     models = msgspec.convert(raw["models"], tuple[Model, ...])
     return _Catalog(
         models=models,
         sources=sources,
         by_name=_index(models),
         host_names=frozenset(defaults),
+        comparison=raw["comparison"],
     )
 
 
@@ -216,6 +230,11 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
         places = [name for name in others[0].hosts if _tunable(others[0].on(name))]
         text += f"; nearest open model: {others[0].name} ({', '.join([*places, this_machine().kind])})"
     return text
+
+
+def comparison() -> Model:
+    """The model that prompting is compared with unless another is named."""
+    return find(_catalog().comparison)
 
 
 def known_hosts() -> frozenset[str]:

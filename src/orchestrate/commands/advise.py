@@ -10,13 +10,11 @@ import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.options import grouped
-from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice
     from orchestrate.service import Orchestrator
-    from orchestrate.types import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +60,22 @@ def advise(
 ) -> None:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
     Offline."""
-    from orchestrate.data import Dataset
-    from orchestrate.reports import advice, facts
+    from orchestrate.service import advice
 
-    dataset = Dataset.open(file)
     with orchestrator(context) as ft:
         needs = advice.Needs(
             private=needed.private,
             latency_ms=needed.latency_ms,
             changing=needed.changing,
             own_gpu=needed.own_gpu,
-            base_score=_base_score(ft, needed.evaluated) if needed.evaluated else None,
+            base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else None,
         )
         totals = _totals(ft, file, money.traffic, money) if money.traffic and not needed.private else []
-    found = advice.advise(facts.measure(dataset), needs, totals)
+        found = ft.advise(file, needs, totals)
     if json:
         print_json(found)
     else:
         _show(found, Path(file).name)
-
-
-def _base_score(ft: Orchestrator, run: str) -> Score:
-    record = ft.run(run).record
-    scored = [(e.created_at, e.base) for e in ft.store.history.evaluations(record.id) if e.base is not None]
-    if not scored:
-        raise UsageError(
-            f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"
-        )
-    return max(scored, key=lambda pair: pair[0])[1]
 
 
 def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Ownership]:

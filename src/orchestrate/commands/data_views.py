@@ -14,6 +14,7 @@ from orchestrate.types import Severity
 if TYPE_CHECKING:
     from orchestrate.data.operations.check import CheckReport
     from orchestrate.data.operations.dedupe import DedupeReport
+    from orchestrate.data.operations.fix import FixReport
     from orchestrate.data.operations.inspect import InspectReport
     from orchestrate.data.operations.preview import PreviewReport
     from orchestrate.data.operations.split import SplitReport
@@ -68,9 +69,7 @@ def _counted(counts: dict[str, int], most: int = 8) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in shown[:most]) + more
 
 
-def show_check(report: CheckReport, fixed: object) -> None:
-    from orchestrate.data.operations.fix import FixReport
-
+def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     for file in report.files:
         counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
         note(f"{file.split}: {file.path}  {file.format}, {file.rows:,} of {file.lines:,} rows good{counted}")
@@ -85,7 +84,7 @@ def show_check(report: CheckReport, fixed: object) -> None:
             host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", Text(*word)
         )
     out.print(shown)
-    if isinstance(fixed, FixReport):
+    if fixed is not None:
         out.print(
             f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
@@ -137,11 +136,11 @@ def _problems(report: CheckReport) -> None:
 
 def show_preview(report: PreviewReport) -> None:
     """Without colours the trained text stands between ⟦ and ⟧."""
-    from orchestrate.data.operations.preview import heading
+    from orchestrate.service import data
 
     coloured = out.is_terminal and not out.no_color
     for row in report.rows:
-        out.print(heading(row), style="bold")
+        out.print(data.heading(row), style="bold")
         text, before = Text(), False
         for i, token in enumerate(row.tokens):
             trained = bool(token.weight)

@@ -28,8 +28,6 @@ from orchestrate.text import money, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from orchestrate.config import Settings
     from orchestrate.handle import DeploymentHandle
 
@@ -215,14 +213,6 @@ def in_words(deployment: DeploymentHandle) -> str:
         parts.append(f"ends {ends}")
     said = record.cause if record.cause is not None else record.problem
     return ", ".join(parts) + (f" ({said})" if said else "")
-
-
-def hourly(found: Sequence[DeploymentHandle]) -> str:
-    """`2 deployments, $13.49 an hour`."""
-    prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
-    known = sum((price for price in prices if price is not None), Decimal(0))
-    more = " and what is not known" if None in prices else ""
-    return f"{len(found)} deployment{'s' * (len(found) != 1)}, {rate(known)} an hour{more}"
 
 
 def _usd(flag: str, value: str | None) -> Decimal | None:

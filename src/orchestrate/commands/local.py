@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import msgspec
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json
 from orchestrate.commands.options import grouped
 from orchestrate.commands.planning import show_memory
 from orchestrate.errors import UsageError
-from orchestrate.profile import this_machine
 from orchestrate.text import size
-
-if TYPE_CHECKING:
-    from orchestrate.local.plan.sizes import Shape
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -37,12 +32,12 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
-    from orchestrate.local.speed import throughput
+    from orchestrate.service import machine
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
     note(f"training for about {seconds:.0f} s ...")
-    found = throughput.measure(home, model=model, threads=threads, device=device, seconds=seconds)
+    found = machine.measure(home, model=model, threads=threads, device=device, seconds=seconds)
     if json:
         print_json(found)
         return
@@ -55,7 +50,7 @@ def bench(
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
         out.print(f"its tensors took {size(found.peak_bytes)} at most{planned}{resident}")
-    note(f"kept in {throughput.bench_file(home)}")
+    note(f"kept in {machine.bench_file(home)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +78,15 @@ def memory(
     json: Json = False,
 ) -> None:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
-    from orchestrate.local.model import engines
-    from orchestrate.local.plan import memory as planning
+    from orchestrate.service import machine
 
     if how.adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")
-    device = engines.expected_device(device)
-    products = engines.precision(how.precision, device, full=how.adapter == "full")
-    shape, remark = _shape(model)
-    plan = planning.plan(
-        shape,
-        planning.Setup(
+    plan = machine.memory_plan(
+        model,
+        machine.Setup(
             adapter=how.adapter,
-            precision=products.name,
+            precision=how.precision,
             rank=how.rank,
             rows=how.rows,
             longest=how.length,
@@ -106,26 +97,7 @@ def memory(
         device=device,
         available_bytes=int(available * 2**30) if available else None,
     )
-    if remark:
-        plan = msgspec.structs.replace(plan, notes=(*plan.notes, remark))
     if json:
         print_json(plan)
     else:
         show_memory(plan)
-
-
-def _shape(model: str) -> tuple[Shape, str | None]:
-    """The model's shape, and a remark when it is a usual one of its size."""
-    import re
-
-    from orchestrate import catalog
-    from orchestrate.local.plan import fitting
-    from orchestrate.local.plan.sizes import Shape
-
-    if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
-        return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"
-    resolved = catalog.resolve(model, this_machine().kind)
-    found = fitting.shape_of(resolved.id, resolved.params_b)
-    if found is None:
-        raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")
-    return found

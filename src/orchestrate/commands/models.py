@@ -9,11 +9,11 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from orchestrate import catalog
-from orchestrate.catalog import HostModel, Model
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
+from orchestrate.service import models
+from orchestrate.service.models import HostModel, Model
 
 
 class SearchByDefault(TyperGroup):
@@ -38,7 +38,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Models whose names hold all the words; all of them without words."""
-    found = catalog.search(" ".join(query or []), provider)
+    found = models.search(" ".join(query or []), provider)
     if json:
         print_json([_with_ids(m) for m in found])
         return
@@ -61,12 +61,14 @@ def show(
     json: Json = False,
 ) -> None:
     """One model: its ids, methods, limits, end dates and where each is known from."""
-    model = catalog.find(name)
+    model = models.find(name)
     if json:
         print_json(_with_ids(model))
         return
     hub = f"  hub: {model.hub}" if model.hub else ""
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
+    if told := _told(model):
+        out.print(told)
     today = date.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
@@ -76,9 +78,11 @@ def show(
                 provider, host.id, *_limits(host), "; ".join([host.note] if host.note else host.sources)
             )
     out.print(shown)
-    for provider in model.hosts:
-        if warning := catalog.shutdown_warning(model, provider, today):
+    for provider, host in model.hosts.items():
+        if warning := models.shutdown_warning(model, provider, today):
             out.print(warning, style="yellow")
+        if host.successor:
+            out.print(f"{provider} names {host.successor} as its replacement")
 
 
 @app.command()
@@ -91,31 +95,23 @@ def refresh(
 ) -> None:
     """Ask the hosts which models they tune, with limits and end dates, and show what differs from the
     catalog. Changes nothing."""
-    changes: list[catalog.Change] = []
-    skipped: dict[str, str] = {}
     with orchestrator(context) as ft:
-        for name in ft.backends(provider):
-            if name not in catalog.known_hosts():
-                continue
-            try:
-                changes += catalog.differences(name, ft.provider(name).base_models())
-            except OrchestrateError as error:
-                skipped[name] = error.message
+        found = ft.model_changes(provider)
     if json:
-        print_json({"changes": changes, "skipped": skipped})
+        print_json(found)
     else:
         shown = table("backend", "model", "field", "catalog", "host")
-        for change in changes:
+        for change in found.changes:
             shown.add_row(
                 change.provider, change.model, change.field, change.ours or "-", change.theirs or "-"
             )
-        if changes:
+        if found.changes:
             out.print(shown)
         else:
             note("the catalog agrees with every host that was asked")
-        for name, reason in skipped.items():
+        for name, reason in found.skipped.items():
             note(f"{name} was not asked: {reason}")
-    if skipped and not changes:
+    if found.skipped and not found.changes:
         raise typer.Exit(4)
 
 
@@ -128,6 +124,25 @@ def _size(model: Model) -> str:
         return "-"
     active = f" ({model.active_params_b:g}B active)" if model.active_params_b else ""
     return f"{model.params_b:g}B{active}"
+
+
+def _told(model: Model) -> str:
+    """What is known of an open model itself."""
+    if not model.open:
+        return ""
+    facts = {
+        "licence": model.licence,
+        "context": f"{model.context:,}" if model.context else None,
+        "tokenizer": model.tokenizer,
+        "chat template": model.template,
+        "weights": model.precision,
+    }
+    lines = ["  ".join(f"{name}: {value or 'not known'}" for name, value in facts.items())]
+    if model.note:
+        lines.append(model.note)
+    if model.sources:
+        lines.append(f"from {'; '.join(model.sources)}")
+    return "\n".join(lines)
 
 
 def _places(model: Model) -> str:

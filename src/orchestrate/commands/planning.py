@@ -150,7 +150,7 @@ def quote(
 def _show_quotes(
     quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], *, markdown: bool
 ) -> None:
-    from orchestrate import reports
+    from orchestrate.service import reports
 
     if markdown:
         typer.echo(reports.quote_markdown(quotes), nl=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -12,8 +12,18 @@ from rich.text import Text
 from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.quoting import Accuracy, Rate, RateBook, Reconciliation, built_in, load
-from orchestrate.text import money, rate
+from orchestrate.quoting import (
+    Accuracy,
+    Rate,
+    RateBook,
+    Reconciliation,
+    built_in,
+    clashes,
+    current,
+    load,
+    prices_of,
+)
+from orchestrate.text import money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
@@ -60,18 +70,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Every price that concerns one model, on each backend that tunes it."""
-    from orchestrate import catalog
-    from orchestrate.quoting import names
-
-    found: list[Rate] = []
-    entry = catalog.find(model)
-    for r in current(book_of(context, rate), date.today()):
-        host = entry.on(r.provider)
-        if host is None or r.provider not in entry.hosts:
-            continue
-        resolved = catalog.ModelOnHost(provider=r.provider, id=host.id, model=entry, host=host)
-        if r.gpu is not None or r.concerns(names(resolved), entry.params_b):
-            found.append(r)
+    entry, found = prices_of(book_of(context, rate), model, date.today())
     if not found:
         raise UsageError(
             f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
@@ -147,37 +146,6 @@ def accuracy(
         note(_NONE_YET)
         return
     _print_accuracy(found)
-
-
-def current(book: RateBook, on: date) -> list[Rate]:
-    """The rates that `RateBook.find` can return on a day: begun, not ended, not superseded; overrides
-    first."""
-    chosen: dict[tuple[Any, ...], Rate] = {}
-    for r in book:  # later layers come later and replace
-        if not r.offered(on) or r.start > on:
-            continue
-        for method in r.methods:
-            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier)
-            other = chosen.get(key)
-            if other is None or r.source == "--rate" or r.start >= other.start:
-                chosen[key] = r
-    return list(dict.fromkeys(chosen.values()))
-
-
-def clashes(rates: list[Rate]) -> list[str]:
-    """Two prices of one thing that begin on one day: an edit where an addition was due, or a copy."""
-    seen: dict[tuple[Any, ...], Rate] = {}
-    found: list[str] = []
-    for r in rates:
-        for method in r.methods:
-            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier, r.start)
-            other = seen.setdefault(key, r)
-            if other is not r:
-                found.append(
-                    f"{r.provider} {method} {r.applies_to}: two prices begin on {r.start}, "
-                    f"{rate(other.usd)} and {rate(r.usd)}"
-                )
-    return found
 
 
 def _print(rates: list[Rate], *, json: bool) -> None:

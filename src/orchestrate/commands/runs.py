@@ -18,7 +18,8 @@ from orchestrate.commands.console import (
     stage_text,
     table,
 )
-from orchestrate.commands.hosting import hourly, in_words
+from orchestrate.commands.hosting import in_words
+from orchestrate.deployment import hourly
 from orchestrate.errors import ProviderError, SetupError
 from orchestrate.text import limit, money, quoted
 from orchestrate.types import Feature, JobStatus, Run

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ import typer
 
 from orchestrate.commands.console import Json, note, print_json, print_text
 from orchestrate.commands.options import grouped
-from orchestrate.errors import SetupError, UsageError
+from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
@@ -111,20 +110,10 @@ def run(
         raise typer.Exit(_code_of(child))
 
 
-@contextmanager
-def _start(hosts: Hosts, port: int) -> Generator[Sandbox]:
-    from orchestrate.sandbox import running
+def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
+    from orchestrate.service.sandbox import running
 
-    ports = (port, port + 1, port + 2) if port else (0, 0, 0)
-    with ExitStack() as stack:
-        try:
-            running_hosts = stack.enter_context(running(ports=ports, **vars(hosts)))
-        except OSError as error:
-            raise SetupError(
-                f"the sandbox cannot start on ports {ports[0]} to {ports[2]}: {error}",
-                fix="orchestrate sandbox --port 0   (any free ports), or another first port",
-            ) from error
-        yield running_hosts
+    return running(port, **vars(hosts))
 
 
 def _default_home(context: typer.Context) -> Path:

@@ -7,25 +7,35 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 import typer
 
-from orchestrate.catalog import Change, Model
 from orchestrate.commands.console import ErrorLine, print_json
-from orchestrate.data.operations.check import CheckReport
-from orchestrate.data.operations.convert import ConvertReport
-from orchestrate.data.operations.dedupe import DedupeReport
-from orchestrate.data.operations.fix import FixReport
-from orchestrate.data.operations.generate import GenerateReport
-from orchestrate.data.operations.inspect import InspectReport
-from orchestrate.data.operations.preview import PreviewReport
-from orchestrate.data.operations.review import ExportReport, ReviewCounts
-from orchestrate.data.operations.split import SplitReport
 from orchestrate.errors import UsageError
-from orchestrate.local.speed.throughput import Bench
-from orchestrate.quoting import Accuracy, LivePrice, Ownership, Rate, Reconciliation
-from orchestrate.reports import Comparison
-from orchestrate.reports.advice import Advice
-from orchestrate.spending import SpendingReport
-from orchestrate.tracking import SyncReport
-from orchestrate.tracking.recovery import Recovery
+from orchestrate.service.records import (
+    Accuracy,
+    Advice,
+    Bench,
+    Check,
+    CheckReport,
+    Comparison,
+    ConvertReport,
+    DedupeReport,
+    ExportReport,
+    FixReport,
+    GenerateReport,
+    InspectReport,
+    LivePrice,
+    Model,
+    ModelChanges,
+    Ownership,
+    Plugin,
+    PreviewReport,
+    Rate,
+    Reconciliation,
+    Recovery,
+    ReviewCounts,
+    SpendingReport,
+    SplitReport,
+    SyncReport,
+)
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -97,24 +107,12 @@ ModelShown: Any = msgspec.defstruct(
 )
 
 
-class Refreshed(TypedDict):
-    changes: list[Change]
-    skipped: dict[str, str]
-
-
 class Key(TypedDict):
     backend: str
     key: str | None
     source: str | None
     variable: str
     hosts: list[str]
-
-
-class Check(TypedDict):
-    check: str
-    ok: bool | None
-    detail: str
-    fix: str | None
 
 
 class Backend(TypedDict):
@@ -124,14 +122,6 @@ class Backend(TypedDict):
     sandbox: bool
     features: list[str]
     missing: dict[str, str]
-
-
-class Plugin(TypedDict):
-    kind: str
-    package: str | None
-    version: str | None
-    profile: str
-    error: str | None
 
 
 class SandboxUp(TypedDict):
@@ -179,7 +169,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "advise": (Advice,),
     "models search": (list[ModelShown],),
     "models show": (ModelShown,),
-    "models refresh": (Refreshed,),
+    "models refresh": (ModelChanges,),
     "prices list": (list[Rate],),
     "prices show": (list[Rate],),
     "prices check": (list[Rate],),

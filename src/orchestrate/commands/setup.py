@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import platform
 import re
-import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,22 +23,10 @@ from orchestrate.commands.console import (
     settings_of,
     table,
 )
-from orchestrate.commands.hosting import hourly
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
-from orchestrate.packages import require_recent
 from orchestrate.pins import Pins, origin
-from orchestrate.profile import built_in
 from orchestrate.types import Feature
-
-_EXTRAS: dict[str, tuple[str, ...]] = {
-    "local": ("torch", "transformers", "peft", "bitsandbytes"),
-    "sandbox": ("starlette", "uvicorn", "python_multipart"),
-    "data": ("pyarrow", "fsspec", "numpy"),
-    "postgres": ("psycopg",),
-    "ray": ("ray",),
-    "keyring": ("keyring",),
-}
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 """A server that generates data is named so in the key file."""
@@ -101,7 +85,7 @@ def keys_set(
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
     pipe. The environment goes before both."""
-    from orchestrate.providers import registry
+    from orchestrate.service import backends
 
     if value or value_option is not None:
         raise UsageError(
@@ -110,7 +94,7 @@ def keys_set(
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
-    known = [*registry.with_keys(settings), *config.other_secrets()]
+    known = [*backends.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(f"no key has this name (it may be a key: not shown); known: {', '.join(known)}")
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
@@ -140,12 +124,12 @@ def keys_set(
 def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    from orchestrate.providers import registry
+    from orchestrate.service import backends
 
     settings = settings_of(context)
     stored = read_keys(key_file())
     rows: list[dict[str, Any]] = []
-    for name, host in registry.with_keys(settings).items():
+    for name, host in backends.with_keys(settings).items():
         variable = host.key_variable or ""
         source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
         masked = str(host.api_key) if host.api_key else None
@@ -246,61 +230,25 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
-    from orchestrate.providers import registry
+    from orchestrate.service import doctor as surgery
 
-    checks: list[dict[str, Any]] = []
-
-    def add(name: str, ok: bool | None, detail: str, fix: str | None = None) -> None:
-        checks.append({"check": name, "ok": ok, "detail": detail, "fix": fix})
-
-    add("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")
-    for one in built_in().values():
-        if one.sdk is not None:
-            add(one.sdk, *_installed(one.sdk))
-    for extra, modules in _EXTRAS.items():
-        absent = [m for m in modules if find_spec(m) is None]
-        add(
-            f"extra [{extra}]",
-            None if absent else True,
-            f"no {', '.join(absent)}" if absent else "installed",
-            f"pip install 'orchestrate-ft[{extra}]'" if absent else None,
-        )
+    checks = list(surgery.machine())
     try:
         with orchestrator(context) as ft:
-            for name, host in registry.with_keys(ft.settings).items():
-                where = f" for {host.base_url}" if host.base_url else ""
-                add(
-                    f"key {name}",
-                    True if host.api_key else None,
-                    f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
-                    None if host.api_key else f"orchestrate keys set {name}",
-                )
-            add("home", *_home(ft.settings.home))
-            add("store", True, f"{ft.store.place}, {len(ft.runs(limit=1000))} run(s)")
-            if deployed := ft.deployments():
-                unproven = [one for one in deployed if one.state.unproven]
-                fix = "orchestrate sync" if unproven else "orchestrate deployments"
-                doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
-                add("deployments", not unproven, hourly(deployed) + doubt, fix)
+            for check in surgery.settings(ft):
+                checks.append(check)
     except OrchestrateError as error:
-        add("settings and store", False, error.message, error.fix)
+        name = "settings and store"
+        checks.append(surgery.Check(check=name, ok=False, detail=error.message, fix=error.fix))
     if json:
         print_json(checks)
     else:
         shown = table("", "check", "detail", "what to do")
         for c in checks:
-            shown.add_row(Text(*_MARKS[c["ok"]]), c["check"], c["detail"], c["fix"] or "")
+            shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail, c.fix or "")
         out.print(shown)
-    if any(c["ok"] is False for c in checks):
+    if any(c.ok is False for c in checks):
         raise typer.Exit(3)
-
-
-def _home(home: Path) -> tuple[bool, str, str | None]:
-    if not home.is_dir():
-        return False, f"{home} cannot be made", "check who may write there, or choose another with --home"
-    if os.name == "posix" and home.stat().st_mode & 0o077:
-        return True, f"{home}, open to other users of this machine", f"chmod 700 {shlex.quote(str(home))}"
-    return True, str(home), None
 
 
 def providers(context: typer.Context, json: Json = False) -> None:
@@ -337,20 +285,9 @@ def providers(context: typer.Context, json: Json = False) -> None:
 
 def plugins(json: Json = False) -> None:
     """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
-    from orchestrate.profile import plug_ins
-    from orchestrate.providers import registry
+    from orchestrate.service import backends
 
-    rows: list[dict[str, str | None]] = []
-    for kind, point in plug_ins().items():
-        error = None
-        try:
-            registry.provider_class(kind)
-        except SetupError as broken:
-            error = broken.message
-        package, number = (point.dist.name, point.dist.version) if point.dist else (None, None)
-        rows.append(
-            {"kind": kind, "package": package, "version": number, "profile": point.value, "error": error}
-        )
+    rows = backends.plugins()
     if json:
         print_json(rows)
     elif not rows:
@@ -358,18 +295,8 @@ def plugins(json: Json = False) -> None:
     else:
         shown = table("backend", "package", "version", "profile", "")
         for row in rows:
-            error = Text(row["error"] or "loaded", "red" if row["error"] else "green")
-            shown.add_row(row["kind"], row["package"] or "-", row["version"] or "-", row["profile"], error)
+            error = Text(row.error or "loaded", "red" if row.error else "green")
+            shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, error)
         out.print(shown)
-    if any(row["error"] for row in rows):
+    if any(row.error for row in rows):
         raise typer.Exit(3)
-
-
-def _installed(package: str) -> tuple[bool, str, str | None]:
-    try:
-        require_recent(package)
-        return True, version(package), None
-    except PackageNotFoundError:
-        return False, "not installed", f"pip install {package}"
-    except SetupError as old:
-        return False, old.message, old.fix

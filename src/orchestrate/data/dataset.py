@@ -45,9 +45,10 @@ class Dataset(Facts):
     def write(self, target: Target, folder: Path, *, allow_loss: bool = False) -> Path:
         """Writes the rows in the format of a backend and returns the file.
 
-        The file's name carries the digest and the target; an existing whole file is used again. Raises
-        `DataError` when the target refuses the rows or cannot hold all of them without loss, unless
-        `allow_loss`.
+        The file's name carries the digest and the target; an existing whole file is used again. Otherwise the
+        dataset's file is read once more, once for each target. Raises `DataError` when the rows read are no
+        longer those of the digest, and when the target refuses them or cannot hold all of them without loss,
+        unless `allow_loss`.
         """
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():

@@ -75,6 +75,8 @@ class Facts:
     """Rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """The first row numbers with each trait."""
+    rowless: Sequence[int] = ()
+    """The numbers, ascending, of the lines without a good row."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
     """Images of all good rows by size and detail, for what they cost; a preference pair's prompt counts once.
     At most `rows.pictures.MOST_SIZES` sizes are exact, those after them are rounded up to 32 pixels."""
@@ -91,6 +93,15 @@ class Facts:
     def numbered(self) -> Iterator[tuple[int, Example]]:
         """As `examples`, each with its row number in the file."""
         return ((number, row.example) for number, row in self.read() if row.example is not None)
+
+    def number(self, place: int) -> int:
+        """The row number in the file of the good row at `place` among the good ones, from 0."""
+        number = place + 1
+        for line in self.rowless:
+            if line > number:
+                break
+            number += 1
+        return number
 
     def read(self) -> Iterator[tuple[int, Row]]:
         """Row number and row of each line of the file, rows with errors too."""

@@ -72,6 +72,7 @@ def open_dataset(
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
+        rowless=total.rowless,
         first_rows={bit: tuple(rows) for bit, rows in total.first_rows.items()},
         pictures=dict(total.pictures),
         columns=renaming,

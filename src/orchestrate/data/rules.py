@@ -4,9 +4,8 @@ file by `check`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -266,7 +265,7 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     limit = min(limits)
     of_a_row = max(1, len(tokens.lengths) // max(1, data.rows))  # a pair is two sequences
     long = sorted({i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit})
-    rows = _numbers(data, long[:5])
+    rows = [data.number(place) for place in long[:5]]
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"
     longest = f"longest {tokens.longest:,}{counted}"
     which = f"{', '.join(map(str, rows))}{' ...' if len(long) > len(rows) else ''}"
@@ -275,9 +274,3 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     fix = "shorten them, or raise max_seq_length where the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]
-
-
-def _numbers(data: Facts, places: Sequence[int]) -> list[int]:
-    """The row numbers of good rows, given by their places among these."""
-    first = islice(data.numbered(), places[-1] + 1)
-    return [number for place, (number, _) in enumerate(first) if place in places]

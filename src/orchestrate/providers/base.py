@@ -2,7 +2,7 @@
 
 A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
 a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
-wraps them.
+wraps them. A spec is translated once: the other methods get what `translate` gave for it.
 
 Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
 from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises
@@ -91,7 +91,7 @@ class Provider(ABC):
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         """Each reason for which the host would refuse, with row and field: here those that the translation
-        and the profile tell. Offline. `translation` is what `translate` gave for the spec."""
+        and the profile tell. Offline."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation)
@@ -147,16 +147,19 @@ class Provider(ABC):
     # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         """Brings the data to the host in its own format and waits until it can be used; one remote file per
-        digest."""
+        digest. Raises `DataError`, before anything is sent, for a file whose rows are no longer those of its
+        digest (`Dataset.write` does)."""
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """The host's own estimate for uploaded data."""
         raise self._unsupported(Feature.LIVE_PRICE)
 
     @abstractmethod
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Sends the create request exactly once, tagged with `ref`.
 
         Raises `OutcomeUnknown` when the answer was lost or is not a job; any other `ProviderError` means

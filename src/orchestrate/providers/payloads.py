@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import urlsplit, urlunsplit
 
 from orchestrate.keys import MASK as MASK
-from orchestrate.keys import hide
+from orchestrate.redaction import redact_text as redact_text
 
 _SECRET_NAME = re.compile(
     r"(api|access|auth|secret|private|encryption|signing)_?(key|token)|password|passwd|credential|authorization"
     r"|bearer|^(secret|token|cookie)$|_secret$"
 )
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_](?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,}"
-)
-_SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
-_URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
 class Unreadable(ValueError):
@@ -43,20 +37,5 @@ def redact(value: Any) -> Any:
     return redact_text(value) if isinstance(value, str) else value
 
 
-def redact_text(text: str) -> str:
-    """The same for any text, as of an error or a log."""
-    return _SECRET_TEXT.sub(MASK, _URL.sub(_unsigned, hide(text)))
-
-
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
-
-
-def _unsigned(match: re.Match[str]) -> str:
-    try:
-        parts = urlsplit(match.group())
-    except ValueError:  # brackets that hold no address
-        return MASK
-    if not _SIGNED.search("?" + parts.query):
-        return match.group()
-    return urlunsplit(parts._replace(query=MASK))

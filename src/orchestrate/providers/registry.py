@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import UsageError
-from orchestrate.profile import broken, built_in, plug_ins, profile
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.profile import built_in, not_loaded, plug_ins, profile
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -19,9 +19,28 @@ def names(settings: Settings) -> list[str]:
     return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *plug_ins()]))
 
 
+def broken(settings: Settings) -> dict[str, SetupError]:
+    """The backends that cannot be loaded, and why."""
+    found: dict[str, SetupError] = {}
+    for name in names(settings):
+        kind = settings.hosts.types.get(name, name)
+        try:
+            if kind not in built_in():
+                provider_class(kind)
+        except SetupError as error:
+            found[name] = error
+    return found
+
+
+def usable(settings: Settings) -> list[str]:
+    """`names` without those that are broken."""
+    unusable = broken(settings)
+    return [name for name in names(settings) if name not in unusable]
+
+
 def with_keys(settings: Settings) -> dict[str, HostConfig]:
-    """The backends that are asked with a key."""
-    hosts = {name: settings.host(name) for name in names(settings)}
+    """The usable backends that are asked with a key."""
+    hosts = {name: settings.host(name) for name in usable(settings)}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
 
@@ -34,7 +53,7 @@ def provider_class(kind: str) -> type[Provider]:
     try:
         return getattr(import_module(module), attribute)
     except Exception as error:
-        raise broken(kind, error) from error
+        raise not_loaded(kind, error) from error
 
 
 def make(name: str, settings: Settings) -> Provider:
@@ -44,12 +63,12 @@ def make(name: str, settings: Settings) -> Provider:
 
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
-    """The rules for rows of the backends named, by commas; of `all`, of those that have some. Raises
-    `UsageError`."""
+    """The rules for rows of the backends named, by commas; of `all`, of those that have some and are not
+    broken. Raises `UsageError`."""
     from orchestrate.data.targets.dialects import target
 
     if wanted == "all":
-        known = ((name, profile(settings.host(name).kind)) for name in names(settings))
+        known = ((name, profile(settings.host(name).kind)) for name in usable(settings))
         return tuple(target(name, one) for name, one in known if one.rules is not None)
     given = [name.strip() for name in wanted.split(",") if name.strip()]
     return tuple(target(name, profile(settings.host(name).kind)) for name in given)

@@ -9,9 +9,11 @@ Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate.errors import TranslationRefused
 from orchestrate.keys import masked
 from orchestrate.types import Outcome, Setting, Translation
 
@@ -29,6 +31,14 @@ OURS: Mapping[str, str] = {
 UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO"
 """Where KTO is refused."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
+
+
+def body(translation: Translation) -> dict[str, Any]:
+    """The request body, to be filled further. Raises `TranslationRefused` with the settings that are
+    refused."""
+    if translation.refused:
+        raise TranslationRefused(translation.provider, translation.refused)
+    return copy.deepcopy(translation.body)
 
 
 class Rows:

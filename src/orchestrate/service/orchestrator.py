@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -33,12 +32,18 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.catalog import Model
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
     from orchestrate.providers.base import Progress, Provider
+    from orchestrate.quoting import Ownership
     from orchestrate.reports import Comparison
+    from orchestrate.reports.advice import Advice, Needs
+    from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -100,12 +105,12 @@ class Orchestrator:
     # -- backends -------------------------------------------------------------------------------------------
 
     def backends(self, wanted: Backends = "all") -> list[str]:
-        """The names asked for. Raises `UsageError` for an unknown one."""
+        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
         from orchestrate.providers import registry
 
-        known = registry.names(self.settings)
         if wanted == "all":
-            return known
+            return registry.usable(self.settings)
+        known = registry.names(self.settings)
         names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
         if unknown := [n for n in names if n not in known]:
             raise UsageError(
@@ -130,6 +135,32 @@ class Orchestrator:
         if not backend.profile.keyless:
             backend.config.require_key()
         return backend
+
+    # -- choosing -------------------------------------------------------------------------------------------
+
+    def models(self, query: str = "", provider: str | None = None) -> list[Model]:
+        """Base models whose names hold every word of `query`, with `provider` only those that it offers.
+        Offline."""
+        from orchestrate import catalog
+
+        return catalog.search(query, None if provider is None else self.settings.host(provider).kind)
+
+    def model_changes(self, provider: Backends = "all") -> ModelChanges:
+        """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
+        the catalog."""
+        from orchestrate.service import models
+
+        return models.changes(self, provider)
+
+    def advise(
+        self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
+    ) -> Advice:
+        """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
+        (`orchestrate.service.advice.Needs`), with reasons. `totals`, of `orchestrate.quoting.ownership`, add
+        the money. Offline. Raises `DataError` for a file that cannot be read."""
+        from orchestrate.service import advice
+
+        return advice.advise(file, needs or advice.Needs(), totals)
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -161,14 +192,14 @@ class Orchestrator:
         the quotes only, and the test file is not read. Raises `DataError` for a file that cannot be read.
         """
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued, gpu_hours, checked)
-        return prepare(spec, [self.provider(name) for name in self.backends(provider)], terms)
+        backends = [self.provider(name) for name in self.backends(provider)]
+        return prepare(spec, backends, self._terms(gpu_hours, checked))
 
     def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
         no file is read."""
         self._known(spec)
-        terms = Terms(self.settings, self.rates, self._continued)
+        terms = self._terms()
         return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
@@ -210,43 +241,26 @@ class Orchestrator:
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import earlier, specfile, trust
-        from orchestrate.tracking import Submitter
+        from orchestrate import earlier, trust
+        from orchestrate.service import submission
         from orchestrate.tracking.repeats import already
 
         [name] = self.backends(provider)
-        if isinstance(spec, Prepared):
-            prepared = spec
-        else:
-            self.require(spec, name)
-            prepared = self.prepare(spec, name)
+        if not isinstance(spec, Prepared):
+            self.require(spec, name)  # before the data are read
+        prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
         wish = earlier.wish(self, prepared, name, idempotency_key)
-        submitter = Submitter(self.store, self.provider(name), budget_usd=self.settings.budget_usd)
-        if agree is not None:
-            submitter = replace(submitter, agree=agree)
+        submitter = submission.submitter(self, name, agree)
+        asked = submission.of(self, prepared, name, limit_usd=limit, key=idempotency_key, again=again)
         if known := wish.known(self.store):
             trust.require_to_spend(self.settings, self.provider(name))
-            return RunHandle(self, submitter.take_up(known, wish.spec, prepared.data, progress=progress))
+            return RunHandle(self, submitter.take_up(known, asked, progress=progress))
         if not again and (same := wish.same(self.store)):
             raise already(same)
         self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
         prepared.require_unchanged()
-        offer = prepared.offer(name)
-        own = specfile.anchored(offer.spec)
-        if limit is not None:
-            own = own.model_copy(update={"max_cost_usd": limit})
-        run = submitter.submit(
-            own,
-            prepared.data,
-            quote=offer.quote,
-            max_cost_usd=own.max_cost_usd,
-            idempotency_key=idempotency_key,
-            again=again,
-            made_by=self.settings.made_by,
-            progress=progress,
-        )
-        return RunHandle(self, run)
+        return RunHandle(self, submitter.submit(asked, progress=progress))
 
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
@@ -278,31 +292,12 @@ class Orchestrator:
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate import trust
-        from orchestrate.costing import caps, check_budget
+        from orchestrate.service.submission import limits
 
-        trust.require_to_spend(self.settings, *(self.provider(name) for name in self.backends(provider)))
-        if not prepared.checked:
-            raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-        committed_usd, names = Decimal(0), self.backends(provider)
-        for name in names:
-            self.require(prepared.offer(name).spec, name)
-            offer = prepared.offer(name)
-            offer.require_fit(strict=strict)
-            sandbox = self.provider(name).sandbox
-            budget_usd = None if sandbox else self.settings.budget_usd
-            used_usd = (
-                Decimal(0) if budget_usd is None else (self.store.runs.spending().total_usd + committed_usd)
-            )
-            check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
-            if not sandbox:
-                committed_usd += offer.quote.high_usd
-        offers = [prepared.offer(name) for name in names]
-        own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
-        limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
-        quotes = [offer.quote for offer in offers]
-        shares = caps(quotes, max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
-        return dict(zip(names, shares, strict=True))
+        names = self.backends(provider)
+        return limits(
+            self, prepared, names, strict=strict, max_cost_usd=max_cost_usd, each_usd=max_cost_each_usd
+        )
 
     # -- runs -----------------------------------------------------------------------------------------------
 
@@ -336,9 +331,11 @@ class Orchestrator:
         no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
         and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
         grouping that there is not."""
+        from orchestrate.providers import registry
         from orchestrate.spending import Spender
 
-        spender = Spender(self.store, self.backends(), self.provider, self.ready, self.settings.budget_usd)
+        names = registry.names(self.settings)  # the report says of a broken one that it was not asked
+        spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
         wanted = (by,) if isinstance(by, str) else by
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
@@ -370,13 +367,9 @@ class Orchestrator:
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
         json."""
-        from orchestrate import reports
+        from orchestrate.service.comparison import compare
 
-        records = [self._record(r) for r in runs]
-        metrics = {r.id: self.store.history.metrics(r.id) for r in records}
-        evaluations = {r.id: self.evaluations(r.id) for r in records}
-        sent = {r.id: found for r in records if (found := self._sent(r)) is not None}
-        return reports.compare(records, metrics, evaluations, translations=sent)
+        return compare(self, runs)
 
     def evaluations(self, run_id: str) -> list[EvaluationResult]:
         """Those of one run, oldest first."""
@@ -384,38 +377,14 @@ class Orchestrator:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _record(self, run: RunHandle | Run | str) -> Run:
-        if isinstance(run, RunHandle):
-            return run.record
-        return self.store.runs.get(run) if isinstance(run, str) else run
+    def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
+        from orchestrate.service.continuation import continued
+
+        return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
         from orchestrate import specfile
+        from orchestrate.providers import registry
 
-        specfile.require_backends(spec, self.backends())
-
-    def _sent(self, run: Run) -> Translation | None:
-        """What a run's settings became; `None` when its backend can no longer be made or tell."""
-        from orchestrate.spec import JobSpec
-
-        try:
-            return self.provider(run.provider).translate(JobSpec.parse(run.spec))
-        except OrchestrateError:
-            return None
-
-    def _continued(self, spec: JobSpec, provider: str) -> JobSpec:
-        """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
-        if spec.continue_from is None or not self.store.runs.exists(spec.continue_from):
-            return spec
-        earlier = self.store.runs.get(spec.continue_from)
-        if earlier.provider != provider:
-            raise UsageError(
-                f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
-                fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
-            )
-        if earlier.status is not JobStatus.SUCCEEDED:
-            raise UsageError(
-                f"run {earlier.id} is {earlier.status}; training continues from a finished run only"
-            )
-        return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
+        specfile.require_backends(spec, registry.names(self.settings))

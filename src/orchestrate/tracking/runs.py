@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,24 @@ _SOME = 5
 """So many runs are named when a name fits several."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """A run before anything of it is sent. `model` is what the backend calls it, where the spec does not
+    tell."""
+
+    spec: JobSpec
+    provider: str
+    model: str | None = None
+    dataset_digest: str
+    host: str
+    account: str | None = None
+    sandbox: bool = False
+    quote: Quote | None = None
+    max_cost_usd: Decimal | None = None
+    idempotency_key: str | None = None
+    made_by: str | None = None
+
+
 class Runs:
     """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
 
@@ -47,48 +65,32 @@ class Runs:
 
     # -- making and changing -------------------------------------------------------------------------------
 
-    def create(
-        self,
-        spec: JobSpec,
-        provider: str,
-        *,
-        model: str | None = None,
-        dataset_digest: str,
-        host: str,
-        account: str | None = None,
-        sandbox: bool = False,
-        quote: Quote | None = None,
-        max_cost_usd: Decimal | None = None,
-        budget_usd: Decimal | None = None,
-        idempotency_key: str | None = None,
-        made_by: str | None = None,
-        guard: Guard | None = None,
-    ) -> Run:
+    def create(self, intent: Intent, *, budget_usd: Decimal | None = None, guard: Guard | None = None) -> Run:
         """Writes the intent, unless `guard` raises in the same transaction.
 
         Raises `OverBudget` when the quote's high end does not fit into what is left of `budget_usd` over all
         runs of this store; of processes that ask at once, only those that fit pass."""
-        now = self._db.clock.now()
+        now, spec = self._db.clock.now(), intent.spec
         run = Run(
             id=(run_id := new_run_id(now)),
             ref=ref_of(run_id),
-            provider=provider,
-            model=model or spec.model_for(provider),
+            provider=intent.provider,
+            model=intent.model or spec.model_for(intent.provider),
             spec=masked(spec.model_dump(mode="json", exclude_unset=True)),
             spec_hash=spec.hash(),
-            dataset_digest=dataset_digest,
-            host=host,
-            account=account,
-            sandbox=sandbox,
+            dataset_digest=intent.dataset_digest,
+            host=intent.host,
+            account=intent.account,
+            sandbox=intent.sandbox,
             phase=SubmitPhase.INTENT,
             status=JobStatus.SUBMITTING,
             created_at=now,
             updated_at=now,
-            quote=quote,
-            max_cost_usd=max_cost_usd,
+            quote=intent.quote,
+            max_cost_usd=intent.max_cost_usd,
             tags=dict(spec.tags),
-            idempotency_key=idempotency_key,
-            made_by=made_by,
+            idempotency_key=intent.idempotency_key,
+            made_by=intent.made_by,
         )
         with suppress(_SameId):
             return self._insert(run, budget_usd, guard)
@@ -307,22 +309,13 @@ class Runs:
         phase: Iterable[SubmitPhase] | None = None,
         active: bool | None = None,
         closed: bool | None = None,
-        dataset_digest: str | None = None,
-        spec_hash: str | None = None,
         tags: dict[str, str] | None = None,
-        since: datetime | None = None,
         limit: int | None = None,
     ) -> list[Run]:
         """Newest first. `active` asks for runs that have not ended."""
         table = schema.runs
         query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
-        equal = {
-            "provider": provider,
-            "host": host,
-            "dataset_digest": dataset_digest,
-            "spec_hash": spec_hash,
-            "closed": closed,
-        }
+        equal = {"provider": provider, "host": host, "closed": closed}
         query = query.filter_by(**{k: v for k, v in equal.items() if v is not None})
         if status is not None:
             status = [status] if isinstance(status, JobStatus) else status
@@ -332,8 +325,6 @@ class Runs:
         if active is not None:
             ended = [s.value for s in JobStatus if s.terminal]
             query = query.where(table.c.status.not_in(ended) if active else table.c.status.in_(ended))
-        if since is not None:
-            query = query.where(table.c.created_at >= stamp(since))
         with self._db.reading() as connection:
             rows = connection.execute(query if tags else query.limit(limit)).scalars().all()
         found = [Run.from_json(row) for row in rows]

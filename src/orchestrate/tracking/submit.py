@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import (
+    DataError,
     InvalidRequest,
     NotFound,
     OrchestrateError,
@@ -39,10 +40,22 @@ from orchestrate.text import money
 from orchestrate.tracking import accounts, transitions
 from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.repeats import Known, Wish
+from orchestrate.tracking.runs import Intent
 from orchestrate.tracking.settling import Settler, lease_name
+from orchestrate.tracking.submission import Submission
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Event, Feature, JobError, JobHandle, Quote, RemoteDataset, Run, SubmitPhase
+from orchestrate.types import (
+    Event,
+    Feature,
+    JobError,
+    JobHandle,
+    Quote,
+    RemoteDataset,
+    Run,
+    SubmitPhase,
+    Translation,
+)
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -62,63 +75,50 @@ class Submitter(Settler):
 
     # -- sending -------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        spec: JobSpec,
-        data: TrainingData,
-        *,
-        quote: Quote | None = None,
-        max_cost_usd: Decimal | None = None,
-        idempotency_key: str | None = None,
-        again: bool = True,
-        made_by: str | None = None,
-        progress: Progress | None = None,
-    ) -> Run:
+    def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
         """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
 
-        Without `again` a run that is the same (`orchestrate.tracking.repeats`) raises `AlreadySubmitted`.
-
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
-        (the run is kept; `settle` or `sync` finds the job), any other `ProviderError` when the host said
-        no.
+        Raises `OverBudget` before anything is written or sent, `AlreadySubmitted` for a run that is the same
+        and in the way, `OutcomeUnknown` when the answer was lost (the run is kept; `settle` or `sync` finds
+        the job), `DataError` when a file has changed since it was shown, any other `ProviderError` when the
+        host said no.
         """
-        name = self.provider.config.name
-        if max_cost_usd is not None and quote is not None:
+        name, quote, limit_usd = self.provider.config.name, asked.quote, asked.max_cost_usd
+        if limit_usd is not None and quote is not None:
             if quote.unavailable:
                 raise UsageError(
                     f"{name} has no price for this ({quote.unavailable}), so the limit cannot be kept",
                     fix="leave --max-cost out to accept an unknown price",
                 )
-            if quote.high_usd > max_cost_usd:
-                raise OverBudget(name, quote.high_usd, max_cost_usd)
-        wish = Wish(spec, data.digest, self.provider, idempotency_key)
+            if quote.high_usd > limit_usd:
+                raise OverBudget(name, quote.high_usd, limit_usd)
+        wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
+        intent = Intent(
+            spec=asked.spec,
+            provider=name,
+            model=_model(asked.spec, self.provider),
+            dataset_digest=asked.data.digest,
+            host=self.provider.host,
+            account=accounts.account_of(self.store, self.provider),
+            sandbox=self.provider.sandbox,
+            quote=quote,
+            max_cost_usd=limit_usd,
+            idempotency_key=asked.idempotency_key,
+            made_by=asked.made_by,
+        )
         try:
             run = self.store.runs.create(
-                spec,
-                name,
-                model=_model(spec, self.provider),
-                dataset_digest=data.digest,
-                host=self.provider.host,
-                account=accounts.account_of(self.store, self.provider),
-                sandbox=self.provider.sandbox,
-                quote=quote,
-                max_cost_usd=max_cost_usd,
-                budget_usd=self.budget_usd,
-                idempotency_key=idempotency_key,
-                made_by=made_by,
-                guard=wish.guard(self.store, again=again),
+                intent, budget_usd=self.budget_usd, guard=wish.guard(self.store, again=asked.again)
             )
         except Known as known:
-            return self.take_up(known.run, spec, data, progress=progress)
+            return self.take_up(known.run, asked, progress=progress)
         self.reached("after-intent")
         try:
-            return self._go_on(run, spec, data, progress)
+            return self._go_on(run, asked, asked.data, progress)
         except LeaseHeld:  # by another process that was asked with the same key
             return self.store.runs.get(run.id)
 
-    def take_up(
-        self, run: Run, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None
-    ) -> Run:
+    def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
         """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
         Raises as `submit`."""
         if self.store.leases.held(lease_name(run)):
@@ -128,7 +128,7 @@ class Submitter(Settler):
         if run.phase in UNSETTLED:
             raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
         try:
-            return self._go_on(run, spec, data, progress, again=True)
+            return self._go_on(run, asked, asked.data, progress, again=True)
         except LeaseHeld:
             return self.store.runs.get(run.id)
 
@@ -142,13 +142,13 @@ class Submitter(Settler):
     def _go_on(
         self,
         run: Run,
-        spec: JobSpec | None,
+        asked: Submission | None,
         data: TrainingData | None,
         progress: Progress | None,
         *,
         again: bool = False,
     ) -> Run:
-        """`spec` is the run's own, with the secrets that are not stored, where it is at hand."""
+        """Without `asked` the run's own spec is sent, as far as it was stored."""
         self.require_host(run)
         with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
             run = self.store.runs.get(run.id)
@@ -160,10 +160,11 @@ class Submitter(Settler):
                 if there := self._there(run):
                     return there
                 run = self.store.runs.get(run.id)  # its account is known now
-            spec = spec or stored_spec(run)
-            remote = self._uploaded(run, spec, data, progress, lease)
-            self._ask_price(run, spec, remote, lease)
-            return self._send(run, spec, remote, lease, again=again)
+            spec = asked.spec if asked else stored_spec(run)
+            sent = _Sent(spec, asked.translation if asked else self.provider.translate(spec))
+            remote = self._uploaded(run, sent, data, progress, lease)
+            self._ask_price(run, sent, remote, lease)
+            return self._send(run, sent, remote, lease, again=again)
 
     def _there(self, run: Run) -> Run | None:
         """The run with the job that another copy of the store made, or a host that had said no. Raises
@@ -178,7 +179,7 @@ class Submitter(Settler):
         return self.adopt(run, handles) if handles else None
 
     def _uploaded(
-        self, run: Run, spec: JobSpec, data: TrainingData | None, progress: Progress | None, lease: Lease
+        self, run: Run, sent: _Sent, data: TrainingData | None, progress: Progress | None, lease: Lease
     ) -> RemoteDataset:
         remote = self._known_upload(run)
         if remote is None:
@@ -188,8 +189,8 @@ class Submitter(Settler):
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
             try:
-                remote = self.provider.upload(spec, data, progress=progress)
-            except (ProviderError, SetupError) as error:
+                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress)
+            except (ProviderError, SetupError, DataError) as error:
                 self._refuse(run, error, lease)
                 raise
             self.reached("after-upload")
@@ -206,14 +207,14 @@ class Submitter(Settler):
             remote = old if self.provider.holds(old) else None
         return remote
 
-    def _ask_price(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease) -> None:
+    def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
         """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and
         the budget, and above what was quoted unless the limit or the user allows it; a host that gives none
         leaves the quote's word standing."""
         if Feature.LIVE_PRICE not in self.provider.features:
             return
         try:
-            live = self.provider.live_price(spec, remote)
+            live = self.provider.live_price(sent.spec, remote, sent.translation)
             if not live.unavailable:
                 self._take_estimate(run, live, lease)
         except (OverBudget, QuotaExceeded) as error:
@@ -246,7 +247,7 @@ class Submitter(Settler):
             raise error
         self.store.runs.take_estimate(run.id, usd, self.budget_usd, lease)
 
-    def _send(self, run: Run, spec: JobSpec, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
+    def _send(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
         patience = self.timing.patience_s
         while True:
             if again and (handles := self.find(run)):
@@ -254,7 +255,7 @@ class Submitter(Settler):
             again = True
             self._begin(run, lease)
             try:
-                handle = self.provider.create(spec, remote, run.ref)
+                handle = self.provider.create(sent.spec, remote, sent.translation, run.ref)
             except OutcomeUnknown as error:
                 return self._look_again(run, error)
             except OrchestrateError as error:
@@ -336,6 +337,14 @@ class Submitter(Settler):
         self.apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """What goes to the host."""
+
+    spec: JobSpec
+    translation: Translation
+
+
 def stored_spec(run: Run) -> JobSpec:
     """What is to be sent for a run that an earlier command began. Raises `UsageError` when a part of it was a
     secret."""
@@ -360,27 +369,6 @@ def _model(spec: JobSpec, provider: Provider) -> str:
     if isinstance(spec.model, dict) and provider.config.name in spec.model:
         return spec.model[provider.config.name]
     return spec.model_for(provider.name)
-
-
-def submit(
-    store: Store,
-    provider: Provider,
-    spec: JobSpec,
-    data: TrainingData,
-    *,
-    run_id: str | None = None,
-    quote: Quote | None = None,
-    max_cost_usd: Decimal | None = None,
-    budget_usd: Decimal | None = None,
-    progress: Progress | None = None,
-    timing: Timing = DEFAULT_TIMING,
-    reached: CrashPoint = pass_by,
-) -> Run:
-    """As `Submitter.submit`; with `run_id` an interrupted run goes on (`Submitter.resume`)."""
-    submitter = Submitter(store, provider, timing, reached, budget_usd)
-    if run_id is not None:
-        return submitter.resume(store.runs.get(run_id), data, progress=progress)
-    return submitter.submit(spec, data, quote=quote, max_cost_usd=max_cost_usd, progress=progress)
 
 
 def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.paths import TINY
+from tests.sending import create, upload
 
 from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
@@ -284,9 +285,9 @@ def test_the_backend_from_submit_to_answer(files: tuple[Path, Path], tmp_path: P
     assert provider.check(spec, data, provider.translate(spec)) == []
     quote = provider.quote(spec, data, provider.translate(spec), built_in())
     assert quote.unavailable is None and quote.low_usd <= quote.expected_usd <= quote.high_usd
-    remote = provider.upload(spec, data)
-    handle = provider.create(spec, remote, "orc-1")
-    assert provider.create(spec, remote, "orc-1") == handle
+    remote = upload(provider, spec, data)
+    handle = create(provider, spec, remote, "orc-1")
+    assert create(provider, spec, remote, "orc-1") == handle
     assert provider.find("orc-1") == [handle] and provider.find("orc-2") == []
     run = RunDir(provider.home / "runs" / "orc-1")
     wait(lambda: len(run.metrics()) >= 3)

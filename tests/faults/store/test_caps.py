@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 from tests.paths import FIXTURES
 
 from orchestrate import config
@@ -19,7 +20,6 @@ from orchestrate.profile import profile
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, refresh, sync
-from orchestrate.tracking.submit import submit
 from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Quote, QuoteLine, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

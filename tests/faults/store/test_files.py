@@ -22,6 +22,7 @@ from orchestrate import config
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, schema, transitions
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import Event
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -32,7 +33,7 @@ def url(path: Path) -> str:
 
 
 def make(store: Store) -> Any:
-    return store.runs.create(SPEC, "paper", dataset_digest="d" * 64, host="here")
+    return store.runs.create(Intent(spec=SPEC, provider="paper", dataset_digest="d" * 64, host="here"))
 
 
 @pytest.fixture

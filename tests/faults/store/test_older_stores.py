@@ -47,7 +47,7 @@ def host(older: Store, tmp_path: Path) -> PaperHost:
         run = older.runs.get(name)
         made.add(run.ref, id=run.job_id, state="done" if name == "ended" else "running")
     made.add(older.runs.get("lost").ref)
-    made.upload(None, DATA)  # type: ignore[arg-type]  a paper host does not look at the spec
+    made.upload(None, DATA, None)  # type: ignore[arg-type]  a paper host does not look at the spec
     return made
 
 

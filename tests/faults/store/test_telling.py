@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 
 from orchestrate.config import Notify, Secret
 from orchestrate.errors import ConfigError, RateLimited, UsageError
@@ -34,7 +35,6 @@ from orchestrate.tracking.channels import (
     tell,
 )
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

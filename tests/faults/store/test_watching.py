@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 
 from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
@@ -27,7 +28,6 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
 from orchestrate.tracking.channels import Command, NotDelivered, Webhook, tell
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submit import submit
 from orchestrate.tracking.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.types import JobStatus, Run
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import spec_for
+from tests.faults.submitting import spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
 from orchestrate import config
@@ -21,7 +21,6 @@ from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, accounts, cancel, refresh, settle, sync
-from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -14,11 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, sync
-from orchestrate.tracking.submit import submit
 from orchestrate.tracking.timing import POINTS
 from orchestrate.tracking.transitions import UNSETTLED
 from orchestrate.types import Run

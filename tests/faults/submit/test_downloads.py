@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from tests import command
 from tests.faults.downloading import download_once
-from tests.faults.submitting import backend, spec_for, write_rows
+from tests.faults.submitting import backend, spec_for, submit, write_rows
 from tests.paths import ROOT
 
 from orchestrate import sandbox
 from orchestrate.data import TrainingData
 from orchestrate.tracking import Store, refresh
-from orchestrate.tracking.submit import submit
 from orchestrate.types import JobStatus, Run
 
 

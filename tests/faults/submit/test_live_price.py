@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 
 from orchestrate.errors import HostUnavailable, OrchestrateError, OverBudget, QuotaExceeded
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store
-from orchestrate.tracking.submit import submit
-from orchestrate.types import Event, JobStatus, Quote, RemoteDataset, SubmitPhase
+from orchestrate.types import Event, JobStatus, Quote, RemoteDataset, SubmitPhase, Translation
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
@@ -27,7 +27,7 @@ class EstimatingHost(PaperHost):
     features: ClassVar = PaperHost.features | {"live_price"}
     told: Decimal | str | OrchestrateError = Decimal(0)
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         self.requests.append("estimate")
         if isinstance(self.told, OrchestrateError):
             raise self.told

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.shop import Shop
 from tests.faults.submit.test_live_price import EstimatingHost
+from tests.faults.submitting import submit
 
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync, unfinished
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submit import submit
+from orchestrate.tracking.submission import Submission
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -65,7 +66,8 @@ def test_who_agrees_to_the_estimate_is_asked_once_and_the_budget_counts_it(
         asked.append(live.expected_usd)
         return True
 
-    run = Submitter(store, host, agree=agree).submit(SPEC, DATA, quote=QUOTE)
+    wanted = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, quote=QUOTE)
+    run = Submitter(store, host, agree=agree).submit(wanted)
     assert (asked, run.estimate_usd) == ([Decimal(500)], Decimal(500))
     assert store.runs.spending() == Spending(committed_usd=Decimal(500))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.submitting import submit
 
 from orchestrate.errors import (
     HostUnavailable,
@@ -28,7 +29,6 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.submit import submit
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrate import Orchestrator, config
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.repeats import RECENT
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 
@@ -27,8 +29,23 @@ def changed(run: RunHandle, **values: Any) -> Run:
     return store.runs.apply(run.id, lambda now: msgspec.structs.replace(now, **values))
 
 
+Once = Callable[[Shop, str, str], None]
+
+
+@pytest.fixture
+def once(tally: Callable[..., None]) -> Once:
+    """Requires that one run has one job, by the host's books, and tells the suite's table."""
+
+    def count(shop: Shop, name: str, what: str) -> None:
+        found = shop.count(name)
+        tally(what, name, found)
+        assert found == {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0}
+
+    return count
+
+
 @pytest.mark.parametrize("name", HOSTED)
-def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: str) -> None:
+def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: str, once: Once) -> None:
     first = shop.ft.submit(shop.spec, name)
     moved = shop.folder / "elsewhere.jsonl"
     moved.write_bytes(shop.rows.read_bytes())
@@ -38,6 +55,7 @@ def test_the_same_run_is_refused_by_name_until_again_is_said(shop: Shop, name: s
     assert f"orchestrate watch {first.id}" in str(caught.value.fix)
     assert "--again" in str(caught.value.fix)
     assert (shop.sent(), len(shop.ft.runs())) == (1, 1)
+    once(shop, name, "repeated command: refused")
     assert shop.ft.submit(again, name, again=True).id != first.id
     assert shop.sent() == 2
 
@@ -57,11 +75,13 @@ def test_after_a_lost_answer_the_run_that_may_be_billed_is_named(shop: Shop, nam
 def test_what_was_interrupted_before_the_send_is_gone_on_with(shop: Shop, name: str) -> None:
     backend, prepared = shop.ft.provider(name), shop.ft.prepare(shop.spec, name)
     run = shop.ft.store.runs.create(
-        prepared.offer(name).spec,
-        name,
-        dataset_digest=prepared.data.digest,
-        host=backend.host,
-        account=backend.account().id,
+        Intent(
+            spec=prepared.offer(name).spec,
+            provider=name,
+            dataset_digest=prepared.data.digest,
+            host=backend.host,
+            account=backend.account().id,
+        )
     )
     with pytest.raises(AlreadySubmitted, match=run.id) as caught:
         shop.ft.submit(shop.spec, name)
@@ -107,13 +127,14 @@ def test_another_run_is_no_repetition(shop: Shop, other: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", HOSTED)
-def test_the_same_key_is_the_same_run_for_ever(shop: Shop, name: str) -> None:
+def test_the_same_key_is_the_same_run_for_ever(shop: Shop, name: str, once: Once) -> None:
     first = shop.ft.submit(shop.spec, name, idempotency_key="nightly-7")
     for status in (JobStatus.RUNNING, JobStatus.FAILED, JobStatus.SUCCEEDED):
         changed(first, status=status, created_at=first.record.created_at - timedelta(days=400))
         assert shop.ft.submit(shop.spec, name, idempotency_key="nightly-7").id == first.id
     assert shop.sent() == 1
     assert first.record.idempotency_key == "nightly-7"
+    once(shop, name, "repeated command: the same key")
 
 
 def test_the_run_of_a_key_is_found_over_budget_and_goes_on_where_it_stopped(shop: Shop) -> None:
@@ -150,7 +171,7 @@ def test_what_is_no_key(shop: Shop, key: str) -> None:
 
 @pytest.mark.parametrize("key", ["one", None])
 def test_of_many_that_ask_at_once_one_makes_the_run(
-    tmp_path: Path, hosts: Any, store_url: str, key: str | None
+    tmp_path: Path, hosts: Any, store_url: str, key: str | None, once: Once
 ) -> None:
     hosts.clear_faults()
     shop = Shop(tmp_path, hosts, store_url=store_url)
@@ -171,6 +192,7 @@ def test_of_many_that_ask_at_once_one_makes_the_run(
     with ThreadPoolExecutor(at_once) as pool:
         found = set(pool.map(ask, range(at_once)))
     assert (len(found), shop.sent()) == (1, 1)
+    once(shop, "fireworks", "repeated command: four at once")
 
 
 # -- the command -------------------------------------------------------------------------------------------

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import BACKENDS
+from tests.faults.submitting import BACKENDS, submit
 from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, RateLimited, UnexpectedAnswer
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, recover, sync
-from orchestrate.tracking.submit import submit
 from orchestrate.types import Bill, Job, JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

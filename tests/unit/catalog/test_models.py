@@ -163,3 +163,61 @@ def test_the_bundled_model_is_local_only() -> None:
     assert set(model.ids) == {"local"}
     with pytest.raises(SpecError, match="cannot be tuned on together"):
         catalog.resolve("tiny-chat", "together", TODAY)
+
+
+FAMILIES = {
+    "mistral-small-3.2": ("apache-2.0", "tekken", "mistral_small"),
+    "ministral-3-8b": ("apache-2.0", "tekken", "ministral3"),
+    "llama-3.2-3b": ("llama3.2", "llama-3", "llama3"),
+    "phi-4": ("mit", "phi-4", "phi4"),
+    "gemma-3-1b": ("gemma", "gemma", "gemma2"),
+    "gemma-3-12b": ("gemma", "gemma", "gemma3"),
+    "qwen3-0.6b": ("apache-2.0", "qwen3", "qwen3"),
+    "qwen3-1.7b": ("apache-2.0", "qwen3", "qwen3"),
+    "qwen2.5-3b": ("qwen-research", "qwen3", "qwen"),
+    "qwen2.5-14b": ("apache-2.0", "qwen3", "qwen"),
+    "deepseek-r1-distill-qwen-14b": ("mit", "qwen3", "deepseekr1"),
+    "deepseek-r1-distill-llama-8b": ("mit", "llama-3", "deepseekr1"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_that_teams_start_from(name: str) -> None:
+    model = catalog.find(name)
+    assert (model.licence, model.tokenizer, model.template) == FAMILIES[name]
+    assert model.params_b and model.context and model.sources
+    assert catalog.find(str(model.hub)) is model
+    assert catalog.resolve(name, "local", TODAY).id == model.hub
+
+
+def test_every_open_model_has_a_licence() -> None:
+    unlicensed = {m.name for m in catalog.all_models() if m.hub and not m.licence}
+    assert unlicensed == set()
+
+
+def test_what_only_memory_tells_is_labelled() -> None:
+    for model in catalog.all_models():
+        if model.open and not model.hosts and model.folder is None:
+            assert model.sources, model.name
+    assert "from memory" in (catalog.find("llama-3.2-1b").note or "")
+
+
+@pytest.mark.parametrize("name", ["qwen3.6-27b", "qwen3.6-35b-a3b", "qwen3.8-27b"])
+def test_the_newer_qwens_have_the_tokenizer_of_3_5(name: str) -> None:
+    # Qwen3.6: 248,320 tokens on its card, as Qwen3.5; Qwen3 has 151,936. Qwen3.8 has 3.5's architecture.
+    assert catalog.find(name).tokenizer == catalog.find("qwen3.5-27b").tokenizer == "qwen3.5"
+
+
+def test_weights_that_are_published_in_few_bits() -> None:
+    few = {m.name: m.precision for m in catalog.all_models() if m.precision != "bf16"}
+    assert few["gpt-oss-20b"] == few["gpt-oss-120b"] == "mxfp4"
+    assert few["deepseek-v3.1"] == few["ministral-3-14b"] == "fp8"
+
+
+def test_a_model_that_ends_names_its_replacement() -> None:
+    for model in catalog.all_models():
+        host = model.hosts.get("openai")
+        if host and host.shutdown and model.name not in ("davinci-002", "babbage-002"):
+            assert host.successor, model.name
+    assert catalog.find("gpt-4.1").hosts["openai"].successor == "gpt-6-luna"
+    assert catalog.comparison().name == "gpt-4.1"

@@ -129,6 +129,22 @@ def test_too_long_for_the_model(tmp_path: Path) -> None:
     assert rules.check(data, to("openai"), tokens=count) == []
 
 
+def test_rows_that_are_too_long_are_named_by_the_scan_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    short, long = (json.dumps(chat(U, {**A, "content": "word " * n})) for n in (1, 400))
+    path.write_text(
+        "\n".join([long, "{broken", "", short, long, "[1]", long, short, long, long, long]) + "\n"
+    )
+    data = Dataset.open(path, tokenizers=["o200k"])
+    assert (data.rows, list(data.rowless)) == (8, [2, 3, 6])
+    numbers = [number for number, _ in data.numbered()]
+    path.unlink()
+    (found,) = rules.check(data, to("together"), tokens=data.tokens("o200k"), context=100)
+    assert (found.code, found.row) == ("too-long", 1)
+    assert found.message.startswith("6 rows are longer") and found.message.endswith(": 1, 5, 7, 9, 10 ...")
+    assert [data.number(place) for place in range(data.rows)] == numbers
+
+
 def test_unknown_host(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         rules.check(opened([chat(U, A)], tmp_path), to("nowhere"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrate import config
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
+from orchestrate.tracking.runs import Intent
 
 
 def test_settings_as_sent(tmp_path: Path) -> None:
@@ -14,7 +15,9 @@ def test_settings_as_sent(tmp_path: Path) -> None:
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Orchestrator(settings) as ft:
         runs = [
-            ft.store.runs.create(spec.on(name), name, dataset_digest="d" * 64, host=name)
+            ft.store.runs.create(
+                Intent(spec=spec.on(name), provider=name, dataset_digest="d" * 64, host=name)
+            )
             for name in ("together", "local", "a-plugin-that-was-removed")
         ]
         sent = ft.provider("local").translate(spec.on("local"))

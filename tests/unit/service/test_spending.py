@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sending import upload
 
 from orchestrate import AsyncOrchestrator, Orchestrator, config
 from orchestrate.providers.base import Provider
@@ -199,7 +200,7 @@ def test_runs_of_another_account_are_named(open_at: Open, tmp_path: Path, sandbo
     ft = open_at()
     spec = spec_of(tmp_path)
     # The host takes its time for a file too: it has to be there before the clock nearly stands.
-    ft.provider("fireworks").upload(spec, ft.data(spec, "fireworks"))
+    upload(ft.provider("fireworks"), spec, ft.data(spec, "fireworks"))
     before, sandbox.clock.speed = sandbox.clock.speed, 0.0001
     try:
         run = submitted(ft, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -63,6 +63,29 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     empty: int
     """Messages of which nothing was left without quotes and signature."""
     shown: dict[str, tuple[str, ...]]
+
+
+def columns_of(
+    path: str,
+    *,
+    thread: str | None = None,
+    role: str | None = None,
+    assistant: Sequence[str] = (),
+    text: str | None = None,
+    time: str | None = None,
+) -> Columns | None:
+    """What was asked for, in mails with their own columns as the default; `None` where nothing was: rows are
+    not single messages then. Raises `UsageError` when it is not enough."""
+    if is_mbox(path):
+        thread, role = thread or "thread", role or "sender"
+    if thread is None and role is None and not assistant:
+        return None
+    if thread is None or role is None or not assistant:
+        raise UsageError(
+            "to make conversations of messages, it must be known which of them are the answers",
+            fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
+        )
+    return Columns(thread, role, tuple(assistant), text, time)
 
 
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:

@@ -162,6 +162,9 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Byte ranges of about `step` bytes that end at ends of lines. Raises `DataError` for a line that is
     longer than any record may be, before it fills the memory."""
+    if size <= step:
+        yield from [(0, size)] if size else []
+        return
     with Path(path).open("rb") as file:
         start = 0
         while start < size:
@@ -298,6 +301,8 @@ class Total:
     numbers: array[int] = field(default_factory=lambda: array("I"))
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     answered: array[int] = field(default_factory=lambda: array("Q"))
+    rowless: array[int] = field(default_factory=lambda: array("I"))
+    """Numbers of the lines without a good row."""
     labels: Counter[str] = field(default_factory=Counter[str])
     turns: Counter[int] = field(default_factory=Counter[int])
     tools: Counter[str] = field(default_factory=Counter[str])
@@ -325,6 +330,9 @@ class Total:
         for name, lengths in part.lengths.items():
             self.lengths.setdefault(name, Lengths()).extend(lengths)
         self.sha256.update(part.digests)
+        if part.rows < part.lines:
+            missing = sorted(set(range(1, part.lines + 1)).difference(part.numbers))
+            self.rowless.extend(number + self.lines for number in missing)
         if part.prompts:
             self.hashes.extend(array("Q", part.digests)[::4])
             self.numbers.extend(number + self.lines for number in part.numbers)

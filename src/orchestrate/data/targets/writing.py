@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from orchestrate.data.rows.examples import ChatExample, CompletionExample, Examp
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes.known import message
+from orchestrate.data.shapes.reading import canonical
 from orchestrate.data.shapes.unpaired import of_pair
 from orchestrate.data.targets.dialects import target as for_backend
 from orchestrate.data.targets.tools import (
@@ -70,10 +72,11 @@ def write_rows(
     as_chat: bool = False,
     workers: int | None = None,
 ) -> tuple[int, list[Problem]]:
-    """Writes to `path`, which appears only when it is whole. Returns the rows written and what is lost.
+    """Writes to `path` from one reading of the file, and `path` appears only when it is whole and the file
+    still has the rows of `data`. Returns the rows written and what is lost.
 
     `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
-    `convert` does.
+    `convert` does, and `DataError` when the rows are others by now.
     """
     target = target_for(data, target)
     chat = as_chat and data.kind == "completion" and target.rules.kinds["completion"] is not None
@@ -88,23 +91,36 @@ def write_rows(
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
     written = unheld = 0
+    seen = sha256()
     if target.name == "parquet":
         nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS | Trait.LOSS_SPANS
         plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
         with whole(path) as partial:
-            written = write_parquet(chain.from_iterable(map(_kept, tasks)), partial, data.kind, plain=plain)
+            rows = chain.from_iterable(_kept(piece, seen.update) for piece in tasks)
+            written = write_parquet(rows, partial, data.kind, plain=plain)
+            _require_same(seen.hexdigest(), data)
             _require_some(written, data, target)
     else:
         with writing(path) as file:
-            for text, count, without in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+            for text, count, without, digests in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
                 file.write(text)
                 written += count
                 unheld += without
+                seen.update(digests)
+            _require_same(seen.hexdigest(), data)
             if unheld:
                 losses = [*losses, _unheld(data, target, unheld)]
                 refuse(data, target, [] if allow_loss else losses[-1:])
             _require_some(written, data, target)
     return written, losses
+
+
+def _require_same(digest: str, data: Facts) -> None:
+    if digest != data.digest:
+        raise DataError(
+            f"{data.path} has changed while it was used; nothing was written or sent",
+            fix="the same command again, to see what it holds now",
+        )
 
 
 def _require_some(written: int, data: Facts, target: Target) -> None:
@@ -146,23 +162,27 @@ class _Piece:
     as_chat: bool
 
 
-def _encoded(piece: _Piece) -> tuple[bytes, int, int]:
-    """The lines of a range for its target, how many they are, and how many of them hold what it cannot;
-    pure."""
+def _encoded(piece: _Piece) -> tuple[bytes, int, int, bytes]:
+    """The lines of a range for its target, how many they are, how many of them hold what it cannot, and the
+    sha256 of each row that was read; pure."""
     encode, dump = piece.target.encode, msgspec.json.Encoder().encode
     _, is_unheld = UNHELD.get(piece.target.name, ("", None))
     lines: list[bytes] = []
-    unheld = 0
-    for example in _kept(piece):
+    unheld, digests = 0, bytearray()
+    for example in _kept(piece, digests.extend):
         lines.append(dump(encode(example)) + b"\n")
         unheld += is_unheld is not None and is_unheld(example)
-    return b"".join(lines), len(lines), unheld
+    return b"".join(lines), len(lines), unheld, bytes(digests)
 
 
-def _kept(piece: _Piece) -> Iterator[Example]:
+def _kept(piece: _Piece, seen: Callable[[bytes], object]) -> Iterator[Example]:
+    """`seen` gets the sha256 of each good row, of those too that are not kept."""
     for _, row in read_rows(piece.task):
         example = row.example
-        if example is None or row.traits & piece.refused:
+        if example is None:
+            continue
+        seen(sha256(canonical(example)).digest())
+        if row.traits & piece.refused:
             continue
         if piece.as_chat and isinstance(example, CompletionExample):
             example = ChatExample(

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,20 +27,26 @@ from orchestrate.errors import (
     OverBudget,
     PermissionRefused,
     QuotaExceeded,
-    TranslationRefused,
     UsageError,
 )
 from orchestrate.files import new_folder, own_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.fireworks import reading, recalled, translation
+from orchestrate.providers.fireworks import reading, recalled
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import Serving
+from orchestrate.providers.fireworks.translation import (
+    fill_steps,
+    job_id_of,
+    needs_steps,
+    output_model,
+    translate,
+)
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
@@ -103,7 +108,7 @@ class FireworksProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translation.translate(spec, self.name)
+        return translate(spec, self.name)
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
@@ -127,8 +132,10 @@ class FireworksProvider(Provider):
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
-        self._body(spec)  # a spec that cannot be sent is refused before its data are
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
+        settings.body(translation)  # a spec that cannot be sent is refused before its data are
         folder = transfer.work_folder(self.config)
         train = self._datasets.bring(data.train, folder, progress)
         validation = (
@@ -144,13 +151,13 @@ class FireworksProvider(Provider):
             details={"examples": train.get("exampleCount"), "tokens": train.get("estimatedTokenCount")},
         )
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """The host's estimate, of SFT jobs only. Raises `OverBudget` above the spec's limit."""
-        model = self.translate(spec).model
+        model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates the price of SFT jobs only"
             return Quote(provider=self.name, model=model, unavailable=reason)
-        body = self._filled(spec, remote)
+        body = self._filled(spec, remote, translation)
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
@@ -161,15 +168,15 @@ class FireworksProvider(Provider):
             raise OverBudget(self.name, total, spec.max_cost_usd, figure="the host's estimate")
         return estimate_quote(self.name, model, total, "Fireworks' own estimate (estimateCost)")
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]
-        body = self._filled(spec, remote)
+        body = self._filled(spec, remote, translation)
         if spec.suffix is not None:
             place = body if kind == "supervised" else body.setdefault("trainingConfig", {})
-            place["outputModel"] = translation.output_model(spec.suffix, ref)
+            place["outputModel"] = output_model(spec.suffix, ref)
         if spec.wandb is not None:
             body["wandbConfig"]["apiKey"] = offline.wandb_key(self.config)
-        job_id = translation.job_id(ref)
+        job_id = job_id_of(ref)
         path, client = f"/v1/accounts/{self._at.account()}/{KINDS[kind]}", self._at.client()
         try:
             self._wire.send_once(
@@ -189,7 +196,7 @@ class FireworksProvider(Provider):
 
     def find(self, ref: str) -> list[JobHandle]:
         """By name: one request for each of the three collections."""
-        job_id = translation.job_id(ref)
+        job_id = job_id_of(ref)
         found: list[JobHandle] = []
         for kind in KINDS:
             with suppress(NotFound):
@@ -360,24 +367,18 @@ class FireworksProvider(Provider):
 
     # -- own -----------------------------------------------------------------------------------------------
 
-    def _body(self, spec: JobSpec) -> dict[str, Any]:
-        translated = self.translate(spec)
-        if translated.refused:
-            raise TranslationRefused(self.name, translated.refused)
-        return copy.deepcopy(translated.body)
-
-    def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
+    def _filled(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> dict[str, Any]:
         """The body with the datasets and with what is counted in steps."""
-        body = self._body(spec) | {"dataset": remote.train_id}
+        body = settings.body(translation) | {"dataset": remote.train_id}
         if remote.validation_id is not None and spec.method.type != "dpo":
             body["evaluationDataset"] = remote.validation_id
         place = cast("dict[str, Any]", reading.settings_of(body))
         warm = text(place.get("warmStartFrom"))
         if warm is not None and not warm.startswith("accounts/"):
             place["warmStartFrom"] = f"accounts/{self._at.account()}/models/{warm}"
-        if translation.needs_steps(spec):
+        if needs_steps(spec):
             told = remote.details.get("examples") or self._datasets.examples(remote.train_id)
-            translation.fill_steps(body, spec, int(told or 1))
+            fill_steps(body, spec, int(told or 1))
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:

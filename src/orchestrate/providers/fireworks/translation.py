@@ -59,7 +59,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     return rows.build(model.id, reserved=RESERVED)
 
 
-def job_id(ref: str) -> str:
+def job_id_of(ref: str) -> str:
     """A ref as a resource id: lower-case letters, digits and hyphens, beginning with a letter, at most 63."""
     return slug(ref)[:ID_LIMIT].strip("-")
 
@@ -71,7 +71,7 @@ def slug(words: str) -> str:
 
 def output_model(suffix: str, ref: str) -> str:
     """The tuned model's id: as much of the user's suffix as fits, then the ref."""
-    tail = job_id(ref)
+    tail = job_id_of(ref)
     return f"{slug(suffix)[: ID_LIMIT - len(tail) - 1].strip('-')}-{tail}"
 
 

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import (
-    ArtifactRefused,
-    Conflict,
-    NotFound,
-    ProviderError,
-    TranslationRefused,
-)
+from orchestrate.errors import ArtifactRefused, Conflict, NotFound, ProviderError
 from orchestrate.files import new_folder, private_folder, sha256, whole
 from orchestrate.keys import masked
 from orchestrate.local import machine
@@ -29,7 +23,7 @@ from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
-from orchestrate.providers import offline, standing
+from orchestrate.providers import offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.local import checking, reading, reinforcement
 from orchestrate.providers.local.profile import PROFILE
@@ -181,7 +175,9 @@ class LocalProvider(Provider):
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         folder = private_folder(self.home / "data")
         train = data.train.write(self.target, folder)
         validation = data.validation.write(self.target, folder) if data.validation else None
@@ -195,13 +191,10 @@ class LocalProvider(Provider):
             validation_id=str(validation) if validation else None,
         )
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
-        translation = self.translate(spec)
-        if translation.refused:
-            raise TranslationRefused(self.name, translation.refused)
-        body = translation.body
+        body = settings.body(translation)
         job = LocalJob(
             ref=ref,
             model=translation.model,

@@ -22,20 +22,20 @@ from orchestrate.errors import (
     NotFound,
     PermissionRefused,
     TrainingClosed,
-    TranslationRefused,
     UnexpectedAnswer,
     UsageError,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, standing
+from orchestrate.providers import accounts, settings, standing
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.compatible import connect, is_azure, wire_of
 from orchestrate.providers.hosted import Wire, headers_of
-from orchestrate.providers.openai import checking, reading, recalled, translation
+from orchestrate.providers.openai import checking, reading, recalled
 from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
+from orchestrate.providers.openai.translation import REF_KEY, translate
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.transfer import work_folder
@@ -144,7 +144,7 @@ class OpenAIProvider(Provider):
         return ModelOnHost(provider=self.name, id=id, model=model)
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translation.translate(self.name, spec, self.resolve(spec), (self.kind,))
+        return translate(self.name, spec, self.resolve(spec), (self.kind,))
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return checking.check(self, spec, data, translation)
@@ -188,7 +188,9 @@ class OpenAIProvider(Provider):
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         folder = work_folder(self.config)
         train = self._files.bring(data.train, folder, progress)
         validation = self._files.bring(data.validation, folder, progress) if data.validation else None
@@ -199,16 +201,13 @@ class OpenAIProvider(Provider):
             validation_id=str(validation["id"]) if validation else None,
         )
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """As the contract says; raises `TranslationRefused` before anything is sent when a setting cannot be
         kept, and `TrainingClosed` with the dates and the way out when OpenAI takes no new jobs."""
-        told = self.translate(spec)
-        if told.refused:
-            raise TranslationRefused(self.name, told.refused)
-        body: dict[str, Any] = {**told.body, "training_file": remote.train_id}
+        body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
-        body["metadata"] = {translation.REF_KEY: ref}
+        body["metadata"] = {REF_KEY: ref}
         jobs = self.client.fine_tuning.jobs
         known, further = _fields(body)
         try:
@@ -220,7 +219,7 @@ class OpenAIProvider(Provider):
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
     def find(self, ref: str) -> list[JobHandle]:
-        wanted = {translation.REF_KEY: ref}
+        wanted = {REF_KEY: ref}
         found = [job.handle for job in self._jobs(None, metadata=wanted) if job.handle.ref == ref]
         return list({handle.job_id: handle for handle in found}.values())
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,23 +26,23 @@ from orchestrate.errors import (
     InvalidRequest,
     NotFound,
     PermissionRefused,
-    TranslationRefused,
     UnexpectedAnswer,
     UsageError,
 )
 from orchestrate.files import new_folder
 from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import pricing, reading, recalled, translation
+from orchestrate.providers.together import pricing, reading, recalled
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
+from orchestrate.providers.together.translation import NO_RFT, tag, translate
 from orchestrate.providers.values import (
     items,
     plain,
@@ -88,7 +87,7 @@ class TogetherProvider(Provider):
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
-        Feature.RFT: translation.NO_RFT,
+        Feature.RFT: NO_RFT,
         Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
         Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
@@ -106,7 +105,7 @@ class TogetherProvider(Provider):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translation.translate(spec, self.name)
+        return translate(spec, self.name)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -136,9 +135,11 @@ class TogetherProvider(Provider):
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         """Asks for the model's limits first, so that nothing is sent for a job that would be refused."""
-        body = self._body(spec)
+        body = settings.body(translation)
         model_limits.require(body, self._model_limits(body), data)
         folder = transfer.work_folder(self.config)
         train = self._files.bring(data.train, folder, progress)
@@ -154,18 +155,18 @@ class TogetherProvider(Provider):
             },
         )
 
-    def live_price(self, spec: JobSpec, remote: RemoteDataset) -> Quote:
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
-        body = self._filled(spec, remote)
+        body = self._filled(translation, remote)
         asked = pricing.asked(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
         return pricing.quote(self.name, str(asked.get("model") or asked.get("from_checkpoint")), answer, spec)
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         from together.types import FinetuneResponse
 
-        body = self._filled(spec, remote)
-        body["suffix"] = translation.tag(spec.suffix, ref)
+        body = self._filled(translation, remote)
+        body["suffix"] = tag(spec.suffix, ref)
         if spec.wandb is not None:
             body["wandb_key"] = offline.wandb_key(self.config)
         client = self._client()
@@ -235,7 +236,7 @@ class TogetherProvider(Provider):
         """How the host tokenises the first rows, and which tokens carry loss. SFT only."""
         from together import omit
 
-        body = self._filled(spec, remote)
+        body = self._filled(self.translate(spec), remote)
         method = table(body.get("training_method"))
         if method.get("method") != "sft" or "model" not in body:
             raise UsageError("Together previews SFT on a base model only")
@@ -375,15 +376,9 @@ class TogetherProvider(Provider):
         base = self.config.base_url or PROFILE.url or ""
         return INFERENCE_URL if base == PROFILE.url else base
 
-    def _body(self, spec: JobSpec) -> dict[str, Any]:
-        translated = self.translate(spec)
-        if translated.refused:
-            raise TranslationRefused(self.name, translated.refused)
-        return copy.deepcopy(translated.body)
-
-    def _filled(self, spec: JobSpec, remote: RemoteDataset) -> dict[str, Any]:
+    def _filled(self, translation: Translation, remote: RemoteDataset) -> dict[str, Any]:
         """The body with the files, and with the rank that the host wants beside any other LoRA setting."""
-        body = self._body(spec) | {"training_file": remote.train_id}
+        body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
         lora = table(body.get("training_type"))

@@ -82,7 +82,8 @@ def test_a_stand_in_shares_its_counter_and_keeps_its_band(tmp_path: Path) -> Non
     data = Dataset.open(file, tokenizers=["qwen3~o200k", "o200k", "llama-3~o200k"], memory=memory)
     assert len(list(memory.glob("*.counts"))) == 1
     own, other = data.tokens("o200k"), data.tokens("qwen3~o200k")
-    assert (own.tokens, own.error_band, own.exact) == (other.tokens, 0.0, True)
+    # The 3 tokens of each row that open an answer may not be there.
+    assert (own.tokens, own.error_band, own.exact) == (other.tokens, 3 / own.tokens, False)
     assert (other.tokenizer, other.error_band, other.exact) == ("qwen3~o200k", 0.12, False)
 
 

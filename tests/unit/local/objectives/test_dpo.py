@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.sending import upload
 from tests.unit.local.sessions import TINY, make_session, pairs
 
 from orchestrate import config
@@ -148,7 +149,7 @@ def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
     provider = registry.make("local", config.load(env={"ORCHESTRATE_HOME": str(tmp_path)}, cwd=tmp_path))
     data = TrainingData.open(str(source))
     spec = JobSpec(model="tiny-chat", train=str(source), method=DPO())
-    remote = provider.upload(spec, data)
+    remote = upload(provider, spec, data)
     examples = [decode_row(line) for line in Path(remote.train_id).read_bytes().splitlines()]
     assert examples == list(data.train.examples())
     encoded, report = encode_file(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.sending import upload
 from tests.unit.local.sessions import TINY, answers, make_session
 
 from orchestrate import config
@@ -141,7 +142,7 @@ def test_rows_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
     provider = registry.make("local", config.load(env={"ORCHESTRATE_HOME": str(tmp_path)}, cwd=tmp_path))
     data = TrainingData.open(str(source))
     spec = JobSpec(model=str(TINY), train=str(source), method=DPO(loss="kto"))
-    remote = provider.upload(spec, data)
+    remote = upload(provider, spec, data)
     examples = [decode_row(line) for line in Path(remote.train_id).read_bytes().splitlines()]
     assert examples == list(data.train.examples()) and len(examples) == 6
     assert not [p for p in provider.check(spec, data, provider.translate(spec)) if p.severity == "error"]

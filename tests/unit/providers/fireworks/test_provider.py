@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sending import create, live_price, upload
 from tests.unit.providers.loopback import Answer, Host
 
 from orchestrate.config import HostConfig, Secret
@@ -106,7 +107,7 @@ def data(tmp_path: Path) -> TrainingData:
 def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, job_json())
     wanted = spec(epochs=2, adapter=LoRA(r=16, alpha=32), batch_size=8, learning_rate=1e-4, schedule="cosine")
-    handle = fireworks.create(wanted, REMOTE, REF)
+    handle = create(fireworks, wanted, REMOTE, REF)
     assert handle == JOB
     (asked,) = host.asked
     assert (asked.method, asked.path, asked.query) == ("POST", SFT_JOBS, {"supervisedFineTuningJobId": REF})
@@ -159,7 +160,7 @@ def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
         wandb={"project": "p", "entity": "e"},
         provider_options={"fireworks": {"region": "US_IOWA_1"}},
     )
-    fireworks.create(wanted, replace_validation(REMOTE), REF)
+    create(fireworks, wanted, replace_validation(REMOTE), REF)
     body = host.asked[-1].json
     assert body.keys() - GATEWAY_ONLY <= aliases(params.SupervisedFineTuningJobCreateParams)
     assert body["wandbConfig"] == {
@@ -187,7 +188,7 @@ def replace_validation(remote: RemoteDataset) -> RemoteDataset:
 
 def test_a_dpo_job_names_its_loss_and_nests_its_settings(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", f"{ACCOUNT}/dpoJobs", job_json(name=f"accounts/acme/dpoJobs/{REF}"))
-    handle = fireworks.create(spec(method=DPO(beta=0.2), epochs=1, adapter=LoRA(r=8)), REMOTE, REF)
+    handle = create(fireworks, spec(method=DPO(beta=0.2), epochs=1, adapter=LoRA(r=8)), REMOTE, REF)
     assert handle == DPO_JOB
     assert host.asked[-1].query == {"dpoJobId": REF}
     assert host.asked[-1].json == {
@@ -201,7 +202,7 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
     path = f"{ACCOUNT}/reinforcementFineTuningJobs"
     host.on("POST", path, job_json(name=f"accounts/acme/reinforcementFineTuningJobs/{REF}"))
     grader = {"evaluator": "accounts/acme/evaluators/exact"}
-    handle = fireworks.create(spec(method=RFT(grader=grader, samples_per_prompt=4)), REMOTE, REF)
+    handle = create(fireworks, spec(method=RFT(grader=grader, samples_per_prompt=4)), REMOTE, REF)
     assert handle.kind == "reinforcement"
     assert host.asked[-1].json == {
         "dataset": "accounts/acme/datasets/ds",
@@ -213,7 +214,7 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
 
 def test_going_on_from_an_adapter(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, job_json())
-    fireworks.create(spec(continue_from="my-adapter"), REMOTE, REF)
+    create(fireworks, spec(continue_from="my-adapter"), REMOTE, REF)
     body = host.asked[-1].json
     assert body["warmStartFrom"] == "accounts/acme/models/my-adapter" and "baseModel" not in body
 
@@ -235,33 +236,33 @@ def test_a_lost_answer_is_an_unknown_outcome_and_nothing_is_sent_again(
 ) -> None:
     host.on("POST", SFT_JOBS, answer)
     with pytest.raises(OutcomeUnknown):
-        fireworks.create(spec(), REMOTE, REF)
+        create(fireworks, spec(), REMOTE, REF)
     assert len(host.asked) == 1
 
 
 def test_a_refusal_is_certain(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, Answer({"code": 3, "message": "not tunable"}, status=400))
     with pytest.raises(InvalidRequest, match="not tunable"):
-        fireworks.create(spec(), REMOTE, REF)
+        create(fireworks, spec(), REMOTE, REF)
 
 
 def test_a_host_that_is_not_there_made_nothing(fireworks: FireworksProvider) -> None:
     away = FireworksProvider(replace(fireworks.config, base_url="http://127.0.0.1:9"))
     with pytest.raises(HostUnavailable):
-        away.create(spec(), REMOTE, REF)
+        create(away, spec(), REMOTE, REF)
 
 
 @pytest.mark.parametrize("setting", [{"seed": 1}, {"adapter": LoRA(r=12)}, {"batch_size": "max"}])
 def test_a_refused_setting_is_never_sent(host: Host, fireworks: FireworksProvider, setting: Any) -> None:
     with pytest.raises(TranslationRefused):
-        fireworks.create(spec(**setting), REMOTE, REF)
+        create(fireworks, spec(**setting), REMOTE, REF)
     assert host.asked == []
 
 
 def test_wandb_without_a_key_is_never_sent(host: Host, fireworks: FireworksProvider) -> None:
     bare = FireworksProvider(replace(fireworks.config, options={}))
     with pytest.raises(MissingKey, match="WANDB_API_KEY"):
-        bare.create(spec(wandb={"project": "p"}), REMOTE, REF)
+        create(bare, spec(wandb={"project": "p"}), REMOTE, REF)
     assert host.asked == []
 
 
@@ -309,15 +310,15 @@ def test_a_key_with_two_accounts_must_be_told_which(host: Host, fireworks: Firew
 def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, fireworks: FireworksProvider) -> None:
     cost = {"currencyCode": "USD", "units": "4", "nanos": 500000000}
     host.on("POST", f"{SFT_JOBS}:estimateCost", {"estimatedCost": cost})
-    quote = fireworks.live_price(spec(epochs=3, max_cost_usd=5), REMOTE)
+    quote = live_price(fireworks, spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5")
     assert host.asked[-1].json == {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
     with pytest.raises(OverBudget):
-        fireworks.live_price(spec(epochs=3, max_cost_usd=4), REMOTE)
+        live_price(fireworks, spec(epochs=3, max_cost_usd=4), REMOTE)
 
 
 def test_only_sft_has_an_estimate(host: Host, fireworks: FireworksProvider) -> None:
-    assert "SFT" in (fireworks.live_price(spec(method=DPO()), REMOTE).unavailable or "")
+    assert "SFT" in (live_price(fireworks, spec(method=DPO()), REMOTE).unavailable or "")
     assert host.asked == []
 
 
@@ -358,7 +359,7 @@ def test_upload_signs_puts_validates_and_waits(
 ) -> None:
     serve_upload(host, data, GONE, "UPLOADING", "READY")
     told: list[tuple[int, int]] = []
-    remote = fireworks.upload(spec(), data, progress=lambda done, total: told.append((done, total)))
+    remote = upload(fireworks, spec(), data, progress=lambda done, total: told.append((done, total)))
     path = dataset_path(data)
     assert remote.train_id == f"accounts/acme/datasets/orc-{data.train.digest[:24]}"
     assert remote.details["examples"] == "4"
@@ -378,13 +379,13 @@ def test_upload_signs_puts_validates_and_waits(
 
 def test_a_ready_dataset_is_used_again(host: Host, fireworks: FireworksProvider, data: TrainingData) -> None:
     serve_upload(host, data, "READY")
-    fireworks.upload(spec(), data)
+    upload(fireworks, spec(), data)
     assert {a.method for a in host.asked} == {"GET"}
 
 
 def test_an_upload_that_stopped_goes_on(host: Host, fireworks: FireworksProvider, data: TrainingData) -> None:
     serve_upload(host, data, "UPLOADING", "READY")
-    fireworks.upload(spec(), data)
+    upload(fireworks, spec(), data)
     assert host.sent("POST", f"{ACCOUNT}/datasets") == [] and any(a.method == "PUT" for a in host.asked)
 
 
@@ -394,7 +395,7 @@ def test_the_hosts_words_are_shown_when_it_refuses_the_rows(
     bad = Answer({"state": "UPLOADING", "status": {"code": "INVALID_ARGUMENT", "message": "row 2: no role"}})
     serve_upload(host, data, GONE, bad)
     with pytest.raises(DataError, match="row 2: no role") as caught:
-        fireworks.upload(spec(), data)
+        upload(fireworks, spec(), data)
     assert caught.value.problems[0].code == "invalid_argument"
     serve_upload(host, data, GONE)
     host.on(
@@ -403,7 +404,7 @@ def test_the_hosts_words_are_shown_when_it_refuses_the_rows(
         Answer({"code": 3, "message": "2 lines, 4 promised"}, status=400),
     )
     with pytest.raises(DataError, match="4 promised"):
-        fireworks.upload(spec(), data)
+        upload(fireworks, spec(), data)
 
 
 def test_data_never_travel_unencrypted(host: Host, fireworks: FireworksProvider, data: TrainingData) -> None:
@@ -412,7 +413,7 @@ def test_data_never_travel_unencrypted(host: Host, fireworks: FireworksProvider,
     url = {"filenameToSignedUrls": {name: "http://storage.example.com/x"}}
     host.on("POST", f"{dataset_path(data)}:getUploadEndpoint", url)
     with pytest.raises(UnexpectedAnswer, match="https"):
-        fireworks.upload(spec(), data)
+        upload(fireworks, spec(), data)
     assert not any(a.method == "PUT" for a in host.asked)
 
 
@@ -842,9 +843,9 @@ def test_quota_is_told_from_a_pause(host: Host, fireworks: FireworksProvider) ->
     quota = {"code": "quota_exceeded", "message": "0 of 0 GPUs"}
     host.on("POST", SFT_JOBS, Answer({"error": quota}, status=429))
     with pytest.raises(QuotaExceeded) as caught:
-        fireworks.create(spec(), REMOTE, REF)
+        create(fireworks, spec(), REMOTE, REF)
     assert not caught.value.retryable
     host.on("POST", SFT_JOBS, Answer({"error": {"message": "slow"}}, status=429))
     with pytest.raises(RateLimited) as paused:
-        fireworks.create(spec(), REMOTE, "orc-other")
+        create(fireworks, spec(), REMOTE, "orc-other")
     assert paused.value.retryable

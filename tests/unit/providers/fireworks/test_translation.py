@@ -9,7 +9,7 @@ import pytest
 from orchestrate.config import HostConfig, Secret
 from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.provider import FireworksProvider
-from orchestrate.providers.fireworks.translation import fill_steps, job_id, output_model
+from orchestrate.providers.fireworks.translation import fill_steps, job_id_of, output_model
 from orchestrate.providers.hosted import Wire
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
 from orchestrate.types import Feature, Outcome, Setting
@@ -151,8 +151,8 @@ def test_steps_are_counted_from_the_rows() -> None:
 
 
 def test_ids_are_what_the_host_takes() -> None:
-    assert job_id(REF) == REF
-    assert job_id("Run_7!") == "run-7" and job_id("7up") == "m-7up"
+    assert job_id_of(REF) == REF
+    assert job_id_of("Run_7!") == "run-7" and job_id_of("7up") == "m-7up"
     assert output_model("My.Bot", REF) == f"my-bot-{REF}"
     long = output_model("x" * 60, REF)
     assert len(long) == 63 and long.endswith(f"-{REF}")

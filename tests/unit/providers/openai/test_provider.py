@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.sending import create, upload
 from tests.targets import to
 
 from orchestrate import config
@@ -102,7 +103,7 @@ def test_create_sends_the_whole_spec(host: ScriptedHost, provider: OpenAIProvide
         wandb=WandB(project="p", tags=("a",)),
         provider_options={"openai": {"new_field": {"x": 1}}},
     )
-    handle = provider.create(spec, REMOTE, "orc-1")
+    handle = create(provider, spec, REMOTE, "orc-1")
     assert (handle.job_id, handle.ref) == ("ftjob-1", "orc-1")
     [sent] = host.sent
     hyper = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 1.5, "beta": 0.2}
@@ -121,7 +122,7 @@ def test_create_sends_the_whole_spec(host: ScriptedHost, provider: OpenAIProvide
 
 def test_create_leaves_out_what_was_not_asked(host: ScriptedHost, provider: OpenAIProvider) -> None:
     host.on("POST", JOBS, JOB)
-    provider.create(JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
+    create(provider, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
     body = host.sent[0].body
     assert body["method"] == {"type": "supervised"}
     assert set(body) == {"model", "training_file", "validation_file", "method", "metadata"}
@@ -129,20 +130,20 @@ def test_create_leaves_out_what_was_not_asked(host: ScriptedHost, provider: Open
 
 def test_create_refuses_before_it_sends(host: ScriptedHost, provider: OpenAIProvider) -> None:
     with pytest.raises(TranslationRefused, match="learning_rate"):
-        provider.create(JobSpec(model="gpt-4.1", train="t", learning_rate=1e-5), REMOTE, "orc-1")
+        create(provider, JobSpec(model="gpt-4.1", train="t", learning_rate=1e-5), REMOTE, "orc-1")
     assert host.sent == []
 
 
 def test_create_without_a_key(host: ScriptedHost, tmp_path: Path) -> None:
     keyless = provider_at(host.url, tmp_path, api_key=None)
     with pytest.raises(MissingKey):
-        keyless.create(JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
+        create(keyless, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
 
 
 def test_lost_answer_names_the_ref(host: ScriptedHost, provider: OpenAIProvider) -> None:
     host.on("POST", JOBS, Answer(JOB, fault="hang_up"))
     with pytest.raises(OutcomeUnknown, match="orc-1"):
-        provider.create(JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
+        create(provider, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
     assert len(host.sent) == 1
 
 
@@ -150,7 +151,7 @@ def test_training_closed_tells_dates_and_the_way_out(host: ScriptedHost, provide
     error = {"message": "winding down", "code": "training_not_available", "type": "invalid_request_error"}
     host.on("POST", JOBS, Answer({"error": error}, 403))
     with pytest.raises(TrainingClosed) as caught:
-        provider.create(JobSpec(model="gpt-4o-mini", train="t"), REMOTE, "orc-1")
+        create(provider, JobSpec(model="gpt-4o-mini", train="t"), REMOTE, "orc-1")
     assert "2027-01-06" in str(caught.value)
     assert "2027-01-14" in str(caught.value)
     assert caught.value.code == "training_not_available"
@@ -369,8 +370,8 @@ def test_file_is_sent_once_for_each_digest(
     host.on("POST", "/v1/files", {**kept, "status": "uploaded"})
     host.on("GET", "/v1/files/file-1", {**kept, "status": "uploaded"}, kept)
     seen: list[tuple[int, int]] = []
-    first = provider.upload(spec, data, progress=lambda done, size: seen.append((done, size)))
-    second = provider.upload(spec, data)
+    first = upload(provider, spec, data, progress=lambda done, size: seen.append((done, size)))
+    second = upload(provider, spec, data)
     assert first == second
     assert first.train_id == "file-1"
     assert data.train.digest[:16] in path.name
@@ -389,7 +390,7 @@ def test_lost_answer_to_an_upload_makes_no_second_file(
     path = written(data, tmp_path)
     host.on("GET", "/v1/files", page([], False), page([record(path.name, path.stat().st_size)], False))
     host.on("POST", "/v1/files", Answer({}, fault="hang_up"))
-    assert provider.upload(spec, data).train_id == "file-1"
+    assert upload(provider, spec, data).train_id == "file-1"
     assert len(host.calls("POST", "/v1/files")) == 1
 
 
@@ -398,7 +399,7 @@ def test_file_that_the_host_refuses(host: ScriptedHost, provider: OpenAIProvider
     host.on("GET", "/v1/files", page([], False))
     host.on("POST", "/v1/files", record("x", 1, status="error", status_details="line 4 is not JSON"))
     with pytest.raises(DataError, match="line 4 is not JSON"):
-        provider.upload(spec, TrainingData.open(spec.train))
+        upload(provider, spec, TrainingData.open(spec.train))
 
 
 def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: ScriptedHost, tmp_path: Path) -> None:
@@ -420,9 +421,9 @@ def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: ScriptedHost
     )
     options = {"multipart_bytes": 100, "part_bytes": third}
     with closing(provider_at(host.url, tmp_path, options=options)) as first, pytest.raises(PermissionRefused):
-        first.upload(spec, data)
+        upload(first, spec, data)
     again = provider_at(host.url, tmp_path, options=options)  # as a later process would
-    assert again.upload(spec, data).train_id == "file-1"
+    assert upload(again, spec, data).train_id == "file-1"
     again.close()
 
     opened = host.calls("POST", "/v1/uploads")
@@ -465,7 +466,7 @@ def test_azure(host: ScriptedHost, tmp_path: Path) -> None:
     host.on("POST", "/openai/fine_tuning/jobs", JOB)
     host.on("GET", "/openai/fine_tuning/jobs/ftjob-1", {**JOB, "status": "pending"})
     spec = JobSpec(model="gpt-4o-mini", train="t")
-    handle = azure.create(spec, REMOTE, "orc-1")
+    handle = create(azure, spec, REMOTE, "orc-1")
     assert handle.provider == azure.name == "azure"
     [sent] = host.sent
     assert sent.query == {"api-version": ["2025-04-01-preview"]}
@@ -500,7 +501,7 @@ def test_compatible_host(host: ScriptedHost, tmp_path: Path, monkeypatch: pytest
         train=chat_file(tmp_path / "t.jsonl"),
         provider_options={"mine": {"zone": "x"}},
     )
-    mine.create(spec, REMOTE, "orc-1")
+    create(mine, spec, REMOTE, "orc-1")
     [sent] = host.sent
     assert (sent.body["model"], sent.body["zone"]) == ("my-base-7b", "x")
     assert sent.headers["authorization"] == "Bearer sandbox-mine"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sending import create, live_price, upload
 from tests.targets import to
 from tests.unit.providers.loopback import Answer, Asked, Host
 
@@ -131,7 +132,7 @@ def data(tmp_path: Path) -> TrainingData:
 def test_create_is_one_post_with_the_sdks_body(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes", job_json())
     wanted = spec(epochs=3, adapter=LoRA(r=16), suffix="support-bot", seed=7, batch_size=8)
-    handle = together.create(wanted, REMOTE, REF)
+    handle = create(together, wanted, REMOTE, REF)
     assert handle == JobHandle(provider="together", job_id="ft-1", ref=REF)
     assert [(a.method, a.path) for a in host.asked] == [("POST", "/v1/fine-tunes")]
     assert host.asked[0].json == {
@@ -171,8 +172,8 @@ def test_every_field_that_is_sent_is_one_of_the_sdks_request(host: Host, togethe
         wandb=WandB(project="p", name="n", entity="e").model_dump(exclude_unset=True),
         provider_options={"together": {"hf_output_repo_name": "me/out"}},
     )
-    together.create(
-        wanted, RemoteDataset(provider="together", digest="d", train_id="f", validation_id="v"), REF
+    create(
+        together, wanted, RemoteDataset(provider="together", digest="d", train_id="f", validation_id="v"), REF
     )
     body = host.asked[-1].json
     assert body.keys() <= FinetuneRequest.model_fields.keys()
@@ -184,7 +185,7 @@ def test_every_field_that_is_sent_is_one_of_the_sdks_request(host: Host, togethe
 
 def test_the_rank_is_asked_when_another_lora_setting_needs_it(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes", job_json())
-    together.create(spec(adapter=LoRA(dropout=0.1)), REMOTE, REF)
+    create(together, spec(adapter=LoRA(dropout=0.1)), REMOTE, REF)
     assert host.asked[-1].json["training_type"] == {
         "type": "Lora",
         "lora_r": 64,
@@ -196,7 +197,7 @@ def test_the_rank_is_asked_when_another_lora_setting_needs_it(host: Host, togeth
 
 def test_continuing_sends_the_checkpoint_and_no_model(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes", job_json())
-    together.create(spec(continue_from="ft-0:12"), REMOTE, REF)
+    create(together, spec(continue_from="ft-0:12"), REMOTE, REF)
     body = host.asked[-1].json
     assert body["from_checkpoint"] == "ft-0:12" and "model" not in body and "training_type" not in body
 
@@ -219,7 +220,7 @@ def test_a_lost_answer_is_an_unknown_outcome_and_nothing_is_sent_again(
 ) -> None:
     host.on("POST", "/v1/fine-tunes", answer)
     with pytest.raises(OutcomeUnknown):
-        together.create(spec(), REMOTE, REF)
+        create(together, spec(), REMOTE, REF)
     assert len(host.sent("POST", "/v1/fine-tunes")) == 1
 
 
@@ -229,7 +230,7 @@ def test_a_lost_answer_is_an_unknown_outcome_and_nothing_is_sent_again(
 def test_a_refusal_is_certain(host: Host, together: TogetherProvider, status: int, error: type) -> None:
     host.on("POST", "/v1/fine-tunes", Answer({"error": {"message": "no", "code": "x"}}, status=status))
     with pytest.raises(error, match="no"):
-        together.create(spec(), REMOTE, REF)
+        create(together, spec(), REMOTE, REF)
     assert len(host.asked) == 1
 
 
@@ -238,12 +239,12 @@ def test_a_host_that_is_not_there_made_nothing(together: TogetherProvider, host:
 
     away = TogetherProvider(replace(together.config, base_url="http://127.0.0.1:9"))
     with pytest.raises(HostUnavailable):
-        away.create(spec(), REMOTE, REF)
+        create(away, spec(), REMOTE, REF)
 
 
 def test_a_refused_setting_is_never_sent(host: Host, together: TogetherProvider) -> None:
     with pytest.raises(TranslationRefused):
-        together.create(spec(batch_tokens=1000), REMOTE, REF)
+        create(together, spec(batch_tokens=1000), REMOTE, REF)
     assert host.asked == []
 
 
@@ -252,7 +253,7 @@ def test_wandb_without_a_key_is_never_sent(host: Host, together: TogetherProvide
 
     bare = TogetherProvider(replace(together.config, options={}))
     with pytest.raises(MissingKey, match="WANDB_API_KEY"):
-        bare.create(spec(wandb={"project": "p"}), REMOTE, REF)
+        create(bare, spec(wandb={"project": "p"}), REMOTE, REF)
     assert host.asked == []
 
 
@@ -287,7 +288,7 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, together: Toge
             "estimated_eval_token_count": 500.0,
         },
     )
-    quote = together.live_price(spec(epochs=3, max_cost_usd=5), REMOTE)
+    quote = live_price(together, spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5") and quote.billed_tokens == 1000500
     assert host.asked[-1].json == {
         "training_file": "file-train",
@@ -301,7 +302,7 @@ def test_a_price_above_the_budget_is_refused(host: Host, together: TogetherProvi
     answer = {"estimation_available": True, "estimated_total_price": 5.01, "allowed_to_proceed": True}
     host.on("POST", "/v1/fine-tunes/estimate-price", answer)
     with pytest.raises(OverBudget):
-        together.live_price(spec(max_cost_usd=5), REMOTE)
+        live_price(together, spec(max_cost_usd=5), REMOTE)
 
 
 def test_a_job_that_the_account_may_not_pay_is_refused(host: Host, together: TogetherProvider) -> None:
@@ -313,13 +314,13 @@ def test_a_job_that_the_account_may_not_pay_is_refused(host: Host, together: Tog
     }
     host.on("POST", "/v1/fine-tunes/estimate-price", answer)
     with pytest.raises(QuotaExceeded, match=r"\$90\.00"):
-        together.live_price(spec(), REMOTE)
+        live_price(together, spec(), REMOTE)
 
 
 def test_no_estimate_says_why(host: Host, together: TogetherProvider) -> None:
     answer = {"estimation_available": False, "unavailable_reason": "multimodal_dataset"}
     host.on("POST", "/v1/fine-tunes/estimate-price", answer)
-    assert "images" in (together.live_price(spec(), REMOTE).unavailable or "")
+    assert "images" in (live_price(together, spec(), REMOTE).unavailable or "")
 
 
 # -- upload ------------------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ def test_upload_sends_the_file_and_waits_for_validation(
 ) -> None:
     serve_upload(host, "PENDING", "RUNNING", "COMPLETED", report={"valid": True, "nlines": 4})
     told: list[tuple[int, int]] = []
-    remote = together.upload(spec(), data, progress=lambda done, total: told.append((done, total)))
+    remote = upload(together, spec(), data, progress=lambda done, total: told.append((done, total)))
     assert (remote.train_id, remote.validation_id, remote.digest) == ("file-9", None, data.digest)
     assert remote.details["train"]["nlines"] == 4
     put = host.sent("PUT", "/storage/put")[0]
@@ -368,7 +369,7 @@ def test_a_file_with_the_same_digest_is_used_again(
     path = data.train.write(to("together"), tmp_path / "home" / "data")
     known = {"id": "file-9", "filename": path.name, "bytes": path.stat().st_size}
     host.on("GET", "/v1/files", {"data": [known]})
-    assert together.upload(spec(), data).train_id == "file-9"
+    assert upload(together, spec(), data).train_id == "file-9"
     assert host.sent("POST", "/v1/files") == []
 
 
@@ -378,7 +379,7 @@ def test_the_hosts_report_is_shown_when_it_refuses_a_file(
     report = {"valid": False, "error": "line 3: no assistant", "error_type": "INVALID_FORMAT"}
     serve_upload(host, "INVALID_FORMAT", report=report)
     with pytest.raises(DataError, match="line 3: no assistant") as caught:
-        together.upload(spec(), data)
+        upload(together, spec(), data)
     assert caught.value.problems[0].code == "invalid_format"
 
 
@@ -386,7 +387,7 @@ def test_nothing_is_uploaded_for_a_job_outside_the_models_limits(
     host: Host, together: TogetherProvider, data: TrainingData
 ) -> None:
     with pytest.raises(TranslationRefused, match=r"(?s)epochs.*20.*batch_size.*32"):
-        together.upload(spec(epochs=21, batch_size=64), data)
+        upload(together, spec(epochs=21, batch_size=64), data)
     assert {a.path for a in host.asked} == {"/v1/fine-tunes/models/limits"}
 
 

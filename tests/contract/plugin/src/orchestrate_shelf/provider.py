@@ -51,13 +51,15 @@ class ShelfProvider(Provider):
         rows.map("adapter.type", None, "none", "nothing is trained", exact=False)
         return rows.build(spec.model_for(self.name))
 
-    def upload(self, spec: JobSpec, data: TrainingData, *, progress: Progress | None = None) -> RemoteDataset:
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
         self.config.require_key()  # a real host would be sent it
         data.train.write(self.target, self._folder)
         return RemoteDataset(provider=self.name, digest=data.digest, train_id=data.train.digest)
 
-    def create(self, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:
-        body = {**self.translate(spec).body, "training_file": remote.train_id}
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        body = {**translation.body, "training_file": remote.train_id}
         record = {"ref": ref, "at": datetime.now(UTC).isoformat(), "word": "shelved", "body": body}
         (self._folder / f"{ref}.json").write_text(json.dumps(record))
         return JobHandle(provider=self.name, job_id=ref, ref=ref)

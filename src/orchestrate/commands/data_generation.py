@@ -6,20 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
-from orchestrate.errors import ConfigError, MissingKey, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.text import money
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
     from orchestrate.data.operations.generate import GenerateReport
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
@@ -77,36 +76,27 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.data.files.outputs import beside, require_writable
-    from orchestrate.data.operations import generate as generating
-    from orchestrate.files import locked
-    from orchestrate.providers import registry
-    from orchestrate.providers.chat import chat_with
-    from orchestrate.quoting import completion_price
+    from orchestrate.service import data, generation
 
-    config = _host(context, writer.host, writer.base_url, writer.key_variable)
-    target = output or beside(seeds, "generated.jsonl")
-    require_writable(target, seeds)
-    order = generating.Order(
+    order = generation.Order(
         rows=rows,
         max_requests=wish.max_requests,
         max_cost_usd=_dollars(wish.max_cost),
-        price=completion_price(model, config.base_url),
         max_tokens=wish.max_tokens,
         rows_per_request=wish.per_request,
         examples=wish.examples,
         parallel=wish.parallel,
         instructions=_text(wish.instructions),
-        hosts=registry.targets(settings_of(context), wish.hosts),
         threshold=wish.threshold,
         seed=wish.seed,
     )
-    ask = chat_with(config, model, max_tokens=wish.max_tokens, temperature=wish.temperature).ask
-    lock = target.with_name(f".{target.name}.lock")
-    with locked(lock, keep=False) as held, _progress(rows) as progress:
-        if not held:
-            raise UsageError(f"another command is writing {target}", fix="wait for it, or give another -o")
-        report = generating.generate(seeds, target, ask, order, progress=progress)
+    author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
+    target = output or data.beside(seeds, "generated.jsonl")
+    settings = settings_of(context)
+    with _progress(rows) as progress:
+        report = generation.generate(
+            settings, seeds, target, author, order, hosts=wish.hosts, progress=progress
+        )
     if json:
         print_json(report)
     else:
@@ -128,18 +118,17 @@ def review(
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
-    from orchestrate.data.operations.review import Review
-    from orchestrate.data.operations.review_server import serving
+    from orchestrate.service import data
 
     if export is not None:
-        report = Review(file).export(export)
+        report = data.Review(file).export(export)
         if json:
             print_json(report)
         else:
             out.print(f"{report.output}: {report.written:,} rows")
             note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
         return
-    with serving(file, port=port) as page:
+    with data.serving(file, port=port) as page:
         counts = page.review.counts()
         if json:
             print_json({"url": page.url, "counts": counts})
@@ -165,37 +154,6 @@ def _until_interrupted() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
-
-
-def _host(context: typer.Context, name: str | None, url: str | None, key_variable: str | None) -> HostConfig:
-    """A configured host; or one from the command line, which never gets the key of another."""
-    from orchestrate import config
-    from orchestrate.profile import built_in
-
-    given: dict[str, Any] = context.find_root().obj or {}
-    if url is None:
-        if key_variable is not None:
-            raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
-        host = config.load(config_file=given.get("config"), home=given.get("home")).host(
-            name or next(iter(built_in()))
-        )
-        if host.base_url is None:
-            raise UsageError(
-                f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
-            )
-        return host
-    parts = config.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{url} is not an http or https address")
-    key = config.Secret("none")
-    if key_variable is not None:
-        found = config.secret(parts.hostname, key_variable)
-        if found is None:
-            raise MissingKey(parts.hostname, key_variable)
-        if parts.scheme == "http" and not config.is_loopback(parts.hostname):
-            raise ConfigError(f"{url} would carry the key unencrypted", fix="use https")
-        key = found
-    return replace(config.HostConfig(name=parts.hostname), base_url=url.rstrip("/"), api_key=key)
 
 
 def _dollars(text: str | None) -> Decimal | None:

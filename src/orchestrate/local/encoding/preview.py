@@ -1,4 +1,4 @@
-"""data preview: rows through the local engine's own encoding."""
+"""Rows as this machine's engine encodes them for training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrate import catalog
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import visible
+from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.hub_tokens import load, special_ids
 from orchestrate.errors import DataError, SetupError
+from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
@@ -30,8 +33,6 @@ def read_preview(
     columns: Mapping[str, str],
 ) -> PreviewReport:
     """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
-    from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
-
     tokenizer = load(_folder(model))
     template, special = Template(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
@@ -98,11 +99,8 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
 
 
 def _folder(model: str) -> Path:
-    from orchestrate import catalog
-    from orchestrate.data.tokens import counting as tokens
-
     found: Any = catalog.resolve(model, this_machine().kind)
-    name = tokens.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
+    name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):
         raise SetupError(
             f"the tokenizer of {model} is not on this machine",

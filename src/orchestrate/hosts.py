@@ -1,0 +1,221 @@
+"""How each backend is reached: what a file, the environment and the keyring say of it, looked up when it is
+used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
+from orchestrate.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
+from orchestrate.profile import Profile, built_in, built_in_folders, plug_ins, profile
+
+_log = logging.getLogger(__name__)
+_HOST_FIELDS = {
+    "type",
+    "base_url",
+    "key_variable",
+    "account_id",
+    "organization",
+    "project",
+    "timeout_s",
+    "options",
+}
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """How to reach one backend."""
+
+    name: str
+    type: str | None = None
+    """The class to use, when it is not the name itself: an OpenAI-compatible host has `openai`."""
+    base_url: str | None = None
+    api_key: Secret | None = None
+    key_variable: str | None = None
+    account_id: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    timeout_s: float = 60.0
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What only this backend understands. `home` is always there in a host of `Settings`: the folder for
+    data files and runs."""
+    pins: Path | None = None
+    """The file that ties keys to hosts; `None` ties nothing."""
+    max_download_bytes: int | None = None
+    """Of one model; `None` is what its base model is expected to take. From the environment only."""
+    url_from_file: bool = False
+    """The base URL is one of an `orchestrate.toml`, which may be another's."""
+
+    @property
+    def kind(self) -> str:
+        return self.type or self.name
+
+    @property
+    def sandbox(self) -> bool:
+        return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
+
+    def require_key(self) -> Secret:
+        """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
+        `KeyElsewhere` when it is tied to another host."""
+        if self.api_key is None:
+            raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
+        if self.pins is not None and self.base_url is not None and not self.sandbox:
+            from orchestrate.pins import Pins  # late: most commands send nothing
+
+            key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
+            # A project's file chooses both, the address and the variable whose value is sent there.
+            ask = self.url_from_file and not loopback
+            family = mine.origins if (mine := known_profile(self.kind)) else frozenset[str]()
+            if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
+                _log.warning(
+                    "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
+                    self.api_key,
+                    self.name,
+                    self.base_url,
+                )
+        return self.api_key
+
+
+class Hosts(Mapping[str, HostConfig]):
+    """Name -> how it is reached, of all backends that there are. A backend's profile is loaded, and the
+    keyring asked for its key, when it is looked up; what a project's file says is checked at once."""
+
+    def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
+        """Raises `ConfigError` that names file, field and what is allowed."""
+        self._tables = {
+            name: table(value, path, f"hosts.{name}")
+            for name, value in table(configured, path, "hosts").items()
+        }
+        self._env, self._path = dict(env), path
+        self._stored = read_keys(key_file(env))
+        self._found: dict[str, HostConfig] = {}
+        given = [name for name in built_in_folders() if f"{_word(name)}_BASE_URL" in env]
+        for name in (*self._tables, *given):
+            self._described(name)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of the configured hosts that are instances of another backend's class."""
+        types = {name: table.get("type") for name, table in self._tables.items()}
+        return {name: type for name, type in types.items() if type not in (None, name)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*built_in(), *self._tables, *plug_ins()]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tables or name in built_in_folders() or name in plug_ins()
+
+    def __getitem__(self, name: str) -> HostConfig:
+        if name not in self._found:
+            if name not in self:
+                raise KeyError(name)
+            self._found[name] = self._with_key(self._described(name))
+        return self._found[name]
+
+    def _described(self, name: str) -> HostConfig:
+        """All but the key."""
+        own, env, path = self._tables.get(name, {}), self._env, self._path
+        reject_unknown(own, _HOST_FIELDS, str(path), f"hosts.{name}.")
+        known = known_profile(own.get("type") or name)
+        # A further instance is another's server: it shares what the host understands, not its address and
+        # keys.
+        mine = known if known is not None and known.kind == name else None
+        given = None if known is not None and known.keyless else env.get(f"{_word(name)}_BASE_URL")
+        url = given or own.get("base_url") or (mine and mine.url)
+        if url is not None:
+            require_safe_url(url, name)
+        wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
+        return HostConfig(
+            name=name,
+            type=own.get("type"),
+            base_url=url.rstrip("/") if url else None,
+            key_variable=own.get("key_variable") or (mine and mine.key_variable) or f"{_word(name)}_API_KEY",
+            account_id=env.get((mine and mine.account_variable) or "") or own.get("account_id"),
+            organization=own.get("organization") or env.get((mine and mine.organization_variable) or ""),
+            project=own.get("project") or env.get((mine and mine.project_variable) or ""),
+            timeout_s=seconds(own.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
+            options={**wandb, **table(own.get("options", {}), path, f"hosts.{name}.options")},
+            pins=pin_file(env),
+            url_from_file=not given and url != (mine and mine.url),
+        )
+
+    def _with_key(self, host: HostConfig) -> HostConfig:
+        """A backend that needs no key, or of which nothing can be known, has none looked for in the
+        keyring."""
+        known = known_profile(host.kind)
+        if known is not None and known.keyless:
+            return host
+        key = self._env.get(host.key_variable or "") or self._stored.get(host.name)
+        if not key and known is not None:
+            key = from_keyring(host.name)
+        return replace(host, api_key=Secret(key) if key else None)
+
+
+def known_profile(kind: str) -> Profile | None:
+    """`None` for a kind that there is not, or that is broken: it says so when it is used."""
+    with suppress(OrchestrateError):
+        return profile(kind)
+    return None
+
+
+def _word(name: str) -> str:
+    """A host's name as its variables begin."""
+    return name.upper().replace("-", "_")
+
+
+def require_safe_url(url: str, name: str) -> None:
+    """Raises `ConfigError` unless it is https, or http on this machine, and holds nothing secret."""
+    try:
+        parts = urlsplit(url)
+        bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
+    except ValueError as error:
+        raise ConfigError(f"the base URL of {name}, {url}, is no URL: {error}") from error
+    if not bare or not parts.hostname:
+        raise ConfigError(
+            f"the base URL of {name} must be scheme, host and path alone, without a user, password or query",
+            fix="keys belong into the environment, or: orchestrate keys set NAME",
+        )
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return
+    raise ConfigError(
+        f"the base URL of {name}, {url}, would carry the API key unencrypted",
+        fix="use https, or a loopback address (127.0.0.1, localhost) for a server on this machine",
+    )
+
+
+def is_loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def reject_unknown(values: Mapping[str, Any], allowed: set[str], path: str, prefix: str) -> None:
+    if unknown := sorted(set(values) - allowed):
+        raise ConfigError(
+            f"{path}: unknown field {prefix}{unknown[0]}; allowed: {', '.join(sorted(allowed))}"
+        )
+
+
+def table(value: Any, path: Path | None, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a table")
+    return value  # pyright: ignore[reportUnknownVariableType]  # TOML tables have string keys
+
+
+def seconds(value: Any, path: Path | None, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{path}: {name} must be a number of seconds above 0, got {value!r}")
+    return float(value)

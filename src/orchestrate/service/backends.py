@@ -1,0 +1,35 @@
+"""Backends: those that need a key, and those that other packages add."""
+
+from __future__ import annotations
+
+from orchestrate.errors import SetupError
+from orchestrate.profile import plug_ins
+from orchestrate.providers import registry
+from orchestrate.providers.registry import with_keys as with_keys
+from orchestrate.types import Record
+
+
+class Plugin(Record, frozen=True, kw_only=True):
+    """A backend of another package."""
+
+    kind: str
+    package: str | None
+    version: str | None
+    profile: str
+    """Where its profile lies, as `package.module:NAME`."""
+    error: str | None
+    """Why it cannot be used; `None`: it can."""
+
+
+def plugins() -> list[Plugin]:
+    """Each is loaded, so that a broken one is known."""
+    found: list[Plugin] = []
+    for kind, point in plug_ins().items():
+        error = None
+        try:
+            registry.provider_class(kind)
+        except SetupError as broken:
+            error = broken.message
+        package, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        found.append(Plugin(kind=kind, package=package, version=version, profile=point.value, error=error))
+    return found

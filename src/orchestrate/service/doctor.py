@@ -1,0 +1,111 @@
+"""The doctor: what is wrong with this machine, the keys or the store. Sends nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from orchestrate.deployment import hourly
+from orchestrate.errors import SetupError
+from orchestrate.packages import require_recent
+from orchestrate.profile import built_in
+from orchestrate.providers import registry
+from orchestrate.text import count
+from orchestrate.types import Record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.service.orchestrator import Orchestrator
+
+_EXTRAS: dict[str, tuple[str, ...]] = {
+    "local": ("torch", "transformers", "peft", "bitsandbytes"),
+    "sandbox": ("starlette", "uvicorn", "python_multipart"),
+    "data": ("pyarrow", "fsspec", "numpy"),
+    "postgres": ("psycopg",),
+    "ray": ("ray",),
+    "keyring": ("keyring",),
+}
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    check: str
+    ok: bool | None
+    """`None`: it is absent, and need not be there."""
+    detail: str
+    fix: str | None = None
+
+
+def machine() -> Iterator[Check]:
+    """Python and the packages."""
+    yield Check(
+        check="python",
+        ok=sys.version_info >= (3, 11),
+        detail=f"{platform.python_version()} on {platform.platform()}",
+    )
+    for one in built_in().values():
+        if one.sdk is not None:
+            yield _installed(one.sdk)
+    for extra, modules in _EXTRAS.items():
+        absent = [m for m in modules if find_spec(m) is None]
+        yield Check(
+            check=f"extra [{extra}]",
+            ok=None if absent else True,
+            detail=f"no {', '.join(absent)}" if absent else "installed",
+            fix=f"pip install 'orchestrate-ft[{extra}]'" if absent else None,
+        )
+
+
+def settings(ft: Orchestrator) -> Iterator[Check]:
+    """Keys, broken backends, home folder, store, deployments. Raises `StoreError` when the store cannot be
+    used."""
+    for name, host in registry.with_keys(ft.settings).items():
+        where = f" for {host.base_url}" if host.base_url else ""
+        yield Check(
+            check=f"key {name}",
+            ok=True if host.api_key else None,
+            detail=f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
+            fix=None if host.api_key else f"orchestrate keys set {name}",
+        )
+    for name, error in registry.broken(ft.settings).items():
+        yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
+    yield _home(ft.settings.home)
+    runs = count(len(ft.runs(limit=1000)), "run")
+    yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")
+    if deployed := ft.deployments():
+        unproven = [one for one in deployed if one.state.unproven]
+        doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
+        yield Check(
+            check="deployments",
+            ok=not unproven,
+            detail=hourly(deployed) + doubt,
+            fix="orchestrate sync" if unproven else "orchestrate deployments",
+        )
+
+
+def _home(home: Path) -> Check:
+    if not home.is_dir():
+        fix = "check who may write there, or choose another folder with --home"
+        return Check(check="home", ok=False, detail=f"{home} cannot be made", fix=fix)
+    if os.name == "posix" and home.stat().st_mode & 0o077:
+        fix = f"chmod 700 {shlex.quote(str(home))}"
+        return Check(check="home", ok=True, detail=f"{home}, open to other users of this machine", fix=fix)
+    return Check(check="home", ok=True, detail=str(home))
+
+
+def _installed(package: str) -> Check:
+    try:
+        require_recent(package)
+        return Check(check=package, ok=True, detail=version(package))
+    except PackageNotFoundError:
+        return Check(check=package, ok=False, detail="not installed", fix=f"pip install {package}")
+    except SetupError as old:
+        return Check(check=package, ok=False, detail=old.message, fix=old.fix)
