@@ -1,8 +1,8 @@
 """Rows to token ids and the weight that each token has in the loss.
 
-The same code feeds training and `orchestrate data preview`. `orchestrate.data.tokens.turns` finds which tokens
-an assistant message owns. The token that ends the turn is always the assistant's; where a template writes none
-at a row's end, the tokenizer's own is put there.
+The same code feeds training and `orchestrate data preview`. `orchestrate.data.tokens.turns` finds the tokens
+that an assistant message owns. The token that ends the turn is always the assistant's; where a template has
+none at a row's end, the tokenizer's own is put there.
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
     ids, offsets = template.tokens(shown.text)
     weights = shown.weights(offsets, example.messages, row=row, inputs=train_on_inputs)
     notes = shown.notes
-    end = template.tokenizer.eos_token_id
-    put = shown.unended and end is not None
-    if put:
-        ids, weights = [*ids, end], [*weights, weights[-1] if ids else 0.0]
-    if not all(turn.ends for turn in (shown.turns[:-1] if put else shown.turns)):
+    turns = shown.turns
+    if shown.unended and (end := template.tokenizer.eos_token_id) is not None:
+        ids, weights = [*ids, int(end)], [*weights, weights[-1] if ids else 0.0]
+        turns = turns[:-1]
+    if not all(turn.ends for turn in turns):
         notes = (*notes, "no special token ends an assistant message; the model cannot learn to stop")
     return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
 

@@ -229,7 +229,7 @@ def test_a_tokenizer_without_a_template_gets_chatml() -> None:
     of = template(CHATML, FAMILIES["chatml"][1])
     of.tokenizer.chat_template = None
     stand_in = Template(of.tokenizer)
-    assert not stand_in.own
+    assert not stand_in.chats.own
     assert trained(encode(TALK, stand_in), stand_in) == FAMILIES["chatml"][3]
 
 
