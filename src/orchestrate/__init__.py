@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
 
 __version__ = "0.1.0"
 
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
-    "DeploymentHandle": "orchestrate.deployment",
-    "RunHandle": "orchestrate.handle",
-    "Orchestrator": "orchestrate.service",
-    "AsyncOrchestrator": "orchestrate.aio",
-    "JobSpec": "orchestrate.spec",
-    "SFT": "orchestrate.spec",
-    "DPO": "orchestrate.spec",
-    "RFT": "orchestrate.spec",
-    "LoRA": "orchestrate.spec",
-    "QLoRA": "orchestrate.spec",
-    "Full": "orchestrate.spec",
-    "JobStatus": "orchestrate.types",
+    "DeploymentHandle": "deployment",
+    "RunHandle": "handle",
+    "Orchestrator": "service",
+    "AsyncOrchestrator": "aio",
+    "JobSpec": "spec",
+    "SFT": "spec",
+    "DPO": "spec",
+    "RFT": "spec",
+    "LoRA": "spec",
+    "QLoRA": "spec",
+    "Full": "spec",
+    "JobStatus": "types",
 }
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getattr__
@@ -53,10 +54,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getatt
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = late(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

@@ -211,12 +211,14 @@ class DataError(OrchestrateError):
 class TranslationRefused(OrchestrateError):
     exit_code = 2
 
-    def __init__(self, provider: str, settings: Sequence[Setting]) -> None:
+    def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
+        """`overrides`: lines for the spec with which this backend would refuse nothing."""
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
-        super().__init__(
-            "\n".join([f"{provider} cannot keep these settings of the spec:", *lines]),
-            fix=f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})",
-        )
+        fix = f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})"
+        if overrides is not None:
+            fix = f"to go without them on {provider}: orchestrate plan --provider {provider} --fix  writes\n"
+            fix += overrides
+        super().__init__("\n".join([f"{provider} cannot keep these settings of the spec:", *lines]), fix=fix)
         self.provider = provider
         self.settings = tuple(settings)
 

@@ -31,6 +31,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
@@ -141,6 +142,10 @@ class RunHandle:
     def checkpoints(self) -> list[Checkpoint]:
         """Those in the store."""
         return self._ft.store.history.checkpoints(self.id)
+
+    def rendered(self) -> list[RowTokens]:
+        """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
+        return list(self._here().rendered(self.record.handle))
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
@@ -261,7 +266,7 @@ class RunHandle:
         what came of it.
         """
         from orchestrate import trust
-        from orchestrate.tracking.deploying import Terms
+        from orchestrate.tracking.hosting.deployer import Terms
 
         self.provider.require(Feature.DEPLOY)
         trust.require_to_spend(self._ft.settings, self.provider)
@@ -368,12 +373,12 @@ class RunHandle:
 
     def _used(self) -> None:
         """A deployment that is asked is not idle."""
-        from orchestrate.tracking import deployment_states
+        from orchestrate.tracking.hosting import states
 
         known = self.deployment()
         if known is not None and not known.record.state.over:
             now = self._ft.store.clock.now()
-            self._ft.store.deployments.apply(known.id, lambda d: deployment_states.used(d, now))
+            self._ft.store.deployments.apply(known.id, lambda d: states.used(d, now))
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

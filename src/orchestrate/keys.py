@@ -198,7 +198,7 @@ def forget_in_keyring(name: str) -> bool:
         _keyring().delete_password(_SERVICE, name)
     except Exception as error:
         raise SetupError(
-            f"the keyring did not remove the key ({type(error).__name__})", fix="unlock it, then again"
+            f"the keyring did not remove the key ({type(error).__name__})", fix="unlock it, then try again"
         ) from error
     return True
 

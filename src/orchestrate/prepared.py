@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
+from orchestrate.providers.overrides import overrides
 from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
 
 if TYPE_CHECKING:
@@ -42,10 +43,14 @@ class Offer:
         `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
-            raise TranslationRefused(self.provider, refused)
+            from orchestrate import specfile
+
+            fields = self.translation.overrides
+            lines = None if fields is None else specfile.overrides_block(self.provider, fields)
+            raise TranslationRefused(self.provider, refused, overrides=lines)
         if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
             raise DataError(
-                f"the data is not fit for {self.provider}: {len(errors)} error(s)",
+                f"the data is not fit for {self.provider}: {text.count(len(errors), 'error')}",
                 problems=errors,
                 fix=f"orchestrate check --provider {self.provider}",
             )
@@ -167,7 +172,8 @@ def translated(
     try:
         own = spec.on(name)
         own = terms.continued(own, name)
-        return own, provider.translate(own)
+        found = provider.translate(own)
+        return own, replace(found, overrides=overrides(own, found, provider.translate))
     except SpecError as error:
         return own, _refusal(name, "model", spec.model, error)
     except UsageError as error:

@@ -130,10 +130,10 @@ class Profile:
         if not shut or self.closed(today):
             return None
         told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
-        end = f", and is to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
+        end = f", and will be to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
         return (
             f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
-            "only a submit tells whether your account is one of them"
+            "only a submit shows whether your account is one of them"
         )
 
     def closed(self, today: date) -> str | None:
@@ -141,7 +141,7 @@ class Profile:
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
-        return f"{self.title} takes no new fine-tuning jobs since {since}"
+        return f"{self.title} has taken no new fine-tuning jobs since {since}"
 
 
 @cache
@@ -189,7 +189,7 @@ def profile(kind: str) -> Profile:
     except Exception as error:
         raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind:
-        raise not_loaded(kind, f"{point.value} is no Profile of the kind {kind}")
+        raise not_loaded(kind, f"{point.value} is not a Profile of the kind {kind}")
     return found
 
 

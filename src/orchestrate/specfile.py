@@ -125,6 +125,70 @@ def anchored(spec: JobSpec) -> JobSpec:
     return spec.model_copy(update=full)
 
 
+def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:
+    """The lines of a spec by which one backend gets other fields than the rest."""
+    return "\n".join(["overrides:", f"  {provider}:", *(f"    {line}" for line in _lines(fields))])
+
+
+def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
+    """The text of the file with `fields` under `overrides:` of one backend; all else stays as it was written.
+
+    Raises `SpecError` with the lines to write where the file's form does not allow that.
+    """
+    before = path.read_bytes().decode("utf-8")
+    values, _ = _parse(before, path)
+    every = _as_table(values.get("overrides"))
+    wanted = {**values, "overrides": {**every, provider: {**_as_table(every.get(provider)), **fields}}}
+    after = _inserted(before, provider, fields)
+    try:
+        found = yaml.safe_load(after)
+    except yaml.YAMLError:
+        found = None
+    if found != wanted:
+        raise SpecError(
+            f"{path} is written in a form into which these lines cannot be put; write them yourself:",
+            errors=[f"  {line}" for line in overrides_block(provider, fields).splitlines()],
+        )
+    return after
+
+
+def _inserted(text: str, provider: str, fields: Mapping[str, Any]) -> str:
+    """`text` with the fields below `overrides:`; where its form is another, this is not what was wanted."""
+    lines = text.splitlines(keepends=True)
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    if lines and lines[-1].splitlines()[0] == lines[-1]:
+        lines[-1] += end
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    block = [line.removeprefix("  ") for line in overrides_block(provider, fields).splitlines()[1:]]
+    overrides = _entry(root, "overrides")
+    if overrides is None:
+        at, new = len(lines), ["overrides:", *(f"  {line}" for line in block)]
+    else:
+        indent, own = _indent(overrides[1]), _entry(overrides[1], provider)
+        if own is None:
+            at, new = overrides[0] + 1, [f"{indent}{line}" for line in block]
+        else:
+            indent = _indent(own[1])
+            at, new = own[0] + 1, [f"{indent}{line}" for line in _lines(fields)]
+    return "".join([*lines[:at], *(f"{line}{end}" for line in new), *lines[at:]])
+
+
+def _entry(node: Any, name: str) -> tuple[int, Any] | None:
+    """The line of a key of a mapping, and its value."""
+    pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+    return next(((k.start_mark.line, v) for k, v in pairs if k.value == name), None)
+
+
+def _indent(node: Any) -> str:
+    first = node.value[0][0] if isinstance(node, yaml.MappingNode) and node.value else None
+    return " " * (first.start_mark.column if first else 2)
+
+
+def _lines(fields: Mapping[str, Any]) -> list[str]:
+    flow = {n: yaml.safe_dump(v, default_flow_style=True, width=10_000) for n, v in fields.items()}
+    return [f"{name}: {value.splitlines()[0]}" for name, value in flow.items()]
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of the YAML file, for editors."""
     schema = JobSpec.model_json_schema()

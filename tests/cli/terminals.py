@@ -44,6 +44,9 @@ class Terminal:
             elif ended in ready:
                 return
 
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
     def until(self, word: bytes) -> None:
         until(lambda: word in self.shown, f"{word!r} on the terminal")
 

@@ -41,7 +41,8 @@ def creates(sandbox: Sandbox) -> int:
 
 
 def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> None:
-    shown = cli("plan", "--provider", "openai", "--set", "schedule=cosine", "--set", "batch_size=max")
+    asked = ("--set", "schedule=cosine", "--set", "batch_size=max")
+    shown = cli("plan", "--provider", "openai", *asked, COLUMNS="200")
     assert shown.code == 2
     lines = shown.out.splitlines()
 
@@ -59,7 +60,10 @@ def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> Non
         ("together", "adapter.type=qlora", 2),
         ("fireworks", "adapter.type=qlora", 2),
         ("local", "adapter.type=qlora", 0),
-        ("openai", "batch_size=max", 0),  # mapped, and it means the same
+        ("openai", "batch_size=max", 2),  # OpenAI chooses by the size of the file
+        ("together", "schedule=constant", 0),  # mapped, and it means the same
+        ("fireworks", "provider_options.fireworks.unheard_of=1", 2),  # nothing that is published names it
+        ("fireworks", "provider_options.fireworks.region=US_IOWA_1", 0),
     ],
 )
 def test_strict_refuses_what_is_mapped_but_not_exactly(
@@ -200,3 +204,23 @@ def test_a_second_machine_is_checked_by_this_one_s_rules_under_its_own_name(cli:
         ("box",),
         (),
     }
+
+
+def test_a_refusal_prints_the_lines_that_let_the_spec_run_and_fix_writes_them(
+    cli: Cli, project: Path, sandbox: Sandbox
+) -> None:
+    spec = project / "finetune.yaml"
+    spec.write_text(
+        spec.read_text() + "# mine\nadapter: {type: lora, r: 16}\nschedule: cosine  # half a wave\n"
+    )
+    before = spec.read_text()
+    refused = cli("submit", "--provider", "openai", "--yes", **sandbox.env)
+    lines = ["overrides:", "  openai:", "    schedule: null", "    adapter: {type: lora}"]
+    assert refused.code == 2 and all(line in refused.err for line in lines)
+    assert cli("plan", "--provider", "openai").code == 2
+    assert cli("plan", "--provider", "openai", "--fix", "--set", "seed=1").code == 2
+    assert spec.read_text() == before
+    assert cli("plan", "--provider", "openai", "--fix").code == 0
+    assert spec.read_text() == before + "\n".join(lines) + "\n"
+    assert cli("submit", "--provider", "openai", "--yes", **sandbox.env).code == 0
+    assert cli("plan", "--provider", "together", "--json").json[0]["overrides"] is None

@@ -143,7 +143,7 @@ def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
     ask = ("quote", "--provider", "together,local", "--set", f"model.local={TINY}")
     for flag in ("together:sft_lora@qwen3-8b=0.2", "fireworks:sft_lora=1", "local:owned@B200=3"):
         found = cli(*ask, "--rate", flag)
-        assert found.code == 2 and f"--rate {flag} is the price of nothing" in found.err
+        assert found.code == 2 and f"--rate {flag} is a price of nothing" in found.err
         assert "together:sft_lora" in found.err and "local:owned@" in found.err
     priced = cli(*ask, "--rate", "together:sft_lora@qwen3.5-9b=50", "--rate", "local:owned=3600", "--json")
     quotes = {q["provider"]: q["lines"][0] for q in priced.json}

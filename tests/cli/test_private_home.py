@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.paths import TINY
+from tests.cli.conftest import Cli
+from tests.cli.terminals import Terminal, until, watchers
+from tests.paths import ROOT, TINY
 
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 RUN_ALL = """
@@ -98,3 +102,34 @@ def test_a_whole_life_leaves_nothing_to_others(
     assert stat.S_IMODE(home.stat().st_mode) == 0o755, (
         "the mode of a home that was there is its owner's choice"
     )
+
+
+OLD_STORE = ROOT / "tests" / "faults" / "store" / "schemas" / "schema-2.sql"
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_what_a_migration_and_a_background_watcher_leave_is_their_owners(
+    tmp_path: Path, cli: Cli, cli_env: dict[str, str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o755)
+    with sqlite3.connect(home / "runs.sqlite3") as raw:
+        raw.executescript(OLD_STORE.read_text())
+    raw.close()
+    (home / "runs.sqlite3").chmod(0o600)  # files that are there keep their mode
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in ROWS))
+    waits = Durations(file=0.0, validating=300.0, queued=300.0, training=300.0, finalizing=1.0)
+    with running(home=tmp_path / "sandbox", train=False, waits=waits) as hosts:
+        words = ["submit", "-p", "openai", "--yes", "--model", "gpt-4.1-mini", "--train", "train.jsonl"]
+        assert cli(*words, **hosts.env).code == 0
+        terminal = Terminal(cli_env | dict(hosts.env) | {"TERM": "xterm"}, tmp_path, "watch", "last")
+        until(lambda: watchers(tmp_path), "the background watcher")
+        terminal.close()
+        left = {str(path.relative_to(home)) for path in home.rglob("*")}
+        try:
+            assert any(name.startswith("watchers/") for name in left)
+            assert "runs.sqlite3.schema-2.backup" in left
+            assert {name: mode for name, mode in open_to_others(home).items() if name in left} == {}
+        finally:
+            assert cli("watch", "--stop", **hosts.env).code == 0
+    assert open_to_others(home) == {}

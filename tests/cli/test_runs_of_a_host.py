@@ -66,6 +66,21 @@ def test_the_json_of_a_run_fits_its_schemas(cli: Cli, project: Path, host: dict[
     assert ODD in cli("show", "last", **host).out
 
 
+def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, host: dict[str, str]) -> None:
+    asked = ("--model", "qwen3-8b", "--yes", "--watch")
+    assert cli("submit", "-p", "fireworks", *asked, cwd=project, **host).code == 0
+    shown = cli("data", "preview", "last", "--row", "2", "--json", **host)
+    assert shown.code == 0, shown.err
+    jsonschema.validate(shown.json, of("data preview"))
+    [row] = shown.json["rows"]
+    said = "".join(token["text"] for token in row["tokens"] if token["weight"])
+    assert row["row"] == 2 and "a1" in said and "q1" not in said
+    assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
+    none = cli("data", "preview", "last", **host)
+    assert none.code == 2 and "does not show which tokens" in none.err
+    assert "--model" in cli("data", "preview", "train.jsonl", cwd=project).err
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     cli: Cli, project: Path, host: dict[str, str]
 ) -> None:

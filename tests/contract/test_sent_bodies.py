@@ -1,69 +1,30 @@
-"""Create requests as they were sent, against the parameter types of the official SDKs."""
+"""Create requests as they were sent, against the parameter types of the official SDKs, with unknown fields
+forbidden. What the SDKs do not have is judged by `test_published_specs.py`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from tests.contract.backends import ABSENT, TRAINED, Backend, methods, named
+from tests.contract.known_fields import of_sdk, sdk_type, tables
 from tests.contract.sent import bodies, full_spec
 
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.types import Outcome
+from orchestrate.types import Authority, Outcome
 
-
-def openai_fields(method: str) -> tuple[Mapping[str, Any], frozenset[str]]:
-    from openai.types.fine_tuning import JobCreateParams
-
-    return _of_typed_dict(JobCreateParams)
-
-
-def together_fields(method: str) -> tuple[Mapping[str, Any], frozenset[str]]:
-    from together.lib.types.fine_tuning import FinetuneRequest
-
-    # What the SDK always fills in from its own defaults may be left to the host's.
-    fields = {name: field.annotation for name, field in FinetuneRequest.model_fields.items()}
-    return fields, frozenset({"training_file"})
-
-
-def fireworks_fields(method: str) -> tuple[Mapping[str, Any], frozenset[str]]:
-    from fireworks.types import (
-        DpoJobCreateParams,
-        ReinforcementFineTuningJobCreateParams,
-        SupervisedFineTuningJobCreateParams,
-    )
-
-    kinds: dict[str, Any] = {
-        "sft": SupervisedFineTuningJobCreateParams,
-        "dpo": DpoJobCreateParams,
-        "rft": ReinforcementFineTuningJobCreateParams,
-    }
-    fields, required = _of_typed_dict(kinds[method])
-    return {**fields, **(GATEWAY_ONLY if method == "sft" else {})}, required
-
-
-GATEWAY_ONLY = {
-    "lora_alpha": int,
-    "lora_dropout": float,
-    "lora_target_modules": list[str],
-    "lr_scheduler": dict[str, Any],
+USUAL: Mapping[str, Any] = {
+    "n_epochs": 1,
+    "learning_rate": 1e-5,
+    "warmup_ratio": 0.0,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
 }
-"""Fields of Fireworks' SFT jobs that its API takes and the SDK does not name yet."""
-
-
-def _of_typed_dict(kind: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
-    return get_type_hints(kind), kind.__required_keys__
-
-
-FIELDS: Mapping[str, Callable[[str], tuple[Mapping[str, Any], frozenset[str]]]] = {
-    "openai": openai_fields,
-    "together": together_fields,
-    "fireworks": fireworks_fields,
-}
+"""What Together's SDK always fills in from its own defaults may be left to the host's."""
 
 
 def snake(value: Any) -> Any:
@@ -71,6 +32,31 @@ def snake(value: Any) -> Any:
     if isinstance(value, dict):
         return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", k).lower(): snake(v) for k, v in value.items()}
     return [snake(v) for v in value] if isinstance(value, list) else value
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner and key not in ("grader", "metadata"):
+            yield from paths(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def without(body: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A copy without a dotted field, and without what that leaves empty."""
+    name, _, below = field.partition(".")
+    found = dict(body)
+    if below and isinstance(found.get(name), dict):
+        found[name] = without(found[name], below)
+    if name in found and (not below or found[name] == {}):
+        del found[name]
+    return found
+
+
+def validate(host: str, method: str, body: Mapping[str, Any]) -> None:
+    kind = sdk_type(host, method)
+    asked = snake(body) if host == "fireworks" else {**USUAL, **body} if host == "together" else body
+    TypeAdapter(kind).validate_python(asked, extra="forbid")
 
 
 @pytest.mark.parametrize(**named(ABSENT))
@@ -89,14 +75,51 @@ def test_bodies_have_the_sdks_types(
     sandbox: Sandbox,
     method: str,
 ) -> None:
-    provider = make(hosted)
-    fields, required = FIELDS[hosted.name](method)
+    provider, table = make(hosted), tables(hosted.name, method)
     for _, sent in bodies(hosted, provider, files, sandbox, method):
-        body = snake(sent) if hosted.name == "fireworks" else sent
-        assert required <= body.keys()
-        for name, value in body.items():
-            assert name in fields, f"{name} is no parameter of the SDK"
-            TypeAdapter(fields[name]).validate_python(value)
+        assert [path for path in paths(sent) if table.authority(path) is Authority.NONE] == []
+        of_the_sdk = sent
+        for name, authority in table.names.items():
+            if authority is not Authority.SDK:
+                of_the_sdk = without(of_the_sdk, name)
+        validate(hosted.name, method, of_the_sdk)
+        with pytest.raises(ValidationError, match="extra_forbidden"):
+            validate(hosted.name, method, {**of_the_sdk, "loraAlpha": 16})
+
+
+@pytest.mark.parametrize(**named(TRAINED))
+def test_the_tables_have_the_fields_of_the_sdks(hosted: Backend, method: str) -> None:
+    """Each parameter of a create call is sent, told in the plan, or can be written in `provider_options`."""
+    assert set(tables(hosted.name, method).sdk.split()) == of_sdk(hosted.name, method)
+
+
+@pytest.mark.parametrize(**named(TRAINED))
+def test_each_field_of_an_sdk_can_be_had(
+    hosted: Backend, make: Callable[[Backend], Provider], files: dict[str, str], method: str
+) -> None:
+    """By a setting of the spec, or by `provider_options`, but for those that are Orchestrate's to fill."""
+    provider = make(hosted)
+    for field in sorted(of_sdk(hosted.name, method)):
+        value: Any = "x"
+        for key in reversed(field.split(".")):
+            value = {key: value}
+        spec = hosted.spec(files, method, provider_options={hosted.name: value})
+        row = {s.name: s for s in provider.translate(spec).settings}[f"provider_options.{field}"]
+        if row.outcome is Outcome.REFUSED:
+            assert row.rule and re.search("Orchestrate sets this|spec already sends", row.rule), field
+        else:
+            assert (row.outcome, row.authority) == (Outcome.KEPT, Authority.SDK), field
+
+
+@pytest.mark.parametrize(**named(TRAINED))
+def test_strict_refuses_a_field_that_nothing_names(
+    hosted: Backend, make: Callable[[Backend], Provider], files: dict[str, str], method: str
+) -> None:
+    options = {hosted.name: {"unheard_of": {"deep": 1}}}
+    translation = make(hosted).translate(hosted.spec(files, method, provider_options=options))
+    [row] = [s for s in translation.inexact if s.name.startswith("provider_options")]
+    assert row.authority is Authority.NONE and row.rule and "names this field" in row.rule
+    assert row not in translation.refused
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "rft"])

@@ -67,6 +67,8 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
+        ("model: m\ntrain: t\nsuffix: v2-ORC-1qrn0nq0kvxa\n", "line 3: suffix: 'orc-1qrn0nq0kvxa' in it"),
+        ("model: m\ntrain: t\nsuffix: orc_1qrn0nq0kvxab\n", "line 3: suffix: 'orc_1qrn0nq0kvxa' in it"),
         (
             "model: 3\ntrain: 4\n",
             "line 1: model: must be a name, or a mapping with a name for each backend, got 3",
@@ -104,7 +106,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, undesirable_weight: 0}\n",
             "method.undesirable_weight: Input should be greater than 0",
         ),
-        ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: no setting of sft, but of dpo"),
+        ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: a setting of dpo, not of sft"),
         (
             "model: m\ntrain: t\noverrides:\n  local:\n    epochs: many\n",
             "line 5: overrides.local.epochs: must be a whole number, got 'many'",

@@ -232,6 +232,18 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
     return text
 
 
+def ended_method(provider: str, method: str, today: date) -> str | None:
+    """Why a method of a host's API is of no use any more: no model is left that it tunes so. `None` where one
+    is, or where the catalog does not list the host's models."""
+    hosts = ((model, model.hosts.get(provider)) for model in all_models())
+    offered = [(model, host) for model, host in hosts if host and method in host.methods]
+    open_now = (host for _, host in offered if host.tunable != "no")
+    if not offered or any(host.shutdown is None or host.shutdown >= today for host in open_now):
+        return None
+    model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
+    return f"its last model for it, {model.name}, ended on {last.shutdown}"
+
+
 def comparison() -> Model:
     """The model that prompting is compared with unless another is named."""
     return find(_catalog().comparison)

@@ -10,6 +10,7 @@ import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.options import grouped
+from orchestrate.text import count
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
@@ -97,9 +98,9 @@ def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Own
 def _show(found: Advice, name: str) -> None:
     f = found.facts
     out.print(
-        f"{name}: {f.rows:,} {f.kind} rows, on average {f.prompt_tokens:,.0f} tokens of prompt and "
-        f"{f.answer_tokens:,.0f} of answer; {f.distinct_answers:,} distinct answers; {f.copied_share:.0%} of "
-        f"their words are in the prompts; {f.json_share:.0%} are JSON; "
+        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} tokens of prompt and "
+        f"{f.answer_tokens:,.0f} of answer; {count(f.distinct_answers, 'distinct answer')}; "
+        f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
         f"{f.duplicate_share:.0%} of the rows repeat",
     )
     for text in found.warnings:

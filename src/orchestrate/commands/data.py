@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, note, print_json, settings_of
+from orchestrate.commands.console import Json, note, orchestrator, print_json, settings_of
 from orchestrate.commands.data_copies import convert, dedupe, split
 from orchestrate.commands.data_generation import generate, review
 from orchestrate.commands.data_options import (
@@ -27,6 +27,7 @@ from orchestrate.commands.data_options import (
 )
 from orchestrate.commands.data_views import show_check, show_inspect, show_preview
 from orchestrate.commands.options import grouped
+from orchestrate.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -78,7 +79,7 @@ class Wanted:
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
     ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="What is not read is an error.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Whatever is not read is an error.")] = False
 
 
 @app.command()
@@ -118,7 +119,7 @@ def check(
     else:
         show_check(report, fixed)
         if not options.near:
-            note("near duplicates were not looked for: --near does, in about twice the time")
+            note("near duplicates were not looked for; --near looks for them and takes about twice as long")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -141,29 +142,37 @@ class Shown:
 @app.command()
 @grouped
 def preview(
-    file: FileArg,
-    model: Annotated[
-        str, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
-    ],
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host shows rows.")],
     *,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
+    ] = None,
     shown: Shown,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
     json: Json = False,
 ) -> None:
-    """The tokens of rows as the model sees them, the trained ones marked; the code is the local engine's."""
+    """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
+    run by its host's own account of them."""
     from orchestrate.service import data
 
-    report = data.read_preview(
-        file,
-        model,
-        shown.row,
-        shown.rows,
-        shown.max_length,
-        shown.train_on_inputs,
-        columns_read(columns, ignored),
-    )
+    if model is None and not Path(file).exists():
+        with orchestrator(context) as ft:
+            report = data.rows_of_run(ft, file, shown.row, shown.rows)
+    elif model is None:
+        raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
+    else:
+        report = data.read_preview(
+            file,
+            model,
+            shown.row,
+            shown.rows,
+            shown.max_length,
+            shown.train_on_inputs,
+            columns_read(columns, ignored),
+        )
     if html is not None:
         html.write_text(data.html(report), encoding="utf-8")
         note(f"written: {html}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from orchestrate.errors import UsageError
+
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
@@ -73,6 +75,17 @@ class SpecOptions:
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
     ] = None
+
+    @property
+    def file(self) -> Path:
+        """The file that the spec is read from. Raises `UsageError` where flags give some of it."""
+        from orchestrate import specfile
+
+        path = self.spec or Path(specfile.DEFAULT_NAME)
+        given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
+        if any(value is not None for value in given) or not path.exists():
+            raise UsageError("--fix changes the spec's file: give the file, and no settings beside it")
+        return path
 
     def read(self, *, max_cost: str | None = None) -> JobSpec:
         """Raises `SpecError`."""

@@ -17,7 +17,7 @@ from orchestrate.commands.rates import RateOpt, of_flags
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
 from orchestrate.text import count, money, size
-from orchestrate.types import MemoryPlan, Outcome, Problem, Quote, Severity, Translation
+from orchestrate.types import Authority, MemoryPlan, Outcome, Problem, Quote, Setting, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.quoting import LivePrice, Ownership
@@ -32,7 +32,7 @@ _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.I
 _SHOWN = 40
 
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host says it beforehand.")
+    float | None, typer.Option(min=0, help="What an RFT job is assumed to need; no host says so beforehand.")
 ]
 
 
@@ -71,6 +71,9 @@ def plan(
         float | None,
         typer.Option(metavar="GIB", help="Plan for a GPU of this size, not for what this machine has."),
     ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write into the spec what each backend has to go without.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """What each setting of the spec becomes on each backend, and the memory that training takes where it is
@@ -80,6 +83,8 @@ def plan(
             local = {**ft.settings.local, "gpu_memory_gib": gpu_memory}
             ft.settings = dataclasses.replace(ft.settings, local=local)
         translations = ft.plan(asked.read(), provider)
+        if fix and _fix(asked, translations):
+            translations = ft.plan(asked.read(), provider)
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
@@ -87,6 +92,19 @@ def plan(
             _show_translation(translation)
     if any(t.inexact if strict else t.refused for t in translations):
         raise typer.Exit(2)
+
+
+def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
+    """Whether something was written into the spec's file."""
+    from orchestrate import specfile
+    from orchestrate.files import write_whole
+
+    path = asked.file
+    fixable = {t.provider: t.overrides for t in translations if t.overrides is not None}
+    for name, fields in fixable.items():
+        write_whole(path, specfile.with_overrides(path, name, fields).encode())
+        note(f"{path}: overrides for {name} written: {', '.join(fields)}")
+    return bool(fixable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +227,30 @@ def _show_translation(translation: Translation) -> None:
             _value(s.asked),
             Text(f"{s.outcome.value}{mark}", style),
             _value(s.sent) if s.sent != s.asked or s.wire else "",
-            Text(s.wire or "", "dim"),
+            _field(s),
             s.rule or "",
         )
     out.print(Text.assemble((translation.provider, "bold"), f"  {translation.model}"))
     out.print(rows)
+    if any(s.authority is not None for s in translation.settings):
+        note("fields are of the types of the host's SDK, unless it is said from where else they are known")
+    if translation.overrides is not None:
+        from orchestrate import specfile
+
+        note(f"with these lines it runs on {translation.provider} (--fix writes them):")
+        out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
     if translation.memory is not None:
         show_memory(translation.memory)
     out.print()
+
+
+def _field(setting: Setting) -> Text:
+    """The field that carries it, and from where that is known where it is not the SDK."""
+    wire, authority = setting.wire or "", setting.authority
+    if authority in (None, Authority.SDK):
+        return Text(wire, "dim")
+    unknown = authority is Authority.NONE
+    return Text.assemble((wire, "dim"), " ", (f"({authority})", "red" if unknown else "yellow"))
 
 
 def show_memory(plan: MemoryPlan) -> None:

@@ -122,6 +122,7 @@ class Backend(TypedDict):
     sandbox: bool
     features: list[str]
     missing: dict[str, str]
+    ended: dict[str, str]
 
 
 class SandboxUp(TypedDict):

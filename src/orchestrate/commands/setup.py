@@ -6,8 +6,9 @@ import json as jsonlib
 import os
 import re
 import sys
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -27,6 +28,9 @@ from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageEr
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
 from orchestrate.types import Feature
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 """A server that generates data is named so in the key file."""
@@ -84,19 +88,21 @@ def keys_set(
     ] = False,
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
-    pipe. The environment goes before both."""
+    pipe. The environment takes precedence over both."""
     from orchestrate.service import backends
 
     if value or value_option is not None:
         raise UsageError(
             "a key on the command line is seen by every program of this machine and kept in the shell's "
-            "history; it was not taken. Treat it as known to others",
+            "history; it was not stored. Treat it as known to others",
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
     known = [*backends.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
-        raise UsageError(f"no key has this name (it may be a key: not shown); known: {', '.join(known)}")
+        raise UsageError(
+            f"there is no key of this name (not shown, as it may be a key itself); known: {', '.join(known)}"
+        )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
         raise UsageError("the key is empty; nothing was written")
@@ -175,7 +181,7 @@ def keys_trust(
         bool, typer.Option("--project", help="The prices, store and budget of this folder's project.")
     ] = False,
 ) -> None:
-    """Let a key go to a further host. Each key is tied to the host that it was first used with. With
+    """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
     --project: let the files of a project say what is spent, as they are now."""
     settings = settings_of(context)
     if project:
@@ -203,7 +209,7 @@ def _trust_project(settings: config.Settings) -> None:
     if files:
         trust.trusted(settings).add(files)
     names = ", ".join(map(str, files))
-    note(f"trusted until changed: {names}" if files else "no file of a project here says what is spent")
+    note(f"trusted until changed: {names}" if files else "no project file here decides what is spent")
 
 
 def _tie(key: str, url: str) -> None:
@@ -252,7 +258,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def providers(context: typer.Context, json: Json = False) -> None:
-    """Backends, and what each of them can do; what is absent says why."""
+    """Backends, what each of them can do, and why something is missing."""
+    today = date.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
         if json:
@@ -265,6 +272,7 @@ def providers(context: typer.Context, json: Json = False) -> None:
                         "sandbox": b.sandbox,
                         "features": sorted(b.features),
                         "missing": {f.value: reason for f, reason in b.missing.items()},
+                        "ended": {f.value: reason for f, reason in b.ended(today).items()},
                     }
                     for b in backends
                 ]
@@ -275,12 +283,20 @@ def providers(context: typer.Context, json: Json = False) -> None:
         for feature in Feature:
             shown.add_row(
                 feature.value.replace("_", " "),
-                *(Text("yes", "green") if feature in b.features else Text("-", "dim") for b in backends),
+                *(_has(b, feature, today) for b in backends),
             )
         out.print(shown)
         for b in backends:
             for feature, reason in b.missing.items():
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+            for feature, reason in b.ended(today).items():
+                note(f"{b.config.name} has no {feature.value} any more: {reason}")
+
+
+def _has(backend: Provider, feature: Feature, today: date) -> Text:
+    if feature in backend.ended(today):
+        return Text("ended", "yellow")
+    return Text("yes", "green") if feature in backend.features else Text("-", "dim")
 
 
 def plugins(json: Json = False) -> None:
@@ -291,7 +307,7 @@ def plugins(json: Json = False) -> None:
     if json:
         print_json(rows)
     elif not rows:
-        note("no package adds a backend; docs/plugins.md says how one does")
+        note("no installed package adds a backend; docs/plugins.md says how to write one")
     else:
         shown = table("backend", "package", "version", "profile", "")
         for row in rows:

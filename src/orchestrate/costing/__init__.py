@@ -1,36 +1,9 @@
 """Quotes, bills and what a tuned model costs to run: arithmetic over rates that are data. Money is `Decimal`.
 
-For a hosted backend (its `translate` gives the settings in effect, `catalog.resolve` the model):
-
-    quote_tokens_job(Work(provider, profile, spec, data, translation, resolved), *, prices=None,
-                     gpu_hours=None, sandbox=False) -> Quote
-    bill(job, *, profile, spec, resolved, quote=None, hourly=None, prices=None, now=None) -> Bill | None
-
-`Prices(name, book, on)` says under which name, in which book and for which day a rate is looked up. A quote
-without a known price has `unavailable` set. Settings are read from the translation's rows named `epochs`,
-`evals`, `packing` and `max_seq_length`; "auto" epochs mean that the host decides.
-
-For a machine that is paid by the hour:
-
-    local_rate(device="cpu", count=1) -> HourlyRate     electricity, or what the user set for `local`
-    rental_rate("runpod", "H100 SXM", count=1, tier=None) -> HourlyRate
-    quote_hours_job(Work(...), *, speed=Speed(...), hourly, startup_seconds=30, answers=None) -> Quote
-    bill(..., hourly=...)                               measured hours x rate
-
-For the service and the commands:
-
-    bill_run(run, job, prices=None) -> Bill | None      `bill` for a tracked run, from its own quote
-    tokenizer_for(resolved) -> str                      the counter that quotes use, for `Dataset.tokens`
-    check_budget(quote, max_cost_usd=, budget_usd=, used_usd=)    raises `OverBudget`
-    spending(run) -> Spending, which `Store.spending` sums; over_cap(run, bill) -> bool
-    reconcile(run) -> Reconciliation | None; accuracy(runs) -> list[Accuracy]
-    own(quote, Use(traffic, months=6, ...), *, resolved, profile, hourly=None, prices=None) -> Ownership
-    Traffic.parse("20k req/day, 900 in, 150 out"); base_price("gpt-4.1", traffic, saved_tokens=0) -> BasePrice
-    serving_terms(provider, model) -> str | None; cheapest(totals) -> Ownership | None; quoted_hour(quote)
-    age_days(quote, today) -> int | None; worst_confidence(quote) -> Confidence
-
-    user_book([settings.home, ...], ["local:owned=0.4"]) -> RateBook    under rates.yaml files, then --rate
-    built_in() -> RateBook; load(path) -> list[Rate]; parse_flag(text, today) -> Rate
+A job is `Work`, by tokens (`quote_tokens_job`) or by hours (`quote_hours_job`); `Prices(name, book, on)` says
+under which name, in which book and for which day a rate is looked up. A quote without a known price has
+`unavailable` set. Settings are read from the translation's rows named `epochs`, `evals`, `packing` and
+`max_seq_length`; "auto" epochs mean that the host decides.
 """
 
 from orchestrate.costing.bills import (

@@ -157,22 +157,8 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     if job.started_at is None or end is None:
         return None
     hours = max(Decimal(str((end - job.started_at).total_seconds())), Decimal(0)) / 3600
-    usd = rounded(hours * hourly.usd_per_hour)
-    entry = QuoteLine(
-        component=hourly.component,
-        quantity=hours.quantize(Decimal("0.000001")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded(hours * hourly.low_usd_per_hour),
-        usd=usd,
-        usd_high=rounded(hours * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-        own=hourly.own,
-    )
-    return Bill(usd=usd, origin="measured hours x rate", lines=(entry,), final=final)
+    entry = hourly.line(hours, "0.000001")
+    return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
 
 
 def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:

@@ -190,7 +190,7 @@ def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup]) -> None:
             continue
         flags = sorted({flag for lookup in lookups for flag in lookup.flags})
         raise UsageError(
-            f"{rate.own} is the price of nothing that is quoted here",
+            f"{rate.own} is a price of nothing that is quoted here",
             fix=f"give one of {', '.join(flags)}" if flags else "leave it out",
         )
 
@@ -298,7 +298,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
             f"{name}: a rate file needs the fields provider and rates, and may have sources, and as undated "
-            "the keys of those that do not say from when they are"
+            "the keys of those without a date"
         )
     values = cast("dict[str, Any]", document)
     sources: dict[str, str] = values.get("sources") or {}

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from orchestrate.costing.budget import Spending
+from orchestrate.text import limit
 from orchestrate.types import Deployment
 
 OPEN_END_HOURS = Decimal(24)
@@ -70,5 +71,5 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
         return f"its {most.normalize():f} hours are over"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and spent is not None and spent >= cap:
-        return f"it has cost its ${cap:f}, by the hours that it was up"
+        return f"it has cost its {limit(cap)}, by the hours that it was up"
     return None

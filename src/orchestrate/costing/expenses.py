@@ -139,7 +139,7 @@ def exact(usd: Decimal) -> Decimal:
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
     """Those of a month as `2026-11`, by default all. Raises `UsageError`."""
     if month is not None and not _MONTH.fullmatch(month):
-        raise UsageError(f"{month!r} is no month", fix="write it as 2026-11")
+        raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 

@@ -56,6 +56,31 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     own: str | None = None
     """Where the user's own price is from; `None` for a published one."""
 
+    def line(
+        self,
+        hours: Decimal,
+        places: str,
+        *,
+        component: str | None = None,
+        low: Decimal | None = None,
+        high: Decimal | None = None,
+    ) -> QuoteLine:
+        """`hours` of it, shown to `places`; `low` and `high` are the least and the most hours."""
+        return QuoteLine(
+            component=component or self.component,
+            quantity=hours.quantize(Decimal(places)),
+            unit="usd_per_hour",
+            usd_per_unit=self.usd_per_hour,
+            usd_low=rounded((hours if low is None else low) * self.low_usd_per_hour),
+            usd=rounded(hours * self.usd_per_hour),
+            usd_high=rounded((hours if high is None else high) * self.high_usd_per_hour),
+            note=self.label,
+            source=self.source,
+            as_of=self.as_of,
+            confidence=self.confidence,
+            own=self.own,
+        )
+
 
 class _Hardware(msgspec.Struct, frozen=True):
     host_watts: int
@@ -103,9 +128,7 @@ def local_rate(
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
         raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
-    label = (
-        f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware is taken as paid for"
-    )
+    label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
     return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
 
 
@@ -186,20 +209,7 @@ def quote_hours_job(
     slowest = most * (1 + tokens) / (1 - spread)
     seconds = likely + start
     hours = seconds / 3600
-    entry = QuoteLine(
-        component=hourly.component,
-        quantity=hours.quantize(Decimal("0.0001")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded((fastest + start) / 3600 * hourly.low_usd_per_hour),
-        usd=rounded(hours * hourly.usd_per_hour),
-        usd_high=rounded((slowest + start) / 3600 * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-        own=hourly.own,
-    )
+    entry = hourly.line(hours, "0.0001", low=(fastest + start) / 3600, high=(slowest + start) / 3600)
     return summed(
         provider=work.provider,
         model=work.resolved.name,

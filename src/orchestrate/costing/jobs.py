@@ -175,7 +175,7 @@ def _quote_rft(provider: str, resolved: ModelOnHost, hours: Decimal | None, pric
         return Quote(
             provider=provider,
             model=resolved.name,
-            unavailable=f"RFT is billed by the time it takes{each}, which nothing tells beforehand; "
+            unavailable=f"RFT is billed by the time it takes{each}, which is not known before it has run; "
             "give your own figure with --gpu-hours",
             warnings=resolved.warnings,
         )

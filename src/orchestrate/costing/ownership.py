@@ -257,8 +257,8 @@ def _dedicated(profile: Profile, resolved: ModelOnHost, use: Use, gpu: Rate) -> 
         words=f"{gpus} dedicated {gpu.applies_to} at {text.rate(gpu.usd)} per GPU-hour, "
         f"{hours_per_day:g} h a day",
         assumptions=(
-            f"one replica needs {replica} GPU(s): {params:g}B parameters in 16 bits, x {HEADROOM:g} for "
-            "the cache",
+            f"one replica needs {text.count(replica, 'GPU')}: {params:g}B parameters in 16 bits, "
+            f"x {HEADROOM:g} for the cache",
             f"a replica writes {speed:,.0f} tokens a second (modelled), the busiest hour is {PEAK} x "
             "the mean",
             f"the deployment is up {hours_per_day:g} hours a day"
@@ -283,19 +283,7 @@ def _own_machine(hourly: HourlyRate, use: Use, training: Quote) -> _Serving | st
             )
         sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
-    entry = QuoteLine(
-        component="hosting",
-        quantity=hours.quantize(Decimal("0.01")),
-        unit="usd_per_hour",
-        usd_per_unit=hourly.usd_per_hour,
-        usd_low=rounded(hours * hourly.low_usd_per_hour),
-        usd=rounded(hours * hourly.usd_per_hour),
-        usd_high=rounded(hours * hourly.high_usd_per_hour),
-        note=hourly.label,
-        source=hourly.source,
-        as_of=hourly.as_of,
-        confidence=hourly.confidence,
-    )
+    entry = hourly.line(hours, "0.01", component="hosting")
     return _Serving(
         lines=(entry,),
         words=f"this machine, {use.hours_per_day:g} h a day: {hourly.label}",

@@ -39,9 +39,9 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
 def quote_recalled(job: Priced, told: Recalled) -> Quote:
     """`unavailable` says why there is none."""
     if told.train_tokens is None and told.train_bytes is None:
-        return _none(job, "the host tells neither the tokens nor the size of its data")
+        return _none(job, "the host reports neither the tokens nor the size of its data")
     if not told.packing and told.rows is None:
-        return _none(job, "each row is billed at full length, and the host does not tell how many there are")
+        return _none(job, "each row is billed at full length, and the host does not say how many there are")
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 

@@ -6,7 +6,9 @@ first used: whoever needs one shelf does not load the others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.data.dataset import Dataset, TokenCount, TrainingData
@@ -14,9 +16,4 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "TokenCount", "TrainingData"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from orchestrate.data import dataset
-
-    return getattr(dataset, name)
+__getattr__ = late(__name__, dict.fromkeys(__all__, "dataset"))

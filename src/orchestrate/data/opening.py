@@ -165,7 +165,7 @@ def first_lines(path: str) -> Iterator[bytes]:
                 line = file.readline(_SNIFFED)
     if passed and not told:
         raise DataError(
-            f"{path}: its format cannot be told: every line has more than {_SNIFFED >> 20} MiB",
+            f"{path}: its format cannot be recognised: every line has more than {_SNIFFED >> 20} MiB",
             fix="write one row to a line (JSONL); a row for training is no longer than a model's context",
         )
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from orchestrate.data.rows.examples import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.profile import this_machine
-from orchestrate.text import size
+from orchestrate.text import count, size
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:  # profiles have rules, and are read by every command
@@ -79,7 +79,7 @@ NO_ROW_WEIGHT = Rule(
 NO_SPANS = Rule(
     "loss-spans-lost",
     Severity.ERROR,
-    "of some answers only a part carries loss; whole answers are trained here",
+    "only part of some answers carries loss; here whole answers are trained",
     "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
     lossy=True,
 )
@@ -189,10 +189,10 @@ def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
 
 
 def _problem(host: Target, data: Facts, rule: Rule, trait: Trait) -> Problem:
-    count = sum(n for mask, n in data.masks.items() if mask & trait)
+    number = sum(n for mask, n in data.masks.items() if mask & trait)
     first = data.first_rows.get(trait, ())
     shown = ", ".join(f"{row}" for row in first[:5])
-    rows = f"row {shown}" if count == 1 else f"{count:,} rows: {shown}{' ...' if count > 5 else ''}"
+    rows = f"row {shown}" if number == 1 else f"{number:,} rows: {shown}{' ...' if number > 5 else ''}"
     return Problem(
         code=rule.code,
         severity=rule.severity,
@@ -225,7 +225,7 @@ def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     if host.rules.row_weights_on_all:
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
-            message = f"{weighted:,} of {data.rows:,} rows have a weight; all or none may"
+            message = f"{weighted:,} of {data.rows:,} rows have a weight; either all have one or none"
             return [
                 _file_problem(host, data, "row-weight-mixed", message, "give every row a weight, or none")
             ]
@@ -245,7 +245,7 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
-        message = f"{data.rows:,} good rows; at least {rules.least_rows} are needed"
+        message = f"{count(data.rows, 'good row')}; at least {rules.least_rows} are needed"
         found.append(
             _file_problem(host, data, "too-few-rows", message, "add rows, or repair those with errors")
         )
@@ -269,8 +269,10 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"
     longest = f"longest {tokens.longest:,}{counted}"
     which = f"{', '.join(map(str, rows))}{' ...' if len(long) > len(rows) else ''}"
-    many = f"{len(long):,} rows are" if len(long) > 1 else "1 row is"
-    message = f"{many} longer than {limit:,} tokens and would be cut ({longest}): {which}"
+    are = "are" if len(long) > 1 else "is"
+    message = (
+        f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be cut ({longest}): {which}"
+    )
     fix = "shorten them, or raise max_seq_length where the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]

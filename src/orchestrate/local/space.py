@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from orchestrate.errors import RunFailed
+from orchestrate.text import count, size
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SPARE = 16 << 20
@@ -22,14 +23,13 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
         raise DiskFull(
-            f"the disk has {free / 1e6:,.0f} MB free; the result and a checkpoint to go on from take "
-            f"{least / 1e6:,.0f}"
+            f"the disk has {size(free)} free; the result and a checkpoint to go on from take {size(least)}"
         )
     whole = least + max(0, kept - 1) * checkpoint
     if free >= whole:
         return None
     return (
-        f"the disk has {free / 1e6:,.0f} MB free; {kept} checkpoints take {whole / 1e6:,.0f}: "
+        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} take {size(whole)}: "
         "when it is full, training goes on without new ones"
     )
 

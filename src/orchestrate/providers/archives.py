@@ -77,8 +77,9 @@ def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[
 
 def too_large(limit: int) -> ArtifactRefused:
     return ArtifactRefused(
-        f"the host sends more than {max(0, limit):,} bytes, more than this model should have; none is kept",
-        fix="if it is that large, allow it, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
+        f"the host sends more than {max(0, limit):,} bytes, more than this model should need; "
+        "nothing was kept",
+        fix="if the model is that large, allow more, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
     )
 
 
@@ -175,8 +176,7 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
                 raise too_large(limits.total_bytes)
             if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {allowed:,} bytes; "
-                    "it is not what a model compresses to"
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model does"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)

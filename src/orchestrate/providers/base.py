@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from orchestrate.config import HostConfig
     from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
@@ -132,6 +133,17 @@ class Provider(ABC):
             return catalog.resolve(model, self.profile).params_b if model else None
         return None
 
+    def ended(self, today: date) -> Mapping[Feature, str]:
+        """Methods that the host's API still has and for which the catalog has no model of it left, each with
+        the reason. A further instance of a host's kind has models of its own."""
+        from orchestrate import catalog
+
+        if self.name != self.kind or self.sandbox:
+            return {}
+        methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in self.features]
+        found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
+        return {feature: reason for feature, reason in found.items() if reason is not None}
+
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
@@ -190,6 +202,11 @@ class Provider(ABC):
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         raise self._unsupported(Feature.CHECKPOINTS)
 
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Rows of the job's data as its trainer saw them, as many as the host keeps; empty while there are
+        none yet."""
+        raise Unsupported(self.name, "rendered rows", "it does not show which tokens it makes of rows")
+
     def recall(self, job: Job) -> Recalled | None:
         """What the host tells of a job by which it can be priced though its spec and data are gone; `None`
         where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
@@ -202,7 +219,7 @@ class Provider(ABC):
         only when nothing can be asked."""
         from orchestrate.providers import standing
 
-        return standing.of_jobs(self, "whatever else this backend bills for cannot be asked for")
+        return standing.of_jobs(self, "anything else that this backend bills for")
 
     def base_models(self) -> Sequence[HostModel]:
         """What the host says now of the models that it tunes, limits and end dates where it tells them; a

@@ -135,7 +135,7 @@ def _wrong(error: BaseException) -> str:
     """What is wrong with an answer, in words: no class of Python's is the user's."""
     if isinstance(error, Unreadable):
         return _short(str(error))
-    what = "it is no JSON" if isinstance(error, json.JSONDecodeError) else "it is not what the API promises"
+    what = "it is not JSON" if isinstance(error, json.JSONDecodeError) else "it is not what the API promises"
     return f"{what}: {_short(str(error)) or type(error).__name__}"
 
 

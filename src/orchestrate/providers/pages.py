@@ -38,7 +38,7 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
             return
         cursor = str(page.next_page_info())
         if cursor in seen:
-            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came before")
+            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came twice")
         seen.add(cursor)
         page = _page(read, page.get_next_page, omits_empty)
     raise UnexpectedAnswer(provider, f"the list has not ended after {most} pages")
@@ -51,7 +51,7 @@ def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
         raise Unreadable(f"it has no list of {field}")
     entries = cast("list[Any]", found)
     if not all(isinstance(entry, dict) for entry in entries):
-        raise Unreadable(f"an entry of {field} is no object")
+        raise Unreadable(f"an entry of {field} is not an object")
     return entries
 
 

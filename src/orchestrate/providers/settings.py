@@ -13,11 +13,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec.structs import replace
+
 from orchestrate.errors import TranslationRefused
 from orchestrate.keys import masked
-from orchestrate.types import Outcome, Setting, Translation
+from orchestrate.types import Authority, Outcome, Setting, Translation
 
 if TYPE_CHECKING:
+    from orchestrate.providers.fields import Fields
     from orchestrate.spec import JobSpec
 
 OURS: Mapping[str, str] = {
@@ -44,9 +47,13 @@ def body(translation: Translation) -> dict[str, Any]:
 class Rows:
     """Rows and body of one translation. `asked` holds what the user gave, flat and dotted."""
 
-    def __init__(self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = ()) -> None:
-        """`aliases`: further names under which `provider_options` of this backend may be written."""
+    def __init__(
+        self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
+    ) -> None:
+        """`aliases`: further names under which `provider_options` of this backend may be written; `fields`:
+        those that its host is known to have."""
         self.provider = provider
+        self.fields = fields
         self.spec = spec
         self.body: dict[str, Any] = {}
         self._rows: dict[str, Setting] = {}
@@ -79,8 +86,10 @@ class Rows:
         """Not asked for: `value` is what the host will take. It is sent only with `send`."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
-    def refuse(self, name: str, reason: str) -> None:
+    def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
+        """`instead`: the nearest value that is taken."""
         self._put(name, Outcome.REFUSED, None, None, reason, send=False)
+        self._rows[name] = replace(self._rows[name], instead=instead)
 
     def offer(self, name: str, wire: str, default: Any = None, rule: str | None = None) -> None:
         """The common case: kept when asked for, otherwise the host's default is shown."""
@@ -105,6 +114,10 @@ class Rows:
         for name, reason in reasons.items():
             if self._asked(name) is not None and name not in self._rows:
                 self.refuse(name, reason)
+
+    def in_options(self, wire: str) -> bool:
+        """Whether the user writes this field in `provider_options`."""
+        return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
         """Puts a value into the body at a dotted path, without a row (what is not a setting)."""
@@ -163,7 +176,9 @@ class Rows:
                 reason = f"the spec already sends {present!r} there"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
-                self._put(name, Outcome.KEPT, leaf, path, "sent as written", asked=leaf)
+                known = self.fields is None or self.fields.authority(path) is not Authority.NONE
+                unknown = "" if known else "; nothing that the host publishes names this field"
+                self._put(name, Outcome.KEPT, leaf, path, f"sent as written{unknown}", asked=leaf)
 
     def _put(
         self,
@@ -177,6 +192,7 @@ class Rows:
         send: bool = True,
         asked: Any = None,
     ) -> None:
+        known = self.fields if wire is not None and outcome is not Outcome.REFUSED else None
         self._rows[name] = Setting(
             name=name,
             asked=masked(self._asked(name) if asked is None else asked, name),
@@ -185,6 +201,7 @@ class Rows:
             wire=wire,
             rule=rule,
             exact=exact,
+            authority=known.authority(wire) if known and wire else None,
         )
         if send and wire is not None and value is not None:
             self.send(wire, value)

@@ -63,7 +63,7 @@ def joined(
             failed[name] = error
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
-    untold = [f"{provider.title} has no list here of: {what}" for what in unseen]
+    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
     return Billing(
         items=tuple(items),
         partial=bool(failed),

@@ -154,7 +154,9 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
     with open_stream(_resume_headers(part)) as answer:
         # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
         if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
-            raise UnexpectedAnswer(provider, f"the file comes packed as {packing[:40]!r}, unasked")
+            raise UnexpectedAnswer(
+                provider, f"the file comes packed as {packing[:40]!r}, which was not asked for"
+            )
         start, total = _place(answer)
         etag = answer.headers.get("etag")
         if total is not None and total > part.limit:
@@ -179,7 +181,7 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
     if total is not None and done != total:
         if done > total:
             part.start_over()
-        raise _again(provider, f"{done} of {total} bytes came")
+        raise _again(provider, f"only {done} of {total} bytes arrived")
     return part
 
 

@@ -127,7 +127,7 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
     out: dict[Way, str] = {}
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
-            _TUNING, f"{facts.rows} rows: a host takes {MIN_ROWS} at least, and fewer teach nothing"
+            _TUNING, f"{facts.rows} rows: a host wants at least {MIN_ROWS}, and fewer teach nothing"
         )
     if needs.private:
         out[Way.TUNE_HOSTED] = "the data may not leave your machines"
@@ -196,7 +196,7 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             ways=(Way.PROMPT,),
             points=1,
             reason="structured outputs can enforce that format without tuning",
-            turns="a format that a JSON schema cannot say",
+            turns="a format that a JSON schema cannot express",
         )
     if facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
         yield Vote(
@@ -261,7 +261,7 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
         )
     own = 1 if needs.own_gpu else 0 if needs.private else -1
     if own:
-        reason = "a GPU of yours is there" if needs.own_gpu else "no GPU of yours was named"
+        reason = "you have a GPU" if needs.own_gpu else "you named no GPU of your own"
         yield Vote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
 
 

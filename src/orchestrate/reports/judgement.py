@@ -177,7 +177,7 @@ def notes(runs: Sequence[Compared]) -> list[str]:
         if c.reconciliation and "electricity" in {d.component for d in c.reconciliation.components}
     ]
     if local:
-        found.append(f"{text.joined(local)}: electricity only; the hardware is taken as paid for.")
+        found.append(f"{text.joined(local)}: electricity only; the hardware counts as paid for.")
     return found
 
 

@@ -136,7 +136,7 @@ def _example(line: int, row: dict[str, Any], taken: Taken) -> Example:
         if keys <= row.keys()
     ]
     if not shapes:
-        raise RowError(line, f"fields {', '.join(sorted(row)) or '(none)'} are no known training format")
+        raise RowError(line, f"fields {', '.join(sorted(row)) or '(none)'} are not a known training format")
     if len(shapes) > 1 and not taken.mixed_fields:
         raise RowError(line, f"matches two formats: {' and '.join(shapes)}")
     match shapes[0]:

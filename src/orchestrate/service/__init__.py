@@ -10,7 +10,9 @@ whoever needs one of those modules does not load the others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Backends, Orchestrator
@@ -18,9 +20,4 @@ if TYPE_CHECKING:
 __all__ = ["Backends", "Orchestrator"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from orchestrate.service import orchestrator
-
-    return getattr(orchestrator, name)
+__getattr__ = late(__name__, dict.fromkeys(__all__, "orchestrator"))

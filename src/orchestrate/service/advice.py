@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
@@ -11,18 +14,28 @@ from orchestrate.reports import facts
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
+from orchestrate.types import Feature
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrate.providers.base import Provider
     from orchestrate.quoting import Ownership
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.types import Score
 
 
-def advise(file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
-    """As `Orchestrator.advise`."""
-    return weigh(facts.measure(Dataset.open(file)), needs, totals)
+def advise(
+    file: str | Path, needs: Needs, totals: Sequence[Ownership] = (), backends: Sequence[Provider] = ()
+) -> Advice:
+    """As `Orchestrator.advise`. Of prompts for RFT it is told which of the `backends` have it no more."""
+    dataset = Dataset.open(file)
+    found = weigh(facts.measure(dataset), needs, totals)
+    if dataset.kind != "rl":
+        return found
+    reasons = {b.name: b.ended(date.today()).get(Feature.RFT) for b in backends}
+    ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
+    return replace(found, warnings=(*found.warnings, *ended))
 
 
 def base_score(ft: Orchestrator, run: str) -> Score:

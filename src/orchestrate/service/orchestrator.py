@@ -160,7 +160,8 @@ class Orchestrator:
         the money. Offline. Raises `DataError` for a file that cannot be read."""
         from orchestrate.service import advice
 
-        return advice.advise(file, needs or advice.Needs(), totals)
+        backends = [self.provider(name) for name in self.backends()]
+        return advice.advise(file, needs or advice.Needs(), totals, backends)
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -329,8 +330,8 @@ class Orchestrator:
         account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
         `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
         no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
-        and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
-        grouping that there is not."""
+        and are not idle. What could not be asked is told in the report; raises `UsageError` for an
+        unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.spending import Spender
 

@@ -6,8 +6,9 @@ touch runs should pay for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.tracking.polling import Pace as Pace
@@ -41,11 +42,4 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(f"orchestrate.tracking.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(_PUBLIC)
+__getattr__ = late(__name__, _PUBLIC)

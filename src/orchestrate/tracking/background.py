@@ -81,7 +81,7 @@ class Background:
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
         if len(self._starts) >= _MOST_STARTS:
-            raise self._broken("the background watcher keeps ending")
+            raise self._broken("the background watcher keeps stopping")
         self._starts.append(time.monotonic())
         private_folder(self._base.parent)
         with _log_file(self.log) as log:
@@ -126,7 +126,9 @@ def stop(settings: Settings) -> int:
             continue
         watcher = WorkerId.from_json(file.read_bytes())
         if watcher.machine != me().machine:
-            raise SetupError(f"a watcher of this folder runs on {watcher.machine}", fix="stop it there")
+            raise SetupError(
+                f"a watcher for this folder is running on {watcher.machine}", fix="stop it there"
+            )
         with suppress(ProcessLookupError):
             os.kill(watcher.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
@@ -167,7 +169,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         if stopped.is_set() or watcher.idle():
             break
         own.write()
-    say("stopped" if stopped.is_set() else "no run is on its way any more")
+    say("stopped" if stopped.is_set() else "no run is in progress any more")
 
 
 class _Diary:

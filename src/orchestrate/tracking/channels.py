@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from orchestrate.config import Notify, Secret, is_loopback
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
+from orchestrate.text import duration
 from orchestrate.types import Event, Run
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Command:
                     process.communicate(stdin, self.timeout_s)
                 except subprocess.TimeoutExpired:
                     _end(process)
-                    raise PerhapsDelivered(f"{argv[0]}: not done after {self.timeout_s:g} s") from None
+                    raise PerhapsDelivered(f"{argv[0]}: not done after {duration(self.timeout_s)}") from None
             if process.returncode < 0:
                 raise PerhapsDelivered(f"{argv[0]}: ended by signal {-process.returncode}")
             if process.returncode:
@@ -280,14 +281,14 @@ def _bury(store: Store, channel: Channel) -> list[str]:
         if channel.repeatable:
             store.notifications.finish(run_id, channel.name, sent=False)
         else:
-            problems.append(_uncertain(store, run_id, channel, "the one that told it died"))
+            problems.append(_uncertain(store, run_id, channel, "the process that sent it died"))
     return problems
 
 
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
-    text = f"whether the {_kind(channel)} has told of the end is not known, and it is not repeated ({reason})"
+    text = f"it is not known whether the {_kind(channel)} arrived, and it is not repeated ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),

@@ -29,6 +29,8 @@ _CHECKED_AT_OPEN_BYTES = 8_000_000
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
+_RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
+_ELSEWHERE = "choose another place with --store"
 
 
 def open_engine(url: str) -> Engine:
@@ -48,7 +50,7 @@ def _postgres_url(text: str) -> URL:
         url = None
     if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(
-            "what is given as the run store is not the URL of a SQLite file or of a Postgres database",
+            "the run store must be the URL of a SQLite file or of a Postgres database",
             fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; "
             "an @ or / in a password is written %40 or %2F",
         ) from None
@@ -80,12 +82,11 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
     if primary == sqlite3.SQLITE_FULL:
-        return StoreError(f"no room to write the run store {place}", fix="free some disk space, then again")
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(
-            f"the run store {place} is damaged: {error}",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
+            f"no room to write the run store {place}", fix="free some disk space, then try again"
         )
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreError(
             f"the run store {place} cannot be written: {error}",
@@ -122,9 +123,7 @@ def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(
-            f"the folder of the run store cannot be made: {error}", fix="choose another place with --store"
-        ) from error
+        raise StoreError(f"the folder of the run store cannot be made: {error}", fix=_ELSEWHERE) from error
 
 
 def _sqlite_engine(path: Path) -> Engine:
@@ -173,9 +172,7 @@ def _create_sqlite(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(draft, path)
     except OSError as error:
-        raise StoreError(
-            f"the run store {path} cannot be made: {error}", fix="choose another place with --store"
-        ) from error
+        raise StoreError(f"the run store {path} cannot be made: {error}", fix=_ELSEWHERE) from error
     finally:
         for leftover in (draft, draft.with_name(draft.name + "-wal"), draft.with_name(draft.name + "-shm")):
             leftover.unlink(missing_ok=True)
@@ -190,23 +187,18 @@ def _require_header(path: Path) -> None:
             f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
         ) from error
     if not head:
-        raise StoreError(
-            f"{path} is empty: it is no run store, or one that lost its content",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
-            fix=f"choose another place with --store, or move it away: {RECOVER}",
+            fix=f"{_ELSEWHERE}, or move it away: {RECOVER}",
         )
 
 
 def _require_ours(engine: Engine, path: Path) -> None:
     with engine.connect() as connection:
         if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
-            raise StoreError(
-                f"{path} is the database of another program", fix="choose another place with --store"
-            )
+            raise StoreError(f"{path} is the database of another program", fix=_ELSEWHERE)
         if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
             _require_whole(connection, str(path))
         version = _version(connection, str(path))
@@ -217,10 +209,7 @@ def _require_ours(engine: Engine, path: Path) -> None:
 def _require_whole(connection: Connection, place: str) -> None:
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
     if found != ["ok"]:
-        raise StoreError(
-            f"the run store {place} is damaged: {'; '.join(found)}",
-            fix=f"restore a backup of it, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"the run store {place} is damaged: {'; '.join(found)}", fix=_RESTORE)
 
 
 def _upgrade(engine: Engine, path: Path) -> None:
@@ -313,14 +302,11 @@ def _create_tables(connection: Connection) -> None:
 
 def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
-        raise StoreError(
-            f"the run store {place} has none of its tables",
-            fix=f"restore a backup, or move it away: {RECOVER}",
-        )
+        raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
     value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
     if value is None or not value.isdigit():
         raise StoreError(
-            f"the run store {place} does not tell its schema", fix=f"restore a backup, or {RECOVER}"
+            f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
         )
     if int(value) > schema.VERSION:
         raise StoreError(

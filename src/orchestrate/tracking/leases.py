@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from orchestrate.errors import OrchestrateError, StoreError
+from orchestrate.text import duration
 from orchestrate.tracking import engines, schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
@@ -128,7 +129,7 @@ class Leases:
             # Writes into a file without a name succeed, and nobody reads them again.
             raise StoreError(
                 f"the run store {self._db.place} was removed or replaced while it was in use",
-                fix=f"nothing was sent; put it back, then again, or {engines.RECOVER}",
+                fix=f"nothing was sent; put it back and try again, or {engines.RECOVER}",
             )
 
     @contextmanager
@@ -139,7 +140,10 @@ class Leases:
         """
         lease = self.acquire(name, ttl_s)
         if lease is None:
-            raise LeaseHeld(f"{name}: another process is at it", fix=f"wait up to {ttl_s:.0f} s, then again")
+            raise LeaseHeld(
+                f"{name}: another process is working on it",
+                fix=f"wait up to {duration(ttl_s)}, then try again",
+            )
         done = threading.Event()
 
         def keep() -> None:

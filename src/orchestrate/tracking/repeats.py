@@ -146,7 +146,7 @@ def already(run: Run) -> AlreadySubmitted:
 def _state(run: Run) -> str:
     if run.phase in UNSENT:
         return "was interrupted before anything was sent"
-    return "has no answer of the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
+    return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
 
 
 def _next_step(run: Run) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.text import count
 from orchestrate.types import Event
 
 _NAMED = (
@@ -77,7 +78,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
             self.failures.append(failure)
 
     def __str__(self) -> str:
-        parts = [f"{self.checked} open run(s) checked"]
+        parts = [f"{count(self.checked, 'open run')} checked"]
         for name in _NAMED:
             if runs := getattr(self, name):
                 what = _WORDS.get(name, name.replace("_", " "))

@@ -60,7 +60,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     usable = quote if quote is not None and not quote.unavailable else None
     words = _words(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
-    reason = None if known else problem or "its host tells nothing of the data of its jobs"
+    reason = None if known else problem or "its host says nothing about the data of its jobs"
     return Worth(spec=spec, quote=usable, bill=bill, words=words, reason=reason)
 
 

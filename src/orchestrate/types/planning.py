@@ -38,6 +38,19 @@ class Outcome(StrEnum):
     REFUSED = "refused"
 
 
+class Authority(StrEnum):
+    """From where it is known that a host has a field, the surest first."""
+
+    SDK = "sdk"
+    """The types of the host's own SDK."""
+    SPECIFICATION = "specification"
+    """The description of the API that the host publishes."""
+    DOCUMENTATION = "documentation"
+    """The host's pages only."""
+    NONE = "none"
+    """Nothing that is published names it."""
+
+
 class Setting(Record, frozen=True, kw_only=True):
     """What one setting of the spec becomes on one backend."""
 
@@ -51,6 +64,11 @@ class Setting(Record, frozen=True, kw_only=True):
     """How it was mapped, or why it was refused."""
     exact: bool = True
     """Whether the mapped value means the same thing; an inexact one is refused under `--strict`."""
+    authority: Authority | None = None
+    """From where it is known that the host has the field `wire`; one that nothing names is refused under
+    `--strict`. `None` where nothing is sent, and of backends that publish no fields."""
+    instead: Any = None
+    """Of a refused one: the nearest value that is taken."""
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
@@ -87,6 +105,9 @@ class Translation(Record, frozen=True, kw_only=True):
     """The create request without what only the upload knows (file ids) and without the ref."""
     memory: MemoryPlan | None = None
     """Of a backend that trains on hardware of the user's."""
+    overrides: dict[str, Any] | None = None
+    """Fields under `overrides:` of this backend with which it refuses nothing of the spec; `None` where
+    it refuses nothing, or where no fields could mend that."""
 
     @property
     def refused(self) -> tuple[Setting, ...]:
@@ -94,7 +115,12 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def inexact(self) -> tuple[Setting, ...]:
-        return tuple(s for s in self.settings if s.outcome is Outcome.REFUSED or not s.exact)
+        """What `--strict` refuses."""
+        return tuple(
+            s
+            for s in self.settings
+            if s.outcome is Outcome.REFUSED or not s.exact or s.authority is Authority.NONE
+        )
 
 
 class Confidence(StrEnum):

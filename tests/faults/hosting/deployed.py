@@ -9,7 +9,7 @@ from typing import Any
 from tests.faults.world import World
 
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.deploying import Deployer, Terms
+from orchestrate.tracking.hosting.deployer import Deployer, Terms
 from orchestrate.tracking.timing import CrashPoint, pass_by
 from orchestrate.types import Deployment, JobStatus, Run
 

@@ -20,7 +20,7 @@ from tests.paths import ROOT
 
 from orchestrate import sandbox
 from orchestrate.tracking import Store, Timing
-from orchestrate.tracking.deploying import Deployer
+from orchestrate.tracking.hosting.deployer import Deployer
 from orchestrate.types import DeploymentState
 
 LEASE = timedelta(seconds=2)

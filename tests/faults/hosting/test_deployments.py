@@ -17,7 +17,7 @@ from tests.faults.world import SETTLED, World
 
 from orchestrate import sandbox
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Terms
+from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
 from orchestrate.types import Deployment, DeploymentState
 
 
@@ -222,7 +222,7 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
     up = deployed.deploy(name, Terms(**limit))
     deployed.clock.ahead += timedelta(hours=1.1)
     report = deployed.world.sync()
-    assert any("up for 1.1 h" in line for line in report.hosting), report
+    assert any("up for 1h 06m" in line for line in report.hosting), report
     assert deployed.world.sync().hosting == [], "idle ones are spoken of once a day"
     assert len(deployed.up(name)) == 1
     deployed.clock.ahead += timedelta(hours=1)

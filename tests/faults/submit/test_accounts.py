@@ -237,10 +237,20 @@ def test_what_is_done_with_a_run_names_the_account_that_it_needs(world: World, n
     with Orchestrator(settings) as ft:
         handle: RunHandle = ft.run(run.id)
         acts: list[Callable[[], object]] = [handle.refresh, handle.cancel, lambda: handle.chat([])]
-        if name != "openai":
-            acts += [handle.deploy, handle.undeploy, handle.deployment_price]
+        if name == "openai":
+            acts += [handle.pause, handle.resume]
+        else:
+            acts += [handle.deploy, handle.undeploy, handle.deployment_price, handle.download]
         for act in acts:
             with pytest.raises(OtherAccount) as caught:
                 act()
             assert str(run.account) in str(caught.value)
-    assert world.jobs(name)[0].phase != "cancelled"
+        world.hosts.skip(100_000)
+        world.sync()
+        handle = ft.run(run.id)
+        assert handle.status is JobStatus.SUCCEEDED
+        if name != "openai":
+            with pytest.raises(OtherAccount):
+                handle.download()
+            assert not (settings.home / "models" / run.id).exists()
+    assert world.jobs(name)[0].phase == "succeeded"

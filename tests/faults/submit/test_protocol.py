@@ -19,8 +19,12 @@ from tests.faults.submitting import submit
 from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
+    NotFound,
     OutcomeUnknown,
     OverBudget,
+    PermissionRefused,
+    ProviderError,
+    QuotaExceeded,
     RateLimited,
     StoreError,
     UsageError,
@@ -88,6 +92,22 @@ def test_a_refusal_ends_the_run_with_its_reason_and_forgets_the_upload(store: St
     time.sleep(QUICK.settle_s(host))
     sync(store, lambda _: host, timing=QUICK)
     assert store.runs.matching(closed=False) == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "uploads"),
+    [(PermissionRefused, 2), (NotFound, 2), (InvalidRequest, 2), (QuotaExceeded, 1)],
+)
+def test_a_file_that_the_key_may_not_use_is_brought_again(
+    store: Store, host: PaperHost, refusal: type[ProviderError], uploads: int
+) -> None:
+    """It may be another project's, or deleted; an account without credit says nothing of it."""
+    host.faults["raises"] = refusal(host.name, "no", status=403)
+    with pytest.raises(refusal):
+        submit(store, host, SPEC, DATA)
+    host.faults.clear()
+    submit(store, host, SPEC, DATA)
+    assert host.requests.count("upload") == uploads
 
 
 def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:

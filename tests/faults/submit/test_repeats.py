@@ -193,6 +193,7 @@ def test_of_many_that_ask_at_once_one_makes_the_run(
         found = set(pool.map(ask, range(at_once)))
     assert (len(found), shop.sent()) == (1, 1)
     once(shop, "fireworks", "repeated command: four at once")
+    shop.ft.close()
 
 
 # -- the command -------------------------------------------------------------------------------------------

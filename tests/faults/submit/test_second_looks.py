@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.shop import Shop
 from tests.faults.submitting import BACKENDS, submit
 from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 
@@ -209,6 +210,26 @@ def test_no_list_is_no_proof_against_a_sandbox(
     found = world.count(name)
     tally("a list that is none", name, found)
     assert (found["lost"], found["doubled"]) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["openai", "fireworks"])  # Together's comes whole
+def test_a_list_without_an_end_stops_neither_the_command_nor_the_others(shop: Shop, name: str) -> None:
+    other = next(one for one in HOSTED if one != name)
+    for backend in (name, other):
+        shop.ft.submit(shop.spec, backend)
+    shop.hosts.skip(100_000)
+    shop.hosts.fault(name, "endless", method="GET", count=0)
+    before = len(shop.hosts.requests(name))
+    done = shop.type("sync", "--json")
+    asked = len(shop.hosts.requests(name)) - before
+    assert done.exit_code == 4 and "never ends" in done.output, done.output
+    assert asked < 60, "it was noticed by the cursor, not by the number of pages"
+    states = {run.record.provider: run.status for run in shop.ft.runs()}
+    assert states[other] is JobStatus.SUCCEEDED
+    spent = shop.type("spending", "--sandbox")
+    assert f"{name} could not be asked" in spent.output or f"{name}: " in spent.output
+    shop.hosts.clear_faults()
+    assert shop.type("sync").exit_code == 0
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------

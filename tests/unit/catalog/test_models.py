@@ -165,6 +165,23 @@ def test_the_bundled_model_is_local_only() -> None:
         catalog.resolve("tiny-chat", "together", TODAY)
 
 
+@pytest.mark.parametrize(
+    ("provider", "method", "today", "ended"),
+    [
+        ("openai", "rft", TODAY, "its last model for it, o4-mini, ended on 2026-10-23"),
+        ("openai", "sft", TODAY, None),
+        ("openai", "sft", date(2027, 1, 15), "its last model for it, gpt-4.1, ended on 2027-01-14"),
+        ("fireworks", "rft", TODAY, None),
+        ("local", "rft", TODAY, None),
+    ],
+)
+def test_a_method_ends_with_its_last_model(
+    provider: str, method: str, today: date, ended: str | None
+) -> None:
+    """The dates are those of OpenAI's page of deprecations."""
+    assert catalog.ended_method(provider, method, today) == ended
+
+
 FAMILIES = {
     "mistral-small-3.2": ("apache-2.0", "tekken", "mistral_small"),
     "ministral-3-8b": ("apache-2.0", "tekken", "ministral3"),

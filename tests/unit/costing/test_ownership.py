@@ -18,8 +18,11 @@ from orchestrate.costing import (
     Traffic,
     Use,
     base_price,
+    built_in,
     cheapest,
+    local_rate,
     own,
+    parse_flag,
     rental_rate,
     serving_terms,
 )
@@ -184,6 +187,13 @@ def test_own_machine_must_carry_the_traffic() -> None:
     busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)
     over = total("local", "qwen3-8b", hourly=hourly, training=training, traffic=busy)
     assert "the traffic needs 3,646 at its peak" in (over.unavailable or "")
+
+
+def test_a_rate_of_the_users_own_is_marked_where_it_serves() -> None:
+    owned = built_in().over([parse_flag("local:owned=0.45", TODAY)])
+    hourly = local_rate("local", "NVIDIA A100", book=owned, today=TODAY)
+    [hosting] = total("local", "qwen3-8b", hourly=hourly, months=1).monthly
+    assert hosting.own is not None and hosting.own == hourly.own
 
 
 def test_reasons_for_no_total() -> None:

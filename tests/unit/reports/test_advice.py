@@ -79,7 +79,7 @@ def test_few_rows_are_for_the_prompt() -> None:
 def test_too_few_rows_exclude_tuning() -> None:
     found = advise(facts(rows=9), Needs(own_gpu=True))
     assert {c.way for c in found.choices if c.excluded} == {Way.TUNE_HOSTED, Way.TUNE_OWN}
-    assert "10 at least" in (found.choices[-1].excluded or "")
+    assert "at least 10" in (found.choices[-1].excluded or "")
 
 
 def test_many_consistent_rows_are_for_tuning() -> None:

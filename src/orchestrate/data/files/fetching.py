@@ -93,7 +93,7 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
             "check the address",
         )
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
-        return _again(f"cannot read {shown(url)}: {place} takes no connection", "check the address")
+        return _again(f"cannot read {shown(url)}: {place} accepts no connections", "check the address")
     if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
         return _again(f"cannot read {shown(url)}: the connection to {place} broke", "try again")
     if isinstance(error, FileNotFoundError):
@@ -132,7 +132,7 @@ def _by_status(url: str, place: str, status: int) -> OrchestrateError:
         return DataError(f"{what}there is no such file", fix="check the address; trying again will not help")
     if status in (401, 403):
         return SetupError(
-            f"{what}{place} does not let this machine in",
+            f"{what}{place} refuses this machine access",
             fix="give the credentials that its client reads from the environment, or a signed address",
         )
     if status in _BUSY:

@@ -34,7 +34,7 @@ class Journal(Generic[E]):
                 self.entries.append(decoder.decode(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise DataError(
-                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to begin anew"
+                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to begin again"
                 ) from error
 
     def append(self, entry: E) -> None:

@@ -45,7 +45,7 @@ class Spool:
 
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
-        f"{what} needs more room than there is in {folder}; nothing of it was kept",
+        f"{what} needs more room than there is in {folder}; nothing was kept",
         fix="free some disk space, or set TMPDIR to a folder on a larger disk",
     )
 

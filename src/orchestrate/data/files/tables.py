@@ -111,7 +111,7 @@ def _lines(opened: IO[str], file: Path) -> Iterator[str]:
         if len(line) == LONGEST_RECORD and not line.endswith("\n"):
             raise DataError(
                 f"{file.name}: a line has over {LONGEST_RECORD >> 20} MiB",
-                fix="it is no table, or a quote is not closed",
+                fix="it is not a table, or a quote is not closed",
             )
         yield line
 

@@ -51,7 +51,7 @@ def convert(
     """
     require_writable(output, path, stream=True)
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
-        raise UsageError("Parquet is packed in itself", fix=f"-o {output.with_suffix('')}")
+        raise UsageError("Parquet is already compressed", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.facts, opened.total.written
     target = target_for(data, target)
@@ -107,7 +107,7 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
             "extra-fields",
             Severity.WARNING,
             f"fields of messages that are not read are left out ({extra:,} times)",
-            "keep the source, if they are needed again",
+            "keep the source if you need them again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
         joined = "inputs become part of their instructions"

@@ -189,7 +189,7 @@ class _Mend:
         done: set[str] = set()
         cleaned = _mapped(row, lambda s: _repaired_text(s, done))
         for code in sorted(done):
-            self.did(code, "NUL removed" if code == "control-character" else "text decoded anew")
+            self.did(code, "NUL removed" if code == "control-character" else "text decoded again")
         if is_damaged(msgspec.json.encode(cleaned).decode()):
             self.did("mojibake", "a part of the damage cannot be undone", "not repaired")
         return cleaned

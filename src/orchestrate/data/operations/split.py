@@ -94,7 +94,9 @@ def parse_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         parts = []
     if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
-        raise UsageError(f"{text!r} is no split; write train/validation or train/validation/test: 80/10/10")
+        raise UsageError(
+            f"{text!r} is not a split; write train/validation or train/validation/test: 80/10/10"
+        )
     return tuple(part / sum(parts) for part in parts)
 
 

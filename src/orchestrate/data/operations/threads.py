@@ -123,7 +123,7 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
         if line.strip():
             value, wrong = parse(line)
             if wrong is not None or not isinstance(value, dict):
-                raise DataError(f"{path}: {wrong.message if wrong else 'a row is no object'}")
+                raise DataError(f"{path}: {wrong.message if wrong else 'a row is not an object'}")
             yield value
 
 
@@ -178,7 +178,7 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(
-            f"{path}: row {n}: {text[:40]!r} in {column} is no time",
+            f"{path}: row {n}: {text[:40]!r} in {column} is not a time",
             fix="write times as 2026-03-01T10:00:00Z, or name another column: --time COLUMN",
         ) from error
 

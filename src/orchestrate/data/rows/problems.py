@@ -139,7 +139,7 @@ CODES: dict[str, Code] = {
     "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),
     # -- rows against rows
-    "duplicate": Code(_W, "the row occurs before", "remove it (--fix does)"),
+    "duplicate": Code(_W, "the row occurs earlier", "remove it (--fix does)"),
     "conflict": Code(_W, "the same prompt has other answers", "keep one answer"),
     "near-duplicate": Code(_W, "the row is nearly the same as one before", "orchestrate data dedupe --near"),
     "leakage": Code(_E, "the row is also in another split", "remove it from one (orchestrate data split)"),

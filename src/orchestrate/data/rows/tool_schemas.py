@@ -66,7 +66,7 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
         kinds: Any = held.get("type")
         for kind in cast("list[Any]", kinds) if isinstance(kinds, list) else [kinds]:
             if kind is not None and (not isinstance(kind, str) or kind not in _TYPES):
-                yield "odd-tool", f"{str(kind)[:40]!r} is no type of JSON schema"
+                yield "odd-tool", f"{str(kind)[:40]!r} is not a type of JSON schema"
         properties: Any = held.get("properties", {})
         required: Any = held.get("required", [])
         if not isinstance(properties, dict):

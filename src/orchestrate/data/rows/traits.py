@@ -336,7 +336,9 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
     at = -1
     for begin, end in spans:
         if not at < begin < end <= len(text):
-            message = f"{begin} to {end} is no part of its own of a text with {len(text)} characters"
+            message = (
+                f"{begin} to {end} is outside a text of {len(text)} characters, or overlaps another part"
+            )
             return [problem("bad-weight", message, field=field)]
         at = end
     return [] if spans else [problem("nothing-trained", "no part of the text is trained", field=field)]

@@ -135,7 +135,7 @@ def _content_problem(content: Any, place: str) -> Problem | None:
             return problem("bad-content", message, field=f"{place}.content[{j}]")
         named = cast("dict[str, Any]", part)
         if "image_url" in named and kind == "image_url" and not isinstance(named["image_url"], dict):
-            message = "image_url is no object; write {url: ...} (--fix does where it is an address)"
+            message = "image_url is not an object; write {url: ...} (--fix does where it is an address)"
             return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
 

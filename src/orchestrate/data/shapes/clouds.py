@@ -14,7 +14,7 @@ from orchestrate.data.rows.examples import ChatExample, PreferenceExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import messages_from, tools_from
 from orchestrate.data.shapes.parts import call, image
-from orchestrate.data.shapes.shape import Read, Row, Shape
+from orchestrate.data.shapes.shape import Read, Row, Shape, named
 from orchestrate.types import Problem
 
 _SYSTEM = ("systemInstruction", "system_instruction")
@@ -63,7 +63,7 @@ def _gemini_part(part: Row, message: Row) -> Row | None:
 def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem]]:
     made: list[Row] = []
     if not isinstance(contents, list):
-        return [], [problem("bad-message", f"{place} is no list of contents", field=place)]
+        return [], [problem("bad-message", f"{place} is not a list of contents", field=place)]
     for i, item in enumerate(cast("list[Any]", contents)):
         turn = cast("Row", item) if isinstance(item, dict) else {}
         parts: Any = turn.get("parts")
@@ -256,11 +256,5 @@ SHAPES = (
         _gemini_preference,
     ),
     Shape("gemini", "chat", _GEMINI, _is_gemini, _gemini),
-    Shape(
-        "bedrock",
-        "chat",
-        frozenset({"schemaVersion", "system", "messages", "toolConfig"}),
-        _is_bedrock,
-        _bedrock,
-    ),
+    Shape("bedrock", "chat", named("schemaVersion system messages toolConfig"), _is_bedrock, _bedrock),
 )

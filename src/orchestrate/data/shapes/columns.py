@@ -10,7 +10,7 @@ from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes import preferences
 from orchestrate.data.shapes.chat import message
 from orchestrate.data.shapes.loss import spans_of
-from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text
+from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import with_system
 from orchestrate.types import Problem
 
@@ -30,17 +30,8 @@ def _responded(row: Row) -> Read:
 
 
 _ANSWERS = ("answers", "responses", "completions", "candidates", "outputs")
-_SCORES = (
-    "score",
-    "overall_score",
-    "rating",
-    "reward",
-    "rank",
-    "ranking",
-    "scores",
-    "ranks",
-    "rewards",
-    "ratings",
+_SCORES = tuple(
+    ["score", "overall_score", "rating", "reward", "rank", "ranking", "scores", "ranks", "rewards", "ratings"]
 )
 _ASKED = ("prompt", "question", "instruction", "query")
 
@@ -127,23 +118,23 @@ SHAPES = (
     Shape(
         "llamafactory-pair",
         "preference",
-        frozenset({"chosen_messages", "rejected_messages", "system", "tools"}),
+        named("chosen_messages rejected_messages system tools"),
         are_lists("chosen_messages", "rejected_messages"),
         _pair,
     ),
     Shape(
         "instruction-response",
         "chat",
-        frozenset({"instruction", "input", "context", "response", "system"}),
+        named("instruction input context response system"),
         are_text("instruction", "response"),
         _responded,
     ),
     Shape(
         "question-response",
         "chat",
-        frozenset({"question", "context", "response", "system"}),
+        named("question context response system"),
         are_text("question", "response"),
         _responded,
     ),
-    Shape("input-output-segments", "text", frozenset({"segments"}), are_lists("segments"), _segments),
+    Shape("input-output-segments", "text", named("segments"), are_lists("segments"), _segments),
 )

@@ -34,7 +34,9 @@ def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]
     urls = [_url(item) for item in held]
     if None in urls:
         return [
-            problem("bad-image", f"image {urls.index(None) + 1} is no path, URL or bytes", field="images")
+            problem(
+                "bad-image", f"image {urls.index(None) + 1} is not a path, a URL or bytes", field="images"
+            )
         ]
     marked = [m for m in messages if MARK in m.text or _places(m)]
     if not marked and (first := next((m for m in messages if m.role == "user"), None)) is not None:

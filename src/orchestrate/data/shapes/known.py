@@ -22,7 +22,7 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes import clouds, columns, exports, images, preferences, unpaired
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
-from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text
+from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
 from orchestrate.data.shapes.unread import problems_of
 from orchestrate.types import Problem
@@ -200,35 +200,29 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "openai-preference",
         "preference",
-        frozenset({"input", "preferred_output", "non_preferred_output"}),
+        named("input preferred_output non_preferred_output"),
         _is_preference,
         _openai_preference,
     ),
-    Shape(
-        "anthropic-hh",
-        "preference",
-        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
-        _is_hh,
-        preferences.hh,
-    ),
+    Shape("anthropic-hh", "preference", named("prompt chosen rejected system tools"), _is_hh, preferences.hh),
     Shape(
         "trl-preference",
         "preference",
-        frozenset({"prompt", "chosen", "rejected", "system", "tools"}),
+        named("prompt chosen rejected system tools"),
         lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
         preferences.explicit,
     ),
     Shape(
         "sharegpt-preference",
         "preference",
-        frozenset({"conversations", "chosen", "rejected", "system", "tools"}),
+        named("conversations chosen rejected system tools"),
         lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
         preferences.sharegpt,
     ),
     Shape(
         "alpaca-preference",
         "preference",
-        frozenset({"instruction", "question", "input", "context", "system", "chosen", "rejected", "tools"}),
+        named("instruction question input context system chosen rejected tools"),
         lambda row: (
             {"chosen", "rejected"} <= row.keys()
             and (are_text("instruction")(row) or are_text("question")(row))
@@ -238,14 +232,14 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "trl-preference-implicit",
         "preference",
-        frozenset({"chosen", "rejected", "system", "tools"}),
+        named("chosen rejected system tools"),
         _is_implicit,
         preferences.implicit,
     ),
     Shape(
         "trl-unpaired",
         "unpaired",
-        frozenset({"prompt", "completion", "label", "system", "tools", "parallel_tool_calls"}),
+        named("prompt completion label system tools parallel_tool_calls"),
         unpaired.is_trl,
         unpaired.trl,
     ),
@@ -255,14 +249,14 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "sharegpt-unpaired",
         "unpaired",
-        frozenset({"conversations", "system", "tools"}) | unpaired.TAGS,
+        named("conversations system tools") | unpaired.TAGS,
         unpaired.is_sharegpt,
         _unpaired(sharegpt),
     ),
     Shape(
         "alpaca-unpaired",
         "unpaired",
-        frozenset({"instruction", "input", "output", "system", "history"}) | unpaired.TAGS,
+        named("instruction input output system history") | unpaired.TAGS,
         unpaired.is_alpaca,
         _unpaired(_alpaca),
     ),
@@ -271,14 +265,14 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "sharegpt",
         "chat",
-        frozenset({"conversations", "system", "tools", "weight"}),
+        named("conversations system tools weight"),
         lambda row: "conversations" in row,
         sharegpt,
     ),
     Shape(
         "alpaca",
         "chat",
-        frozenset({"instruction", "input", "output", "system", "history"}),
+        named("instruction input output system history"),
         are_text("instruction", "output"),
         _alpaca,
     ),
@@ -292,25 +286,25 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "prompt-completion-system",
         "chat",
-        frozenset({"system", "prompt", "completion"}),
+        named("system prompt completion"),
         lambda row: are_text("prompt", "completion")(row) and _has_system(row),
         _prompt_completion_system,
     ),
     Shape(
         "prompt-completion",
         "completion",
-        frozenset({"prompt", "completion"}),
+        named("prompt completion"),
         lambda row: are_text("prompt", "completion")(row) and not _has_system(row),
         _prompt_completion,
     ),
     Shape(
         "question-answer",
         "chat",
-        frozenset({"question", "answer", "context", "system"}),
+        named("question answer context system"),
         are_text("question", "answer"),
         _question_answer,
     ),
-    Shape("text", "text", frozenset({"text", "loss_spans"}), are_text("text"), _text),
+    Shape("text", "text", named("text loss_spans"), are_text("text"), _text),
 )
 WRITTEN: dict[Kind, str] = {
     "chat": "openai-chat",

@@ -46,7 +46,7 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
         wanted = [name for name, value in flags.items() if value] + ["loss_weight"] * bool(weight)
         wanted += ["train_detail"] * bool(spans)
         if wanted:
-            said = f"{wanted[0]} wants a message of {str(role)[:20]} trained; only answers are"
+            said = f"{wanted[0]} asks to train a message of {str(role)[:20]}; only answers are trained"
             read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
         return read
     read.weight = 0 if False in flags.values() else weight

@@ -29,7 +29,8 @@ def implicit(row: dict[str, Any]) -> Pair:
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
             message_ = (
-                "both answers begin differently, so there is no prompt; name its column: --map prompt=COLUMN"
+                "the two answers begin differently, so they share no prompt; "
+                "name its column: --map prompt=COLUMN"
             )
             return None, [problem("no-messages", message_, field="prompt")]
         prompt = [message("user", shared)]

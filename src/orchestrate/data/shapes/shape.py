@@ -26,6 +26,11 @@ class Shape:
     read: Callable[[Row], Read]
 
 
+def named(fields: str) -> frozenset[str]:
+    """The names of fields that stand in a text, with spaces between."""
+    return frozenset(fields.split())
+
+
 def are_text(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(isinstance(row.get(name), str) for name in names)
 

@@ -9,11 +9,9 @@ from orchestrate.data.rows.examples import ChatExample, Example, PreferenceExamp
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import parallel_from, tools_from
 from orchestrate.data.shapes.preferences import side
+from orchestrate.data.shapes.shape import Read, Row, are_text
 from orchestrate.data.shapes.sharegpt import with_system
 from orchestrate.types import Problem
-
-Row = dict[str, Any]
-Read = tuple[Example | None, list[Problem]]
 
 TAGS = frozenset({"label", "kto_tag"})
 """Fields that hold the label. Training on all answers of such rows would teach the bad ones."""
@@ -36,7 +34,7 @@ def is_sharegpt(row: Row) -> bool:
 
 
 def is_alpaca(row: Row) -> bool:
-    return all(isinstance(row.get(name), str) for name in ("instruction", "output")) and _is_tagged(row)
+    return are_text("instruction", "output")(row) and _is_tagged(row)
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
@@ -44,7 +42,7 @@ def has_fields(row: Row, fields: frozenset[str]) -> bool:
     if not row.keys() & TAGS:
         return False
     if "output" in fields:
-        return all(isinstance(row.get(name), str) for name in ("instruction", "output"))
+        return are_text("instruction", "output")(row)
     needed = {"prompt", "completion", "messages", "conversations"} & fields
     return needed <= row.keys()
 

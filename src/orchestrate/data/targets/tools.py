@@ -47,24 +47,24 @@ _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
 _SPANS = _lost("loss on a part of an answer")
-_TRL = {
-    Trait.PARTLY_TRAINED: _lost("weights of messages"),
+_WITHOUT_WEIGHTS = {
     Trait.ROW_WEIGHT: _lost("weights of rows"),
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
 """Of TRL's two forms of conversations a file has one."""
-_WEIGHTS = {
-    Trait.MESSAGE_WEIGHTS: _lost("weights of messages"),
-    Trait.ROW_WEIGHT: _lost("weights of rows"),
-    Trait.LOSS_SPANS: _SPANS,
-    Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
-}
+_TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("weights of messages")}
+_WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("weights of messages")}
 _JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be held"
-_NO_LABEL = "the labels would be lost, and the answers to avoid be taught like the others"
+_NO_LABEL = "the labels would be lost, and the answers to avoid taught like the others"
 _UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
+_CONVERSATIONS: dict[Kind, str | None] = {
+    **dict.fromkeys(EVERY_KIND, _CHAT_ONLY),
+    "chat": None,
+    "unpaired": _NO_LABEL,
+}
 
 _CLOUD = {
     **_WEIGHTS,
@@ -76,14 +76,7 @@ _CLOUD = {
 }
 FORMATS: dict[str, HostRules] = {
     "sharegpt": HostRules(
-        kinds={
-            "chat": None,
-            "preference": _CHAT_ONLY,
-            "unpaired": _NO_LABEL,
-            "completion": _CHAT_ONLY,
-            "text": _CHAT_ONLY,
-            "rl": _CHAT_ONLY,
-        },
+        kinds=_CONVERSATIONS,
         traits={
             Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
             Trait.LOSS_SPANS: _SPANS,
@@ -93,7 +86,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.FUNCTION_ROLE: _refused("messages with the role function"),
             Trait.TOOLS: Rule(
-                "call-ids-renumbered", Severity.INFO, "ids of tool calls are numbered anew", "nothing to do"
+                "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
             Trait.TEXT_WITH_CALLS: _lost("one turn of text and tool calls"),
             Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("answers in another order than their tool calls"),
@@ -101,14 +94,7 @@ FORMATS: dict[str, HostRules] = {
         },
     ),
     "alpaca": HostRules(
-        kinds={
-            "chat": None,
-            "preference": _CHAT_ONLY,
-            "unpaired": _NO_LABEL,
-            "completion": None,
-            "text": _CHAT_ONLY,
-            "rl": _CHAT_ONLY,
-        },
+        kinds={**_CONVERSATIONS, "completion": None},
         traits={
             **_WEIGHTS,
             Trait.REASONING: _lost("thinking"),
@@ -124,50 +110,23 @@ FORMATS: dict[str, HostRules] = {
             Trait.EMPTY_SYSTEM: _lost("an empty system text, which means none there,"),
         },
     ),
-    "trl": HostRules(
-        kinds=EVERY_KIND,
-        traits=_TRL,
-    ),
+    "trl": HostRules(kinds=EVERY_KIND, traits=_TRL),
     "unpaired": HostRules(
-        kinds={
-            "chat": _UNJUDGED,
-            "preference": None,
-            "unpaired": None,
-            "completion": _UNJUDGED,
-            "text": _UNJUDGED,
-            "rl": _UNJUDGED,
-        },
+        kinds={**dict.fromkeys(EVERY_KIND, _UNJUDGED), "preference": None, "unpaired": None},
         traits=_TRL,
     ),
     "gemini": HostRules(
-        kinds={
-            "chat": None,
-            "preference": None,
-            "unpaired": _NO_LABEL,
-            "completion": _CHAT_ONLY,
-            "text": _CHAT_ONLY,
-            "rl": _CHAT_ONLY,
-        },
+        kinds={**_CONVERSATIONS, "preference": None},
         traits={**_CLOUD, Trait.SEVERAL_ANSWERS: _refused("several messages on a side of a pair")},
     ),
     "bedrock": HostRules(
-        kinds={
-            "chat": None,
-            "preference": _CHAT_ONLY,
-            "unpaired": _NO_LABEL,
-            "completion": _CHAT_ONLY,
-            "text": _CHAT_ONLY,
-            "rl": _CHAT_ONLY,
-        },
+        kinds=_CONVERSATIONS,
         traits=_CLOUD,
     ),
     "parquet": HostRules(
         kinds={
-            "chat": None,
-            "preference": None,
+            **EVERY_KIND,
             "unpaired": "messages beside a label have no common columnar type",
-            "completion": None,
-            "text": None,
             "rl": "grader fields have no common columnar type",
         },
         traits={},

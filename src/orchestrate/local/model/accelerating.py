@@ -38,7 +38,7 @@ def use_liger(inner: Any) -> None:
     apart = distance(_states(inner), before)
     if not apart <= CLOSE:
         raise RunFailed(
-            f"with Liger the model gives other states (relative distance {apart:.2g})", fix="engine: fused"
+            f"with Liger the model computes other states (relative distance {apart:.2g})", fix="engine: fused"
         )
 
 
@@ -47,7 +47,7 @@ def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dt
     ours: it gives hidden states only. It needs a GPU."""
     if job.hyper.packing or job.continue_from:
         what = "packing" if job.hyper.packing else "continue_from"
-        raise RunFailed(f"engine unsloth knows no {what} of ours", fix="engine: auto")
+        raise RunFailed(f"engine unsloth does not support {what}", fix="engine: auto")
     fast: Any = import_module("unsloth").FastLanguageModel
     adapter = job.adapter
     model, _ = fast.from_pretrained(

@@ -116,15 +116,15 @@ def _unpack(path: Path, draft: Path, architecture: str) -> None:
     except Exception as error:
         raise UsageError(
             f"transformers {transformers.__version__} does not read {path.name} ({architecture}): {error}",
-            fix="use the model's safetensors; for a tokenizer that is not read, put its tokenizer.json "
+            fix="use the model's safetensors; if only its tokenizer is not read, put its tokenizer.json "
             "beside the .gguf file",
         ) from error
     if lacking := sorted({*told["missing_keys"], *map(str, told["mismatched_keys"])}):
         raise UsageError(
             f"{path.name} lacks {len(lacking)} of its model's weights, such as {lacking[0]}: "
-            "they would be made up",
-            fix="take another file; parts of one model that was split (-00001-of-...) are to be joined "
-            "by llama.cpp's gguf-split --merge",
+            "they would be random",
+            fix="take another file; join the parts of a split model (-00001-of-...) with llama.cpp's "
+            "gguf-split --merge",
         )
     model.config.quantization_config = None
     del model.config.quantization_config

@@ -132,7 +132,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     except OSError as error:
         raise UsageError(f"{path} has no config.json: it is not a model folder") from error
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path / 'config.json'} is no configuration: {error}") from error
+        raise UsageError(f"{path / 'config.json'} is not a configuration: {error}") from error
     if not list(path.glob("*.safetensors")):
         other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
         raise UsageError(
@@ -175,7 +175,7 @@ def _missing_shards(path: Path) -> list[str]:
     except OSError:
         return []
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path / 'model.safetensors.index.json'} is no index: {error}") from error
+        raise UsageError(f"{path / 'model.safetensors.index.json'} is not an index: {error}") from error
     files = sorted(set(index.weight_map.values()))
     return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]
 

@@ -149,7 +149,9 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
         return f"operation must be one of {', '.join(OPERATIONS)}, got {grader['operation']!r}"
     if kind == "text_similarity" and grader["evaluation_metric"] not in METRICS:
         metrics = ", ".join(METRICS)
-        return f"evaluation_metric {grader['evaluation_metric']!r} is not here; there are {metrics}"
+        return (
+            f"evaluation_metric {grader['evaluation_metric']!r} is not available here; use one of {metrics}"
+        )
     return next(filter(None, map(_slot_refusal, _slots(grader))), None)
 
 
@@ -170,7 +172,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool) -> str | None:
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
         return f"calculate_output: {error}"
-    return f"calculate_output names {sorted(unknown)[0]}, which is no grader" if unknown else None
+    return f"calculate_output names {sorted(unknown)[0]}, which is not a grader" if unknown else None
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
@@ -180,7 +182,7 @@ def _slots(grader: Mapping[str, Any]) -> list[str]:
 
 def _slot_refusal(slot: str) -> str | None:
     if not _PLACE.fullmatch(slot):
-        return f"{{{{ {slot} }}}} is no place such as item.answer or item.answers[0]"
+        return f"{{{{ {slot} }}}} is not a place such as item.answer or item.answers[0]"
     root, *path = _keys(slot)
     if root == "sample" and path[:1] == ["output_tools"]:
         return "sample.output_tools: this machine does not read tool calls out of answers"
@@ -334,7 +336,7 @@ class Formula:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError) as error:
-            raise GradingError(f"{text!r} is no formula") from error
+            raise GradingError(f"{text!r} is not a formula") from error
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
         formula = cls(tree, frozenset(names))
         formula.value(dict.fromkeys(names, 0.5), checking=True)

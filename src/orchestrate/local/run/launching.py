@@ -73,7 +73,7 @@ def resume(run: RunDir) -> bool:
         told = (
             f"the worker died at step {state.step}; a new one goes on from the newest checkpoint"
             if run.had_worker()
-            else "the submit died before it had started a worker; one is started now"
+            else "the submit died before it started a worker; one is started now"
         )
         run.add_event(told, level="warning", type="interrupted", step=state.step)
     start_worker(run)

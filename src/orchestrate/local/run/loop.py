@@ -28,6 +28,7 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import make_optimizer, restore_state, state_tensors
 from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.text import size
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
@@ -131,7 +132,7 @@ class Loop:
             state.update(random_state(self.loaded.device))
             need = sum(t.numel() * t.element_size() for t in state.values())
             if shutil.disk_usage(folder).free < 1.5 * need:
-                raise OSError(f"{need / 1e6:.0f} MB and more are needed")
+                raise OSError(f"more than {size(need)} are needed")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
                 self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"))

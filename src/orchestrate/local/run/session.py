@@ -30,7 +30,7 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.text import size
+from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 
@@ -223,7 +223,11 @@ class Session:
     @property
     def outcome(self) -> str:
         p = self.loop.progress
-        parts = [f"{p.step} steps", f"{p.trained_tokens} trained tokens", f"{p.seconds:.1f} s of training"]
+        parts = [
+            count(p.step, "step"),
+            count(p.trained_tokens, "trained token"),
+            f"{duration(p.seconds)} of training",
+        ]
         if "valid_reward" in p.metrics:
             parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
         elif "valid_loss" in p.metrics:

@@ -25,6 +25,7 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.space import disk_is_full
+from orchestrate.text import duration
 from orchestrate.types import JobError
 
 HEARTBEAT_S = 2.0
@@ -127,7 +128,7 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
         ending.callback(session.close)
         run.add_event(
-            f"ready in {time.monotonic() - begun:.1f} s: {session.summary}",
+            f"ready in {duration(time.monotonic() - begun)}: {session.summary}",
             type="started",
             **session.facts,
         )

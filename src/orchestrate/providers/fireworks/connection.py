@@ -55,6 +55,12 @@ class Connection:
             self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
         return self._plain
 
+    def lines(self, url: str) -> list[str]:
+        """Of a file at a signed URL. Raises httpx's errors."""
+        answer = self.plain().get(url)
+        answer.raise_for_status()
+        return answer.text.splitlines()
+
     @property
     def inference_url(self) -> str:
         """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
@@ -73,7 +79,7 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): which one is meant must be said",
+                    f"the Fireworks key has {len(names)} accounts ({known}): say which one to use",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]

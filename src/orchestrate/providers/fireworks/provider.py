@@ -24,21 +24,20 @@ from orchestrate.errors import (
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
-    OverBudget,
-    PermissionRefused,
     QuotaExceeded,
     UsageError,
 )
-from orchestrate.files import new_folder, own_folder
+from orchestrate.files import new_folder
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.fireworks import reading, recalled
+from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
+from orchestrate.providers.fireworks.rendering import rendered_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
@@ -47,10 +46,11 @@ from orchestrate.providers.fireworks.translation import (
     output_model,
     translate,
 )
+from orchestrate.providers.fireworks.weights import Weights
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.values import estimate_quote, items, plain, table, text
+from orchestrate.providers.values import items, table, text
 from orchestrate.types import (
     Account,
     Artifact,
@@ -74,6 +74,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
+    from orchestrate.data.operations.preview import RowTokens
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
@@ -90,10 +91,10 @@ class FireworksProvider(Provider):
     }
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
-        Feature.QLORA: "Fireworks does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Fireworks does not publish its base's precision; such a spec is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
         Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",
-        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; their final model can be had",
+        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; download their final model",
     }
     status_map = reading.STATUS_MAP
 
@@ -103,6 +104,7 @@ class FireworksProvider(Provider):
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
+        self._weights = Weights(at.client, at.plain, self._wire)
         self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
 
     # -- offline -------------------------------------------------------------------------------------------
@@ -161,12 +163,7 @@ class FireworksProvider(Provider):
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
-        total = reading.usd_of(answer.get("estimatedCost"))
-        if total is None:
-            return Quote(provider=self.name, model=model, unavailable="Fireworks gave no price")
-        if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-            raise OverBudget(self.name, total, spec.max_cost_usd, figure="the host's estimate")
-        return estimate_quote(self.name, model, total, "Fireworks' own estimate (estimateCost)")
+        return pricing.quote(self.name, model, answer, spec)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]
@@ -245,13 +242,14 @@ class FireworksProvider(Provider):
                 client = self._at.client()
                 answer = self._wire.read(lambda: client.get(path, cast_to=object), expect=dict)
                 url = text(table(answer).get("signedUrl"))
-            if url is None:
-                return []
-            safe = require_safe(url)
-            lines = self._wire.read(lambda: self._get_file(safe))
         except NotFound:
             return []
-        return reading.metrics_of(lines)
+        return reading.metrics_of(self._lines(url))
+
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
+        raw, _ = self._at.find(job)
+        return rendered_of(self._lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -274,7 +272,7 @@ class FireworksProvider(Provider):
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}), and a job that is started again is billed "
+                f"job {job.job_id} has ended ({raw.get('state')}), and starting it again would be billed "
                 "again, outside the price that was agreed to",
                 fix="submit a new run",
             )
@@ -301,7 +299,7 @@ class FireworksProvider(Provider):
         model = self._tuned(job, raw)
         waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}.download"
         base = text(reading.settings_of(raw).get("baseModel"))
-        self._fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
+        self._weights.fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
         with archives.staged(dest) as folder:
             for path in sorted(waiting.iterdir()):
                 path.rename(folder / path.name)
@@ -387,10 +385,15 @@ class FireworksProvider(Provider):
         )
         return made_since(pages, since)
 
-    def _get_file(self, url: str) -> list[str]:
-        answer = self._at.plain().get(url)
-        answer.raise_for_status()
-        return answer.text.splitlines()
+    def _lines(self, url: str | None) -> list[str]:
+        """Of a file behind a signed URL; none while it is not written."""
+        if url is None:
+            return []
+        safe = require_safe(url)
+        try:
+            return self._wire.read(lambda: self._at.lines(safe))
+        except NotFound:
+            return []
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
@@ -403,29 +406,3 @@ class FireworksProvider(Provider):
         """The tuned model and its base."""
         raw, _ = self._at.find(job)
         return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""
-
-    def _fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
-        urls = self._file_urls(model)
-        names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if archives.wanted(name)}
-        own_folder(folder)
-        for short, name in names.items():
-            file = folder / short
-            if not file.exists():
-                try:
-                    self._fetch_file(urls[name], file, most, progress)
-                except (PermissionRefused, InvalidRequest):
-                    # Signed URLs live for an hour; a large model takes longer.
-                    urls = self._file_urls(model)
-                    self._fetch_file(urls[name], file, most, progress)
-            most -= file.stat().st_size
-
-    def _fetch_file(self, url: str, file: Path, most: int, progress: Progress | None) -> None:
-        opened = transfer.signed(self._at.plain(), url)
-        transfer.fetch(self._wire, opened, file, limit_bytes=most, progress=progress)
-
-    def _file_urls(self, model: str) -> dict[str, str]:
-        account, model_id = model.split("/")[1], reading.id_of(model)
-        api = self._at.client().models
-        answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
-        found = table(answer.get("filenameToSignedUrls"))
-        return {name: require_safe(url) for name, url in found.items()}

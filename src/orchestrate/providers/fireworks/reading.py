@@ -50,6 +50,7 @@ STATUS_MAP: Mapping[str, JobStatus] = {
     "JOB_STATE_DELETING": JobStatus.CANCELLED,
     "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
     "JOB_STATE_DELETED": JobStatus.CANCELLED,
+    "JOB_STATE_ARCHIVED": JobStatus.CANCELLED,  # what a deleted job leaves behind (fw-ai/cookbook)
 }
 _PREFIX = "JOB_STATE_"
 _NUMBERED = (

@@ -17,14 +17,13 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from orchestrate import costing
-from orchestrate.errors import Conflict, NotFound, OverBudget, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.providers.dedicated import Replicas
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import items, plain, rows, table, text, when, whole
-from orchestrate.types import Endpoint, Record, Standing
+from orchestrate.types import Endpoint, Standing
 
 if TYPE_CHECKING:
     from fireworks import Fireworks
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 GONE = ("DELETING", "DELETED")
 
 
-class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `deploy` takes."""
 
     mode: Literal["merge", "addons"] = "merge"
@@ -40,24 +39,16 @@ class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice); without
     one the cheapest validated shape that fits is taken."""
     min_replicas: int = 0
-    max_replicas: int = 1
     idle_minutes: int = 60
     """Scales to zero after so many minutes without a request (at least 5)."""
-    max_usd_per_hour: Decimal | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
-        try:
-            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
-        except msgspec.ValidationError as error:
-            known = ", ".join(cls.__struct_fields__)
-            raise UsageError(f"deploy options for fireworks: {error}; known: {known}") from error
+        wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
             raise UsageError(
                 f"Fireworks scales to zero after 5 idle minutes or more, not {wanted.idle_minutes}"
             )
-        if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("replicas: at least one, and no fewer at most than at least")
         return wanted
 
 
@@ -103,15 +94,7 @@ class Serving:
         if there is None or there.get("state") == "DELETED":
             served, addons = _served(tuned, base, wanted)
             shape, per_hour = self._shape(served, addons, wanted)
-            limit = wanted.max_usd_per_hour
-            if limit is not None and (per_hour is None or per_hour > limit):
-                raise OverBudget(
-                    self._provider,
-                    per_hour or Decimal(0),
-                    limit,
-                    what="max_usd_per_hour",
-                    figure="the price of an hour" if per_hour is not None else "a price that is not known",
-                )
+            wanted.require(self._provider, per_hour)
             there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
         if there.get("enableAddons") is True:
             self._load(tuned, there)
@@ -265,7 +248,7 @@ class Serving:
         if not found:
             known = ", ".join(str(s.get("name")) for s in shapes) or "none"
             raise UsageError(
-                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; there are: {known}",
+                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; it has: {known}",
                 fix="--shape default lets the host choose",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))

@@ -1,9 +1,8 @@
 """A spec in Fireworks' words.
 
-An SFT job holds its hyperparameters itself, DPO and RFT jobs under `trainingConfig`. Fields are those of the
-SDK's create parameters, and of the gateway's description where the SDK lacks them (LoRA's alpha, dropout and
-modules, the schedule). The trainer ("Training V2") refuses `batchSize`, `gradientAccumulationSteps` and
-`earlyStop`.
+An SFT job holds its hyperparameters itself, DPO and RFT jobs under `trainingConfig`; `fields` says from where
+each is known. Only the latter have LoRA's alpha, dropout and modules. The trainer ("Training V2") refuses
+`batchSize`, `gradientAccumulationSteps` and `earlyStop`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
+from orchestrate.providers.fireworks.fields import FIELDS
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.values import table, text
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import Translation
 
 ID_LIMIT = 63
@@ -27,12 +27,14 @@ DEFAULT_RANK = 8
 DEFAULT_BATCH = {"sft": 32, "dpo": 4, "rft": None}
 MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
+_CARVED = "evalAutoCarveout"
+_NOT_OF_SFT = "no published description of Fireworks' SFT jobs has it; the trainer sets its own"
 _BY_STEPS = "counted from the rows when they are uploaded"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     """`provider` is the name of the instance, where it is not the backend's own."""
-    rows = Rows(provider, spec, aliases=(PROFILE.kind,))
+    rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS[spec.method.type])
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
     except UsageError as error:
@@ -46,12 +48,15 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _steps(rows, spec)
     _length(rows, spec, model, inside)
     _names(rows, inside)
+    if spec.packing:
+        rows.keep("packing", None, rule="as always here")
+    elif spec.packing is False:
+        rows.refuse("packing", "Fireworks always packs rows")
     if spec.early_stopping is not None:
         rows.refuse("early_stopping", "Fireworks' trainer refuses early stopping")
     rows.refuse_if_asked(
         {
             "max_grad_norm": "Fireworks sets the clipping itself",
-            "packing": "Fireworks packs rows as it sees fit",
             "seed": "Fireworks takes no seed",
             "batch_tokens": "Fireworks' trainer counts a batch in rows: give batch_size",
         }
@@ -101,6 +106,9 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
             rows.map("validation", None, None, rule, exact=False)
         else:
             rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
+    elif spec.method.type != "dpo" and not rows.in_options(_CARVED):
+        rule = "all rows are trained: none is held back for an evaluation"
+        rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
         rule = "an adapter that Fireworks trained: accounts/.../models/..., or its id"
@@ -137,7 +145,8 @@ def _preference(rows: Rows) -> None:
         return
     if rows.given("method.loss") == "orpo":
         rows.keep("method.loss", "lossConfig.method", "ORPO")
-        rows.refuse_if_asked({"method.beta": "Fireworks sets the weight of ORPO's odds ratio itself"})
+        if beta is not None:
+            rows.keep("method.beta", "lossConfig.orpo.lambda", rule="the weight of ORPO's odds ratio")
         return
     # Without it the host may take another loss.
     if rows.given("method.loss") is not None:
@@ -164,8 +173,8 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_asked(
         {
-            "method.reasoning_effort": "Fireworks has no such knob for training",
-            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such knob",
+            "method.reasoning_effort": "Fireworks has no such setting for training",
+            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such setting",
         }
     )
 
@@ -173,20 +182,37 @@ def _reinforcement(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
     adapter = spec.adapter
     if adapter.type == "full":
-        rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters")
+        rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters", instead="lora")
         return
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Fireworks does not tell in which precision it holds the base"
+        rule = "trained as LoRA: Fireworks does not say in which precision it holds the base"
         rows.map("adapter.type", None, "lora", rule, exact=False)
     else:
         rows.keep("adapter.type", None, "lora", rule="all managed jobs train LoRA adapters")
     most = min(MOST_RANK, (model.host.max_rank if model.host else None) or MOST_RANK)
     if adapter.r is not None and (adapter.r > most or adapter.r & (adapter.r - 1)):
-        rows.refuse("adapter.r", f"a power of two up to {most}")
+        nearest = min(most, 1 << (adapter.r.bit_length() - 1))
+        rows.refuse("adapter.r", f"a power of two up to {most}", instead=nearest)
     else:
         rows.offer("adapter.r", f"{inside}loraRank", DEFAULT_RANK)
+    if spec.method.type == "sft":
+        names = ("adapter.alpha", "adapter.dropout", "adapter.targets")
+        rows.refuse_if_asked(dict.fromkeys(names, _NOT_OF_SFT))
+        for name in names:
+            if rows.given(name) is None:
+                rows.default(name, None, None, "the trainer's own")
+    else:
+        _scaling(rows, adapter, inside)
+    for name, on in (("dora", adapter.dora), ("rslora", adapter.rslora)):
+        if on:
+            rows.refuse(f"adapter.{name}", "Fireworks trains plain LoRA")
+        elif rows.given(f"adapter.{name}") is not None:
+            rows.keep(f"adapter.{name}", None, rule="off, as always here")
+
+
+def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "a whole number here")
+        rows.refuse("adapter.alpha", "a whole number here", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
     else:
@@ -201,11 +227,6 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.map("adapter.targets", None, None, rule, exact=False)
     else:
         rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
-    for name, on in (("dora", adapter.dora), ("rslora", adapter.rslora)):
-        if on:
-            rows.refuse(f"adapter.{name}", "Fireworks trains plain LoRA")
-        elif rows.given(f"adapter.{name}") is not None:
-            rows.keep(f"adapter.{name}", None, rule="off, as always here")
 
 
 # -- how ---------------------------------------------------------------------------------------------------
@@ -218,7 +239,8 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
         {"learning_rate_multiplier": "Fireworks publishes no base rate to multiply: give learning_rate"}
     )
     if spec.batch_size == "max":
-        rows.refuse("batch_size", "Fireworks wants a number of rows")
+        usual = DEFAULT_BATCH[spec.method.type]
+        rows.refuse("batch_size", "Fireworks wants a number of rows", instead=usual)
     else:
         rows.offer("batch_size", f"{inside}batchSizeSamples", DEFAULT_BATCH[spec.method.type])
     if spec.gradient_accumulation == 1:
@@ -226,14 +248,14 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
     elif spec.gradient_accumulation is not None:
         rows.refuse("gradient_accumulation", "Fireworks' trainer refuses it: raise batch_size instead")
     rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
+    wire = f"{inside}lrScheduler"
     if spec.schedule is None:
-        rows.default("schedule", "lrScheduler", "constant")
-    elif spec.method.type == "sft":
-        rows.keep("schedule", "lrScheduler", {spec.schedule: {}})
-    elif spec.schedule == "constant":
-        rows.keep("schedule", None, rule="the rate is constant in these jobs")
+        rows.default("schedule", wire, "constant")
     else:
-        rows.refuse("schedule", "only Fireworks' SFT jobs take a schedule")
+        v2 = (
+            None if spec.schedule == "constant" else "down to 0; for bases of Training V2, others are refused"
+        )
+        rows.keep("schedule", wire, {spec.schedule: {}}, rule=v2)
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
@@ -269,7 +291,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
 def _length(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
     most = model.context(spec.method.type)
     if spec.max_seq_length is not None and most is not None and spec.max_seq_length > most:
-        rows.refuse("max_seq_length", f"at most {most:,} tokens for {model.name}")
+        rows.refuse("max_seq_length", f"at most {most:,} tokens for {model.name}", instead=most)
     else:
         rows.offer("max_seq_length", f"{inside}maxContextLength", None, "the model's own")
 

@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import ArtifactRefused, Conflict, NotFound, ProviderError
-from orchestrate.files import new_folder, private_folder, sha256, whole
+from orchestrate.errors import Conflict, NotFound, ProviderError
+from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.model import gguf_files, models
-from orchestrate.local.run import checkpoints, launching
+from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
 from orchestrate.providers import offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.local import checking, reading, reinforcement
+from orchestrate.providers.local import checking, reading, reinforcement, weights
 from orchestrate.providers.local.profile import PROFILE
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Account,
     Artifact,
-    ArtifactFile,
     Billing,
     Checkpoint,
     Event,
@@ -77,7 +75,7 @@ class LocalProvider(Provider):
         Feature.VISION: "the local engine trains on text only",
         Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
         Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
-        Feature.LIVE_PRICE: "nobody else has a say in what your own machine costs",
+        Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
@@ -140,7 +138,7 @@ class LocalProvider(Provider):
         spec = self._as_local(spec)
         resolved = self.resolve(spec)
         body = translation.body
-        size = resolved.params_b * 1e9 if resolved.params_b else _parameters_on_disk(translation.model)
+        size = resolved.params_b * 1e9 if resolved.params_b else weights.parameters(translation.model)
         speed = throughput.estimate(
             self.home,
             parameters=size,
@@ -298,7 +296,7 @@ class LocalProvider(Provider):
             time.sleep(0.05)
         if run.alive():
             raise ProviderError(
-                self.name, f"the worker of {run.ref} does not end", fix="try again in a minute"
+                self.name, f"the worker of {run.ref} is not stopping", fix="try again in a minute"
             )
         shutil.rmtree(run.path, ignore_errors=True)
 
@@ -320,20 +318,12 @@ class LocalProvider(Provider):
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         run = self._run(job)
-        source = self._weights(run, checkpoint)
-        files = checkpoints.manifest(source)
-        if not any(f.path.endswith(".safetensors") for f in files):
-            raise ArtifactRefused(f"{source} holds no safetensors weights")
-        total, done = sum(f.bytes for f in files), 0
-        for file in files:
-            _copy(source / file.path, dest / file.path, file)
-            done += file.bytes
-            if progress is not None:
-                progress(done, total)
+        source = weights.of(run, checkpoint, self.name)
+        files = weights.copied(source, dest, progress)
         return Artifact(
             kind=source.name,
             folder=str(dest),
-            files=tuple(files),
+            files=files,
             base_model=run.job().model,
             provider=self.name,
             job_id=job.job_id,
@@ -364,7 +354,7 @@ class LocalProvider(Provider):
             run = self._run(job)
             local = run.job()
             self._generators[job.job_id] = Generator(
-                local.model, self._weights(run, None), threads=local.threads, device=local.device
+                local.model, weights.of(run, None, self.name), threads=local.threads, device=local.device
             )
         return self._generators[job.job_id]
 
@@ -383,42 +373,3 @@ class LocalProvider(Provider):
         if not run.exists():
             raise NotFound(self.name, f"there is no run directory {run.path}")
         return run
-
-    def _weights(self, run: RunDir, checkpoint: str | None) -> Path:
-        if checkpoint is not None:
-            for whole in checkpoints.listed(run.checkpoints):
-                if checkpoint in (whole.path.name, str(whole.progress.step)):
-                    return whole.weights
-            raise NotFound(
-                self.name,
-                f"{run.ref} has no checkpoint {checkpoint}",
-                fix=f"orchestrate checkpoints {run.ref}",
-            )
-        state = run.state()
-        if state.result is None:
-            raise NotFound(
-                self.name,
-                f"{run.ref} has no tuned model: it is {state.status}",
-                fix=f"orchestrate checkpoints {run.ref}",
-            )
-        return run.path / state.result
-
-
-def _parameters_on_disk(model: str) -> float | None:
-    """From the size of 16-bit weights, for a folder that the catalog does not know, or from a GGUF's
-    header."""
-    if file := models.gguf_file(model):
-        return float(gguf_files.parameters(file))
-    size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    return size / 2 or None
-
-
-def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
-    """Copies one file unless it is there already, whole; checks what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
-        return
-    new_folder(target.parent)
-    with whole(target) as draft:
-        shutil.copyfile(source, draft)
-        if sha256(draft) != file.sha256:
-            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import STATUSES, RunDir, State
+from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
 SILENT_S = 30.0
@@ -32,7 +33,7 @@ def job(run: RunDir) -> Job:
             message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
             "it goes on from its newest checkpoint"
             if run.had_worker()
-            else "the submit died before it had started a worker; watch, worker and resume start one",
+            else "the submit died before it started a worker; watch, worker and resume each start one",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
@@ -62,13 +63,16 @@ def _still(run: RunDir, state: State) -> JobError | None:
     end_it = f"see {run.log}; killed, the run goes on from its newest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
-        message = f"the worker lives but has shown no life for {beat:.0f} s (stopped, or the machine swaps)"
+        message = (
+            f"the worker is there but has given no sign of life for {duration(beat)} "
+            "(stopped, or the machine is swapping)"
+        )
         return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
     if state.status != "running" or not state.step:
         return None
     waited, usual = (datetime.now(UTC) - state.updated_at).total_seconds(), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
-        message = f"no step has ended for {waited / 60:.0f} min, where one takes {usual:.1f} s on average"
+        message = f"no step has ended for {duration(waited)}; one takes {duration(usual)} on average"
         return JobError(code="no_progress", message=f"{message}; {end_it}")
     return None
 

@@ -57,7 +57,7 @@ def memory(
         isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1e5
     ):
         raise ConfigError(
-            f"local.gpu_memory_gib is no size of a GPU's memory: {size!r}", fix="for example 24"
+            f"local.gpu_memory_gib is not the size of a GPU's memory: {size!r}", fix="for example 24"
         )
     if translation.refused:
         return None
@@ -145,9 +145,9 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
         rows.refuse("method.compute_multiplier", "here it is samples_per_prompt that explores more")
-    rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such knob in training"})
+    rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such setting in training"})
     if spec.packing:
-        rows.refuse("packing", "answers are drawn anew at each step; there is nothing to pack")
+        rows.refuse("packing", "answers are drawn afresh at each step; there is nothing to pack")
 
 
 def _adapter(rows: Rows, spec: JobSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.providers import offline
@@ -77,13 +77,18 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
     if data.train.rows > RFT_ROWS:
         message = f"{data.train.rows:,} rows; OpenAI takes {RFT_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "train on fewer rows", source=data.train.path)
-    for place, message in _grader_errors(method.grader):
+    for place, message in grader_errors(method.grader):
         yield _problem(provider, "grader", message, "see OpenAI's graders guide", field=place)
 
 
-def _grader_errors(grader: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, message) for each mistake, by the SDK's own types."""
+def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
+    """(field, message) for each mistake, by the SDK's own types.
+
+    Those know a `multi` grader with one grader in it; the guide to graders has a map of them by name, and the
+    formula reads the names.
+    """
     from openai.types.graders import (
+        LabelModelGraderParam,
         MultiGraderParam,
         PythonGraderParam,
         ScoreModelGraderParam,
@@ -99,12 +104,31 @@ def _grader_errors(grader: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "score_model": ScoreModelGraderParam,
         "multi": MultiGraderParam,
     }
+    if place != "method.grader":
+        kinds = {**kinds, "label_model": LabelModelGraderParam}
+        del kinds["multi"]
     kind = kinds.get(str(grader.get("type")))
     if kind is None:
-        yield "method.grader.type", f"OpenAI's graders are {', '.join(kinds)}"
+        yield f"{place}.type", f"OpenAI's graders are {', '.join(kinds)}"
         return
+    asked = dict(grader)
+    if grader.get("type") == "multi" and isinstance(inner := grader.get("graders"), Mapping):
+        named = cast("Mapping[str, Any]", inner)
+        named = {"": named} if isinstance(named.get("type"), str) else named
+        if not named:
+            yield f"{place}.graders", "there is no grader in it"
+        for name, part in named.items():
+            where = f"{place}.graders.{name}".rstrip(".")
+            if isinstance(part, Mapping):
+                yield from grader_errors(cast("Mapping[str, Any]", part), where)
+            else:
+                yield where, "a grader is a mapping"
+        asked["graders"] = _ANY_GRADER
     try:
-        TypeAdapter(kind).validate_python(dict(grader))
+        TypeAdapter(kind).validate_python(asked)
     except ValidationError as error:
         for item in error.errors():
-            yield ".".join(["method.grader", *map(str, item["loc"])]), item["msg"]
+            yield ".".join([place, *map(str, item["loc"])]), item["msg"]
+
+
+_ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": "", "operation": "eq"}

@@ -158,5 +158,5 @@ PROFILE = Profile(
     picture_tokens=picture_tokens,
     auto_epochs=auto_epochs,
     unbilled_failure=refused_in_validation,
-    cap_gap="OpenAI tells the tokens of a job only when it has ended",
+    cap_gap="OpenAI reports a job's tokens only when it has ended",
 )

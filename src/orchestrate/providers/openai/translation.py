@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrate.catalog import ModelOnHost
+from orchestrate.providers.openai.fields import FIELDS
 from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
@@ -16,47 +17,46 @@ from orchestrate.types import Translation
 METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
+CONTEXT = 65_536
+"""Tokens of a row, of all models; the guide to supervised fine-tuning."""
 REF_KEY = "orchestrate_ref"
 RESERVED = ("model", "training_file", "validation_file", "metadata")
 """Fields of the request that Orchestrate fills itself."""
 
-HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not tell; nothing is sent"
+HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not say how; nothing is sent"
 _NO_RATE = (
-    "OpenAI publishes no base rate, so that no multiplier is known to mean this rate; "
-    "use learning_rate_multiplier"
+    "OpenAI publishes no base rate, so no multiplier is known to give this rate; use learning_rate_multiplier"
 )
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
     "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
-    "gradient_accumulation": "OpenAI splits the batch itself; use batch_size",
     "warmup_ratio": "OpenAI sets the warm-up itself",
     "schedule": "OpenAI sets the learning rate's schedule itself",
     "weight_decay": "OpenAI sets the weight decay itself",
     "max_grad_norm": "OpenAI clips gradients by its own rule",
-    "max_seq_length": "OpenAI cuts rows at the model's own limit (65,536 tokens)",
-    "packing": "OpenAI does not tell whether it packs rows",
-    "evals": "OpenAI evaluates on its own schedule",
+    "packing": "OpenAI does not say whether it packs rows",
     "early_stopping": "OpenAI trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO has beta only",
     "method.rpo_alpha": "OpenAI's DPO has beta only",
     "method.simpo_gamma": "OpenAI's DPO has beta only",
     "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
-    "method.kl_beta": "OpenAI does not tell how far it lets the model go from its start",
-    "adapter.r": "OpenAI chooses the adapter's rank itself and does not tell it",
-    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not tell it",
-    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not tell it",
-    "adapter.targets": "OpenAI chooses the adapted modules itself and does not tell them",
+    "method.kl_beta": "OpenAI does not say how far it lets the model move from its start",
+    "adapter.r": "OpenAI chooses the adapter's rank itself and does not publish it",
+    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not publish it",
+    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not publish it",
+    "adapter.targets": "OpenAI chooses the adapted modules itself and does not publish them",
 }
 
 
 def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterable[str] = ()) -> Translation:
-    rows = Rows(provider, spec, aliases=aliases)
+    rows = Rows(provider, spec, aliases=aliases, fields=FIELDS)
     _files(rows)
     _continue(rows, spec, model)
     _method(rows, spec)
     _adapter(rows, spec)
     _numbers(rows, spec)
     _checkpoints(rows, spec)
+    _as_always(rows, spec)
     rows.offer("seed", "seed", rule="chosen by the host")
     rows.offer("suffix", "suffix", rule="none")
     _wandb(rows, spec)
@@ -78,7 +78,7 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         return
     base = _base(tuned)
     if model.model is not None and base is None:
-        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that has ended well")
+        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
         rows.refuse("continue_from", f"it was made from {base}, and the spec's model is {model.id}")
     else:
@@ -120,7 +120,8 @@ def _inputs(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec) -> None:
     asked = "adapter" in spec.model_fields_set
     if spec.adapter.type == "full":
-        rows.refuse("adapter.type", "OpenAI does not let you choose; take LoRA, the default")
+        reason = "OpenAI does not let you choose; take LoRA, the default"
+        rows.refuse("adapter.type", reason, instead="lora")
     elif asked:
         rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
     else:
@@ -135,14 +136,15 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
 def _numbers(rows: Rows, spec: JobSpec) -> None:
     inside = f"method.{METHODS[spec.method.type]}.hyperparameters"
     if (spec.epochs or 0) > EPOCHS:
-        rows.refuse("epochs", f"OpenAI trains at most {EPOCHS} epochs")
+        rows.refuse("epochs", f"OpenAI trains at most {EPOCHS} epochs", instead=EPOCHS)
     else:
         rows.offer("epochs", f"{inside}.n_epochs", "auto")
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
-        rows.map("batch_size", f"{inside}.batch_size", BATCH, f"{BATCH} is OpenAI's largest")
+        rule = f"OpenAI chooses by the size of the file, at most {BATCH}; it does not fill its memory"
+        rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:
-        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples")
+        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples", instead=BATCH)
     else:
         rows.offer("batch_size", f"{inside}.batch_size", "auto")
 
@@ -155,6 +157,22 @@ def _checkpoints(rows: Rows, spec: JobSpec) -> None:
         rows.keep("checkpoints", None, rule=rule)
     else:
         rows.refuse("checkpoints", f"OpenAI makes {rule}")
+
+
+def _as_always(rows: Rows, spec: JobSpec) -> None:
+    """Settings that OpenAI has no field for, and does as asked where that is what it always does."""
+    told = {
+        "gradient_accumulation": ("OpenAI splits the batch itself; use batch_size", 1),
+        "max_seq_length": (f"OpenAI cuts rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
+        "evals": ("OpenAI evaluates on its own schedule", 0 if spec.validation is None else None),
+    }
+    for name, (rule, always) in told.items():
+        if rows.given(name) is None:
+            continue
+        if rows.given(name) == always:
+            rows.keep(name, None, rule="as always here")
+        else:
+            rows.refuse(name, rule)
 
 
 def _wandb(rows: Rows, spec: JobSpec) -> None:

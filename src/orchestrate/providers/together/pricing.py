@@ -45,7 +45,7 @@ def quote(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -
         return Quote(provider=provider, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
     if answer.get("allowed_to_proceed") is False:
         limit = money(answer.get("user_limit"))
-        allowed = "an amount that it did not say" if limit is None else say.limit(limit)
+        allowed = "an amount that it does not name" if limit is None else say.limit(limit)
         raise QuotaExceeded(
             provider,
             f"the job is estimated at {say.money(total)}, above what the account may spend ({allowed}); "

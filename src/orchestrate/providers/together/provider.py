@@ -10,26 +10,23 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.config import HostConfig
 from orchestrate.errors import (
-    ArtifactRefused,
     InvalidRequest,
     NotFound,
     PermissionRefused,
     UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.files import new_folder
 from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
@@ -38,7 +35,7 @@ from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import pricing, reading, recalled
+from orchestrate.providers.together import pricing, reading, recalled, weights
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
@@ -88,7 +85,7 @@ class TogetherProvider(Provider):
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
         Feature.RFT: NO_RFT,
-        Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Together does not publish its base's precision; such a spec is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
         Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
     }
@@ -281,24 +278,11 @@ class TogetherProvider(Provider):
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"
         query = reading.selection(checkpoint, full)
-        resource = self._client().fine_tuning.with_streaming_response
-
-        def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
-            stream = resource.content(ft_id=job.job_id, extra_headers=headers, **query)
-            return cast("AbstractContextManager[transfer.Stream]", stream)
-
-        # The unfinished archive lies beside the folder, so that a later call finds it.
-        words = "-".join(str(v) for v in query.values())
-        waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}-{words}.download"
-        archive = waiting / "archive"
+        content = self._client().fine_tuning.with_streaming_response.content
         most = transfer.limit_bytes(self.config, self.size_of(text(raw.get("model"))))
-        transfer.fetch(self._wire, opened, archive, limit_bytes=most, progress=progress)
-        try:
-            files = archives.unpack(archive, dest, limits=archives.Limits(total_bytes=most))
-        except ArtifactRefused:
-            shutil.rmtree(waiting)  # kept only where the fault is on this side, such as a full disk
-            raise
-        shutil.rmtree(waiting)
+        files = weights.fetch(
+            self._wire, content, job.job_id, query, dest, limit_bytes=most, progress=progress
+        )
         return Artifact(
             kind=archives.kind_of(files, full=full),
             folder=str(dest),

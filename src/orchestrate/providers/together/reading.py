@@ -211,7 +211,7 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
     words = {"": "adapter", "adapter": "adapter", "model": "merged", "merged": "merged"}
     if kind not in words or (step and not step.isdigit()):
         raise UsageError(
-            f"{checkpoint!r} is no checkpoint of a Together job",
+            f"{checkpoint!r} is not a checkpoint of a Together job",
             fix="orchestrate checkpoints RUN  lists them; `adapter` and `merged` are the final ones",
         )
     chosen = {"checkpoint": "model_output_path" if full else words[kind]}

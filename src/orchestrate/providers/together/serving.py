@@ -12,11 +12,12 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import Conflict, InvalidRequest, NotFound, OverBudget, ProviderError, UsageError
+from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UsageError
+from orchestrate.providers.dedicated import Replicas
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import items, money, number, plain, rows, table, text, when, whole
-from orchestrate.types import Endpoint, Record, Standing
+from orchestrate.types import Endpoint, Standing
 
 if TYPE_CHECKING:
     from together import Together
@@ -37,31 +38,20 @@ _BILLS = {
 Together does not say."""
 
 
-class DeployOptions(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `deploy` takes."""
 
     shape: str | None = None
     """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); without one the cheapest that fits is
     taken."""
-    min_replicas: int = 1
-    max_replicas: int = 1
     idle_minutes: int = IDLE_MINUTES
     """Stops after so many minutes without a request (30 to 1440; 0: never)."""
-    max_usd_per_hour: Decimal | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
-        import msgspec
-
-        try:
-            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
-        except msgspec.ValidationError as error:
-            known = ", ".join(cls.__struct_fields__)
-            raise UsageError(f"deploy options for together: {error}; known: {known}") from error
+        wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
             raise UsageError(f"Together stops after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
-        if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("replicas: at least one, and no fewer at most than at least")
         return wanted
 
 
@@ -99,11 +89,11 @@ class Serving:
         if deployment is None:
             model = self._model(job_id, job)
             usd, config = self._configuration(model, wanted)
-            self._require_price(usd, wanted)
+            wanted.require(self._provider, usd)
             endpoint = there or self._make_endpoint(job_id)
             deployment = self._make_deployment(job_id, endpoint, model, config, wanted, fresh=there is None)
         elif _state(deployment) in _DOWN:
-            self._require_price(_per_hour(deployment, self._prices(), wanted), wanted)
+            wanted.require(self._provider, _per_hour(deployment, self._prices(), wanted))
             self._scale(str(endpoint["id"]), str(deployment["id"]), wanted.min_replicas, wanted.max_replicas)
         self._route(endpoint, str(deployment["id"]))
         return self._endpoint(self._retrieve(str(endpoint["id"])))
@@ -247,17 +237,6 @@ class Serving:
         at = self._at()
         return plain(self._wire.read(lambda: self._client().endpoints.retrieve(endpoint_id, **at)))
 
-    def _require_price(self, per_hour: Decimal | None, wanted: DeployOptions) -> None:
-        limit = wanted.max_usd_per_hour
-        if limit is not None and (per_hour is None or per_hour > limit):
-            raise OverBudget(
-                self._provider,
-                per_hour or Decimal(0),
-                limit,
-                what="max_usd_per_hour",
-                figure="the price of an hour" if per_hour is not None else "a price that is not known",
-            )
-
     def _all(self) -> Iterator[dict[str, Any]]:
         at = self._at()
         for page in self._wire.pages(lambda: self._client().endpoints.list(limit=100, **at)):
@@ -292,7 +271,7 @@ class Serving:
         if not fitting:
             known = ", ".join(f"{c.get('id')} ({_hardware(c)})" for c in found) or "none"
             raise UsageError(
-                f"Together has no configuration {shape} to serve {model.get('name')}; there are: {known}"
+                f"Together has no configuration {shape} to serve {model.get('name')}; it has: {known}"
             )
         priced = [(prices.get(_hardware(c) or ""), c) for c in fitting]
         usd, config = min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))

@@ -13,6 +13,7 @@ from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
 from orchestrate.providers.settings import UNPAIRED, Rows
+from orchestrate.providers.together.fields import FIELDS
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
@@ -35,14 +36,14 @@ RESERVED = (
 )
 """Fields that Orchestrate fills, and keys, which do not belong into a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs (only training sessions that a program of yours drives); "
+    "Together has no reinforcement jobs (only training sessions that your own program drives); "
     "OpenAI and Fireworks have them"
 )
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     """`provider` is the name of the instance, where it is not the backend's own."""
-    rows = Rows(provider, spec, aliases=(PROFILE.kind,))
+    rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS)
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
     except UsageError as error:
@@ -127,14 +128,14 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     offered = model.host.adapters if model.host else ()
     if adapter.type == "full":
         if offered and "full" not in offered:
-            rows.refuse("adapter.type", f"Together trains {model.name} with LoRA only")
+            rows.refuse("adapter.type", f"Together trains {model.name} with LoRA only", instead="lora")
         else:
             rows.keep("adapter.type", "training_type.type", "Full")
         return
     asked = [name for name in rows.asked if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Together does not tell in which precision it holds the base"
+        rule = "trained as LoRA: Together does not say in which precision it holds the base"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
     elif asked:
         rows.keep("adapter.type", "training_type.type", "Lora")
@@ -142,11 +143,11 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         rows.default("adapter.type", "training_type.type", "Lora")
     most = model.host.max_rank if model.host else None
     if adapter.r is not None and most is not None and adapter.r > most:
-        rows.refuse("adapter.r", f"at most {most} for {model.name}")
+        rows.refuse("adapter.r", f"at most {most} for {model.name}", instead=most)
     else:
         rows.offer("adapter.r", "training_type.lora_r", DEFAULT_RANK)
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "a whole number here")
+        rows.refuse("adapter.alpha", "a whole number here", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", "training_type.lora_alpha", int(adapter.alpha))
     elif adapter.r is not None:
@@ -203,7 +204,8 @@ def _optimiser(rows: Rows) -> None:
 def _length(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     most = model.context(spec.method.type) if model.host and model.host.context else None
     if spec.max_seq_length is not None and most is not None and spec.max_seq_length > most:
-        rows.refuse("max_seq_length", f"at most {most:,} tokens for {model.name} with {spec.method.type}")
+        reason = f"at most {most:,} tokens for {model.name} with {spec.method.type}"
+        rows.refuse("max_seq_length", reason, instead=most)
     else:
         rows.offer("max_seq_length", "max_seq_length", most, "the model's most")
 
@@ -218,15 +220,19 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
         rows.keep("evals", "n_evals")
     elif spec.validation is None:
         rows.default("evals", "n_evals", 0)
+    elif stop is None:
+        rows.default(
+            "evals", "n_evals", 0, "each is billed as its tokens: ask for them with evals", send=True
+        )
     else:
-        rule = "one for each epoch, because there is validation data (the host's own default is none); billed"
-        evals = max(spec.epochs or 1, needed)
-        rows.default("evals", "n_evals", evals, rule, send=True)
+        evals = needed
+        rows.default("evals", "n_evals", evals, "as many as early stopping needs; billed", send=True)
     rows.offer("checkpoints", "n_checkpoints", 1)
     if stop is None:
         return
     if (evals or 0) < needed:
-        rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
+        reason = f"patience {stop.patience} needs evals of at least {needed}"
+        rows.refuse("early_stopping", reason)
         return
     rows.keep("early_stopping", "early_stopping_enabled", True)
     rows.keep("early_stopping.patience", "early_stopping_patience", stop.patience)
@@ -237,7 +243,7 @@ def _names(rows: Rows) -> None:
     suffix = rows.given("suffix")
     room = SUFFIX_LIMIT - REF_LENGTH - 1
     if suffix is not None:
-        cut = f"; cut to {room} characters, so that the ref fits" if len(suffix) > room else ""
+        cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
         rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
         rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
     for name in ("project", "name", "entity"):

@@ -32,6 +32,23 @@ class WandB(Body):
     runId: str | None = None
 
 
+class Decay(Body):
+    minLrRatio: Annotated[float, Field(ge=0, le=1)] | None = None
+    decayRatio: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Schedule(Body):
+    constant: dict[str, Any] | None = None
+    linear: Decay | None = None
+    cosine: Decay | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Schedule:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("exactly one of constant, linear and cosine must be given")
+        return self
+
+
 class Training(Body):
     """What supervised jobs have at the top level and the others under `trainingConfig`."""
 
@@ -47,10 +64,7 @@ class Training(Body):
     optimizerWeightDecay: Annotated[float, Field(ge=0)] | None = None
     samplerCheckpointSaveIntervalSteps: Annotated[int, Field(ge=0)] | None = None
     region: str | None = None
-    loraAlpha: Annotated[float, Field(gt=0)] | None = None
-    loraDropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    loraTargetModules: list[str] | None = None
-    lrScheduler: Literal["constant", "linear", "cosine"] | dict[str, Any] | None = None
+    lrScheduler: Schedule | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,13 +82,22 @@ class Training(Body):
         return self
 
 
+class OwnTraining(Training):
+    """`trainingConfig`."""
+
+    loraAlpha: Annotated[int, Field(ge=0)] | None = None
+    loraDropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    loraTargetModules: list[str] | None = None
+    trainerShardingScheme: dict[str, Any] | None = None
+
+
 class Common(Body):
     dataset: str
     displayName: str | None = None
     wandbConfig: WandB | None = None
-    rendererHuggingFaceRepoId: str | None = None
     reservationTarget: str | None = None
     useReservation: bool | None = None
+    purpose: Literal["PURPOSE_UNSPECIFIED", "PURPOSE_PILOT"] | None = None
     awsS3Config: dict[str, Any] | None = None
     azureBlobStorageConfig: dict[str, Any] | None = None
 
@@ -84,7 +107,8 @@ class SupervisedJob(Training, Common):
     evalAutoCarveout: bool | None = None
     isTurbo: bool | None = None
     nodes: int | None = None
-    renderSamplesSignedUrl: str | None = None
+    metricsFileSignedUrl: str | None = None
+    rendererHuggingFaceRepoId: str | None = None
     usePurpose: str | None = None
 
     def training(self) -> Training:
@@ -97,14 +121,21 @@ class DpoConfig(Body):
     refCacheBatchSize: int | None = None
 
 
+class OrpoConfig(Body):
+    # The host's word for it is one of Python's own.
+    weight: float | None = Field(default=None, alias="lambda", ge=0)
+
+
 class LossConfig(Body):
     method: Literal["METHOD_UNSPECIFIED", "GRPO", "DAPO", "DPO", "ORPO", "GSPO_TOKEN"] = "METHOD_UNSPECIFIED"
     dpo: DpoConfig | None = None
+    orpo: OrpoConfig | None = None
     klBeta: float | None = None
 
 
 class DpoJob(Common):
-    trainingConfig: Training
+    trainingConfig: OwnTraining
+    rendererHuggingFaceRepoId: str | None = None
     lossConfig: LossConfig | None = None
 
     @property
@@ -126,7 +157,7 @@ class InferenceParameters(Body):
 
 class ReinforcementJob(Common):
     evaluator: str
-    trainingConfig: Training
+    trainingConfig: OwnTraining
     lossConfig: LossConfig | None = None
     evaluationDataset: str | None = None
     evalAutoCarveout: bool | None = None

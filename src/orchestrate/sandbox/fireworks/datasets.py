@@ -160,7 +160,7 @@ class Datasets:
         dataset = self._stored(known["dataset"]) if known else None
         slot = dataset["urls"].get(ticket) if dataset else None
         if dataset is None or slot is None or self.host.clock.now() > slot["expires"]:
-            raise HostError(403, "this signed URL is not valid, or no longer")
+            raise HostError(403, "this signed URL is not valid, or has expired")
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
             raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")

@@ -19,6 +19,7 @@ from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
 from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, paged
+from orchestrate.sandbox.fireworks.rendering import samples
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.uploads import Taken
@@ -77,6 +78,7 @@ class FireworksHost(Host):
             ),
             route(account, "GET", self.account),
             route("/_signed/metrics/{id}", "GET", self.metrics_file),
+            route("/_signed/renders/{id}", "GET", self.render_samples),
             route("/v1/chat/completions", "POST", self.chat),
             route("/inference/v1/chat/completions", "POST", self.chat),
         ]
@@ -269,6 +271,7 @@ class FireworksHost(Host):
         if kind.method == "sft":
             answer["estimatedCost"] = money(Decimal(job.price_usd)) if job.price_usd else None
             answer["metricsFileSignedUrl"] = self._metrics_url(job) if started else ""
+            answer["renderSamplesSignedUrl"] = self.signed(f"renders/{job.id}") if started else ""
         if kind.method == "rft":
             seconds = max(0.0, min(now, job.trained_at or now) - (job.started_at or now)) if started else 0.0
             answer["acceleratorSeconds"] = {"NVIDIA_H100_80GB": str(int(seconds))}
@@ -296,6 +299,13 @@ class FireworksHost(Host):
 
         lines = "".join(json.dumps(_row(point)) + "\n" for point in points)
         return Response(lines, media_type="application/jsonl")
+
+    def render_samples(self, request: Request) -> Response:
+        """Written when the job has ended; until then the URL finds nothing."""
+        job = self.job(request.path_params["id"])
+        if job is None or job.ended_at(self.clock.now()) is None:
+            raise HostError(404, "the signed URL is not valid, or the file has not been written yet")
+        return Response(samples(self, self.files.path(job.training_file)), media_type="application/jsonl")
 
     # -- chat ----------------------------------------------------------------------------------------------
 

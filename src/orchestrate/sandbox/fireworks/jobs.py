@@ -135,8 +135,9 @@ def _preference(asked: SupervisedJob | DpoJob | ReinforcementJob) -> dict[str, A
     loss = asked.lossConfig if isinstance(asked, DpoJob) else None
     if loss is None:
         return {}
-    beta = {"beta": loss.dpo.beta} if loss.dpo and loss.dpo.beta else {}
-    return {"loss": "orpo" if loss.method == "ORPO" else "dpo", **beta}
+    if loss.method == "ORPO":
+        return {"loss": "orpo"} | ({"beta": loss.orpo.weight} if loss.orpo and loss.orpo.weight else {})
+    return {"loss": "dpo"} | ({"beta": loss.dpo.beta} if loss.dpo and loss.dpo.beta else {})
 
 
 def _without_key(body: dict[str, Any]) -> dict[str, Any]:

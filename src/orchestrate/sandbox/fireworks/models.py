@@ -61,6 +61,12 @@ class Models:
         """The job that made a tuned model, by its full or short name."""
         return next((job for job in self._finished() if name in (job.output, short(job.output))), None)
 
+    def _job(self, name: str) -> Job:
+        job = self.job_of(name)
+        if job is None:
+            raise HostError(404, f"model {name} was not found")
+        return job
+
     def _tuned(self, job: Job) -> dict[str, Any]:
         return {
             "name": job.output,
@@ -120,9 +126,7 @@ class Models:
         raise HostError(404, f"model {name} was not found")
 
     def delete(self, request: Request) -> Response:
-        job = self.job_of(request.path_params["id"])
-        if job is None:
-            raise HostError(404, f"model {request.path_params['id']} was not found")
+        job = self._job(request.path_params["id"])
 
         def mark(job: Job, now: float) -> bool:
             job.body["sandbox_model_deleted"] = True
@@ -132,9 +136,7 @@ class Models:
         return json_answer({})
 
     def download_endpoint(self, request: Request) -> Response:
-        job = self.job_of(request.path_params["id"])
-        if job is None:
-            raise HostError(404, f"model {request.path_params['id']} was not found")
+        job = self._job(request.path_params["id"])
         files = weights(self.host, job)
         urls = {file.name: self.host.signed(f"weights/{job.id}/{file.name}") for file in files}
         return json_answer({"filenameToSignedUrls": urls})
@@ -230,9 +232,7 @@ class Models:
 
     async def load(self, request: Request) -> Response:
         body = await json_body(request)
-        job = self.job_of(str(body.get("model") or ""))
-        if job is None:
-            raise HostError(404, f"model {body.get('model')} was not found")
+        job = self._job(str(body.get("model") or ""))
         deployment = self.host.state.get("fireworks", "deployment", short(str(body.get("deployment") or "")))
         if deployment is None:
             raise HostError(400, "LoRA addons need a dedicated deployment")

@@ -91,7 +91,6 @@ class CreateJob(Body):
     hf_api_token: str | None = None
     hf_output_repo_name: str | None = None
     train_on_inputs: bool | Literal["auto"] | None = None
-    tokenized_dataset: Any = None
 
     @model_validator(mode="before")
     @classmethod

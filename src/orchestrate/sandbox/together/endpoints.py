@@ -13,7 +13,7 @@ from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
-from orchestrate.sandbox.together.registry import Registry
+from orchestrate.sandbox.together.registry import Registry, listed
 
 
 class CreateEndpoint(Body):
@@ -134,7 +134,7 @@ class Endpoints:
 
     def list_endpoints(self, request: Request) -> Response:
         data = [self._render(endpoint) for endpoint in self._all()]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
 
     def retrieve(self, request: Request) -> Response:
         return json_answer(self._render(self._found(request)))
@@ -240,7 +240,7 @@ class Endpoints:
 
     def deployments(self, request: Request) -> Response:
         data = [self._deployment(d) for d in self._below(self._found(request)["id"])]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
 
     def deployment(self, request: Request) -> Response:
         return json_answer(self._deployment(self._one(request)))

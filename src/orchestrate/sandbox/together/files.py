@@ -127,7 +127,7 @@ class TogetherFiles:
     def _pending(self, id: str) -> dict[str, Any]:
         pending = self.host.state.get(self.host.name, "pending", id)
         if pending is None or self.host.clock.now() > pending["expires"]:
-            raise HostError(403, "this signed URL is not valid, or no longer", code="expired_url")
+            raise HostError(403, "this signed URL is not valid, or has expired", code="expired_url")
         return pending
 
     async def receive(self, request: Request) -> Response:

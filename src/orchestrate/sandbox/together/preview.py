@@ -1,17 +1,14 @@
-"""Together's preview of how rows become tokens, and which of them carry loss.
-
-The tokens are those of the stand-in model, in ChatML; its vocabulary is not that of the model asked for.
-"""
+"""Together's preview of how rows become tokens, and which of them carry loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
 from orchestrate.sandbox.host import Host, HostError
+from orchestrate.sandbox.rendering import encoded, tokenizer_of
 from orchestrate.sandbox.together.bodies import Preview
 from orchestrate.sandbox.together.limits import TAKEN, limits_of
 from orchestrate.sandbox.uploads import read
@@ -25,15 +22,13 @@ FORMATS: dict[type[Any], str] = {
 
 def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
     """The first `top_k` rows. Raises `HostError` 400 for rows that are not for SFT."""
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(Path(host.trainer.model) / "tokenizer.json"))
+    tokenizer = tokenizer_of(host)
     limit = limits_of(asked.model)["max_seq_length_sft"]
     examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
     kind = FORMATS.get(type(examples[0]))
     if kind is None:
         raise HostError(400, "only files for SFT can be previewed", param="training_file")
-    rows = [_row(tokenizer, list(_pieces(example, asked.train_on_inputs)), limit) for example in examples]
+    rows = [_row(tokenizer, example, asked.train_on_inputs, limit) for example in examples]
     return {
         "model": asked.model,
         "dataset_format": kind,
@@ -44,31 +39,8 @@ def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
     }
 
 
-def _pieces(example: Example, inputs: bool) -> Iterator[tuple[str, bool]]:
-    """The text of a row, and whether each piece carries loss."""
-    match example:
-        case ChatExample():
-            for message in example.messages:
-                learnt = inputs or (message.role == "assistant" and message.weight != 0)
-                yield f"<|im_start|>{message.role}\n", inputs
-                yield f"{message.text}<|im_end|>", learnt
-                yield "\n", inputs
-        case CompletionExample():
-            yield example.prompt, inputs
-            yield example.completion, True
-        case TextExample():
-            yield example.text, True
-        case _:
-            return
-
-
-def _row(tokenizer: Any, pieces: list[tuple[str, bool]], limit: int) -> dict[str, Any]:
-    ids: list[int] = []
-    learnt: list[bool] = []
-    for text, trained in pieces:
-        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        ids += found
-        learnt += [trained] * len(found)
+def _row(tokenizer: Any, example: Example, inputs: bool, limit: int) -> dict[str, Any]:
+    ids, learnt = encoded(tokenizer, example, inputs=inputs)
     truncated = len(ids) > limit
     ids, learnt = ids[:limit], learnt[:limit]
     edges = [n for n in range(1, len(learnt)) if learnt[n] != learnt[n - 1]]

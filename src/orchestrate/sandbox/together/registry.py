@@ -49,7 +49,7 @@ class Registry:
             }
             for id, gpu, count, memory, cents in _HARDWARE
         ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
 
     def supported_models(self, request: Request) -> Response:
         from orchestrate.catalog import search
@@ -60,7 +60,7 @@ class Registry:
             for model in search(provider="together")
             if wanted in (None, "PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED")
         ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
 
     def weights(self) -> dict[str, tuple[str, Job]]:
         """Registry id -> (name, job) of all finished weights."""
@@ -74,7 +74,7 @@ class Registry:
 
     def models(self, request: Request) -> Response:
         data = [self._model(request, id, name, job) for id, (name, job) in self.weights().items()]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
 
     def model(self, request: Request) -> Response:
         id = request.path_params["id"]
@@ -113,7 +113,12 @@ class Registry:
             }
             for id, _, count, _, _ in _HARDWARE
         ]
-        return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
+        return listed(data)
+
+
+def listed(data: list[dict[str, Any]]) -> Response:
+    """A list of the second API, whole."""
+    return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 
 def registry_of(job: Job) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) 
     ("path", "kind", "says", "again"),
     [
         ("nothing.jsonl", DataError, "there is no such file", False),
-        ("403", SetupError, "does not let this machine in", False),
-        ("401", SetupError, "does not let this machine in", False),
+        ("403", SetupError, "refuses this machine access", False),
+        ("401", SetupError, "refuses this machine access", False),
         ("503", DataError, "answered 503", True),
         ("429", DataError, "answered 429", True),
         ("410", DataError, "answered 410", False),
@@ -153,7 +153,7 @@ def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/rows.jsonl"
-        with pytest.raises(DataError, match="takes no connection") as failed:
+        with pytest.raises(DataError, match="accepts no connections") as failed:
             Dataset.open(url)
     assert failed.value.retryable
 

@@ -113,5 +113,5 @@ def test_a_folder_that_lacks_a_part_of_its_index_is_refused(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="is not whole"):
         models.fetch(str(folder))
     (folder / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UsageError, match="is no index"):
+    with pytest.raises(UsageError, match="is not an index"):
         models.open_folder(folder)

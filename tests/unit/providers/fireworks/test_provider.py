@@ -106,7 +106,7 @@ def data(tmp_path: Path) -> TrainingData:
 
 def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, job_json())
-    wanted = spec(epochs=2, adapter=LoRA(r=16, alpha=32), batch_size=8, learning_rate=1e-4, schedule="cosine")
+    wanted = spec(epochs=2, adapter=LoRA(r=16), batch_size=8, learning_rate=1e-4, schedule="cosine")
     handle = create(fireworks, wanted, REMOTE, REF)
     assert handle == JOB
     (asked,) = host.asked
@@ -117,7 +117,7 @@ def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvide
         "epochs": 2,
         "learningRate": 1e-4,
         "loraRank": 16,
-        "loraAlpha": 32,
+        "evalAutoCarveout": False,
         "batchSizeSamples": 8,
         "lrScheduler": {"cosine": {}},
     }
@@ -137,9 +137,6 @@ def aliases(params: type) -> set[str]:
     return names
 
 
-GATEWAY_ONLY = {"loraAlpha", "loraDropout", "loraTargetModules", "lrScheduler"}
-
-
 def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
     host: Host, fireworks: FireworksProvider
 ) -> None:
@@ -156,13 +153,13 @@ def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
         checkpoints=4,
         schedule="linear",
         suffix="Support Bot".replace(" ", "_"),
-        adapter=LoRA(r=8, alpha=16, dropout=0.1, targets=("q_proj",)),
+        adapter=LoRA(r=8),
         wandb={"project": "p", "entity": "e"},
         provider_options={"fireworks": {"region": "US_IOWA_1"}},
     )
     create(fireworks, wanted, replace_validation(REMOTE), REF)
     body = host.asked[-1].json
-    assert body.keys() - GATEWAY_ONLY <= aliases(params.SupervisedFineTuningJobCreateParams)
+    assert body.keys() - {"lrScheduler"} <= aliases(params.SupervisedFineTuningJobCreateParams)
     assert body["wandbConfig"] == {
         "enabled": True,
         "project": "p",
@@ -207,6 +204,7 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
     assert host.asked[-1].json == {
         "dataset": "accounts/acme/datasets/ds",
         "evaluator": "accounts/acme/evaluators/exact",
+        "evalAutoCarveout": False,
         "inferenceParameters": {"responseCandidatesCount": 4},
         "trainingConfig": {"baseModel": MODEL},
     }
@@ -312,7 +310,8 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, fireworks: Fir
     host.on("POST", f"{SFT_JOBS}:estimateCost", {"estimatedCost": cost})
     quote = live_price(fireworks, spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5")
-    assert host.asked[-1].json == {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
+    sent = {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
+    assert host.asked[-1].json == {**sent, "evalAutoCarveout": False}
     with pytest.raises(OverBudget):
         live_price(fireworks, spec(epochs=3, max_cost_usd=4), REMOTE)
 
@@ -430,6 +429,7 @@ def test_a_job_with_everything(host: Host, fireworks: FireworksProvider) -> None
             estimatedCost={"currencyCode": "USD", "units": "1", "nanos": 250000000},
             jobProgress={"percent": 80, "epoch": 1, "inputTokens": 1234},
             metricsFileSignedUrl=f"{host.url}/m?X-Goog-Signature=secretsecret",
+            renderSamplesSignedUrl=f"{host.url}/r?X-Goog-Signature=secretsecret",
             wandbConfig={"apiKey": "very-secret-value"},
         ),
     )
@@ -545,6 +545,38 @@ def test_metrics_of_an_sft_job_in_both_shapes(host: Host, fireworks: FireworksPr
     assert (first.step, first.epoch, first.values) == (1, 0, {"train_loss": 0.9, "tokens": 20248})
     assert first.at is not None and first.at.year == 2026
     assert second.values == {"train_loss": 0.8, "valid_loss": 0.85, "learning_rate": 1e-4, "train/odd": 3}
+    assert "Authorization" not in host.asked[-1].headers
+
+
+DOCUMENTED_SAMPLE = {
+    "source_jsonl_row_index": 4,
+    "source_jsonl_line_number": 5,
+    "split_index": 0,
+    "worker_id": 2,
+    "renderer": "qwen3",
+    "train_on_what": "all_assistant_messages",
+    "token_ids": [10, 11, 12],
+    "decoded_tokens": ["<|im_start|>", "assistant", "Hello"],
+    "token_weights": [0.0, 0.0, 1.0],
+    "training_target_token_ids": [11, 12],
+    "training_loss_weights": [0.0, 1.0],
+}
+"""docs.fireworks.ai, "Debug SFT tokenization"."""
+
+
+def test_rows_as_the_trainer_saw_them(host: Host, fireworks: FireworksProvider) -> None:
+    host.on("GET", f"{SFT_JOBS}/{REF}", job_json(renderSamplesSignedUrl=f"{host.url}/r?X-Goog-Signature=s"))
+    assert list(fireworks.rendered(JOB)) == []  # 404 until the job has ended
+    earlier = {**DOCUMENTED_SAMPLE, "source_jsonl_line_number": 2, "split_index": 1}
+    host.on("GET", "/r", "\n".join([json.dumps(DOCUMENTED_SAMPLE), "no JSON", json.dumps(earlier), "{}"]))
+    first, second = fireworks.rendered(JOB)
+    assert (first.row, second.row) == (2, 5) and "part 2 of this row" in first.notes
+    assert [(t.id, t.text, t.weight) for t in second.tokens] == [
+        (10, "<|im_start|>", 0),
+        (11, "assistant", 0),
+        (12, "Hello", 1),
+    ]
+    assert second.trained == 1 and second.notes == ("renderer qwen3, trained on all_assistant_messages",)
     assert "Authorization" not in host.asked[-1].headers
 
 

@@ -12,7 +12,7 @@ from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.translation import fill_steps, job_id_of, output_model
 from orchestrate.providers.hosted import Wire
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
-from orchestrate.types import Feature, Outcome, Setting
+from orchestrate.types import Authority, Feature, Outcome, Setting
 
 MODEL = "accounts/fireworks/models/qwen3-8b"
 REF = "orc-0123456789ab"
@@ -38,7 +38,8 @@ def body(fireworks: FireworksProvider, **changes: Any) -> dict[str, Any]:
 
 
 def test_what_nobody_asked_for_is_not_sent(fireworks: FireworksProvider) -> None:
-    assert body(fireworks) == {"baseModel": MODEL}
+    # No row is held back for an evaluation.
+    assert body(fireworks) == {"baseModel": MODEL, "evalAutoCarveout": False}
     assert body(fireworks, method=DPO()) == {
         "trainingConfig": {"baseModel": MODEL},
         "lossConfig": {"method": "DPO"},
@@ -46,7 +47,16 @@ def test_what_nobody_asked_for_is_not_sent(fireworks: FireworksProvider) -> None
     assert body(fireworks, method=DPO(loss="orpo"))["lossConfig"] == {"method": "ORPO"}
     assert body(fireworks, method=DPO(loss="dpo"))["lossConfig"] == {"method": "DPO"}
     grader = {"evaluator": "accounts/a/evaluators/e"}
-    assert body(fireworks, method=RFT(grader=grader, kl_beta=0.1))["lossConfig"] == {"klBeta": 0.1}
+    rft = body(fireworks, method=RFT(grader=grader, kl_beta=0.1))
+    assert (rft["lossConfig"], rft["evalAutoCarveout"]) == ({"klBeta": 0.1}, False)
+
+
+def test_rows_are_held_back_only_where_that_is_asked_for(fireworks: FireworksProvider) -> None:
+    told = row(fireworks, "validation")
+    assert (told.outcome, told.wire, told.sent) == (Outcome.DEFAULTED, "evalAutoCarveout", False)
+    carved = body(fireworks, provider_options={"fireworks": {"evalAutoCarveout": True}})
+    assert carved["evalAutoCarveout"] is True
+    assert "evalAutoCarveout" not in body(fireworks, validation="v.jsonl")
 
 
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -59,28 +69,45 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_seq_length": 4096}, {"maxContextLength": 4096}),
     ({"checkpoints": 1}, {}),
     ({"evals": 0}, {}),
+    ({"packing": True}, {}),
+    ({"adapter": LoRA(r=16)}, {"loraRank": 16}),
+    ({"schedule": "constant"}, {"lrScheduler": {"constant": {}}}),
+    ({"schedule": "linear"}, {"lrScheduler": {"linear": {}}}),
+    ({"schedule": "cosine"}, {"lrScheduler": {"cosine": {}}}),
+]
+OF_THE_OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"adapter": LoRA(r=16, alpha=32, dropout=0.1)}, {"loraRank": 16, "loraAlpha": 32, "loraDropout": 0.1}),
     ({"adapter": LoRA(targets=("q_proj",))}, {"loraTargetModules": ["q_proj"]}),
 ]
+"""What no published description of an SFT job has."""
 
 
 @pytest.mark.parametrize(("asked", "sent"), SETTINGS)
 def test_kept_in_an_sft_job(
     fireworks: FireworksProvider, asked: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    assert body(fireworks, **asked) == {"baseModel": MODEL, **sent}
+    assert body(fireworks, **asked) == {"baseModel": MODEL, "evalAutoCarveout": False, **sent}
 
 
-@pytest.mark.parametrize(("asked", "sent"), SETTINGS)
+@pytest.mark.parametrize(("asked", "sent"), [*SETTINGS, *OF_THE_OTHERS])
 def test_kept_under_the_training_config_of_the_others(
     fireworks: FireworksProvider, asked: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     assert body(fireworks, method=DPO(), **asked)["trainingConfig"] == {"baseModel": MODEL, **sent}
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules_of_sft_jobs(fireworks: FireworksProvider, schedule: str) -> None:
-    assert body(fireworks, schedule=schedule)["lrScheduler"] == {schedule: {}}
+def test_from_where_a_field_is_known(fireworks: FireworksProvider) -> None:
+    dpo = {"method": DPO(), "adapter": LoRA(alpha=16), "schedule": "cosine"}
+    assert row(fireworks, "epochs", epochs=2).authority is Authority.SDK
+    assert row(fireworks, "schedule", schedule="cosine").authority is Authority.SPECIFICATION
+    assert row(fireworks, "adapter.alpha", **dpo).authority is Authority.SPECIFICATION
+    assert row(fireworks, "schedule", **dpo).authority is Authority.DOCUMENTATION
+    assert row(fireworks, "train").authority is None
+
+
+def test_orpo_has_a_weight(fireworks: FireworksProvider) -> None:
+    sent = body(fireworks, method=DPO(loss="orpo", beta=0.2))
+    assert sent["lossConfig"] == {"method": "ORPO", "orpo": {"lambda": 0.2}}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +116,7 @@ def test_schedules_of_sft_jobs(fireworks: FireworksProvider, schedule: str) -> N
         ("warmup_ratio", {"warmup_ratio": 0.1}, True),
         ("checkpoints", {"checkpoints": 3}, False),
         ("adapter.type", {"adapter": QLoRA(r=8)}, False),
-        ("adapter.targets", {"adapter": LoRA(targets="all-linear")}, False),
+        ("adapter.targets", {"method": DPO(), "adapter": LoRA(targets="all-linear")}, False),
         ("suffix", {"suffix": "my-bot"}, True),
         ("suffix", {"suffix": "My.Bot"}, False),
         ("wandb.name", {"wandb": {"project": "p", "name": "n"}}, False),
@@ -109,7 +136,6 @@ def test_mapped_with_a_rule(
         ("method.train_on_inputs", {"method": SFT(train_on_inputs=True)}),
         ("method.beta", {"method": DPO(beta=0.5)}),
         ("method.simpo_gamma", {"method": DPO(simpo_gamma=1)}),
-        ("method.beta", {"method": DPO(loss="orpo", beta=0.1)}),
         ("method.loss", {"method": DPO(loss="kto")}),
         ("method.undesirable_weight", {"method": DPO(loss="kto", undesirable_weight=2)}),
         ("method.grader", {"method": RFT(grader={"type": "string_check"})}),
@@ -127,7 +153,10 @@ def test_mapped_with_a_rule(
         ("seed", {"seed": 1}),
         ("evals", {"validation": "v", "evals": 3}),
         ("early_stopping", {"validation": "v", "early_stopping": {}}),
-        ("schedule", {"method": DPO(), "schedule": "cosine"}),
+        ("adapter.alpha", {"adapter": LoRA(r=8, alpha=16)}),
+        ("adapter.dropout", {"adapter": LoRA(dropout=0.0)}),
+        ("adapter.targets", {"adapter": LoRA(targets="all-linear")}),
+        ("adapter.targets", {"adapter": LoRA(targets=("q_proj",))}),
         ("checkpoints", {"method": RFT(grader={"evaluator": "e"}), "checkpoints": 2}),
         ("wandb.tags", {"wandb": {"project": "p", "tags": ["a"]}}),
         ("model", {"model": "gpt-4o"}),
@@ -169,7 +198,8 @@ def test_every_state_of_the_sdks_jobs_is_mapped() -> None:
 
     for kind in (SupervisedFineTuningJob, DpoJob, ReinforcementFineTuningJob):
         literal = get_args(kind.model_fields["state"].annotation)[0]
-        assert set(get_args(literal)) == set(FireworksProvider.status_map) - {"JOB_STATE_DELETED"}
+        newer = {"JOB_STATE_DELETED", "JOB_STATE_ARCHIVED"}  # of the gateway, 4.259.0 and 5.10.0
+        assert set(get_args(literal)) == set(FireworksProvider.status_map) - newer
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_reinforcement_by_default() -> None:
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
         ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
         ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
-        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such knob"),
+        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such setting"),
         ("packing", rft(), {"packing": True}, "nothing to pack"),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no prompt"),
         ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
@@ -223,7 +223,7 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
         ("./nonexist", "no model folder at ./nonexist"),
         (str(empty), "no config.json"),
         (str(bare), "no .safetensors"),
-        (str(broken), "is no configuration"),
+        (str(broken), "is not a configuration"),
     ):
         assert reason in errors_of(ready, model=model)["model-unusable"]
     assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]

@@ -579,6 +579,50 @@ def test_reinforcement_needs_validation_and_a_grader_that_fits(
         assert "grader" in codes(provider, spec.model_copy(update={"method": RFT(grader=wrong)}))
 
 
+GRADERS_GUIDE: dict[str, Any] = {
+    "type": "multi",
+    "name": "sample_multi_grader",
+    "graders": {
+        "name": {
+            "name": "name_grader",
+            "type": "text_similarity",
+            "input": "{{sample.output_json.name}}",
+            "reference": "{{item.name}}",
+            "evaluation_metric": "fuzzy_match",
+        },
+        "email": {
+            "name": "email_grader",
+            "type": "string_check",
+            "input": "{{sample.output_json.email}}",
+            "reference": "{{item.email}}",
+            "operation": "eq",
+        },
+    },
+    "calculate_output": "(name + email) / 2",
+}
+"""The form of developers.openai.com/api/docs/guides/graders, "Multigraders"."""
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        ({}, []),
+        ({"graders": GRADERS_GUIDE["graders"]["email"]}, []),  # as the SDK has it
+        ({"graders": {"email": {"type": "string_check"}}}, ["method.grader.graders.email."] * 4),
+        ({"graders": {"all": GRADERS_GUIDE}}, ["method.grader.graders.all.type"]),
+        ({"graders": {}}, ["method.grader.graders"]),
+        ({"graders": None}, ["method.grader.graders"] * 5),
+        ({"calculate_output": 3}, ["method.grader.calculate_output"]),
+    ],
+)
+def test_a_multi_grader_is_a_map_of_graders(change: dict[str, Any], places: list[str]) -> None:
+    from orchestrate.providers.openai.checking import grader_errors
+
+    found = [place for place, _ in grader_errors({**GRADERS_GUIDE, **change})]
+    assert len(found) == len(places), found
+    assert all(place.startswith(begin) for place, begin in zip(found, places, strict=True))
+
+
 @pytest.mark.parametrize(
     ("continued", "accepted"),
     [

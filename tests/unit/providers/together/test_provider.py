@@ -645,7 +645,7 @@ def test_a_hostile_archive_leaves_nothing(host: Host, together: TogetherProvider
 
 def test_a_checkpoint_that_is_none(host: Host, together: TogetherProvider, tmp_path: Path) -> None:
     host.on("GET", "/v1/fine-tunes/ft-1", job_json(status="completed"))
-    with pytest.raises(UsageError, match="is no checkpoint"):
+    with pytest.raises(UsageError, match="is not a checkpoint"):
         together.download(JOB, tmp_path / "out", checkpoint="best")
 
 

@@ -102,7 +102,9 @@ def test_what_nobody_asked_for_is_not_sent(together: TogetherProvider) -> None:
             {"schedule": "linear"},
             {"lr_scheduler": {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 0.0}}},
         ),
-        ({"validation": "v.jsonl", "epochs": 4}, {"n_epochs": 4, "n_evals": 4}),
+        # Nobody asked for evaluations, and each is billed.
+        ({"validation": "v.jsonl", "epochs": 4}, {"n_epochs": 4, "n_evals": 0}),
+        ({"validation": "v.jsonl", "evals": 4}, {"n_evals": 4}),
         ({"validation": "v.jsonl", "evals": 0}, {"n_evals": 0}),
         (
             {"validation": "v.jsonl", "early_stopping": {"patience": 3, "min_delta": 0.1}},

@@ -110,7 +110,7 @@ def observed(
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
-    cause = "the host has it no more, and nobody here ended it"
+    cause = "the host no longer has it, and it was not ended from here"
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 

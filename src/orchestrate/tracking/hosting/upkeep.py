@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrate.costing.deployments import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.tracking.deploying import Deployer, lease_name
+from orchestrate.text import duration, money, rate
+from orchestrate.tracking.hosting.deployer import Deployer, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import Deployment, DeploymentState, Event, Feature, Standing
 
@@ -114,11 +115,12 @@ class Upkeep:
         if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:
             return
         cost = spent_usd(deployment, now)
-        so_far = "at a price that is not known" if cost is None else f"about ${cost:.2f} so far"
+        so_far = "at a price that is not known" if cost is None else f"about {money(cost)} so far"
+        up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} is up for {hours_billed(deployment, now):.1f} h, {so_far}, and this store "
-            f"has asked it nothing for {quiet / 3600:.1f} h; to end it: orchestrate undeploy {run_id}",
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has asked it nothing for "
+            f"{duration(quiet)}; to end it: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )
@@ -167,5 +169,5 @@ def adopt(store: Store, provider: Provider) -> list[Deployment]:
 
 
 def name(deployment: Deployment) -> str:
-    price = f", ${deployment.usd_per_hour:.2f} an hour" if deployment.usd_per_hour is not None else ""
+    price = f", {rate(deployment.usd_per_hour)} an hour" if deployment.usd_per_hour is not None else ""
     return f"the deployment of {deployment.run_id} on {deployment.provider}{price}"

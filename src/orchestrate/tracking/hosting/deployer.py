@@ -8,6 +8,7 @@ it is asked to end again, by whoever watches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,8 +26,9 @@ from orchestrate.errors import (
     ProviderError,
     UsageError,
 )
+from orchestrate.text import duration
 from orchestrate.tracking import accounts
-from orchestrate.tracking import deployment_states as states
+from orchestrate.tracking.hosting import states
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.types import Deployment, DeploymentState, Endpoint, JobHandle, Run, Standing
 
@@ -107,7 +109,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"an earlier deploy is not settled; in {max(left, 0.0):.0f} s it certainly is",
+                    f"an earlier deploy is not settled; it will be in {duration(math.ceil(left))}",
                 )
         return None if deployment.state.over else deployment
 
@@ -285,12 +287,12 @@ class Deployer:
         if price is None:
             if not terms.accept_unknown_price:
                 raise UsageError(
-                    f"{name} does not tell what an hour of this deployment costs, and no rate is known",
+                    f"{name} does not say what an hour of this deployment costs, and no rate is known",
                     fix="--accept-unknown-price   (Python: accept_unknown_price=True)",
                 )
             if terms.max_cost_usd is not None or terms.max_usd_per_hour is not None:
                 raise UsageError(
-                    f"{name} has no price for this deployment, so that a limit in dollars cannot be kept",
+                    f"{name} has no price for this deployment, so a limit in dollars cannot be kept",
                     fix="limit it by --max-hours",
                 )
         elif terms.max_usd_per_hour is not None and price > terms.max_usd_per_hour:

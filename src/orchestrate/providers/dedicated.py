@@ -1,0 +1,37 @@
+"""What `deploy` is asked for on every host with GPUs of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Self
+
+import msgspec
+
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.types import Record
+
+
+class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    min_replicas: int = 1
+    max_replicas: int = 1
+    max_usd_per_hour: Decimal | None = None
+
+    @classmethod
+    def read(cls, provider: str, options: Mapping[str, Any] | None) -> Self:
+        """Raises `UsageError` for unknown options and impossible numbers."""
+        try:
+            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
+        except msgspec.ValidationError as error:
+            known = ", ".join(sorted(cls.__struct_fields__))
+            raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error
+        if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
+            raise UsageError("max_replicas must be at least 1, and not below min_replicas")
+        return wanted
+
+    def require(self, provider: str, per_hour: Decimal | None) -> None:
+        """Raises `OverBudget` for a price above `max_usd_per_hour`, and for one that is not known."""
+        limit = self.max_usd_per_hour
+        if limit is not None and (per_hour is None or per_hour > limit):
+            figure = "the price of an hour" if per_hour is not None else "a price that is not known"
+            raise OverBudget(provider, per_hour or Decimal(0), limit, what="max_usd_per_hour", figure=figure)
