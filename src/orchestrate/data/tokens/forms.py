@@ -67,7 +67,7 @@ def signature(of: ChatMessage) -> tuple[object, ...]:
         (call.function.name, re.sub(r'(?<=")(?:[^"\\]|\\.)*(?=")', "", call.function.arguments))
         for call in of.tool_calls or ()
     )
-    return (of.role, of.name, of.tool_call_id, _outline(of.text), _outline(of.reasoning or ""), calls)
+    return (of.role, of.name, _outline(of.text), _outline(of.reasoning or ""), calls)
 
 
 def _outline(text: str) -> tuple[str, ...]:

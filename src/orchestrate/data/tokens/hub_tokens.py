@@ -107,7 +107,7 @@ class HubCounter:
         """As training has it: what carries loss, and an end where the template writes none."""
         shown = self._chats.rendered(messages, tools)
         ids, offsets = self._tokenizer.encode(shown.text)
-        weights = shown.weights(offsets, messages) if len(offsets) == len(ids) else []
+        weights = shown.weights(offsets) if len(offsets) == len(ids) else []
         trained = sum(1 for weight in weights if weight)
         end = int(shown.unended and "eos_token" in self._tokenizer.names)
         _append(lengths, len(ids) + end, trained + end * bool(weights and weights[-1]))

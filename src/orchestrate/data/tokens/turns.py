@@ -42,6 +42,9 @@ from orchestrate.data.tokens.words import (
 )
 from orchestrate.errors import DataError
 
+_MOST_KNOWN = 4096
+"""Forms of conversations that are kept; of rows of one data set there are few."""
+
 
 class Turn(NamedTuple):
     """What is said by one assistant message."""
@@ -58,8 +61,15 @@ class Rendered:
     text: str
     turns: tuple[Turn, ...]
     """Of each assistant message, in order."""
-    notes: tuple[str, ...] = ()
-    """What the template did with the conversation that its author may not expect."""
+    messages: Sequence[ChatMessage] = field(repr=False)
+    tools: Tools = field(default=None, repr=False)
+    odd: tuple[str, ...] = ()
+    """What is odd about the turns."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the template did with the conversation that its author may not expect."""
+        return (*left_out(self.text, self.messages, self.tools), *self.odd)
 
     @property
     def unended(self) -> bool:
@@ -71,7 +81,6 @@ class Rendered:
     def weights(
         self,
         offsets: Sequence[tuple[int, int]],
-        messages: Sequence[ChatMessage],
         *,
         row: float = 1.0,
         inputs: bool = False,
@@ -81,7 +90,7 @@ class Rendered:
         changed."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
-        answers = [m for m in messages if m.role == "assistant"]
+        answers = [m for m in self.messages if m.role == "assistant"]
         for said, turn in zip(answers, self.turns, strict=True):
             weight = row if said.weight is None else said.weight * row
             for start, end in turn.spans:
@@ -134,10 +143,12 @@ class Conversations:
     def rendered(self, messages: Sequence[ChatMessage], tools: Tools = None) -> Rendered:
         """Raises `DataError` when the template refuses the conversation."""
         form, text, spans = self._shown(messages, tools)
-        turns, notes = self._found(text, form, messages, tools)
-        if spans:
+        if spans and len(spans) == sum(m.role == "assistant" for m in messages):
+            turns, odd = [self._ended(text, [span]) for span in spans], ()
+        else:
+            turns, odd = self._found(text, form, messages, tools)
             turns = self._marked(text, spans, turns)
-        return Rendered(text, tuple(turns), (*left_out(text, messages, tools), *notes))
+        return Rendered(text, tuple(turns), messages, tools, odd)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -184,13 +195,15 @@ class Conversations:
             except DataError as error:
                 refused = error
                 continue
-            lost = len(list(hidden(text, messages)))
+            lost = 0 if known else len(list(hidden(text, messages)))
             if best is None or lost < best[0]:
                 best = (lost, form, text, spans)
             if not lost:
                 break
         if best is None:
             raise refused or DataError("the model's chat template refuses the conversation")
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
         self._known[key] = (best[1], None)
         return best[1], best[2], best[3]
 

@@ -117,7 +117,7 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
     row = 1.0 if example.weight is None else example.weight
     shown = template.chats.rendered(example.messages, example.tools)
     ids, offsets = template.tokens(shown.text)
-    weights = shown.weights(offsets, example.messages, row=row, inputs=train_on_inputs)
+    weights = shown.weights(offsets, row=row, inputs=train_on_inputs)
     notes = shown.notes
     turns = shown.turns
     if shown.unended and (end := template.tokenizer.eos_token_id) is not None:
