@@ -68,7 +68,7 @@ class Traffic(Record, frozen=True, kw_only=True):
 
 _N = r"[\d.,]*\d\s*[km]?"
 _TRAFFIC = re.compile(
-    rf"^(?P<requests>{_N})\s*(?:req\w*|calls?)?\s*(?:/|per|a)\s*(?P<per>second|sec|minute|min|hour|day|month)\b"
+    rf"^(?P<requests>{_N})\s*(?:req\w*|calls?)?\s*(?:/|per|a)\s*(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
     rf"[\s,;]+(?P<input>{_N})\s*(?:tok\w*\s*)?in\w*[\s,;]+(?P<output>{_N})\s*(?:tok\w*\s*)?out\w*$"
 )
 
@@ -367,5 +367,5 @@ def serving_terms(
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
     """The least expected total of a job that would be taken and that serves the whole period."""
-    whole = [t for t in totals if not (t.unavailable or t.serves_until or t.training.refused)]
+    whole = [t for t in totals if not (t.unavailable or t.serves_until) and t.training.ranked]
     return min(whole, key=lambda t: t.expected_usd, default=None)

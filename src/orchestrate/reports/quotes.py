@@ -70,6 +70,8 @@ def _price_age(quote: Quote, today: date) -> str:
 def _remarks(quote: Quote) -> list[str]:
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
     found = [f"would be refused: {quote.refused}"] if quote.refused else []
+    if quote.unlisted:
+        found.append(f"not ranked: {quote.unlisted}")
     if quote.open_end:
         found.append(f"not counted: {quote.open_end}")
     if quote.undecided:
@@ -86,8 +88,10 @@ def _usd(quote: Quote) -> str:
 
 def verdict(quotes: Sequence[Quote]) -> str:
     """One sentence: the cheapest to train and why it wins, or why none can be named."""
-    priced = [q for q in _sorted(quotes) if q.unavailable is None and q.refused is None]
+    priced = [q for q in _sorted(quotes) if q.ranked]
     if not priced:
+        if any(q.unlisted for q in quotes):
+            return "No backend with a known price is known to take this; the reasons are in the table."
         if any(q.unavailable is None for q in quotes):
             return "Every backend with a known price would refuse this; the reasons are in the table."
         return "No backend has a known price for this; the reasons are in the table."
@@ -184,6 +188,8 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
     if total.training.refused:
         end += f"; would be refused: {total.training.refused}"
+    if total.training.unlisted:
+        end += f"; {total.training.unlisted}"
     compared = total.base is not None
     return (
         total.provider,
@@ -209,7 +215,7 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
         totals,
         key=lambda t: (
             t.unavailable is not None,
-            t.training.refused is not None,
+            not t.training.ranked,
             t.serves_until is not None,
             t.expected_usd,
         ),

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
+from msgspec.structs import replace
+
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import UsageError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -196,12 +199,22 @@ class Orchestrator:
         backends = [self.provider(name) for name in self.backends(provider)]
         return prepare(spec, backends, self._terms(gpu_hours, checked))
 
-    def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
-        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
-        no file is read."""
+    def plan(self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False) -> list[Translation]:
+        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline.
+
+        No file is read, unless `measured`: then the memory that training takes is that of the longest row of
+        data that can be read, where there is such a plan.
+        """
         self._known(spec)
-        terms = self._terms()
-        return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
+        terms, found = self._terms(), list[Translation]()
+        for name in self.backends(provider):
+            own, translation = translated(self.provider(name), spec, terms)
+            if measured and translation.memory is not None:
+                with suppress(DataError):
+                    plan = self.provider(name).memory(own, self.data(spec, name), translation)
+                    translation = replace(translation, memory=plan)
+            found.append(translation)
+        return found
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""

@@ -42,6 +42,8 @@ TRAFFIC = Traffic(requests_per_day=Decimal(20_000), input_tokens=900, output_tok
         ("1,000 requests per hour, 1.2k in, 80 out", 24_000, 1200, 80),
         ("2 req/sec; 500 tokens in; 20 tokens out", 172_800, 500, 20),
         ("0.5M calls a day 10 input 5 output", 500_000, 10, 5),
+        ("1 req/s, 900 in, 150 out", 86_400, 900, 150),
+        ("3 req/h, 900 in, 150 out", 72, 900, 150),
         ("365 req/month, 1 in, 1 out", 12, 1, 1),
     ],
 )

@@ -38,6 +38,7 @@ from orchestrate.types import (
     JobError,
     JobHandle,
     JobStatus,
+    MemoryPlan,
     Message,
     MetricPoint,
     Problem,
@@ -113,6 +114,9 @@ class LocalProvider(Provider):
         return spec.model_copy(
             update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
         )
+
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        return checking.memory_of_rows(spec, data, translation, self.config.options)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)

@@ -220,7 +220,7 @@ def test_a_large_file_in_parts(openai: OpenAI, write: Write, until: Until) -> No
     path = write(40)
     data = path.read_bytes()
     upload = openai.uploads.create(
-        bytes=len(data), filename="big.jsonl", mime_type="application/jsonl", purpose="fine-tune"
+        bytes=len(data), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune"
     )
     parts = [
         openai.uploads.parts.create(upload.id, data=data[at : at + 1000]).id
@@ -232,7 +232,9 @@ def test_a_large_file_in_parts(openai: OpenAI, write: Write, until: Until) -> No
     assert done.status == "completed"
     assert done.file is not None
     assert openai.files.content(done.file.id).read() == data
-    other = openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/plain", purpose="fine-tune")
+    with pytest.raises(sdk.BadRequestError, match="text/jsonl"):
+        openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/plain", purpose="fine-tune")
+    other = openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     assert openai.uploads.cancel(other.id).status == "cancelled"
 
 
