@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 
 CREATE = "/v1/fine-tunes"
@@ -18,7 +19,7 @@ CREATE = "/v1/fine-tunes"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with running(train=False, speed=30) as hosts:
+    with running(train=False, speed=30, waits=Durations(file=0.0)) as hosts:
         yield hosts
 
 

@@ -249,6 +249,17 @@ def comparison() -> Model:
     return find(_catalog().comparison)
 
 
+def closest_closed(model: Model, provider: str) -> Model | None:
+    """Of the models without open weights that can be tuned on a host, the one to which this is the nearest
+    open one; `None` where it is among the alternatives of none."""
+    closed = [
+        (other.alternatives.index(model.name), other)
+        for other in all_models()
+        if not other.open and model.name in other.alternatives and _tunable(other.on(provider))
+    ]
+    return min(closed, key=lambda pair: pair[0])[1] if closed else None
+
+
 def known_hosts() -> frozenset[str]:
     """Backends whose models the catalog lists; all others load weights from the hub or from disk."""
     return _catalog().host_names
