@@ -1,7 +1,7 @@
 """The backends and their hosts, for every file of the suite.
 
-`test_published_specs.py` needs the API descriptions that the hosts publish, in `../shared/specs` beside the
-checkout; without that folder it is skipped, and the summary of the run says so.
+`test_published_specs.py` and `test_prism.py` need the API descriptions that the hosts publish, in
+`../shared/specs` beside the checkout; without that folder they are skipped, and say so.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": reply.content},
+                "message": {"role": "assistant", "content": reply.content, "refusal": None},
                 "finish_reason": reply.finish_reason or "stop",
                 "logprobs": None,
             }

@@ -102,6 +102,7 @@ def _event(job: Job, at: float, type: str, message: str, level: str, **more: Any
         "checkpoint_path": "",
         "model_path": "",
         "wandb_url": "",
+        "training_offset": 0,
         **{name: value for name, value in more.items() if value is not None},
     }
 
