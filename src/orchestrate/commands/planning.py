@@ -149,27 +149,16 @@ def quote(
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read()
-    load = quoting.Traffic.parse(serving.traffic) if serving.traffic else None
+    use = serving.use()
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
         own = of_flags(priced.rate)
         ft.rates = ft.rates.over(own)
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
-        quoting.require_used(ft, prepared, own, serving=load is not None)
+        quoting.require_used(ft, prepared, own, serving=use is not None)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
-        totals: list[Ownership] = []
-        if load:
-            totals = quoting.ownership(
-                ft,
-                spec,
-                quotes,
-                traffic=load,
-                months=serving.months,
-                hours_per_day=serving.hours_per_day,
-                compare_with=serving.compare_with,
-                saved_tokens=serving.saved_tokens,
-            )
+        totals = quoting.ownership(ft, spec, quotes, use) if use else []
     if json:
         print_json(
             {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes

@@ -34,7 +34,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.connection import PAGE, Connection
-from orchestrate.providers.fireworks.datasets import Datasets, require_safe
+from orchestrate.providers.fireworks.datasets import Datasets
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.rendering import rendered_of
@@ -244,12 +244,12 @@ class FireworksProvider(Provider):
                 url = text(table(answer).get("signedUrl"))
         except NotFound:
             return []
-        return reading.metrics_of(self._lines(url))
+        return reading.metrics_of(self._at.lines(url))
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
         """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
         raw, _ = self._at.find(job)
-        return rendered_of(self._lines(text(raw.get("renderSamplesSignedUrl"))))
+        return rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -384,16 +384,6 @@ class FireworksProvider(Provider):
             [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
         )
         return made_since(pages, since)
-
-    def _lines(self, url: str | None) -> list[str]:
-        """Of a file behind a signed URL; none while it is not written."""
-        if url is None:
-            return []
-        safe = require_safe(url)
-        try:
-            return self._wire.read(lambda: self._at.lines(safe))
-        except NotFound:
-            return []
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
