@@ -216,6 +216,12 @@ def test_a_job_that_its_host_holds_is_said_once_and_an_ended_one_is_not_resumed(
         shop.hosts.clock.speed = 20
 
 
+@pytest.mark.parametrize("hours", ["nan", "inf"])
+def test_a_limit_that_is_no_number_is_no_limit(shop: Shop, hours: str) -> None:
+    done = shop.type("deploy", "last", "--max-hours", hours)
+    assert isinstance(done.exception, UsageError) and "a number of hours" in str(done.exception)
+
+
 def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     run = shop.ft.submit(shop.spec, "together")
     with pytest.raises(UsageError, match="say why"):
