@@ -344,7 +344,7 @@ def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, floa
     from orchestrate.local.objectives.base import Objective
 
     torch.set_num_threads(args.threads)
-    template = Template.of(load_tokenizer(args.model))
+    template = Template(load_tokenizer(args.model))
     path = args.work / "held-out.jsonl"
     with path.open("w", encoding="utf-8") as out:
         out.writelines(

@@ -1,8 +1,8 @@
 """Runs `orchestrate`, or a function of the tests, in a process of its own.
 
-It is forked from one that has imported it all, and is what a shell starts but for the second of imports: its
-own environment, folder, streams and exit code, nothing shared with the tests or with other commands.
-`multiprocessing`'s fork server does the forking.
+It is forked from one that has imported it all (`tests/warm.py`), and is what a shell starts but for the
+second of imports: its own environment, folder, streams and exit code, nothing shared with the tests or with
+other commands. `multiprocessing`'s fork server does the forking.
 """
 
 from __future__ import annotations
@@ -18,27 +18,11 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-LIMIT_S = 300
-WARM = (
-    "fireworks",
-    "openai",
-    "orchestrate.cli",
-    "orchestrate.service",
-    "orchestrate.providers.fireworks.provider",
-    "orchestrate.providers.local.provider",
-    "orchestrate.providers.openai.provider",
-    "orchestrate.providers.together.provider",
-    "orchestrate.quoting",
-    "orchestrate.reports",
-    "orchestrate.tracking",
-    "together",
-    "tests.command",
-)
-"""What nearly every command imports. Nothing that reads the environment as it is imported belongs here: a
-console, say, reads its width."""
+from tests import warm
 
+LIMIT_S = 300
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(list(WARM))
+_server.set_forkserver_preload([warm.__name__, __name__])
 
 
 @dataclass(frozen=True)

@@ -86,5 +86,6 @@ class Postgres:
         return url.rpartition("/")[2]
 
     def remove(self) -> None:
+        """Nobody waits for its end: each store that was made leaves some three hundred files."""
         self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        subprocess.run(["sh", "-c", 'rm -rf "$0" &', str(self.folder)], check=True)

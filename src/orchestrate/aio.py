@@ -105,6 +105,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     events = _in_thread(RunHandle.events)
     metrics = _in_thread(RunHandle.metrics)
     checkpoints = _in_thread(RunHandle.checkpoints)
+    rendered = _in_thread(RunHandle.rendered)
     cancel = _in_thread(RunHandle.cancel)
     abandon = _in_thread(RunHandle.abandon)
     pause = _in_thread(RunHandle.pause)

@@ -11,7 +11,7 @@ from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home
-    from orchestrate.tracking.deploying import Deployer
+    from orchestrate.tracking.hosting.deployer import Deployer
 
 
 class DeploymentHandle:
@@ -56,7 +56,7 @@ class DeploymentHandle:
 
 def deployer_of(home: Home, provider: str) -> Deployer:
     """What deploys on one backend."""
-    from orchestrate.tracking.deploying import Deployer
+    from orchestrate.tracking.hosting.deployer import Deployer
 
     return Deployer(home.store, home.provider(provider))
 

@@ -266,7 +266,7 @@ class RunHandle:
         what came of it.
         """
         from orchestrate import trust
-        from orchestrate.tracking.deploying import Terms
+        from orchestrate.tracking.hosting.deployer import Terms
 
         self.provider.require(Feature.DEPLOY)
         trust.require_to_spend(self._ft.settings, self.provider)
@@ -373,12 +373,12 @@ class RunHandle:
 
     def _used(self) -> None:
         """A deployment that is asked is not idle."""
-        from orchestrate.tracking import deployment_states
+        from orchestrate.tracking.hosting import states
 
         known = self.deployment()
         if known is not None and not known.record.state.over:
             now = self._ft.store.clock.now()
-            self._ft.store.deployments.apply(known.id, lambda d: deployment_states.used(d, now))
+            self._ft.store.deployments.apply(known.id, lambda d: states.used(d, now))
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

@@ -179,7 +179,7 @@ def require_safe_url(url: str, name: str) -> None:
         parts = urlsplit(url)
         bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
     except ValueError as error:
-        raise ConfigError(f"the base URL of {name}, {url}, is no URL: {error}") from error
+        raise ConfigError(f"the base URL of {name}, {url}, is not a URL: {error}") from error
     if not bare or not parts.hostname:
         raise ConfigError(
             f"the base URL of {name} must be scheme, host and path alone, without a user, password or query",

@@ -50,7 +50,7 @@ class Offer:
             raise TranslationRefused(self.provider, refused, overrides=lines)
         if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
             raise DataError(
-                f"the data is not fit for {self.provider}: {len(errors)} error(s)",
+                f"the data is not fit for {self.provider}: {text.count(len(errors), 'error')}",
                 problems=errors,
                 fix=f"orchestrate check --provider {self.provider}",
             )
@@ -227,7 +227,21 @@ def _offer(
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
     found = tuple(merged([*of_files, *problems]))
-    return Offer(name, spec, translation, found, replace(quote, refused=_why_refused(found)))
+    told = replace(quote, refused=_why_refused(found), unlisted=_unlisted(provider, spec))
+    return Offer(name, spec, translation, found, told)
+
+
+def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
+    """Of a host whose models are known, where the catalog has the model not among them."""
+    from orchestrate import catalog
+
+    if provider.name != provider.kind or provider.kind not in catalog.known_hosts():
+        return None
+    try:
+        model = provider.resolve(spec)
+    except SpecError:
+        return None
+    return None if model.host else f"{provider.name} is not known to tune {model.id}"
 
 
 def _why_refused(problems: Sequence[Problem]) -> str | None:

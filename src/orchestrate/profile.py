@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrate.data.rows.pictures import Picture
     from orchestrate.data.rules import HostRules
     from orchestrate.data.targets.dialects import Dialect
+    from orchestrate.spec import JobSpec
     from orchestrate.types import Job
 
 GROUP = "orchestrate.providers"
@@ -107,6 +108,8 @@ class Profile:
     published: then images are in no quote, which says so."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token over an SFT token, where no DPO price is published."""
+    hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
+    """Of the price of a GPU-hour for this spec, such as for a region that it asks for."""
     default_epochs: int | None = None
     """Trained when the spec gives no number; `None` where the host decides by the rows, see `auto_epochs`."""
     auto_epochs: Callable[[int], int] = lambda rows: 1

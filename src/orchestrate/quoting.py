@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from orchestrate.costing import Rate as Rate
 from orchestrate.costing import RateBook as RateBook
 from orchestrate.costing import Reconciliation as Reconciliation
 from orchestrate.costing import Traffic as Traffic
+from orchestrate.costing import Use as Use
 from orchestrate.costing import accuracy as accuracy
 from orchestrate.costing import built_in as built_in
 from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
+from orchestrate.costing.capacity import UTILISATION
 from orchestrate.costing.completions import completion_price as completion_price
 from orchestrate.costing.listing import clashes as clashes
 from orchestrate.costing.listing import current as current
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
-"""Methods whose rates price what comes after the training."""
+"""Methods whose rates price what comes after the training, at the host that trained."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -92,29 +95,45 @@ def require_used(
     for offer in prepared.offers:
         with suppress(SpecError):
             lookups.append(ft.provider(offer.provider).lookup(offer.spec))
-    asked = [rate for rate in rates if not (serving and any(m.startswith(_SERVING) for m in rate.methods))]
+    asked = [rate for rate in rates if not (serving and _serves(rate))]
     costing.require_used(asked, lookups)
 
 
-def ownership(
-    ft: Orchestrator,
-    spec: JobSpec,
-    quotes: Sequence[Quote],
+def _serves(rate: Rate) -> bool:
+    return costing.rents(rate) or any(m.startswith(_SERVING) for m in rate.methods)
+
+
+def use(
+    traffic: str,
     *,
-    traffic: Traffic,
     months: int = 6,
     hours_per_day: float = 24.0,
+    utilisation: float | None = None,
     compare_with: str | None = None,
     saved_tokens: int = 0,
+) -> Use:
+    """What the model is for: `traffic` in words ("20k req/day, 900 in, 150 out"). Compared with prompting
+    `compare_with`, else with a model that lives through the months, with `saved_tokens` more in each prompt.
+    Raises `UsageError` for words that are not understood and for a base model without a known price."""
+    asked = Traffic.parse(traffic)
+    if compare_with:
+        base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
+    else:
+        base = costing.default_base(asked, months, date.today(), saved_tokens=saved_tokens)
+    most = Decimal(str(utilisation)) if utilisation else UTILISATION
+    return Use(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
+
+
+def ownership(
+    ft: Orchestrator, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
 ) -> list[Ownership]:
-    """Training, hosting and serving of each quoted backend over `months`, against prompting `compare_with`
-    with `saved_tokens` more in each prompt. Offline. Raises `UsageError` for a base model without a known
-    price."""
-    base = costing.base_price(compare_with, traffic, saved_tokens=saved_tokens) if compare_with else None
-    use = costing.Use(traffic=traffic, months=months, hours_per_day=hours_per_day, base=base)
+    """Training, hosting and serving of each quoted backend over the months, wherever it can be served,
+    against prompting a base model. Offline. `private`: only on this machine, where nothing leaves it."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)
+        if private and not backend.profile.near:
+            continue
         try:
             resolved = backend.resolve(spec)
         except SpecError as error:
@@ -127,6 +146,7 @@ def ownership(
                 profile=backend.profile,
                 hourly=costing.quoted_hour(quote),
                 prices=costing.Prices(backend.profile.kind, ft.rates),
+                portable=not private and Feature.DOWNLOAD in backend.features,
             )
         )
     return totals

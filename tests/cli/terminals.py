@@ -50,6 +50,9 @@ class Terminal:
     def until(self, word: bytes) -> None:
         until(lambda: word in self.shown, f"{word!r} on the terminal")
 
+    def send(self, number: int) -> None:
+        os.kill(self._process.pid or 0, number)
+
     def close(self) -> None:
         """As a terminal window is closed: the kernel sends SIGHUP."""
         self._closing.set()

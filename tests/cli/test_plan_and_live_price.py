@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 
 CREATE = "/v1/fine-tunes"
@@ -18,7 +19,7 @@ CREATE = "/v1/fine-tunes"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with running(train=False, speed=30) as hosts:
+    with running(train=False, speed=30, waits=Durations(file=0.0)) as hosts:
         yield hosts
 
 
@@ -143,6 +144,15 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     assert "gradient_checkpointing=true" in " ".join(shown.err.split())
     (tmp_path / "orchestrate.toml").write_text("[local]\ngpu_memory_gib = 24\n")
     assert json.loads(cli(*plan, "--json").out)[0]["memory"] == small
+    for size, gib in (("24GiB", 24), ("24 g", 24), ("80GB", 80e9 / 2**30)):
+        named = cli(*plan, "--gpu-memory", size, "--json").json[0]["memory"]
+        assert named["available_bytes"] == int(gib * 2**30)
+    assert "is not a size" in cli(*plan, "--gpu-memory", "24 apples").err
+    # The rows are shorter than the spec's longest: that is what is planned for.
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 300}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    rows = cli(*plan, "--gpu-memory", "24", "--json").json[0]["memory"]
+    assert 300 <= rows["longest"] < 1000 < small["longest"]
     refused = cli(*plan, "--gpu-memory", "0")
     assert refused.code == 3 and "gpu_memory_gib" in refused.err
 

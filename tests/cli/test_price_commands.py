@@ -178,8 +178,17 @@ def test_quote_over_months(cli: Cli, project: Path) -> None:
     totals = {t["provider"]: t for t in found.json["ownership"]}
     assert float(totals["openai"]["monthly_usd"]) == pytest.approx(273.75)
     assert float(totals["openai"]["base_monthly_usd"]) == pytest.approx(3650)  # $0.006 x 20,000 x 30.4167
+    served = {way["server"] for way in totals["together"]["elsewhere"]}
+    assert {"runpod", "vast", "lambda", "huggingface"} <= served and totals["openai"]["elsewhere"] == []
     shown = cli(*asked, "--months", "1", "--compare-with", "gpt-4.1", **ALWAYS_OPEN)
     assert "Over 1 month" in shown.out and "is the cheapest" in shown.out
+    assert "served at" in shown.out
+    own = cli(*asked, "--rate", "runpod:gpu_rental@H100=0.01", "--json", **ALWAYS_OPEN)
+    ways = {w["server"]: w for t in own.json["ownership"] for w in t["elsewhere"]}
+    assert float(ways["runpod"]["monthly_usd"]) == pytest.approx(7.30)
+    assert ways["runpod"]["monthly"][0]["own"] == "--rate runpod:gpu_rental@H100=0.01"
+    default = cli(*asked, "--months", "6", "--utilisation", "0.5", "--json", **ALWAYS_OPEN).json
+    assert default["ownership"][0]["base"]["model"] == "GPT-6 Luna"
     assert cli("quote", "--compare-with", "gpt-4.1").code == 2
     assert cli("quote", "--traffic", "a lot").code == 2
 
@@ -194,4 +203,28 @@ def test_advise(cli: Cli, project: Path) -> None:
     money = cli(
         "advise", "train.jsonl", "--traffic", "200k req/day, 900 in, 150 out", "--saved-tokens", "1500"
     )
-    assert "by prompting gpt 4.1" in money.out
+    # gpt-4.1 ends within the six months; its host names this one
+    assert "by prompting GPT-6 Luna" in money.out
+
+
+def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
+    found = cli("advise", "train.jsonl", "--base-score", "0.86", "--target", "0.9", "--json")
+    assert found.json["choices"][0]["way"] == "prompt"
+    assert "96% of the target of 0.9" in found.json["choices"][0]["reasons"][0]
+    assert cli("advise", "train.jsonl", "--base-score", "86").code == 2
+    assert cli("advise", "train.jsonl", "--target", "0").code == 2
+    assert cli("advise", "train.jsonl", "--base-score", "0.8", "--eval", "run").code == 2
+
+
+def test_advise_weighs_hours_and_the_closed_model(cli: Cli, project: Path) -> None:
+    asked = ("advise", "train.jsonl", "--traffic", "200k req/day, 900 in, 150 out", "--json")
+    whole = {t["provider"]: t for t in cli(*asked, **ALWAYS_OPEN).json["totals"]}
+    short = {t["provider"]: t for t in cli(*asked, "--hours-per-day", "8", **ALWAYS_OPEN).json["totals"]}
+    assert float(short["together"]["monthly_usd"]) * 3 == pytest.approx(
+        float(whole["together"]["monthly_usd"])
+    )
+    assert whole["openai"]["model"] == "gpt-4o-mini"
+    assert whole["openai"]["serves_until"] == "2027-01-14"
+    private = cli(*asked, "--private").json["totals"]
+    assert {t["provider"] for t in private} == {"local"}
+    assert all(t["elsewhere"] == [] for t in private)

@@ -87,7 +87,7 @@ def test_a_whole_life_leaves_nothing_to_others(
     (tmp_path / "finetune.yaml").write_text(
         json.dumps({"model": models, "train": "train.jsonl", "epochs": 1})
     )
-    with running(home=home / "sandbox", train=False, speed=1000) as hosts:
+    with running(home=home / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as hosts:
         done = subprocess.run(
             [sys.executable, "-c", RUN_ALL, json.dumps(life)],
             cwd=tmp_path,

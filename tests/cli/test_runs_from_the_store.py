@@ -11,11 +11,14 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=100) as found:
+    with running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=100, waits=Durations(file=0.0)
+    ) as found:
         yield found
 
 

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
+from tests import command
 from tests.cli.conftest import Cli
+from tests.cli.terminals import Terminal, until
 
 from orchestrate.commands.schema import of
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 ODD = "[bold]x[/nothing]"
+STILL = Durations(file=0.0, validating=300.0)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50) as sandbox:
+    with running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=1000, waits=Durations(file=0.0)
+    ) as sandbox:
         yield dict(sandbox.env)
 
 
 @pytest.fixture(scope="module")
 def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with running(home=tmp_path_factory.mktemp("slow-sandbox"), train=False, speed=0.05) as sandbox:
+    with running(home=tmp_path_factory.mktemp("slow-sandbox"), train=False, waits=STILL) as sandbox:
         yield dict(sandbox.env)
 
 
@@ -52,10 +53,10 @@ def test_the_json_of_a_run_fits_its_schemas(cli: Cli, project: Path, host: dict[
     made = cli("submit", "-p", "openai", "--yes", "--watch", "--json", cwd=project, **host)
     assert made.code == 0, made.err
     jsonschema.validate(made.json, of("submit"))
-    for command in ("show", "events", "metrics", "checkpoints", "watch", "cancel", "compare"):
-        told = cli(command, "last", "--json", **host)
+    for word in ("show", "events", "metrics", "checkpoints", "watch", "cancel", "compare"):
+        told = cli(word, "last", "--json", **host)
         assert told.code == 0, told.err
-        jsonschema.validate(told.json, of(command))
+        jsonschema.validate(told.json, of(word))
     asked = cli("chat", "last", ODD, "again", "--json", **host)
     jsonschema.validate(asked.json, of("chat"))
     assert len(asked.json) == 2
@@ -118,12 +119,11 @@ def test_no_log_shows_a_key(cli_env: dict[str, str], project: Path, host: dict[s
     # Wide, so that no line is broken within a key; the SDKs' own DEBUG logs are among the lines.
     env = cli_env | host | {"COLUMNS": "4000", "OPENAI_LOG": "debug"}
     words = ["-vv", "submit", "-p", "openai,together,fireworks", "--yes"]
-    command = [sys.executable, "-m", "orchestrate.cli", *words]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, input="")
-    assert done.returncode == 0 and "DEBUG" in done.stderr and "send_request_headers" in done.stderr
+    done = command.run(words, cwd=project, env=env)
+    assert done.code == 0 and b"DEBUG" in done.err and b"send_request_headers" in done.err
     for name, value in host.items():
         if name.endswith("_API_KEY"):
-            assert value not in done.stderr + done.stdout
+            assert value.encode() not in done.err + done.out
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
@@ -133,19 +133,11 @@ def test_leaving_the_live_view_gives_the_terminal_back(
     # A terminal of its own, as only there the view is drawn and the cursor hidden.
     made = cli("submit", "-p", "openai", "--yes", "--json", cwd=project, **slow_host)
     [run] = made.json
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "orchestrate.cli", "watch", run["id"]]
-    env = cli_env | slow_host | {"TERM": "xterm"}
-    watching = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while b"ftjob-" not in shown and b"openai" not in shown:
-        shown += os.read(ours, 65536)
-    watching.send_signal(getattr(signal, name))
-    with contextlib.suppress(OSError):  # the other end of the terminal has gone
-        while more := os.read(ours, 65536):
-            shown += more
-    assert watching.wait(30) == code
+    watching = Terminal(cli_env | slow_host | {"TERM": "xterm"}, project, "watch", run["id"])
+    until(lambda: b"ftjob-" in watching.shown or b"openai" in watching.shown, "the view")
+    watching.send(getattr(signal, name))
+    assert watching.finish() == code
+    shown = watching.shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is visible again"
     assert f"orchestrate watch {run['id']}".encode() in shown.replace(b"\r\n", b" ")
     assert cli("cancel", run["id"], **slow_host).code == 0

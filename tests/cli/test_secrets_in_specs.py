@@ -16,6 +16,7 @@ import pytest
 from tests.cli.conftest import Cli, Result
 
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 TOKEN = "tok-en0123456789abcdef"
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
@@ -23,7 +24,7 @@ ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[dict[str, str]]:
-    with running(train=False, speed=50) as sandbox:
+    with running(train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
         yield dict(sandbox.env)
 
 

@@ -21,6 +21,7 @@ from tests.scripted_host import scripted_host
 from orchestrate import config
 from orchestrate.commands.schema import of
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.tracking import Store
 from orchestrate.types import Bill, JobStatus, Run, SubmitPhase
@@ -30,7 +31,7 @@ BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with running(home=tmp_path_factory.mktemp("sandbox"), train=False) as found:
+    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, waits=Durations(file=0.0)) as found:
         account = {
             "base_url": found.env["FIREWORKS_BASE_URL"],
             "api_key": found.env["FIREWORKS_API_KEY"],

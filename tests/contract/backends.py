@@ -80,6 +80,7 @@ BACKENDS = (
     Backend(
         name="openai",
         model="gpt-4o-mini",
+        other_models={"rft": "o4-mini"},
         create_path={m: "/v1/fine_tuning/jobs" for m in ("sft", "dpo", "rft")},
         grader=SAME,
     ),

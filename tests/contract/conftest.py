@@ -20,7 +20,7 @@ from orchestrate.sandbox.server import Sandbox
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    with sandboxes.running(train=False, speed=50, waits=Durations(training=60)) as running:
+    with sandboxes.running(train=False, speed=50, waits=Durations(file=0, training=60)) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ def full_spec(backend: Backend, provider: Provider, files: dict[str, str], metho
     values |= {"train": files[method], "validation": files[f"{method}-validation"]}
     if method == "rft":
         values["method"] = values["method"].model_copy(update={"grader": dict(backend.grader)})
-    spec = JobSpec(model=backend.model, **values)
+    spec = JobSpec(model=backend.other_models.get(method, backend.model), **values)
     while refused := provider.translate(spec).refused:
         before = spec
         for row in refused:

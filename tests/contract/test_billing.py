@@ -13,6 +13,7 @@ from tests.scripted_host import Answer, ScriptedHost, scripted_host
 from orchestrate import sandbox as sandboxes
 from orchestrate.errors import ProviderError
 from orchestrate.providers.base import Provider
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.types import Standing
 
 DEPLOYING = {b.name: b for b in HOSTED if b.name in ("together", "fireworks")}
@@ -124,7 +125,7 @@ def test_an_answer_that_is_no_list_of_endpoints_is_not_nothing(tmp_path: Any, an
 
 @pytest.mark.parametrize("name", DEPLOYING)
 def test_the_sandbox_lists_a_deployment_that_somebody_else_made(name: str, tmp_path: Any) -> None:
-    with sandboxes.running(train=False) as sandbox:
+    with sandboxes.running(train=False, waits=Durations(file=0.0)) as sandbox:
         provider: Any = DEPLOYING[name].make(sandbox.env, tmp_path)
         if name == "together":
             client = provider._client()

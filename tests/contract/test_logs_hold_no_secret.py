@@ -14,6 +14,7 @@ import pytest
 from orchestrate.keys import Secret, hide
 from orchestrate.providers import logs
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 
 WANDB = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
@@ -36,7 +37,7 @@ def test_no_key_and_no_signed_address_is_logged(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(row % i for i in range(12)))
     own = {"ORCHESTRATE_HOME": str(tmp_path / "home"), "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
     own |= {f"{name}_LOG": "debug" for name in ("OPENAI", "TOGETHER", "FIREWORKS")}
-    with running(home=tmp_path / "sandbox", train=False, speed=100) as hosts:
+    with running(home=tmp_path / "sandbox", train=False, speed=100, waits=Durations(file=0.0)) as hosts:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM],
             cwd=tmp_path,

@@ -11,6 +11,10 @@ from tests.faults.shop import Shop
 from tests.faults.world import Counted, World
 
 from orchestrate import sandbox
+from orchestrate.sandbox.jobs import Durations
+
+AT_ONCE = Durations(file=0.0)
+"""An upload can be used: a client looks again after half a second only."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -31,7 +35,9 @@ def unmade_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
+    with sandbox.running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20, waits=AT_ONCE
+    ) as running:
         yield running
 
 

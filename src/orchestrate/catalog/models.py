@@ -37,6 +37,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The last day: then the base model and every tune made on it stop answering."""
     successor: str | None = None
     """What the host itself names as the replacement, where it has announced the end."""
+    successor_note: str | None = None
+    """What a reader of its price should know."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 
@@ -247,6 +249,17 @@ def ended_method(provider: str, method: str, today: date) -> str | None:
 def comparison() -> Model:
     """The model that prompting is compared with unless another is named."""
     return find(_catalog().comparison)
+
+
+def closest_closed(model: Model, provider: str) -> Model | None:
+    """Of the models without open weights that can be tuned on a host, the one to which this is the nearest
+    open one; `None` where it is among the alternatives of none."""
+    closed = [
+        (other.alternatives.index(model.name), other)
+        for other in all_models()
+        if not other.open and model.name in other.alternatives and _tunable(other.on(provider))
+    ]
+    return min(closed, key=lambda pair: pair[0])[1] if closed else None
 
 
 def known_hosts() -> frozenset[str]:

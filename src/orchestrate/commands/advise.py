@@ -9,29 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, warn
-from orchestrate.commands.options import grouped
+from orchestrate.commands.options import ServingOptions, grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count
 
 if TYPE_CHECKING:
-    from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice
-    from orchestrate.service import Orchestrator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Money:
-    """What serving is priced by."""
-
-    traffic: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='"20k req/day, 900 in, 150 out": weighs the money too.')
-    ] = None
-    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6
-    model: Annotated[str, typer.Option(help="The open model that would be tuned; with --traffic.")] = (
-        "qwen3.5-9b"
-    )
-    compare_with: Annotated[
-        str, typer.Option(metavar="MODEL", help="The model that would be prompted instead; with --traffic.")
-    ] = "gpt-4.1"
-    saved_tokens: Annotated[int, typer.Option(min=0, help="Prompt tokens that a tuned model can drop.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +23,18 @@ class NeedOptions:
 
     private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
     latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None
-    changing: Annotated[
-        bool, typer.Option("--changing", help="What is true in the answers changes often.")
-    ] = False
+    changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
+        False
+    )
     own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
     evaluated: Annotated[
         str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
+    ] = None
+    base_score: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="What the base model scores with your prompt: 0.86.")
+    ] = None
+    target: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="The score that is good enough: 0.9.")
     ] = None
 
 
@@ -54,7 +43,10 @@ def advise(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
     *,
-    money: Money,
+    serving: ServingOptions,
+    model: Annotated[str, typer.Option(help="The open model that would be tuned; with --traffic.")] = (
+        "qwen3.5-9b"
+    ),
     needed: NeedOptions,
     json: Json = False,
 ) -> None:
@@ -62,15 +54,22 @@ def advise(
     Offline."""
     from orchestrate.service import advice
 
+    if needed.evaluated and needed.base_score is not None:
+        raise UsageError("give --base-score or --eval, not both")
+    if needed.target is not None and not 0 < needed.target <= 1:
+        raise UsageError(f"--target is a share above 0, to 1; got {needed.target:g}")
     with orchestrator(context) as ft:
+        score = None if needed.base_score is None else advice.given_score(needed.base_score)
         needs = advice.Needs(
             private=needed.private,
             latency_ms=needed.latency_ms,
             changing=needed.changing,
             own_gpu=needed.own_gpu,
-            base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else None,
+            base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else score,
+            target=needed.target,
         )
-        totals = _totals(ft, file, money.traffic, money) if money.traffic and not needed.private else []
+        use = serving.use()
+        totals = advice.totals(ft, file, model, use, private=needed.private) if use else []
         found = ft.advise(file, needs, totals)
     if json:
         print_json(found)
@@ -78,28 +77,14 @@ def advise(
         _show(found, Path(file).name)
 
 
-def _totals(ft: Orchestrator, file: str, traffic: str, money: Money) -> list[Ownership]:
-    from orchestrate import quoting
-    from orchestrate.spec import JobSpec
-
-    spec = JobSpec.parse({"model": money.model, "train": file, "epochs": 3})
-    return quoting.ownership(
-        ft,
-        spec,
-        ft.quote(spec),
-        traffic=quoting.Traffic.parse(traffic),
-        months=money.months,
-        compare_with=money.compare_with,
-        saved_tokens=money.saved_tokens,
-    )
-
-
 def _show(found: Advice, name: str) -> None:
+    from orchestrate.service import reports
+
     f = found.facts
     out.print(
-        f"{name}: {f.rows:,} {f.kind} rows, on average {f.prompt_tokens:,.0f} tokens of prompt and "
-        f"{f.answer_tokens:,.0f} of answer; {f.distinct_answers:,} distinct answers; {f.copied_share:.0%} of "
-        f"their words are in the prompts; {f.json_share:.0%} are JSON; "
+        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} tokens of prompt and "
+        f"{f.answer_tokens:,.0f} of answer; {count(f.distinct_answers, 'distinct answer')}; "
+        f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
         f"{f.duplicate_share:.0%} of the rows repeat",
     )
     for text in found.warnings:
@@ -110,11 +95,15 @@ def _show(found: Advice, name: str) -> None:
     out.print(close)
     for choice in found.choices:
         mark = f"out: {choice.excluded}" if choice.excluded else f"{choice.points:+d}"
-        out.print(f"  {choice.way.value}  {mark}")
+        limited = f"  ({choice.limited})" if choice.limited else ""
+        out.print(f"  {choice.way.value}  {mark}{limited}")
         for reason in choice.reasons:
             out.print(f"      {reason}", style="dim")
     if found.would_change:
         out.print("\nWhat would change this: " + "; ".join(found.would_change))
+    if found.totals:
+        out.print()
+        out.print(reports.ownership_table(found.totals))
     note(
         "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
     )

@@ -79,7 +79,7 @@ class Wanted:
             "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
         ),
     ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="What is not read is an error.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Whatever is not read is an error.")] = False
 
 
 @app.command()
@@ -119,7 +119,7 @@ def check(
     else:
         show_check(report, fixed)
         if not options.near:
-            note("near duplicates were not looked for: --near does, in about twice the time")
+            note("near duplicates were not looked for; --near looks for them and takes about twice as long")
     if not report.ok:
         raise typer.Exit(1)
 

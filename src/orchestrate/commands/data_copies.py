@@ -26,6 +26,7 @@ from orchestrate.commands.data_options import (
 from orchestrate.commands.data_views import note_rewritten
 from orchestrate.commands.options import grouped
 from orchestrate.errors import MissingExtra, UsageError
+from orchestrate.text import count
 from orchestrate.types import Severity
 
 
@@ -72,7 +73,7 @@ def convert(
         ),
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
+        bool, typer.Option("--allow-loss", help="Write what the format can hold, and say what is lost.")
     ] = False,
     messages: Messages,
     reading: Reading,
@@ -107,7 +108,7 @@ def convert(
     for loss in report.losses:
         note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
     tell = note if data.is_stdout(target) else out.print
-    tell(f"{report.output}: {report.written:,} rows, {report.left_out:,} left out")
+    tell(f"{report.output}: {count(report.written, 'row')}, {report.left_out:,} left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def split(
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
-    note(f"{report.groups:,} groups kept whole; {report.left_out:,} rows with errors left out")
+    note(f"{count(report.groups, 'group')} kept whole; {count(report.left_out, 'row')} with errors left out")
     note_rewritten(report)
     for part in report.files:
         if not part.rows:
@@ -195,9 +196,9 @@ def dedupe(
         print_json(report)
         return
     counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
-    out.print(f"{report.rows:,} rows, {report.kept:,} kept: {counts}")
+    out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
-        note(f"{report.left_out:,} rows with errors left out: orchestrate data check {file}")
+        note(f"{count(report.left_out, 'row')} with errors left out: orchestrate data check {file}")
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
         note_rewritten(report)
@@ -222,20 +223,22 @@ def _conversations(file: str, given: Messages) -> Generator[str]:
     with TemporaryDirectory() as folder:
         rows = Path(folder) / "conversations.jsonl"
         report = data.join(file, columns, rows)
-        note(f"{report.messages:,} messages, {report.threads:,} threads, {report.written:,} conversations")
+        made = (report.messages, "message"), (report.threads, "thread"), (report.written, "conversation")
+        note(", ".join(count(number, one) for number, one in made))
         for what, text in _THREADS.items():
-            if count := getattr(report, what):
+            if number := getattr(report, what):
                 shown = ", ".join(report.shown.get(what, ()))
-                note(f"{count:,} {text}{f': {shown}' if shown else ''}")
+                counted = count(number, "message" if what == "empty" else "thread")
+                note(f"{counted} {text}{f': {shown}' if shown else ''}")
         yield str(rows)
 
 
 _THREADS = {
-    "open": "threads without an answer are left out",
-    "unanswered_ends": "are written without what was said after the last answer",
-    "unasked": "begin with an answer, which is left out",
-    "several_agents": "have answers of more than one agent, and teach the styles of all",
-    "empty": "messages hold nothing but quotes or a signature",
+    "open": "left out: nobody answered",
+    "unanswered_ends": "written without what was said after the last answer",
+    "unasked": "written without the answer that came before any question",
+    "several_agents": "with answers of more than one agent: their styles are learnt as one",
+    "empty": "left out: nothing but quotes or a signature",
 }
 
 

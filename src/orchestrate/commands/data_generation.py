@@ -16,7 +16,7 @@ import typer
 from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
-from orchestrate.text import money
+from orchestrate.text import count, money
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.generate import GenerateReport
@@ -54,9 +54,11 @@ class Wish:
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
-    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="From here rows are too alike.")] = 0.8
+    threshold: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Rows at least this similar are too alike.")
+    ] = 0.8
     hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
-    seed: Annotated[int, typer.Option(min=0, help="Which seed rows are shown when.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
 
 
 @grouped
@@ -114,7 +116,7 @@ def review(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     json: Json = False,
 ) -> None:
-    """Accept, edit or reject rows on a local page, by keyboard; ends with Ctrl-C, goes on next time.
+    """Accept, edit or reject rows on a local page, by keyboard. Ctrl-C ends it, and the next time goes on.
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
@@ -125,7 +127,7 @@ def review(
         if json:
             print_json(report)
         else:
-            out.print(f"{report.output}: {report.written:,} rows")
+            out.print(f"{report.output}: {count(report.written, 'row')}")
             note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
         return
     with data.serving(file, port=port) as page:
@@ -135,7 +137,7 @@ def review(
             sys.stdout.flush()
         else:
             out.print(page.url, soft_wrap=True)
-        note(f"{counts.pending:,} of {counts.rows:,} rows to decide; Ctrl-C ends the review")
+        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to decide; Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
 
@@ -176,16 +178,16 @@ def _text(given: str) -> str:
 
 
 def _show(report: GenerateReport) -> None:
-    out.print(f"{report.output}: {report.rows:,} rows, {report.new_rows:,} new")
+    out.print(f"{report.output}: {count(report.rows, 'row')}, {report.new_rows:,} new")
     cost = f", {money(report.usd)}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
-    note(f"{report.requests:,} requests, {report.failed_requests:,} failed; {tokens}{cost}")
+    note(f"{count(report.requests, 'request')}, {report.failed_requests:,} failed; {tokens}{cost}")
     if report.last_error:
-        note(f"the last one that failed: {report.last_error}")
+        note(f"the last failure: {report.last_error}")
     if report.refused:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
-        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature help"}
+        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature may help"}
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
     if report.rows:
         note(f"review them: orchestrate data review {report.output}")
@@ -203,10 +205,10 @@ def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:
             nonlocal told
-            text = f"{requests:,} requests" + (f", {money(usd)}" if usd else "")
+            text = count(requests, "request") + (f", {money(usd)}" if usd else "")
             bars.update(task, completed=done, description=text)
             if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
                 told = time.monotonic()
-                note(f"{done:,} of {rows:,} rows, {text}")
+                note(f"{done:,} of {count(rows, 'row')}, {text}")
 
         yield tell

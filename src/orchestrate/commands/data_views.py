@@ -9,6 +9,7 @@ from rich.text import Text
 
 from orchestrate.commands.console import note, out, table
 from orchestrate.keys import hide, masked_url
+from orchestrate.text import count
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _counted(counts: dict[str, int], most: int = 8) -> str:
 def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     for file in report.files:
         counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
-        note(f"{file.split}: {file.path}  {file.format}, {file.rows:,} of {file.lines:,} rows good{counted}")
+        good = f"{file.rows:,} of {count(file.lines, 'row')} good"
+        note(f"{file.split}: {file.path}  {file.format}, {good}{counted}")
     _problems(report)
     shown = table(
         "backend", "rows accepted", "errors", "warnings", "", right=("rows accepted", "errors", "warnings")
@@ -86,7 +88,8 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     out.print(shown)
     if fixed is not None:
         out.print(
-            f"{fixed.output}: {fixed.written:,} rows; repaired: {_counted(fixed.repaired) or 'nothing'}; "
+            f"{fixed.output}: {count(fixed.written, 'row')}; "
+            f"repaired: {_counted(fixed.repaired) or 'nothing'}; "
             f"left out: {_counted(fixed.left_out) or 'nothing'}",
         )
         if fixed.not_repaired:
@@ -101,7 +104,7 @@ def note_rewritten(report: SplitReport | DedupeReport) -> None:
     if report.source_format != report.format:
         note(f"read as {report.source_format}, written as {report.format}")
     if report.fields_left_out:
-        note(f"fields that no training format uses are left out ({report.fields_left_out:,} times)")
+        note(f"fields that no training format uses are left out ({count(report.fields_left_out, 'time')})")
 
 
 def _problems(report: CheckReport) -> None:
@@ -131,7 +134,7 @@ def _problems(report: CheckReport) -> None:
         )
     out.print(shown)
     if hidden:
-        note(f"{hidden:,} more lines like these: --json")
+        note(f"{count(hidden, 'more line')} like these: --json")
 
 
 def show_preview(report: PreviewReport) -> None:

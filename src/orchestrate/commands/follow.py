@@ -22,6 +22,7 @@ from orchestrate.commands.console import Json, err, note, orchestrator, out, pri
 from orchestrate.commands.live import LiveView
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.text import count
 from orchestrate.types import JobStatus, Run
 from orchestrate.watching import UNSENT
 
@@ -212,8 +213,8 @@ class _Following:
         if left is None:
             return None
         return (
-            f"the answer to the create request was lost; the host is asked for the job, and if there is "
-            f"none in {left:.0f} s, certainly none was made"
+            f"the answer to the create request was lost; the host is asked for the job, and if it has "
+            f"none after {left:.0f} s, none was made"
         )
 
     def _look(self) -> None:
@@ -334,7 +335,9 @@ def _stop(ft: Orchestrator, *, json: bool) -> None:
         print_json({"stopped": ended})
     else:
         note(
-            f"{ended} background watcher(s) ended; the runs go on" if ended else "no background watcher runs"
+            f"{count(ended, 'background watcher')} ended; the runs go on"
+            if ended
+            else "no background watcher runs"
         )
 
 

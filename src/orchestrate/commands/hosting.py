@@ -41,24 +41,24 @@ class Terms:
         str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
     ] = None
     max_usd_per_hour: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when an hour is dearer, all replicas up.")
+        str | None, typer.Option(metavar="USD", help="Refuse when an hour with all replicas up costs more.")
     ] = None
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="End it at this cost, by the hours that it was up.")
     ] = None
-    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after so many hours.")] = None
+    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after this many hours.")] = None
     idle: Annotated[
-        str | None, typer.Option(help="Let the host stop it after so long without a request: 30m, 2h.")
+        str | None, typer.Option(help="Let the host stop it after this long without a request: 30m, 2h.")
     ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
     ] = None
     accept_unknown_price: Annotated[
-        bool, typer.Option("--accept-unknown-price", help="Go on where no price is known.")
+        bool, typer.Option("--accept-unknown-price", help="Go on even if no price is known.")
     ] = False
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
     ] = None
 
     @property
@@ -104,10 +104,10 @@ def deploy(
         price = handle.deployment_price(**options)
         if price is None and not terms.accept_unknown_price:
             raise UsageError(
-                f"not deployed: nobody knows what an hour of this costs on {handle.record.provider}",
+                f"not deployed: what an hour of it costs on {handle.record.provider} is not known",
                 fix="--accept-unknown-price",
             )
-        cost = "a price that is not known here" if price is None else f"{rate(price)} an hour, idle included"
+        cost = "an unknown price" if price is None else f"{rate(price)} an hour, idle included"
         err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
         ends = _limits(limits["max_cost_usd"], limits["max_hours"])
         err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
@@ -257,4 +257,6 @@ def _watched(settings: Settings) -> None:
         watching.background(settings).ensure()
         note("a background watcher ends it at its limit, while this machine is on")
     else:
-        note("the limit acts while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`")
+        note(
+            "the limit is enforced while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`"
+        )

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrate.commands.console import STATUS_STYLE, err, stage_text, table, warn
-from orchestrate.text import duration, money
+from orchestrate.text import count, duration, money
 from orchestrate.types import Event, JobStatus, MetricPoint, Run
 
 if TYPE_CHECKING:
@@ -221,4 +221,4 @@ class LiveView:
         counts = Counter(run.status.value for run, _ in runs)
         total = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         hints = [Text(f"{run.id}: {hint}", style="yellow") for run, hint in runs if hint][:1]
-        return Group(shown, *hints, Text(f"{len(runs)} runs: {total}", style="dim"))
+        return Group(shown, *hints, Text(f"{count(len(runs), 'run')}: {total}", style="dim"))

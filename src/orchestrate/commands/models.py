@@ -45,7 +45,7 @@ def search(
     if not found:
         where = f" on {provider}" if provider else ""
         raise UsageError(
-            f"no model fits {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
+            f"no model matches {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
         )
     today = date.today()
     shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))

@@ -22,8 +22,8 @@ CommandOpt = Annotated[
     str | None,
     typer.Option(
         "--notify-command",
-        help="Run this when a run ends; it reads JSON from its stdin, and is run again when it ends with an "
-        "error, not when it is not done after 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+        help="Run this when a run ends; it reads JSON from its stdin, and is run again if it "
+        "fails, but not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
     ),
 ]
 UrlOpt = Annotated[

@@ -14,6 +14,7 @@ import typer
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrate.quoting import Use
     from orchestrate.spec import JobSpec
 
 ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
@@ -131,9 +132,34 @@ class ServingOptions:
     hours_per_day: Annotated[
         float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
     ] = 24.0
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Most that the mean load may take of a GPU. Default: 0.33, for peaks."
+        ),
+    ] = None
     compare_with: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Break-even against prompting this model.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Break-even against prompting this model. Default: one that lives through the months.",
+        ),
     ] = None
     saved_tokens: Annotated[
         int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
     ] = 0
+
+    def use(self) -> Use | None:
+        """What the model is for; `None` without traffic. Raises `UsageError`."""
+        from orchestrate import quoting
+
+        if not self.traffic:
+            return None
+        return quoting.use(
+            self.traffic,
+            months=self.months,
+            hours_per_day=self.hours_per_day,
+            utilisation=self.utilisation,
+            compare_with=self.compare_with,
+            saved_tokens=self.saved_tokens,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -32,7 +33,7 @@ _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.I
 _SHOWN = 40
 
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="What an RFT job is taken to need; no host says it beforehand.")
+    float | None, typer.Option(min=0, help="What an RFT job is assumed to need; no host says so beforehand.")
 ]
 
 
@@ -68,8 +69,11 @@ def plan(
     asked: SpecOptions,
     strict: Annotated[bool, typer.Option(help="Refuse all that is not kept or exactly mapped.")] = False,
     gpu_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GIB", help="Plan for a GPU of this size, not for what this machine has."),
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Plan these rows for a GPU of so many GiB (24GiB, 80GB), not for this machine.",
+        ),
     ] = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write into the spec what each backend has to go without.")
@@ -80,11 +84,12 @@ def plan(
     yours. Offline; exit code 2 when one is refused."""
     with orchestrator(context) as ft:
         if gpu_memory is not None:
-            local = {**ft.settings.local, "gpu_memory_gib": gpu_memory}
+            local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
             ft.settings = dataclasses.replace(ft.settings, local=local)
-        translations = ft.plan(asked.read(), provider)
+        measured = gpu_memory is not None
+        translations = ft.plan(asked.read(), provider, measured=measured)
         if fix and _fix(asked, translations):
-            translations = ft.plan(asked.read(), provider)
+            translations = ft.plan(asked.read(), provider, measured=measured)
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
@@ -92,6 +97,14 @@ def plan(
             _show_translation(translation)
     if any(t.inexact if strict else t.refused for t in translations):
         raise typer.Exit(2)
+
+
+def _gib(given: str) -> float:
+    """GiB of a size; a number alone is one."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", given.strip().lower())
+    if found is None:
+        raise UsageError(f"--gpu-memory is not a size: {given!r}", fix="for example 24 or 24GiB, or 80GB")
+    return float(found[1]) * (1e9 / 2**30 if found[2] == "gb" else 1.0)
 
 
 def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
@@ -136,27 +149,16 @@ def quote(
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read()
-    load = quoting.Traffic.parse(serving.traffic) if serving.traffic else None
+    use = serving.use()
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:
         own = of_flags(priced.rate)
         ft.rates = ft.rates.over(own)
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
-        quoting.require_used(ft, prepared, own, serving=load is not None)
+        quoting.require_used(ft, prepared, own, serving=use is not None)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
-        totals: list[Ownership] = []
-        if load:
-            totals = quoting.ownership(
-                ft,
-                spec,
-                quotes,
-                traffic=load,
-                months=serving.months,
-                hours_per_day=serving.hours_per_day,
-                compare_with=serving.compare_with,
-                saved_tokens=serving.saved_tokens,
-            )
+        totals = quoting.ownership(ft, spec, quotes, use) if use else []
     if json:
         print_json(
             {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes

@@ -23,7 +23,7 @@ from orchestrate.quoting import (
     load,
     prices_of,
 )
-from orchestrate.text import money
+from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
@@ -57,7 +57,7 @@ def list_prices(
     ]
     if not found:
         raise UsageError(
-            "no price fits", fix="orchestrate prices list  without options shows providers and methods"
+            "no price matches", fix="orchestrate prices list  without options shows providers and methods"
         )
     _print(found, json=json)
 
@@ -96,16 +96,16 @@ def check(
     if json or stale:
         _print(stale, json=json)
     if stale:
-        note(f"{len(stale)} prices were last checked more than {older_than} days ago")
+        note(f"{count(len(stale), 'price')} last checked more than {count(older_than, 'day')} ago")
         raise typer.Exit(1)
-    note(f"every price in force was checked within {older_than} days")
+    note(f"every price in force was checked within {count(older_than, 'day')}")
 
 
 @app.command()
 def validate(
     file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
 ) -> None:
-    """For contributors: is each rate file well-formed, sourced, with one unit a rate, and appended to, not
+    """For contributors: is each rate file well-formed, sourced, with one unit per rate, and appended to, not
     edited?"""
     problems: list[str] = []
     for path in file or []:

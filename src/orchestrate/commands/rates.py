@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 RateOpt = Annotated[
     list[str] | None,
-    typer.Option("--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="A price of yours; goes first."),
+    typer.Option(
+        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price; it takes precedence."
+    ),
 ]
 
 

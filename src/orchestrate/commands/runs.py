@@ -33,7 +33,8 @@ Refresh = Annotated[
     bool | None,
     typer.Option(
         "--refresh/--offline",
-        help="Ask the host, or show what is stored. Default: the host is asked while there is news to come.",
+        help="Ask the host, or show what is stored. Default: the host is asked until nothing can "
+        "change any more.",
     ),
 ]
 
@@ -42,7 +43,7 @@ def runs(
     context: typer.Context,
     provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
     status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
     json: Json = False,
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
@@ -54,7 +55,7 @@ def runs(
         return
     if not found:
         some = provider is not None or status is not None
-        note("no run fits; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
+        note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
     from orchestrate.commands.live import cost_so_far
 
@@ -223,8 +224,8 @@ def abandon(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
     json: Json = False,
 ) -> None:
-    """Give a run up: nothing about it is asked any more and the budget is free of it. Ends nothing on the
-    host."""
+    """Give up on a run: its host is no longer asked about it, and it no longer counts against the budget.
+    Ends nothing on the host."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
@@ -252,7 +253,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     except (ProviderError, SetupError) as error:
         if refresh or not record.status.terminal:
             raise
-        note(f"as stored; its host could not be asked for late news: {error.message}")
+        note(f"as stored; its host could not be asked for news: {error.message}")
         return record
 
 
@@ -281,7 +282,7 @@ def _bill(run: Run) -> str | None:
         from orchestrate.quoting import spending
 
         held = spending(run).committed_usd
-        told = f"bill not known; {money(held)} of the budget stay taken" if held else "bill not known"
+        told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"
         return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
     final = "" if run.bill.final else "an estimate: "
     over = run.max_cost_usd is not None and run.bill.usd > run.max_cost_usd

@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Where jobs and files are kept.")]
-SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="How many times shorter waits are.")]
+SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="How many times shorter the waits are.")]
 TrainOpt = Annotated[
     bool, typer.Option("--train/--no-train", help="Train the tiny model, or only walk through the states.")
 ]

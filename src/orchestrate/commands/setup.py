@@ -88,19 +88,21 @@ def keys_set(
     ] = False,
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
-    pipe. The environment goes before both."""
+    pipe. The environment takes precedence over both."""
     from orchestrate.service import backends
 
     if value or value_option is not None:
         raise UsageError(
             "a key on the command line is seen by every program of this machine and kept in the shell's "
-            "history; it was not taken. Treat it as known to others",
+            "history; it was not stored. Treat it as known to others",
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
     known = [*backends.with_keys(settings), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
-        raise UsageError(f"no key has this name (it may be a key: not shown); known: {', '.join(known)}")
+        raise UsageError(
+            f"there is no key of this name (not shown, as it may be a key itself); known: {', '.join(known)}"
+        )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
         raise UsageError("the key is empty; nothing was written")
@@ -179,7 +181,7 @@ def keys_trust(
         bool, typer.Option("--project", help="The prices, store and budget of this folder's project.")
     ] = False,
 ) -> None:
-    """Let a key go to a further host. Each key is tied to the host that it was first used with. With
+    """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
     --project: let the files of a project say what is spent, as they are now."""
     settings = settings_of(context)
     if project:
@@ -207,7 +209,7 @@ def _trust_project(settings: config.Settings) -> None:
     if files:
         trust.trusted(settings).add(files)
     names = ", ".join(map(str, files))
-    note(f"trusted until changed: {names}" if files else "no file of a project here says what is spent")
+    note(f"trusted until changed: {names}" if files else "no project file here decides what is spent")
 
 
 def _tie(key: str, url: str) -> None:
@@ -256,7 +258,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def providers(context: typer.Context, json: Json = False) -> None:
-    """Backends, and what each of them can do; what is absent says why."""
+    """Backends, what each of them can do, and why something is missing."""
     today = date.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
@@ -305,7 +307,7 @@ def plugins(json: Json = False) -> None:
     if json:
         print_json(rows)
     elif not rows:
-        note("no package adds a backend; docs/plugins.md says how one does")
+        note("no installed package adds a backend; docs/plugins.md says how to write one")
     else:
         shown = table("backend", "package", "version", "profile", "")
         for row in rows:

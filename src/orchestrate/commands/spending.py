@@ -89,7 +89,7 @@ class Fail:
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle asks the hosts, and --offline does not")
         if self.fail_if_over and what.sandbox:
-            raise UsageError("--fail-if-over: no budget counts the play money of sandboxes")
+            raise UsageError("--fail-if-over does not go with --sandbox: no budget counts play money")
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
             raise UsageError("--fail-if-over needs a budget, and none is set", fix=fix)

@@ -39,19 +39,22 @@ class SpendingOptions:
     """What the user agrees to, and whose run it is."""
 
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the quotes' high ends are above together.")
+        str | None,
+        typer.Option(metavar="USD", help="Refuse when the high ends of all quotes together are above this."),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above.")
+        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above this.")
     ] = None
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-    again: Annotated[bool, typer.Option("--again", help="Also when the same run was made already.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
+        False
+    )
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", metavar="NAME", help="The same name gives the same run for ever."),
+        typer.Option("--idempotency-key", metavar="NAME", help="The same name always gives the same run."),
     ] = None
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Who makes it; default: user@machine.")
+        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
     ] = None
 
 

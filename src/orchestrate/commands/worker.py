@@ -16,7 +16,7 @@ from orchestrate import watching
 from orchestrate.commands.console import Json, confirm, note, orchestrator, out, print_json, warn
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
 from orchestrate.errors import HostUnavailable, MissingKey
-from orchestrate.text import inert_json
+from orchestrate.text import count, inert_json
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
@@ -72,7 +72,7 @@ def recover(
         list[str] | None, typer.Argument(help="Take these, by id.", metavar="[RUN]...", show_default=False)
     ] = None,
     all_of_them: Annotated[
-        bool, typer.Option("--all", help="Take all without asking, also what colleagues submitted.")
+        bool, typer.Option("--all", help="Take all without asking, including what colleagues submitted.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -97,9 +97,9 @@ def recover(
             note(f"{run_id} counts {words}")
         for run_id in report.deployments:
             warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
-        note(f"{len(report.recovered)} run(s) recovered, {len(report.known)} known already")
+        note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already")
     if report.unpriced:
-        warn(f"no budget counts {len(report.unpriced)} of them until their hosts tell what they cost:")
+        warn(f"no budget counts {len(report.unpriced)} of them until their hosts say what they cost:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
@@ -127,7 +127,7 @@ def _choice(named: list[str] | None) -> Choose:
         for job in lost:
             when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
             note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
-        asked = f"take these {len(lost)} run(s) into this store? A colleague's may be among them"
+        asked = f"Take {count(len(lost), 'run')} into this store? A colleague's may be among them"
         return [job.run_id for job in lost] if confirm(asked, yes=False) else []
 
     return choose

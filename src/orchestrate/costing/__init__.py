@@ -6,6 +6,7 @@ under which name, in which book and for which day a rate is looked up. A quote w
 `max_seq_length`; "auto" epochs mean that the host decides.
 """
 
+from orchestrate.costing.baseline import BasePrice, base_price, default_base
 from orchestrate.costing.bills import (
     Accuracy,
     Difference,
@@ -27,6 +28,7 @@ from orchestrate.costing.book import (
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
+from orchestrate.costing.elsewhere import rents
 from orchestrate.costing.hours import (
     Answers,
     HourlyRate,
@@ -38,19 +40,11 @@ from orchestrate.costing.hours import (
 )
 from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
 from orchestrate.costing.lines import age_days, worst_confidence
-from orchestrate.costing.ownership import (
-    BasePrice,
-    Ownership,
-    Traffic,
-    Use,
-    base_price,
-    cheapest,
-    own,
-    serving_terms,
-)
+from orchestrate.costing.ownership import Ownership, Served, Use, cheapest, own, serving_terms
 from orchestrate.costing.prices import Prices
 from orchestrate.costing.recalled import quote_recalled, spec_of
 from orchestrate.costing.size import Work, tokenizer_for
+from orchestrate.costing.traffic import Traffic
 
 __all__ = [
     "Accuracy",
@@ -58,6 +52,7 @@ __all__ = [
     "BasePrice",
     "Ownership",
     "Priced",
+    "Served",
     "Prices",
     "Speed",
     "Traffic",
@@ -65,6 +60,7 @@ __all__ = [
     "Work",
     "age_days",
     "base_price",
+    "default_base",
     "cheapest",
     "own",
     "serving_terms",
@@ -95,6 +91,7 @@ __all__ = [
     "quote_tokens_job",
     "reconcile",
     "rental_rate",
+    "rents",
     "require_used",
     "spending",
     "tokenizer_for",

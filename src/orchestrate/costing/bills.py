@@ -92,11 +92,12 @@ class _Rates(NamedTuple):
 
     def by_seconds(self, job: Job) -> Bill | None:
         lines: list[QuoteLine] = []
+        factor = self.profile.hourly_factor(self.spec)
         for gpu, seconds in job.accelerator_seconds.items():
             rate = self.prices.of("rft", gpu=gpu)
             if rate is None:
                 return None
-            lines.append(line("training", Decimal(seconds) / 3600, rate, note=gpu))
+            lines.append(line("training", Decimal(seconds) / 3600 * factor, rate, note=gpu))
         if not lines:
             return None
         usd = sum((entry.usd for entry in lines), Decimal(0))

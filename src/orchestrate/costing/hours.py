@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from orchestrate import text
-from orchestrate.costing import rules
+from orchestrate.costing import hardware, rules
 from orchestrate.costing.book import Rate, RateBook, built_in
 from orchestrate.costing.lines import rounded, summed
 from orchestrate.costing.size import JobSize, Work, measure
@@ -82,30 +78,14 @@ class HourlyRate(Record, frozen=True, kw_only=True):
         )
 
 
-class _Hardware(msgspec.Struct, frozen=True):
-    host_watts: int
-    watts: dict[str, int]
-    unknown_gpu: int
-
-
-@cache
-def _hardware() -> _Hardware:
-    import yaml
-
-    text = files("orchestrate.costing").joinpath("hardware.yaml").read_text(encoding="utf-8")
-    return msgspec.convert(yaml.safe_load(text), _Hardware)
-
-
 def watts(device: str, count: int = 1) -> int:
     """Full-load draw of the machine with `count` devices of this name (`cpu`, `NVIDIA H100 80GB HBM3`
     ...)."""
-    table = _hardware()
+    table = hardware.table()
     if device.lower() == "cpu":
         return table.watts["cpu"]
-    words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
-    fits = [(len(name.split()), name) for name in table.watts if set(name.upper().split()) <= words]
-    each = table.watts[max(fits)[1]] if fits else table.unknown_gpu
-    return table.host_watts + count * each
+    name = hardware.closest(device, table.watts)
+    return table.host_watts + count * (table.watts[name] if name else table.unknown_gpu)
 
 
 def local_rate(

@@ -108,7 +108,7 @@ def quote_sized_job(
     if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
-        return _quote_rft(provider, resolved, gpu_hours, prices)
+        return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
     if profile.bills is None:
         return none(f"{provider} does not say how it bills a job, so its price is not known")
     rate = training_rate(resolved, spec, profile, prices)
@@ -168,8 +168,11 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK"
 
 
-def _quote_rft(provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices) -> Quote:
+def _quote_rft(
+    provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
+) -> Quote:
     rate = prices.of("rft", resolved, gpu="H100")
+    dearer = f", x {factor} for the region that was asked for" if factor != 1 else ""
     if rate is None or hours is None:
         each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
@@ -182,7 +185,7 @@ def _quote_rft(provider: str, resolved: ModelOnHost, hours: Decimal | None, pric
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours, rate, note="hours as you gave them, on H100")],
+        lines=[line("training", hours * factor, rate, note=f"hours as you gave them, on H100{dearer}")],
         assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )

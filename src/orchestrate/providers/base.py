@@ -32,6 +32,7 @@ from orchestrate.types import (
     Job,
     JobHandle,
     JobStatus,
+    MemoryPlan,
     Message,
     MetricPoint,
     Problem,
@@ -112,6 +113,11 @@ class Provider(ABC):
         from orchestrate.providers import offline
 
         return offline.quote(self, spec, data, translation, rates, gpu_hours)
+
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        """What training these rows takes of the user's own hardware; `None` where it is not his."""
+        del spec, data
+        return translation.memory
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
         """The spec's model here. Raises `SpecError`."""

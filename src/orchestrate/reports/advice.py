@@ -2,12 +2,13 @@
 
 Each rule looks at one fact against one threshold and gives points to some ways; ways that a need excludes are
 out. All points are shown with their reasons, so that a reader who weighs one differently sees what follows.
+
+The thresholds are those of the guides that practitioners cite; each names its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from enum import StrEnum
 
 from orchestrate import text
@@ -17,9 +18,15 @@ from orchestrate.types import Record, Score
 
 MIN_ROWS = 10
 """OpenAI refuses fewer (fine-tuning guide); Fireworks refuses fewer than 3."""
-GAIN_ROWS = 50
-"""OpenAI's fine-tuning guide: clear improvements from 50 to 100 examples on."""
+FEW_ROWS = 100
+"""Fewer are better shown in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to 100
+examples on, by task."""
 MANY_ROWS = 500
+"""A tune of fewer is weak: DSPy's guide to tuning (lebsral/dspy-programming-not-prompting-lms-skills) and
+en-blog.yuv.ai/posts/fine-tuning-2026 both ask for 500."""
+NEAR_TARGET = 0.8
+"""Of the target: where prompting reaches it, better prompts come first. Tianpan's decision framework, as
+skywriter.app/n/ai-ops-weekly cites it, and theneuralbase.com, signs that prompting will solve it."""
 GOOD_SCORE = 0.95
 """Of the base model on held-out rows: above it there is little to win."""
 POOR_SCORE = 0.8
@@ -43,6 +50,7 @@ class Way(StrEnum):
     TUNE_OWN = "tune on own hardware"
 
 
+_PROMPTING = (Way.PROMPT, Way.FEW_SHOT, Way.RETRIEVAL)
 _TUNING = (Way.TUNE_HOSTED, Way.TUNE_OWN)
 
 
@@ -56,7 +64,9 @@ class Needs(Record, frozen=True, kw_only=True):
     """What is true in the answers changes often."""
     own_gpu: bool = False
     base_score: Score | None = None
-    """Of the base model with the user's prompt, on held-out rows."""
+    """Of the base model with the user's prompt, on held-out rows. `n` is 0 where only the value is known."""
+    target: float | None = None
+    """The score that is good enough."""
 
 
 class Vote(Record, frozen=True, kw_only=True):
@@ -72,6 +82,8 @@ class Choice(Record, frozen=True, kw_only=True):
     points: int
     reasons: tuple[str, ...]
     excluded: str | None = None
+    limited: str | None = None
+    """With what only it can be done."""
 
 
 class Advice(Record, frozen=True, kw_only=True):
@@ -80,6 +92,8 @@ class Advice(Record, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: Facts
+    totals: tuple[Ownership, ...] = ()
+    """Whole costs of what can be tuned, where traffic is known."""
 
     @property
     def best(self) -> Choice:
@@ -100,15 +114,17 @@ def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advi
         *_by_answers(facts),
         *_by_prompt(facts),
         *_by_needs(needs),
-        *_by_money(totals),
+        *(_by_own_money(totals) if needs.private else _by_money(totals)),
+        *_by_end(totals),
     ]
-    out = _excluded(facts, needs)
+    out, limits = _excluded(facts, needs), _limited(needs)
     choices = [
         Choice(
             way=way,
             points=sum(v.points for v in votes if way in v.ways),
             reasons=tuple(f"{v.points:+d} {v.reason}" for v in votes if way in v.ways),
             excluded=out.get(way),
+            limited=limits.get(way),
         )
         for way in Way
     ]
@@ -120,7 +136,14 @@ def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advi
         warnings=tuple(_warnings(facts)),
         would_change=tuple(dict.fromkeys(v.turns for v in votes if ranked[0].way in v.ways and v.points > 0)),
         facts=facts,
+        totals=tuple(totals),
     )
+
+
+def _limited(needs: Needs) -> dict[Way, str]:
+    if not needs.private:
+        return {}
+    return dict.fromkeys(_PROMPTING, "only with an open model on your own machines")
 
 
 def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
@@ -135,46 +158,51 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
 
 
 def _by_rows(facts: Facts) -> Iterable[Vote]:
-    if facts.rows < GAIN_ROWS:
-        yield Vote(
-            ways=(Way.FEW_SHOT,),
-            points=2,
-            reason=f"{facts.rows} rows, fewer than {GAIN_ROWS}: show the best in the prompt",
-            turns=f"{GAIN_ROWS} rows or more",
-        )
-        yield Vote(ways=_TUNING, points=-2, reason=f"{facts.rows} rows, fewer than {GAIN_ROWS}", turns="")
-        return
-    many = facts.rows >= MANY_ROWS
-    mark = MANY_ROWS if many else GAIN_ROWS
-    yield Vote(
-        ways=_TUNING,
-        points=2 if many else 1,
-        reason=f"{facts.rows:,} rows, {mark} or more",
-        turns=f"fewer than {mark} good rows",
-    )
-
-
-def _by_score(needs: Needs) -> Iterable[Vote]:
-    score = needs.base_score
-    if score is None:
-        return
-    at = f"the base model scores {score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
-    if score.low >= GOOD_SCORE:
-        yield Vote(
-            ways=(Way.PROMPT,),
-            points=4,
-            reason=f"{at}, {GOOD_SCORE} or more: little is left to win",
-            turns=f"a harder test on which the base model is below {GOOD_SCORE}",
-        )
-        yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
-    elif score.high < POOR_SCORE:
+    if facts.rows >= MANY_ROWS:
         yield Vote(
             ways=_TUNING,
             points=2,
-            reason=f"{at}, below {POOR_SCORE}",
-            turns=f"a prompt or model that reaches {POOR_SCORE}",
+            reason=f"{facts.rows:,} rows, {MANY_ROWS} or more",
+            turns=f"fewer than {MANY_ROWS} good rows",
         )
-        yield Vote(ways=(Way.PROMPT,), points=-2, reason=f"{at}, below {POOR_SCORE}", turns="")
+        return
+    few = facts.rows < FEW_ROWS
+    mark = FEW_ROWS if few else MANY_ROWS
+    words = "show the best in the prompt" if few else "a tune of so few is weak"
+    reason = f"{facts.rows} rows, fewer than {mark}: {words}"
+    yield Vote(ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark} rows or more")
+    yield Vote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
+
+
+def _by_score(needs: Needs) -> Iterable[Vote]:
+    score, target = needs.base_score, needs.target
+    if score is None:
+        return
+    within = f" ({score.low:.3f} to {score.high:.3f})" if score.n else ""
+    at = f"the base model scores {score.value:.3f}{within}"
+    good, near = (GOOD_SCORE, POOR_SCORE) if target is None else (target, round(NEAR_TARGET * target, 9))
+    if score.low >= good:
+        yield Vote(
+            ways=(Way.PROMPT,),
+            points=4,
+            reason=f"{at}, {good:g} or more: little is left to win",
+            turns=f"a harder test on which the base model is below {good:g}",
+        )
+        yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
+    elif target is not None and score.low >= near:
+        share = f"{at}, {score.value / target:.0%} of the target of {target:g}, {NEAR_TARGET:.0%} or more"
+        left = f"{target - score.value:.3f} are left to win"
+        yield Vote(
+            ways=(Way.PROMPT, Way.FEW_SHOT),
+            points=3,
+            reason=f"{share}: better prompts and examples first, {left}",
+            turns=f"prompts and examples that do not reach {target:g}",
+        )
+        yield Vote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
+    elif score.high < near:
+        below = f"{at}, below {near:.3g}" + (f", {NEAR_TARGET:.0%} of the target" if target else "")
+        yield Vote(ways=_TUNING, points=2, reason=below, turns=f"a prompt or model that reaches {near:.3g}")
+        yield Vote(ways=(Way.PROMPT,), points=-2, reason=below, turns="")
     else:
         yield Vote(
             ways=(Way.FEW_SHOT, *_TUNING),
@@ -236,6 +264,12 @@ def _by_prompt(facts: Facts) -> Iterable[Vote]:
 def _by_needs(needs: Needs) -> Iterable[Vote]:
     if needs.private:
         yield Vote(
+            ways=_PROMPTING,
+            points=-1,
+            reason="only an open model on your own machines may be prompted, weaker than the hosted ones",
+            turns="",
+        )
+        yield Vote(
             ways=(Way.TUNE_OWN,),
             points=3,
             reason="the data may not leave your machines",
@@ -267,23 +301,44 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
 
 def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     best = cheapest(totals)
-    if best is None or best.base is None or best.base_monthly_usd is None:
+    if best is None or best.base is None or best.base_usd is None:
         return
-    base_total = best.base_monthly_usd * best.months
-    way = Way.TUNE_OWN if best.monthly and best.monthly[0].unit == "usd_per_hour" else Way.TUNE_HOSTED
+    own = not best.server and bool(best.monthly) and best.monthly[0].unit == "usd_per_hour"
+    way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
+    gap = text.money(abs(best.base_usd - best.expected_usd))
     words = (
-        f"{text.money(best.expected_usd)} over {best.months} months on {best.provider}, "
-        f"{text.money(base_total)} by prompting {best.base.model}"
+        f"{text.money(best.expected_usd)} over {best.months} months on {best.place}, "
+        f"{text.money(best.base_usd)} by prompting {best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day
-    if best.high_usd < base_total:
-        turns = f"fewer than {since:,} requests a day" if since else "a cheaper base model"
-        yield Vote(ways=(way,), points=2, reason=words, turns=turns)
-    elif best.low_usd > base_total:
+    if best.high_usd < best.base_usd:
+        always = since is not None and 0 < since <= best.requests_per_day
         turns = (
-            f"more than {since:,} requests a day" if since and since > Decimal(0) else "a dearer base model"
+            f"fewer than {since:,} requests a day" if always else "another traffic, or a cheaper base model"
         )
-        yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=words, turns=turns)
+        yield Vote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
+    elif best.low_usd > best.base_usd:
+        turns = f"more than {since:,} requests a day" if since else "a dearer base model"
+        yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns)
+
+
+def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
+    """Where nothing may leave: the machine serves the untuned model at the same price."""
+    best = cheapest(totals)
+    if best is None:
+        return
+    month, once = text.money(best.monthly_usd), text.money(best.training.expected_usd)
+    reason = f"serving costs {month} a month on {best.place}, tuned or not: tuning adds {once} once"
+    yield Vote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
+
+
+def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
+    """Tuned models that end within the period are no choice for it; what they cost until then is told."""
+    for total in totals:
+        if total.serves_until and not total.unavailable:
+            cost, end = text.money(total.expected_usd), total.serves_until
+            reason = f"{total.model} tuned on {total.provider} would cost {cost} until its last day, {end}"
+            yield Vote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
 
 
 def _warnings(facts: Facts) -> Iterable[str]:

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _OWN_COLUMNS = (
-    "backend",
+    "trained and served",
     "model",
     "training",
     "per month",
     "total",
     "low to high",
     "pays off",
-    "from",
+    "always from",
     "serving",
 )
+_SHOWN_ELSEWHERE = 2
+"""Other places to serve that are shown of each backend, the cheapest; `--json` has them all."""
 
 
 def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
@@ -70,6 +72,8 @@ def _price_age(quote: Quote, today: date) -> str:
 def _remarks(quote: Quote) -> list[str]:
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
     found = [f"would be refused: {quote.refused}"] if quote.refused else []
+    if quote.unlisted:
+        found.append(f"not ranked: {quote.unlisted}")
     if quote.open_end:
         found.append(f"not counted: {quote.open_end}")
     if quote.undecided:
@@ -86,8 +90,10 @@ def _usd(quote: Quote) -> str:
 
 def verdict(quotes: Sequence[Quote]) -> str:
     """One sentence: the cheapest to train and why it wins, or why none can be named."""
-    priced = [q for q in _sorted(quotes) if q.unavailable is None and q.refused is None]
+    priced = [q for q in _sorted(quotes) if q.ranked]
     if not priced:
+        if any(q.unlisted for q in quotes):
+            return "No backend with a known price is known to take this; the reasons are in the table."
         if any(q.unavailable is None for q in quotes):
             return "Every backend with a known price would refuse this; the reasons are in the table."
         return "No backend has a known price for this; the reasons are in the table."
@@ -174,42 +180,49 @@ def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
 
 def _owned(total: Ownership) -> tuple[str, ...]:
     if total.unavailable:
-        return (total.provider, total.model, "no price", *[text.NOTHING] * 5, total.unavailable)
+        return (total.place, total.model, "no price", *[text.NOTHING] * 5, total.unavailable)
     pays = "never"
     if total.break_even_months is not None:
         pays = (
             "at once" if total.break_even_months < Decimal("0.1") else f"month {total.break_even_months:.1f}"
         )
     since = total.break_even_requests_per_day
-    end = f"; stops answering on {total.serves_until}" if total.serves_until else ""
+    end = ""
+    if total.serves_until:
+        end = f"; stops answering on {total.serves_until}: {total.months_served:.1f} months are counted"
     if total.training.refused:
         end += f"; would be refused: {total.training.refused}"
+    if total.training.unlisted:
+        end += f"; {total.training.unlisted}"
     compared = total.base is not None
     return (
-        total.provider,
+        total.place,
         total.model,
         text.money(total.training.expected_usd),
         text.money(total.monthly_usd),
         text.money(total.expected_usd),
         text.span(total.low_usd, total.high_usd),
         pays if compared else text.NOTHING,
-        _traffic(since) if compared else text.NOTHING,
+        _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
         total.serving + end,
     )
 
 
-def _traffic(since: Decimal | None) -> str:
+def _traffic(since: Decimal | None, most: Decimal | None) -> str:
     if since is None:
         return "no traffic"
-    return f"{since:,} req/day" if since > 0 else "any traffic"
+    words = f"{since:,} req/day" if since > 0 else "any traffic"
+    return f"{words} to {most:,}" if most is not None else words
 
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
+    """What can be had first, cheapest first; of the other places to serve of a backend only the cheapest."""
+    shown = [way for total in totals for way in total.options[: 1 + _SHOWN_ELSEWHERE]]
     return sorted(
-        totals,
+        shown,
         key=lambda t: (
             t.unavailable is not None,
-            t.training.refused is not None,
+            not t.training.ranked,
             t.serves_until is not None,
             t.expected_usd,
         ),
@@ -222,19 +235,41 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     if best is None:
         return "No backend with a known price serves the tuned model for the whole period."
     months = f"{best.months} month{'s' if best.months != 1 else ''}"
-    words = f"Over {months} {best.provider} is the cheapest, {text.money(best.expected_usd)}: {best.serving}."
-    if best.base is None or best.base_monthly_usd is None:
+    words = f"Over {months} {best.place} is the cheapest, {text.money(best.expected_usd)}: {best.serving}."
+    if best.base is None or best.base_usd is None:
         return words
-    base_total = best.base_monthly_usd * best.months
-    words += f" Prompting {best.base.model} would cost {text.money(base_total)}"
-    if best.expected_usd < base_total:
-        return f"{words}, {text.money(base_total - best.expected_usd)} more."
-    since = best.break_even_requests_per_day
-    turn = f"; tuning pays from {since:,} requests a day on" if since is not None else ""
-    return (
-        f"{words}, {text.money(best.expected_usd - base_total)} less: at this traffic tuning does "
-        f"not save money{turn}."
+    words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
+    since, most = best.break_even_requests_per_day, best.most_requests_per_day
+    if best.expected_usd < best.base_usd:
+        steps = since is not None and since > best.requests_per_day
+        always = f"; above this traffic it pays always from {since:,} requests a day on" if steps else ""
+        return f"{words}, {text.money(best.base_usd - best.expected_usd)} more{always}."
+    less = f"{text.money(best.expected_usd - best.base_usd)} less: at this traffic tuning does not save money"
+    if since is None:
+        return f"{words}, {less}, and at no higher one either."
+    upto = f", as far as it carries more, {most:,}" if most is not None else ""
+    return f"{words}, {less}; tuning pays from {since:,} requests a day on{upto}."
+
+
+def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
+    """What is assumed, by where it is served; what holds everywhere once."""
+    places: dict[str, dict[str, None]] = {}
+    for total in _by_total(totals):
+        at = f"served at {total.server}" if total.server else total.provider
+        places.setdefault(at, {}).update(dict.fromkeys(total.assumptions))
+    told = [remarks for remarks in places.values() if remarks]
+    common = [r for r in told[0] if all(r in remarks for remarks in told)] if len(told) > 1 else []
+    lines = [(at, [r for r in remarks if r not in common]) for at, remarks in places.items()]
+    return [(at, "; ".join(remarks)) for at, remarks in [*lines, ("everywhere", common)] if remarks]
+
+
+def _unpriced(totals: Sequence[Ownership]) -> list[str]:
+    """Other places to serve that have no price, and why; and how many more the JSON has."""
+    lines = dict.fromkeys(
+        f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
     )
+    more = sum(max(0, len(t.elsewhere) - _SHOWN_ELSEWHERE) for t in totals)
+    return [*lines, *([f"{text.count(more, 'dearer place')} to serve in --json"] if more else [])]
 
 
 def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
@@ -251,9 +286,8 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
     for total in _by_total(totals):
         table.add_row(*(Text(cell) for cell in _owned(total)), style="dim" if total.unavailable else None)
     parts: list[RenderableType] = [table, Text(), Text(ownership_verdict(totals), style="bold")]
-    for total in _by_total(totals):
-        if total.assumptions:
-            parts.append(Text(f"  {total.provider}: {'; '.join(total.assumptions)}", style="dim"))
+    parts += [Text(f"  {place}: {remarks}", style="dim") for place, remarks in _remarks_of(totals)]
+    parts += [Text(f"  {line}", style="dim") for line in _unpriced(totals)]
     return Group(*parts)
 
 

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,11 +118,11 @@ def serve(
     with _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
+        base, sockets = _model(model, train), _listen(ports)
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations())
-        trainer = Trainer(state, clock, settings, model=_model(model, train), slots=slots, threads=threads)
-        sockets = [_listen(port) for port in ports]
+        trainer = Trainer(state, clock, settings, model=base, slots=slots, threads=threads)
         hosts = {kind.name: kind(state, clock, trainer, settings) for kind in stand_ins()}
         fronts: dict[str, Front] = {}
         urls: dict[str, str] = {}
@@ -178,11 +178,15 @@ def _app(host: Host) -> Starlette:
     )
 
 
-def _listen(port: int) -> socket.socket:
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", port))
-    return sock
+def _listen(ports: Sequence[int]) -> list[socket.socket]:
+    """Raises `OSError`, and holds none of them, when one cannot be had."""
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in ports]
+        for sock, port in zip(sockets, ports, strict=True):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+        opened.pop_all()
+    return sockets
 
 
 def _key(state: State) -> str:

@@ -8,34 +8,58 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from orchestrate import catalog, quoting
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.reports import facts
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
-from orchestrate.types import Feature
+from orchestrate.types import Feature, Score
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.providers.base import Provider
-    from orchestrate.quoting import Ownership
+    from orchestrate.quoting import Ownership, Use
     from orchestrate.service.orchestrator import Orchestrator
-    from orchestrate.types import Score
+
+_EPOCHS = 3
 
 
-def advise(
-    file: str | Path, needs: Needs, totals: Sequence[Ownership] = (), backends: Sequence[Provider] = ()
-) -> Advice:
-    """As `Orchestrator.advise`. Of prompts for RFT it is told which of the `backends` have it no more."""
+def advise(ft: Orchestrator, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+    """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
     dataset = Dataset.open(file)
     found = weigh(facts.measure(dataset), needs, totals)
     if dataset.kind != "rl":
         return found
+    backends = [ft.provider(name) for name in ft.backends()]
     reasons = {b.name: b.ended(date.today()).get(Feature.RFT) for b in backends}
     ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))
+
+
+def totals(
+    ft: Orchestrator, file: str | Path, model: str, use: Use, *, private: bool = False
+) -> list[Ownership]:
+    """The whole cost of tuning an open model for three epochs, and, where a host does not have it, of the
+    closed model there that is nearest to it. `private`: on this machine only. Offline."""
+    from orchestrate.spec import JobSpec
+
+    chosen = {"default": model}
+    entry = catalog.find(model)
+    for name in ft.backends():
+        kind = ft.provider(name).profile.kind
+        if entry.on(kind) is None and (closed := catalog.closest_closed(entry, kind)):
+            chosen[name] = closed.name
+    spec = JobSpec.parse({"model": chosen, "train": str(file), "epochs": _EPOCHS})
+    return quoting.ownership(ft, spec, ft.quote(spec), use, private=private)
+
+
+def given_score(value: float) -> Score:
+    """A score of the base model of which nothing but the value is known. Raises `UsageError`."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"--base-score is a share from 0 to 1; got {value:g}")
+    return Score(value=value, low=value, high=value, n=0)
 
 
 def base_score(ft: Orchestrator, run: str) -> Score:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrate.attributes import late
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.profile import this_machine
 
@@ -64,10 +64,7 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"orchestrate.{_PUBLIC[name]}"), name)
+__getattr__ = late("orchestrate", _PUBLIC)
 
 
 def rows_of_run(ft: Orchestrator, run: str, first: int, count: int) -> PreviewReport:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
+from msgspec.structs import replace
+
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import UsageError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
 from orchestrate.types import (
@@ -160,8 +163,7 @@ class Orchestrator:
         the money. Offline. Raises `DataError` for a file that cannot be read."""
         from orchestrate.service import advice
 
-        backends = [self.provider(name) for name in self.backends()]
-        return advice.advise(file, needs or advice.Needs(), totals, backends)
+        return advice.advise(self, file, needs or advice.Needs(), totals)
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -196,12 +198,22 @@ class Orchestrator:
         backends = [self.provider(name) for name in self.backends(provider)]
         return prepare(spec, backends, self._terms(gpu_hours, checked))
 
-    def plan(self, spec: JobSpec, provider: Backends = "all") -> list[Translation]:
-        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline;
-        no file is read."""
+    def plan(self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False) -> list[Translation]:
+        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline.
+
+        No file is read, unless `measured`: then the memory that training takes is that of the longest row of
+        data that can be read, where there is such a plan.
+        """
         self._known(spec)
-        terms = self._terms()
-        return [translated(self.provider(name), spec, terms)[1] for name in self.backends(provider)]
+        terms, found = self._terms(), list[Translation]()
+        for name in self.backends(provider):
+            own, translation = translated(self.provider(name), spec, terms)
+            if measured and translation.memory is not None:
+                with suppress(DataError):
+                    plan = self.provider(name).memory(own, self.data(spec, name), translation)
+                    translation = replace(translation, memory=plan)
+            found.append(translation)
+        return found
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
@@ -330,8 +342,8 @@ class Orchestrator:
         account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
         `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
         no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
-        and are not idle. What could not be asked is told in the report; raises `UsageError` for a month or a
-        grouping that there is not."""
+        and are not idle. What could not be asked is told in the report; raises `UsageError` for an
+        unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.spending import Spender
 
@@ -353,17 +365,10 @@ class Orchestrator:
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
-        from orchestrate import costing
+        from orchestrate.costing import bill_run
 
-        backend = self.provider(run.provider)
-        return costing.bill_run(
-            run,
-            job,
-            profile=backend.profile,
-            prices=backend.prices,
-            book=self.rates,
-            now=self.store.clock.now(),
-        )
+        backend, now = self.provider(run.provider), self.store.clock.now()
+        return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or

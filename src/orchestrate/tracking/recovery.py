@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.tracking import accounts, transitions, upkeep
+from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking.hosting import upkeep
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.sweep import Failure

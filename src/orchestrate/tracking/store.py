@@ -10,8 +10,8 @@ from orchestrate.tracking import engines
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
-from orchestrate.tracking.deployments import Deployments
 from orchestrate.tracking.history import History
+from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
 from orchestrate.tracking.notifications import Notifications
 from orchestrate.tracking.runs import Runs

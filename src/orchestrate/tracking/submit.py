@@ -36,7 +36,7 @@ from orchestrate.errors import (
 )
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
-from orchestrate.text import money
+from orchestrate.text import duration, money
 from orchestrate.tracking import accounts, transitions
 from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.repeats import Known, Wish
@@ -265,7 +265,7 @@ class Submitter(Settler):
                         return self._record(run, handles)
                     self._refuse(run, error, lease)
                     raise
-                self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {wait:.0f} s")
+                self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {duration(wait)}")
                 patience -= wait
                 self.store.clock.sleep(wait)
             except BaseException:
@@ -291,7 +291,7 @@ class Submitter(Settler):
                 return
             self.apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
         raise StoreError(
-            f"run {run.id}: writing to the run store takes longer than {self.timing.send_limit_s:.0f} s",
+            f"run {run.id}: writing to the run store takes longer than {duration(self.timing.send_limit_s)}",
             fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
         )
 

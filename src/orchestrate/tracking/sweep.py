@@ -28,13 +28,13 @@ from orchestrate.errors import (
 from orchestrate.tracking import cost_cap, transitions, unfinished
 from orchestrate.tracking.accounts import account_of, is_here, placed, prove, require
 from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.tracking.report import Failure as Failure
 from orchestrate.tracking.report import SyncReport as SyncReport
 from orchestrate.tracking.settling import lease_name
 from orchestrate.tracking.submit import Submitter
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.tracking.upkeep import LOOK_BACK, Upkeep
 from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:

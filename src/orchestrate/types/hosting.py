@@ -44,7 +44,7 @@ class Billing(Record, frozen=True, kw_only=True):
 
 
 class DeploymentState(StrEnum):
-    """See `orchestrate.tracking.deployment_states` for the ways between them."""
+    """See `orchestrate.tracking.hosting.states` for the ways between them."""
 
     INTENT = "intent"
     CREATING = "creating"

@@ -177,11 +177,18 @@ class Quote(Record, frozen=True, kw_only=True):
     """Why no single price can be named: `expected_usd` is the middle of the range, good for sorting only."""
     refused: str | None = None
     """Why the backend would refuse the job as it is."""
+    unlisted: str | None = None
+    """That nothing says that the host tunes the model at all."""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it can be the cheapest: it has a price, and the job can be had for all that is known."""
+        return self.unavailable is None and self.refused is None and self.unlisted is None
 
     @property
     def rank(self) -> tuple[bool, bool, Decimal]:
         """Sorts quotes: those that can be had first, then by price; those without a price last."""
-        return (self.unavailable is not None, self.refused is not None, self.expected_usd)
+        return (self.unavailable is not None, not self.ranked, self.expected_usd)
 
 
 class Bill(Record, frozen=True, kw_only=True):

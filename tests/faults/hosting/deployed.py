@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 from tests.faults.world import World
 
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.deploying import Deployer, Terms
+from orchestrate.tracking.hosting.deployer import Deployer, Terms
 from orchestrate.tracking.timing import CrashPoint, pass_by
 from orchestrate.types import Deployment, JobStatus, Run
 
@@ -50,12 +50,14 @@ def dies_at(point: str) -> CrashPoint:
 
 
 class Deployed:
-    """A world with one succeeded run on each backend that bills by the hour."""
+    """A world with one succeeded run on each of `names`, backends that bill by the hour."""
 
-    def __init__(self, world: World, clock: Moved, tally: Callable[..., None]) -> None:
+    def __init__(
+        self, world: World, clock: Moved, tally: Callable[..., None], names: Iterable[str] = HOURLY
+    ) -> None:
         self.world, self.clock, self.tally, self.store = world, clock, tally, world.store
         self.runs: dict[str, Run] = {}
-        for name in HOURLY:
+        for name in names:
             world.submit(name)
             wire: Any = world.provider(name)
             wire._wire._sleep = lambda seconds: None  # a retry needs no time here

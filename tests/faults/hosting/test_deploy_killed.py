@@ -18,9 +18,8 @@ from tests.faults.submitting import backend
 from tests.faults.world import World
 from tests.paths import ROOT
 
-from orchestrate import sandbox
 from orchestrate.tracking import Store, Timing
-from orchestrate.tracking.deploying import Deployer
+from orchestrate.tracking.hosting.deployer import Deployer
 from orchestrate.types import DeploymentState
 
 LEASE = timedelta(seconds=2)
@@ -39,12 +38,6 @@ def deploy_once(arguments: list[str]) -> None:
         timing = Timing(send_limit_s=60.0, lease_s=1.0)
         deployer = Deployer(store, backend(name, Path(home), os.environ), timing, reached)
         deployer.deploy(store.runs.get(run), TERMS[name])
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
-        yield running
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from orchestrate.errors import (
 )
 from orchestrate.tracking import Store, Timing, recover, sync
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Deployer, Terms
+from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
 from orchestrate.types import (
     DeploymentState,
     Endpoint,

@@ -15,24 +15,21 @@ import pytest
 from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Killed, Moved
 from tests.faults.world import SETTLED, World
 
-from orchestrate import sandbox
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.tracking.deploying import DEPLOY_POINTS, END_POINTS, Terms
+from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
 from orchestrate.types import Deployment, DeploymentState
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=20) as running:
-        yield running
-
-
 @pytest.fixture
-def deployed(tmp_path: Path, hosts: Any, tally: Callable[..., None]) -> Iterator[Deployed]:
+def deployed(
+    request: pytest.FixtureRequest, tmp_path: Path, hosts: Any, tally: Callable[..., None]
+) -> Iterator[Deployed]:
+    """On the backend of the test, on all where it has none."""
     hosts.clear_faults()
     clock = Moved()
     world = World(tmp_path, hosts, clock=clock)
-    made = Deployed(world, clock, tally)
+    given = getattr(getattr(request.node, "callspec", None), "params", {})
+    made = Deployed(world, clock, tally, [given["name"]] if "name" in given else HOURLY)
     yield made
     hosts.clear_faults()
     made.clear()

@@ -1,4 +1,4 @@
-"""Real workers, killed and cheated. Each starts the training libraries, so that they are few."""
+"""Real workers, killed and cheated. Each process of one starts the training libraries: they are few."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Adapter, Supervised
+from orchestrate.local.run import worker
 from orchestrate.local.run.rundir import STARTING_S, now
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
 
 LIMIT_S = 240
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -95,6 +100,16 @@ def wait(ready: Callable[[], bool]) -> None:
 def finish(run: RunDir) -> str:
     wait(lambda: run.state().terminal or run.state().status in ("paused", "interrupted"))
     return run.state().status
+
+
+def work(run: RunDir) -> int:
+    """The worker from its beginning to its end, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return worker.main(str(run.path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        (run.path / "worker.json").unlink()  # or the end of the test would kill this process
 
 
 def curve(run: RunDir) -> list[tuple[float, ...]]:
@@ -234,11 +249,10 @@ def test_the_worker_outlives_the_command_and_its_terminal(job: LocalJob, home: P
 
 def test_garbage_in_the_run_directory_ends_in_a_clear_failure(job: LocalJob, home: Path) -> None:
     missing = launch(msgspec.structs.replace(job, ref="no-model", model=str(home / "nowhere")), home)
-    gone = launch(msgspec.structs.replace(job, ref="no-data", train=str(home / "gone.jsonl")), home)
+    gone, _ = RunDir.make(home, msgspec.structs.replace(job, ref="no-data", train=str(home / "gone.jsonl")))
     run, _ = RunDir.make(home, msgspec.structs.replace(job, ref="garbage"))
     (run.path / "job.json").write_text("{}")
-    worker = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
-    assert subprocess.run(worker, capture_output=True, check=False).returncode == 0
+    assert work(run) == work(gone) == 0
     for failed, reason in ((run, "job.json"), (missing, "no model folder"), (gone, "gone.jsonl is gone")):
         assert finish(failed) == "failed"
         error = failed.state().error
@@ -252,13 +266,13 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(job: LocalJob, home: Path
         home, msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=1))
     )
 
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-
-    worker = [sys.executable, "-m", "orchestrate.local.run.worker", str(run.path)]
-    out = subprocess.run(worker, capture_output=True, check=False, preexec_fn=small_files, text=True)
-    assert run.state().status == "succeeded", out.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
+    try:
+        assert work(run) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run.state().status == "succeeded", run.state().error
     assert not list(run.checkpoints.iterdir())
     warnings = [e for e in run.events() if e.level == "warning"]
     assert warnings and all("disk is full" in e.message for e in warnings)

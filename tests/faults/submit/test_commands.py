@@ -18,11 +18,14 @@ from tests.faults.submitting import submit_once, write_rows
 from tests.paths import ROOT
 
 from orchestrate import sandbox
+from orchestrate.sandbox.jobs import Durations
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with sandbox.running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50) as running:
+    with sandbox.running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=50, waits=Durations(file=0.0)
+    ) as running:
         yield running
 
 

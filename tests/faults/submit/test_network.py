@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.conftest import AT_ONCE
 from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, Counted, World
 
 from orchestrate import sandbox
@@ -56,7 +57,7 @@ def test_a_host_that_goes_away_before_the_post_and_comes_back(
 ) -> None:
     home = tmp_path / "sandbox"
     with contextlib.ExitStack() as first:
-        hosts = first.enter_context(sandbox.running(home=home, train=False, speed=20))
+        hosts = first.enter_context(sandbox.running(home=home, train=False, speed=20, waits=AT_ONCE))
         world = World(tmp_path, hosts)
         ports = [int(url.rpartition(":")[2]) for url in hosts.urls.values()]
 
@@ -66,7 +67,7 @@ def test_a_host_that_goes_away_before_the_post_and_comes_back(
 
         with pytest.raises((OutcomeUnknown, ProviderError)):
             world.submit(name, reached=goes)
-    with sandbox.running(home=home, train=False, speed=20, ports=ports) as world.hosts:
+    with sandbox.running(home=home, train=False, speed=20, ports=ports, waits=AT_ONCE) as world.hosts:
         world.heal()
         ended = world.store.runs.get("last").phase is SubmitPhase.REFUSED
         found = world.count(name)

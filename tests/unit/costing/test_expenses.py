@@ -27,7 +27,7 @@ from orchestrate.costing.expenses import (
     total,
 )
 from orchestrate.errors import UsageError
-from orchestrate.tracking import deployment_states as states
+from orchestrate.tracking.hosting import states
 from orchestrate.types import (
     Bill,
     Deployment,

@@ -303,6 +303,10 @@ def test_rft_needs_hours(quote: Quoting) -> None:
     assert found.unavailable is not None and "$8.00 per hour" in found.unavailable
     told = quote("fireworks", "qwen3-8b", spec=spec, epochs=1, gpu_hours=Decimal("2.5"))
     assert told.expected_usd == 20  # 2.5 GPU-hours on H100 at $8
+    there = {"provider_options": {"fireworks": {"trainingConfig": {"region": "EU_PARIS_1"}}}}
+    dear = quote("fireworks", "qwen3-8b", spec=spec | there, epochs=1, gpu_hours=Decimal("2.5"))
+    assert dear.expected_usd == 30  # x 1.5 for a region: fireworks.ai/pricing, 2026-10-08
+    assert "x 1.5 for the region" in (dear.lines[0].note or "")
 
 
 def test_a_second_host_with_rates_of_its_own(

@@ -42,7 +42,7 @@ def test_every_file_is_whole(name: str) -> None:
         if rate.unit == "usd_per_mtok":
             assert 0 < rate.usd <= 100, rate  # a price per token or per thousand would be far outside
         if rate.unit == "usd_per_gpu_hour":
-            assert rate.usd == 0 or Decimal("0.5") < rate.usd < 30, rate
+            assert rate.usd == 0 or Decimal("0.3") < rate.usd < 30, rate  # the least is a T4
 
 
 def unit_of(rate: Rate, method: str) -> str:

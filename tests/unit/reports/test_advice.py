@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from orchestrate.costing import BasePrice, Ownership
+from orchestrate.costing import BasePrice, Ownership, Served
 from orchestrate.data import Dataset
 from orchestrate.reports.advice import Advice, Needs, Way, advise
 from orchestrate.reports.facts import Facts, measure
@@ -73,7 +75,7 @@ def points(found: Advice, way: Way) -> int:
 def test_few_rows_are_for_the_prompt() -> None:
     found = advise(facts(rows=30), Needs())
     assert found.best.way is Way.FEW_SHOT
-    assert found.would_change == ("50 rows or more",)
+    assert found.would_change == ("100 rows or more",)
 
 
 def test_too_few_rows_exclude_tuning() -> None:
@@ -135,6 +137,8 @@ def total(tuned: str, base: str, unit: str = "usd_per_gpu_hour") -> Ownership:
         high_usd=Decimal(tuned),
         base=BasePrice(model="b", provider="p", usd_per_request=Decimal(1), input_tokens=1, source="s"),
         base_monthly_usd=Decimal(base),
+        base_usd=Decimal(base),
+        requests_per_day=Decimal(20_000),
         break_even_requests_per_day=Decimal(500),
     )
 
@@ -170,3 +174,92 @@ def test_bad_data_are_said_first() -> None:
 def test_close_calls_are_called_close() -> None:
     assert advise(facts(), Needs(own_gpu=True)).close  # one point between host and own hardware
     assert not advise(facts(), Needs(private=True)).close
+
+
+# -- the cases of the sources ------------------------------------------------------------------------------
+
+
+def score(value: float) -> Score:
+    return Score(value=value, low=value, high=value, n=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "best"),
+    [
+        (0.86, 0.9, Way.PROMPT),  # 96% of the target
+        (0.72, 0.9, Way.PROMPT),  # exactly 80%
+        (0.71, 0.9, Way.TUNE_HOSTED),  # below
+        (0.9, 0.9, Way.PROMPT),  # reached
+        (0.3, 0.9, Way.TUNE_HOSTED),
+        (0.5, 0.6, Way.PROMPT),  # 83% of a modest target
+    ],
+)
+def test_prompting_that_reaches_80_percent_of_the_target(value: float, target: float, best: Way) -> None:
+    assert advise(facts(), Needs(base_score=score(value), target=target)).best.way is best
+
+
+def test_what_is_left_to_win_is_told() -> None:
+    found = advise(facts(), Needs(base_score=score(0.86), target=0.9))
+    assert "96% of the target of 0.9" in found.best.reasons[0] and "0.040 are left" in found.best.reasons[0]
+    assert "(0.860 to 0.860)" not in found.best.reasons[0]  # a bare value has no interval
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "reason"),
+    [
+        (30, Way.FEW_SHOT, "+2 30 rows, fewer than 100"),
+        (99, Way.FEW_SHOT, "+2 99 rows, fewer than 100"),
+        (100, Way.FEW_SHOT, "+1 100 rows, fewer than 500: a tune of so few is weak"),
+        (499, Way.FEW_SHOT, "a tune of so few is weak"),
+        (500, Way.TUNE_HOSTED, "+2 500 rows, 500 or more"),
+    ],
+)
+def test_rows_by_the_guides(rows: int, best: Way, reason: str) -> None:
+    found = advise(facts(rows=rows), Needs())
+    assert found.best.way is best
+    assert any(reason in text for text in found.best.reasons)
+
+
+def test_privacy_leaves_prompting_to_local_models() -> None:
+    found = advise(facts(), Needs(private=True))
+    limited = {c.way for c in found.choices if c.limited}
+    assert limited == {Way.PROMPT, Way.FEW_SHOT, Way.RETRIEVAL}
+    assert all("on your own machines" in (c.limited or "") for c in found.choices if c.way in limited)
+    assert all(c.limited is None for c in advise(facts(), Needs()).choices)
+
+
+def test_private_serving_costs_the_same_untuned() -> None:
+    own = total("10", "100", unit="usd_per_hour")
+    found = advise(facts(), Needs(private=True), [own])
+    assert any("tuned or not: tuning adds" in text for text in found.best.reasons)
+    assert points(found, Way.PROMPT) == points(advise(facts(), Needs(private=True)), Way.PROMPT)
+
+
+def test_each_reason_is_in_points_or_money() -> None:
+    needs = Needs(base_score=score(0.86), target=0.9, latency_ms=200, changing=True, own_gpu=True)
+    found = advise(facts(shared_tokens=400.0), needs, [total("10", "100")])
+    for choice in found.choices:
+        assert choice.points == sum(int(text.split(" ", 1)[0]) for text in choice.reasons)
+    money = next(text for c in found.choices for text in c.reasons if "$" in text)
+    assert "$10.00 over 1 months on together, $100.00 by prompting b: $90.00 less" in money
+
+
+def test_a_tuned_model_that_ends_is_told_with_its_cost() -> None:
+    ending = msgspec.structs.replace(total("40", "100"), serves_until=date(2027, 1, 14), provider="openai")
+    found = advise(facts(), Needs(), [ending])
+    assert any("until its last day, 2027-01-14" in text and "$40.00" in text for text in found.best.reasons)
+    assert points(found, Way.TUNE_HOSTED) == points(advise(facts(), Needs()), Way.TUNE_HOSTED)
+
+
+def test_the_cheapest_place_may_be_elsewhere() -> None:
+    dear = total("100", "90")
+    rented = Served(
+        server="runpod",
+        monthly=dear.monthly,
+        low_usd=Decimal(20),
+        expected_usd=Decimal(20),
+        high_usd=Decimal(20),
+        base_usd=Decimal(90),
+    )
+    found = advise(facts(), Needs(), [msgspec.structs.replace(dear, elsewhere=(rented,))])
+    assert any("together, served at runpod" in text for text in found.best.reasons)

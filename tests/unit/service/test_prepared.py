@@ -51,6 +51,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_model_that_a_host_does_not_list_is_not_ranked(home: Path) -> None:
+    from orchestrate import reports
+
+    (home / "train.jsonl").write_text(rows("train"))
+    raw = "accounts/fireworks/models/something-1b"
+    spec = JobSpec(model={"fireworks": raw, "together": "qwen3.5-9b"}, train="train.jsonl", epochs=1)
+    with Orchestrator(config.load()) as ft:
+        quotes = ft.quote(spec, "together,fireworks")
+    listed, unlisted = quotes
+    assert (listed.provider, unlisted.provider) == ("together", "fireworks")
+    assert unlisted.expected_usd < listed.expected_usd and listed.unlisted is None
+    assert unlisted.unlisted == f"fireworks is not known to tune {raw}"
+    assert "together is the only backend" in reports.quote_markdown(quotes)
+
+
 def rows(split: str) -> str:
     said = [("user", f"{split} question {{}}"), ("assistant", "answer {}")]
     chats = ([{"role": role, "content": text.format(n)} for role, text in said] for n in range(400))

@@ -15,6 +15,7 @@ from tests.sending import upload
 from orchestrate import AsyncOrchestrator, Orchestrator, config
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.spending import Asked, SpendingReport
 
@@ -23,7 +24,9 @@ THEIRS = "sandbox-another-team"
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with running(home=tmp_path_factory.mktemp("sandbox"), train=False, speed=1000) as found:
+    with running(
+        home=tmp_path_factory.mktemp("sandbox"), train=False, speed=1000, waits=Durations(file=0.0)
+    ) as found:
         yield found
 
 

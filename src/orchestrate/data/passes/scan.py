@@ -76,15 +76,13 @@ class Task:
 
 
 @dataclass
-class Part:
-    """What one range holds. Row numbers count the lines of the range from 1."""
+class Tally:
+    """What is counted of a range and of a whole file."""
 
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
     """As JSON lines, from every `SIZED`th row."""
-    digests: bytearray = field(default_factory=bytearray)
-    """32 bytes for each good row: the sha256 of its canonical form."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
     """The row number of each good row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
@@ -113,6 +111,14 @@ class Part:
     """Images by size and detail."""
     unread: dict[str, Column] = field(default_factory=dict[str, Column])
     """What columns hold that are not read."""
+
+
+@dataclass
+class Part(Tally):
+    """What one range holds. Row numbers count the lines of the range from 1."""
+
+    digests: bytearray = field(default_factory=bytearray)
+    """32 bytes for each good row: the sha256 of its canonical form."""
 
     def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
@@ -290,32 +296,14 @@ def _compare(part: Part, example: Example, traits: int) -> None:
 
 
 @dataclass
-class Total:
-    """Parts, folded in order."""
+class Total(Tally):
+    """Parts, folded in order; `numbers`, `prompts` and `answered` are kept only when rows are compared."""
 
-    lines: int = 0
-    rows: int = 0
-    canonical_bytes: int = 0
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    """The first 64 bits of each good row's sha256; kept, like the two below, only when rows are compared."""
-    numbers: array[int] = field(default_factory=lambda: array("I"))
-    prompts: array[int] = field(default_factory=lambda: array("Q"))
-    answered: array[int] = field(default_factory=lambda: array("Q"))
+    """The first 64 bits of each good row's sha256; kept as those are."""
     rowless: array[int] = field(default_factory=lambda: array("I"))
     """Numbers of the lines without a good row."""
-    labels: Counter[str] = field(default_factory=Counter[str])
-    turns: Counter[int] = field(default_factory=Counter[int])
-    tools: Counter[str] = field(default_factory=Counter[str])
-    formats: Counter[str] = field(default_factory=Counter[str])
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
-    masks: Counter[int] = field(default_factory=Counter[int])
-    first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
-    roles: Counter[str] = field(default_factory=Counter[str])
-    lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
-    problems: list[Problem] = field(default_factory=list[Problem])
-    counts: Counter[str] = field(default_factory=Counter[str])
-    pictures: Counter[Picture] = field(default_factory=Counter[Picture])
-    unread: dict[str, Column] = field(default_factory=dict[str, Column])
 
     def add(self, part: Part) -> None:
         for p in part.problems:

@@ -27,9 +27,22 @@ from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import DataError
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% set own = messages[0]['role'] == 'system' %}"
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% if own %}{{ messages[0]['content'] + '\n\n' }}{% endif %}"
+    "{{ '# Tools\n\n<tools>' }}{% for t in tools %}{{ '\n' }}{{ t | tojson }}{% endfor %}"
+    '{{ \'\n</tools>\n\nA call is written as\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>\' }}'
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{% if not (tools and own and loop.first) %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}"
+    "{% if m['reasoning_content'] %}{{ '<think>\n' + m['reasoning_content'] + '\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] or '' }}"
+    "{% for call in m['tool_calls'] or [] %}"
+    "{% if m['content'] or not loop.first %}{{ '\n' }}{% endif %}{{ '<tool_call>\n' }}"
+    "{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}"
+    "{{ '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """For tokenizers that bring no chat template of their own."""
@@ -45,11 +58,13 @@ def is_marked(template: str) -> bool:
     return _MARKED.search(template) is not None
 
 
-def chosen(templates: object) -> str | None:
-    """The one for training, of a tokenizer's `chat_template`: a text, several with names, or none."""
+def chosen(templates: object, *, tools: bool = False) -> str | None:
+    """The one for training, of a tokenizer's `chat_template`: a text, several with names, or none. That with
+    the name `tool_use` is for conversations with tools (transformers takes it so too)."""
     if isinstance(templates, dict):
         named = cast("dict[str, str]", templates)
-        return named.get("default") or next(iter(named.values()), None)
+        default = named.get("default") or next(iter(named.values()), None)
+        return named.get("tool_use", default) if tools else default
     return str(templates) if templates else None
 
 

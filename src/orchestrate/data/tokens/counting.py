@@ -3,7 +3,8 @@
 Names that `counter` knows:
 
 - `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies that come with the package `toktok-rs`, offline. The
-  first two are exact; `harmony` and `qwen3.5` carry a small band, as part of their template, or the
+  first two are exact, but for characters that tiktoken's tables of letters do not have yet (U+323B0 of
+  Unicode 17: one token less); `harmony` and `qwen3.5` carry a small band, as part of their template, or the
   vocabulary's origin, is not certain. `tiktoken` counts the first three where that package has no wheel
   (it may fetch its vocabulary).
 - `hf:FOLDER`: a Hugging Face tokenizer on this machine, with its own chat template.

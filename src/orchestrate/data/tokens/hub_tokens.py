@@ -16,9 +16,10 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.chat_templates import CHATML, carries, chosen, is_marked, message, render
+from orchestrate.data.tokens.chat_templates import carries
 from orchestrate.data.tokens.lengths import Lengths, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
+from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import SetupError
 from orchestrate.packages import needed
 
@@ -49,7 +50,15 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
         out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         return out["input_ids"], out.get("offset_mapping", [])
 
-    return HubTokenizer(encode, tokenizer.special_tokens_map, special_ids(tokenizer), tokenizer.chat_template)
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    marks = {str(token.content) for token in added.values() if token.special}
+    return HubTokenizer(
+        encode,
+        tokenizer.special_tokens_map,
+        special_ids(tokenizer),
+        frozenset(marks | set(cast("list[str]", tokenizer.all_special_tokens))),
+        tokenizer.chat_template,
+    )
 
 
 class HubCounter:
@@ -60,8 +69,7 @@ class HubCounter:
     def __init__(self, folder: Path) -> None:
         self.name = f"hf:{folder}"
         self._tokenizer = read(folder) or of_transformers(load(folder))
-        self._template = chosen(self._tokenizer.template) or CHATML
-        self._is_marked = is_marked(self._template)
+        self._chats = Conversations(self._tokenizer.template, self._tokenizer.names, self._tokenizer.marks)
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()
@@ -71,12 +79,11 @@ class HubCounter:
                     self._chat(lengths, example.messages, example.tools)
                 case PreferenceExample():
                     for side in (example.preferred, example.rejected):
-                        self._pair(lengths, example.prompt, side, example.tools)
+                        self._chat(lengths, answered(example.prompt, side), example.tools)
                 case UnpairedExample():
-                    self._pair(lengths, example.prompt, example.completion, example.tools)
+                    self._chat(lengths, answered(example.prompt, example.completion), example.tools)
                 case RLExample():
-                    total = len(self._ids(example.messages, example.tools, prompt=True))
-                    _append(lengths, total, 0)
+                    _append(lengths, self._plain(self._chats.prompt(example.messages, example.tools)), 0)
                 case CompletionExample():
                     prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
                     _append(lengths, prompt + answer, answer)
@@ -94,88 +101,18 @@ class HubCounter:
         inside = sum(carries(text, place, spans, 0, text) for place in offsets)
         return inside + (spans[-1][1] == len(text))
 
-    def _ids(
-        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, *, prompt: bool = False
-    ) -> Sequence[int]:
-        shown = [message(m) for m in messages]
-        names = self._tokenizer.names
-        return self._tokenizer.encode(
-            render(self._template, shown, tools, names=names, answer_next=prompt)[0]
-        )[0]
-
     def _chat(
         self, lengths: Lengths, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None
     ) -> None:
-        """Trained tokens come from the template's own marks where it has them, else from the difference that
-        each answer makes to the rendered conversation. Weight 0 takes an answer out."""
-        masked = any(m.weight == 0 or m.loss_spans is not None for m in messages)
-        if self._is_marked and not masked:
-            shown = [message(m) for m in messages]
-            text, spans = render(self._template, shown, tools, names=self._tokenizer.names)
-            ids, offsets = self._tokenizer.encode(text)
-            if len(offsets) == len(ids):
-                _append(lengths, len(ids), _inside(offsets, spans))
-                return
-        trained = sum(
-            self._answer(messages[:i], messages[: i + 1], tools)
-            if m.loss_spans is None
-            else self._answer_part(messages[:i], m, tools)
-            for i, m in enumerate(messages)
-            if m.role == "assistant" and m.weight != 0
-        )
-        _append(lengths, len(self._ids(messages, tools)), trained)
-
-    def _answer(
-        self,
-        before: Sequence[ChatMessage],
-        after: Sequence[ChatMessage],
-        tools: list[dict[str, Any]] | None,
-    ) -> int:
-        """Tokens that an answer adds after the generation prompt, up to the mark that ends the turn."""
-        ids = self._ids(after, tools)[len(self._ids(before, tools, prompt=True)) :]
-        ends = [i for i, token in enumerate(ids) if token in self._tokenizer.special]
-        return ends[-1] + 1 if ends else len(ids)
-
-    def _answer_part(
-        self, before: Sequence[ChatMessage], answer: ChatMessage, tools: list[dict[str, Any]] | None
-    ) -> int:
-        """As `_answer`, of the spans of the answer alone."""
-        names, prompt = self._tokenizer.names, [message(m) for m in before]
-        text, _ = render(self._template, [*prompt, message(answer)], tools, names=names)
-        begin = len(render(self._template, prompt, tools, names=names, answer_next=True)[0])
-        ids, offsets = self._tokenizer.encode(text)
-        at, spans = text.find(answer.text, begin), answer.loss_spans or []
-        trained = 0
-        for token, place in zip(ids, offsets, strict=True):
-            if place[1] > at:
-                trained += carries(text, place, spans, at, answer.text)
-            if place[0] >= at + len(answer.text) and token in self._tokenizer.special:
-                break
-        return trained
-
-    def _pair(
-        self,
-        lengths: Lengths,
-        prompt: Sequence[ChatMessage],
-        answers: Sequence[ChatMessage],
-        tools: list[dict[str, Any]] | None,
-    ) -> None:
-        whole = [*prompt, *answers]
-        _append(lengths, len(self._ids(whole, tools)), self._answer(prompt, whole, tools))
+        """As training has it: what carries loss, and an end where the template writes none."""
+        shown = self._chats.rendered(messages, tools)
+        ids, offsets = self._tokenizer.encode(shown.text)
+        weights = shown.weights(offsets) if len(offsets) == len(ids) else []
+        trained = sum(1 for weight in weights if weight)
+        end = int(shown.unended and "eos_token" in self._tokenizer.names)
+        _append(lengths, len(ids) + end, trained + end * bool(weights and weights[-1]))
 
 
 def _append(lengths: Lengths, tokens: int, trained: int) -> None:
     lengths.tokens.append(tokens)
     lengths.trained.append(trained)
-
-
-def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> int:
-    """Tokens that overlap a span; both are in order."""
-    inside = at = 0
-    for start, end in offsets:
-        while at < len(spans) and start >= spans[at][1]:
-            at += 1
-        if at == len(spans):
-            break
-        inside += end > spans[at][0]
-    return inside

@@ -75,6 +75,8 @@ class HubTokenizer:
     """Special tokens by name: `bos_token` ..."""
     special: frozenset[int]
     """Ids that mark something, such as the end of a turn."""
+    marks: frozenset[str]
+    """The texts of these."""
     template: object
     """As transformers has it: a text, several by name, or None."""
 
@@ -104,11 +106,12 @@ def read(folder: Path) -> HubTokenizer | None:
         encoding = tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    special = {token["id"] for token in added.values() if token["special"]}
+    marks = {text for text, token in added.items() if token["special"]} | set(listed)
     return HubTokenizer(
         encode,
         named,
-        frozenset(special | {added[token]["id"] for token in listed}),
+        frozenset(added[text]["id"] for text in marks),
+        frozenset(marks),
         _templates(folder, config.get("chat_template")),
     )
 

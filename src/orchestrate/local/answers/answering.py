@@ -50,7 +50,7 @@ class Answerer:
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
-        self.template = Template.of(self.tokenizer)
+        self.template = Template(self.tokenizer)
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self._base: Any = None
         self._tuned: Any = None
@@ -105,10 +105,8 @@ class Answerer:
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
-        from orchestrate.data.tokens.chat_templates import message
 
-        chat = [message(msgspec.convert(m, ChatMessage)) for m in messages]
-        return self.template.tokens(self.template.render(chat, tools, answer_next=True)[0])[0]
+        return self.template.asked([msgspec.convert(m, ChatMessage) for m in messages], tools)
 
     def _batched(self, model: Any, prompts: list[list[int]], request: dict[str, Any]) -> list[dict[str, Any]]:
         answers = self.sampler.draw(

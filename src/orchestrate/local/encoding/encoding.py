@@ -1,16 +1,14 @@
 """Rows to token ids and the weight that each token has in the loss.
 
-The same code feeds training and `orchestrate data preview`. Which tokens an assistant message owns comes from
-the chat template: from its `{% generation %}` spans where it marks them, otherwise from rendering the
-conversation twice, once with the message's content replaced, and keeping what follows the generation prompt.
-The token that ends the turn is always the assistant's.
+The same code feeds training and `orchestrate data preview`. `orchestrate.data.tokens.turns` finds the tokens
+that an assistant message owns. The token that ends the turn is always the assistant's; where a template has
+none at a row's end, the tokenizer's own is put there.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,11 +23,9 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.chat_templates import CHATML, Spans, carries, chosen, is_marked, message, render
+from orchestrate.data.tokens.chat_templates import carries
+from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import DataError
-
-_SENTINEL = "\u241f\u241fX\u241f"
-"""Stands for an assistant's words; characters that no real answer begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +51,20 @@ class EncodedPair:
     rejected: Encoded
 
 
-@dataclass
 class Template:
-    """A tokenizer with its chat template, and what has been learnt about it."""
+    """A tokenizer with its chat templates."""
 
-    tokenizer: Any
-    """A fast transformers tokenizer."""
-    source: str = ""
-    own: bool = True
-    """False when the tokenizer brings no template and ChatML stands in."""
-    marked: bool = False
-    prompt: str = ""
-    """The generation prompt: what the template puts before an answer."""
-    special: frozenset[int] = frozenset()
-    _tools_shown: dict[str, bool] = field(default_factory=dict[str, bool])
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: a fast transformers tokenizer."""
+        added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.tokenizer = tokenizer
+        self.special = frozenset(added) | frozenset(tokenizer.all_special_ids)
+        marks = {str(t.content) for t in added.values()} | set(tokenizer.all_special_tokens)
+        self.chats = Conversations(tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks))
 
-    @classmethod
-    def of(cls, tokenizer: Any) -> Template:
-        given = chosen(tokenizer.chat_template)
-        template = cls(tokenizer, source=given or CHATML, own=given is not None)
-        template.marked = is_marked(template.source)
-        added = tokenizer.added_tokens_decoder
-        template.special = frozenset(int(i) for i, t in added.items() if t.special) | frozenset(
-            tokenizer.all_special_ids
-        )
-        question = [{"role": "user", "content": "Hi"}]
-        before, _ = template.render(question)
-        after, _ = template.render(question, answer_next=True)
-        template.prompt = after[len(before) :] if after.startswith(before) else ""
-        return template
-
-    def render(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        *,
-        answer_next: bool = False,
-    ) -> tuple[str, Spans]:
-        """The text and the template's own assistant spans; see `chat_templates.render`."""
-        names = self.tokenizer.special_tokens_map
-        return render(self.source, messages, tools, names=names, answer_next=answer_next)
+    def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """The ids with which the model is asked for the next answer."""
+        return self.tokens(self.chats.prompt(messages, tools))[0]
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its place in the text."""
@@ -139,60 +109,22 @@ def _answered(
     template: Template,
     max_length: int | None,
 ) -> Encoded:
-    silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in example.prompt]
-    chat = ChatExample(messages=[*silent, *answer], tools=example.tools)
+    chat = ChatExample(messages=answered(example.prompt, answer), tools=example.tools)
     return _cut(_encode_chat(chat, template, False), max_length)
 
 
 def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool) -> Encoded:
-    messages = [message(m) for m in example.messages]
-    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     row = 1.0 if example.weight is None else example.weight
-    asked = [(1.0 if (w := example.messages[i].weight) is None else w) * row for i in turns]
-    notes: list[str] = []
-    text, spans = template.render(messages, example.tools)
-    if len(spans) != len(turns):
-        spans = [_span(template, messages, example.tools, text, i) for i in turns]
-    for i, (start, end) in zip(turns, spans, strict=True):
-        if end <= start and (messages[i]["content"] or messages[i].get("tool_calls")):
-            notes.append("the chat template shows nothing of an assistant message")
-        reasoning = messages[i].get("reasoning_content")
-        if reasoning and reasoning.strip() not in text:
-            notes.append("the chat template leaves out an assistant message's reasoning")
-    if example.tools and (name := _tool_name(example.tools)) and name not in text:
-        notes.append("the chat template leaves out the tools")
-    ids, offsets = template.tokens(text)
-    weights = [row] * len(ids) if train_on_inputs else [0.0] * len(ids)
-    ends = [end for _, end in offsets]
-    for i, (start, end), weight in zip(turns, spans, asked, strict=True):
-        if end <= start:
-            continue
-        first = bisect_right(ends, start)
-        last = first
-        while last < len(ids) and offsets[last][0] < end:
-            last += 1
-        said = last
-        while said > first and not text[slice(*offsets[said - 1])].strip():
-            said -= 1  # marks may take in the line feed behind the end of the turn
-        if said > first and ids[said - 1] not in template.special:
-            # The span stops before the token that ends the turn.
-            if last < len(ids) and ids[last] in template.special:
-                last += 1
-            else:
-                notes.append("no special token ends an assistant message; the model cannot learn to stop")
-        said_of = example.messages[i]
-        if said_of.loss_spans is None:
-            weights[first:last] = [weight] * (last - first)
-            continue
-        at = text.find(said_of.text, start, end)
-        if at < 0:
-            raise DataError(
-                "the chat template changes an answer of which only a part is to be trained",
-                fix="train the whole answer, or split it into turns with weight 0 and 1",
-            )
-        for token in range(first, last):
-            trained = carries(text, offsets[token], said_of.loss_spans, at, said_of.text)
-            weights[token] = weight if trained else 0.0
+    shown = template.chats.rendered(example.messages, example.tools)
+    ids, offsets = template.tokens(shown.text)
+    weights = shown.weights(offsets, row=row, inputs=train_on_inputs)
+    notes = shown.notes
+    turns = shown.turns
+    if shown.unended and (end := template.tokenizer.eos_token_id) is not None:
+        ids, weights = [*ids, int(end)], [*weights, weights[-1] if ids else 0.0]
+        turns = turns[:-1]
+    if not all(turn.ends for turn in turns):
+        notes = (*notes, "no special token ends an assistant message; the model cannot learn to stop")
     return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -208,45 +140,6 @@ def _encode_text(example: TextExample, template: Template) -> Encoded:
     weights += [float(stops)] * (len(whole) - len(ids))
     started = _with_start(template, whole)
     return Encoded(started, [float(spans is None)] * (len(started) - len(whole)) + weights)
-
-
-def _span(
-    template: Template,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
-    text: str,
-    turn: int,
-) -> tuple[int, int]:
-    """Where message `turn` lies in `text`: between what a rendering with other words shares with it before
-    and after."""
-    bare = {"role": "assistant", "content": _SENTINEL}
-    other, _ = template.render([*messages[:turn], bare, *messages[turn + 1 :]], tools)
-    start = _common_prefix(text, other)
-    rest = min(len(text), len(other)) - start
-    end = len(text) - _common_prefix(text[::-1][:rest], other[::-1][:rest])
-    if template.prompt:
-        # A template may write fixed words, such as an empty thought; the model must learn to write them.
-        found = text.rfind(template.prompt, 0, start)
-        between = text[found + len(template.prompt) : start] if found >= 0 else ""
-        if found >= 0 and len(between) < 200:
-            start = found + len(template.prompt)
-    return start, end
-
-
-def _common_prefix(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # binary search: slices compare at memory speed
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _tool_name(tools: list[dict[str, Any]]) -> str | None:
-    function = tools[0].get("function", tools[0])
-    return function.get("name") if isinstance(function, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
 
 def _encode_completion(example: CompletionExample, template: Template, train_on_inputs: bool) -> Encoded:

@@ -34,7 +34,7 @@ def read_preview(
 ) -> PreviewReport:
     """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
     tokenizer = load(_folder(model))
-    template, special = Template.of(tokenizer), special_ids(tokenizer)
+    template, special = Template(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(

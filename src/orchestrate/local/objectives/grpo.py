@@ -22,7 +22,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from orchestrate.data.tokens.chat_templates import message
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
 from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
@@ -232,8 +231,7 @@ def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[R
         for number, line in enumerate(lines, 1):
             try:
                 example = decode_prompt(line)
-                chat = [message(m) for m in example.messages]
-                ids = template.tokens(template.render(chat, example.tools, answer_next=True)[0])[0]
+                ids = template.asked(example.messages, example.tools)
             except DataError as error:
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
             if limit is not None and len(ids) > limit:

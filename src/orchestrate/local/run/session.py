@@ -49,7 +49,7 @@ class Session:
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
         self.tokenizer = load_tokenizer(self.folder.path)
-        self.template = Template.of(self.tokenizer)
+        self.template = Template(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None

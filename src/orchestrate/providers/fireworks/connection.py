@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.config import HostConfig
 from orchestrate.errors import NotFound, UsageError
 from orchestrate.packages import require_recent
+from orchestrate.providers.fireworks.datasets import require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
 from orchestrate.providers.hosted import Wire
@@ -55,11 +56,21 @@ class Connection:
             self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
         return self._plain
 
-    def lines(self, url: str) -> list[str]:
-        """Of a file at a signed URL. Raises httpx's errors."""
-        answer = self.plain().get(url)
-        answer.raise_for_status()
-        return answer.text.splitlines()
+    def lines(self, url: str | None) -> list[str]:
+        """Of a file behind a signed URL; none while it is not written."""
+        if url is None:
+            return []
+        safe = require_safe(url)
+
+        def fetched() -> list[str]:
+            answer = self.plain().get(safe)
+            answer.raise_for_status()
+            return answer.text.splitlines()
+
+        try:
+            return self._wire.read(fetched)
+        except NotFound:
+            return []
 
     @property
     def inference_url(self) -> str:

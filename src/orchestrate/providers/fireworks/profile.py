@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import (
@@ -26,6 +26,7 @@ from orchestrate.profile import Profile
 if TYPE_CHECKING:
     from orchestrate.costing.book import Rate
     from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.spec import JobSpec
     from orchestrate.types import Job
 
 RULES = HostRules(
@@ -84,6 +85,24 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     return Lines(lines=(training,), notes=tuple(notes), open_end=size.uncounted)
 
 
+REGION_FACTOR = Decimal("1.5")
+
+
+def region_factor(region: str | None) -> Decimal:
+    """Of the price of a GPU-hour: fireworks.ai/pricing, 2026-10-08, "region-restricted deployments x1.5"."""
+    anywhere = region is None or region == "GLOBAL" or region.endswith("UNSPECIFIED")
+    return Decimal(1) if anywhere else REGION_FACTOR
+
+
+def hourly_factor(spec: JobSpec) -> Decimal:
+    """RFT is billed at the rates of deployments, and so in a region of the user's choice."""
+    options = spec.provider_options.get(PROFILE.kind, {})
+    config: Any = options.get("trainingConfig")
+    inside: Any = cast("dict[str, Any]", config).get("region") if isinstance(config, dict) else None
+    region: Any = inside or options.get("trainingConfig.region")
+    return region_factor(region if isinstance(region, str) else None)
+
+
 def refused_in_validation(job: Job) -> bool:
     """A job that has begun to train tells its progress."""
     return not (job.percent or job.epoch or job.trained_tokens)
@@ -104,6 +123,7 @@ PROFILE = Profile(
     bills=bills,
     dpo_factor=Decimal(2),  # fireworks.ai/pricing, 2026-10-08
     default_epochs=1,
+    hourly_factor=hourly_factor,
     figures_are_estimates=True,  # the field is called `estimatedCost`, and does not change with the job's end
     unbilled_failure=refused_in_validation,
     serving_note="Fireworks scales to zero after an idle hour",

@@ -34,7 +34,7 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.connection import PAGE, Connection
-from orchestrate.providers.fireworks.datasets import Datasets, require_safe
+from orchestrate.providers.fireworks.datasets import Datasets
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.rendering import rendered_of
@@ -91,10 +91,10 @@ class FireworksProvider(Provider):
     }
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
-        Feature.QLORA: "Fireworks does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Fireworks does not publish its base's precision; such a spec is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
         Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",
-        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; their final model can be had",
+        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; download their final model",
     }
     status_map = reading.STATUS_MAP
 
@@ -244,12 +244,12 @@ class FireworksProvider(Provider):
                 url = text(table(answer).get("signedUrl"))
         except NotFound:
             return []
-        return reading.metrics_of(self._lines(url))
+        return reading.metrics_of(self._at.lines(url))
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
         """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
         raw, _ = self._at.find(job)
-        return rendered_of(self._lines(text(raw.get("renderSamplesSignedUrl"))))
+        return rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class FireworksProvider(Provider):
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}), and a job that is started again is billed "
+                f"job {job.job_id} has ended ({raw.get('state')}), and starting it again would be billed "
                 "again, outside the price that was agreed to",
                 fix="submit a new run",
             )
@@ -384,16 +384,6 @@ class FireworksProvider(Provider):
             [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
         )
         return made_since(pages, since)
-
-    def _lines(self, url: str | None) -> list[str]:
-        """Of a file behind a signed URL; none while it is not written."""
-        if url is None:
-            return []
-        safe = require_safe(url)
-        try:
-            return self._wire.read(lambda: self._at.lines(safe))
-        except NotFound:
-            return []
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from orchestrate import costing
 from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers.dedicated import Replicas
+from orchestrate.providers.fireworks.profile import region_factor
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
 from orchestrate.providers.values import items, plain, rows, table, text, when, whole
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fireworks import Fireworks
 
 GONE = ("DELETING", "DELETED")
+MULTI_REGIONS = ("GLOBAL", "US", "EUROPE", "APAC")
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +43,15 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
     min_replicas: int = 0
     idle_minutes: int = 60
     """Scales to zero after so many minutes without a request (at least 5)."""
+    region: str | None = None
+    """Where the GPUs must stand: US, EUROPE, APAC or one of the host's regions, which costs half as much
+    again; anywhere (GLOBAL) without one."""
+
+    @property
+    def placement(self) -> dict[str, str] | None:
+        if self.region is None:
+            return None
+        return {"multi_region" if self.region in MULTI_REGIONS else "region": self.region}
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
@@ -187,6 +198,7 @@ class Serving:
                     enable_addons=True if addons else omit,
                     min_replica_count=wanted.min_replicas,
                     max_replica_count=wanted.max_replicas,
+                    placement=cast("Any", wanted.placement or omit),
                     autoscaling_policy={"scale_to_zero_window": f"{wanted.idle_minutes * 60}s"},
                 ),
                 lambda answer: text(plain(answer).get("name")),
@@ -252,7 +264,9 @@ class Serving:
                 fix="--shape default lets the host choose",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))
-        return shape, price * wanted.max_replicas if price is not None else None
+        if price is None:
+            return shape, None
+        return shape, price * wanted.max_replicas * region_factor(wanted.region)
 
     def _endpoint(self, raw: Mapping[str, Any], tuned: str) -> Endpoint:
         name = str(raw.get("name"))
@@ -282,8 +296,11 @@ def _served(tuned: str, base: str, wanted: DeployOptions) -> tuple[str, bool]:
 
 def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:
     """US dollars with all replicas up."""
-    price = _hourly(raw)
-    return price * (whole(raw.get("maxReplicaCount")) or 1) if price is not None else None
+    price, placement = _hourly(raw), table(raw.get("placement"))
+    if price is None:
+        return None
+    region = text(placement.get("region")) or text(placement.get("multiRegion"))
+    return price * (whole(raw.get("maxReplicaCount")) or 1) * region_factor(region)
 
 
 def _hourly(raw: Mapping[str, Any]) -> Decimal | None:

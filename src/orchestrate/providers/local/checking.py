@@ -12,7 +12,7 @@ from orchestrate.local.model import models
 from orchestrate.local.run import launching
 from orchestrate.providers.local.translation import memory
 from orchestrate.text import count, size
-from orchestrate.types import Problem, Severity, Translation
+from orchestrate.types import MemoryPlan, Problem, Severity, Translation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,15 +74,22 @@ def _problem(name: str, code: str, error: OrchestrateError, field: str | None = 
     )
 
 
+def memory_of_rows(
+    spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
+) -> MemoryPlan | None:
+    """By the longest row of the data."""
+    model = catalog.resolve(spec.model_for("local"), "local")
+    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    return memory(spec, translation, options, data.train.tokens(counter).longest)
+
+
 def _memory(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> list[Problem]:
     """A warning when these rows do not fit: the plan may err, and the engine tries."""
     if translation.memory is None:
         return []
-    model = catalog.resolve(spec.model_for("local"), "local")
-    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
-    plan = memory(spec, translation, options, data.train.tokens(counter).longest)
+    plan = memory_of_rows(spec, data, translation, options)
     if plan is None or plan.fits is not False or plan.available_bytes is None:
         return []
     return [

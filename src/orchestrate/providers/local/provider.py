@@ -38,6 +38,7 @@ from orchestrate.types import (
     JobError,
     JobHandle,
     JobStatus,
+    MemoryPlan,
     Message,
     MetricPoint,
     Problem,
@@ -75,7 +76,7 @@ class LocalProvider(Provider):
         Feature.VISION: "the local engine trains on text only",
         Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
         Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
-        Feature.LIVE_PRICE: "nobody else has a say in what your own machine costs",
+        Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
@@ -113,6 +114,9 @@ class LocalProvider(Provider):
         return spec.model_copy(
             update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
         )
+
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        return checking.memory_of_rows(spec, data, translation, self.config.options)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
@@ -296,7 +300,7 @@ class LocalProvider(Provider):
             time.sleep(0.05)
         if run.alive():
             raise ProviderError(
-                self.name, f"the worker of {run.ref} does not end", fix="try again in a minute"
+                self.name, f"the worker of {run.ref} is not stopping", fix="try again in a minute"
             )
         shutil.rmtree(run.path, ignore_errors=True)
 

@@ -117,7 +117,7 @@ class Files:
     def _opened(self, path: Path, size: int) -> _Unfinished:
         opened = self._wire.read(
             lambda: self._client().uploads.create(
-                bytes=size, filename=path.name, mime_type="application/jsonl", purpose="fine-tune"
+                bytes=size, filename=path.name, mime_type="text/jsonl", purpose="fine-tune"
             )
         )
         return _Unfinished(path, self._part_bytes, opened.id, [], time.time())

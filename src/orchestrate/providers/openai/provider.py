@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 _CHAT_THREADS = 8
 _REASONING = re.compile(r"(ft:)?o\d")
-_HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not tell how"
+_HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"
 
 
 class OpenAIProvider(Provider):

@@ -85,7 +85,7 @@ class TogetherProvider(Provider):
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
         Feature.RFT: NO_RFT,
-        Feature.QLORA: "Together does not tell its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Together does not publish its base's precision; such a spec is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
         Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
     }

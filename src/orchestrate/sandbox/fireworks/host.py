@@ -20,6 +20,7 @@ from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
 from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, paged
 from orchestrate.sandbox.fireworks.rendering import samples
+from orchestrate.sandbox.fireworks.resources import Resources
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.uploads import Taken
@@ -71,6 +72,7 @@ class FireworksHost(Host):
             route("/v1/accounts", "GET", self.accounts),
             *self.datasets.routes(),
             *self.tuned.routes(),
+            *Resources(self).routes(),
             *(
                 found
                 for collection in KINDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrate.sandbox.host import Body
 
@@ -109,6 +109,12 @@ class CreateUpload(Body):
     mime_type: str
     purpose: Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
     expires_after: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _type_of_the_purpose(self) -> CreateUpload:
+        if self.purpose == "fine-tune" and self.mime_type != "text/jsonl":
+            raise ValueError("mime_type of files for fine-tune must be text/jsonl")
+        return self
 
 
 class CompleteUpload(Body):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,3 +94,14 @@ def _event(job: Job, at: float, level: str, type: str, message: str, data: dict[
         "type": type,
         "data": data,
     }
+
+
+def csv_of(points: list[dict[str, Any]]) -> bytes:
+    names = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for point in points:
+        row = {**point, "train_accuracy": point.get("train_mean_token_accuracy")}
+        writer.writerow(["" if row.get(name) is None else row[name] for name in names])
+    return out.getvalue().encode()

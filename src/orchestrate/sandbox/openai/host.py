@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -20,10 +18,12 @@ from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
+from orchestrate.sandbox.openai import graders
 from orchestrate.sandbox.openai.bodies import CreateJob, Dpo, Reinforcement
-from orchestrate.sandbox.openai.events import events_of, rendered_points
+from orchestrate.sandbox.openai.events import csv_of, events_of, rendered_points
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.openai.models import OpenAIModels, organization
+from orchestrate.sandbox.openai.permissions import Permissions
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
 
@@ -81,6 +81,8 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/resume", "POST", self.resume),
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
+            *graders.routes(),
+            *Permissions(self, self.tuned).routes(),
             *OpenAIModels(self, self.tuned).routes(),
         ]
 
@@ -103,7 +105,7 @@ class OpenAIHost(Host):
         train = self._file(asked.training_file, "training_file")
         valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
         continued, step = self.tuned(asked.model) if asked.model.startswith("ft:") else (None, None)
-        base = continued.base if continued else self._base(asked.model)
+        base = continued.base if continued else self._base(asked.model, asked.kind())
         id = f"ftjob-{token()}"
         tokenizer = tokenizer_of(base, self.name)
         tokens = self.files.tokens(train, tokenizer)
@@ -190,7 +192,8 @@ class OpenAIHost(Host):
         # the upload. The job is validating until long after the file is processed.
         return file
 
-    def _base(self, model: str) -> str:
+    def _base(self, model: str, kind: str) -> str:
+        """RFT is kept alive here for the models that had it, so that it can be tried."""
         found = base_model(model, self.name, undated=True)
         if found is None:
             raise HostError(
@@ -199,7 +202,14 @@ class OpenAIHost(Host):
                 code="model_not_found",
                 param="model",
             )
-        if found.tunable == "no":
+        if kind == "rft" and kind not in found.methods:
+            raise HostError(
+                400,
+                f"Model {model} does not support the reinforcement method.",
+                code="method_not_supported",
+                param="method",
+            )
+        if found.tunable == "no" and kind != "rft":
             raise HostError(
                 400,
                 f"Model {model} is not available for fine-tuning.",
@@ -283,6 +293,8 @@ class OpenAIHost(Host):
             values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})
             values["reasoning_effort"] = hyper.reasoning_effort
             inner["grader"] = asked.method.reinforcement.grader
+            if (form := asked.method.reinforcement.response_format) is not None:
+                inner["response_format"] = form
         return {"type": kind, kind: inner}
 
     def list_jobs(self, request: Request) -> Response:
@@ -336,7 +348,7 @@ class OpenAIHost(Host):
         for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):
             if job.phase(self.clock.now()) is not Phase.SUCCEEDED:
                 return None
-            text = _csv(rendered_points(self.trainer.metrics(job, self.clock.now())))
+            text = csv_of(rendered_points(self.trainer.metrics(job, self.clock.now())))
             return "step_metrics.csv", base64.b64encode(text)
         return None
 
@@ -376,17 +388,6 @@ def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int)
             "last_id": data[-1]["id"] if data else None,
         }
     )
-
-
-def _csv(points: list[dict[str, Any]]) -> bytes:
-    names = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for point in points:
-        row = {**point, "train_accuracy": point.get("train_mean_token_accuracy")}
-        writer.writerow(["" if row.get(name) is None else row[name] for name in names])
-    return out.getvalue().encode()
 
 
 def _result_id(job: Job) -> str:

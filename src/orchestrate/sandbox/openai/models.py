@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +15,9 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox import answers
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model
-from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
+from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.openai import responses
 
 
 def organization() -> str:
@@ -36,6 +38,7 @@ class OpenAIModels:
             route("/v1/models/{id:path}", "GET", self.model),
             route("/v1/models/{id:path}", "DELETE", self.delete_model),
             route("/v1/chat/completions", "POST", self.chat),
+            route("/v1/responses", "POST", self.respond),
         ]
 
     def models(self, request: Request) -> Response:
@@ -77,6 +80,12 @@ class OpenAIModels:
     async def chat(self, request: Request) -> Response:
         asked = answers.parse_chat(await json_body(request))
         return await run_in_threadpool(self._chat, asked)
+
+    async def respond(self, request: Request) -> Response:
+        asked = parse(responses.ResponseRequest, await json_body(request))
+        chat = responses.chat_of(asked)
+        reply = await run_in_threadpool(self._chat, chat)
+        return json_answer(responses.of_chat(asked, json.loads(bytes(reply.body))))
 
     def _chat(self, asked: answers.ChatRequest) -> Response:
         if asked.model.startswith("ft:"):

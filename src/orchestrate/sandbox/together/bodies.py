@@ -29,7 +29,7 @@ class Sft(Body):
 
 class Dpo(Body):
     method: Literal["dpo"]
-    dpo_beta: Annotated[float, Field(gt=0)] | None = None
+    dpo_beta: Annotated[float, Field(ge=0)] | None = None
     dpo_normalize_logratios_by_length: bool = False
     dpo_reference_free: bool = False
     rpo_alpha: Annotated[float, Field(ge=0)] | None = None

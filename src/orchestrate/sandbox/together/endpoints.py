@@ -55,6 +55,10 @@ class UpdateDeployment(Body):
     trafficMode: str | None = None
 
 
+EXPERIMENTS = ("abExperiments", "shadowExperiments", "rollouts")
+"""What an endpoint has besides its deployments; none of it is made here."""
+
+
 class Endpoints:
     """Routes over the endpoints and deployments of the Together host."""
 
@@ -72,6 +76,7 @@ class Endpoints:
             route(f"{root}/{{endpoint}}", "GET", self.retrieve),
             route(f"{root}/{{endpoint}}", "PATCH", self.update),
             route(f"{root}/{{endpoint}}", "DELETE", self.delete),
+            *(route(f"{root}/{{endpoint}}/{what}", "GET", self.no_experiments) for what in EXPERIMENTS),
             route(below, "POST", self.deploy),
             route(below, "GET", self.deployments),
             route(f"{below}/{{id}}", "GET", self.deployment),
@@ -166,6 +171,10 @@ class Endpoints:
         self.host.state.delete("together", "endpoint", endpoint["id"])
         return json_answer({"id": endpoint["id"], "deleted": True, "sandbox": True})
 
+    def no_experiments(self, request: Request) -> Response:
+        self._found(request)
+        return listed([])
+
     # -- deployments ---------------------------------------------------------------------------------------
 
     async def deploy(self, request: Request) -> Response:
@@ -210,6 +219,7 @@ class Endpoints:
         for id, (name, job) in self.registry.weights().items():
             if key in (id, name, name.rsplit("/", 1)[-1], job.id):
                 return name, job
+        key = self.registry.base_of(key) or key
         if base_model(key, "together") is not None:
             return key, None
         raise HostError(

@@ -23,7 +23,7 @@ from orchestrate.sandbox.together.events import events_of, metrics_of
 from orchestrate.sandbox.together.files import Known, TogetherFiles
 from orchestrate.sandbox.together.jobs import JobMaker
 from orchestrate.sandbox.together.limits import TAKEN, limits_of
-from orchestrate.sandbox.together.preview import preview
+from orchestrate.sandbox.together.preview import preview, tokenized
 from orchestrate.sandbox.together.registry import object_id, registry_of
 
 
@@ -73,6 +73,8 @@ class TogetherHost(Host):
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/metrics", "GET", self.metrics),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
+            route(f"{jobs}/{{id}}/download-tokenized-dataset", "GET", self.tokenized),
+            route("/_signed/tokenized/{id}", "GET", self.tokenized_file),
             route("/v1/finetune/download", "GET", self.download),
             route("/v1/models", "GET", self.models),
             route("/v3/whoami", "GET", self.whoami),
@@ -298,6 +300,26 @@ class TogetherHost(Host):
         path = archives.pack(self, job, merged=kind in ("merged", "model_output_path"), step=step or None)
         name = f"{job.output.rsplit('/', 1)[-1]}.tar.zst"
         return FileResponse(path, media_type="application/zstd", filename=name)
+
+    def tokenized(self, request: Request) -> Response:
+        job = self._found(request)
+        if job.kind != "sft" or job.phase(self.clock.now()) is not Phase.SUCCEEDED:
+            raise HostError(404, f"job {job.id} has no tokenized dataset", code="not_found")
+        return json_answer(
+            {
+                "content_type": "application/x-ndjson",
+                "expires_at": iso(self.clock.now() + 3600),
+                "filename": f"{job.id}-tokenized.jsonl",
+                "size": len(tokenized(self, self.files.path(job.training_file))),
+                "url": self.signed(f"tokenized/{job.id}"),
+                "sandbox": True,
+            }
+        )
+
+    def tokenized_file(self, request: Request) -> Response:
+        job = self._found(request)
+        content = tokenized(self, self.files.path(job.training_file))
+        return Response(content, media_type="application/x-ndjson")
 
     # -- acting --------------------------------------------------------------------------------------------
 

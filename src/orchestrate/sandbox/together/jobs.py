@@ -175,4 +175,5 @@ def _preference(method: Sft | Dpo) -> dict[str, Any]:
         "rpo_alpha": method.rpo_alpha,
         "simpo_gamma": method.simpo_gamma,
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    # The SDK's command line writes 0 for what was not given.
+    return {name: value for name, value in asked.items() if value}

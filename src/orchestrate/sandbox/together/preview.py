@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
         "rows": rows,
         "sandbox": True,
     }
+
+
+def tokenized(host: Host, path: Path) -> bytes:
+    """All rows as JSON lines of ids and labels; the real archive's form is not published."""
+    tokenizer = tokenizer_of(host)
+    rows = (encoded(tokenizer, example) for example, _ in read(path, TAKEN))
+    lines = (
+        {"input_ids": ids, "labels": [id if on else -100 for id, on in zip(ids, learnt, strict=True)]}
+        for ids, learnt in rows
+    )
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def _row(tokenizer: Any, example: Example, inputs: bool, limit: int) -> dict[str, Any]:

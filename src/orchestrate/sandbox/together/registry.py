@@ -12,6 +12,8 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
 
+PUBLIC = "proj-together"
+"""The project that holds the base models."""
 _DAY = 1_780_000_000.0
 _HARDWARE = (
     ("1xnvidia-h100-80gb", "H100", 1, 80, 549),
@@ -55,10 +57,12 @@ class Registry:
         from orchestrate.catalog import search
 
         wanted = request.query_params.get("product") or request.query_params.get("products")
+        words = request.query_params.get("search", "").lower()
         data = [
-            _supported(model.hosts["together"].id, model.title or model.name, model.context)
+            _supported(id, model.title or model.name, model.context)
             for model in search(provider="together")
             if wanted in (None, "PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED")
+            and words in (id := model.hosts["together"].id).lower()
         ]
         return listed(data)
 
@@ -81,7 +85,26 @@ class Registry:
         for known, (name, job) in self.weights().items():
             if id in (known, name, name.rsplit("/", 1)[-1]):
                 return json_answer(self._model(request, known, name, job))
+        if (base := self.base_of(id)) is not None:
+            at = iso(_DAY)
+            return json_answer(
+                {
+                    "id": id,
+                    "name": base,
+                    "projectId": PUBLIC,
+                    "createdAt": at,
+                    "updatedAt": at,
+                    "sandbox": True,
+                }
+            )
         raise HostError(404, f"model {id} was not found", code="not_found")
+
+    def base_of(self, id: str) -> str | None:
+        """The name of a base model by its id in the registry."""
+        from orchestrate.catalog import search
+
+        names = (model.hosts["together"].id for model in search(provider="together"))
+        return next((name for name in names if object_id("ml", name) == id), None)
 
     def _model(self, request: Request, id: str, name: str, job: Job) -> dict[str, Any]:
         return {
@@ -100,7 +123,7 @@ class Registry:
         )
         data = [
             {
-                "id": f"cr_{id.replace('-', '')}",
+                "id": _config_id(id),
                 "projectId": request.path_params["project"],
                 "referenceModel": model,
                 "referenceModelId": model,
@@ -138,6 +161,29 @@ def object_id(prefix: str, *parts: str) -> str:
     return f"{prefix}_{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
 
+def _profile(id: str) -> dict[str, Any]:
+    """How a base model is deployed: on the first of the hardware."""
+    hardware, gpu, count, _, _ = _HARDWARE[0]
+    config = _config_id(hardware)
+    return {
+        "certifiedConfigRevisionId": config,
+        "certifiedModelRevisionId": "rv_latest",
+        "config": f"projects/{PUBLIC}/configs/{config}",
+        "gpuCount": count,
+        "gpuType": gpu,
+        "model": f"projects/{PUBLIC}/models/{object_id('ml', id)}",
+        "modelName": id,
+        "parallelism": "TP1",
+        "performanceBenchmarks": {},
+        "profileId": config,
+        "quantization": "",
+    }
+
+
+def _config_id(hardware: str) -> str:
+    return f"cr_{hardware.replace('-', '')}"
+
+
 def _supported(id: str, title: str, context: int | None) -> dict[str, Any]:
     at = iso(_DAY)
     return {
@@ -151,7 +197,7 @@ def _supported(id: str, title: str, context: int | None) -> dict[str, Any]:
         "contextLength": str(context) if context else None,
         "createdAt": at,
         "updatedAt": at,
-        "deploymentProfiles": [],
+        "deploymentProfiles": [_profile(id)],
         "inputModalities": ["MODALITY_TEXT"],
         "outputModalities": ["MODALITY_TEXT"],
         "products": ["PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED"],

@@ -204,10 +204,7 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("format", BY_NAME)
-@settings(max_examples=150, deadline=None, suppress_health_check=SLOW)
-@given(fields=st.data())
-def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
+def read_or_refused(format: str, fields: st.DataObject) -> None:
     """Rows with the right names and any values: they are read, or have a problem."""
     shape = BY_NAME[format]
     names = shape.fields or frozenset({"messages", "prompt", "answer"})
@@ -215,6 +212,21 @@ def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
     line = json.dumps(row).encode()
     read = reading(format).read(line)
     assert read.example is not None or read.problems
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+@settings(max_examples=50, deadline=None, suppress_health_check=SLOW)
+@given(fields=st.data())
+def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
+    read_or_refused(format, fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", BY_NAME)
+@settings(max_examples=150, deadline=None, suppress_health_check=SLOW)
+@given(fields=st.data())
+def test_no_value_of_more_breaks_a_reader(format: str, fields: st.DataObject) -> None:
+    read_or_refused(format, fields)
 
 
 @settings(max_examples=300, deadline=None)

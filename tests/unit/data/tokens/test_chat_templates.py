@@ -3,7 +3,9 @@ model's, and those that the installed TRL carries), kinds of rows, and kinds of 
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 from functools import lru_cache
 from importlib.resources import files
@@ -130,21 +132,73 @@ def test_every_template_renders_as_in_transformers(name: str) -> None:
     assert rendered, "a template that takes no conversation proves nothing"
 
 
+MARKS = re.compile(
+    r"<[|｜][^<>\s'\"{}|｜]+[|｜]?>|<\w+[|｜]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
+)
+"""What families write as special tokens."""
+
+
 def change(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 def folder_with(tmp_path: Path, template: str) -> Path:
+    """The tiny model's tokenizer with the marks of the template as special tokens."""
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / file, tmp_path)
+    file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    known = {token["content"] for token in file["added_tokens"]}
+    number = max(max(file["model"]["vocab"].values()), *(t["id"] for t in file["added_tokens"]))
+    as_they_are = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    for mark in sorted(set(MARKS.findall(template)) - known):
+        number += 1
+        file["added_tokens"].append({"id": number, "content": mark, **as_they_are})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False), "utf-8")
     (tmp_path / "chat_template.jinja").write_text(template, "utf-8")
     change(tmp_path / "tokenizer_config.json", **NAMES)
     return tmp_path
 
 
+def readable(tokenizer: Any, template: str, chat: list[ChatMessage], tools: Any) -> list[dict[str, Any]]:
+    """The messages in the first of the forms that templates ask for in which this one shows all of them, or
+    else the first that it takes."""
+    from jinja2 import TemplateError
+
+    plain = [chat_templates.message(m) for m in chat]
+    texts = copy.deepcopy(plain)
+    for m in texts:
+        for call in m.get("tool_calls", ()):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    bare = [m | {"content": m["content"] or None} if m.get("tool_calls") else m for m in texts]
+    parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in plain]
+    taken: list[list[dict[str, Any]]] = []
+    for form in (plain, parts, texts, bare):
+        try:
+            text = tokenizer.apply_chat_template(
+                form, tools=tools, chat_template=template, tokenize=False, **NAMES
+            )
+        except (TemplateError, TypeError, KeyError):
+            continue
+        taken.append(form)
+        called = [call.function.name for m in chat for call in m.tool_calls or ()]
+        if all(word.strip() in text for word in [*called, *(m.text for m in chat)]):
+            return form
+    return taken[0]
+
+
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_every_template_counts_as_in_transformers(tmp_path: Path, name: str) -> None:
-    folder, tokenizer = folder_with(tmp_path, TEMPLATES[name]), tiny_tokenizer()
+    from transformers import AutoTokenizer
+
+    folder = folder_with(tmp_path, TEMPLATES[name])
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     assert read(folder), "these files are read without transformers"
     count, counted = counter(f"hf:{folder}"), 0
     marked = chat_templates.is_marked(TEMPLATES[name])
@@ -154,7 +208,7 @@ def test_every_template_counts_as_in_transformers(tmp_path: Path, name: str) -> 
         except DataError:
             continue
         encoded = tokenizer.apply_chat_template(
-            [chat_templates.message(m) for m in chat],
+            readable(tokenizer, TEMPLATES[name], chat, tools),
             tools=tools,
             chat_template=TEMPLATES[name],
             tokenize=True,
@@ -162,9 +216,12 @@ def test_every_template_counts_as_in_transformers(tmp_path: Path, name: str) -> 
             return_assistant_tokens_mask=marked,
             **NAMES,
         )
-        assert list(lengths.tokens) == [len(encoded["input_ids"])]
+        # Where nothing that is special here ends the last answer, training puts the tokenizer's own end.
+        text = tokenizer.decode(encoded["input_ids"]).rstrip()
+        put = chat[-1].role == "assistant" and not text.endswith(tuple(special))
+        assert list(lengths.tokens) == [len(encoded["input_ids"]) + put]
         if marked:
-            assert list(lengths.trained) == [sum(encoded["assistant_masks"])]
+            assert list(lengths.trained) == [sum(encoded["assistant_masks"]) + put]
         counted += 1
     assert counted
 

@@ -121,7 +121,7 @@ def template(source: str, special: list[str], eos: str | None = None) -> Templat
     tokenizer.bos_token = "<bos>"
     tokenizer.eos_token = eos or special[-1]
     tokenizer.chat_template = source
-    return Template.of(tokenizer)
+    return Template(tokenizer)
 
 
 def test_the_short_form_of_mistral_says_what_the_makers_encoder_does() -> None:
@@ -228,8 +228,8 @@ def test_a_template_without_an_end_of_turn_is_said() -> None:
 def test_a_tokenizer_without_a_template_gets_chatml() -> None:
     of = template(CHATML, FAMILIES["chatml"][1])
     of.tokenizer.chat_template = None
-    stand_in = Template.of(of.tokenizer)
-    assert not stand_in.own
+    stand_in = Template(of.tokenizer)
+    assert not stand_in.chats.own
     assert trained(encode(TALK, stand_in), stand_in) == FAMILIES["chatml"][3]
 
 

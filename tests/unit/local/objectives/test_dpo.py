@@ -154,7 +154,7 @@ def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
     assert examples == list(data.train.examples())
     encoded, report = encode_file(
         Path(remote.train_id),
-        Template.of(load_tokenizer(TINY)),
+        Template(load_tokenizer(TINY)),
         pairs=True,
         max_length=None,
         train_on_inputs=False,

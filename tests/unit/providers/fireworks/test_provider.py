@@ -751,6 +751,23 @@ def test_the_price_is_told_before_anything_is_made(host: Host, fireworks: Firewo
     assert host.sent("POST", f"{ACCOUNT}/deployments") == []
 
 
+@pytest.mark.parametrize(
+    ("region", "usd", "placement"),
+    [
+        ("GLOBAL", 8, {"multiRegion": "GLOBAL"}),
+        ("EUROPE", 12, {"multiRegion": "EUROPE"}),
+        ("EU_PARIS_1", 12, {"region": "EU_PARIS_1"}),
+    ],
+)
+def test_a_region_costs_half_as_much_again(
+    host: Host, fireworks: FireworksProvider, region: str, usd: int, placement: dict[str, str]
+) -> None:
+    serve_deployments(host, placement=placement)
+    assert fireworks.deployment_price(JOB, options={"region": region}) == usd
+    assert fireworks.deploy(JOB, options={"region": region}).usd_per_hour == usd
+    assert host.sent("POST", f"{ACCOUNT}/deployments")[0].json["placement"] == placement
+
+
 def test_a_merged_deployment_of_the_cheapest_shape_scales_to_zero(
     host: Host, fireworks: FireworksProvider
 ) -> None:

@@ -431,7 +431,7 @@ def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: ScriptedHost
     assert opened[0].body == {
         "bytes": size,
         "filename": path.name,
-        "mime_type": "application/jsonl",
+        "mime_type": "text/jsonl",
         "purpose": "fine-tune",
     }
     whole = path.read_bytes()

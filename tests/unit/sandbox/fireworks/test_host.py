@@ -294,3 +294,44 @@ def test_a_tuned_model_answers_from_a_deployment(
     assert "not trained" in str(answer.choices[0].message.content)
     fireworks.deployments.delete(f"dep-{name}")
     assert f"dep-{name}" not in str([d.name for d in fireworks.deployments.list()])
+
+
+def test_evaluators_and_secrets_are_kept(fireworks: Fireworks) -> None:
+    made = fireworks.evaluators.create(
+        evaluator_id="exact", evaluator={"display_name": "Exact", "entry_point": "main.py::grade"}
+    )
+    assert made.name == "accounts/sandbox/evaluators/exact"
+    urls = fireworks.evaluators.get_upload_endpoint("exact", filename_to_size={"main.py": "12"})
+    assert urls.filename_to_signed_urls is not None and set(urls.filename_to_signed_urls) == {"main.py"}
+    fireworks.evaluators.validate_upload("exact", body={})
+    got = fireworks.evaluators.get("exact")
+    assert (got.state, got.entry_point) == ("ACTIVE", "main.py::grade")
+    changed = fireworks.evaluators.update("exact", description="same")
+    assert (changed.description, changed.display_name) == ("same", "Exact")
+    assert [e.name for e in fireworks.evaluators.list()] == [made.name]
+    with pytest.raises(sdk.ConflictError):
+        fireworks.evaluators.create(evaluator_id="exact", evaluator={})
+    fireworks.evaluators.delete("exact")
+    assert list(fireworks.evaluators.list()) == []
+
+    name = "accounts/sandbox/secrets/wandb"
+    secret = fireworks.secrets.create(key_name="WANDB_API_KEY", name=name, value="hidden-value-of-a-key")
+    assert (secret.name, secret.value) == (name, None)
+    assert [s.key_name for s in fireworks.secrets.list()] == ["WANDB_API_KEY"]
+    assert fireworks.secrets.get("wandb").value is None
+    fireworks.secrets.delete("wandb")
+    assert list(fireworks.secrets.list()) == []
+
+
+def test_fields_that_supervised_jobs_do_not_have_are_refused(
+    fireworks: Fireworks, dataset: Callable[..., str]
+) -> None:
+    name = dataset(12, "fields")
+    for extra in ({"loraAlpha": 16}, {"loraDropout": 0.1}, {"loraTargetModules": ["q_proj"]}):
+        with pytest.raises(sdk.BadRequestError, match="Unrecognized"):
+            fireworks.supervised_fine_tuning_jobs.create(dataset=name, base_model=MODEL, extra_body=extra)
+    for schedule in ({}, {"linear": {}, "cosine": {}}, {"linear": {"minLrRatio": 2}}, "cosine"):
+        with pytest.raises(sdk.BadRequestError):
+            fireworks.supervised_fine_tuning_jobs.create(
+                dataset=name, base_model=MODEL, extra_body={"lrScheduler": schedule}
+            )

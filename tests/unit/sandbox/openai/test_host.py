@@ -211,16 +211,81 @@ def test_dpo_and_reinforcement_jobs(
     method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader}}
     rows = upload(12)
     with pytest.raises(sdk.BadRequestError, match="validation"):
-        openai.fine_tuning.jobs.create(model=MODEL, training_file=rows, method=method)
-    rft = openai.fine_tuning.jobs.create(model=MODEL, training_file=rows, validation_file=rows, method=method)
+        openai.fine_tuning.jobs.create(model="o4-mini-2025-04-16", training_file=rows, method=method)
+    with pytest.raises(sdk.BadRequestError, match="does not support the reinforcement method"):
+        openai.fine_tuning.jobs.create(model=MODEL, training_file=rows, validation_file=rows, method=method)
+    method["reinforcement"]["response_format"] = {"type": "json_schema", "json_schema": {"name": "x"}}
+    rft = openai.fine_tuning.jobs.create(
+        model="o4-mini-2025-04-16", training_file=rows, validation_file=rows, method=method
+    )
+    kept = rft.to_dict()["method"]["reinforcement"]["response_format"]  # type: ignore[index]
+    assert kept == method["reinforcement"]["response_format"]
     assert finish(openai, rft.id, until).status == "succeeded"
+
+
+CHECK = {
+    "type": "string_check",
+    "name": "same",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+
+
+def test_graders_are_tried_out(openai: OpenAI) -> None:
+    graders: Any = openai.fine_tuning.alpha.graders
+    right = graders.run(grader=CHECK, model_sample="7", item={"answer": "7"})
+    wrong = graders.run(grader=CHECK, model_sample="8", item={"answer": "7"})
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+    assert right.metadata.name == "same" and not any(right.metadata.errors.to_dict().values())
+    both = {
+        "type": "multi",
+        "name": "both",
+        "graders": {"a": CHECK, "b": {**CHECK, "operation": "ne"}},
+        "calculate_output": "0.75 * a + 0.25 * b",
+    }
+    assert graders.run(grader=both, model_sample="7", item={"answer": "7"}).reward == 0.75
+    code = {"type": "python", "name": "code", "source": "def grade(sample, item): return 1.0"}
+    assert graders.run(grader=code, model_sample="7").metadata.errors.python_grader_server_error is True
+    assert graders.validate(grader=CHECK).grader.name == "same"
+    with pytest.raises(sdk.BadRequestError, match="operation must be one of"):
+        graders.validate(grader={**CHECK, "operation": "equals"})
+
+
+def test_projects_are_given_a_checkpoint_and_lose_it(
+    openai: OpenAI, upload: Callable[..., str], until: Until
+) -> None:
+    job = openai.fine_tuning.jobs.create(model=MODEL, training_file=upload(12))
+    name = str(finish(openai, job.id, until).fine_tuned_model)
+    permissions = openai.fine_tuning.checkpoints.permissions
+    made = permissions.create(name, project_ids=["proj_a", "proj_b"]).data
+    assert {p.project_id for p in made} == {"proj_a", "proj_b"}
+    assert [p.id for p in permissions.list(name, project_id="proj_a")] == [
+        p.id for p in made if p.project_id == "proj_a"
+    ]
+    assert permissions.delete(made[0].id, fine_tuned_model_checkpoint=name).deleted
+    assert len(list(permissions.list(name))) == 1
+    with pytest.raises(sdk.NotFoundError):
+        permissions.create("ft:nobody:has::this", project_ids=["proj_a"])
+
+
+def test_the_second_api_of_answers(openai: OpenAI) -> None:
+    from openai.types.responses import Response
+
+    told = openai.responses.create(model=MODEL, instructions="Be short.", input="hello", max_output_tokens=8)
+    Response.model_validate(told.to_dict(), strict=False)
+    assert told.output_text and told.usage is not None and told.usage.output_tokens <= 8
+    talk: Any = [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]
+    assert openai.responses.create(model=MODEL, input=talk).status in ("completed", "incomplete")
+    with pytest.raises(sdk.NotFoundError):
+        openai.responses.create(model="nobody-has-this", input="hello")
 
 
 def test_a_large_file_in_parts(openai: OpenAI, write: Write, until: Until) -> None:
     path = write(40)
     data = path.read_bytes()
     upload = openai.uploads.create(
-        bytes=len(data), filename="big.jsonl", mime_type="application/jsonl", purpose="fine-tune"
+        bytes=len(data), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune"
     )
     parts = [
         openai.uploads.parts.create(upload.id, data=data[at : at + 1000]).id
@@ -232,7 +297,9 @@ def test_a_large_file_in_parts(openai: OpenAI, write: Write, until: Until) -> No
     assert done.status == "completed"
     assert done.file is not None
     assert openai.files.content(done.file.id).read() == data
-    other = openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/plain", purpose="fine-tune")
+    with pytest.raises(sdk.BadRequestError, match="text/jsonl"):
+        openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/plain", purpose="fine-tune")
+    other = openai.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     assert openai.uploads.cancel(other.id).status == "cancelled"
 
 

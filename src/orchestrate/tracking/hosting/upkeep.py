@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrate.costing.deployments import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.text import duration, money, rate
-from orchestrate.tracking.deploying import Deployer, lease_name
+from orchestrate.tracking.hosting.deployer import Deployer, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import Deployment, DeploymentState, Event, Feature, Standing
 

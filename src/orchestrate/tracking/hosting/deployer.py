@@ -28,7 +28,7 @@ from orchestrate.errors import (
 )
 from orchestrate.text import duration
 from orchestrate.tracking import accounts
-from orchestrate.tracking import deployment_states as states
+from orchestrate.tracking.hosting import states
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.types import Deployment, DeploymentState, Endpoint, JobHandle, Run, Standing
 

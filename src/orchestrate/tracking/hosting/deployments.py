@@ -77,7 +77,7 @@ class Deployments:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Changes one by a function of `orchestrate.tracking.deployment_states`, in one transaction; `change`
+        """Changes one by a function of `orchestrate.tracking.hosting.states`, in one transaction; `change`
         sees it as it is now."""
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()

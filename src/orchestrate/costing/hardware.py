@@ -1,0 +1,32 @@
+"""What devices draw, hold and move, from `hardware.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+
+import msgspec
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    host_watts: int
+    watts: dict[str, int]
+    unknown_gpu: int
+    gpus: dict[str, tuple[float, float]]
+    """GB of memory, and TB/s to it."""
+
+
+@cache
+def table() -> Hardware:
+    import yaml
+
+    text = files("orchestrate.costing").joinpath("hardware.yaml").read_text(encoding="utf-8")
+    return msgspec.convert(yaml.safe_load(text), Hardware)
+
+
+def closest(device: str, names: Iterable[str]) -> str | None:
+    """Of the names whose words are all in the device's, the one with the most."""
+    words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
+    fits = [(len(name.split()), name) for name in names if set(name.upper().split()) <= words]
+    return max(fits)[1] if fits else None

@@ -1,0 +1,384 @@
+"""Whose words are whose in a conversation that a chat template has rendered.
+
+A template is a program, and few say which part of their text the model is to learn. So a conversation is
+rendered a second time with other words in the place of every message's own. What both texts share is the
+template's; between its pieces lie the messages, each found for certain, and no span reaches into another one.
+An answer begins where the generation prompt ends (the text with which the model will be asked for it)
+and ends with the token that ends the turn, which the model must learn to write.
+
+Conversations of one form (roles, tool calls, thinking, what is empty) share their pieces, so that all but the
+first are rendered once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.tokens.chat_templates import (
+    CHATML,
+    Spans,
+    carries,
+    chosen,
+    is_marked,
+    render,
+)
+from orchestrate.data.tokens.forms import Form, as_form, forms_for, signature
+from orchestrate.data.tokens.words import (
+    Cut,
+    Messages,
+    Tools,
+    aligned,
+    cut_by_values,
+    cut_by_words,
+    hidden,
+    left_out,
+    other_words,
+)
+from orchestrate.errors import DataError
+
+_MOST_KNOWN = 4096
+"""Forms of conversations that are kept; of rows of one data set there are few."""
+
+
+class Turn(NamedTuple):
+    """What is said by one assistant message."""
+
+    spans: tuple[tuple[int, int], ...]
+    """In characters: from behind the generation prompt to behind what ends the turn. Several where a template
+    writes somebody else's words between its own; none where it shows nothing."""
+    ends: bool
+    """Whether a special token ends it, which the model can learn to stop with."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    text: str
+    turns: tuple[Turn, ...]
+    """Of each assistant message, in order."""
+    messages: Sequence[ChatMessage] = field(repr=False)
+    tools: Tools = field(default=None, repr=False)
+    odd: tuple[str, ...] = ()
+    """What is odd about the turns."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the template did with the conversation that its author may not expect."""
+        return (*left_out(self.text, self.messages, self.tools), *self.odd)
+
+    @property
+    def unended(self) -> bool:
+        """Whether the text stops with an answer that nothing ends: the model's own end token has to be put
+        there."""
+        last = self.turns[-1] if self.turns else Turn((), True)
+        return not last.ends and bool(last.spans) and last.spans[-1][1] >= len(self.text.rstrip())
+
+    def weights(
+        self,
+        offsets: Sequence[tuple[int, int]],
+        *,
+        row: float = 1.0,
+        inputs: bool = False,
+    ) -> list[float]:
+        """The weight in the loss of each token at its place in the text; `inputs` trains what is not said by
+        the assistant too. Raises `DataError` where a part of an answer is to be trained that the template
+        changed."""
+        weights = [row if inputs else 0.0] * len(offsets)
+        ends = [end for _, end in offsets]
+        answers = [m for m in self.messages if m.role == "assistant"]
+        for said, turn in zip(answers, self.turns, strict=True):
+            weight = row if said.weight is None else said.weight * row
+            for start, end in turn.spans:
+                first = bisect_right(ends, start)
+                for token in range(first, bisect_left(offsets, (end, 0), lo=first)):
+                    weights[token] = weight
+            if said.loss_spans is not None and turn.spans:
+                start, end = turn.spans[0][0], turn.spans[-1][1]
+                if (at := self.text.find(said.text, start, end)) < 0:
+                    raise DataError(
+                        "the chat template changes an answer of which only a part is to be trained",
+                        fix="train the whole answer, or split it into turns with weight 0 and 1",
+                    )
+                for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
+                    if not carries(self.text, offsets[token], said.loss_spans, at, said.text):
+                        weights[token] = 0.0
+        return weights
+
+
+@dataclass
+class Conversations:
+    """A tokenizer's chat templates. `names` are the special tokens that they may write, `special` the texts
+    of all tokens that mark something."""
+
+    templates: object
+    names: Mapping[str, str]
+    special: frozenset[str]
+    _known: dict[tuple[object, ...], tuple[Form, _Pieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def own(self) -> bool:
+        """False when the tokenizer brings no template and ChatML stands in."""
+        return chosen(self.templates) is not None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template says itself what the model is to learn."""
+        return is_marked(self.source(None))
+
+    def source(self, tools: Tools) -> str:
+        """The template for a conversation with or without tools."""
+        return chosen(self.templates, tools=bool(tools)) or CHATML
+
+    def prompt(self, messages: Sequence[ChatMessage], tools: Tools = None) -> str:
+        """The text with which the model is asked for the next answer. Raises `DataError` when the template
+        refuses the conversation."""
+        form, _, _ = self._shown(messages, tools, answer_next=True)
+        return self._render(as_form(form, messages), tools, answer_next=True)[0]
+
+    def rendered(self, messages: Sequence[ChatMessage], tools: Tools = None) -> Rendered:
+        """Raises `DataError` when the template refuses the conversation."""
+        form, text, spans = self._shown(messages, tools)
+        if spans and len(spans) == sum(m.role == "assistant" for m in messages):
+            turns, odd = [self._ended(text, [span]) for span in spans], ()
+        else:
+            turns, odd = self._found(text, form, messages, tools)
+            turns = self._marked(text, spans, turns)
+        return Rendered(text, tuple(turns), messages, tools, odd)
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _found(
+        self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools
+    ) -> tuple[list[Turn], tuple[str, ...]]:
+        key = (form, bool(tools), *(signature(m) for m in messages))
+        if key not in self._known:
+            self._known[key] = (form, self._pieces(as_form(form, messages), tools, other=True))
+        pieces = self._known[key][1]
+        places = aligned(text, pieces.texts, pieces.owners, messages) if pieces else None
+        if pieces is None or places is None:
+            # The template's own words depend on those of the messages: they are looked for one by one.
+            pieces = self._pieces(as_form(form, messages), tools, other=False)
+            places = pieces.starts if pieces else None
+        if pieces is None or places is None:
+            return [Turn((), False) for m in messages if m.role == "assistant"], ()
+        return [turn.placed(places) for turn in pieces.turns], pieces.notes
+
+    def _marked(self, text: str, spans: Spans, turns: Sequence[Turn]) -> list[Turn]:
+        """What the template marks goes before what was found; each mark is of the turn that it lies in."""
+        starts = [turn.spans[0][0] if turn.spans else 0 for turn in turns]
+        mine: list[Spans] = [[] for _ in turns]
+        for start, end in spans:
+            if starts and end > start:
+                mine[max(0, bisect_left(starts, end) - 1)].append((start, end))
+        return [self._ended(text, marks) if marks else turn for marks, turn in zip(mine, turns, strict=True)]
+
+    def _render(self, messages: Messages, tools: Tools, *, answer_next: bool = False) -> tuple[str, Spans]:
+        return render(self.source(tools), messages, tools, names=self.names, answer_next=answer_next)
+
+    def _shown(
+        self, messages: Sequence[ChatMessage], tools: Tools, *, answer_next: bool = False
+    ) -> tuple[Form, str, Spans]:
+        """The first form in which the template takes the messages and shows all of them, else the one in
+        which it shows most."""
+        key = ("form", answer_next, bool(tools), *(signature(m) for m in messages))
+        known = self._known.get(key)
+        refused: DataError | None = None
+        best: tuple[int, Form, str, Spans] | None = None
+        for form in [known[0]] if known else forms_for(messages):
+            try:
+                text, spans = self._render(as_form(form, messages), tools, answer_next=answer_next)
+            except DataError as error:
+                refused = error
+                continue
+            lost = 0 if known else len(list(hidden(text, messages)))
+            if best is None or lost < best[0]:
+                best = (lost, form, text, spans)
+            if not lost:
+                break
+        if best is None:
+            raise refused or DataError("the model's chat template refuses the conversation")
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = (best[1], None)
+        return best[1], best[2], best[3]
+
+    def _pieces(self, messages: list[dict[str, Any]], tools: Tools, *, other: bool) -> _Pieces | None:
+        """The template's own words around those of the messages, with others in their place (`other`)."""
+        replaced = [other_words(m, i) for i, m in enumerate(messages)] if other else messages
+        try:
+            text, _ = self._render(replaced, tools)
+        except DataError:
+            return None
+        cut = cut_by_words(text) if other else cut_by_values(text, messages)
+        turns: list[_Outline] = []
+        notes: list[str] = []
+        for i, m in enumerate(messages):
+            if m["role"] != "assistant":
+                continue
+            before = self._upto(replaced[:i], tools, other=other, answer_next=True)
+            after = self._upto(replaced[: i + 1], tools, other=other)
+            found, apart = _turn(cut, i, before.texts[-1] if before else None, after, self.special)
+            turns.append(found)
+            if apart:
+                notes.append("what precedes an answer is not the generation prompt")
+        return _Pieces(cut.texts, cut.owners, cut.starts, turns, tuple(dict.fromkeys(notes)))
+
+    def _upto(
+        self, messages: Messages, tools: Tools, *, other: bool, answer_next: bool = False
+    ) -> Cut | None:
+        """The first messages alone; `None` where the template refuses them."""
+        try:
+            text, _ = self._render(messages, tools, answer_next=answer_next)
+        except DataError:
+            return None
+        return cut_by_words(text) if other else cut_by_values(text, messages)
+
+    def _ended(self, text: str, spans: Spans) -> Turn:
+        """Spans that the template marks, with the special token behind the last of them."""
+        start, end = spans[-1]
+        said = text[start:end].rstrip()
+        if any(said.endswith(mark) for mark in self.special):
+            return Turn(tuple(spans), True)
+        behind = [end + len(mark) for mark in self.special if text.startswith(mark, end)]
+        return Turn((*spans[:-1], (start, max(behind, default=end))), bool(behind))
+
+
+class _Place(NamedTuple):
+    piece: int
+    offset: int
+
+
+class _Run(NamedTuple):
+    """Where a turn, or a part of it, begins and ends."""
+
+    first: _Place
+    last: _Place
+    ends: bool
+
+
+class _Outline(NamedTuple):
+    runs: list[_Run]
+
+    def placed(self, places: Sequence[int]) -> Turn:
+        spans = ((places[a.piece] + a.offset, places[b.piece] + b.offset) for a, b, _ in self.runs)
+        return Turn(tuple(spans), bool(self.runs) and self.runs[-1].ends)
+
+
+class _Pieces(NamedTuple):
+    texts: list[str]
+    owners: list[tuple[int, int]]
+    starts: list[int]
+    turns: list[_Outline]
+    notes: tuple[str, ...]
+
+
+def _turn(
+    cut: Cut, i: int, before: str | None, upto: Cut | None, special: frozenset[str]
+) -> tuple[_Outline, bool]:
+    """The turn of message `i`, and whether something else than the generation prompt precedes it. `before`
+    ends with that, `upto` is the conversation with this message as its last."""
+    mine = [k for k, (owner, _) in enumerate(cut.owners) if owner == i]
+    if not mine:  # nothing of it is shown, or it is empty
+        earlier = [k for k, (owner, _) in enumerate(cut.owners) if owner < i]
+        after = upto.texts[-1] if upto else None
+        return _empty(cut, earlier[-1] + 1 if earlier else 0, before, after, special)
+    groups = [[mine[0]]]
+    for k in mine[1:]:
+        if k == groups[-1][-1] + 1:
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+    lead = cut.texts[mine[0]]
+    start, apart = _begin(lead, before, special)
+    runs: list[_Run] = []
+    for group in groups:
+        first = _Place(group[0], start if not runs else len(cut.texts[group[0]]))
+        behind = cut.texts[group[-1] + 1]
+        after = _behind(upto, cut.owners[group[-1]])
+        closing = behind if after is None else behind[: _common_prefix(behind, after)]
+        end, ends = _end(closing, behind, special)
+        runs.append(_Run(first, _Place(group[-1] + 1, end), ends))
+    return _Outline(runs), apart
+
+
+def _behind(cut: Cut | None, word: tuple[int, int]) -> str | None:
+    """What the template writes after a word."""
+    return cut.texts[cut.owners.index(word) + 1] if cut is not None and word in cut.owners else None
+
+
+def _empty(
+    cut: Cut, piece: int, before: str | None, after: str | None, special: frozenset[str]
+) -> tuple[_Outline, bool]:
+    """The turn of a message without words: what the model says is that it ends at once."""
+    text = cut.texts[piece]
+    if before is None or after is None:
+        return _Outline([]), False
+    start, apart = _begin(text, before, special)
+    behind = text[start:]
+    end, ends = _end(behind[: _common_prefix(behind, after[start:])], behind, special)
+    return _Outline([_Run(_Place(piece, start), _Place(piece, start + end), ends)]), apart
+
+
+def _begin(lead: str, before: str | None, special: frozenset[str]) -> tuple[int, bool]:
+    """How much of the text before an answer is no part of it, and whether that is another text than the
+    generation prompt's `before`."""
+    if before is None:
+        return len(lead), False
+    start = _common_prefix(lead, before)
+    if start == len(before):
+        return start, False
+    # They part in the middle of something; what was begun there is the answer's.
+    marks = [at + len(mark) for mark in special if (at := lead.rfind(mark, 0, start)) >= 0]
+    return max([*marks, lead.rfind("\n", 0, start) + 1]), True
+
+
+def _end(closing: str, behind: str, special: frozenset[str]) -> tuple[int, bool]:
+    """How far a turn reaches behind its last word, where the template closes it with `closing`, and whether a
+    special token ends it. A template may leave it to the next turn's first token."""
+    marks = sorted((at, at + len(mark)) for mark in special if mark for at in _places(closing, mark))
+    last = 0
+    for at, after in marks:
+        if last and at > last and not closing[last:at].strip():
+            break  # what stands behind white space closes the conversation, not the turn
+        last = max(last, after)
+    if last:
+        return last, True
+    stop = _special_at(behind, len(closing), special)
+    return (stop, True) if stop is not None else (len(closing.rstrip()), False)
+
+
+def _places(text: str, mark: str) -> Iterator[int]:
+    at = text.find(mark)
+    while at >= 0:
+        yield at
+        at = text.find(mark, at + len(mark))
+
+
+def _special_at(text: str, at: int, special: frozenset[str]) -> int | None:
+    """Behind the special token that comes next, white space left out, or that `at` is in the middle of."""
+    after = at + len(text[at:]) - len(text[at:].lstrip())
+    found = [
+        start + len(mark)
+        for mark in special
+        if 0 <= (start := text.find(mark, max(0, at - len(mark) + 1), after + len(mark))) <= after
+    ]
+    return max(found, default=None)
+
+
+def _common_prefix(a: str, b: str) -> int:
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # binary search: slices compare at memory speed
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
+
+
+def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """A conversation of which only `answer` carries loss, as in a preference pair."""
+    silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in prompt]
+    return [*silent, *answer]

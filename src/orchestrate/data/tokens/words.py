@@ -1,0 +1,202 @@
+"""The words of messages in a rendered conversation: where they lie, and which are not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, NamedTuple, cast
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.tokens.chat_templates import message
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
+
+KEPT = re.compile(r"(</?[\w:]*think[\w:]*>|</?tool_(?:call|response)>)")
+"""Marks in a message's own words that some templates look for."""
+_WORD = "zq{}qz{}zq"
+"""Stands for somebody's words: letters and digits, which no template changes."""
+_WORDS = re.compile(r"zq(\d+)qz\d+zq")
+
+
+class Cut(NamedTuple):
+    """A text as the template's pieces, and whose words lie between one and the next."""
+
+    texts: list[str]
+    owners: list[tuple[int, int]]
+    """Message, and which of its words: one fewer than the pieces."""
+    starts: list[int]
+    """Of each piece."""
+
+
+def values(of: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a message that are its own, in the order in which templates show them."""
+    for name in ("reasoning_content", "content"):
+        content = of.get(name)
+        for text in [str(part["text"]) for part in parts(content)] or [str(content or "")]:
+            yield from KEPT.split(text)[::2]
+    for call in of.get("tool_calls") or ():
+        yield from texts_in(call["function"]["arguments"])
+
+
+def parts(content: object) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", content) if isinstance(content, list) else []
+
+
+def texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in cast("dict[str, Any]", value).values():
+            yield from texts_in(one)
+    elif isinstance(value, list):
+        for one in cast("list[Any]", value):
+            yield from texts_in(one)
+
+
+def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """The message with other words, of the same form."""
+    numbers = count()
+
+    def word(text: str) -> str:
+        return around(text, _WORD.format(i, next(numbers)))
+
+    def other(text: str) -> str:
+        pieces = KEPT.split(text)
+        pieces[::2] = [word(piece) for piece in pieces[::2]]
+        return "".join(pieces)
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, str):
+            return word(value)
+        if isinstance(value, dict):
+            return {name: inside(one) for name, one in cast("dict[str, Any]", value).items()}
+        return [inside(one) for one in cast("list[Any]", value)] if isinstance(value, list) else value
+
+    out = dict(of)
+    for name in ("reasoning_content", "content"):
+        content = out.get(name)
+        if found := parts(content):
+            out[name] = [{**part, "text": other(str(part["text"]))} for part in found]
+        elif content:
+            out[name] = other(content)
+        else:
+            next(numbers)  # `values` has an empty text here
+    if calls := out.get("tool_calls"):
+        out["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": inside(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    return out
+
+
+def around(text: str, word: str) -> str:
+    """`word` with the white space of `text` around it, by which some templates go."""
+    core = text.strip()
+    return text if not core else text.replace(core, word, 1)
+
+
+def cut_by_words(text: str) -> Cut:
+    texts: list[str] = []
+    owners: list[tuple[int, int]] = []
+    starts, at = [0], 0
+    for found in _WORDS.finditer(text):
+        texts.append(text[at : found.start()])
+        i, k = found[0][2:-2].split("qz")
+        owners.append((int(i), int(k)))
+        at = found.end()
+        starts.append(at)
+    return Cut([*texts, text[at:]], owners, starts)
+
+
+def cut_by_values(text: str, messages: Messages) -> Cut:
+    texts: list[str] = []
+    owners: list[tuple[int, int]] = []
+    starts, at = [0], 0
+    for i, m in enumerate(messages):
+        for k, value in enumerate(values(m)):
+            core = value.strip()
+            found = min(
+                ((place, form) for form in spelt(core) if (place := text.find(form, at)) >= 0), default=None
+            )
+            if core and found is not None:
+                texts.append(text[at : found[0]])
+                owners.append((i, k))
+                at = found[0] + len(found[1])
+                starts.append(at)
+    return Cut([*texts, text[at:]], owners, starts)
+
+
+def spelt(core: str) -> tuple[str, ...]:
+    """As it is, and as JSON has it."""
+    return tuple(dict.fromkeys((core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])))
+
+
+def aligned(
+    text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Sequence[ChatMessage]
+) -> list[int] | None:
+    """Where each piece begins in `text`; `None` when it is not made of them and the messages' own words."""
+    words = [[value.strip() for value in values(message(m))] for m in messages]
+    starts, at = [0], 0
+    for piece, (i, k) in zip(pieces, owners, strict=False):
+        if not text.startswith(piece, at) or k >= len(words[i]):
+            return None
+        at += len(piece)
+        for form in spelt(words[i][k]):
+            if text.startswith(form, at) and text.startswith(pieces[len(starts)][:1], at + len(form)):
+                at += len(form)
+                break
+        else:
+            return None
+        starts.append(at)
+    return starts if text[at:] == pieces[-1] else None
+
+
+def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
+    """Words of messages that the text does not have, names and arguments of calls among them."""
+    for of in messages:
+        words = [w for piece in KEPT.split(of.text)[::2] if (w := piece.strip())]
+        for call in of.tool_calls or ():
+            words.append(call.function.name)
+        yield from (word for word in words if not any(form in text for form in spelt(word)))
+        yield from ("a call" for found in _calls_shown(text, of) if found is None)
+
+
+def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools) -> Iterator[str]:
+    for of in messages:
+        if of.role != "assistant":
+            continue
+        if (of.text.strip() or of.tool_calls) and not _any_shown(text, of):
+            yield "the chat template shows nothing of an assistant message"
+        if (thought := (of.reasoning or "").strip()) and thought not in text:
+            yield "the chat template leaves out an assistant message's reasoning"
+        if (inline := _inline_thought(of.text)) and inline not in text:
+            yield "the chat template drops the <think> part of an earlier answer"
+        if any(form is None for form in _calls_shown(text, of)):
+            yield "the chat template leaves out a tool call"
+    named = [name for tool in tools or () if (name := _tool_name(tool))]
+    if named and named[0] not in text:
+        yield "the chat template leaves out the tools"
+
+
+def _calls_shown(text: str, of: ChatMessage) -> Iterator[str | None]:
+    for call in message(of).get("tool_calls") or ():
+        for word in (call["function"]["name"], *texts_in(call["function"]["arguments"])):
+            yield next((form for form in spelt(word.strip()) if form in text), None)
+
+
+def _any_shown(text: str, of: ChatMessage) -> bool:
+    words = [w for w in values(message(of)) if w.strip()] + [c.function.name for c in of.tool_calls or ()]
+    return any(form in text for word in words for form in spelt(word.strip()))
+
+
+def _inline_thought(text: str) -> str:
+    found = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str | None:
+    function = tool.get("function", tool)
+    return function.get("name") if isinstance(function, Mapping) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]

@@ -1,0 +1,102 @@
+"""OpenAI's graders, tried out: `fine_tuning/alpha/graders/run` and `validate`.
+
+Answers are graded by this machine's own graders. What those leave out (code, models behind an API) is
+answered as the host answers when its grader fails: a reward of 0, and the error named in the metadata.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.sandbox.host import Body, HostError, json_answer, json_body, parse, route
+
+_ERRORS = (
+    "formula_parse_error",
+    "invalid_variable_error",
+    "model_grader_parse_error",
+    "model_grader_refusal_error",
+    "model_grader_server_error",
+    "other_error",
+    "python_grader_runtime_error",
+    "python_grader_server_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+)
+
+
+class Run(Body):
+    grader: dict[str, Any]
+    model_sample: str
+    item: Any = None
+
+
+class Validate(Body):
+    grader: dict[str, Any]
+
+
+def routes() -> list[BaseRoute]:
+    graders = "/v1/fine_tuning/alpha/graders"
+    return [route(f"{graders}/run", "POST", run), route(f"{graders}/validate", "POST", validate)]
+
+
+async def validate(request: Request) -> Response:
+    asked = parse(Validate, await json_body(request))
+    _require(asked.grader)
+    return json_answer({"grader": asked.grader})
+
+
+async def run(request: Request) -> Response:
+    asked = parse(Run, await json_body(request))
+    _require(asked.grader)
+    return json_answer(await run_in_threadpool(_graded, asked))
+
+
+def _require(grader: dict[str, Any]) -> None:
+    """Raises `HostError` 400 for what is no grader."""
+    if grader.get("type") in ELSEWHERE:
+        return
+    if reason := refusal(grader, allow_code=True):
+        raise HostError(400, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
+
+
+def _graded(asked: Run) -> dict[str, Any]:
+    grader, started = asked.grader, time.monotonic()
+    errors: dict[str, Any] = dict.fromkeys(_ERRORS, False)
+    reward = 0.0
+    if grader.get("type") in ELSEWHERE:
+        errors |= {
+            "model_grader_server_error": True,
+            "model_grader_server_error_details": "the sandbox asks no model",
+        }
+    elif runs_code(grader):
+        errors |= {
+            "python_grader_server_error": True,
+            "python_grader_server_error_type": "not run here",
+        }
+    else:
+        item: dict[str, Any] = cast("Any", asked.item) if isinstance(asked.item, dict) else {}
+        with Grader(grader) as graders:
+            [grade] = graders.grade([asked.model_sample], [item])
+        reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
+    return {
+        "reward": reward,
+        "sub_rewards": {},
+        "model_grader_token_usage_per_model": {},
+        "metadata": {
+            "name": str(grader.get("name") or ""),
+            "type": str(grader.get("type")),
+            "errors": errors,
+            "execution_time": time.monotonic() - started,
+            "scores": {},
+            "token_usage": None,
+            "sampled_model_name": None,
+        },
+    }

@@ -1,0 +1,220 @@
+"""Whose words are trained, over every chat template that the installed TRL carries (Apache-2.0) and kinds of
+conversations, each message with a word of its own by which it is known."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.tokens.chat_templates import CHATML
+from orchestrate.data.tokens.turns import Conversations
+from orchestrate.errors import DataError
+
+TEMPLATES = {"chatml": CHATML} | {
+    file.name.removesuffix(".jinja"): file.read_text("utf-8")
+    for file in files("trl").joinpath("chat_templates").iterdir()
+    if file.name.endswith(".jinja")
+}
+MARKS = re.compile(
+    r"<[|\uff5c][^<>\s'\"{}|\uff5c]+[|\uff5c]?>|<\w+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
+)
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+WORD = re.compile(r"[uastrc](\d)[a-z]+\b")
+"""A word of message N: `u2three` is the user's third."""
+
+
+def said(role: Any, content: str, *cities: str, reasoning: str | None = None) -> ChatMessage:
+    calls = [
+        ToolCall(id=f"call_{n}", function=FunctionCall(name="weather", arguments=f'{{"city": "{city}"}}'))
+        for n, city in enumerate(cities, 1)
+    ]
+    id = "call_1" if role == "tool" else None
+    return ChatMessage(
+        role=role, content=content, tool_calls=calls or None, reasoning=reasoning, tool_call_id=id
+    )
+
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Of a place.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "?"}}},
+        },
+    }
+]
+Talk = tuple[list[ChatMessage], list[dict[str, Any]] | None]
+
+
+def talk(*messages: ChatMessage, tools: list[dict[str, Any]] | None = None) -> Talk:
+    return list(messages), tools
+
+
+ASK, MORE, RAIN = said("user", "u0one"), said("user", "u2x"), said("tool", "t2rain")
+KINDS: dict[str, Talk] = {
+    "plain": talk(ASK, said("assistant", "a1two")),
+    "multi": talk(ASK, said("assistant", "a1two"), MORE, said("assistant", "a3four")),
+    "system": talk(
+        said("system", "s0be"),
+        said("user", "u1x"),
+        said("assistant", "a2y"),
+        said("user", "u3one"),
+        said("assistant", "a4two"),
+    ),
+    "thinking": talk(
+        ASK,
+        said("assistant", "a1two", reasoning="r1why"),
+        MORE,
+        said("assistant", "a3four", reasoning="r3hmm"),
+    ),
+    "thinking in the text": talk(
+        ASK,
+        said("assistant", "<think>\nr1why\n</think>\n\na1two"),
+        MORE,
+        said("assistant", "<think>\nr3hmm\n</think>\n\na3y"),
+    ),
+    "tools": talk(ASK, said("assistant", "", "c1paris"), RAIN, said("assistant", "a3four"), tools=TOOLS),
+    "tools and talk": talk(
+        ASK,
+        said("assistant", "a1lead", "c1paris"),
+        RAIN,
+        said("assistant", "a3four"),
+        said("user", "u4x"),
+        said("assistant", "a5y"),
+        tools=TOOLS,
+    ),
+    "two calls": talk(
+        ASK,
+        said("assistant", "", "c1paris", "c1rome"),
+        RAIN,
+        said("tool", "t3sun"),
+        said("assistant", "a4four"),
+        tools=TOOLS,
+    ),
+    "tools and thinking": talk(
+        ASK,
+        said("assistant", "", "c1paris", reasoning="r1why"),
+        RAIN,
+        said("assistant", "a3four", reasoning="r3hmm"),
+        tools=TOOLS,
+    ),
+    "an empty answer": talk(ASK, said("assistant", ""), MORE, said("assistant", "a3y")),
+}
+ONE_CALL = ("llama3_1", "llama3_2")
+NO_TOOL_ROLE = ("gemma", "gemma3", "cohere", "cohere2", "llava_next")
+REFUSED = (
+    {(name, "two calls") for name in ONE_CALL}
+    | {
+        (name, kind)
+        for name in NO_TOOL_ROLE
+        for kind in ("tools", "tools and talk", "two calls", "tools and thinking")
+    }
+    | {("gemma", "system")}
+)
+"""What these templates themselves refuse, by `raise_exception`."""
+
+
+def conversations(template: object) -> Conversations:
+    return Conversations(template, NAMES, frozenset(MARKS.findall(str(template))) | {"<s>", "</s>"})
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_span_has_its_own_messages_words_and_no_other_ones(name: str, kind: str) -> None:
+    messages, tools = KINDS[kind]
+    if (name.removesuffix("_training"), kind) in REFUSED:
+        with pytest.raises(DataError, match="chat template refuses"):
+            conversations(TEMPLATES[name]).rendered(messages, tools)
+        return
+    found = conversations(TEMPLATES[name]).rendered(messages, tools)
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    assert len(found.turns) == len(answers)
+    for i, turn in zip(answers, found.turns, strict=True):
+        text = "".join(found.text[start:end] for start, end in turn.spans)
+        assert {int(n) for n in WORD.findall(text)} <= {i}
+        for call in messages[i].tool_calls or ():
+            city = call.function.arguments.split('"')[3]
+            assert city in text or city not in found.text
+        if WORD.search(messages[i].text):
+            assert WORD.findall(messages[i].text)[-1] in WORD.findall(text)
+        last = found.unended and i == answers[-1]
+        assert turn.ends or last or "precedes" in " ".join(found.notes), (text, found.text)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss", "deepseekv3", "glm4moe", "gemma4", "chatml"])
+def test_an_answer_begins_where_the_generation_prompt_ends(name: str) -> None:
+    chats = conversations(TEMPLATES[name])
+    messages, tools = KINDS["tools"]
+    found = chats.rendered(messages, tools)
+    for i, turn in zip((1, 3), found.turns, strict=True):
+        prompt = chats.prompt(messages[:i], tools)
+        whole = found.text.startswith(prompt) and turn.spans[0][0] == len(prompt)
+        assert whole or "what precedes an answer is not the generation prompt" in found.notes
+
+
+BY_HAND = {
+    ("qwen3", "plain"): ["<think>\n\n</think>\n\na1two<|im_end|>"],
+    ("qwen3", "tools"): [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "c1paris"}}\n</tool_call><|im_end|>',
+        "<think>\n\n</think>\n\na3four<|im_end|>",
+    ],
+    ("gptoss", "tools"): [
+        ' to=functions.weather<|channel|>commentary json<|message|>{"city": "c1paris"}<|call|>',
+        "<|channel|>final<|message|>a3four<|return|>",
+    ],
+    ("gptoss", "thinking"): [
+        "<|channel|>final<|message|>a1two<|end|>",
+        "<|channel|>analysis<|message|>r3hmm<|end|><|start|>assistant<|channel|>final<|message|>a3four<|return|>",
+    ],
+    ("glm4moe", "multi"): ["\n<think></think>\na1two<|user|>", "\n<think></think>\na3four"],
+    ("gemma4", "tools"): [
+        '<|tool_call>call:weather{city:<|"|>c1paris<|"|>}<tool_call|><|tool_response>',
+        "a3four<turn|>",
+    ],
+    ("deepseekv3", "an empty answer"): ["<｜end▁of▁sentence｜>", "a3y<｜end▁of▁sentence｜>"],
+    ("chatml", "tools"): [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "c1paris"}}\n</tool_call><|im_end|>',
+        "a3four<|im_end|>",
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), BY_HAND)
+def test_spans_judged_by_hand(name: str, kind: str) -> None:
+    found = conversations(TEMPLATES[name]).rendered(*KINDS[kind])
+    assert ["".join(found.text[a:b] for a, b in turn.spans) for turn in found.turns] == BY_HAND[name, kind]
+
+
+def test_the_template_for_tools_is_taken_when_there_are_tools() -> None:
+    named = {"default": "{{ 'plain' }}", "tool_use": "{{ 'with tools' }}"}
+    chats = conversations(named)
+    assert chats.rendered(KINDS["plain"][0]).text == "plain"
+    assert chats.rendered(*KINDS["tools"]).text == "with tools"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=40), min_size=4, max_size=4),
+    name=st.sampled_from(["qwen3", "llama3_1", "gemma3", "deepseekv3", "gptoss", "phi3", "lfm2"]),
+)
+def test_any_words_are_found_where_they_stand(texts: list[str], name: str) -> None:
+    """Whatever is said: a span lies in the text behind the turns before it, and holds what was said."""
+    roles: list[Any] = ["user", "assistant", "user", "assistant"]
+    messages = [ChatMessage(role=role, content=text) for role, text in zip(roles, texts, strict=True)]
+    found = conversations(TEMPLATES[name]).rendered(messages)
+    ends = 0
+    for message, turn in zip(messages[1::2], found.turns, strict=True):
+        if not turn.spans:
+            continue
+        assert ends <= turn.spans[0][0] <= turn.spans[-1][1] <= len(found.text)
+        ends = turn.spans[-1][1]
+        if "think" not in message.text:  # which some templates take out
+            said = found.text[turn.spans[0][0] : ends]
+            assert message.text.strip() in said or message.text.strip() not in found.text
