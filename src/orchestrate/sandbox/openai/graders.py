@@ -7,7 +7,7 @@ answered as the host answers when its grader fails: a reward of 0, and the error
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -35,7 +35,7 @@ _ERRORS = (
 class Run(Body):
     grader: dict[str, Any]
     model_sample: str
-    item: Any = None
+    item: dict[str, Any] | None = None
 
 
 class Validate(Body):
@@ -82,9 +82,8 @@ def _graded(asked: Run) -> dict[str, Any]:
             "python_grader_server_error_type": "not run here",
         }
     else:
-        item: dict[str, Any] = cast("Any", asked.item) if isinstance(asked.item, dict) else {}
         with Grader(grader) as graders:
-            [grade] = graders.grade([asked.model_sample], [item])
+            [grade] = graders.grade([asked.model_sample], [asked.item or {}])
         reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
     return {
         "reward": reward,
