@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -223,6 +222,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def user_and_machine() -> str:
     """Who is at work here: `ada@laptop`."""
+    import getpass
+
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import config
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.tracking.transitions import UNSENT as UNSENT
+from orchestrate.tracking.transitions import UNSETTLED as UNSETTLED
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings

@@ -5,28 +5,66 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "starlette", "uvicorn")
 EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
-START = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); from orchestrate.cli import main; main()"
+BARE = f"""
+import json, os, sys
+sys.modules.update(dict.fromkeys({EXTRAS}))
+import orchestrate.data.operations.check, orchestrate.quoting, orchestrate.service, orchestrate.specfile
+import orchestrate.tracking.store
+from orchestrate.costing import built_in
+from orchestrate.data.tokens.counting import batch_counter
+from orchestrate.cli import main
+built_in()
+batch_counter("o200k_base")(["warm"])
+for line in sys.stdin:
+    words, folder, env, *streams = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, path in enumerate([os.devnull, *streams]):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = ["orchestrate", *words]
+        main()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""For each line with a command a process where no extra is, forked from one that has imported the rest."""
 ROWS = [
     [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(20)
 ]
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[subprocess.Popen[str]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", BARE], **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def base(tmp_path: Path, cli_env: dict[str, str]):
+def base(bare: subprocess.Popen[str], tmp_path: Path, cli_env: dict[str, str]):
     lines = [json.dumps({"messages": row}) + "\n" for row in [*ROWS, ROWS[3]]]
     (tmp_path / "train.jsonl").write_text("".join(lines))
     (tmp_path / "valid.jsonl").write_text("".join(lines[:2]))
     (tmp_path / "finetune.yaml").write_text("model: qwen3.5-9b\ntrain: train.jsonl\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-c", START, *arguments]
-        return subprocess.run(words, cwd=tmp_path, env=cli_env, capture_output=True, text=True, input="")
+        streams = [tmp_path / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
+        print(
+            json.dumps([arguments, str(tmp_path), cli_env, *map(str, streams)]), file=bare.stdin, flush=True
+        )
+        code = int(bare.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in streams))
 
     return run
 

@@ -103,7 +103,9 @@ class PaperHost(Provider):
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
         self._log("upload")
-        remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=f"file-{data.digest[:8]}")
+        # No two files of a host have one id, whosever they are.
+        id = f"file-{self.owner}-{data.digest[:8]}"
+        remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=id)
         self._upload(remote).touch()
         return remote
 

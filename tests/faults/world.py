@@ -25,7 +25,7 @@ from orchestrate.types import Run, SubmitPhase
 
 HOSTED = [name for name in BACKENDS if name != "local"]
 CREATE = {"openai": "fine_tuning/jobs$", "together": "fine-tunes$", "fireworks": "FineTuningJobs$"}
-SETTLED = Timing(send_limit_s=0.2, requests=0, margin_s=0.5, lease_s=1.0, patience_s=5.0)
+SETTLED = Timing(send_limit_s=0.2, requests=0, margin_s=0.2, lease_s=1.0, patience_s=5.0)
 """Of the parent, which knows that the child is dead and no request is under way."""
 LATE = replace(SETTLED, margin_s=4.0)
 """The same for a request that arrives late, on a machine that may be busy."""
@@ -104,7 +104,7 @@ class World:
                     Submitter(self.store, self.provider(run.provider), UNHURRIED).resume(run, self.data())
             if not waiting:
                 return
-            time.sleep(0.3)
+            time.sleep(0.05)
         raise AssertionError(f"not settled: {waiting}")
 
     def jobs(self, name: str) -> list[HostJob]:

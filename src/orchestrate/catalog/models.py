@@ -37,6 +37,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The last day: then the base model and every tune made on it stop answering."""
     successor: str | None = None
     """What the host itself names as the replacement, where it has announced the end."""
+    successor_note: str | None = None
+    """What a reader of its price should know."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 

@@ -23,9 +23,9 @@ class NeedOptions:
 
     private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
     latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None
-    changing: Annotated[
-        bool, typer.Option("--changing", help="What is true in the answers changes often.")
-    ] = False
+    changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
+        False
+    )
     own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
     evaluated: Annotated[
         str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")

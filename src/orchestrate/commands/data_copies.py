@@ -73,7 +73,7 @@ def convert(
         ),
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Write what can be held, and say what is lost.")
+        bool, typer.Option("--allow-loss", help="Write what the format can hold, and say what is lost.")
     ] = False,
     messages: Messages,
     reading: Reading,

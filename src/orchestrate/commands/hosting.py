@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Terms:
         return {
             "max_usd_per_hour": _usd("--max-usd-per-hour", self.max_usd_per_hour),
             "max_cost_usd": _usd("--max-cost", self.max_cost),
-            "max_hours": None if self.max_hours is None else Decimal(str(self.max_hours)),
+            "max_hours": _hours(self.max_hours),
         }
 
 
@@ -225,6 +226,12 @@ def _usd(flag: str, value: str | None) -> Decimal | None:
     if not found.is_finite() or found < 0:
         raise UsageError(f"{flag} takes US dollars, such as 25 or 7.50; got {value!r}")
     return found
+
+
+def _hours(value: float | None) -> Decimal | None:
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"--max-hours takes a number of hours, such as 8 or 0.5; got {value}")
+    return None if value is None else Decimal(str(value))
 
 
 def _minutes(text: str) -> int:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, print_text, table
 from orchestrate.errors import UsageError
+from orchestrate.text import count
 from orchestrate.types import EvaluationResult, Score
 
 FORMATS = ("table", "md", "html", "csv", "json")
@@ -24,7 +25,7 @@ def evaluate(
     metric: Annotated[
         str, typer.Option(help="auto, exact_match, json_match, json_fields, contains, token_f1.")
     ] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None,
     on: Annotated[
         str, typer.Option(help="host: its endpoint; here: the adapter on this machine; auto.")
     ] = "auto",
@@ -71,7 +72,9 @@ def evaluate(
         )
     out.print(shown)
     for r in results:
-        note(f"{r.run_id}: {r.tuned.n} rows, answered by {r.served_by}; each answer in {r.items_file}")
+        note(
+            f"{r.run_id}: {count(r.tuned.n, 'row')}, answered by {r.served_by}; each answer in {r.items_file}"
+        )
 
 
 def compare(

@@ -20,10 +20,10 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.hosting import in_words
 from orchestrate.deployment import hourly
-from orchestrate.errors import ProviderError, SetupError
+from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.text import limit, money, quoted
 from orchestrate.types import Feature, JobStatus, Run
-from orchestrate.watching import UNSENT
+from orchestrate.watching import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -196,9 +196,14 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
 
 
 def cancel(context: typer.Context, run: RunArg, json: Json = False) -> None:
-    """End a run. What was trained so far is billed by most hosts."""
+    """End a run. What was trained so far is billed by most hosts. Exit code 5: it is not known yet whether it
+    has a job, which is ended as soon as it is found."""
     with orchestrator(context) as ft:
-        _show_status(ft.run(run).cancel(), json=json)
+        after = ft.run(run).cancel()
+        _show_status(after, json=json)
+    if after.phase in UNSETTLED:
+        note("a job of it may be there; it is cancelled as soon as it is found:  orchestrate sync")
+        raise typer.Exit(OutcomeUnknown.exit_code)
 
 
 def pause(context: typer.Context, run: RunArg, json: Json = False) -> None:

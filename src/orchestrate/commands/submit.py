@@ -109,7 +109,8 @@ def _require_agreement(
     """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
     backend's run."""
     for same in [] if spending.again else [found.same for found in new if found.same]:
-        warn(same.message)
+        if sys.stdin.isatty():  # without one it is the error's to say
+            warn(same.message)
         # `--yes` agrees to a price, not to paying it twice.
         if not confirm("Submit a second one?", yes=False):
             raise same

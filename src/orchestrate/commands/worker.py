@@ -15,9 +15,11 @@ import typer
 from orchestrate import watching
 from orchestrate.commands.console import Json, confirm, note, orchestrator, out, print_json, warn
 from orchestrate.commands.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.errors import HostUnavailable, MissingKey
 from orchestrate.text import count, inert_json
 
 if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
     from orchestrate.watching import Choose, Lost, SyncReport
 
 
@@ -75,10 +77,12 @@ def recover(
     json: Json = False,
 ) -> None:
     """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared
-    account they may be a colleague's, so they are listed and asked for."""
+    account they may be a colleague's, so they are listed and asked for. Exit code 4: a backend that was
+    named, or that has a key, could not be searched."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
+        unsearched = [f for f in report.failures if provider != "all" or _has_key(ft, f.provider)]
     if json:
         print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
     else:
@@ -102,6 +106,16 @@ def recover(
         note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
     if report.doubled or (report.offered and not run):
         raise typer.Exit(1)
+    if unsearched:
+        raise typer.Exit(HostUnavailable.exit_code)
+
+
+def _has_key(ft: Orchestrator, name: str) -> bool:
+    try:
+        ft.ready(name)
+    except MissingKey:
+        return False
+    return True
 
 
 def _choice(named: list[str] | None) -> Choose:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import date, timedelta
 from decimal import Decimal
 
+from msgspec.structs import replace
+
 from orchestrate import catalog
-from orchestrate.catalog import Model
+from orchestrate.catalog import HostModel, Model
 from orchestrate.catalog.models import lookup
 from orchestrate.costing.traffic import DAYS_PER_MONTH, Traffic
 from orchestrate.errors import UsageError
@@ -27,6 +29,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
     """Its last day, where its host has announced one."""
     successor: BasePrice | None = None
     """What its host names as the replacement."""
+    note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
         """Whether it ends before so many days have passed."""
@@ -49,9 +52,10 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return f"{self.model} until its end on {self.until}, then {self.successor.model}"
 
     def terms(self) -> str:
+        more = f"; {self.note}" if self.note else ""
         return (
             f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
-            f"{rate(self.usd_per_request)} per request ({self.source})"
+            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
         )
 
 
@@ -72,15 +76,15 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
             found = calc_price(usage, model_ref=name)
         except LookupError:
             continue
-        until, named = _end(known)
+        host = _ending(known)
         return BasePrice(
             model=found.model.name or model,
             provider=found.provider.id,
             usd_per_request=found.total_price,
             input_tokens=tokens,
             source=f"genai-prices {version('genai-prices')}",
-            until=until,
-            successor=base_price(named, traffic, saved_tokens=saved_tokens) if named else None,
+            until=host.shutdown if host else None,
+            successor=_named(host, traffic, saved_tokens) if host else None,
         )
     raise UsageError(
         f"genai-prices has no price of {model!r}",
@@ -88,13 +92,19 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
     )
 
 
-def _end(model: Model | None) -> tuple[date | None, str | None]:
-    """When its maker's own host ends it, and what it names instead. Open weights go on elsewhere."""
+def _ending(model: Model | None) -> HostModel | None:
+    """Where its maker's own host ends it. Open weights go on elsewhere."""
     if model is None or model.open:
-        return None, None
+        return None
     hosts = [host for host in model.hosts.values() if host.shutdown]
-    last = max(hosts, key=lambda host: host.shutdown or date.min, default=None)
-    return (last.shutdown, last.successor) if last else (None, None)
+    return max(hosts, key=lambda host: host.shutdown or date.min, default=None)
+
+
+def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | None:
+    if host.successor is None:
+        return None
+    found = base_price(host.successor, traffic, saved_tokens=saved_tokens)
+    return replace(found, note=host.successor_note or "")
 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:

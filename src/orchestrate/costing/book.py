@@ -31,6 +31,8 @@ UNITS = (
     "usd_per_gb_month",
 )
 
+MOST_USD = Decimal(1_000_000_000)
+"""Of one unit: above it a price is a slip of the hand, and sums of it lose their cents."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
 """Relative half-width put around a rate. Old: the last known moves of published prices were -30% (Together's
 training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule by which
@@ -77,6 +79,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         units = [name for name in UNITS if getattr(self, name) is not None]
         if len(units) != 1:
             raise ValueError(f"a rate needs exactly one of {', '.join(UNITS)}; got {units or 'none'}")
+        if not all(usd.is_finite() and usd < MOST_USD for usd in (self.usd, self.usd_max or Decimal(0))):
+            raise ValueError(f"a price is a number below {MOST_USD:,}")
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
             raise ValueError("a price is not negative, and usd_max is not below it")
         if self.end is not None and self.end < self.start:
@@ -301,18 +305,24 @@ def _rates(document: Any, name: str) -> list[Rate]:
             "the keys of those without a date"
         )
     values = cast("dict[str, Any]", document)
-    sources: dict[str, str] = values.get("sources") or {}
+    listed: Any = values["rates"]
+    sources: Any = values.get("sources") or {}
+    if not isinstance(listed, list) or not isinstance(sources, dict):
+        raise ConfigError(f"{name}: rates is a list, and sources are names with what they stand for")
+    entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
+    undated_ones = cast("list[Any]", list(values.get("undated") or ()))
     rates: list[Rate] = []
-    for number, item in enumerate(values["rates"], 1):
+    for number, item in enumerate(entries, 1):
         if not isinstance(item, dict):
             raise ConfigError(f"{name}: rate {number} is not a mapping")
         entry = cast("dict[str, Any]", item)
-        undated = entry.get("source", "") in (values.get("undated") or ())
+        source = str(entry.get("source") or "")
+        undated = source in undated_ones
         fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
-        fields["source"] = sources.get(fields.get("source", ""), fields.get("source", ""))
+        fields["source"] = names.get(source, source)
         if not fields["source"]:
             raise ConfigError(f"{name}: rate {number} has no source; every price says where it was read")
-        if unknown := sorted(set(fields) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
+        if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
             rates.append(msgspec.convert(fields, Rate))
@@ -347,7 +357,7 @@ def parse_flag(text: str, today: date) -> Rate:
         usd = Decimal(found["usd"].strip()) if found else None
     except InvalidOperation:
         usd = None
-    if found is None or usd is None or not usd.is_finite() or usd < 0:
+    if found is None or usd is None or not usd.is_finite() or not 0 <= usd < MOST_USD:
         raise UsageError(
             f"--rate {text!r} is not understood",
             fix="write PROVIDER:METHOD[@MODEL]=USD, for example mycloud:sft_lora@qwen3.5-9b=0.30",

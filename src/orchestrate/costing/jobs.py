@@ -129,6 +129,8 @@ def quote_sized_job(
     undecided = None
     if minimum := prices.of("minimum", resolved):
         top_up = _minimum(lines, minimum)
+        if minimum.note and top_up.usd_high > 0:
+            notes.append(f"on its minimum: {minimum.note}")
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
@@ -202,8 +204,6 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     span = text.rate(low)
     if low != high:
         span += f" to {text.rate(high)}, by model; the table was not found"
-    if minimum.note:
-        span += f" ({minimum.note})"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),

@@ -205,7 +205,7 @@ class _Period:
         if each is not None and months > 0:
             since = break_even(
                 training.expected_usd / months,
-                (each - serving.each_usd(traffic)) * DAYS_PER_MONTH,
+                (each - serving.each_usd) * DAYS_PER_MONTH,
                 serving.units,
                 single=serving.single,
             )

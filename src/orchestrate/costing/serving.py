@@ -52,15 +52,12 @@ class Serving(Record, frozen=True, kw_only=True):
     utilisation: float | None = None
     """Mean load over what the units could do while they are up."""
 
+    each_usd: Decimal = Decimal(0)
+    """What one more request costs by the token."""
+
     @property
     def monthly_usd(self) -> Decimal:
         return sum((entry.usd for entry in self.lines), Decimal(0))
-
-    def each_usd(self, traffic: Traffic) -> Decimal:
-        """What one more request costs."""
-        if self.units or not traffic.requests_per_month:
-            return Decimal(0)
-        return self.monthly_usd / traffic.requests_per_month
 
 
 def token_rates(
@@ -80,6 +77,7 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> Serving:
         ),
         words=f"by the token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million; "
         "no hosting fee",
+        each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
         assumptions=("no cached prompt tokens, no batch discount",),
     )
 

@@ -135,8 +135,11 @@ def _wrong(error: BaseException) -> str:
     """What is wrong with an answer, in words: no class of Python's is the user's."""
     if isinstance(error, Unreadable):
         return _short(str(error))
-    what = "it is not JSON" if isinstance(error, json.JSONDecodeError) else "it is not what the API promises"
-    return f"{what}: {_short(str(error)) or type(error).__name__}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON: {_short(str(error))}"
+    # What an SDK stumbles over speaks of its own insides.
+    said = "" if isinstance(error, AttributeError | TypeError | LookupError) else _short(str(error))
+    return "it is not what the API promises" + (f": {said}" if said else "")
 
 
 def status_of(error: BaseException) -> int | None:

@@ -20,21 +20,19 @@ from orchestrate.types import Feature, Score
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.providers.base import Provider
     from orchestrate.quoting import Ownership, Use
     from orchestrate.service.orchestrator import Orchestrator
 
 _EPOCHS = 3
 
 
-def advise(
-    file: str | Path, needs: Needs, totals: Sequence[Ownership] = (), backends: Sequence[Provider] = ()
-) -> Advice:
-    """As `Orchestrator.advise`. Of prompts for RFT it is told which of the `backends` have it no more."""
+def advise(ft: Orchestrator, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+    """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
     dataset = Dataset.open(file)
     found = weigh(facts.measure(dataset), needs, totals)
     if dataset.kind != "rl":
         return found
+    backends = [ft.provider(name) for name in ft.backends()]
     reasons = {b.name: b.ended(date.today()).get(Feature.RFT) for b in backends}
     ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))

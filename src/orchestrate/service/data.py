@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orchestrate.attributes import late
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.profile import this_machine
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.dedupe import dedupe as dedupe
     from orchestrate.data.operations.fix import fix as fix
     from orchestrate.data.operations.inspect import inspect as inspect
+    from orchestrate.data.operations.preview import PreviewReport
     from orchestrate.data.operations.preview import heading as heading
     from orchestrate.data.operations.preview import html as html
     from orchestrate.data.operations.review import Review as Review
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrate.data.passes.ray_engine import on_ray as on_ray
     from orchestrate.local.encoding.preview import read_preview as read_preview
     from orchestrate.providers.registry import format_of as format_of
+    from orchestrate.service.orchestrator import Orchestrator
 
 _PUBLIC = {
     "Division": "data.operations.split",
@@ -63,6 +65,21 @@ _PUBLIC = {
 
 
 __getattr__ = late("orchestrate", _PUBLIC)
+
+
+def rows_of_run(ft: Orchestrator, run: str, first: int, count: int) -> PreviewReport:
+    """The rows that the host of a run shows as its trainer saw them. Raises `UsageError` for no such run,
+    `Unsupported` where the host shows none, `DataError` while there is none."""
+    from orchestrate.data.operations.preview import PreviewReport
+
+    handle = ft.run(run)
+    rows = [row for row in handle.rendered() if row.row >= first][:count]
+    if not rows:
+        raise DataError(
+            f"{handle.record.provider} shows no row of run {handle.id} from row {first} on",
+            fix="it writes some of the rows when the job has ended",
+        )
+    return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,8 +163,7 @@ class Orchestrator:
         the money. Offline. Raises `DataError` for a file that cannot be read."""
         from orchestrate.service import advice
 
-        backends = [self.provider(name) for name in self.backends()]
-        return advice.advise(file, needs or advice.Needs(), totals, backends)
+        return advice.advise(self, file, needs or advice.Needs(), totals)
 
     # -- before spending ------------------------------------------------------------------------------------
 
@@ -366,17 +365,10 @@ class Orchestrator:
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
-        from orchestrate import costing
+        from orchestrate.costing import bill_run
 
-        backend = self.provider(run.provider)
-        return costing.bill_run(
-            run,
-            job,
-            profile=backend.profile,
-            prices=backend.prices,
-            book=self.rates,
-            now=self.store.clock.now(),
-        )
+        backend, now = self.provider(run.provider), self.store.clock.now()
+        return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or

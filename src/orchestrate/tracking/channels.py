@@ -178,7 +178,7 @@ class Webhook:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise UsageError(f"the address of the webhook is no URL: {error}") from error
+            raise UsageError(f"the address of the webhook is not a URL: {error}") from error
         if not parts.hostname or not (
             parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
@@ -26,6 +27,8 @@ from orchestrate.tracking import schema
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
 """Up to here the whole file is verified whenever it is opened (some milliseconds); above it on `verify`."""
+_LEAST_FREE = 65_536
+"""Bytes; a log's index alone takes half of it."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
@@ -81,7 +84,9 @@ def translated(place: str) -> Generator[None]:
 def _store_error(place: str, error: BaseException) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
-    if primary == sqlite3.SQLITE_FULL:
+    # The files beside it cannot be made or grow either, and that is told as another error.
+    beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
+    if primary == sqlite3.SQLITE_FULL or beside:
         return StoreError(
             f"no room to write the run store {place}", fix="free some disk space, then try again"
         )
@@ -99,6 +104,13 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     failure = StoreError(f"the run store {place} failed: {str(error).strip()}", fix="orchestrate doctor")
     failure.retryable = primary in (None, sqlite3.SQLITE_IOERR)
     return failure
+
+
+def _is_full(place: str) -> bool:
+    try:
+        return shutil.disk_usage(Path(place).parent).free < _LEAST_FREE
+    except OSError:
+        return False
 
 
 # -- SQLite ------------------------------------------------------------------------------------------------

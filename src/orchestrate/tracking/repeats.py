@@ -145,7 +145,7 @@ def already(run: Run) -> AlreadySubmitted:
 
 def _state(run: Run) -> str:
     if run.phase in UNSENT:
-        return "was interrupted before anything was sent"
+        return "was not sent yet (another process may be at it, or it was interrupted)"
     return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
 
 

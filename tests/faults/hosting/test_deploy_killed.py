@@ -22,6 +22,7 @@ from orchestrate.tracking import Store, Timing
 from orchestrate.tracking.hosting.deployer import Deployer
 from orchestrate.types import DeploymentState
 
+LEASE_S = 0.3
 LEASE = timedelta(seconds=2)
 POINTS = ("after-intent", "after-creating", "after-request")
 
@@ -35,7 +36,7 @@ def deploy_once(arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Store.open(url) as store:
-        timing = Timing(send_limit_s=60.0, lease_s=1.0)
+        timing = Timing(send_limit_s=60.0, lease_s=LEASE_S)
         deployer = Deployer(store, backend(name, Path(home), os.environ), timing, reached)
         deployer.deploy(store.runs.get(run), TERMS[name])
 
@@ -64,7 +65,8 @@ def test_a_process_killed_on_its_way_is_found_and_gone_on_with(deployed: Deploye
     for point in POINTS:
         assert command.ended(child(deployed, name, point), 120) == -signal.SIGKILL
         assert len(deployed.up(name)) == int(point == "after-request")
-        deployed.clock.ahead += LEASE  # of the dead one
+        deployed.clock.ahead += LEASE  # of the dead one, by the clock of this process
+        time.sleep(LEASE_S)  # and by that of the next
         deployed.settle(name)
         deployed.count(f"deploy, SIGKILL {point}", name)
     assert deployed.deploy(name).complete and deployed.answers(name)

@@ -256,19 +256,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def fill(ballast: Path) -> None:
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
 def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> None:
     with Store.open(url(small_disk / "runs.sqlite3")) as store:
         make(store)
         ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"x" * 4096)
+        fill(ballast)
         with pytest.raises(StoreError, match="no room") as caught:
             for _ in range(20):
                 make(store)
         assert "free some disk space" in str(caught.value.fix)
+    fill(ballast)  # what its log had taken
+    with pytest.raises(StoreError, match="no room") as caught:
+        Store.open(url(small_disk / "runs.sqlite3")).runs.matching()
+    assert "free some disk space" in str(caught.value.fix)
+    ballast.unlink()
+    with Store.open(url(small_disk / "runs.sqlite3")) as store:
         kept = len(store.runs.matching())
-        ballast.unlink()
         make(store)
         assert len(store.runs.matching()) == kept + 1
         assert store.verify() == []

@@ -216,6 +216,12 @@ def test_a_job_that_its_host_holds_is_said_once_and_an_ended_one_is_not_resumed(
         shop.hosts.clock.speed = 20
 
 
+def test_a_limit_that_is_no_number_is_no_limit(shop: Shop) -> None:
+    assert shop.type("deploy", "last", "--max-hours", "nan").exit_code == 2
+    endless = shop.type("deploy", "last", "--max-hours", "inf").exception
+    assert isinstance(endless, UsageError) and "a number of hours" in str(endless)
+
+
 def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     run = shop.ft.submit(shop.spec, "together")
     with pytest.raises(UsageError, match="say why"):
@@ -248,7 +254,7 @@ def test_the_command_holds_one_limit_for_all_and_says_where_it_cannot_act(shop: 
     assert shop.sent() == 0
     done = shop.command("openai,together", "--max-cost", "25")
     assert done.exit_code == 0, done.output
-    assert "cannot end this run while it trains: OpenAI tells" in done.output
+    assert "cannot end this run while it trains: OpenAI reports" in done.output
     assert done.output.count("cannot end this run") == 1
     limits = [run.record.max_cost_usd for run in shop.ft.runs()]
     assert sum((limit for limit in limits if limit is not None), Decimal(0)) <= 25

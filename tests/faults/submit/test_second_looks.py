@@ -232,6 +232,28 @@ def test_a_list_without_an_end_stops_neither_the_command_nor_the_others(shop: Sh
     assert shop.type("sync").exit_code == 0
 
 
+@pytest.mark.parametrize("kind", ["html", "no_list"])
+@pytest.mark.parametrize("name", HOSTED)
+def test_a_search_that_could_not_be_made_is_no_empty_one(shop: Shop, name: str, kind: str) -> None:
+    shop.ft.provider(name).account()
+    shop.hosts.fault(name, kind, method="GET", count=0, content={"error": "try later"})
+    words = ["recover", "--all"]
+    for search in ([*words, "-p", name], words):
+        done = shop.type(*search)
+        assert done.exit_code == 4, done.output
+        assert f"{name} was not searched" in done.output and "attribute" not in done.output
+
+
+def test_a_cancel_of_what_may_have_no_job_says_that_it_is_not_known(shop: Shop) -> None:
+    shop.hosts.fault("openai", "lost_request", method="POST", path=CREATE["openai"])
+    with pytest.raises(OutcomeUnknown):
+        shop.ft.submit(shop.spec, "openai")
+    done = shop.type("cancel", "last")
+    assert done.exit_code == 5 and "cancelled as soon as it is found" in done.output
+    assert shop.ft.submit(shop.spec, "together").cancel().status is not None
+    assert shop.type("cancel", "last").exit_code == 0
+
+
 # -- a full disk ---------------------------------------------------------------------------------------------
 
 

@@ -384,6 +384,18 @@ def test_the_default_comparison_lives_through_the_period() -> None:
     assert default_base(TRAFFIC, 6, TODAY, saved_tokens=100).input_tokens == 1000
 
 
+def test_a_successor_that_thinks_says_so() -> None:
+    found = total("together", "qwen3.5-9b", base=default_base(TRAFFIC, 6, TODAY))
+    assert any("GPT-6 Luna" in text and "bills its thinking" in text for text in found.assumptions)
+
+
+def test_no_traffic_has_the_same_break_even() -> None:
+    # What saves is a matter of one request: $10 in a month at $0.001 saved each, also where none is asked.
+    idle = Traffic(requests_per_day=Decimal(0), input_tokens=900, output_tokens=150)
+    found = total("openai", "gpt-4o-mini", months=1, base=base("0.00145"), traffic=idle)
+    assert found.break_even_requests_per_day == 329  # 10 / 0.001 / 30.4167 = 328.8
+
+
 def test_open_weights_do_not_end_with_a_host() -> None:
     assert base_price("gpt-oss-120b", TRAFFIC).until is None
 

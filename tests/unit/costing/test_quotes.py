@@ -75,8 +75,7 @@ def test_together_large_models_may_have_a_larger_minimum(quote: Quoting) -> None
     assert (found.low_usd, found.high_usd) == (4, 60)
     assert found.undecided and "$4.00 to $60.00 by model" in found.undecided
     assert found.expected_usd == 32  # the middle, by which quotes are sorted
-    minimum = found.lines[-1].note
-    assert minimum and "support.together.ai 2025-11-14" in minimum  # the source that says there is none
+    assert any("said no minimum (support.together.ai 2025-11-14)" in text for text in found.assumptions)
 
 
 def test_together_above_the_largest_minimum_nothing_is_undecided(quote: Quoting) -> None:

@@ -244,6 +244,15 @@ def test_a_users_file_goes_over_the_built_in_one(tmp_path: Path) -> None:
             HEAD + "usd_per_mtok: -1, start: 2026-02-01, " + TAIL,
             "not negative",
         ),
+        *[
+            (HEAD + f"usd_per_mtok: {usd}, start: 2026-02-01, " + TAIL, "a number below 1,000,000,000")
+            for usd in (".nan", ".inf", "1e400", "'NaN'", "1000000000")
+        ],
+        ("provider: x\nrates: 5\n", "rates is a list"),
+        ("provider: x\nsources: [a]\nrates: []\n", "sources are names"),
+        ("provider: x\nrates: [5]\n", "not a mapping"),
+        ("provider: x\nrates: [{source: [a], method: sft}]\n", "rate 1"),
+        ("provider: [x]\nrates: [{1: 2, source: s, method: sft}]\n", "unknown field 1"),
         (
             HEAD + "usd_per_mtok: 1, start: soon, " + TAIL,
             "rate 1",
