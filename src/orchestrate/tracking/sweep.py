@@ -134,7 +134,7 @@ def refresh(
     run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
     fetch_details(store, provider, run, on_event=on_event)
     if run.status.terminal:
-        return conclude(store, run, job, bill)
+        return conclude(store, provider, run, job, bill)
     if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
     unfinished.uncancelled(store, provider, run, job)
@@ -161,11 +161,14 @@ def fetch_details(
         store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 
 
-def conclude(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
+def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHook | None) -> Run:
     """Writes an ended run's bill and, once nothing more is to come, closes the run."""
     run = _billed(store, run, job, bill)
     ended = run.finished_at or run.updated_at
-    waiting = bill is not None and (run.bill is None or not run.bill.final)
+    # A host that only estimates, or a job that ended early, gets no better figure.
+    better = run.status is JobStatus.SUCCEEDED and not run.early_stopped
+    better = better and not provider.profile.figures_are_estimates
+    waiting = bill is not None and (run.bill is None or (better and not run.bill.final))
     if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
         store.runs.close(run.id)
     return run
@@ -374,7 +377,7 @@ class _Sweep:
             # It stays open, and the next sync asks again.
             self.report.failed(self.provider.config.name, error)
             return
-        conclude(self.store, run, job, self.bill)
+        conclude(self.store, self.provider, run, job, self.bill)
 
 
 def _observation(job: Job, at: datetime, account: str) -> Callable[[Run], Run]:

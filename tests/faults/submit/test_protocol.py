@@ -354,6 +354,15 @@ def test_a_sweep_costs_one_list_however_many_runs_there_are(store: Store, host: 
     assert host.requests == ["list"]
 
 
+def test_an_estimate_that_gets_no_better_keeps_no_run_open(store: Store, host: PaperHost) -> None:
+    """Of a job that ended early no host tells the price."""
+    run = submit(store, host, SPEC, DATA)
+    host.set(str(run.job_id), state="stopped")
+    estimate = Bill(usd=Decimal(1), origin="3 of 10 steps x total_price", final=False)
+    sync(store, lambda _: host, bill=lambda _run, _job: estimate)
+    assert store.runs.get(run.id).bill == estimate and store.runs.matching(closed=False) == []
+
+
 def test_an_ended_run_gets_its_last_events_metrics_and_bill_and_is_then_left_alone(
     store: Store, host: PaperHost
 ) -> None:
