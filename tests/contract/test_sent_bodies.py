@@ -3,6 +3,7 @@ forbidden. What the SDKs do not have is judged by `test_published_specs.py`."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -91,6 +92,25 @@ def test_bodies_have_the_sdks_types(
 def test_the_tables_have_the_fields_of_the_sdks(hosted: Backend, method: str) -> None:
     """Each parameter of a create call is sent, told in the plan, or can be written in `provider_options`."""
     assert set(tables(hosted.name, method).sdk.split()) == of_sdk(hosted.name, method)
+
+
+RENAMED = {
+    "lora": "training_type.type",
+    "training_method": "training_method.method",
+    "scheduler_num_cycles": "num_cycles",
+    "wandb_api_key": "wandb_key",
+}
+NOT_SENT = {"self", "verbose", "model_limits"}
+
+
+def test_each_parameter_of_togethers_create_is_in_its_body() -> None:
+    """The call has other names than the body that `FinetuneRequest` is."""
+    from together.resources.fine_tuning import FineTuningResource
+
+    known = of_sdk("together", "sft")
+    names = known | {field.rsplit(".", 1)[-1] for field in known}
+    given = set(inspect.signature(FineTuningResource.create).parameters) - NOT_SENT
+    assert {name for name in given if RENAMED.get(name, name) not in names} == set()
 
 
 @pytest.mark.parametrize(**named(TRAINED))

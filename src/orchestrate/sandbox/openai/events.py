@@ -105,3 +105,7 @@ def csv_of(points: list[dict[str, Any]]) -> bytes:
         row = {**point, "train_accuracy": point.get("train_mean_token_accuracy")}
         writer.writerow(["" if row.get(name) is None else row[name] for name in names])
     return out.getvalue().encode()
+
+
+def short_hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

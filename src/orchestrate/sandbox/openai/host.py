@@ -20,7 +20,7 @@ from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, nu
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.openai import graders
 from orchestrate.sandbox.openai.bodies import CreateJob, Dpo, Reinforcement
-from orchestrate.sandbox.openai.events import csv_of, events_of, rendered_points
+from orchestrate.sandbox.openai.events import csv_of, events_of, rendered_points, short_hash
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.openai.permissions import Permissions
@@ -330,7 +330,7 @@ class OpenAIHost(Host):
             metrics = points.get(checkpoint.step, {"step": checkpoint.step})
             yield {
                 "object": "fine_tuning.job.checkpoint",
-                "id": f"ftckpt_{_short_hash(job.id, str(checkpoint.step))}",
+                "id": f"ftckpt_{short_hash(job.id, str(checkpoint.step))}",
                 "created_at": int(checkpoint.at),
                 "fine_tuned_model_checkpoint": job.output
                 if last
@@ -392,10 +392,6 @@ def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int)
 
 def _result_id(job: Job) -> str:
     return f"file-result{job.id.removeprefix('ftjob-')}"
-
-
-def _short_hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 HOST = OpenAIHost
