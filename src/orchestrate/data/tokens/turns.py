@@ -137,8 +137,7 @@ class Conversations:
     def prompt(self, messages: Sequence[ChatMessage], tools: Tools = None) -> str:
         """The text with which the model is asked for the next answer. Raises `DataError` when the template
         refuses the conversation."""
-        form, _, _ = self._shown(messages, tools, answer_next=True)
-        return self._render(as_form(form, messages), tools, answer_next=True)[0]
+        return self._shown(messages, tools, answer_next=True)[1]
 
     def rendered(self, messages: Sequence[ChatMessage], tools: Tools = None) -> Rendered:
         """Raises `DataError` when the template refuses the conversation."""
@@ -189,13 +188,15 @@ class Conversations:
         known = self._known.get(key)
         refused: DataError | None = None
         best: tuple[int, Form, str, Spans] | None = None
-        for form in [known[0]] if known else forms_for(messages):
+        # What was right for one conversation of a form may not be for another: ids differ from row to row.
+        usual = known[0] if known else None
+        for form in (*([usual] if usual else []), *forms_for(messages)):
             try:
                 text, spans = self._render(as_form(form, messages), tools, answer_next=answer_next)
             except DataError as error:
                 refused = error
                 continue
-            lost = 0 if known else len(list(hidden(text, messages)))
+            lost = 0 if form is usual else len(list(hidden(text, messages)))
             if best is None or lost < best[0]:
                 best = (lost, form, text, spans)
             if not lost:

@@ -192,6 +192,21 @@ def test_spans_judged_by_hand(name: str, kind: str) -> None:
     assert ["".join(found.text[a:b] for a, b in turn.spans) for turn in found.turns] == BY_HAND[name, kind]
 
 
+def test_a_row_is_taken_whatever_ids_the_row_before_it_had() -> None:
+    """As Mistral's templates do, this one asks for ids of nine letters and digits."""
+    chats = conversations(
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}{% if call.id | length != 9 %}"
+        "{{ raise_exception('ids have nine characters') }}{% endif %}{{ call.function | tojson }}{% endfor %}"
+        "{{ m.content }}</s>{% endfor %}"
+    )
+    messages, tools = KINDS["tools"]
+    [call] = messages[1].tool_calls or []
+    nine = ToolCall(id="abcdefgh1", function=call.function)
+    fitting = [messages[0], ChatMessage(role="assistant", content="", tool_calls=[nine]), *messages[2:]]
+    texts = {chats.rendered(row, tools).text for row in (fitting, messages)}
+    assert len(texts) == 1
+
+
 def test_the_template_for_tools_is_taken_when_there_are_tools() -> None:
     named = {"default": "{{ 'plain' }}", "tool_use": "{{ 'with tools' }}"}
     chats = conversations(named)
