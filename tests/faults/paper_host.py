@@ -106,6 +106,10 @@ class PaperHost(Provider):
         # No two files of a host have one id, whosever they are.
         id = f"file-{self.owner}-{data.digest[:8]}"
         remote = RemoteDataset(provider=self.name, digest=data.digest, train_id=id)
+        return self.hold(remote)
+
+    def hold(self, remote: RemoteDataset) -> RemoteDataset:
+        """Have this file, as if it had been uploaded once."""
         self._upload(remote).touch()
         return remote
 
