@@ -52,7 +52,7 @@ class Chat:
 
 def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: float | None = None) -> Chat:
     """Any host that speaks the API, asked once for each question. Raises `MissingKey`."""
-    from orchestrate.providers.compatible import connect
+    from orchestrate.providers.clients import connect
 
     root = (config.base_url or "").rstrip("/")
     path = profile(config.kind).chat_path if config.kind in kinds() else ""
