@@ -44,7 +44,7 @@ def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule: str) -> No
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
+    theirs: Any = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
     factor = theirs.lr_lambdas[0]
     ours = rates(schedule, warmup=0.1)
     assert ours[10:] == pytest.approx([factor(step) for step in range(10, 100)])
