@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.contract.backends import BACKENDS, Backend
+from tests.contract.backends import BACKENDS, HOSTED, Backend
 
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec
@@ -97,7 +97,7 @@ def translator(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, Provid
     backend: Backend = request.param
     env = {
         f"{name}_{what}": value
-        for name in ("OPENAI", "TOGETHER", "FIREWORKS")
+        for name in (backend.name.upper() for backend in HOSTED)
         for what, value in (("API_KEY", "sandbox-tests"), ("BASE_URL", "http://127.0.0.1:9"))
     }
     with tempfile.TemporaryDirectory() as home:

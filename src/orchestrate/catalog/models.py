@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from orchestrate import description
+from orchestrate.description import Described
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.types import Record
@@ -33,6 +35,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     context: tuple[int, int] | None = None
     """Most tokens of a training row: SFT, DPO. `None` where the host does not publish it."""
     max_rank: int | None = None
+    no_new_jobs_after: date | None = None
+    """From this day on the host takes no new jobs for it."""
     shutdown: date | None = None
     """The last day: then the base model and every tune made on it stop answering."""
     successor: str | None = None
@@ -124,9 +128,16 @@ def _checkout() -> Path:
     return Path(__file__).resolve().parents[3]
 
 
-@cache
 def _catalog() -> _Catalog:
+    return _read(description.entries())
+
+
+@cache
+def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
+    """`entries` are the hosts whose models their own files list."""
     import yaml
+
+    described = description.readable(entries)
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = files("orchestrate.catalog").joinpath("models.yaml").read_text(encoding="utf-8")
@@ -137,12 +148,17 @@ def _catalog() -> _Catalog:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
         entry["sources"] = [sources[key] for key in entry.get("sources", ())]
+    by_name = {entry["name"]: entry for entry in raw["models"]}
+    for kind, told in described.items():
+        for name, model in told.models.items():
+            if name in by_name:
+                by_name[name]["hosts"][kind] = _described_host(told, model)
     models = msgspec.convert(raw["models"], tuple[Model, ...])
     return _Catalog(
         models=models,
         sources=sources,
         by_name=_index(models),
-        host_names=frozenset(defaults),
+        host_names=frozenset([*defaults, *(kind for kind, told in described.items() if not told.hub)]),
         comparison=raw["comparison"],
     )
 
@@ -153,6 +169,13 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
         merged["tunable"] = "yes" if merged["tunable"] else "no"
     merged["sources"] = [sources[key] for key in merged["sources"]]
     return merged
+
+
+def _described_host(told: Described, model: description.Model) -> dict[str, Any]:
+    given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
+    adapters = tuple(told.adapters) or ("lora",)
+    sources = [told.sources.get(key, key) for key in model.sources]
+    return {"methods": tuple(told.methods), "adapters": adapters, **given, "sources": sources}
 
 
 def _index(models: Iterable[Model]) -> dict[str, Model]:
