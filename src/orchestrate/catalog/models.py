@@ -97,6 +97,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
+        if (found := _catalog().described.get(provider, {}).get(self.name)) is not None:
+            return found
         if provider in _catalog().host_names or self.local_id is None:
             return None
         return HostModel(id=self.local_id, methods=_DISK_METHODS, adapters=_DISK_ADAPTERS)
@@ -121,6 +123,8 @@ class _Catalog(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     by_name: dict[str, Model]
     host_names: frozenset[str]
+    described: dict[str, dict[str, HostModel]]
+    """Of the hosts that a YAML file describes, by the names of the models."""
     comparison: str
 
 
@@ -148,17 +152,16 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
         entry["sources"] = [sources[key] for key in entry.get("sources", ())]
-    by_name = {entry["name"]: entry for entry in raw["models"]}
-    for kind, told in described.items():
-        for name, model in told.models.items():
-            if name in by_name:
-                by_name[name]["hosts"][kind] = _described_host(told, model)
     models = msgspec.convert(raw["models"], tuple[Model, ...])
     return _Catalog(
         models=models,
         sources=sources,
         by_name=_index(models),
         host_names=frozenset([*defaults, *(kind for kind, told in described.items() if not told.hub)]),
+        described={
+            kind: {name: _described_host(told, model) for name, model in told.models.items()}
+            for kind, told in described.items()
+        },
         comparison=raw["comparison"],
     )
 
@@ -171,11 +174,11 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
     return merged
 
 
-def _described_host(told: Described, model: description.Model) -> dict[str, Any]:
+def _described_host(told: Described, model: description.Model) -> HostModel:
     given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
-    adapters = tuple(told.adapters) or ("lora",)
-    sources = [told.sources.get(key, key) for key in model.sources]
-    return {"methods": tuple(told.methods), "adapters": adapters, **given, "sources": sources}
+    own = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
+    sources = tuple(told.sources.get(key, key) for key in model.sources)
+    return HostModel(**{**own, **given, "sources": sources})
 
 
 def _index(models: Iterable[Model]) -> dict[str, Model]:

@@ -165,6 +165,10 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
     if not any(rate.provider == kind for rate in prices.book):
         reason = f"there are no rates for {kind}"
+    elif not any(
+        rate.provider == kind and {method, spec.method.type} & {*rate.methods} for rate in prices.book
+    ):
+        reason = f"no price of {spec.method.type} on {kind} is known"
     elif resolved.params_b is None:
         reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
     else:

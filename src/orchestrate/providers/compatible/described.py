@@ -90,7 +90,6 @@ def profile_of(kind: str, file: Readable, name: str) -> Profile:
         rank=50,
         url=told.url,
         chat_limit=told.chat_limit,
-        sdk="openai",
         rules=_rules(told, name),
         dialect=Dialect(developer=told.rows.developer, names=told.rows.names, row_weight=False),
         ids=HUB_ID if told.hub else None,

@@ -251,7 +251,7 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} is neither in features nor, with its reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: the feature deploy and the table deployment go together")
+        raise ConfigError(f"{name}: the feature deploy is that of the table deployment")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(
