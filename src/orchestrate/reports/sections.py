@@ -14,6 +14,7 @@ from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
 """Broken and fixed items on a page, of each."""
+_EMPTY = "<em>(empty)</em>"
 _MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
 
@@ -32,7 +33,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for first, *rest in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    whole = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{whole}</div>'
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charts: bool = True) -> str:
@@ -133,8 +135,8 @@ def _flip(found: Flips, item: Flip) -> str:
     return (
         f'<div class="flip"><p class="question">{escape(item.question)}</p>'
         f'<p class="expected"><b>expected</b> {escape(item.expected)}</p>{note}'
-        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before}</p></div>'
-        f"<div><b>{escape(found.contender)}</b><p>{after}</p></div></div></div>"
+        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before or _EMPTY}</p></div>'
+        f"<div><b>{escape(found.contender)}</b><p>{after or _EMPTY}</p></div></div></div>"
     )
 
 
