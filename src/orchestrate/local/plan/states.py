@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -42,9 +43,9 @@ def state_bytes(optimizer: str, rank: int | None) -> float:
     return 4.0 / rank if optimizer == "adafactor" and rank else STATE_BYTES[optimizer]
 
 
-def require(optimizer: str) -> None:
-    """Raises `OptimizerMissing`; imports nothing."""
-    if optimizer.startswith("schedule_free") and find_spec("schedulefree") is None:
+def require(optimizer: str, find: Callable[[str], object | None] = find_spec) -> None:
+    """Raises `OptimizerMissing`; imports nothing. `find`: of a package, whether it is installed."""
+    if optimizer.startswith("schedule_free") and find("schedulefree") is None:
         raise OptimizerMissing(
             f"optimizer {optimizer} needs the package schedulefree, which is not installed",
             fix="pip install schedulefree",
