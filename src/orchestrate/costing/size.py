@@ -102,6 +102,8 @@ def measure(work: Work) -> JobSize:
     train = _file(data.train, name, limit, resolved.id, rule)
     validation = _file(data.validation, name, limit, resolved.id, rule) if data.validation else _NONE
     notes = [_counted(train.count)] if train.count else []
+    if data.mixed:
+        notes.append(data.mixed)
     run = _run(work)
     if run.note:
         notes.append(run.note)
