@@ -40,7 +40,7 @@ from orchestrate.types import (
     Artifact,
     Checkpoint,
     Deployment,
-    EvaluationResult,
+    Evaluation,
     Event,
     MemoryPlan,
     MetricPoint,
@@ -64,7 +64,7 @@ class Quoted(TypedDict):
 
 
 class RunShown(Run, frozen=True, kw_only=True):
-    evaluations: tuple[EvaluationResult, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
 
 
@@ -152,7 +152,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "sync": (SyncReport,),
     "worker": (SyncReport,),
     "recover": (Recovered,),
-    "eval": (list[EvaluationResult],),
+    "eval": (Evaluation,),
     "compare": (Comparison, Written),
     "chat": (list[Reply],),
     "download": (Artifact,),
