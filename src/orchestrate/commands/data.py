@@ -12,7 +12,7 @@ import typer
 from orchestrate.commands.console import Json, note, orchestrator, print_json, settings_of
 from orchestrate.commands.data_copies import convert, dedupe, split
 from orchestrate.commands.data_generation import generate, review
-from orchestrate.commands.data_judging import from_review
+from orchestrate.commands.data_judging import from_review, judge
 from orchestrate.commands.data_options import (
     FileArg,
     IgnoreOpt,
@@ -186,3 +186,4 @@ def preview(
 app.command()(generate)
 app.command()(review)
 app.command()(from_review)
+app.command()(judge)

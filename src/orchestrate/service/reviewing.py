@@ -133,13 +133,19 @@ def export(ft: Orchestrator, desk: Desk, output: Path, rater: str | None) -> Exp
             raise UsageError("a sheet is one rater's, who has an order of their own", fix="--rater NAME")
         count = sheets.export(desk, rater, output)
     elif output.suffix.lower() == ".jsonl":
-        held = standing(ft.store.reviews.ratings(desk.review.id))
-        if not held:
-            raise UsageError(f"nothing of {desk.review.id} is rated yet")
-        count = rated.write(rated.of_review(desk.review, desk.tasks, held), output)
+        count = rated.write(rated_answers(ft, desk.review.id), output)
     else:
         raise UsageError(f"{output}: .csv is a sheet to fill in, .jsonl what was rated")
     return Exported(review=desk.review.id, output=str(output), rows=count)
+
+
+def rated_answers(ft: Orchestrator, name: str) -> list[rated.RatedAnswer]:
+    """What a review's raters said. Raises `UsageError` while they said nothing."""
+    desk = opened(ft, [name])
+    held = standing(ft.store.reviews.ratings(desk.review.id))
+    if not held:
+        raise UsageError(f"nothing of {desk.review.id} is rated yet")
+    return rated.of_review(desk.review, desk.tasks, held)
 
 
 def take(ft: Orchestrator, desk: Desk, sheet: Path, rater: str | None) -> Imported:

@@ -72,18 +72,14 @@ class Calibration(Record, frozen=True, kw_only=True):
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
     """Asks the judge about answers that people have rated. Raises what asking raises."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
-    items = [_item(one) for one in rated]
-    answers = [tuple(Answer(text=text) for text in one.answers) for one in rated]
     if kind == "pair":
         metric = PairJudge(judge)
-        marks = metric.marks(
-            [(item, first, second) for item, (first, second) in zip(items, answers, strict=True)]
-        )
+        marks = metric.marks([(_item(one), *map(_answer, one.answers)) for one in rated])
         same, both = _pairs(rated, marks)
         kappa = agreement.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
         spearman, moved = None, metric.moved
     else:
-        scored = ScoreJudge(judge).scored([(item, one) for item, (one,) in zip(items, answers, strict=True)])
+        scored = ScoreJudge(judge).scored([asked(one) for one in rated])
         marks, moved = [mark for mark, _ in scored], 0
         same, both = _scores(rated, scored, judge.rubric)
         values = [(a, b) for a, b, _ in both]
@@ -134,6 +130,15 @@ def _scores(
         same.append(all(abs(one.scores[name] - point) <= 0.5 for name, point in points.items()))
         both.append((rubric.score(one.scores), mark.value, one.item))
     return same, both
+
+
+def asked(one: RatedAnswer) -> tuple[Item, Answer]:
+    """A single rated answer, as a judge is asked about it."""
+    return _item(one), _answer(one.answers[0])
+
+
+def _answer(text: str) -> Answer:
+    return Answer(text=text)
 
 
 def _item(one: RatedAnswer) -> Item:

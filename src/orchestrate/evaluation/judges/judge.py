@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from orchestrate.evaluation.asking import Asking, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.judges import prompts
 from orchestrate.evaluation.metrics.base import Totals
@@ -36,6 +37,17 @@ class Judge:
     """The address that is asked, without a secret in it."""
     rubric: Rubric
     ask: Ask = field(repr=False)
+
+    @classmethod
+    def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
+        """A model that is asked through `asking`, which keeps its answers and its price."""
+        identity = respondent.identity
+        return cls(
+            model=str(identity.get("model", respondent.name)),
+            place=str(identity.get("host", "this machine")),
+            rubric=rubric,
+            ask=lambda asked: asking.ask(respondent, [Question(messages=tuple(one)) for one in asked]),
+        )
 
     def digest(self, kind: Kind) -> str:
         """Of all that its marks depend on."""
@@ -71,9 +83,12 @@ class ScoreJudge:
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
         """With the points by criterion, none where the judge's answer could not be read."""
+        return [_scored(answer, self.judge.rubric) for answer in self.judge.ask(self.questions(pairs))]
+
+    def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
+        """What the judge is asked, one question for each pair."""
         rubric = self.judge.rubric
-        asked = [prompts.to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
-        return [_scored(answer, rubric) for answer in self.judge.ask(asked)]
+        return [prompts.to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
         return None
