@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,8 +70,8 @@ def judge(
     """
     from orchestrate.service import data, judging
 
-    given = vars(by) | {"max_cost_usd": dollars(by.max_cost)}
-    given.pop("max_cost")
+    given: dict[str, Any] = {**vars(by), "max_cost_usd": dollars(by.max_cost)}
+    del given["max_cost"]
     terms = judging.JudgeTerms(**given)
     target = output or data.beside(file, "judged.jsonl")
     with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:

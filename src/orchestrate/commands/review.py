@@ -139,7 +139,8 @@ def review(
 def _order(what: What) -> ReviewOrder:
     from orchestrate.service.reviewing import ReviewOrder
 
-    return ReviewOrder(**vars(what) | {"contenders": _names(what.contenders)})
+    fields: dict[str, Any] = vars(what) | {"contenders": _names(what.contenders)}
+    return ReviewOrder(**fields)
 
 
 def _names(written: str) -> list[str]:

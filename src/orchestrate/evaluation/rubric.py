@@ -14,7 +14,7 @@ criteria:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import yaml
@@ -41,7 +41,7 @@ def read(path: Path | None) -> Rubric:
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} is no YAML: {error}") from error
     if isinstance(given, dict):
-        given = {"name": path.stem, **given}
+        given = {"name": path.stem, **cast("dict[str, Any]", given)}
     try:
         rubric = msgspec.convert(given, Rubric)
     except msgspec.ValidationError as error:

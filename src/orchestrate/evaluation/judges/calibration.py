@@ -74,7 +74,8 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
         metric = PairJudge(judge)
-        marks = metric.marks([(_item(one), *map(_answer, one.answers)) for one in rated])
+        sides = [(_item(one), _answer(one.answers[0]), _answer(one.answers[1])) for one in rated]
+        marks = metric.marks(sides)
         same, both = _pairs(rated, marks)
         kappa = agreement.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
         spearman, moved = None, metric.moved
