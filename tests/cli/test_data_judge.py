@@ -82,7 +82,8 @@ def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder
             ("not judged", "rows.judged.not-judged.jsonl"),
         )
     }
-    assert sorted(line for part in parts.values() for line in part) == sorted(given)  # byte for byte, large numbers too
+    # Byte for byte, large numbers too.
+    assert sorted(line for part in parts.values() for line in part) == sorted(given)
     assert parts["not judged"] == ["{broken"] and parts["kept"] == [given[i] for i in (3, 4, 9, 10)]
     log = [json.loads(line) for line in (folder / "rows.judged.scores.jsonl").read_text().splitlines()]
     assert [one["row"] for one in log] == list(range(1, 12))
