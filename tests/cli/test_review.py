@@ -23,7 +23,7 @@ from orchestrate.data import Dataset
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
-from orchestrate.tracking import Intent
+from orchestrate.tracking.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ROWS = answered(
