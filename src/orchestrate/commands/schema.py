@@ -46,7 +46,7 @@ from orchestrate.types import (
     Artifact,
     Checkpoint,
     Deployment,
-    EvaluationResult,
+    Evaluation,
     Event,
     MemoryPlan,
     MetricPoint,
@@ -70,7 +70,7 @@ class Quoted(TypedDict):
 
 
 class RunShown(Run, frozen=True, kw_only=True):
-    evaluations: tuple[EvaluationResult, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
 
 
@@ -165,7 +165,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "sync": (SyncReport,),
     "worker": (SyncReport,),
     "recover": (Recovered,),
-    "eval": (list[EvaluationResult],),
+    "eval": (Evaluation,),
     "compare": (Comparison, Written),
     "review": (AnswersReviewing, ReviewResult, Exported, Imported, list[Planned]),
     "chat": (list[Reply],),

@@ -353,7 +353,13 @@ class OpenAIProvider(Provider):
         max_tokens: int = 256,
         temperature: float = 0.0,
     ) -> list[Reply]:
-        """Several at a time. Raises `UsageError` while the job has no model yet."""
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        return chat.replies(prompts)
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat:
+        """Raises `UsageError` while the job has no model yet."""
         known = self.get(job)
         model = known.model if base else self._answering(known)
         if model is None:
@@ -363,8 +369,7 @@ class OpenAIProvider(Provider):
         options: dict[str, Any] = {limit: max_tokens}
         if not _REASONING.match(known.model or ""):
             options["temperature"] = temperature
-        chat = Chat(self._wire, self.client.chat.completions.create, model, options)
-        return chat.replies(prompts, threads=_CHAT_THREADS)
+        return Chat(self._wire, self.client.chat.completions.create, model, options, _CHAT_THREADS)
 
 
 def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
