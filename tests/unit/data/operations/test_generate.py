@@ -18,8 +18,8 @@ from orchestrate.data import Dataset
 from orchestrate.data.files.journal import Journal
 from orchestrate.data.operations.check import check
 from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, generate
-from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.data.operations.review import Entry, Review
+from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.chat import chat_with
 
