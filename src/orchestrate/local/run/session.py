@@ -74,7 +74,7 @@ class Session:
             objective,
             train,
             valid,
-            write_weights=lambda folder: export.write_weights(self.loaded, self.tokenizer, job, folder),
+            write_weights=self._write_weights,
             asked=asked,
         )
         self._plan_memory(train)
@@ -270,10 +270,10 @@ class Session:
             threads=torch.get_num_threads(),
         )
 
-        def fill(folder: Path) -> None:
-            export.write_weights(self.loaded, self.tokenizer, self.job, folder)
+        return export.publish(self.run, export.result_name(self.job), self._write_weights, passport)
 
-        return export.publish(self.run, export.result_name(self.job), fill, passport)
+    def _write_weights(self, folder: Path) -> None:
+        export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
 
 
 def _preference(method: Preferences) -> Preference:
