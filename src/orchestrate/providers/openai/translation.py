@@ -19,7 +19,6 @@ EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
 """Tokens of a row, of all models; the guide to supervised fine-tuning."""
-REF_KEY = "orchestrate_ref"
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
 """Fields of the request that Orchestrate fills itself; the last is the retired form of those in `method`."""
 
