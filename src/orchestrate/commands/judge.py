@@ -131,7 +131,7 @@ def evaluate(
     with orchestrator(context) as ft, ft.prepare_evaluation(run or [], order) as prepared:
         plan = prepared.plan()
         _tell(plan)
-        with _progress(sum(a.questions for a in plan.asked)) as progress:
+        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     _show(found, decision, json=json)
     if decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts)):
@@ -211,7 +211,7 @@ def dollars(text: str | None) -> Decimal | None:
 
 
 @contextmanager
-def _progress(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
+def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
     """A bar on a terminal, else a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

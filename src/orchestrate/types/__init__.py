@@ -53,3 +53,7 @@ from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
 from orchestrate.types.planning import Translation as Translation
 from orchestrate.types.record import Record as Record
+from orchestrate.types.reviewing import Criterion as Criterion
+from orchestrate.types.reviewing import Rating as Rating
+from orchestrate.types.reviewing import Review as Review
+from orchestrate.types.reviewing import Rubric as Rubric
