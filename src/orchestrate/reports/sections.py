@@ -9,6 +9,7 @@ from html import escape
 
 from orchestrate.evaluation.flips import Flip, Flips
 from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import scores, svg
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
@@ -164,6 +165,22 @@ def _confusion(one: Evaluation, number: int) -> str:
     return (
         f"<h3>Confusion of {escape(found.contender)}</h3><p>Rows: expected; columns: answered.</p>"
         + table(["", *found.labels], rows)
+    )
+
+
+def regression(found: Regression) -> str:
+    """What was kept and what was forgotten."""
+    rows: list[list[str]] = []
+    for r in found.results:
+        base, tuned = (scores.value(r.metric, s.value) for s in (r.base, r.tuned))
+        rows.append([r.probe, r.title, base, tuned, r.decision, r.reason, f"{r.difference.score.n:,}"])
+    head = ("ability", "measured on", "base", "tuned", "", "why", "n")
+    told = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
+    answered = (
+        f"Answered by {found.tuned.served_by}, and {found.base.served_by}; {found.created_at:%Y-%m-%d}."
+    )
+    return (
+        table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{told}</ul>" if told else "")
     )
 
 

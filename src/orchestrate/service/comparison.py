@@ -11,6 +11,7 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.handle import RunHandle
+from orchestrate.service.regression import regressions
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
@@ -26,13 +27,10 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     sent = {r.id: found for r in records if (found := _sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
+    pairs = _between([r.id for r in records], newest)
+    probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
     return reports.compare(
-        records,
-        metrics,
-        evaluations,
-        sent,
-        between=_between([r.id for r in records], newest),
-        answers=answers,
+        records, metrics, evaluations, sent, between=pairs, answers=answers, regressions=probed
     )
 
 

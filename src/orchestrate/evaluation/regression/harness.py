@@ -27,10 +27,10 @@ Sample = tuple[str, dict[str, float]]
 def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
-    """For each task the samples with their scores. `folder` has task files of the user. Raises
-    `SetupError` without it, and `UsageError` for a task that is not there or that this contender cannot answer."""
+    """For each task the samples with their scores. `folder` has task files of the user. Raises `SetupError`
+    without lm-eval, and `UsageError` for a task that is not there or that this contender cannot answer."""
     try:
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SetupError(

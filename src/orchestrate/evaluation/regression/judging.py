@@ -12,6 +12,9 @@ from orchestrate.types import Difference, MetricUsed, Record, Score
 ABLE = 0.1
 """A base that is right less often than this has nothing to forget there."""
 
+CATASTROPHIC_NATS = 0.7
+"""Half as likely, for each token."""
+
 Decision = Literal["kept", "forgot", "inconclusive", "not measurable"]
 
 
@@ -31,6 +34,15 @@ class ProbeResult(Record, frozen=True, kw_only=True):
     rows_needed: int | None = None
     """About how many items would decide an inconclusive one."""
     items_digest: str = ""
+
+    @property
+    def catastrophic(self) -> bool:
+        """Forgotten, and half of what the base could or more."""
+        if self.decision != "forgot":
+            return False
+        if self.metric.kind == "amount":
+            return abs(self.difference.score.value) >= CATASTROPHIC_NATS
+        return self.tuned.value <= self.base.value / 2
 
 
 def judged(
@@ -91,7 +103,7 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
     fewer = f" (this run: {epochs:g})" if isinstance(epochs, int | float) else ""
     smaller = f" (this run: {rate:g})" if isinstance(rate, int | float) else ""
     adapter: Any = spec.get("adapter")
-    full = isinstance(adapter, dict) and adapter.get("type") == "full"  # pyright: ignore[reportUnknownMemberType]  # a spec as JSON
+    full = adapter == "full" or adapter == {"type": "full"}
     return [
         "mix general rows into the training data, one in ten to one in five, of the abilities that were lost",
         f"train for fewer epochs{fewer}, or take an earlier checkpoint: orchestrate checkpoints RUN",
