@@ -222,6 +222,7 @@ class Session:
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
+            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)
