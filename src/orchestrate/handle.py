@@ -18,11 +18,13 @@ from orchestrate.types import (
     Checkpoint,
     EvaluationResult,
     Event,
+    Export,
     Feature,
     Job,
     JobStatus,
     Message,
     MetricPoint,
+    Proof,
     Reply,
     Run,
     SubmitPhase,
@@ -370,6 +372,18 @@ class RunHandle:
         self._ft.store.history.add_evaluation(result)
         self._used()
         return result
+
+    def export(self, form: str, folder: str | Path, **options: Any) -> Export:
+        """See `orchestrate.tuned.export`."""
+        from orchestrate import tuned
+
+        return tuned.export(self._ft, self, form, Path(folder), **options)
+
+    def verify(self, at: str | None = None, **options: Any) -> Proof:
+        """See `orchestrate.tuned.verify`."""
+        from orchestrate import tuned
+
+        return tuned.verify(self._ft, self, at, **options)
 
     def _used(self) -> None:
         """A deployment that is asked is not idle."""

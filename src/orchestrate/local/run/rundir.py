@@ -9,6 +9,7 @@
     control            `pause` or `cancel`, written by whoever asks for it
     checkpoints/       step-00000120/ ... whole folders only
     adapter/           the result (full/ when all weights were trained)
+    proof.json         by what the result is known again where it is served
     worker.log         what the worker and its libraries printed
 
 A line that a killed worker left torn is never shown and is cut off when the job goes on.
@@ -101,6 +102,10 @@ class RunDir:
     @property
     def log(self) -> Path:
         return self.path / "worker.log"
+
+    @property
+    def proof(self) -> Path:
+        return self.path / "proof.json"
 
     def exists(self) -> bool:
         return (self.path / "job.json").is_file()

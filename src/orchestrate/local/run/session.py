@@ -28,6 +28,7 @@ from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_m
 from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
+from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.text import count, duration, size
@@ -258,6 +259,15 @@ class Session:
             export.write_weights(self.loaded, self.tokenizer, self.job, folder)
 
         return export.publish(self.run, export.result_name(self.job), fill, passport)
+
+    def keep_sheet(self) -> None:
+        """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        try:
+            keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
+        except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
+            self.run.add_event(
+                f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
+            )
 
 
 def _preference(method: Preferences) -> Preference:
