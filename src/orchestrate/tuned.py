@@ -57,7 +57,9 @@ def _of_folder(folder: Path) -> Tuned:
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
-        raise UsageError(f"{folder} does not say which base it belongs to", fix="a passport.json with base_model")
+        raise UsageError(
+            f"{folder} does not say which base it belongs to", fix="a passport.json with base_model"
+        )
     return replace(bare, base=str(given))
 
 
@@ -86,7 +88,11 @@ def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
 def agree(home: Home, tuned: Tuned, accepted: Sequence[str]) -> None:
     """Raises `LicenceAsks` where the base's licence asks for something that nobody has agreed to."""
     agreements.require(
-        tuned.licence, tuned.base_name, home.settings.home, accepted, home.settings.made_by or user_and_machine()
+        tuned.licence,
+        tuned.base_name,
+        home.settings.home,
+        accepted,
+        home.settings.made_by or user_and_machine(),
     )
 
 
@@ -101,8 +107,8 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Writes the tuned model to `folder` in one of `forms.FORMS`, and then loads it from there and proves that
-    it is what was trained, where this machine can.
+    """Writes the tuned model to `folder` in one of `forms.FORMS`, and then loads it from there and proves
+    that it is what was trained, where this machine can.
 
     Raises `LicenceAsks`, `UsageError` for a form that the model cannot take, `SetupError` where a tool is
     missing.
@@ -133,8 +139,8 @@ def verify(
     base_gguf: Path | None = None,
     tuned: Tuned | None = None,
 ) -> Proof:
-    """Whether what answers at a URL, in a folder, or (`None`, or the backend's name) at the run's backend is what
-    was trained. Kept in the store, whatever it says.
+    """Whether what answers at a URL, in a folder, or (`None`, or the backend's name) at the run's backend is
+    what was trained. Kept in the store, whatever it says.
 
     `model`, `base`: the names under which they answer at a URL. Raises a `ProviderError` where nothing can be
     asked.
@@ -198,8 +204,8 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """One adapter of several of one base, by PEFT's methods, in a folder with a passport of its own; it is then
-    loaded from there and proved. Each weighs the same unless `weights` says otherwise.
+    """One adapter of several of one base, by PEFT's methods, in a folder with a passport of its own; it is
+    then loaded from there and proved. Each weighs the same unless `weights` says otherwise.
 
     Raises `UsageError` for other bases, whole models, or what PEFT cannot merge.
     """

@@ -19,8 +19,8 @@ class LicenceAsks(UsageError):
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
         super().__init__(
-            f"{base} is under the {licence.title}, which asks of whoever merges, passes on or serves it:{asks}"
-            + (f"\n  {licence.url}" if licence.url else ""),
+            f"{base} is under the {licence.title}, which asks of whoever merges, passes on or serves "
+            f"it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
             fix=f"read it; if you agree: --accept-licence {licence.id}",
         )
         self.licence = licence
@@ -29,16 +29,19 @@ class LicenceAsks(UsageError):
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
     """Goes on where the licence asks for nothing, is among `accepted`, or was accepted before: it is asked
     about once in a home folder. Raises `LicenceAsks`."""
-    if licence is None or not licence.asks:
-        return
-    file = home / "licences.json"
-    known = _read(file)
-    if licence.id in known:
+    if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:
         raise LicenceAsks(licence, base)
+    file = home / "licences.json"
+    known = _read(file)
     known[licence.id] = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     write_whole(file, msgspec.json.format(msgspec.json.encode(known), indent=2), private=True)
+
+
+def agreed(licence: Licence, home: Path) -> bool:
+    """Whether nothing is asked, or somebody agreed to it here before."""
+    return not licence.asks or licence.id in _read(home / "licences.json")
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

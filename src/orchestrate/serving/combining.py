@@ -12,13 +12,14 @@ from orchestrate.errors import UsageError
 from orchestrate.files import whole_folder, write_whole
 from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export.card import card
-from orchestrate.serving.export.forms import files_of, weights_hash
+from orchestrate.serving.export.forms import Work, files_of, weights_hash
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 NOTES = {
-    "linear": "linear adds the two factors of each adapter apart, so that their products mix: PEFT's authors call it "
+    "linear": "linear adds the two factors of each adapter apart, so that their products mix: PEFT's "
+    "authors call it "
     "very rough and advise against it; svd and cat are precise",
     "svd": "svd keeps the given rank and drops the rest; cat drops nothing and its rank is the sum of all",
 }
@@ -33,6 +34,7 @@ def combine(
     weights: Sequence[float] | None,
     density: float | None,
     rank: int | None,
+    work: Work = ask_all,
 ) -> Merged:
     """Writes `folder`, which is new. Raises `UsageError`."""
     given = _require(parts, method, weights, density, rank)
@@ -41,7 +43,7 @@ def combine(
         raise UsageError(f"{folder} is there already", fix="name a folder that is new")
     base = parts[0]
     with whole_folder(folder, replace=False) as draft:
-        told, dress = ask_all(
+        told, dress = work(
             [
                 {
                     "task": "combine",
@@ -57,7 +59,9 @@ def combine(
             ]
         )
         notes = [NOTES[method]] if method in NOTES else []
-        notes.append("evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served")
+        notes.append(
+            "evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served"
+        )
         passport = {
             "kind": "adapter",
             "base_model": base.base,
@@ -67,7 +71,13 @@ def combine(
                 "density": density,
                 "error": told["error"],
                 "parts": [
-                    {"of": name, "weight": weight, "rank": r, "weights": weights_hash(p.folder), "passport": p.passport}
+                    {
+                        "of": name,
+                        "weight": weight,
+                        "rank": r,
+                        "weights": weights_hash(p.folder),
+                        "passport": p.passport,
+                    }
                     for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
                 ],
             },
@@ -75,7 +85,9 @@ def combine(
         }
         write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
         merged = Tuned(folder.name, draft, base.base, "adapter")
-        write_whole(draft / "README.md", card(merged, "peft", [f"orchestrate serve {folder}"], notes).encode())
+        write_whole(
+            draft / "README.md", card(merged, "peft", [f"orchestrate serve {folder}"], notes).encode()
+        )
     return Merged(
         folder=str(folder),
         files=files_of(folder),

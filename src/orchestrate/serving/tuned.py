@@ -49,14 +49,16 @@ class Tuned:
             return msgspec.json.decode((self.folder / "adapter_config.json").read_bytes())
         except OSError as error:
             raise UsageError(
-                f"{self.name} is a whole model, not an adapter on a base", fix="orchestrate export --to merged"
+                f"{self.name} is a whole model, not an adapter on a base",
+                fix="orchestrate export --to merged",
             ) from error
 
     @property
     def rank(self) -> int:
         """The greatest of the adapter."""
         config = self.config
-        return max(int(config["r"]), *(int(r) for r in (config.get("rank_pattern") or {}).values()), 1)
+        pattern: dict[str, int] = config.get("rank_pattern") or {}
+        return max(int(config["r"]), *pattern.values(), 1)
 
     @property
     def base_name(self) -> str:

@@ -1,5 +1,5 @@
-"""Makes the sheet of a tuned model: where it differs most from its base, in the trainer's own numbers. Imports
-torch."""
+"""Makes the sheet of a tuned model: where it differs most from its base, in the trainer's own numbers.
+Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -20,9 +21,16 @@ from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import DataError
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.sampling import Sampler
-from orchestrate.local.proof.prompts import ANSWER_TOKENS, CANARIES, CANDIDATES, LONGEST_PROMPT, Asked, probes
+from orchestrate.local.proof.prompts import (
+    ANSWER_TOKENS,
+    CANARIES,
+    CANDIDATES,
+    ENDING_TOKENS,
+    LONGEST_PROMPT,
+    Asked,
+    probes,
+)
 from orchestrate.types import Canary, Probe, Said, Sheet
-
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,7 @@ def template_hash(template: Template) -> str:
     return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
 
 
-def _rendered(
-    template: Template, asked: Sequence[Asked]
-) -> tuple[list[tuple[Asked, Probe]], dict[str, str]]:
+def _rendered(template: Template, asked: Sequence[Asked]) -> tuple[list[tuple[Asked, Probe]], dict[str, str]]:
     shown: list[tuple[Asked, Probe]] = []
     refused: dict[str, str] = {}
     for one in asked:
@@ -82,9 +88,7 @@ def _rendered(
         except DataError as error:
             refused[one.kind] = error.message
             continue
-        shown.append(
-            (one, Probe(kind=one.kind, messages=one.plain, tools=one.tools, ids=tuple(ids)))
-        )
+        shown.append((one, Probe(kind=one.kind, messages=one.plain, tools=one.tools, ids=tuple(ids))))
     return shown, refused
 
 
@@ -106,7 +110,10 @@ def _canaries(models: Models, candidates: Sequence[tuple[Asked, list[int]]]) -> 
     prompts = [ids for _, ids in candidates]
     tuned = _answered(models, prompts, base=False)
     with models.using(True) as model:
-        before = [logprobs(model, p, said.ids, models.sampler.device) for p, said in zip(prompts, tuned, strict=True)]
+        before = [
+            logprobs(model, p, said.ids, models.sampler.device)
+            for p, said in zip(prompts, tuned, strict=True)
+        ]
     apart = [
         (sum(said.logprobs) - sum(base)) / max(1, len(base)) for said, base in zip(tuned, before, strict=True)
     ]
@@ -125,15 +132,26 @@ def _canaries(models: Models, candidates: Sequence[tuple[Asked, list[int]]]) -> 
         for i, said in zip(order, base, strict=True)
         if said.text != tuned[i].text and tuned[i].text.strip()
     ]
-    return found[:CANARIES]
+    return _ended(models, found[:CANARIES])
 
 
-def _answered(models: Models, prompts: Sequence[Sequence[int]], *, base: bool) -> list[Said]:
+def _ended(models: Models, canaries: list[Canary]) -> list[Canary]:
+    """Two should show where an answer ends, for the proof that a server stops there."""
+    if not canaries or sum(c.tuned.ended for c in canaries) > 1:
+        return canaries
+    longer = _answered(models, [c.ids for c in canaries], base=False, most=ENDING_TOKENS)
+    return [
+        replace(canary, tuned=said) if said.ended else canary
+        for canary, said in zip(canaries, longer, strict=True)
+    ]
+
+
+def _answered(
+    models: Models, prompts: Sequence[Sequence[int]], *, base: bool, most: int = ANSWER_TOKENS
+) -> list[Said]:
     sampler, tokenizer = models.sampler, models.template.tokenizer
     with models.using(base) as model:
-        drawn = sampler.draw(
-            model, prompts, max_tokens=ANSWER_TOKENS, temperature=0.0, most_rows=CANDIDATES
-        )
+        drawn = sampler.draw(model, prompts, max_tokens=most, temperature=0.0, most_rows=CANDIDATES)
         scores = [logprobs(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)]
     said: list[Said] = []
     for ids, values in zip(drawn, scores, strict=True):

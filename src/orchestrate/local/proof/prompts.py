@@ -26,6 +26,8 @@ CANDIDATES = 16
 """Prompts among which canaries are looked for."""
 CANARIES = 6
 ANSWER_TOKENS = 32
+ENDING_TOKENS = 256
+"""Of answers that are drawn again where none of the short ones came to its end."""
 LONGEST_PROMPT = 2_048
 """Tokens; a longer one would cost more than it tells."""
 MOST_LINES = 2_000
@@ -79,7 +81,8 @@ def probes(marks: Sequence[str]) -> list[Asked]:
         Asked(_said(hello), (WEATHER,), kind="tools"),
         Asked(_said(("user", f"What does {mark} mean in a prompt?")), kind="special tokens"),
         Asked(
-            _said(("user", "Zürich, 東京, हिन्दी, عربي, e\u0301, 👩‍🚀, \u00a0 and a tab\tplease.")), kind="Unicode"
+            _said(("user", "Zürich, 東京, हिन्दी, عربي, e\u0301, 👩‍🚀, \u00a0 and a tab\tplease.")),
+            kind="Unicode",
         ),
         Asked(_said(("user", "  two lines\n\n\n  and   12345678 spaces  ")), kind="white space"),
     ]

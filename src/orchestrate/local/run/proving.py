@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from orchestrate.files import write_whole
-from orchestrate.local.job import LocalJob
 from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.job import LocalJob
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
 from orchestrate.local.model.sampling import Sampler
@@ -23,7 +23,8 @@ from orchestrate.local.proof import finding, prompts
 from orchestrate.local.run.rundir import RunDir
 
 PATCHED = ("compile", "unsloth")
-"""Engines that would compile anew for each length of an answer: their sheets are found when they are needed."""
+"""Engines that would compile anew for each length of an answer: their sheets are found when they are
+needed."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:

@@ -28,8 +28,8 @@ from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_m
 from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
-from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan

@@ -1,9 +1,8 @@
 """GGUF out, by llama.cpp's own scripts and library, in a process of its own: they end it when they fail.
 
 The trap of every conversion is the pre-tokenizer: llama.cpp knows how a vocabulary cuts text by the name that
-the script writes, and finds the name by what the tokenizer makes of one text. A tokenizer that it does not know
-is refused here, unless it cuts text just as one that it knows does.
-"""
+the script writes, and finds the name by what the tokenizer makes of one text. A tokenizer that it does not
+know is refused here, unless it cuts text just as one that it knows does."""
 
 # torch, gguf and llama.cpp describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -24,10 +23,12 @@ from orchestrate.errors import DataError, SetupError, UsageError
 from orchestrate.local.weights.process import serve
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CUTS = {
     GPT2: "gpt-2",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    rf"{_HEAD}\p{{N}}{{1,3}}{_TAIL}": "llama-bpe",
+    rf"{_HEAD}\p{{N}}{_TAIL}": "qwen2",
 }
 """Expressions with which tokenizers cut text, and llama.cpp's names for them."""
 KINDS = {
@@ -64,7 +65,8 @@ def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
             "quantising needs llama.cpp's llama-quantize on the PATH, or its library",
             fix="pip install llama-cpp-py-sync , or build llama.cpp",
         ) from error
-    lib, ffi = get_lib(), get_ffi()
+    lib: Any = get_lib()
+    ffi: Any = get_ffi()
     lib.llama_backend_init()
     asked = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     asked.ftype, asked.nthread = KINDS[kind], os.cpu_count() or 1
@@ -83,7 +85,9 @@ def _run(llama_cpp: str, script: str, arguments: Sequence[str]) -> None:
         if ended.code:
             raise UsageError(f"{script} ended with {ended.code}") from ended
     except NotImplementedError as error:
-        raise UsageError(f"llama.cpp cannot convert this model: {error}", fix="a newer llama.cpp may") from error
+        raise UsageError(
+            f"llama.cpp cannot convert this model: {error}", fix="a newer llama.cpp may"
+        ) from error
 
 
 def _know_the_cut(llama_cpp: Path, model: Path) -> None:
@@ -145,9 +149,9 @@ def _described(path: Path) -> dict[str, Any]:
     }
 
 
-def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None, max_tokens: int = 64) -> dict[str, Any]:
-    """As `worker.read`, of a GGUF file by llama.cpp's library: its own tokenizer, and the chat template in the
-    file."""
+def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
+    """As `worker.read`, of a GGUF file by llama.cpp's library: its own tokenizer, and the chat template in
+    the file."""
     from orchestrate.local.weights.llama import Reader
 
     reader = Reader(file, adapter)
@@ -161,8 +165,8 @@ def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None, max_
                 answers.append({"refused": error.message})
                 continue
             answer["ids"] = ids
-            if row.get("answer", True):
-                answer |= reader.answer(ids, max_tokens)
+            if "max_tokens" in row:
+                answer |= reader.answer(ids, row["max_tokens"])
         if "score" in row:
             answer["scores"] = [reader.scores(prompt, said) for prompt, said in row["score"]]
         answers.append(answer)

@@ -19,8 +19,8 @@ CONTEXT = 4096
 
 
 class Reader:
-    """One sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for a file that
-    it does not load."""
+    """One sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for a file
+    that it does not load."""
 
     def __init__(self, file: str, adapter: str | None = None) -> None:
         try:
@@ -53,7 +53,9 @@ class Reader:
         if template is None:
             raise UsageError("the GGUF file has no chat template")
         names = {f"{n}_token": self._mark(n) for n in ("bos", "eos")}
-        text = render(template, [_shown(m) for m in row["messages"]], row.get("tools"), names=names, answer_next=True)[0]
+        text = render(
+            template, [_shown(m) for m in row["messages"]], row.get("tools"), names=names, answer_next=True
+        )[0]
         # llama.cpp's server does the same: what the template begins with is not put there twice.
         begins = bool(names["bos_token"]) and text.startswith(names["bos_token"])
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)

@@ -1,8 +1,7 @@
 """An adapter added into its base at 16 bits, and several adapters made one. Imports torch.
 
-PEFT does the arithmetic of both. Nothing is merged into four-bit weights: rounding to NF4 again loses what was
-trained.
-"""
+PEFT does the arithmetic of both. Nothing is merged into four-bit weights: rounding to NF4 again loses what
+was trained."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -47,9 +46,12 @@ def _untie(model: Any, adapter: Path) -> bool:
     config: dict[str, Any] = msgspec.json.decode((adapter / "adapter_config.json").read_bytes())
     targets = config.get("target_modules") or []
     head = model.get_output_embeddings()
-    ends = {n.rpartition(".")[2] for n, m in model.named_modules() if m in (head, model.get_input_embeddings())}
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    if not tied or not isinstance(targets, list) or not ends & {t.rpartition(".")[2] for t in targets}:
+    ends = {
+        n.rpartition(".")[2] for n, m in model.named_modules() if m in (head, model.get_input_embeddings())
+    }
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return False
+    if not isinstance(targets, list) or not ends & {t.rpartition(".")[2] for t in targets}:
         return False
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.get_text_config().tie_word_embeddings = False
@@ -86,8 +88,6 @@ def combine(
         raise UsageError(f"these adapters cannot be merged by {method}: {error}") from error
     made = peft.peft_config[COMBINED].r
     error = _error(peft, names, weights)
-    for name in names:
-        peft.delete_adapter(name)
     peft.save_pretrained(target, selected_adapters=[COMBINED], save_embedding_layers=False)
     for file in (target / COMBINED).iterdir():  # peft gives each adapter but the default one a folder
         file.rename(target / file.name)

@@ -54,7 +54,8 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 
 
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The text with which each conversation is asked for its next answer; `None` where the template refuses."""
+    """The text with which each conversation is asked for its next answer; `None` where the template
+    refuses."""
     folder, own = models.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -97,9 +98,7 @@ def sheet(
     else:
         tuned_model = load_base(own, four_bit=False, device=where, dtype=dtype).eval()
     found = finding.find(
-        finding.Models(
-            _using(base_model, tuned_model), template, Sampler.of(template, folder, where)
-        ),
+        finding.Models(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
         next((p for p in (prompts.of_data(Path(d), prompts.CANDIDATES) for d in data) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
@@ -124,13 +123,12 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
     return using
 
 
-def read(
-    folder: str, rows: list[dict[str, Any]], *, base: str | None = None, max_tokens: int = 64
-) -> dict[str, Any]:
+def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
     """Loads a folder as anybody would, with transformers and peft alone, and asks it: its own tokenizer, chat
     template and generation configuration, nothing of ours.
 
     A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
+    `max_tokens` of a row are answered; without it only the ids of its prompt are told.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -143,7 +141,7 @@ def read(
     else:
         model = _as_published(path)
     config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    config.update(do_sample=False, max_new_tokens=max_tokens, temperature=None, top_p=None, top_k=None)
+    config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     answers: list[dict[str, Any]] = []
     with torch.inference_mode():
         for row in rows:
@@ -179,14 +177,18 @@ def _asked(model: Any, tokenizer: Any, config: Any, row: dict[str, Any]) -> dict
         ids: list[int] = tokenizer(row["text"])["input_ids"]
     else:
         ids = tokenizer.apply_chat_template(
-            [shown(m) for m in row["messages"]], tools=row.get("tools"), add_generation_prompt=True, return_dict=True
+            [shown(m) for m in row["messages"]],
+            tools=row.get("tools"),
+            add_generation_prompt=True,
+            return_dict=True,
         )["input_ids"]
-    if not row.get("answer", True):
+    if "max_tokens" not in row:
         return {"ids": ids}
+    config.max_new_tokens = row["max_tokens"]
     given = torch.tensor([ids], device=model.device)
-    out = model.generate(
-        input_ids=given, attention_mask=torch.ones_like(given), generation_config=config
-    )[0, len(ids) :].tolist()
+    out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)[
+        0, len(ids) :
+    ].tolist()
     ended = bool(out) and out[-1] in _listed(config.eos_token_id)
     text = tokenizer.decode(out[:-1] if ended else out, skip_special_tokens=True)
     return {"ids": ids, "answer": out, "text": text, "ended": ended}
@@ -204,17 +206,16 @@ def _as_published(path: Path) -> Any:
     ).eval()
 
 
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "dress": dress,
+    "render": render,
+    "merge": merged,
+    "combine": combined,
+    "sheet": sheet,
+    "read": read,
+    "read_base": read_base,
+}
+
+
 if __name__ == "__main__":
-    raise SystemExit(
-        serve(
-            {
-                "dress": dress,
-                "render": render,
-                "merge": merged,
-                "combine": combined,
-                "sheet": sheet,
-                "read": read,
-                "read_base": read_base,
-            }
-        )
-    )
+    raise SystemExit(serve(TASKS))

@@ -101,7 +101,7 @@ class LocalProvider(Provider):
             given = platformdirs.user_data_dir("orchestrate")
         return Path(str(given)).expanduser().resolve() / "local"
 
-    # -- offline -------------------------------------------------------------------------------------------
+    # -- offline ---------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
         told = translate(self._as_local(spec), self.config.options)
@@ -169,7 +169,7 @@ class LocalProvider(Provider):
         device = found[0].name if found else "cpu"
         return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- whose jobs ------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
@@ -178,7 +178,7 @@ class LocalProvider(Provider):
     def holds(self, remote: RemoteDataset) -> bool:
         return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
 
-    # -- submitting ----------------------------------------------------------------------------------------
+    # -- submitting ------------------------------------------------------------------------------------------
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
@@ -234,7 +234,7 @@ class LocalProvider(Provider):
         run = RunDir(self._runs / ref)
         return [reading.handle(run)] if run.exists() else []
 
-    # -- reading -------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
         return reading.job(self._run(job))
@@ -259,7 +259,7 @@ class LocalProvider(Provider):
         """Workers on this machine: nobody sends a bill for them."""
         return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
 
-    # -- acting --------------------------------------------------------------------------------------------
+    # -- acting ----------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
         run = self._run(job)
@@ -319,7 +319,7 @@ class LocalProvider(Provider):
             )
             run.add_event(f"{status}; no worker was running", type=status, step=state.step)
 
-    # -- the tuned model -----------------------------------------------------------------------------------
+    # -- the tuned model -------------------------------------------------------------------------------------
 
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
@@ -374,7 +374,7 @@ class LocalProvider(Provider):
         if generator := self._generators.pop(id, None):
             generator.close()
 
-    # -- shared --------------------------------------------------------------------------------------------
+    # -- shared ----------------------------------------------------------------------------------------------
 
     @property
     def _runs(self) -> Path:

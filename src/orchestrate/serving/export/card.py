@@ -47,7 +47,8 @@ def _about(tuned: Tuned) -> str:
     run, passport = tuned.run, tuned.passport
     rows: list[tuple[str, Any]] = [("base", tuned.base_name)]
     spec: dict[str, Any] = passport.get("spec") or {}
-    rows.append(("method", (spec.get("method") or {}).get("type")))
+    method: dict[str, Any] = spec.get("method") or {}
+    rows.append(("method", method.get("type")))
     adapter: dict[str, Any] = spec.get("adapter") or {}
     if adapter:
         rows.append(("adapter", ", ".join(f"{k} {v}" for k, v in adapter.items() if v is not None)))
@@ -75,9 +76,12 @@ def _evaluations(found: Sequence[EvaluationResult]) -> str:
     if not found:
         return ""
     lines = [
-        f"| {e.metric} | {e.tuned.n} | {_score(e.base)} | {_score(e.tuned)} | {e.dataset_digest[:12]} |" for e in found
+        f"| {e.metric} | {e.tuned.n} | {_score(e.base)} | {_score(e.tuned)} | {e.dataset_digest[:12]} |"
+        for e in found
     ]
-    return "## Evaluation\n\n| metric | rows | base | tuned | data |\n|---|---|---|---|---|\n" + "\n".join(lines)
+    return "## Evaluation\n\n| metric | rows | base | tuned | data |\n|---|---|---|---|---|\n" + "\n".join(
+        lines
+    )
 
 
 def _score(score: Score | None) -> str:
@@ -88,7 +92,9 @@ def _licence(tuned: Tuned) -> str:
     licence = tuned.licence
     if licence is None:
         return "## Licence\n\nThat of the base model, which Orchestrate's catalog does not know."
-    lines = [f"## Licence\n\nThat of the base model: {licence.title}" + (f", {licence.url}" if licence.url else "")]
+    lines = [
+        f"## Licence\n\nThat of the base model: {licence.title}" + (f", {licence.url}" if licence.url else "")
+    ]
     lines += [f"- {ask}" for ask in licence.asks]
     if licence.notice:
         lines.append(f"\n{licence.notice}")

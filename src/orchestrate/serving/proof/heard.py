@@ -40,10 +40,12 @@ class Place(Protocol):
     """Where a tuned model answers."""
 
     at: str
-    engine: str
     model: str
     """The name by which the tuned model is asked."""
     notes: list[str]
+
+    @property
+    def engine(self) -> str: ...
 
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]: ...
 
@@ -52,8 +54,8 @@ class Place(Protocol):
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
-        """Nats of the ids of each canary's known answer, of its beginning where not all are told; `None` where
-        the place tells none, and nothing has to be asked that `answers` did not."""
+        """Nats of the ids of each canary's known answer, of its beginning where not all are told; `None`
+        where the place tells none, and nothing has to be asked that `answers` did not."""
         ...
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrate.local.proof.prompts import ANSWER_TOKENS
 from orchestrate.providers.base import Provider
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
 from orchestrate.types import Canary, Message, Probe, Run
@@ -34,8 +33,9 @@ class HostPlace:
             [Message(role="user", content=c.text)] if c.text is not None else _messages(c.messages)
             for c in canaries
         ]
+        most = max(len(c.tuned.ids) for c in canaries) + MORE_TOKENS
         replies = self._provider.generate(
-            self._run.handle, prompts, base=base, max_tokens=ANSWER_TOKENS + MORE_TOKENS, temperature=0.0
+            self._run.handle, prompts, base=base, max_tokens=most, temperature=0.0
         )
         return [
             Heard(text=r.content, ended=None if r.finish_reason is None else r.finish_reason == "stop")

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
-from orchestrate.local.proof.prompts import ANSWER_TOKENS
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard, along
 from orchestrate.types import Canary, Probe
 
@@ -31,7 +30,8 @@ class UrlPlace:
         key: str | None = None,
         client: httpx.Client | None = None,
     ) -> None:
-        """`base`: the name under which the base answers there; `None` takes the parent that the server tells."""
+        """`base`: the name under which the base answers there; `None` takes the parent that the server
+        tells."""
         root = url.rstrip("/")
         if not root.startswith(("http://", "https://")):
             raise UsageError(f"{url} is not the URL of a server")
@@ -47,7 +47,7 @@ class UrlPlace:
     def close(self) -> None:
         self._client.close()
 
-    # -- what it is --------------------------------------------------------------------------------------------
+    # -- what it is ------------------------------------------------------------------------------------------
 
     @cached_property
     def _listed(self) -> dict[str, Mapping[str, Any]]:
@@ -56,7 +56,8 @@ class UrlPlace:
         found = body.get("data")
         if not isinstance(found, list):
             raise UnexpectedAnswer(self._root, "its list of models is no list")
-        models: dict[str, Mapping[str, Any]] = {str(m.get("id")): m for m in found}  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        entries: list[Mapping[str, Any]] = found  # pyright: ignore[reportUnknownVariableType]  # of JSON objects
+        models = {str(m.get("id")): m for m in entries}
         if self.model not in models:
             raise NotFound(
                 self._root,
@@ -65,13 +66,13 @@ class UrlPlace:
             )
         return models
 
-    @cached_property
+    @property
     def engine(self) -> str:
         owners = {str(m.get("owned_by")) for m in self._listed.values()}
         known = {"vllm": "vLLM", "llamacpp": "llama.cpp", "orchestrate": "orchestrate"}
         return next((known[o] for o in owners if o in known), "unknown")
 
-    @cached_property
+    @property
     def base(self) -> str | None:
         given = self._base or self._listed[self.model].get("parent")
         return str(given) if given in self._listed else None
@@ -81,7 +82,7 @@ class UrlPlace:
         body = {"model": NOBODY, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         return self._post("/v1/chat/completions", body).status_code == 200
 
-    # -- prompts -----------------------------------------------------------------------------------------------
+    # -- prompts ---------------------------------------------------------------------------------------------
 
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
         if self.answers_to_any_name():
@@ -102,7 +103,8 @@ class UrlPlace:
         done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
         if done.status_code != 200:
             return Asked(refused=_message(done))
-        counted = (self._body(done).get("usage") or {}).get("prompt_tokens")
+        usage: dict[str, Any] = self._body(done).get("usage") or {}
+        counted = usage.get("prompt_tokens")
         return Asked(count=counted if isinstance(counted, int) else None)
 
     def _ids(self, path: str, body: dict[str, Any]) -> Asked:
@@ -111,7 +113,7 @@ class UrlPlace:
             return Asked(refused=_message(done))
         return Asked(ids=self._body(done).get("tokens"))
 
-    # -- answers -----------------------------------------------------------------------------------------------
+    # -- answers ---------------------------------------------------------------------------------------------
 
     def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
         if base not in self._heard:
@@ -129,7 +131,7 @@ class UrlPlace:
     def _answer(self, name: str, canary: Canary) -> Heard:
         body: dict[str, Any] = {
             "model": name,
-            "max_tokens": ANSWER_TOKENS + MORE_TOKENS,
+            "max_tokens": len(canary.tuned.ids) + MORE_TOKENS,
             "temperature": 0,
             "seed": 0,
         }
@@ -144,11 +146,13 @@ class UrlPlace:
             own.pop("logprobs")
             done = self._post(path, {**body, **own})
         if done.status_code != 200:
-            raise UnexpectedAnswer(self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}")
-        choices = self._body(done).get("choices") or [{}]
+            raise UnexpectedAnswer(
+                self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
+            )
+        choices: list[dict[str, Any]] = self._body(done).get("choices") or [{}]
         return _heard(choices[0])
 
-    # -- HTTP --------------------------------------------------------------------------------------------------
+    # -- HTTP ------------------------------------------------------------------------------------------------
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         return self._send("POST", path, body)
@@ -163,7 +167,9 @@ class UrlPlace:
         try:
             done = self._client.request(method, self._root + path, json=body, headers=self._headers)
         except httpx.HTTPError as error:
-            raise HostUnavailable(self._root, f"no answer from {path}: {error or type(error).__name__}") from error
+            raise HostUnavailable(
+                self._root, f"no answer from {path}: {error or type(error).__name__}"
+            ) from error
         if done.status_code in (401, 403):
             raise AuthenticationFailed(self._root, _message(done), status=done.status_code)
         if done.status_code in (429, 502, 503):
