@@ -27,8 +27,9 @@ class DPO(Part):
 
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "orpo", "kto"] | None = None
-    beta: Float | None = Field(default=None, gt=0, le=2)
-    """Of ORPO: the weight of the odds ratio beside the loss of the preferred answer."""
+    beta: Float | None = Field(default=None, gt=0, le=10)
+    """Up to 2; of SimPO, whose likelihoods are means over the tokens, up to 10. Of ORPO: the weight of the
+    odds ratio beside the loss of the preferred answer."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
@@ -38,6 +39,8 @@ class DPO(Part):
 
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
+        if self.beta is not None and self.beta > 2 and self.simpo_gamma is None:
+            raise ValueError("beta must be at most 2; with simpo_gamma, at most 10")
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
             if self.loss in ("orpo", "kto") and getattr(self, name):
                 raise ValueError(f"{name} belongs to other losses than {self.loss}: leave one of them out")

@@ -66,7 +66,9 @@ class JobSpec(Part):
         default=None, ge=1, description="Tokens per optimiser step, where the host counts so"
     )
     gradient_accumulation: Int | None = Field(default=None, ge=1)
-    warmup_ratio: Float | None = Field(default=None, ge=0, lt=1)
+    warmup_ratio: Float | None = Field(
+        default=None, ge=0, lt=1, description="Share of the steps over which the rate rises to its peak"
+    )
     schedule: Literal["constant", "linear", "cosine"] | None = None
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)

@@ -103,6 +103,14 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "desirable_weight belongs to the loss kto",
         ),
         (
+            "model: m\ntrain: t\nmethod: {type: dpo, beta: 2.5}\n",
+            "beta must be at most 2; with simpo_gamma, at most 10",
+        ),
+        (
+            "model: m\ntrain: t\nmethod: {type: dpo, beta: 10.5, simpo_gamma: 1}\n",
+            "method.beta: Input should be less than or equal to 10",
+        ),
+        (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, undesirable_weight: 0}\n",
             "method.undesirable_weight: Input should be greater than 0",
         ),

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
+    from orchestrate.local.answers.generation import Generator
     from orchestrate.profile import Profile
+    from orchestrate.providers.chat import Chat
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]
@@ -89,7 +91,7 @@ class Provider(ABC):
         if "profile" in vars(cls):
             cls.kind, cls.title = cls.profile.kind, cls.profile.title
 
-    # -- offline ---------------------------------------------------------------------------------------------
+    # -- offline -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def translate(self, spec: JobSpec) -> Translation:
@@ -154,7 +156,7 @@ class Provider(ABC):
         found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
         return {feature: reason for feature, reason in found.items() if reason is not None}
 
-    # -- whose jobs ------------------------------------------------------------------------------------------
+    # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
@@ -166,7 +168,7 @@ class Provider(ABC):
         del remote
         return False
 
-    # -- submitting ------------------------------------------------------------------------------------------
+    # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def upload(
@@ -193,7 +195,7 @@ class Provider(ABC):
         """All jobs tagged `ref`, however old: clocks may be wrong. None found means that the account has
         none now; an answer that is no list raises `UnexpectedAnswer`."""
 
-    # -- reading (never changes or bills anything) -----------------------------------------------------------
+    # -- reading (never changes or bills anything) ---------------------------------------------------------
 
     @abstractmethod
     def get(self, job: JobHandle) -> Job: ...
@@ -237,7 +239,7 @@ class Provider(ABC):
         it with the catalog."""
         raise Unsupported(self.name, "list of models", "its API does not say which models it tunes")
 
-    # -- acting (idempotent) ---------------------------------------------------------------------------------
+    # -- acting (idempotent) -------------------------------------------------------------------------------
 
     @abstractmethod
     def cancel(self, job: JobHandle) -> None:
@@ -258,7 +260,7 @@ class Provider(ABC):
     def delete(self, job: JobHandle) -> None:
         raise self._unsupported(Feature.DELETE)
 
-    # -- the tuned model -------------------------------------------------------------------------------------
+    # -- the tuned model -----------------------------------------------------------------------------------
 
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
@@ -320,7 +322,18 @@ class Provider(ABC):
         from."""
         raise self._unsupported(Feature.CHAT)
 
-    # -- shared ----------------------------------------------------------------------------------------------
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat | None:
+        """The same, asked one question at a time from several threads; `None` where that is not how it is
+        asked."""
+        return None
+
+    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator | None:
+        """The tuned model and its base as a process of this machine, where the backend is this machine."""
+        return None
+
+    # -- shared --------------------------------------------------------------------------------------------
 
     @property
     def host(self) -> str:

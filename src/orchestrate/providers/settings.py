@@ -175,10 +175,19 @@ class Rows:
             elif present is not None and present != leaf:
                 reason = f"the spec already sends {present!r} there"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
+            elif present is None and (setting := self._setting_of(path)) and setting.sent != leaf:
+                # Past the setting, quotes and plans would count with the host's default.
+                reason = f"write {setting.name} in the spec, or under overrides.{self.provider}"
+                self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
                 known = self.fields is None or self.fields.authority(path) is not Authority.NONE
                 unknown = "" if known else "; nothing that the host publishes names this field"
                 self._put(name, Outcome.KEPT, leaf, path, f"sent as written{unknown}", asked=leaf)
+
+    def _setting_of(self, path: str) -> Setting | None:
+        """The setting of the spec that is this field of the request."""
+        rows = (row for row in self._rows.values() if not row.name.startswith("provider_options."))
+        return next((r for r in rows if r.wire == path and r.outcome is not Outcome.REFUSED), None)
 
     def _put(
         self,

@@ -12,7 +12,7 @@ import msgspec
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.catalog.models import lookup
 from orchestrate.errors import UsageError
-from orchestrate.types import Artifact, EvaluationResult, Run
+from orchestrate.types import Artifact, Evaluation, Run
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Tuned:
     kind: str
     """adapter, merged or full."""
     run: Run | None = None
-    evaluations: Sequence[EvaluationResult] = ()
+    evaluations: Sequence[Evaluation] = ()
 
     @classmethod
-    def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[EvaluationResult]) -> Tuned:
+    def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> Tuned:
         """Raises `UsageError` when the files do not say which base they belong to."""
         folder = Path(artifact.folder)
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind

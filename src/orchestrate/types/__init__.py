@@ -14,7 +14,6 @@ from orchestrate.types.evaluation import Confusion as Confusion
 from orchestrate.types.evaluation import Contender as Contender
 from orchestrate.types.evaluation import Difference as Difference
 from orchestrate.types.evaluation import Evaluation as Evaluation
-from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
 from orchestrate.types.evaluation import Measure as Measure
 from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import MetricUsed as MetricUsed
@@ -60,5 +59,9 @@ from orchestrate.types.proof import ProofStage as ProofStage
 from orchestrate.types.proof import Said as Said
 from orchestrate.types.proof import Sheet as Sheet
 from orchestrate.types.record import Record as Record
+from orchestrate.types.reviewing import Criterion as Criterion
+from orchestrate.types.reviewing import Rating as Rating
+from orchestrate.types.reviewing import Review as Review
+from orchestrate.types.reviewing import Rubric as Rubric
 from orchestrate.types.serving import Export as Export
 from orchestrate.types.serving import Merged as Merged

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrate.evaluation.items import Answer, Item, Mark
@@ -34,6 +35,24 @@ class Metric(Protocol):
     def total(self, sums: Totals) -> float:
         """The number that the added parts make: F1 of counts, BLEU of n-gram counts."""
         ...
+
+
+@dataclass(frozen=True)
+class PerAnswer:
+    """A metric that looks at one answer at a time and whose number is the mean."""
+
+    used: MetricUsed
+    score: Callable[[Item, Answer], float | None]
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [Mark(self.score(item, answer)) for item, answer in pairs]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        del item, answer, mark
+        return None
+
+    def total(self, sums: Totals) -> float:
+        raise NotImplementedError(f"{self.used.name} is a mean")
 
 
 class PairMetric(Protocol):

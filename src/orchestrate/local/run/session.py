@@ -61,6 +61,7 @@ class Session:
         run.add_event(
             f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
         )
+        self._tell_left_out()
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
@@ -74,7 +75,7 @@ class Session:
             objective,
             train,
             valid,
-            write_weights=lambda folder: export.write_weights(self.loaded, self.tokenizer, job, folder),
+            write_weights=self._write_weights,
             asked=asked,
         )
         self._plan_memory(train)
@@ -98,6 +99,21 @@ class Session:
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )
+
+    def _tell_left_out(self) -> None:
+        for told in self.loaded.without_adapter:
+            self.run.add_event(f"no adapter on {told}", type="adapter")
+        limit = self.loaded.line_limit
+        for what, reason in self.loaded.left_out.items():
+            level, told = "info", f"without {what}: {reason}"
+            if what == "packing":
+                level, told = (
+                    "warning",
+                    f"packing is not done, rows of like length are padded instead: {reason}",
+                )
+                if limit:
+                    told = f"packing only of rows up to {limit} tokens, longer ones are padded: {reason}"
+            self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: Rows) -> None:
         """Sets how many tokens go into one forward pass, by the device's whole memory: what is free now may
@@ -255,10 +271,10 @@ class Session:
             threads=torch.get_num_threads(),
         )
 
-        def fill(folder: Path) -> None:
-            export.write_weights(self.loaded, self.tokenizer, self.job, folder)
+        return export.publish(self.run, export.result_name(self.job), self._write_weights, passport)
 
-        return export.publish(self.run, export.result_name(self.job), fill, passport)
+    def _write_weights(self, folder: Path) -> None:
+        export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
 
     def keep_sheet(self) -> None:
         """For the proof of what is served. That it cannot be made does not fail a run that has its model."""

@@ -85,7 +85,8 @@ class LocalProvider(Provider):
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
-        self._generators: dict[str, Generator] = {}
+        self._generators: dict[tuple[str, str | None], Generator] = {}
+        """By job and checkpoint."""
 
     @property
     def host(self) -> str:
@@ -101,7 +102,7 @@ class LocalProvider(Provider):
             given = platformdirs.user_data_dir("orchestrate")
         return Path(str(given)).expanduser().resolve() / "local"
 
-    # -- offline ---------------------------------------------------------------------------------------------
+    # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
         told = translate(self._as_local(spec), self.config.options)
@@ -169,7 +170,7 @@ class LocalProvider(Provider):
         device = found[0].name if found else "cpu"
         return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
-    # -- whose jobs ------------------------------------------------------------------------------------------
+    # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
@@ -178,7 +179,7 @@ class LocalProvider(Provider):
     def holds(self, remote: RemoteDataset) -> bool:
         return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
 
-    # -- submitting ------------------------------------------------------------------------------------------
+    # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
@@ -234,7 +235,7 @@ class LocalProvider(Provider):
         run = RunDir(self._runs / ref)
         return [reading.handle(run)] if run.exists() else []
 
-    # -- reading ---------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
         return reading.job(self._run(job))
@@ -259,7 +260,7 @@ class LocalProvider(Provider):
         """Workers on this machine: nobody sends a bill for them."""
         return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
 
-    # -- acting ----------------------------------------------------------------------------------------------
+    # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
         run = self._run(job)
@@ -319,7 +320,7 @@ class LocalProvider(Provider):
             )
             run.add_event(f"{status}; no worker was running", type=status, step=state.step)
 
-    # -- the tuned model -------------------------------------------------------------------------------------
+    # -- the tuned model -----------------------------------------------------------------------------------
 
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
@@ -350,31 +351,31 @@ class LocalProvider(Provider):
         max_tokens: int = 256,
         temperature: float = 0.0,
     ) -> list[Reply]:
-        return self._generator(job).generate(
+        return self.generator(job).generate(
             prompts, base=base, max_tokens=max_tokens, temperature=temperature
         )
 
     def close(self) -> None:
-        for id in list(self._generators):
+        for id, _ in list(self._generators):
             self._close(id)
 
-    def _generator(self, job: JobHandle) -> Generator:
+    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator:
         """One process for each model that was asked for, until `close`."""
         from orchestrate.local.answers.generation import Generator
 
-        if job.job_id not in self._generators:
+        key = (job.job_id, checkpoint)
+        if key not in self._generators:
             run = self._run(job)
             local = run.job()
-            self._generators[job.job_id] = Generator(
-                local.model, weights.of(run, None, self.name), threads=local.threads, device=local.device
-            )
-        return self._generators[job.job_id]
+            folder = weights.of(run, checkpoint, self.name)
+            self._generators[key] = Generator(local.model, folder, threads=local.threads, device=local.device)
+        return self._generators[key]
 
     def _close(self, id: str) -> None:
-        if generator := self._generators.pop(id, None):
-            generator.close()
+        for key in [key for key in self._generators if key[0] == id]:
+            self._generators.pop(key).close()
 
-    # -- shared ----------------------------------------------------------------------------------------------
+    # -- shared --------------------------------------------------------------------------------------------
 
     @property
     def _runs(self) -> Path:

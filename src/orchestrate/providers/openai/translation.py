@@ -19,9 +19,8 @@ EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
 """Tokens of a row, of all models; the guide to supervised fine-tuning."""
-REF_KEY = "orchestrate_ref"
-RESERVED = ("model", "training_file", "validation_file", "metadata")
-"""Fields of the request that Orchestrate fills itself."""
+RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
+"""Fields of the request that Orchestrate fills itself; the last is the retired form of those in `method`."""
 
 HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not say how; nothing is sent"
 _NO_RATE = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.serving.tuned import Tuned
 from orchestrate.text import money
-from orchestrate.types import EvaluationResult, Score
+from orchestrate.types import Score
 
 
 def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str]) -> str:
@@ -17,7 +17,7 @@ def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str])
         _front(tuned, form),
         f"# {title(tuned)}",
         _about(tuned),
-        _evaluations(tuned.evaluations),
+        _evaluations(tuned),
         "## Run it\n\n" + "\n\n".join(f"```\n{command}\n```" for command in commands),
         "## To know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         _licence(tuned),
@@ -72,16 +72,19 @@ def _cost(usd: Decimal | None) -> str | None:
     return None if usd is None else money(usd)
 
 
-def _evaluations(found: Sequence[EvaluationResult]) -> str:
-    if not found:
-        return ""
-    lines = [
-        f"| {e.metric} | {e.tuned.n} | {_score(e.base)} | {_score(e.tuned)} | {e.dataset_digest[:12]} |"
-        for e in found
-    ]
-    return "## Evaluation\n\n| metric | rows | base | tuned | data |\n|---|---|---|---|---|\n" + "\n".join(
-        lines
-    )
+def _evaluations(tuned: Tuned) -> str:
+    """What the run's model reached, and what it was compared with."""
+    lines: list[str] = []
+    for found in tuned.evaluations:
+        mine = [c.name for c in found.contenders if tuned.run and c.run_id == tuned.run.id]
+        for contender in (name for name in mine if name != found.against):
+            for metric in found.metrics:
+                other = found.score(found.against, metric.name) if found.against else None
+                score = _score(found.score(contender, metric.name))
+                data = found.dataset_digest[:12]
+                lines.append(f"| {metric.name} | {found.items} | {_score(other)} | {score} | {data} |")
+    head = "## Evaluation\n\n| metric | rows | compared with | this model | data |\n|---|---|---|---|---|\n"
+    return head + "\n".join(lines) if lines else ""
 
 
 def _score(score: Score | None) -> str:
