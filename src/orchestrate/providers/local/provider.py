@@ -215,7 +215,8 @@ class LocalProvider(Provider):
             engine=body.get("engine"),
             precision=body["precision"],
             continue_from=body.get("continue_from"),
-            spec=masked(spec.model_dump(mode="json")),
+            added_tokens=tuple(body.get("added_tokens", ())),
+            spec=masked(spec.canonical()),
             created_at=now(),
         )
         try:
