@@ -126,6 +126,8 @@ def test_pairs_from_the_page_to_training_rows(
     assert (
         "88% (" in shown.out and "ann 3 of 3, bo 3 of 3" in shown.err and "\x1b" not in shown.out + shown.err
     )
+    compared = cli("compare", run_id, "--format", "md")
+    assert "People preferred run to base tiny in 88% (" in compared.out and "2 raters" in compared.out
     rows = cli("data", "from-review", told["review"], "-o", "dpo.jsonl", "--json")
     assert msgspec.convert(rows.json, FromReview).rows == 3 and Dataset.open(tmp_path / "dpo.jsonl").rows == 3
     kto = cli("data", "from-review", told["review"], "-o", "kto.jsonl", "--as", "kto")
