@@ -41,8 +41,9 @@ class What:
     )
     rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
     contenders: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of the evaluation, by commas; default: all.")
-    ] = ""
+        list[str] | None,
+        typer.Option("--contender", metavar="NAME", help="One of the evaluation's; default: all."),
+    ] = None
     against: Annotated[str | None, typer.Option(metavar="NAME", help="Pairs with this contender only.")] = (
         None
     )
@@ -119,7 +120,20 @@ def review(
     if not run:
         raise UsageError("name the runs whose answers are to be rated", fix="orchestrate review RUN")
     with orchestrator(context) as ft:
-        desk = reviewing.opened(ft, run, _order(what))
+        order = _order(what)
+        if instead.plan or instead.results:
+            known = reviewing.existing(ft, run, order)
+            if instead.plan:
+                likeness = reviewing.result(ft, known).likeness if known else None
+                _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
+            elif known is None:
+                raise UsageError(
+                    "nobody was asked about these answers yet", fix=f"orchestrate review {run[0]}"
+                )
+            else:
+                _show(reviewing.result(ft, known), json=json)
+            return
+        desk = reviewing.opened(ft, run, order)
         if instead.export is not None:
             done = reviewing.export(ft, desk, instead.export, instead.rater)
             _say(done, f"{done.output}: {count(done.rows, 'row')} of {done.review}", json=json)
@@ -127,11 +141,6 @@ def review(
             taken = reviewing.take(ft, desk, instead.take, instead.rater)
             told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
             _say(taken, f"{told}, {taken.empty:,} empty", json=json)
-        elif instead.plan:
-            likeness = reviewing.result(ft, desk).likeness
-            _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
-        elif instead.results:
-            _show(reviewing.result(ft, desk), json=json)
         else:
             _serve(desk, place, json=json)
 
@@ -139,7 +148,7 @@ def review(
 def _order(what: What) -> ReviewOrder:
     from orchestrate.service.reviewing import ReviewOrder
 
-    fields: dict[str, Any] = vars(what) | {"contenders": _names(what.contenders)}
+    fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
     return ReviewOrder(**fields)
 
 
