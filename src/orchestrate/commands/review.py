@@ -192,6 +192,8 @@ def _serve(desk: Any, place: Place, *, json: bool) -> None:
 
 
 def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None, *, json: bool) -> None:
+    from orchestrate.service.reviewing import LIKENESS
+
     if json:
         print_json(plans)
         return
@@ -205,9 +207,9 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None,
         shown.add_row(str(plan.raters), f"{plan.items:,}", f"{plan.votes:,}")
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
-    value = 0.4 if likeness is None else likeness
-    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries; votes on one item")
-    note(f"are taken to hang together by {value:.2f} ({known})")
+    value = LIKENESS if likeness is None else likeness
+    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries")
+    note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
 
 
 def _show(found: ReviewResult, *, json: bool) -> None:

@@ -13,6 +13,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation import rated, rubric
 from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Desk, standing
+from orchestrate.evaluation.review.planning import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.planning import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
@@ -24,8 +25,6 @@ from orchestrate.types import Evaluation, Record, Review, Rubric
 if TYPE_CHECKING:
     from orchestrate.evaluation.review.server import Page
     from orchestrate.service.orchestrator import Orchestrator
-
-ANYONE = ""
 
 
 @dataclass(frozen=True, kw_only=True)
