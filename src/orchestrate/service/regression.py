@@ -15,7 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
 from orchestrate.evaluation.held_out import held_out
-from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.metrics import Context, Metric, registry
 from orchestrate.evaluation.regression import harness, probes
 from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
@@ -101,10 +101,8 @@ class PreparedRegression:
             allow_code=self._ft.settings.allow_grader_code,
         )
         [made] = registry.make([metric or "auto"], context)
-        if made.used.kind == "amount":
-            raise UsageError(
-                f"{written}: {made.used.name} is an amount; a set needs right or wrong, or a grade"
-            )
+        if not isinstance(made, Metric) or made.used.kind == "amount":
+            raise UsageError(f"{written}: {made.used.name} is no score of one answer, which a set needs")
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return Probe(Path(path).stem, title, found.items, made, self._margin)
 
