@@ -62,7 +62,7 @@ def chat_with(
     retry: Retry | None = None,
 ) -> Chat:
     """Any host that speaks the API, by default asked once for each question. Raises `MissingKey`."""
-    from orchestrate.providers.compatible import connect
+    from orchestrate.providers.clients import connect
 
     root = (config.base_url or "").rstrip("/")
     path = profile(config.kind).chat_path if config.kind in kinds() else ""

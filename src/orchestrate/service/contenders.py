@@ -21,7 +21,7 @@ from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat import chat_with
-from orchestrate.providers.compatible import connect
+from orchestrate.providers.clients import connect
 from orchestrate.providers.endpoints import model_at
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.spec import JobSpec

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -54,7 +56,7 @@ class Session:
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device, train.tokens * job.hyper.epochs)
+        self.loaded = load(job, self.folder, self.device, train.tokens * self._passes(train))
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -138,7 +140,7 @@ class Session:
 
     def _look_at_disk(self) -> None:
         trained = sum(p.nbytes for p in self.loop.parameters.values())
-        best = self.job.hyper.early_stopping_patience is not None
+        best = self.job.hyper.holds_best
         warning = space.require(
             shutil.disk_usage(self.run.path).free,
             result=trained,
@@ -193,8 +195,12 @@ class Session:
         rows = with_reference(objective, rows, folder, tokens, self._look_up)
         if not isinstance(objective, UnpairedObjective):
             return rows
-        epochs = self.job.hyper.epochs if name == "train" else 1
+        epochs = self._passes(rows) if name == "train" else 1
         return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
+
+    def _passes(self, rows: Rows) -> int:
+        hyper = self.job.hyper
+        return hyper.passes(math.ceil(rows.examples / hyper.batch_size))
 
     def _look_up(self) -> None:
         if word := self.asked():
@@ -217,6 +223,7 @@ class Session:
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
+            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)
@@ -275,6 +282,15 @@ class Session:
     def _write_weights(self, folder: Path) -> None:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
 
+    def keep_sheet(self) -> None:
+        """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        try:
+            keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
+        except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
+            self.run.add_event(
+                f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
+            )
+
 
 def _preference(method: Preferences) -> Preference:
     return Preference(
@@ -283,6 +299,8 @@ def _preference(method: Preferences) -> Preference:
         rpo_alpha=method.rpo_alpha,
         simpo_gamma=method.simpo_gamma,
         orpo=method.loss == "orpo",
+        ipo=method.loss == "ipo",
+        label_smoothing=method.label_smoothing or 0.0,
     )
 
 
