@@ -100,8 +100,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     first = priced[0]
     if len(priced) == 1:
         return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
-    second = priced[1]
-    if first.undecided or first.open_end:
+    # Of a range without a table only its middle could be ranked.
+    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.expected_usd), None)
+    second = perhaps or priced[1]
+    if first.undecided or first.open_end or perhaps:
         return (
             f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
             f"{second.provider} {_usd(second)}."
@@ -121,7 +123,7 @@ def _why(first: Quote, second: Quote) -> str:
     if topped is not None and second.expected_usd - topped.usd <= first.expected_usd:
         return (
             f"{second.provider}'s own rate would be lower, but its minimum per job adds "
-            f"{text.money(topped.usd)}"
+            f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
         )
     unit = next((e for e in first.lines if e.component == "training"), None)
     other = next((e for e in second.lines if e.component == "training"), None)

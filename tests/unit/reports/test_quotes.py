@@ -96,6 +96,17 @@ def test_a_range_without_a_table_is_no_price() -> None:
     assert verdict([open_minimum, quote("b", line("50"))]) == (
         "No cheapest can be named: a would cost $4.00 to $60.00, b $50.00."
     )
+    assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
+        "No cheapest can be named: b would cost $10.00, a $4.00 to $60.00."
+    )
+
+
+def test_of_a_minimum_without_a_table_no_middle_is_told() -> None:
+    topped = line("31", component="minimum", usd_low=Decimal(3), usd_high=Decimal(59))
+    least, most = Decimal(4), Decimal(60)
+    wide = quote("a", line("1"), topped, low_usd=least, high_usd=most, undecided="by model")
+    found = verdict([quote("b", line("2.50")), wide])
+    assert "b is the cheapest" in found and "its minimum per job adds $3.00 to $59.00" in found
 
 
 def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
