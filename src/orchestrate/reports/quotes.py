@@ -197,13 +197,15 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     if total.training.unlisted:
         end += f"; {total.training.unlisted}"
     compared = total.base is not None
+    training = total.training
+    once = text.span(training.low_usd, training.high_usd)
     return (
         total.place,
         total.model,
-        text.money(total.training.expected_usd),
+        once if training.undecided else text.money(training.expected_usd),
         text.money(total.monthly_usd),
         text.money(total.expected_usd),
-        text.span(total.low_usd, total.high_usd),
+        text.span(total.low_usd, total.high_usd) + (" and more" if training.open_end else ""),
         pays if compared else text.NOTHING,
         _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
         total.serving + end,

@@ -6,6 +6,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+from msgspec.structs import replace
+
 from orchestrate import catalog
 from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
 from orchestrate.profile import profile
@@ -174,6 +176,15 @@ def test_ownership_rows_and_verdict() -> None:
     assert "at this traffic tuning does not save money; tuning pays from" in verdict
     assert "never" in rows[0] and "at once" in rows[2]
     assert "dedicated H100" in plain_text(ownership_table(found))
+
+
+def test_totals_tell_of_the_training_what_its_quote_does() -> None:
+    total = totals()[0]
+    wide = replace(total.training, low_usd=Decimal(4), high_usd=Decimal(60), undecided="by model")
+    row = ownership_markdown([replace(total, training=wide)]).splitlines()[2]
+    assert "| $4.00 to $60.00 |" in row and "| $1.00 |" not in row
+    unended = replace(total.training, open_end="3 images")
+    assert " and more |" in ownership_markdown([replace(total, training=unended)]).splitlines()[2]
 
 
 def test_ownership_that_saves() -> None:
