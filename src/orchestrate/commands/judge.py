@@ -84,6 +84,15 @@ class Decision:
             "--metrics", "--metric", metavar="NAMES", help="By commas; the first one decides. See --list."
         ),
     ] = None
+    rubric: Annotated[
+        Path | None, typer.Option(help="By which judge:MODEL and judge_pair:MODEL rate; YAML.")
+    ] = None
+    rated: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate", metavar="RATED", help="Hold them against people: a .jsonl file, or a review's id."
+        ),
+    ] = None
     target: Annotated[float | None, typer.Option(help="The score that must be reached, as 0.9.")] = None
     margin: Annotated[
         float,
@@ -158,6 +167,8 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         sampling=Sampling(
             samples=rows.samples, temperature=rows.temperature, max_tokens=rows.max_tokens, seed=rows.seed
         ),
+        rubric=decision.rubric,
+        rated=decision.rated,
         target=decision.target,
         margin=decision.margin,
         max_cost_usd=dollars(decision.max_cost),

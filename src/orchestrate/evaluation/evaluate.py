@@ -18,12 +18,12 @@ from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
-from orchestrate.evaluation.metrics import Metric
+from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import NEEDS
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
 from orchestrate.files import whole
-from orchestrate.types import Contender, Evaluation, Record, Sampling
+from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences for which the plan says how many items show them."""
@@ -110,7 +110,7 @@ class Subject:
 class Terms:
     """How. `rivals` tells for each contender the one that it is compared with."""
 
-    metrics: Sequence[Metric]
+    metrics: Sequence[Metric | PairMetric]
     sampling: Sampling
     rivals: Mapping[str, str]
     demand: Demand
@@ -165,7 +165,7 @@ def evaluate(
         confusions=scored.confusions,
         verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
         items_file=str(items_file),
-        notes=(*subject.notes, *_notes(contenders)),
+        notes=(*subject.notes, *_notes(contenders), *_judges([m.used for m in terms.metrics])),
     )
 
 
@@ -208,6 +208,15 @@ def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
     for one in contenders:
         if one.failed:
             yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
+
+
+def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
+    """How far judges may be believed."""
+    for one in metrics:
+        if one.unfit is not None:
+            yield f"{one.name} carries no verdict: {one.unfit}"
+        elif told := one.detail.get("agreement"):
+            yield f"{one.name} was held against people: {told}"
 
 
 def write_items(path: Path, answered: Sequence[Answered]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,7 +17,7 @@ from orchestrate.evaluation import rated, rubric
 from orchestrate.evaluation.asking import Asking, Progress, Purse, Question
 from orchestrate.evaluation.judges import calibration, rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
-from orchestrate.evaluation.judges.judge import Judge, Kind, ScoreJudge
+from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
 from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
 from orchestrate.evaluation.rated import RatedAnswer
 from orchestrate.service.contenders import Contenders
@@ -26,10 +26,6 @@ from orchestrate.types import Record, Rubric, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
-
-LONGEST_ANSWER = 1024
-"""Tokens of a judge's answer."""
-USUAL_ANSWER = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +122,7 @@ class PreparedJudging:
             raise DataError(
                 unfit, fix="another model or a clearer rubric; --uncalibrated goes by it all the same"
             )
-        metric = ScoreJudge(self._judge)
-        if found is not None:
-            metric = ScoreJudge(self._judge, unfit, found.to_dict())
+        metric = ScoreJudge(self._judge, held=lambda judge, kind: found)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
         return msgspec.structs.replace(report, usd=spent)
@@ -160,6 +154,20 @@ def rated_answers(ft: Orchestrator, source: str | None, by: Rubric) -> list[Rate
 
         return reviewing.rated_answers(ft, source)
     return rated.read(Path(source), by)
+
+
+def held_against(
+    ft: Orchestrator, source: str | None, by: Rubric
+) -> Callable[[Judge, Kind], Calibration | None]:
+    """For judges of an evaluation: measures those of the kind that was rated, and knows the others from
+    before. Raises `DataError`, `UsageError` for rated answers that are none."""
+    answers = rated_answers(ft, source, by)
+    rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
+
+    def held(judge: Judge, kind: Kind) -> Calibration | None:
+        return measured(ft, judge, answers) if answers and kind == rated_kind else known(ft, judge, kind)
+
+    return held
 
 
 def measured(ft: Orchestrator, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:

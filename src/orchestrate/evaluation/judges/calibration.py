@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from orchestrate import text
 from orchestrate.errors import DataError
 from orchestrate.evaluation import agreement, statistics
 from orchestrate.evaluation.items import Answer, Item, Mark, item_id
@@ -49,6 +50,14 @@ class Calibration(Record, frozen=True, kw_only=True):
     """Pairs of which it said something else in the other order."""
 
     @property
+    def told(self) -> str:
+        """In a line."""
+        ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
+        moved = f", {self.moved} moved with the order" if self.moved else ""
+        same = f"the same on {self.same.value:.0%} of {self.n} answers"
+        return f"kappa {text.score(self.kappa)}{ranks}, {same}{moved}"
+
+    @property
     def unfit(self) -> str | None:
         """Why no verdict may go by it."""
         if self.n < FEWEST:
@@ -61,11 +70,8 @@ class Calibration(Record, frozen=True, kw_only=True):
             if found is None:
                 return "the judge, or people, said the same of all rated answers, which shows nothing"
             if found.low < LEAST:
-                seen = f"{name} {found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-                return (
-                    f"the judge agrees too little with people: {seen} on {self.n} answers; "
-                    f"at least {LEAST} must be shown"
-                )
+                seen = f"{name} {text.score(found)} on {self.n} answers"
+                return f"the judge agrees too little with people: {seen}; at least {LEAST} must be shown"
         return None
 
 

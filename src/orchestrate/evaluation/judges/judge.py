@@ -10,19 +10,26 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from orchestrate.evaluation.asking import Asking, Question, Respondent
+from orchestrate.evaluation.asking import Asking, Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.judges import prompts
 from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.keys import masked_url
 from orchestrate.types import Message, MetricUsed, Rubric
+
+if TYPE_CHECKING:
+    from orchestrate.evaluation.judges.calibration import Calibration
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
 """Conversations in, one answer each out, in order; an `error` where the host refuses one."""
 Kind = Literal["score", "pair"]
+LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
+"""Tokens of a judge's answer, at most and as they mostly are."""
 UNCALIBRATED = "the judge was not compared with people"
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
@@ -37,6 +44,7 @@ class Judge:
     """The address that is asked, without a secret in it."""
     rubric: Rubric
     ask: Ask = field(repr=False)
+    price: Price | None = field(default=None, repr=False)
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
@@ -44,9 +52,10 @@ class Judge:
         identity = respondent.identity
         return cls(
             model=str(identity.get("model", respondent.name)),
-            place=str(identity.get("host", "this machine")),
+            place=masked_url(str(identity.get("host", "this machine"))),
             rubric=rubric,
             ask=lambda asked: asking.ask(respondent, [Question(messages=tuple(one)) for one in asked]),
+            price=respondent.price,
         )
 
     def digest(self, kind: Kind) -> str:
@@ -66,23 +75,53 @@ class Judge:
 
 
 @dataclass
-class ScoreJudge:
-    """A `Metric`: each answer alone, by all criteria, 0 to 1. `unfit` says why no verdict may go by it."""
+class _Held:
+    """A judge, and what is known of its agreement with people; that is asked for when it first rates."""
 
     judge: Judge
-    unfit: str | None = UNCALIBRATED
-    calibration: dict[str, Any] = field(default_factory=dict[str, Any])
+    held: Callable[[Judge, Kind], Calibration | None] | None = None
+    calibration: Calibration | None = field(default=None, init=False)
+    kind: Kind = field(default="score", init=False)
+
+    def _hold(self) -> None:
+        if self.held is not None and self.calibration is None:
+            self.calibration = self.held(self.judge, self.kind)
+
+    def estimate(self, items: Sequence[Item], *, most: bool = False) -> Decimal | None:
+        """US dollars for one question about each item, before there are answers: as long as those that are
+        expected, or with `most` as long as they may be. `None` where no price is known."""
+        if self.judge.price is None:
+            return None
+        answers = 1 if self.kind == "score" else 2
+        rubric, mostly = self.judge.rubric, Answer(text="word " * (512 if most else 64))
+        total = Decimal(0)
+        for item in items:
+            answer = Answer(text=item.expected) if item.expected and not most else mostly
+            shown = prompts.to_score(rubric, item.prompt, item.expected, answer)
+            prompt = sum(len(m.content) for m in shown) + (answers - 1) * len(answer.text)
+            total += self.judge.price(prompt // 4 + 8, LONGEST_ANSWER if most else USUAL_ANSWER)
+        return total
 
     @property
     def used(self) -> MetricUsed:
-        detail = self.judge.detail("score") | {"calibration": self.calibration}
-        return MetricUsed(name="judge", kind="graded", unfit=self.unfit, detail=detail)
+        name = "judge" if self.kind == "score" else "judge_pair"
+        detail, found = self.judge.detail(self.kind), self.calibration
+        if found is not None:
+            detail |= {"agreement": found.told, "calibration": found.to_dict()}
+        unfit = UNCALIBRATED if found is None else found.unfit
+        return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=unfit, detail=detail)
+
+
+@dataclass
+class ScoreJudge(_Held):
+    """A `Metric`: each answer alone, by all criteria, 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
         """With the points by criterion, none where the judge's answer could not be read."""
+        self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self.judge.ask(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
@@ -98,20 +137,14 @@ class ScoreJudge:
 
 
 @dataclass
-class PairJudge:
+class PairJudge(_Held):
     """A `PairMetric`. `moved` counts the pairs of which it said something else in the other order."""
 
-    judge: Judge
-    unfit: str | None = UNCALIBRATED
-    calibration: dict[str, Any] = field(default_factory=dict[str, Any])
-    moved: int = 0
-
-    @property
-    def used(self) -> MetricUsed:
-        detail = self.judge.detail("pair") | {"calibration": self.calibration}
-        return MetricUsed(name="judge_pair", kind="graded", unfit=self.unfit, detail=detail)
+    kind: Kind = field(default="pair", init=False)
+    moved: int = field(default=0, init=False)
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
+        self._hold()
         different = [pair for pair in pairs if prompts.said(pair[1]) != prompts.said(pair[2])]
         asked: list[Sequence[Message]] = []
         for item, first, second in different:
