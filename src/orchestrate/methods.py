@@ -112,7 +112,7 @@ class LoRA(Part):
 
     @model_validator(mode="after")
     def _one_start(self) -> LoRA:
-        if self.dora and self.changes_base:
+        if self.dora and (self.changes_base or self.init_lora_weights == "loftq"):
             raise ValueError(f"dora cannot begin with {self.init_lora_weights}: leave one of them out")
         return self
 

@@ -175,8 +175,8 @@ def _compared(
         tokens=tokens,
         tokens_per_second=speed,
         train_loss=train[-1].value if train else None,
-        valid_loss=valid[-1].value if valid else None,
-        reward=reward[-1].value if reward else None,
+        valid_loss=_result(ordered, "valid_loss", valid),
+        reward=_result(ordered, "valid_reward", reward),
         train_curve=_thinned(train),
         valid_curve=_thinned(valid),
         tokens_known=known,
@@ -208,6 +208,12 @@ def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> 
         for p in points
         if name in p.values and abs(p.values[name]) != float("inf") and p.values[name] == p.values[name]
     ]
+
+
+def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[Point]) -> float | None:
+    """Of the weights that the run left: those of its best evaluation where it says so, else the last ones."""
+    told = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
+    return told[-1] if told else curve[-1].value if curve else None
 
 
 def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:
