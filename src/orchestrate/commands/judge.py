@@ -84,6 +84,15 @@ class Decision:
             "--metrics", "--metric", metavar="NAMES", help="By commas; the first one decides. See --list."
         ),
     ] = None
+    rubric: Annotated[
+        Path | None, typer.Option(help="By which judge:MODEL and judge_pair:MODEL rate; YAML.")
+    ] = None
+    rated: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate", metavar="RATED", help="Hold them against people: a .jsonl file, or a review's id."
+        ),
+    ] = None
     target: Annotated[float | None, typer.Option(help="The score that must be reached, as 0.9.")] = None
     margin: Annotated[
         float,
@@ -131,7 +140,7 @@ def evaluate(
     with orchestrator(context) as ft, ft.prepare_evaluation(run or [], order) as prepared:
         plan = prepared.plan()
         _tell(plan)
-        with _progress(sum(a.questions for a in plan.asked)) as progress:
+        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     _show(found, decision, json=json)
     if decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts)):
@@ -158,6 +167,8 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         sampling=Sampling(
             samples=rows.samples, temperature=rows.temperature, max_tokens=rows.max_tokens, seed=rows.seed
         ),
+        rubric=decision.rubric,
+        rated=decision.rated,
         target=decision.target,
         margin=decision.margin,
         max_cost_usd=dollars(decision.max_cost),
@@ -211,7 +222,7 @@ def dollars(text: str | None) -> Decimal | None:
 
 
 @contextmanager
-def _progress(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
+def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
     """A bar on a terminal, else a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

@@ -18,20 +18,27 @@ from orchestrate.service.records import (
     Comparison,
     ConvertReport,
     DedupeReport,
+    Exported,
     ExportReport,
     FixReport,
+    FromReview,
     GenerateReport,
+    Imported,
     InspectReport,
+    JudgeReport,
     LivePrice,
     Model,
     ModelChanges,
     Ownership,
+    Planned,
     Plugin,
     PreviewReport,
     Rate,
     Reconciliation,
     Recovery,
+    Regression,
     ReviewCounts,
+    ReviewResult,
     SpendingReport,
     SplitReport,
     SyncReport,
@@ -42,9 +49,12 @@ from orchestrate.types import (
     Deployment,
     Evaluation,
     Event,
+    Export,
     MemoryPlan,
+    Merged,
     MetricPoint,
     Problem,
+    Proof,
     Quote,
     Reply,
     Run,
@@ -90,6 +100,13 @@ class TakenDown(TypedDict):
 class DataChecked(TypedDict):
     report: CheckReport
     fix: FixReport | None
+
+
+class AnswersReviewing(TypedDict):
+    review: str
+    links: dict[str, str]
+    tasks: int
+    done: dict[str, int]
 
 
 class Reviewing(TypedDict):
@@ -153,9 +170,14 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "worker": (SyncReport,),
     "recover": (Recovered,),
     "eval": (Evaluation,),
+    "regress": (Regression,),
     "compare": (Comparison, Written),
+    "review": (AnswersReviewing, ReviewResult, Exported, Imported, list[Planned]),
     "chat": (list[Reply],),
     "download": (Artifact,),
+    "export": (Export,),
+    "merge": (Merged,),
+    "verify": (Proof,),
     "deploy": (Deployment,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),
@@ -167,6 +189,8 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "data preview": (PreviewReport,),
     "data generate": (GenerateReport,),
     "data review": (Reviewing, ExportReport),
+    "data from-review": (FromReview,),
+    "data judge": (JudgeReport,),
     "advise": (Advice,),
     "models search": (list[ModelShown],),
     "models show": (ModelShown,),

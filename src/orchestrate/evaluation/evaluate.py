@@ -16,14 +16,14 @@ from msgspec.structs import replace
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.asking import Asking
-from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.contenders import Candidate, expected_likelihoods
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
-from orchestrate.evaluation.metrics import Metric
+from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import NEEDS
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
 from orchestrate.files import whole
-from orchestrate.types import Contender, Evaluation, Record, Sampling
+from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences for which the plan says how many items show them."""
@@ -110,7 +110,7 @@ class Subject:
 class Terms:
     """How. `rivals` tells for each contender the one that it is compared with."""
 
-    metrics: Sequence[Metric]
+    metrics: Sequence[Metric | PairMetric]
     sampling: Sampling
     rivals: Mapping[str, str]
     demand: Demand
@@ -139,7 +139,7 @@ def evaluate(
         flat = asking.ask(candidate.respondent, candidate.questions(items, samples))
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
         if candidate.likelihood is not None and "likelihood" in needed:
-            answers = _with_likelihood(items, answers, candidate)
+            answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
         contenders.append(_counted(candidate, flat))
     scored = scoring.score(items, sides, terms.metrics, terms.rivals)
@@ -165,15 +165,15 @@ def evaluate(
         confusions=scored.confusions,
         verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
         items_file=str(items_file),
-        notes=(*subject.notes, *_notes(contenders)),
+        notes=(*subject.notes, *_notes(contenders), *_judges([m.used for m in terms.metrics])),
     )
 
 
-def _with_likelihood(
+def with_likelihood(
     items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
 ) -> list[tuple[Answer, ...]]:
-    assert candidate.likelihood is not None  # noqa: S101  asked before
-    told = candidate.likelihood(items)
+    """The answers, each with how likely the model takes the expected one to be."""
+    told = expected_likelihoods(candidate, items)
     return [
         tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
         for own, (nats, tokens) in zip(answers, told, strict=True)
@@ -208,6 +208,15 @@ def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
     for one in contenders:
         if one.failed:
             yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
+
+
+def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
+    """How far judges may be believed."""
+    for one in metrics:
+        if one.unfit is not None:
+            yield f"{one.name} carries no verdict: {one.unfit}"
+        elif told := one.detail.get("agreement"):
+            yield f"{one.name} was held against people: {told}"
 
 
 def write_items(path: Path, answered: Sequence[Answered]) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.items import Answer, Answered, Item, Mark
-from orchestrate.evaluation.metrics.base import Metric, Totals
+from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer, Totals
 from orchestrate.evaluation.metrics.labels import F1, Labels, confusion
 from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score
 
@@ -32,15 +32,23 @@ class Scored:
 
 
 def score(
-    items: Sequence[Item], sides: Sequence[Side], metrics: Sequence[Metric], rivals: Mapping[str, str]
+    items: Sequence[Item],
+    sides: Sequence[Side],
+    metrics: Sequence[Metric | PairMetric],
+    rivals: Mapping[str, str],
 ) -> Scored:
     """Scores of every side in every metric, and the difference of each to its rival, where it has one. The
     first metric is the one that counts: see `_corrected`."""
-    columns = {
-        (side.name, metric.used.name): Column.of(items, side.answers, metric)
-        for metric in metrics
-        for side in sides
-    }
+    columns: dict[tuple[str, str], Column] = {}
+    theirs: dict[tuple[str, str], Column] = {}
+    for metric in metrics:
+        for side in sides:
+            rival = next((one for one in sides if one.name == rivals.get(side.name)), None)
+            if isinstance(metric, Metric):
+                columns[side.name, metric.used.name] = Column.of(items, side.answers, metric)
+            elif rival is not None:
+                key = side.name, metric.used.name
+                columns[key], theirs[key] = beside(items, side.answers, rival.answers, metric)
     groups: dict[str, list[int]] = {"": list(range(len(items)))}
     for i, item in enumerate(items):
         for name in item.slices:
@@ -50,13 +58,16 @@ def score(
     for metric in metrics:
         for slice, places in sorted(groups.items()):
             for side in sides:
-                column = columns[side.name, metric.used.name]
+                column = columns.get((side.name, metric.used.name))
+                if column is None:
+                    continue
                 found = column.score(places)
                 measures.append(
                     Measure(contender=side.name, metric=metric.used.name, score=found, slice=slice)
                 )
                 if (against := rivals.get(side.name)) is not None:
-                    rival = columns[against, metric.used.name]
+                    key = side.name, metric.used.name
+                    rival = theirs.get(key) or columns[against, metric.used.name]
                     difference = column.difference(rival, places, side.name, against)
                     differences.append(replace(difference, slice=slice))
     return Scored(
@@ -138,6 +149,41 @@ class Column:
         return [self.items[i].cluster or f"\0{self.items[i].id}" for i in places]
 
 
+def beside(
+    items: Sequence[Item],
+    answers: Sequence[tuple[Answer, ...]],
+    rival: Sequence[tuple[Answer, ...]],
+    metric: PairMetric,
+) -> tuple[Column, Column]:
+    """Two sides side by side, sample by sample: how far each is preferred. An answer that failed loses."""
+    pairs = [
+        (i, item, a, b)
+        for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
+        for a, b in zip(own, other, strict=False)
+    ]
+    given = iter(metric.marks([(item, a, b) for _, item, a, b in pairs if a.error is b.error is None]))
+    marks: list[list[Mark]] = [[] for _ in items]
+    for i, _, a, b in pairs:
+        if a.error is b.error is None:
+            marks[i].append(next(given))
+        else:
+            lost = 0.5 if None not in (a.error, b.error) else float(a.error is None)
+            marks[i].append(Mark(lost, "no answer: the question was refused"))
+    turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
+    alone = PerAnswer(metric.used, lambda item, answer: None)
+    first, second = (
+        Column(
+            alone,
+            items,
+            [*map(tuple, side)],
+            [_mean([m.value for m in own]) for own in side],
+            [None] * len(items),
+        )
+        for side in (marks, turned)
+    )
+    return first, second
+
+
 def paired(
     used: MetricUsed,
     pairs: Sequence[tuple[float, float]],
@@ -194,7 +240,9 @@ def _corrected(differences: Sequence[Difference], first: str) -> list[Difference
     return found
 
 
-def _confusions(items: Sequence[Item], sides: Sequence[Side], metrics: Sequence[Metric]) -> list[Confusion]:
+def _confusions(
+    items: Sequence[Item], sides: Sequence[Side], metrics: Sequence[Metric | PairMetric]
+) -> list[Confusion]:
     if not any(isinstance(m, F1) or m.used.name == "accuracy" for m in metrics):
         return []
     labels = Labels.of(items)
@@ -209,7 +257,7 @@ def _confusions(items: Sequence[Item], sides: Sequence[Side], metrics: Sequence[
 def _answered(
     items: Sequence[Item],
     sides: Sequence[Side],
-    metrics: Sequence[Metric],
+    metrics: Sequence[Metric | PairMetric],
     columns: dict[tuple[str, str], Column],
 ) -> list[Answered]:
     return [
@@ -217,7 +265,11 @@ def _answered(
             item=item,
             answers={side.name: side.answers[i] for side in sides},
             marks={
-                side.name: {m.used.name: columns[side.name, m.used.name].marks[i] for m in metrics}
+                side.name: {
+                    m.used.name: columns[side.name, m.used.name].marks[i]
+                    for m in metrics
+                    if (side.name, m.used.name) in columns
+                }
                 for side in sides
             },
         )

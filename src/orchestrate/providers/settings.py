@@ -36,6 +36,26 @@ UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has K
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 
+_OF_ENGINES: Mapping[str, tuple[str, Any]] = {
+    "added_tokens": ("trains with the model's own tokenizer", None),
+    "max_steps": ("trains whole epochs: give epochs", None),
+    "optimizer": ("chooses the optimiser itself", None),
+    "eval_steps": ("takes no number of steps between evaluations", None),
+    "keep_best": ("gives the weights of the last step", False),
+    "checkpoint_steps": ("takes no number of steps between checkpoints", None),
+    "method.label_smoothing": ("takes every label as right", 0),
+    "adapter.init_lora_weights": ("begins every adapter in its own way", None),
+    "adapter.rank_pattern": ("has one rank for all modules", None),
+    "adapter.alpha_pattern": ("has one scale for all modules", None),
+    "adapter.layers_to_transform": ("adapts all layers", None),
+    "adapter.exclude_modules": ("takes no modules to leave out", None),
+    "adapter.modules_to_save": ("trains no module whole beside the adapter", None),
+    "adapter.loraplus_lr_ratio": ("has one learning rate for all of the adapter", 1),
+}
+"""Settings of training engines that no published API has: what a host does instead, and the value that asks
+for just that."""
+
+
 def body(translation: Translation) -> dict[str, Any]:
     """The request body, to be filled further. Raises `TranslationRefused` with the settings that are
     refused."""
@@ -66,6 +86,11 @@ class Rows:
         self.asked.pop("model", None)
 
     # -- answering -----------------------------------------------------------------------------------------
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Names of the rows that are refused so far."""
+        return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
         """What the user asked for under this dotted name; `None` when nothing."""
@@ -108,6 +133,24 @@ class Rows:
             self.refuse("method.loss", reasons[loss])
             if loss == "kto":
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
+
+    def train(self, rule: str) -> None:
+        """`rule`: what becomes of the training data; before it is said how several files become one."""
+        self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
+
+    def _mixing(self, rule: str) -> str:
+        return rule if isinstance(self.spec.train, str) else f"mixed to one file by their weights; {rule}"
+
+    def without_engine_settings(self, host: str) -> None:
+        """Refuses what engines have and no host's API; what asks for just what the host does is kept."""
+        for name, (reason, always) in _OF_ENGINES.items():
+            asked = self._asked(name)
+            if asked is None or name in self._rows:
+                continue
+            if always is not None and asked == always:
+                self.keep(name, None, rule="as always here")
+            else:
+                self.refuse(name, f"{host} {reason}")
 
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
         """Refuses each of these settings that the user gave."""

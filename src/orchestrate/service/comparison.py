@@ -7,10 +7,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from orchestrate import reports
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
+from orchestrate.evaluation.review.results import told
 from orchestrate.handle import RunHandle
+from orchestrate.service import reviewing
+from orchestrate.service.regression import regressions
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
@@ -26,6 +29,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     sent = {r.id: found for r in records if (found := _sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
+    probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
     return reports.compare(
         records,
         metrics,
@@ -33,7 +37,21 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         sent,
         between=_between([r.id for r in records], newest),
         answers=answers,
+        regressions=probed,
+        people=_people(ft, {r.id for r in records}),
     )
+
+
+def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:
+    """What was said in reviews of these runs, the newest last."""
+    found: list[str] = []
+    for review in reversed(ft.store.reviews.matching()):
+        if run_ids & set(review.run_ids):
+            try:
+                found += told(reviewing.result(ft, reviewing.opened(ft, [review.id])))
+            except DataError as error:
+                found.append(f"{review.id}: {error.message}")
+    return found
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:

@@ -9,19 +9,32 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from msgspec.structs import replace
+
 from orchestrate.data import Dataset
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
+from orchestrate.evaluation import rubric
 from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.contenders import Candidate
-from orchestrate.evaluation.evaluate import EvaluationPlan, Subject, Terms, evaluate, plan, require_terms
+from orchestrate.evaluation.evaluate import (
+    Asked,
+    EvaluationPlan,
+    Subject,
+    Terms,
+    evaluate,
+    plan,
+    require_terms,
+)
 from orchestrate.evaluation.flips import flips
 from orchestrate.evaluation.held_out import HeldOut, held_out
+from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.keys import is_masked, masked_url
 from orchestrate.reports import EvaluationReport
+from orchestrate.service import judging
 from orchestrate.service.contenders import PLACES, Contenders
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
@@ -60,8 +73,12 @@ class EvaluationOrder:
     sampling: Sampling = field(default_factory=Sampling)
     target: float | None = None
     margin: float = 0.0
+    rubric: Path | None = None
+    """By which judges rate: YAML, see `orchestrate.evaluation.rubric`."""
+    rated: str | None = None
+    """Answers that people rated, to hold judges against: a file, or the id of a review."""
     max_cost_usd: Decimal | None = None
-    """For all answers of this evaluation."""
+    """For all answers of this evaluation, those of judges too."""
     fresh: bool = False
     """Ask again what was answered before: has the host changed the model?"""
 
@@ -120,11 +137,14 @@ class PreparedEvaluation:
         for model in order.models:
             _add(candidates, self._contenders.of_model(model))
         self.candidates = list(candidates.values())
+        asked_by = rubric.read(order.rubric)
         context = Context(
             items=items,
             asking=self._asking,
             respondent=self._contenders.respondent,
             embed=self._contenders.embed,
+            rubric=asked_by,
+            held=judging.held_against(self._ft, order.rated, asked_by),
             allow_code=self._ft.settings.allow_grader_code,
         )
         self._terms = Terms(
@@ -134,6 +154,12 @@ class PreparedEvaluation:
             demand=Demand(order.target, order.margin),
         )
         require_terms(self._terms)
+        self._judges = [m for m in self._terms.metrics if isinstance(m, ScoreJudge | PairJudge)]
+        if order.rated is not None and not self._judges:
+            raise UsageError(
+                "--calibrate holds a judge against people, and no metric is one",
+                fix="--metrics judge:MODEL or judge_pair:MODEL",
+            )
 
     def _examples(self, handle: RunHandle) -> tuple[making.Message, ...]:
         train = handle.record.spec.get("train")
@@ -155,7 +181,20 @@ class PreparedEvaluation:
 
     def plan(self) -> EvaluationPlan:
         """What would be asked, what it would cost, and what it could show."""
-        return plan(self._subject.items, self.candidates, self._order.sampling.samples, self._asking)
+        samples, items = self._order.sampling.samples, self._subject.items
+        found = plan(items, self.candidates, samples, self._asking)
+        sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
+        asked = [
+            Asked(
+                contender=judge.used.name,
+                questions=len(items) * samples * sides[judge.kind],
+                kept=0,
+                expected_usd=judge.estimate([*items] * samples * sides[judge.kind]),
+                high_usd=judge.estimate([*items] * samples * sides[judge.kind], most=True),
+            )
+            for judge in self._judges
+        ]
+        return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
         """Asks and scores; goes on where an earlier try ended. Raises `OverBudget` before anything is sent

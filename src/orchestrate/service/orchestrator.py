@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from orchestrate.deployment import DeploymentHandle
 from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
-from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
+from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.types import (
     Bill,
     Evaluation,
@@ -171,15 +171,9 @@ class Orchestrator:
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
         """The spec's training and validation file, each read once, and counted in the same pass for these
         backends. Raises `DataError` for what cannot be read."""
-        from orchestrate.data import TrainingData
-
         names = self.backends(provider) if provider else []
-        return TrainingData.open(
-            spec.train,
-            spec.validation,
-            tokenizers=tokenizers_of(self.settings, {name: spec.on(name) for name in names}),
-            memory=self.settings.home / "counts",
-        )
+        tokenizers = tokenizers_of(self.settings, {name: spec.on(name) for name in names})
+        return training_data(spec, tokenizers, self.settings)
 
     def prepare(
         self,

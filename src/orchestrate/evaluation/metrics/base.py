@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.types import MetricUsed
@@ -13,6 +13,7 @@ Totals = Sequence[float]
 """Sums over items of what `Metric.parts` gives for each."""
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Marks answers one by one, and makes one number of many.
 
@@ -56,7 +57,8 @@ class PerAnswer:
 
 
 class PairMetric(Protocol):
-    """Puts two answers to one item side by side, as a judge or a person does."""
+    """Puts two answers to one item side by side, as a judge or a person does: a contender's score is how
+    often it is preferred to its rival."""
 
     @property
     def used(self) -> MetricUsed: ...

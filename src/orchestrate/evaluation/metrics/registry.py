@@ -10,7 +10,7 @@ from typing import Literal
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.metrics import calls, conduct, graders, own, structured, text
-from orchestrate.evaluation.metrics.base import Metric, PerAnswer
+from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer
 from orchestrate.evaluation.metrics.context import Context
 from orchestrate.evaluation.metrics.embeddings import Similarity
 from orchestrate.evaluation.metrics.labels import F1, Average, Labels, accuracy
@@ -38,11 +38,19 @@ _CALLS: dict[str, tuple[Kind, Callable[[Item, Answer], float]]] = {
 }
 _F1: dict[str, Average] = {"f1_macro": "macro", "f1_micro": "micro", "f1_weighted": "weighted"}
 
-Maker = Callable[[str, Context], Metric]
+Maker = Callable[[str, Context], Metric | PairMetric]
 """Of (what stands after the colon, context)."""
 
 NEEDS: Mapping[str, str] = {"first_token": "stream", "perplexity": "likelihood"}
 """What an answer must bring for a metric, beyond its text."""
+
+
+def _judge(kind: Literal["score", "pair"], written: str, context: Context) -> Metric | PairMetric:
+    from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, Judge, PairJudge, ScoreJudge
+
+    respondent = context.respondent(written, LONGEST_ANSWER, 0.0)
+    judge = Judge.by(respondent, context.asking, context.rubric)
+    return (ScoreJudge if kind == "score" else PairJudge)(judge, held=context.held)
 
 
 def _compared(name: str, compare: text.Compare, kind: Kind) -> PerAnswer:
@@ -68,6 +76,8 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
             MetricUsed(name=f"embedding:{given}", kind="graded"), context.embed(given)
         ),
     ),
+    "judge": ("MODEL", lambda given, context: _judge("score", given, context)),
+    "judge_pair": ("MODEL", lambda given, context: _judge("pair", given, context)),
 }
 """Metrics with an argument: name -> (the argument's word, maker)."""
 
@@ -99,7 +109,7 @@ def check(written: Sequence[str]) -> None:
             raise UsageError(f"no metric is called {one!r}; known: auto, {', '.join(names())}")
 
 
-def make(written: Sequence[str], context: Context) -> list[Metric]:
+def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
     """Raises `UsageError` for a name that is none or does not fit the rows, `MissingExtra`."""
     check(written)
     wanted = [name for one in split(written) for name in ([one] if one != "auto" else [auto(context)])]
@@ -110,7 +120,7 @@ def make(written: Sequence[str], context: Context) -> list[Metric]:
     return made
 
 
-def _make(written: str, context: Context) -> Metric:
+def _make(written: str, context: Context) -> Metric | PairMetric:
     name, colon, argument = written.partition(":")
     if colon:
         if name.endswith(".py"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,10 @@ from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import models
+from orchestrate.local.model.added_tokens import add_tokens
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.starts import Beginning
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
@@ -29,6 +32,7 @@ from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -48,13 +52,21 @@ class Session:
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self.folder.path)
+        self.tokenizer = load_tokenizer(self._words())
+        added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
         self.template = Template(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device, train.tokens * job.hyper.epochs)
+        self.loaded = load(
+            job,
+            self.folder,
+            self.device,
+            train.tokens * self._passes(train),
+            beginning=Beginning(self.folder, run.path / "start", train, job.seed),
+            vocabulary=(len(self.tokenizer), added),
+        )
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -99,6 +111,13 @@ class Session:
             f"{self.device} with {torch.get_num_threads()} threads"
         )
 
+    def _words(self) -> Path:
+        """The folder of the tokenizer: that of the adapter that the run goes on from, where it has its
+        own."""
+        earlier = Path(self.job.continue_from) if self.job.continue_from else None
+        has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
+        return earlier if has_own and earlier else self.folder.path
+
     def _tell_left_out(self) -> None:
         for told in self.loaded.without_adapter:
             self.run.add_event(f"no adapter on {told}", type="adapter")
@@ -138,7 +157,7 @@ class Session:
 
     def _look_at_disk(self) -> None:
         trained = sum(p.nbytes for p in self.loop.parameters.values())
-        best = self.job.hyper.early_stopping_patience is not None
+        best = self.job.hyper.holds_best
         warning = space.require(
             shutil.disk_usage(self.run.path).free,
             result=trained,
@@ -193,8 +212,12 @@ class Session:
         rows = with_reference(objective, rows, folder, tokens, self._look_up)
         if not isinstance(objective, UnpairedObjective):
             return rows
-        epochs = self.job.hyper.epochs if name == "train" else 1
+        epochs = self._passes(rows) if name == "train" else 1
         return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
+
+    def _passes(self, rows: Rows) -> int:
+        hyper = self.job.hyper
+        return hyper.passes(math.ceil(rows.examples / hyper.batch_size))
 
     def _look_up(self) -> None:
         if word := self.asked():
@@ -217,6 +240,7 @@ class Session:
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
+            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)
@@ -244,21 +268,24 @@ class Session:
             count(p.trained_tokens, "trained token"),
             f"{duration(p.seconds)} of training",
         ]
-        if "valid_reward" in p.metrics:
-            parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
-        elif "valid_loss" in p.metrics:
-            parts.append(f"validation loss {p.metrics['valid_loss']:.4f}")
+        step, metrics = self.loop.result
+        at = f" at step {step}, whose weights are kept" if step != p.step else ""
+        if "valid_reward" in metrics:
+            parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
+        elif "valid_loss" in metrics:
+            parts.append(f"validation loss {metrics['valid_loss']:.4f}{at}")
         return ", ".join(parts)
 
     def publish(self) -> Path:
-        p = self.loop.progress
+        p, (step, metrics) = self.loop.progress, self.loop.result
         trained = {
             "steps": p.step,
             "trained_tokens": p.trained_tokens,
             "seen_tokens": p.seen_tokens,
             "seconds": p.seconds,
             "early_stopped": self.loop.early_stopped,
-            "metrics": p.metrics,
+            "weights_of_step": step,
+            "metrics": metrics,
         }
         passport = export.passport(
             self.job,
@@ -275,6 +302,15 @@ class Session:
     def _write_weights(self, folder: Path) -> None:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
 
+    def keep_sheet(self) -> None:
+        """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        try:
+            keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
+        except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
+            self.run.add_event(
+                f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
+            )
+
 
 def _preference(method: Preferences) -> Preference:
     return Preference(
@@ -283,6 +319,8 @@ def _preference(method: Preferences) -> Preference:
         rpo_alpha=method.rpo_alpha,
         simpo_gamma=method.simpo_gamma,
         orpo=method.loss == "orpo",
+        ipo=method.loss == "ipo",
+        label_smoothing=method.label_smoothing or 0.0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -45,6 +46,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Sheet,
     Translation,
 )
 
@@ -215,7 +217,8 @@ class LocalProvider(Provider):
             engine=body.get("engine"),
             precision=body["precision"],
             continue_from=body.get("continue_from"),
-            spec=masked(spec.model_dump(mode="json")),
+            added_tokens=tuple(body.get("added_tokens", ())),
+            spec=masked(spec.canonical()),
             created_at=now(),
         )
         try:
@@ -334,6 +337,11 @@ class LocalProvider(Provider):
             provider=self.name,
             job_id=job.job_id,
         )
+
+    def sheet(self, job: JobHandle) -> Sheet | None:
+        with suppress(OSError, msgspec.MsgspecError):
+            return Sheet.from_json(self._run(job).proof.read_bytes())
+        return None
 
     def generate(
         self,

@@ -227,7 +227,8 @@ def test_noise_trains(make: Make) -> None:
 
 
 def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
-    session = make("a", validation=True, epochs=10, learning_rate=0.05, evals=25, early_stopping_patience=2)
+    given = {"validation": True, "epochs": 10, "learning_rate": 0.05, "evals": 25}
+    session = make("a", **given, early_stopping_patience=2)
     session.loop.run()
     assert session.loop.early_stopped
     assert session.loop.progress.step < session.loop.progress.total_steps
@@ -235,6 +236,26 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
     assert session.loop.valid is not None
     again = session.loop.objective.evaluate(session.loop.valid, session.loop.max_tokens)
     assert again["valid_loss"] == pytest.approx(min(valid), rel=1e-6)
+    by_step = {p.step: p.values for p in session.run.metrics()}
+    best = min((p for p in by_step if "valid_loss" in by_step[p]), key=lambda p: by_step[p]["valid_loss"])
+    assert best < session.loop.progress.step
+    kept = json.loads((session.publish() / "passport.json").read_bytes())["trained"]
+    assert (kept["weights_of_step"], kept["steps"]) == (best, session.loop.progress.step)
+    assert kept["metrics"]["valid_loss"] == min(valid)
+    assert f"validation loss {min(valid):.4f} at step {best}, whose weights are kept" in session.outcome
+    last = by_step[max(by_step)]
+    assert (last["result_step"], last["result_valid_loss"]) == (best, min(valid))
+    assert last["valid_loss"] > min(valid)
+    # A worker that died between the last step and the result has nothing more to train.
+    again_after = make(
+        "a", validation=True, epochs=10, learning_rate=0.05, evals=25, early_stopping_patience=2
+    )
+    again_after.loop.restore()
+    again_after.loop.run()
+    assert again_after.loop.progress.step == session.loop.progress.step
+    assert again_after.loop.result == session.loop.result
+    for name, value in weights(session).items():
+        assert torch.equal(weights(again_after)[name], value), name
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -250,6 +271,52 @@ def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer
     assert again.loop.progress.step == 5
     again.loop.run()
     assert losses(again) == first
+
+
+def test_steps_say_how_long_and_when_and_the_best_weights_are_kept(make: Make) -> None:
+    """By an optimiser whose averaged weights are those to evaluate and to keep; gone back to within an
+    epoch."""
+
+    def session() -> Session:
+        return make(
+            "a",
+            validation=True,
+            epochs=None,
+            max_steps=13,
+            eval_steps=5,
+            checkpoint_steps=4,
+            keep_best=True,
+            optimizer="schedule_free_adamw",
+            schedule="constant",
+            learning_rate=2e-2,
+            adapter={"dropout": 0.1},
+        )
+
+    first = session()
+    first.loop.restore()
+    first.loop.run()
+    points = first.run.metrics()
+    evaluated = {p.step: p.values["valid_loss"] for p in points if "valid_loss" in p.values}
+    assert [p.step for p in points] == list(range(1, 14)) and list(evaluated) == [5, 10, 13]
+    kept = sorted(p.name for p in first.run.checkpoints.iterdir())
+    assert kept == [f"step-{n:08d}" for n in (4, 8, 12, 13)]
+    assert first.loop.valid is not None
+    ends = first.loop.objective.evaluate(first.loop.valid, first.loop.max_tokens)["valid_loss"]
+    assert ends == pytest.approx(min(evaluated.values()), rel=1e-6)
+    for name in kept[2:]:
+        shutil.rmtree(first.run.checkpoints / name)
+    again = session()
+    again.loop.restore()
+    assert again.loop.progress.step == 8
+    again.loop.run()
+    assert losses(again) == losses(first) and losses(again, "grad_norm") == losses(first, "grad_norm")
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+@pytest.mark.parametrize(("asked", "steps"), [({}, 10), ({"max_steps": 4}, 4), ({"max_steps": 99}, 10)])
+def test_the_shorter_of_epochs_and_steps_ends_it(make: Make, asked: dict[str, int], steps: int) -> None:
+    assert make("a", **asked).loop.progress.total_steps == steps
 
 
 def test_a_loss_that_is_not_finite_stops_or_is_skipped(make: Make) -> None:
