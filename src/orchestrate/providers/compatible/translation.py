@@ -37,6 +37,7 @@ def translate(
             _setting(told, rows, spec, setting, rule)
     if not any(name.startswith("early_stopping") for name in told.settings):
         rows.refuse_if_asked({"early_stopping": f"{told.title} trains all epochs"})
+    rows.without_engine_settings(told.title)
     _suffix(told, rows)
     _wandb(told, rows, spec)
     found = rows.build(model.id, reserved=RESERVED)
@@ -44,9 +45,9 @@ def translate(
 
 
 def _files(rows: Rows) -> None:
-    for name, field in (("train", "training_file"), ("validation", "validation_file")):
-        if rows.given(name):
-            rows.keep(name, None, rule=f"uploaded; {field} is its id")
+    rows.train("uploaded; training_file is its id")
+    if rows.given("validation"):
+        rows.keep("validation", None, rule="uploaded; validation_file is its id")
 
 
 def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
@@ -68,7 +69,7 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
     if word is None:
         reason = told.missing.get(kind, f"{told.title} trains with {', '.join(told.methods)}")
         rows.refuse("method.type", reason)
-        rows.refuse_if_asked({"method": reason})
+        rows.refuse_if_asked({name: reason for name in rows.asked if name.startswith("method.")})
     elif told.method_type is None:
         rows.keep("method.type", None, kind, rule="its only method")
     elif word == kind:
