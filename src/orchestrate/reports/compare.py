@@ -13,6 +13,7 @@ from orchestrate import costing
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import documents, html, terminal
 from orchestrate.reports.judgement import findings, notes, reasons
 from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore
@@ -82,14 +83,15 @@ def compare(
     *,
     between: Sequence[RunDifference] = (),
     answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]] | None = None,
+    regressions: Mapping[str, Regression] | None = None,
     people: Sequence[str] = (),
 ) -> Comparison:
     """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
 
     `between` has the paired differences of runs, `answers` for each run what changed in its newest evaluation
-    and how it stands to an earlier one, `people` what was said in reviews. With `translations` the settings
-    shown are those that each backend was sent, not only those asked for. Raises `UsageError` when there is
-    no run.
+    and how it stands to an earlier one, `regressions` what it kept, `people` what was said in reviews. With
+    `translations` the settings shown are those that each backend was sent, not only those asked for. Raises
+    `UsageError` when there is no run.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")
@@ -105,13 +107,7 @@ def compare(
         )
         for run in unique
     )
-    told = answers or {}
-    compared = tuple(
-        replace(c, flips=tuple(told[c.run.id][0]), asked_again=tuple(told[c.run.id][1]))
-        if c.run.id in told
-        else c
-        for c in compared
-    )
+    compared = tuple(_with_answers(c, answers or {}, regressions or {}) for c in compared)
     return Comparison(
         runs=compared,
         reasons=tuple(reasons(compared)),
@@ -119,6 +115,16 @@ def compare(
         notes=tuple(notes(compared)),
         between=tuple(between),
     )
+
+
+def _with_answers(
+    c: Compared,
+    answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]],
+    regressions: Mapping[str, Regression],
+) -> Compared:
+    changed, again = answers.get(c.run.id, ((), ()))
+    probed = regressions.get(c.run.id)
+    return replace(c, flips=tuple(changed), asked_again=tuple(again), regression=probed)
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
