@@ -117,6 +117,9 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     undeploy = _then(RunHandle.undeploy, _Threaded[RunHandle]._maybe_deployment)
     chat = _in_thread(RunHandle.chat)
     evaluate = _in_thread(RunHandle.evaluate)
+    export = _in_thread(RunHandle.export)
+    verify = _in_thread(RunHandle.verify)
+    used = _in_thread(RunHandle.used)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
@@ -199,6 +202,8 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
+    evaluate = _in_thread(Orchestrator.evaluate)
+    prepare_evaluation = _in_thread(Orchestrator.prepare_evaluation)
     evaluations = _in_thread(Orchestrator.evaluations)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:

@@ -47,6 +47,14 @@ LORA = {
     "modules_to_save": st.just(["lm_head"]),
     "loraplus_lr_ratio": st.sampled_from([1, 16.0]),
 }
+
+
+def valid(adapter: dict[str, Any]) -> dict[str, Any]:
+    """DoRA cannot begin with LoftQ: the spec itself refuses both together."""
+    both = adapter.get("dora") and adapter.get("init_lora_weights") == "loftq"
+    return adapter | {"dora": False} if both else adapter
+
+
 METHODS = st.one_of(
     kind("sft", train_on_inputs=st.booleans()),
     kind(
@@ -74,7 +82,7 @@ METHODS = st.one_of(
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "test": st.just("test.jsonl"),
     "method": METHODS,
-    "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")),
+    "adapter": st.one_of(kind("lora", **LORA).map(valid), kind("qlora", **LORA).map(valid), kind("full")),
     "added_tokens": st.just(["<|note|>"]),
     "optimizer": st.one_of(
         kind("adamw", betas=st.just([0.9, 0.95]), eps=POSITIVE),
