@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from orchestrate.deployment import DeploymentHandle
 from orchestrate.handle import RunHandle
 from orchestrate.service import Orchestrator
-from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
+from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
+    from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
     from orchestrate.tracking import Store
 
 _P = ParamSpec("_P")
@@ -117,6 +119,9 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     undeploy = _then(RunHandle.undeploy, _Threaded[RunHandle]._maybe_deployment)
     chat = _in_thread(RunHandle.chat)
     evaluate = _in_thread(RunHandle.evaluate)
+    export = _in_thread(RunHandle.export)
+    verify = _in_thread(RunHandle.verify)
+    used = _in_thread(RunHandle.used)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
@@ -199,9 +204,34 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
+    evaluate = _in_thread(Orchestrator.evaluate)
+    prepare_evaluation = _in_thread(Orchestrator.prepare_evaluation)
     evaluations = _in_thread(Orchestrator.evaluations)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
         """As `Orchestrator.compare`."""
-        given = [run.sync_api if isinstance(run, AsyncRunHandle) else run for run in runs]
+        given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.compare(given))
+
+    async def evaluate(
+        self,
+        runs: Sequence[AsyncRunHandle | RunHandle | str],
+        test: str | Path | None = None,
+        *,
+        metrics: Sequence[str] = ("auto",),
+        **order: Any,
+    ) -> Evaluation:
+        """As `Orchestrator.evaluate`."""
+        given = [_blocking(run) for run in runs]
+        return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
+
+    async def prepare_evaluation(
+        self, runs: Sequence[AsyncRunHandle | RunHandle | str], order: EvaluationOrder
+    ) -> PreparedEvaluation:
+        """As `Orchestrator.prepare_evaluation`; `await ft.call(prepared.run)` leaves the loop free."""
+        given = [_blocking(run) for run in runs]
+        return await self.call(lambda: self.sync_api.prepare_evaluation(given, order))
+
+
+def _blocking(run: AsyncRunHandle | _T) -> RunHandle | _T:
+    return run.sync_api if isinstance(run, AsyncRunHandle) else run

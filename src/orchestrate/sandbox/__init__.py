@@ -59,7 +59,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     if train:
         from orchestrate.local.run.launching import require_packages
 
-        require_packages("training in the sandbox")
+        require_packages("training in the sandbox", "sandbox")
     from orchestrate.sandbox.server import serve
 
     return serve(
