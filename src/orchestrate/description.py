@@ -191,7 +191,7 @@ class Described(Table, frozen=True, kw_only=True):
     """Further fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
     """A field of `provider_options`, or `field=value` -> the API version without which it is not known."""
-    wandb_key: bool = False
+    wandb_in_request: bool = False
     """Whether the W&B key goes with the request; else it is stored at the host."""
     weights: bool = False
     """Whether a checkpoint lists the files of its weights."""

@@ -33,7 +33,7 @@ def _made(kind: str, file: Readable, name: str) -> type[CompatibleProvider]:
         "features": features,
         "missing": missing,
         "status_map": statuses_of(told, name),
-        "sends_wandb_key": told.wandb_key,
+        "sends_wandb_key": told.wandb_in_request,
         "ready_files": frozenset(told.files.ready),
         "refused_files": frozenset(told.files.refused),
         "most_listed": told.page,

@@ -124,8 +124,9 @@ def _rules(told: Described, name: str) -> HostRules:
     reasons = dict.fromkeys(known, reason)
     if "preference" in kinds:
         reasons["unpaired"] = f"{told.title} {NO_KTO}"
+    taken: dict[Kind, str | None] = {kind: None if kind in kinds else reasons[kind] for kind in known}
     return HostRules(
-        kinds={**reasons, **dict.fromkeys(kinds)},
+        kinds=taken,
         traits=dict(TRAITS[word] for word in told.rows.refuses),
         least_rows=told.rows.least,
         most_rows=told.rows.most,

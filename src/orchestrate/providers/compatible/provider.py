@@ -108,13 +108,13 @@ class CompatibleProvider(SdkProvider):
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
         """With the W&B key, which no translation holds."""
-        if self.told.wandb_key:
+        if self.told.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
         return body
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        if spec.wandb is not None and self.told.wandb_key:
+        if spec.wandb is not None and self.told.wandb_in_request:
             offline.wandb_key(self.config)  # before anything is sent
         return super().create(spec, remote, translation, ref)
 

@@ -194,7 +194,9 @@ def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
         return
     values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     where = (
-        "the W&B key goes with the request" if told.wandb_key else f"the W&B key is stored at {told.title}"
+        "the W&B key goes with the request"
+        if told.wandb_in_request
+        else f"the W&B key is stored at {told.title}"
     )
     rows.keep("wandb", rule.field, [{"type": "wandb", "wandb": values}], rule=where)
 
