@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from orchestrate.deployment import DeploymentHandle
@@ -16,8 +17,6 @@ from orchestrate.service import Orchestrator
 from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus, Run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.evaluation.regression.regress import Regression
@@ -206,6 +205,11 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     bill = _in_thread(Orchestrator.bill)
     evaluations = _in_thread(Orchestrator.evaluations)
 
+    async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
+        """As `Orchestrator.compare`."""
+        given = [_blocking(run) for run in runs]
+        return await self.call(lambda: self.sync_api.compare(given))
+
     async def evaluate(
         self,
         runs: Sequence[AsyncRunHandle | RunHandle | str],
@@ -215,15 +219,13 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         **order: Any,
     ) -> Evaluation:
         """As `Orchestrator.evaluate`."""
-        given = [run.sync_api if isinstance(run, AsyncRunHandle) else run for run in runs]
+        given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
 
     async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
         """As `Orchestrator.regress`."""
-        given = run.sync_api if isinstance(run, AsyncRunHandle) else run
-        return await self.call(lambda: self.sync_api.regress(given, **order))
+        return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
-    async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
-        """As `Orchestrator.compare`."""
-        given = [run.sync_api if isinstance(run, AsyncRunHandle) else run for run in runs]
-        return await self.call(lambda: self.sync_api.compare(given))
+
+def _blocking(run: AsyncRunHandle | _T) -> RunHandle | _T:
+    return run.sync_api if isinstance(run, AsyncRunHandle) else run
