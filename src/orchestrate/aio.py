@@ -204,8 +204,6 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
-    evaluate = _in_thread(Orchestrator.evaluate)
-    prepare_evaluation = _in_thread(Orchestrator.prepare_evaluation)
     evaluations = _in_thread(Orchestrator.evaluations)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
