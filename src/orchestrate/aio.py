@@ -19,9 +19,9 @@ from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
+    from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
-    from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
     from orchestrate.tracking import Store
 
 _P = ParamSpec("_P")
@@ -121,7 +121,6 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     evaluate = _in_thread(RunHandle.evaluate)
     export = _in_thread(RunHandle.export)
     verify = _in_thread(RunHandle.verify)
-    used = _in_thread(RunHandle.used)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
@@ -204,8 +203,6 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
-    evaluate = _in_thread(Orchestrator.evaluate)
-    prepare_evaluation = _in_thread(Orchestrator.prepare_evaluation)
     evaluations = _in_thread(Orchestrator.evaluations)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
@@ -225,12 +222,9 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
 
-    async def prepare_evaluation(
-        self, runs: Sequence[AsyncRunHandle | RunHandle | str], order: EvaluationOrder
-    ) -> PreparedEvaluation:
-        """As `Orchestrator.prepare_evaluation`; `await ft.call(prepared.run)` leaves the loop free."""
-        given = [_blocking(run) for run in runs]
-        return await self.call(lambda: self.sync_api.prepare_evaluation(given, order))
+    async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
+        """As `Orchestrator.regress`."""
+        return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
 
 def _blocking(run: AsyncRunHandle | _T) -> RunHandle | _T:

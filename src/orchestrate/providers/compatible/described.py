@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from orchestrate import description
 from orchestrate.data.rows.examples import KINDS, Kind
@@ -115,13 +115,12 @@ def _base(pattern: re.Pattern[str], name: str) -> str | None:
 def _rules(told: Described, name: str) -> HostRules:
     if unknown := sorted(set(told.rows.refuses) - set(TRAITS)):
         raise ConfigError(f"{name}: rows.refuses: {unknown[0]}; allowed: {', '.join(TRAITS)}")
-    known = [kind for kind in KINDS.values()]
+    known: list[Kind] = [*KINDS.values()]
     if unknown := sorted(set(told.rows.kinds) - set(known)):
         raise ConfigError(f"{name}: rows.kinds: {unknown[0]}; allowed: {', '.join(known)}")
-    kinds = cast("tuple[Kind, ...]", told.rows.kinds)
+    kinds = told.rows.kinds
     words = " and ".join(kinds)
-    reason: str | None = f"{told.title} trains on {words} rows"
-    reasons = dict.fromkeys(known, reason)
+    reasons = dict.fromkeys(known, f"{told.title} trains on {words} rows")
     if "preference" in kinds:
         reasons["unpaired"] = f"{told.title} {NO_KTO}"
     taken: dict[Kind, str | None] = {kind: None if kind in kinds else reasons[kind] for kind in known}
