@@ -10,6 +10,8 @@ are counts.
 
 from __future__ import annotations
 
+from orchestrate.types.calls import FunctionCall as FunctionCall
+from orchestrate.types.calls import ToolCall as ToolCall
 from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
 from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import Reply as Reply

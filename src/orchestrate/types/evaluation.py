@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from orchestrate.types.calls import ToolCall
 from orchestrate.types.record import Record
 
 
@@ -18,10 +19,15 @@ class Reply(Record, frozen=True, kw_only=True):
     """A model's answer with the token counts that the host reported, when it did."""
 
     content: str
+    """The answer itself: thinking and calls of tools are apart from it."""
     model: str
+    reasoning: str | None = None
+    """The thinking before the answer, where the model showed some."""
+    tool_calls: tuple[ToolCall, ...] = ()
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
+    """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
 
 
 class Score(Record, frozen=True, kw_only=True):

@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from orchestrate.types import FunctionCall as FunctionCall
+from orchestrate.types import ToolCall as ToolCall
+
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -31,18 +34,6 @@ class Part(_Canonical):
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | None = None
-
-
-class FunctionCall(_Canonical):
-    name: str
-    arguments: str
-    """A JSON object, as a string."""
-
-
-class ToolCall(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
 
 
 class ChatMessage(_Canonical):
