@@ -159,7 +159,10 @@ def test_an_unknown_engine_is_refused(cli: Cli) -> None:
     assert done.code == 2 and "local, ray" in done.err
 
 
-def test_review_serves_until_interrupted(cli: Cli, cli_env: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_review_serves_until_interrupted(
+    cli: Cli, cli_env: dict[str, str], tmp_path: Path, end: signal.Signals
+) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(ORDERS.read_text().splitlines(keepends=True)[:5]))
     child = subprocess.Popen(
         [sys.executable, "-m", "orchestrate.cli", "data", "review", "rows.jsonl"],
@@ -177,7 +180,7 @@ def test_review_serves_until_interrupted(cli: Cli, cli_env: dict[str, str], tmp_
         assert json.load(answer)["counts"]["accepted"] == 1
     with urllib.request.urlopen(url, timeout=20) as answer:
         assert b"accept" in answer.read() and "nonce" in answer.headers["content-security-policy"]
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, end)
     _, shown = child.communicate(timeout=30)
     assert child.returncode == 0 and "1 accepted" in shown and "Traceback" not in shown
     done = cli("data", "review", "rows.jsonl", "--export", "good.jsonl")

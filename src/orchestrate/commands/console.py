@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
@@ -266,6 +269,26 @@ def _kept(trace: str) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="orchestrate-", suffix=".txt", delete=False) as kept:
         kept.write(trace)
     return kept.name
+
+
+@contextmanager
+def ended_by_signal() -> Generator[threading.Event]:
+    """For a command that serves: the event is set by Ctrl-C and by a polite kill, its ordinary ends. A second
+    signal ends it at once."""
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[number])
+        ended.set()
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def confirm(question: str, *, yes: bool) -> bool:

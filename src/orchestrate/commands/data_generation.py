@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.console import Json, err, note, out, print_json, settings_of
+from orchestrate.commands.console import Json, ended_by_signal, err, note, out, print_json, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money
@@ -130,7 +130,7 @@ def review(
             out.print(f"{report.output}: {count(report.written, 'row')}")
             note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
         return
-    with data.serving(file, port=port) as page:
+    with data.serving(file, port=port) as page, ended_by_signal() as ended:
         counts = page.review.counts()
         if json:
             print_json({"url": page.url, "counts": counts})
@@ -142,20 +142,12 @@ def review(
             import webbrowser
 
             webbrowser.open(page.url)
-        _until_interrupted()
+        ended.wait()
         counts = page.review.counts()
     note(
         f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
         f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
     )
-
-
-def _until_interrupted() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
 
 
 def _dollars(text: str | None) -> Decimal | None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, note, print_json, print_text
+from orchestrate.commands.console import Json, ended_by_signal, note, print_json, print_text
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 
@@ -74,8 +71,7 @@ def sandbox(
     if context.invoked_subcommand is not None:
         return
     kept = hosts.home or _default_home(context)
-    with _start(replace(hosts, home=kept), port) as running:
-        ended = _end_on_signal()
+    with _start(replace(hosts, home=kept), port) as running, ended_by_signal() as ended:
         if json:
             print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
         else:
@@ -84,8 +80,7 @@ def sandbox(
         sys.stdout.flush()
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")
-        while not ended.wait(0.5):
-            pass
+        ended.wait()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -121,18 +116,6 @@ def _default_home(context: typer.Context) -> Path:
 
     given: dict[str, Any] = context.find_root().obj or {}
     return config.load(config_file=given.get("config"), home=given.get("home")).make_home() / "sandbox"
-
-
-def _end_on_signal() -> threading.Event:
-    """Set by Ctrl-C and by a polite kill; both are the ordinary end here."""
-    ended = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
-    return ended
 
 
 def _code_of(child: subprocess.Popen[bytes]) -> int:

@@ -11,6 +11,7 @@ from orchestrate.data.passes.scan import Task, ranges, read_rows
 from orchestrate.data.rows.examples import Example, Kind
 from orchestrate.data.rows.pictures import Picture
 from orchestrate.data.shapes.reading import Row
+from orchestrate.data.tokens.lengths import Remark
 from orchestrate.types import Problem
 
 
@@ -46,6 +47,10 @@ class TokenCount:
     lengths: Sequence[int] = ()
     """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
     with each answer)."""
+
+    remarks: Sequence[Remark] = ()
+    """What the model's own chat template did with the rows, by their numbers in the file; none of a stand-in.
+    Rows that it refuses count as nothing."""
 
     def truncated(self, limit: int | None) -> int:
         """Tokens left when every sequence is cut at `limit`."""

@@ -277,4 +277,5 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         exact=band == 0,
         error_band=band,
         lengths=sequences,
+        remarks=kept.remarks,
     )

@@ -71,6 +71,9 @@ class Provider(ABC):
     """The reason for each absent feature; together with `features` it covers all of `Feature`."""
     sends_wandb_key: ClassVar[bool] = True
     """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
+    renders_rows: ClassVar[bool] = False
+    """Whether training renders rows by the chat template that is counted with here: what that does with them
+    is then what happens to them."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""

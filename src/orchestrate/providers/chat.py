@@ -31,7 +31,7 @@ class Chat:
 
         A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
         """
-        shaped = [{"role": m.role, "content": m.content} for m in messages]
+        shaped = [m.to_dict() for m in messages]
         answer = plain(self.wire.read(lambda: self.create(model=self.model, messages=shaped, **self.options)))
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 from orchestrate import costing
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
-from orchestrate.data.rules import Target
 from orchestrate.data.tokens import counting
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.spec import method_word
+from orchestrate.text import count
 from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from orchestrate.catalog import ModelOnHost
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.data.tokens.lengths import Remark
     from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec
 
@@ -60,7 +63,7 @@ def problems(
         return found  # the translation's row of the model says so
     for dataset in (data.train, data.validation):
         if dataset is not None:
-            found += _of_file(provider.target, spec, dataset, model, validation=dataset is data.validation)
+            found += _of_file(provider, spec, dataset, model, validation=dataset is data.validation)
     return found
 
 
@@ -85,18 +88,21 @@ def quote(
 
 
 def _of_file(
-    target: Target, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
+    provider: Provider, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
+    target = provider.target
     counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    tokens = dataset.tokens(counter)
     found = rules.check(
         dataset,
         target,
         method=method_word(spec.method),
-        tokens=dataset.tokens(counter),
+        tokens=tokens,
         context=spec.max_seq_length or model.context(spec.method.type),
         epochs=spec.epochs,
         validation=validation,
     )
+    found += _rendered(provider, dataset.path, tokens.remarks)
     if (
         dataset.content.images
         and model.model is not None
@@ -109,6 +115,24 @@ def _of_file(
     return found
 
 
+def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Iterator[Problem]:
+    """What the model's own chat template did with the rows, where it is at hand."""
+    for remark in remarks:
+        rows = count(remark.count, "row")
+        if remark.refused:
+            code, text = "template-refuses", f"{rows}: {remark.text}"
+            text += "" if provider.renders_rows else f"; {rows} are not counted"
+            severity = Severity.ERROR if provider.renders_rows else Severity.WARNING
+        elif provider.renders_rows:
+            code, text, severity = "template-changes", f"{rows}: {remark.text}", Severity.WARNING
+        else:
+            continue  # the host renders rows with a template of its own
+        for number in remark.first[:1]:
+            yield _problem(
+                provider.name, code, text, fix=remark.fix, source=source, severity=severity, row=number
+            )
+
+
 def _problem(
     provider: str,
     code: str,
@@ -118,11 +142,13 @@ def _problem(
     fix: str | None = None,
     source: str | None = None,
     severity: Severity = Severity.ERROR,
+    row: int | None = None,
 ) -> Problem:
     return Problem(
         code=code,
         message=message,
         severity=severity,
+        row=row,
         field=field,
         providers=(provider,),
         fix=fix,

@@ -50,13 +50,9 @@ def running(
 
     Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
     """
-    for module, package in (
-        ("starlette", "starlette"),
-        ("uvicorn", "uvicorn"),
-        ("python_multipart", "python-multipart"),
-    ):
-        if find_spec(module) is None:
-            raise MissingExtra("sandbox", "the sandbox", package)
+    if find_spec("python_multipart") is None:
+        raise MissingExtra("sandbox", "the sandbox", "python-multipart")
+    for package in ("python-multipart", "starlette", "uvicorn"):
         require_recent(package)
     if train:
         from orchestrate.local.run.launching import require_packages

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import tempfile
-import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +28,7 @@ from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training import Trainer
+from orchestrate.web.server import listen, running
 
 
 def stand_ins() -> list[type[Host]]:
@@ -115,10 +113,10 @@ def serve(
     waits: Durations | None = None,
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
-    with _home(home) as folder, locked(folder / "lock") as held:
+    with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
-        base, sockets = _model(model, train), _listen(ports)
+        base, sockets = _model(model, train), [opened.enter_context(closing(listen(port))) for port in ports]
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations())
@@ -136,7 +134,7 @@ def serve(
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
         trainer.start(hosts)
         try:
-            with _running(list(fronts.values()), sockets):
+            with running(list(zip(fronts.values(), sockets, strict=True)), protocol=_Protocol, grace_s=1):
                 yield Sandbox(env=env, urls=urls, home=folder, clock=clock, fronts=fronts)
         finally:
             trainer.stop()
@@ -178,17 +176,6 @@ def _app(host: Host) -> Starlette:
     )
 
 
-def _listen(ports: Sequence[int]) -> list[socket.socket]:
-    """Raises `OSError`, and holds none of them, when one cannot be had."""
-    with ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket()) for _ in ports]
-        for sock, port in zip(sockets, ports, strict=True):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", port))
-        opened.pop_all()
-    return sockets
-
-
 def _key(state: State) -> str:
     """One key for a home, so that a client's environment outlives a restart."""
     key = state.setting("key", "") or SANDBOX_KEY_PREFIX + secrets.token_hex(12)
@@ -205,37 +192,3 @@ def _home(home: str | Path | None) -> Generator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="orchestrate-sandbox-", ignore_cleanup_errors=True) as made:
         yield Path(made)
-
-
-@contextmanager
-def _running(apps: Sequence[Front], sockets: Sequence[socket.socket]) -> Generator[None]:
-    servers = [
-        uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=_Protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        for app in apps
-    ]
-
-    async def all_of_them() -> None:
-        await asyncio.gather(*(s.serve(sockets=[k]) for s, k in zip(servers, sockets, strict=True)))
-
-    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()), daemon=True, name="sandbox-hosts")
-    thread.start()
-    try:
-        while not all(server.started for server in servers):
-            if not thread.is_alive():
-                raise RuntimeError("the sandbox's servers did not start")
-            thread.join(0.01)
-        yield
-    finally:
-        for server in servers:
-            server.should_exit = True
-        thread.join(10)

@@ -10,12 +10,18 @@ are counts.
 
 from __future__ import annotations
 
-from orchestrate.types.calls import FunctionCall as FunctionCall
-from orchestrate.types.calls import ToolCall as ToolCall
+from orchestrate.types.evaluation import Confusion as Confusion
+from orchestrate.types.evaluation import Contender as Contender
+from orchestrate.types.evaluation import Difference as Difference
+from orchestrate.types.evaluation import Evaluation as Evaluation
 from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
+from orchestrate.types.evaluation import Measure as Measure
 from orchestrate.types.evaluation import Message as Message
+from orchestrate.types.evaluation import MetricUsed as MetricUsed
 from orchestrate.types.evaluation import Reply as Reply
+from orchestrate.types.evaluation import Sampling as Sampling
 from orchestrate.types.evaluation import Score as Score
+from orchestrate.types.evaluation import Verdict as Verdict
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentState as DeploymentState

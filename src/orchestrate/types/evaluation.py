@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
 
-from orchestrate.types.calls import ToolCall
 from orchestrate.types.record import Record
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One chat message for `Provider.chat`."""
+    """One chat message for `Provider.generate`; `to_dict` is its form in the chat completions API."""
 
     role: str
     content: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """As the API has them: id, type, function with name and arguments."""
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class Reply(Record, frozen=True, kw_only=True):
@@ -23,11 +28,14 @@ class Reply(Record, frozen=True, kw_only=True):
     model: str
     reasoning: str | None = None
     """The thinking before the answer, where the model showed some."""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """As the chat completions API has them."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
     """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
+    notes: tuple[str, ...] = ()
+    """What about the question or the answer its reader may not expect."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -37,6 +45,164 @@ class Score(Record, frozen=True, kw_only=True):
     low: float
     high: float
     n: int
+
+
+class Sampling(Record, frozen=True, kw_only=True):
+    """How each item was answered."""
+
+    samples: int = 1
+    """Answers to each item; more than one are one cluster."""
+    temperature: float = 0.0
+    max_tokens: int = 512
+    seed: int = 0
+
+
+class Contender(Record, frozen=True, kw_only=True):
+    """One model, asked in one way."""
+
+    name: str
+    """Unique within the evaluation, and the same in the next one of the same model."""
+    kind: Literal["tuned", "base", "model"]
+    model: str
+    """By the name it was asked by."""
+    provider: str
+    served_by: str
+    """What answered: the host's endpoint, or a model on this machine."""
+    run_id: str | None = None
+    checkpoint: str | None = None
+    shots: int = 0
+    """Examples shown before each question."""
+    answers: int = 0
+    failed: int = 0
+    """Answers that never came, the reason being the question: they count as wrong."""
+    prompt_tokens: int | None = None
+    """Of all answers; `None` where the host does not tell."""
+    completion_tokens: int | None = None
+    usd: Decimal | None = None
+    """What all answers cost; `None` where no price is known, or where an hour is billed and no token."""
+    seconds: float | None = None
+    """Of one answer, the median."""
+    seconds_p95: float | None = None
+    first_token_seconds: float | None = None
+    asked_at: datetime | None = None
+    """When the first of its answers came; those of an earlier evaluation are used again."""
+
+    @property
+    def usd_per_answer(self) -> Decimal | None:
+        return None if self.usd is None or not self.answers else self.usd / self.answers
+
+
+class MetricUsed(Record, frozen=True, kw_only=True):
+    """A metric of an evaluation, the first being the one that a verdict goes by."""
+
+    name: str
+    kind: Literal["right-or-wrong", "graded", "amount"]
+    """`right-or-wrong` is 0 or 1, `graded` lies between, `amount` has a unit of its own."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+    unit: str = ""
+    unfit: str | None = None
+    """Why no verdict may go by it."""
+    detail: dict[str, Any] = {}
+    """What it was measured with: a pattern, a schema, a judge's prompt and its agreement with people."""
+
+
+class Measure(Record, frozen=True, kw_only=True):
+    """What one contender reached in one metric, on all items or on those of a slice."""
+
+    contender: str
+    metric: str
+    score: Score
+    slice: str = ""
+
+
+class Difference(Record, frozen=True, kw_only=True):
+    """`contender` minus `against`, paired by item."""
+
+    contender: str
+    against: str
+    metric: str
+    score: Score
+    slice: str = ""
+    gained: int = 0
+    """Items that the contender has right and the other wrong, where there is a right and wrong."""
+    lost: int = 0
+    p_value: float | None = None
+    """Two-sided: mid-p McNemar for right or wrong, else of the interval's own test."""
+    p_corrected: float | None = None
+    """After Holm: over the contenders for the first metric on all items, else over all other differences."""
+    detectable: float | None = None
+    """The smallest difference that so many items show in four of five tries."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference is shown, at 5% after the correction."""
+        p = self.p_corrected if self.p_corrected is not None else self.p_value
+        return p is not None and p <= 0.05
+
+
+class Confusion(Record, frozen=True, kw_only=True):
+    """How often each expected label was answered by which one."""
+
+    contender: str
+    labels: tuple[str, ...]
+    """The last one stands for every answer that is no label, where there are some."""
+    counts: tuple[tuple[int, ...], ...]
+    """A row for each expected label, a column for each answered one."""
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """Whether a contender may go out, by what was asked of it."""
+
+    contender: str
+    decision: Literal["ship", "do not ship", "not enough evidence"]
+    reasons: tuple[str, ...]
+    rows_needed: int | None = None
+    """About how many items would decide; `None` where they are decided, or out of reach."""
+
+
+class Evaluation(Record, frozen=True, kw_only=True):
+    """Models on the same held-out items. `items_file` has every answer."""
+
+    id: str
+    created_at: datetime
+    dataset: str
+    dataset_digest: str
+    """Of the whole file."""
+    items: int
+    items_digest: str
+    """Of the items that were asked, whatever their order: equal digests, equal questions."""
+    contenders: tuple[Contender, ...]
+    metrics: tuple[MetricUsed, ...]
+    measures: tuple[Measure, ...]
+    differences: tuple[Difference, ...] = ()
+    against: str | None = None
+    """The contender that the others are compared with."""
+    sampling: Sampling = Sampling()
+    cluster: str | None = None
+    """The column whose values group items that belong together, and how many groups there are."""
+    clusters: int | None = None
+    confusions: tuple[Confusion, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    items_file: str | None = None
+    """JSONL, a line for each item: see `orchestrate.evaluation.items.Answered`."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run_ids(self) -> list[str]:
+        return list(dict.fromkeys(c.run_id for c in self.contenders if c.run_id))
+
+    def contender(self, name: str) -> Contender:
+        return next(c for c in self.contenders if c.name == name)
+
+    def score(self, contender: str, metric: str | None = None, slice: str = "") -> Score | None:
+        """By default of the first metric."""
+        wanted = (contender, metric or self.metrics[0].name, slice)
+        return next((m.score for m in self.measures if (m.contender, m.metric, m.slice) == wanted), None)
+
+    def difference(self, contender: str, metric: str | None = None, slice: str = "") -> Difference | None:
+        """By default of the first metric."""
+        wanted = (contender, metric or self.metrics[0].name, slice)
+        return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)
 
 
 class EvaluationResult(Record, frozen=True, kw_only=True):

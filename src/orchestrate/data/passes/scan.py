@@ -224,10 +224,10 @@ def scan(task: Task) -> Part:
             if row.problems or row.unread or index in content:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
         _note(part, rows, task.path, task.compare)
-        part.lines += len(lines)
-        examples = [row.example for row in rows if row.example is not None]
+        good = [(number, row.example) for number, row in enumerate(rows, part.lines + 1) if row.example]
         for lengths, by in counting:
-            lengths.extend(by.count(examples))
+            lengths.extend(by.count([example for _, example in good]), lambda place: good[place][0])  # noqa: B023
+        part.lines += len(lines)
     return part
 
 
@@ -316,7 +316,7 @@ class Total(Tally):
             mine = self.first_rows.setdefault(bit, [])
             mine.extend(row + self.lines for row in rows[: FIRST_ROWS - len(mine)])
         for name, lengths in part.lengths.items():
-            self.lengths.setdefault(name, Lengths()).extend(lengths)
+            self.lengths.setdefault(name, Lengths()).extend(lengths, self.lines.__add__)
         self.sha256.update(part.digests)
         if part.rows < part.lines:
             missing = sorted(set(range(1, part.lines + 1)).difference(part.numbers))

@@ -11,9 +11,6 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from orchestrate.types import FunctionCall as FunctionCall
-from orchestrate.types import ToolCall as ToolCall
-
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -34,6 +31,18 @@ class Part(_Canonical):
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | None = None
+
+
+class FunctionCall(_Canonical):
+    name: str
+    arguments: str
+    """A JSON object, as a string."""
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
 
 
 class ChatMessage(_Canonical):

@@ -57,7 +57,7 @@ _PROBES: tuple[tuple[list[ChatMessage], list[dict[str, Any]] | None], ...] = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class Said:
     content: str
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -157,7 +157,7 @@ def _marks(text: str, turn: Turn, special: frozenset[str]) -> tuple[str, set[str
 
 def read_answer(
     text: str, *, prompt: str = "", shape: Shape | None = None, tools: Tools = None, cut: bool = False
-) -> Answer:
+) -> Said:
     """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
     was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended
     it."""
@@ -178,7 +178,7 @@ def read_answer(
         ).strip():  # rows may hold theirs in their text, behind the template's own marks
             reasoning, rest = _thinking(rest, "", shape.thinking, cut)
         rest, calls = taken_out(_unwrapped(rest, shape.around), tools, cut=cut)
-        answer = Answer(rest, reasoning, tuple(calls))
+        answer = Said(rest, reasoning, tuple(calls))
     return replace(
         answer,
         content=_without(answer.content, shape.special).strip(),
@@ -224,7 +224,7 @@ def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: boo
 # -- messages with headers (gpt-oss, Muse) -----------------------------------------------------------------
 
 
-def _of_channels(text: str, tools: Tools, cut: bool) -> Answer:
+def _of_channels(text: str, tools: Tools, cut: bool) -> Said:
     """An answer of several messages, each with a header that says what it is."""
     thoughts: list[str] = []
     said: list[str] = []
@@ -250,7 +250,7 @@ def _of_channels(text: str, tools: Tools, cut: bool) -> Answer:
             said += [] if called else [piece]
     for n, call in enumerate(calls):
         call.id = f"call_{n}"
-    return Answer("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))
+    return Said("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))
 
 
 def _called(to: str, body: str, tools: Tools) -> list[ToolCall]:

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.data.tokens.lengths import Lengths
+from orchestrate.data.tokens.lengths import Lengths, Remark
 from orchestrate.files import private_folder, sha256, write_whole
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
 _LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "jinja2", "transformers")
-_CODE = ("counting.py", "hub_tokens.py", "chat_templates.py", "tokenizer_files.py")
 _TOKENIZER_FILES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
     "*.model", "*.tiktoken", "additional_chat_templates/*", "config.json",
@@ -38,6 +37,7 @@ class Kept(msgspec.Struct, frozen=True):
     lengths: bytes
     """Tokens of each sequence, as an `array("I")`."""
     trained: int
+    remarks: tuple[Remark, ...] = ()
 
     def sequences(self) -> array[int]:
         return array("I", self.lengths)
@@ -57,7 +57,11 @@ def find(digest: str, counter: str, folder: Path | None) -> Kept | None:
 
 
 def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> Kept:
-    kept = Kept(lengths=lengths.tokens.tobytes(), trained=sum(lengths.trained))
+    kept = Kept(
+        lengths=lengths.tokens.tobytes(),
+        trained=sum(lengths.trained),
+        remarks=tuple(lengths.remarks.values()),
+    )
     _counts[digest, counter] = kept
     if folder is not None:
         _write(_file(folder, digest, counter), msgspec.msgpack.encode(kept))
@@ -93,7 +97,7 @@ def _file(folder: Path, digest: str, counter: str) -> Path:
 @lru_cache(maxsize=64)
 def _version(counter: str) -> str:
     """Changes with all that a count depends on beside the rows."""
-    parts = [sha256(Path(__file__).with_name(name)) for name in _CODE]
+    parts = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
             parts.append(f"{library} {version(library)}")

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrate.data.rows.examples import FunctionCall, ToolCall
 from orchestrate.data.tokens.notations import Call, Tools, of_json, of_python, parameter_types, read
-from orchestrate.types import FunctionCall, ToolCall
 
 _BLOCKS = {
     "<tool_call>": "</tool_call>",  # Qwen, Hermes, GLM, Nemotron 3, Granite 4, SmolLM3

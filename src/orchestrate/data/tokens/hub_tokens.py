@@ -3,7 +3,7 @@ that only where a tokenizer's files do not say all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,10 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.tokens.chat_templates import carries
-from orchestrate.data.tokens.lengths import Lengths, has_tokenizer
+from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, answered
-from orchestrate.errors import SetupError
+from orchestrate.errors import DataError, SetupError
 from orchestrate.packages import needed
 
 
@@ -73,24 +73,39 @@ class HubCounter:
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()
-        for example in examples:
-            match example:
-                case ChatExample():
-                    self._chat(lengths, example.messages, example.tools)
-                case PreferenceExample():
-                    for side in (example.preferred, example.rejected):
-                        self._chat(lengths, answered(example.prompt, side), example.tools)
-                case UnpairedExample():
-                    self._chat(lengths, answered(example.prompt, example.completion), example.tools)
-                case RLExample():
-                    _append(lengths, self._plain(self._chats.prompt(example.messages, example.tools)), 0)
-                case CompletionExample():
-                    prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
-                    _append(lengths, prompt + answer, answer)
-                case _:
-                    total, spans = self._plain(example.text) + 1, example.loss_spans
-                    _append(lengths, total, total if spans is None else self._part(example.text, spans))
+        for place, example in enumerate(examples):
+            try:
+                sequences, notes = self._row(example)
+            except DataError as error:
+                lengths.remark(Remark(error.message, True, 1, (place,), error.fix))
+                sequences, notes = [(0, 0)] * (2 if isinstance(example, PreferenceExample) else 1), ()
+            for tokens, trained in sequences:
+                lengths.tokens.append(tokens)
+                lengths.trained.append(trained)
+            for note in notes:
+                lengths.remark(Remark(note, False, 1, (place,)))
         return lengths
+
+    def _row(self, example: Example) -> tuple[list[tuple[int, int]], Iterable[str]]:
+        """Tokens of each sequence with those of them that carry loss, and what is odd about the row. Raises
+        `DataError` where the template refuses it."""
+        match example:
+            case ChatExample():
+                sides = [example.messages]
+            case PreferenceExample():
+                sides = [answered(example.prompt, side) for side in (example.preferred, example.rejected)]
+            case UnpairedExample():
+                sides = [answered(example.prompt, example.completion)]
+            case RLExample():
+                return [(self._plain(self._chats.prompt(example.messages, example.tools)), 0)], ()
+            case CompletionExample():
+                prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
+                return [(prompt + answer, answer)], ()
+            case _:
+                total, spans = self._plain(example.text) + 1, example.loss_spans
+                return [(total, total if spans is None else self._part(example.text, spans))], ()
+        counted = [self._chat(messages, example.tools) for messages in sides]
+        return [count for count, _ in counted], dict.fromkeys(note for _, notes in counted for note in notes)
 
     def _plain(self, text: str) -> int:
         return len(self._tokenizer.encode(text)[0])
@@ -102,17 +117,14 @@ class HubCounter:
         return inside + (spans[-1][1] == len(text))
 
     def _chat(
-        self, lengths: Lengths, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None
-    ) -> None:
+        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None
+    ) -> tuple[tuple[int, int], Iterable[str]]:
         """As training has it: what carries loss, and an end where the template writes none."""
         shown = self._chats.rendered(messages, tools)
         ids, offsets = self._tokenizer.encode(shown.text)
         weights = shown.weights(offsets) if len(offsets) == len(ids) else []
         trained = sum(1 for weight in weights if weight)
-        end = int(shown.unended and "eos_token" in self._tokenizer.names)
-        _append(lengths, len(ids) + end, trained + end * bool(weights and weights[-1]))
-
-
-def _append(lengths: Lengths, tokens: int, trained: int) -> None:
-    lengths.tokens.append(tokens)
-    lengths.trained.append(trained)
+        has_end = "eos_token" in self._tokenizer.names
+        end = int(shown.unended and has_end)
+        count = (len(ids) + end, trained + end * bool(weights and weights[-1]))
+        return count, shown.notes(has_end=has_end)

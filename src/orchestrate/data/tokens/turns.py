@@ -66,10 +66,14 @@ class Rendered:
     odd: tuple[str, ...] = ()
     """What is odd about the turns."""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the template did with the conversation that its author may not expect."""
-        return (*left_out(self.text, self.messages, self.tools), *self.odd)
+    def notes(self, *, has_end: bool) -> tuple[str, ...]:
+        """What the template did with the conversation that its author may not expect. `has_end`: the model
+        has an end token, which is put behind an `unended` text."""
+        found = [*left_out(self.text, self.messages, self.tools), *self.odd]
+        turns = self.turns[:-1] if has_end and self.unended else self.turns
+        if not all(turn.ends for turn in turns):
+            found.append("no special token ends an assistant message; the model cannot learn to stop")
+        return tuple(dict.fromkeys(found))
 
     @property
     def unended(self) -> bool:

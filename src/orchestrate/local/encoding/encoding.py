@@ -118,14 +118,10 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
     shown = template.chats.rendered(example.messages, example.tools)
     ids, offsets = template.tokens(shown.text)
     weights = shown.weights(offsets, row=row, inputs=train_on_inputs)
-    notes = shown.notes
-    turns = shown.turns
-    if shown.unended and (end := template.tokenizer.eos_token_id) is not None:
+    end = template.tokenizer.eos_token_id
+    if shown.unended and end is not None:
         ids, weights = [*ids, int(end)], [*weights, weights[-1] if ids else 0.0]
-        turns = turns[:-1]
-    if not all(turn.ends for turn in turns):
-        notes = (*notes, "no special token ends an assistant message; the model cannot learn to stop")
-    return Encoded(ids, weights, notes=tuple(dict.fromkeys(notes)))
+    return Encoded(ids, weights, notes=shown.notes(has_end=end is not None))
 
 
 def _encode_text(example: TextExample, template: Template) -> Encoded:

@@ -78,6 +78,7 @@ class LocalProvider(Provider):
         Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
         Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
+    renders_rows: ClassVar[bool] = True
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     def __init__(self, config: HostConfig) -> None:

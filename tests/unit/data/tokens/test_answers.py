@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.data.tokens.test_turns import KINDS, REFUSED, TEMPLATES, conversations
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
-from orchestrate.data.tokens.answers import Answer, Shape, read_answer, shape_of
+from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.calls import taken_out
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
@@ -58,7 +58,7 @@ def calls(*made: tuple[str, dict[str, Any]]) -> list[ToolCall]:
     ]
 
 
-def shown(answer: Answer) -> tuple[str, str | None, list[tuple[str, Any]]]:
+def shown(answer: Said) -> tuple[str, str | None, list[tuple[str, Any]]]:
     return answer.content, answer.reasoning, made(answer.tool_calls)
 
 
@@ -186,7 +186,7 @@ def test_answers_are_read_as_trl_and_transformers_do(name: str) -> None:
     if name == "deepseek_r1_distill":  # whose template shows no thinking
         theirs = parse_response("hm</think>\n\nblue", template, prefix="<｜Assistant｜><think>\n")
         assert (theirs["content"], theirs["reasoning_content"]) == ("blue", "hm")
-        assert read_answer("hm</think>\n\nblue", prompt="<｜Assistant｜><think>\n") == Answer("blue", "hm")
+        assert read_answer("hm</think>\n\nblue", prompt="<｜Assistant｜><think>\n") == Said("blue", "hm")
     else:
         assert compared >= 4
 
@@ -443,8 +443,8 @@ def test_marks_that_nobody_knows_are_learnt_from_the_template() -> None:
     shape = shape_of(Conversations(UNKNOWN, {}, marks))
     assert shape.ends == {"<|stop|>"}
     text = "<musing>hm</musing>\n<reply>blue</reply>"
-    assert read_answer(text, shape=shape) == Answer("blue", "hm")
-    assert read_answer("<reply>blue</reply>", shape=shape) == Answer("blue")
+    assert read_answer(text, shape=shape) == Said("blue", "hm")
+    assert read_answer("<reply>blue</reply>", shape=shape) == Said("blue")
     assert read_answer(text).content == text
 
 

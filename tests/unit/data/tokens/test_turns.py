@@ -145,7 +145,7 @@ def test_a_span_has_its_own_messages_words_and_no_other_ones(name: str, kind: st
         if WORD.search(messages[i].text):
             assert WORD.findall(messages[i].text)[-1] in WORD.findall(text)
         last = found.unended and i == answers[-1]
-        assert turn.ends or last or "precedes" in " ".join(found.notes), (text, found.text)
+        assert turn.ends or last or "precedes" in " ".join(found.notes(has_end=True)), (text, found.text)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gptoss", "deepseekv3", "glm4moe", "gemma4", "chatml"])
@@ -156,7 +156,7 @@ def test_an_answer_begins_where_the_generation_prompt_ends(name: str) -> None:
     for i, turn in zip((1, 3), found.turns, strict=True):
         prompt = chats.prompt(messages[:i], tools)
         whole = found.text.startswith(prompt) and turn.spans[0][0] == len(prompt)
-        assert whole or "what precedes an answer is not the generation prompt" in found.notes
+        assert whole or "what precedes an answer is not the generation prompt" in found.notes(has_end=True)
 
 
 BY_HAND = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -228,6 +229,33 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
         assert reason in errors_of(ready, model=model)["model-unusable"]
     assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]
     assert not errors_of(ready)
+
+
+def test_what_the_template_does_with_rows_is_told_before(ready: Check, tmp_path: Path) -> None:
+    """A row that training would end at, and words that it would not see."""
+    model = tmp_path / "strict"
+    shutil.copytree(TINY, model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    file = model / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role here') }}"
+        "{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    file.write_text(json.dumps(settings))
+    rows = chats(20)
+    rows[4]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    rows[6]["messages"][-1]["reasoning_content"] = "Let me see."
+    provider, spec, data = ready(rows, model=str(model), method={"type": "sft"})
+    found = {p.code: p for p in provider.check(spec, data, provider.translate(spec))}
+    refused, changed = found["template-refuses"], found["template-changes"]
+    assert (refused.severity.value, refused.row) == ("error", 5) and "no system role" in refused.message
+    assert (changed.severity.value, changed.row) == ("warning", 7) and "reasoning" in changed.message
+    # Every other row is counted all the same, as an encoding of its own has it.
+    _, _, rest = ready(rows[:4] + rows[5:], model=str(model), method={"type": "sft"})
+    counter = f"hf:{model}"
+    assert data.train.tokens(counter).tokens == rest.train.tokens(counter).tokens > 0
 
 
 def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:

@@ -1,0 +1,87 @@
+"""ASGI apps served from a thread of this process, for as long as a `with` block lasts.
+
+Requests run side by side, and an answer may be a stream. At the end of the block no new connection is taken,
+what is under way has `grace_s` to finish, and what then still runs is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from orchestrate.errors import SetupError
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def serving(app: ASGIApp, *, host: str = LOOPBACK, port: int = 0, grace_s: float = 3.0) -> Generator[str]:
+    """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
+    address of this machine, and without a guard nobody else's is safe. Raises `SetupError`."""
+    with closing(listen(port, host)) as sock, running([(app, sock)], grace_s=grace_s):
+        name = f"[{host}]" if ":" in host else host
+        yield f"http://{name}:{sock.getsockname()[1]}"
+
+
+def listen(port: int, host: str = LOOPBACK) -> socket.socket:
+    """A socket that takes connections. Raises `SetupError` when the port or the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if port > 65535:
+            raise OSError(errno.EINVAL, "there are 65,535 ports")
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise SetupError(
+            f"port {port} cannot be used: {error.strerror}",
+            fix="another --port, or --port 0 for any free one",
+        ) from error
+
+
+@contextmanager
+def running(
+    apps: Sequence[tuple[ASGIApp, socket.socket]],
+    *,
+    protocol: type[asyncio.Protocol] | None = None,
+    grace_s: float = 3.0,
+) -> Generator[None]:
+    """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
+    place of uvicorn's own."""
+    servers = [
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=protocol or "auto",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,  # an address may hold a token
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(grace_s)),
+            )
+        )
+        for app, _ in apps
+    ]
+
+    async def all_of_them() -> None:
+        pairs = zip(servers, apps, strict=True)
+        await asyncio.gather(*(server.serve(sockets=[sock]) for server, (_, sock) in pairs))
+
+    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()), daemon=True, name="web")
+    thread.start()
+    try:
+        while not all(server.started for server in servers):
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start")
+            thread.join(0.01)
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        thread.join(grace_s + 10)
