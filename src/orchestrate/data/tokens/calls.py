@@ -44,6 +44,7 @@ _BLOCKS = {
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
 """What of an opening belongs to the call inside; its closing does too."""
 _SPACE = re.compile(r"\s*")
+_LONGEST = max(map(len, _BLOCKS))
 _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS, key=len, reverse=True)))
 
 
@@ -70,6 +71,15 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
         ToolCall(id=call.id or f"call_{n}", function=FunctionCall(name=call.name, arguments=_written(call)))
         for n, call in enumerate(found)
     ]
+
+
+def settled(text: str) -> str:
+    """As much of a text that is still being written as no later words can make part of a call or of
+    thinking."""
+    if opening := _OPENINGS.search(text):
+        text = text[: opening.start()]
+    begun = max((text.rfind(first) for first in ("<", "[", "{", "◁", "functools", "Action:")), default=-1)
+    return text[:begun] if begun >= 0 and len(text) - begun < _LONGEST else text
 
 
 def _written(call: Call) -> str:

@@ -86,12 +86,16 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
+        batch: int | None = None,
     ) -> list[Reply]:
-        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time."""
+        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time. `batch`: the
+        most prompts answered together; 1 gives to the bit what each prompt gets alone. Raises `DataError`
+        for prompts that fill the model's context."""
         if not prompts:
             return []
         self.start()
-        self._send(_question(prompts, base, max_tokens, temperature, seed, tools, stream=False))
+        question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
+        self._send({**question, "batch": batch})
         return msgspec.convert(self._receive()["replies"], list[Reply])
 
     def stream(
@@ -104,11 +108,16 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
     ) -> Iterator[str]:
-        """The reply to one prompt, piece by piece as it is written."""
+        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools."""
         self.start()
         self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
+        sent = ""
         while "piece" in (answer := self._receive()):
+            sent += answer["piece"]
             yield answer["piece"]
+        whole = str(answer["replies"][0]["content"])
+        if whole.startswith(sent) and whole != sent:
+            yield whole[len(sent) :]
 
     def close(self) -> None:
         worker, self._worker = self._worker, None
