@@ -64,6 +64,8 @@ class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
     dropout: float | None = None
     targets: str | tuple[str, ...] | None = None
     """Module names; `None` means all linear layers."""
+    target_parameters: tuple[str, ...] | None = None
+    """Names of the experts' weights that get matrices besides; `None` means none."""
     dora: bool = False
     rslora: bool = False
 

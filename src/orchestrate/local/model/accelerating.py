@@ -12,32 +12,42 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
+from orchestrate.local.model.loaded import decoder_of
 from orchestrate.local.model.probes import CLOSE, distance
+
+
+class Unfit(RunFailed):
+    """The engine does not do for this architecture; another one does."""
 
 
 def compile_layers(inner: Any) -> None:
     """Each decoder layer by itself: they are alike, so that one compilation serves them all, and what lies
     around them (masks, head, loss) stays ours. Lengths are dynamic."""
-    for layer in inner.get_decoder().layers:
+    for layer in decoder_of(inner).layers:
         layer.compile(dynamic=True)
+
+
+def undo_compiling(inner: Any) -> None:
+    for layer in decoder_of(inner).layers:
+        layer._compiled_call_impl = None
 
 
 def use_liger(inner: Any) -> None:
     """Liger's norms, rotation and gated product, into this instance alone; the loss stays ours.
 
-    Raises `RunFailed` for an architecture that Liger does not know or changes. Written against Liger's
-    documented functions; it needs Triton and a GPU.
+    Raises `Unfit` for an architecture that Liger does not know or changes, whose model must then be loaded
+    again. Written against Liger's documented functions; it needs Triton and a GPU.
     """
     liger: Any = import_module("liger_kernel.transformers")
     kind = inner.config.get_text_config().model_type
     apply = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
     if apply is None:
-        raise RunFailed(f"Liger has no kernels for {kind} models", fix="engine: fused")
+        raise Unfit(f"Liger has no kernels for {kind} models", fix="engine: fused")
     before = _states(inner)
     apply(model=inner, cross_entropy=False, fused_linear_cross_entropy=False)
     apart = distance(_states(inner), before)
     if not apart <= CLOSE:
-        raise RunFailed(
+        raise Unfit(
             f"with Liger the model computes other states (relative distance {apart:.2g})", fix="engine: fused"
         )
 
@@ -80,6 +90,6 @@ def _states(inner: Any) -> torch.Tensor:
     ids = torch.arange(3, 35, device=embeddings.device)[None] % embeddings.shape[0]
     training = inner.training
     inner.eval()
-    states = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+    states = decoder_of(inner)(input_ids=ids, use_cache=False).last_hidden_state.float()
     inner.train(training)
     return states

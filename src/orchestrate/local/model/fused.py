@@ -33,12 +33,14 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
-        out = F.linear(rows, weight().to(x.dtype), bias)
+        # In the shape in which it is given back: some models write into a layer's result, and autograd allows
+        # that of no view that was made in here.
+        out = F.linear(rows.view(x.shape), weight().to(x.dtype), bias)
         low = rows @ a.t()
-        out.addmm_(low, b.t(), alpha=scale)
+        out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
         ctx.save_for_backward(rows, low, a, b)
         ctx.weight, ctx.scale, ctx.shape = weight, scale, x.shape
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
@@ -65,6 +67,13 @@ def fuse(model: Any) -> int:
             layer.forward = types.MethodType(_forward(layer, layer.forward), layer)  # type: ignore[method-assign]
             fused += 1
     return fused
+
+
+def unfuse(model: Any) -> None:
+    """Back to peft's own."""
+    for layer in model.modules():
+        if getattr(vars(layer).get("forward"), "__name__", None) == "fused_forward":
+            del layer.forward
 
 
 def _plain(layer: Any) -> bool:
@@ -94,9 +103,9 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
         def weight() -> Tensor:
             return bnb.dequantize_4bit(base.weight.data, base.weight.quant_state)
 
-    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or args or kwargs:
             return original(x, *args, **kwargs)
         return _LoraLinear.apply(x, a, b, weight, base.bias, scale)  # type: ignore[no-any-return]
 
-    return forward
+    return fused_forward

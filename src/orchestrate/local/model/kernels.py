@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orchestrate.local.model.line import line_attention
+from orchestrate.local.model.loaded import decoder_of
 
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 512
@@ -152,13 +153,21 @@ def undo(model: Any) -> None:
 
 @torch.no_grad()
 def _agrees(model: Any) -> bool:
-    """Switches the model over, unless its hidden states change by more than rounding."""
+    """Switches the model over, unless its hidden states change by more than rounding, or it ends."""
     ids = torch.arange(3, 35)[None] % model.get_input_embeddings().weight.shape[0]
-    before = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
-    model.set_attn_implementation(NAME)
-    after = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
-    if (before - after).norm() <= 0.05 * before.norm():
-        return True
+    decoder = decoder_of(model)
+    training = model.training
+    model.eval()
+    try:
+        before = decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
+        model.set_attn_implementation(NAME)
+        after = decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
+        if (before - after).norm() <= 0.05 * before.norm():
+            return True
+    except Exception:  # noqa: BLE001, S110  whatever a model's code raises: it keeps its own
+        pass
+    finally:
+        model.train(training)
     model.set_attn_implementation("sdpa")
     return False
 

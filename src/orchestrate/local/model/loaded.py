@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,18 @@ class TrainedOnly:
     """The last layer's MLP, for the trained places alone: nobody looks at the others after it."""
 
     places: torch.Tensor | None = None
+
+
+def decoder_of(inner: Any) -> Any:
+    """The layers of the language model, between the embeddings and the output layer, of a transformers model
+    with or without other parts (vision, audio)."""
+    found = inner.get_decoder()
+    while found is inner or found.get_output_embeddings() is not None:
+        deeper = getattr(found, "model", None)
+        if deeper is None:
+            return found
+        found = deeper
+    return found
 
 
 @dataclass
@@ -41,6 +53,12 @@ class Loaded:
     shares: bool = False
     """What rows of a line have in common may be computed once: no dropout or noise would differ."""
     trained_only: TrainedOnly | None = None
+    packs: bool = False
+    """Whether rows that lie one behind the other, with positions that begin at 0 in each, stay apart."""
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+    """Shortcuts that the model does not bear, each with the reason, for the user."""
+    without_adapter: tuple[str, ...] = ()
+    """Modules and parameters that got no adapter, each with the reason, for the user."""
     own_logits: bool = False
     """The architecture does something between its layers and its logits that we do not know: `hidden` gives
     its logits, and the head leaves them as they are."""
@@ -71,7 +89,7 @@ class Loaded:
         if self.trained_only is not None:
             self.trained_only.places = places
         try:
-            return self.inner.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+            return decoder_of(self.inner)(input_ids=ids, use_cache=False, **inputs).last_hidden_state
         finally:
             if self.trained_only is not None:
                 self.trained_only.places = None

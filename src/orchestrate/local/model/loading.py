@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -15,14 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model.accelerating import compile_layers, load_unsloth, use_liger
-from orchestrate.local.model.engines import choose, precision
-from orchestrate.local.model.fused import fuse
+from orchestrate.local.model.accelerating import Unfit, load_unsloth, use_liger
+from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.head import Head
-from orchestrate.local.model.kernels import use_on_cpu
-from orchestrate.local.model.loaded import Loaded, OwnLogits
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.probes import head_is_understood, line_limit, trained_only
+from orchestrate.local.model.shortcuts import turn_on
+from orchestrate.local.model.targets import targets_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -111,6 +112,7 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
     products = precision(job.precision, device.type, full=kind == "full")
     dtype = DTYPES[products.name]
     torch.manual_seed(job.seed)
+    without_adapter: tuple[str, ...] = ()
     if choice.name == "unsloth":
         model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length, dtype)
     elif kind == "full":
@@ -119,39 +121,25 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
         model = inner
     else:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype)
-        model = _adapted(inner, job)
-    if choice.name in ("fused", "liger"):
-        if kind != "full":
-            fuse(model)
-        if device.type == "cpu":
-            use_on_cpu(inner)
+        model, without_adapter = _adapted(inner, job)
     if choice.name == "liger":
-        use_liger(inner)
+        try:
+            use_liger(inner)
+        except Unfit as error:
+            if job.engine == "liger":
+                raise
+            loaded = load(msgspec.structs.replace(job, engine="fused"), folder, device, tokens)
+            loaded.choice = Choice(loaded.choice.name, error.message)
+            loaded.left_out["Liger"] = error.message
+            return loaded
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
-    fit(loaded, job)
-    if choice.name == "compile":
-        compile_layers(inner)
+    loaded.without_adapter = without_adapter
+    turn_on(loaded, job)
     return loaded
-
-
-def fit(loaded: Loaded, job: LocalJob) -> None:
-    """Turns on what the model bears."""
-    if not head_is_understood(loaded):
-        loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
-        loaded.own_logits = True
-    if loaded.choice.name not in ("fused", "liger"):
-        return
-    if job.hyper.neftune_alpha:
-        return  # the noise is measured by each row's length
-    loaded.line_limit = line_limit(loaded)
-    loaded.shares = not job.adapter.dropout
-    if not job.hyper.gradient_checkpointing and not loaded.own_logits:
-        # A layer that is computed again would no longer know which places were meant.
-        trained_only(loaded)
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
@@ -179,30 +167,32 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
     return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
 
 
-def _adapted(inner: Any, job: LocalJob) -> Any:
+def _adapted(inner: Any, job: LocalJob) -> tuple[Any, tuple[str, ...]]:
+    """The peft model, and what got no adapter, with the reason."""
     from peft import LoraConfig, get_peft_model
 
     for parameter in inner.parameters():
         parameter.requires_grad_(False)
     if job.continue_from:
-        return load_adapter(inner, Path(job.continue_from), trainable=True)
+        return load_adapter(inner, Path(job.continue_from), trainable=True), ()
     adapter = job.adapter
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType]  peft takes any number
-        lora_dropout=adapter.dropout or 0.0,
-        target_modules=adapter.modules,
-        use_dora=adapter.dora,
-        use_rslora=adapter.rslora,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(inner, config)
-    except ValueError as error:
-        linear = sorted(
-            {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, torch.nn.Linear)}
+
+    def config_of(modules: Sequence[str], parameters: Sequence[str] = ()) -> Any:
+        return LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType]  peft takes any number
+            lora_dropout=adapter.dropout or 0.0,
+            target_modules=list(modules),
+            target_parameters=list(parameters) or None,
+            use_dora=adapter.dora,
+            use_rslora=adapter.rslora,
+            task_type="CAUSAL_LM",
         )
+
+    targets = targets_of(inner, adapter, config_of)
+    try:
+        return get_peft_model(inner, config_of(targets.modules, targets.parameters)), targets.left_out
+    except ValueError as error:
         raise RunFailed(
-            f"the adapter does not fit the model: {error}",
-            fix=f"targets: all-linear, or some of {', '.join(linear)}",
+            f"the adapter does not fit the model: {error}", fix="see adapter in the spec"
         ) from error

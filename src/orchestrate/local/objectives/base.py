@@ -191,7 +191,7 @@ class Objective:
             numbers,
             self.pad,
             self.loaded.device,
-            packing=self.packing,
+            packing=self.packing and self.loaded.packs,
             line=line,
             share=line and self.loaded.shares,
         )

@@ -60,6 +60,7 @@ class Session:
         run.add_event(
             f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
         )
+        self._tell_left_out()
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
@@ -97,6 +98,21 @@ class Session:
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )
+
+    def _tell_left_out(self) -> None:
+        for told in self.loaded.without_adapter:
+            self.run.add_event(f"no adapter on {told}", type="adapter")
+        limit = self.loaded.line_limit
+        for what, reason in self.loaded.left_out.items():
+            level, told = "info", f"without {what}: {reason}"
+            if what == "packing":
+                level, told = (
+                    "warning",
+                    f"packing is not done, rows of like length are padded instead: {reason}",
+                )
+                if limit:
+                    told = f"packing only of rows up to {limit} tokens, longer ones are padded: {reason}"
+            self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: Rows) -> None:
         """Sets how many tokens go into one forward pass, by the device's whole memory: what is free now may

@@ -227,7 +227,7 @@ def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
         method=Supervised(),
         precision=None if setup.adapter == "full" else setup.precision,
         adapter=adapter,
-        hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing),
+        hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing, packing=setup.packing),
         created_at=now(),
     )
     return load(job, open_folder(path), device)

@@ -1,0 +1,70 @@
+"""Turns on what the engine does otherwise than the libraries, as far as a model bears it; notes the rest."""
+
+# torch and transformers describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.job import LocalJob
+from orchestrate.local.model import probes
+from orchestrate.local.model.accelerating import compile_layers, undo_compiling
+from orchestrate.local.model.engines import Choice
+from orchestrate.local.model.fused import fuse, unfuse
+from orchestrate.local.model.head import Head
+from orchestrate.local.model.kernels import undo, use_on_cpu
+from orchestrate.local.model.loaded import Loaded, OwnLogits
+
+
+def turn_on(loaded: Loaded, job: LocalJob) -> None:
+    """Whatever fails is left out, with the reason in `loaded.left_out`.
+
+    Raises `RunFailed` for a model that does not get through a step without any of it."""
+    if not probes.head_is_understood(loaded):
+        loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
+        loaded.own_logits = True
+    fused = loaded.choice.name in ("fused", "liger")
+    if fused:
+        _layers(loaded, job)
+    if reason := probes.trains(loaded):
+        raise RunFailed(
+            f"this model cannot be trained as it is: {reason}",
+            fix="adapter.targets: fewer modules, or engine: plain; worker.log has the whole message",
+        )
+    if fused:
+        _rows(loaded, job)
+    if job.hyper.packing:
+        reason = probes.packs(loaded)
+        loaded.packs = reason is None
+        if reason:
+            loaded.left_out["packing"] = reason
+    if loaded.choice.name == "compile":
+        compile_layers(loaded.inner)
+        if reason := probes.trains(loaded):
+            undo_compiling(loaded.inner)
+            loaded.choice = Choice("plain", f"compiled, {reason}")
+            loaded.left_out["torch.compile"] = reason
+
+
+def _layers(loaded: Loaded, job: LocalJob) -> None:
+    if not job.adapter.full:
+        fuse(loaded.model)
+        if reason := probes.trains(loaded):
+            unfuse(loaded.model)
+            loaded.left_out["LoRA in one step"] = reason
+    if loaded.device.type == "cpu" and use_on_cpu(loaded.inner) and (reason := probes.trains(loaded)):
+        undo(loaded.inner)
+        loaded.left_out["attention and norms for a CPU"] = reason
+
+
+def _rows(loaded: Loaded, job: LocalJob) -> None:
+    if job.hyper.neftune_alpha:
+        loaded.left_out["rows in one line"] = "the noise is measured by each row's length"
+        return
+    loaded.line_limit, reason = probes.line_limit(loaded)
+    if reason:
+        loaded.left_out["rows in one line"] = reason
+    loaded.shares = not probes.draws(loaded)
+    if not job.hyper.gradient_checkpointing and not loaded.own_logits:
+        # A layer that is computed again would no longer know which places were meant.
+        probes.trained_only(loaded)

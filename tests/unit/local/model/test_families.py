@@ -1,0 +1,181 @@
+"""Each architecture, with each of the engine's ways to lay out rows, against a plain loop of transformers,
+peft and torch, row by row: the losses and the weights after some steps are the same to rounding.
+
+The whole table is slow; a run of it with ORCHESTRATE_FAMILIES=docs/families.json keeps its record there, from
+which docs/families.py makes the table of docs/local.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.unit.local.families import FAMILIES, make
+from tests.unit.local.sessions import make_session
+from transformers import AutoModelForCausalLM
+
+from orchestrate.local.run.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+BATCH = 6
+RATES = {"lora": 1e-2, "full": 1e-3}
+LOSS, WEIGHTS = 1e-5, 1e-3
+"""Relative distances that rounding in 32 bits explains: of a loss, and of the weights over how far they went.
+Where both were seen, they were 1e-7 and 5e-5; a token of another row in sight makes them 1e-3 and 1e-1."""
+FAST = {
+    ("gemma3n_text", "lora", "packing"),
+    ("gpt_oss", "lora", "packing"),
+    ("jamba", "full", "packing"),
+    ("llama", "lora", "packing"),
+    ("llama4_text", "lora", "line"),
+    ("qwen3_next", "full", "packing"),
+}
+TOGETHER = {
+    "apertus", "arcee", "cohere", "cohere2", "deepseek_v3", "ernie4_5", "exaone4", "gemma2",
+    "gemma3_text", "glm4", "glm4_moe", "gpt2", "gpt_neox", "granite", "llama", "llama4_text", "mistral",
+    "mixtral", "nemotron", "olmo2", "olmoe", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss",
+    "smollm3", "stablelm", "starcoder2",
+}  # fmt: skip
+"""Families whose rows transformers keeps apart in a packed line."""
+
+
+class Way(NamedTuple):
+    """How rows are laid out. `line`: in our attention's line where a model bears it; `packing`: without
+    that line, so that rows are packed where a model bears it; `plain`: the libraries' own, padded."""
+
+    engine: str | None
+    packing: bool
+    line: bool
+
+
+WAYS = {
+    "line": Way(None, False, True),
+    "packing": Way(None, True, False),
+    "plain": Way("plain", False, False),
+}
+
+
+def cells() -> Iterator[Any]:
+    for family in FAMILIES:
+        for adapter in RATES:
+            for way in WAYS:
+                cell = (family, adapter, way)
+                yield pytest.param(*cell, marks=() if cell in FAST else pytest.mark.slow, id="-".join(cell))
+
+
+def chats(path: Path, count: int) -> Path:
+    with path.open("w", encoding="utf-8") as out:
+        for i in range(count):
+            said = ("yes" if i % 2 == 0 else "no, it is odd") + " indeed" * (i % 3)
+            messages = [
+                {"role": "user", "content": f"Is {i} even?" + " Think well." * (i % 4)},
+                {"role": "assistant", "content": said},
+            ]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def plain_loop(
+    folder: Path, session: Session, start: dict[str, torch.Tensor], batches: list[list[int]]
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses, and the weights after the last step."""
+    adapter = session.job.adapter
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    if not adapter.full:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, session.loaded.model.peft_config["default"])
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert parameters.keys() == start.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(start[name])
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=RATES[adapter.type], weight_decay=0.0)
+    model.train()
+    losses: list[float] = []
+    for batch in batches:
+        rows = [session.loop.train.row(i) for i in batch]
+        total, summed = sum(float(weights[1:].sum()) for _, weights in rows), 0.0
+        for ids, weights in rows:
+            row = torch.from_numpy(ids.astype("int64"))
+            logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]
+            each = F.cross_entropy(logits, row[1:], reduction="none")
+            loss = (each * torch.from_numpy(weights[1:].copy())).sum()
+            (loss / total).backward()
+            summed += loss.item()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(summed / total)
+    return losses, {n: p.detach() for n, p in parameters.items()}
+
+
+@pytest.mark.parametrize(("family", "adapter", "way"), list(cells()))
+def test_training_is_that_of_a_plain_loop(
+    tmp_path: Path, record: dict[str, Any], family: str, adapter: str, way: str
+) -> None:
+    folder = make(family, tmp_path / family)
+    chosen = WAYS[way]
+    session = make_session(
+        tmp_path,
+        chats(tmp_path / "t.jsonl", 3 * BATCH),
+        method={"type": "sft"},
+        adapter={"type": adapter},
+        model=str(folder),
+        engine=chosen.engine,
+        precision="fp32" if adapter == "lora" else None,
+        hyper={
+            "epochs": 1,
+            "batch_size": BATCH,
+            "learning_rate": RATES[adapter],
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "packing": chosen.packing,
+        },
+    )
+    loaded = session.loaded
+    line = loaded.line_limit
+    if not chosen.line:
+        loaded.line_limit = 0
+    start = {n: p.detach().clone() for n, p in session.loop.parameters.items()}
+    session.loop.restore()
+    session.loop.run()
+    ours = [p.values["train_loss"] for p in session.run.metrics()]
+    theirs, weights = plain_loop(folder, session, start, session.loop.train.batches(BATCH, 0, 0))
+    loss = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+    went = sum((weights[n] - start[n]).norm().item() ** 2 for n in weights) ** 0.5
+    apart = sum((p.detach() - weights[n]).norm().item() ** 2 for n, p in session.loop.parameters.items())
+    assert len(ours) == 3
+    assert loss < LOSS and apart**0.5 / went < WEIGHTS
+    if chosen.packing:
+        assert loaded.packs == (family in TOGETHER)
+        told = [e.message for e in session.run.events() if "packing" in e.message]
+        assert bool(told) == (not loaded.packs)
+    record.setdefault(family, {})[f"{adapter}, {way}"] = {
+        "loss": loss,
+        "weights": apart**0.5 / went,
+        "line": line,
+        "packs": loaded.packs if chosen.packing else None,
+        "left_out": loaded.left_out,
+        "without_adapter": list(loaded.without_adapter),
+    }
+
+
+@pytest.fixture(scope="module")
+def record() -> Iterator[dict[str, Any]]:
+    found: dict[str, Any] = {}
+    yield found
+    if path := os.environ.get("ORCHESTRATE_FAMILIES"):
+        Path(path).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
