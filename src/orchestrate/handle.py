@@ -328,11 +328,13 @@ class RunHandle:
         limit: int | None = None,
         on: str = "auto",
         max_tokens: int = 512,
+        batch: int | None = None,
     ) -> EvaluationResult:
         """Base against tuned on held-out rows (`test`, by default the spec's), stored with the run.
 
         `on`: `host` asks the backend's endpoint, `here` downloads the adapter and answers on this machine,
-        `auto` takes the first that is possible without starting anything that bills.
+        `auto` takes the first that is possible without starting anything that bills. `batch`: rows that are
+        answered together on this machine, where 1 answers as `chat` does, to the bit.
         """
         from orchestrate.data import Dataset
         from orchestrate.evaluation import METRICS, evaluate, serving
@@ -356,7 +358,7 @@ class RunHandle:
         dataset = Dataset.open(path)
         folder = private_folder(self._ft.settings.home / "evaluations")
         with serving.answers(
-            self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens
+            self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens, batch=batch
         ) as served:
             result = evaluate(
                 dataset,

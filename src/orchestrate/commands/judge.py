@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from orchestrate.commands.console import Json, note, orchestrator, out, print_json, print_text, table
+from orchestrate.commands.console import Json, note, orchestrator, out, print_json, print_text, table, warn
+from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 from orchestrate.types import EvaluationResult, Score
@@ -16,6 +18,21 @@ from orchestrate.types import EvaluationResult, Score
 FORMATS = ("table", "md", "html", "csv", "json")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the models are asked."""
+
+    on: Annotated[str, typer.Option(help="host: its endpoint; here: the adapter on this machine; auto.")] = (
+        "auto"
+    )
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="On this machine: rows answered together; 1 answers as chat does."),
+    ] = None
+
+
+@grouped
 def evaluate(
     context: typer.Context,
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs that succeeded.")],
@@ -26,10 +43,8 @@ def evaluate(
         str, typer.Option(help="auto, exact_match, json_match, json_fields, contains, token_f1.")
     ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None,
-    on: Annotated[
-        str, typer.Option(help="host: its endpoint; here: the adapter on this machine; auto.")
-    ] = "auto",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    *,
+    asking: Asking,
     json: Json = False,
 ) -> None:
     """Base against tuned on held-out rows, with 95% intervals and the rows that flipped."""
@@ -40,7 +55,15 @@ def evaluate(
             handle.check()
         for handle in handles:
             note(f"{handle.record.provider}: asking base and tuned model of {handle.id}")
-            results.append(handle.evaluate(test, metric=metric, limit=limit, on=on, max_tokens=max_tokens))
+            result = handle.evaluate(
+                test,
+                metric=metric,
+                limit=limit,
+                on=asking.on,
+                max_tokens=asking.max_tokens,
+                batch=asking.batch,
+            )
+            results.append(result)
     if json:
         print_json(results)
         return
@@ -75,6 +98,8 @@ def evaluate(
         note(
             f"{r.run_id}: {count(r.tuned.n, 'row')}, answered by {r.served_by}; each answer in {r.items_file}"
         )
+        for told in r.notes:
+            warn(f"{r.run_id}: {told}")
 
 
 def compare(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from orchestrate.data import Dataset
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, UnpairedExample
+from orchestrate.data.tokens.answers import read_answer
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
@@ -20,6 +22,9 @@ from orchestrate.types import EvaluationResult, Message, Reply, Score
 
 Generate = Callable[[Sequence[Sequence[Message]]], list[Reply]]
 """Conversations in, one reply each out, in order."""
+
+
+CUT = "cut at the most tokens of an answer"
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,9 @@ def evaluate(
     name = choose_metric([row.expected for row in rows]) if metric == "auto" else metric
     if name not in METRICS:
         raise UsageError(f"no metric is called {name!r}; known: auto, {', '.join(METRICS)}")
-    tuned_answers, tuned_scores = _scored(name, rows, answers.tuned)
-    base_answers, base_scores = _scored(name, rows, base) if base else ([], [])
+    tuned, base_replies = _asked(rows, answers.tuned), _asked(rows, base) if base else []
+    tuned_answers, tuned_scores = _scored(name, rows, tuned)
+    base_answers, base_scores = _scored(name, rows, base_replies) if base else ([], [])
     if items_file:
         _write_items(items_file, rows, tuned_answers, tuned_scores, base_answers, base_scores)
     binary = name in BINARY
@@ -100,6 +106,7 @@ def evaluate(
         created_at=datetime.now(UTC),
         items_file=str(items_file) if items_file else None,
         served_by=answers.by,
+        notes=(*_notes("tuned", tuned), *_notes("base", base_replies)),
     )
 
 
@@ -115,11 +122,26 @@ def _held_out(example: Example) -> HeldOut | None:
         return None
     if not prompt or not answer.text:
         return None
-    return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), answer.text)
+    # A row may hold its thinking in the answer's text, and a model is not judged by how it thinks.
+    expected = read_answer(answer.text, calls=False).content or answer.text
+    return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), expected)
 
 
-def _scored(name: str, rows: Sequence[HeldOut], generate: Generate) -> tuple[list[str], list[float]]:
-    answers = [reply.content for reply in generate([row.prompt for row in rows])]
+def _asked(rows: Sequence[HeldOut], generate: Generate) -> list[Reply]:
+    return generate([row.prompt for row in rows])
+
+
+def _notes(whose: str, replies: Sequence[Reply]) -> Iterator[str]:
+    """What the replies' reader may not expect, with how many there are of each."""
+    found = Counter(note for reply in replies for note in reply.notes)
+    found[CUT] += sum(reply.finish_reason == "length" and not reply.notes for reply in replies)
+    for note, count in found.items():
+        if count:
+            yield f"{whose}, {count} of {len(replies)}: {note}"
+
+
+def _scored(name: str, rows: Sequence[HeldOut], replies: Sequence[Reply]) -> tuple[list[str], list[float]]:
+    answers = [reply.content for reply in replies]
     return answers, [METRICS[name](row.expected, answer) for row, answer in zip(rows, answers, strict=True)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.evaluate import Answers
@@ -22,6 +23,7 @@ def answers(
     fetch: Callable[[], Artifact],
     on: str = "auto",
     max_tokens: int = 512,
+    batch: int | None = None,
 ) -> Generator[Answers]:
     """Base and tuned model of a run, answering greedily. `fetch` brings its files here, when they
     are needed.
@@ -36,7 +38,11 @@ def answers(
             fix=f"orchestrate deploy {run.id}   (bills by the hour), or --on here",
         )
     if reachable and on != "here":
-        yield _on_host(provider, run, max_tokens)
+        if batch is not None and not provider.batches:
+            raise UsageError(
+                f"{provider.name} is asked one question at a time", fix="leave --batch out, or --on here"
+            )
+        yield _on_host(provider, run, max_tokens, {} if batch is None else {"batch": batch})
         return
     provider.require(Feature.DOWNLOAD)
     from orchestrate.local import Generator as LocalGenerator
@@ -47,7 +53,7 @@ def answers(
     with LocalGenerator(artifact.base_model, adapter=Path(artifact.folder)) as model:
 
         def ask(prompts: Sequence[Sequence[Message]], *, base: bool) -> list[Reply]:
-            return model.generate(prompts, base=base, max_tokens=max_tokens, temperature=0.0)
+            return model.generate(prompts, base=base, max_tokens=max_tokens, temperature=0.0, batch=batch)
 
         yield Answers(
             tuned=lambda prompts: ask(prompts, base=False),
@@ -64,9 +70,11 @@ def _reachable(provider: Provider, run: Run) -> bool:
     return True
 
 
-def _on_host(provider: Provider, run: Run, max_tokens: int) -> Answers:
+def _on_host(provider: Provider, run: Run, max_tokens: int, options: dict[str, Any]) -> Answers:
     def ask(prompts: Sequence[Sequence[Message]], *, base: bool) -> list[Reply]:
-        return provider.generate(run.handle, prompts, base=base, max_tokens=max_tokens, temperature=0.0)
+        return provider.generate(
+            run.handle, prompts, base=base, max_tokens=max_tokens, temperature=0.0, **options
+        )
 
     sandbox = " (sandbox)" if provider.sandbox else ""
     return Answers(

@@ -74,6 +74,8 @@ class Provider(ABC):
     renders_rows: ClassVar[bool] = False
     """Whether training renders rows by the chat template that is counted with here: what that does with them
     is then what happens to them."""
+    batches: ClassVar[bool] = False
+    """Whether `generate` takes `batch`, the most questions that are answered together."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING, Shape, read_answer
 from orchestrate.errors import UnexpectedAnswer
 from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.hosted import Retry, Wire
@@ -25,6 +28,8 @@ class Chat:
     create: Callable[..., Any]
     model: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    calls: bool = True
+    """Whether calls of tools are looked for in a text, for hosts that leave them there."""
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """Callable from several threads. Raises `ProviderError`.
@@ -36,13 +41,29 @@ class Chat:
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
+        finish = text(choice.get("finish_reason"))
+        content, reasoning, calls = self._said(table(choice.get("message")), cut=finish == "length")
+        within = finish == "length" and reasoning and not content and not calls
         return Reply(
-            content=text(table(choice.get("message")).get("content")) or "",
+            content=content,
             model=text(answer.get("model")) or self.model,
+            reasoning=reasoning,
+            tool_calls=tuple(calls),
             prompt_tokens=whole(usage.get("prompt_tokens")),
             completion_tokens=whole(usage.get("completion_tokens")),
-            finish_reason=text(choice.get("finish_reason")),
+            finish_reason=finish,
+            notes=(CUT_WITHIN_THINKING,) if within else (),
         )
+
+    def _said(self, message: dict[str, Any], *, cut: bool) -> tuple[str, str | None, list[dict[str, Any]]]:
+        """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
+        content = text(message.get("content")) or ""
+        reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
+        calls = rows(message.get("tool_calls"))
+        shape = Shape(thinking=()) if reasoning else Shape()
+        said = read_answer(content, shape=shape, cut=cut, calls=self.calls and not calls)
+        calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
+        return said.content, reasoning or said.reasoning, calls
 
     def replies(self, prompts: Sequence[Sequence[Message]], *, threads: int = 1) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
@@ -51,7 +72,8 @@ class Chat:
 
 
 def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: float | None = None) -> Chat:
-    """Any host that speaks the API, asked once for each question. Raises `MissingKey`."""
+    """Any host that speaks the API, asked once for each question, for texts that may hold anything: rows with
+    calls of tools, too. Raises `MissingKey`."""
     from orchestrate.providers.compatible import connect
 
     root = (config.base_url or "").rstrip("/")
@@ -63,4 +85,4 @@ def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: f
     if temperature is not None:
         options["temperature"] = temperature
     wire = Wire(config.name, retry=Retry(attempts=1))
-    return Chat(wire, connect(config).chat.completions.create, model, options)
+    return Chat(wire, connect(config).chat.completions.create, model, options, calls=False)

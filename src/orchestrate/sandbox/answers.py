@@ -65,6 +65,11 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
 
 def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
     prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
+    if host.thinking_field and reply.reasoning:
+        message[host.thinking_field] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = reply.tool_calls
     return {
         "id": f"chatcmpl-{token()}",
         "object": "chat.completion",
@@ -73,7 +78,7 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": reply.content, "refusal": None},
+                "message": message,
                 "finish_reason": reply.finish_reason or "stop",
                 "logprobs": None,
             }

@@ -228,3 +228,5 @@ class EvaluationResult(Record, frozen=True, kw_only=True):
     """JSONL with one line per row: prompt, expected, base answer, tuned answer, scores."""
     served_by: str = ""
     """What answered: the host's endpoint, or the downloaded adapter on this machine."""
+    notes: tuple[str, ...] = ()
+    """Answers that were cut, and the like, and how many."""

@@ -140,3 +140,24 @@ def test_rows_without_an_answer_cannot_be_scored(tmp_path: Path) -> None:
     path.write_text('{"text": "just text"}\n' * 12)
     with pytest.raises(DataError, match="no row ends with an assistant message"):
         evaluate(Dataset.open(path), Answers(answering([])), run_id="r", provider="p")
+
+
+def test_a_row_that_holds_its_thinking_is_compared_by_its_answer(tmp_path: Path) -> None:
+    data = rows(tmp_path, ["<think>\nhm\n</think>\n\nyes", "no"])
+    result = evaluate(data, Answers(answering(["yes", "no"])), run_id="r", provider="p")
+    assert (result.metric, result.tuned.value) == ("exact_match", 1)
+
+
+def test_answers_that_were_cut_are_told(tmp_path: Path) -> None:
+    def generate(prompts: Sequence[Sequence[Message]]) -> list[Reply]:
+        ends = ["stop", "length", "length"]
+        notes = [(), (), ("cut within its thinking, before there was an answer",)]
+        return [
+            Reply(content="a", model="m", finish_reason=ends[i], notes=notes[i]) for i in range(len(prompts))
+        ]
+
+    result = evaluate(rows(tmp_path, ["a", "b", "c"]), Answers(generate), run_id="r", provider="p")
+    assert result.notes == (
+        "tuned, 1 of 3: cut within its thinking, before there was an answer",
+        "tuned, 1 of 3: cut at the most tokens of an answer",
+    )

@@ -30,6 +30,8 @@ THINKING = (
     ("<unused94>thought", "<unused95>"),
 )
 """What opens and closes thinking."""
+CUT_WITHIN_THINKING = "cut within its thinking, before there was an answer"
+"""Told of an answer."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
@@ -156,33 +158,37 @@ def _marks(text: str, turn: Turn, special: frozenset[str]) -> tuple[str, set[str
 
 
 def read_answer(
-    text: str, *, prompt: str = "", shape: Shape | None = None, tools: Tools = None, cut: bool = False
+    text: str,
+    *,
+    prompt: str = "",
+    shape: Shape | None = None,
+    tools: Tools = None,
+    cut: bool = False,
+    calls: bool = True,
 ) -> Said:
     """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
-    was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended
-    it."""
+    was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended it.
+    Without `calls`, those that are written in the answer stay there."""
     shape = shape or Shape()
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)
     begun = prompt.rpartition(_START)[2] if _START in prompt else ""
     begun = "" if _ENDS.search(begun) else begun
     if _MESSAGE in begun + text:
-        answer = _of_channels(begun + text, tools, cut)
-        if not answer.reasoning:
-            reasoning, rest = _thinking(answer.content, "", shape.thinking, cut)
-            answer = replace(answer, content=rest, reasoning=reasoning)
+        said = _of_channels(begun + text, tools, cut)
     else:
         reasoning, rest = _thinking(text, prompt, shape.thinking, cut)
-        if not (
-            reasoning or ""
-        ).strip():  # rows may hold theirs in their text, behind the template's own marks
-            reasoning, rest = _thinking(rest, "", shape.thinking, cut)
-        rest, calls = taken_out(_unwrapped(rest, shape.around), tools, cut=cut)
-        answer = Said(rest, reasoning, tuple(calls))
-    return replace(
-        answer,
-        content=_without(answer.content, shape.special).strip(),
-        reasoning=_without(answer.reasoning or "", shape.special).strip() or None,
+        said = Said(rest, (reasoning or "").strip())
+    if not said.reasoning:  # rows may hold theirs in their text, behind the template's own marks
+        reasoning, rest = _thinking(said.content, "", shape.thinking, cut)
+        said = replace(said, content=rest, reasoning=reasoning)
+    rest, found = _unwrapped(said.content, shape.around), list(said.tool_calls)
+    if calls and not found:
+        rest, found = taken_out(rest, tools, cut=cut)
+    return Said(
+        _without(rest, shape.special).strip(),
+        _without(said.reasoning or "", shape.special).strip() or None,
+        tuple(found),
     )
 
 

@@ -142,11 +142,13 @@ class Answerer:
             )
 
     def _reply(self, prompt: list[int], ids: list[int], tools: Any, most: int) -> dict[str, Any]:
+        from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
+
         own, stopped = self.sampler.said(ids)
         said = self.template.said(own, prompt, tools=tools, cut=not stopped)
         notes: list[str] = []
         if not stopped and not said.content and not said.tool_calls and said.reasoning:
-            notes.append("cut within its thinking, before there was an answer")
+            notes.append(CUT_WITHIN_THINKING)
         if not stopped and self.sampler.room(prompt, most) < most:
             notes.append(f"cut where the model's {self.sampler.context} tokens end")
         if self.trained_length is not None and len(prompt) > self.trained_length:

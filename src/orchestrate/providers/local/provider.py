@@ -79,6 +79,7 @@ class LocalProvider(Provider):
         Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
     renders_rows: ClassVar[bool] = True
+    batches: ClassVar[bool] = True
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     def __init__(self, config: HostConfig) -> None:
@@ -342,9 +343,10 @@ class LocalProvider(Provider):
         base: bool = False,
         max_tokens: int = 256,
         temperature: float = 0.0,
+        batch: int | None = None,
     ) -> list[Reply]:
         return self._generator(job).generate(
-            prompts, base=base, max_tokens=max_tokens, temperature=temperature
+            prompts, base=base, max_tokens=max_tokens, temperature=temperature, batch=batch
         )
 
     def close(self) -> None:
