@@ -1,188 +1,112 @@
-"""A tiny random model of each architecture, made from transformers' own configuration classes, with the tiny
-chat model's tokenizer."""
+"""Models of families that think before they answer, made of the tiny one: its weights, a row for each of the
+family's marks, and a chat template that has the family's constructs in words of our own."""
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
 from tests.paths import TINY
 
-VOCABULARY = 1280
-USUAL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.08,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-}
-HEADS = {"head_dim": 16}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-DELTA = {
-    **HEADS,
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-}
-MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
-GPT = {
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_inner": 128,
-    "n_positions": 1024,
-    "vocab_size": VOCABULARY,
-    "attn_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-}
-SMALL_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
+THINKS = """
+{%- set last = namespace(user=0) -%}
+{%- for m in messages -%}
+  {%- if m.role == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- if tools -%}
+{{ '<|im_start|>system\n' }}{% for t in tools %}{{ (t | tojson) + '\n' }}{% endfor %}{{ '<|im_end|>\n' }}
+{%- endif -%}
+{%- for m in messages -%}
+  {{- '<|im_start|>' + m.role + '\n' -}}
+  {%- if m.role == 'assistant' -%}
+    {%- set thought = m.reasoning_content or '' -%}
+    {%- if loop.index0 > last.user and (loop.last or thought) -%}
+      {{- '<think>\n' + thought + '\n</think>\n\n' -}}
+    {%- endif -%}
+    {{- m.content or '' -}}
+    {%- for call in m.tool_calls or [] -%}
+      {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' -}}
+      {{- (call.function.arguments | tojson) + '}\n</tool_call>' -}}
+    {%- endfor -%}
+  {%- else -%}
+    {{- m.content -}}
+  {%- endif -%}
+  {{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+  {%- if enable_thinking is defined and enable_thinking is false -%}
+    {{- '<think>\n\n</think>\n\n' -}}
+  {%- endif -%}
+{%- endif -%}
+"""
+"""As Qwen3's: thinking between tags, of the last answer alone and empty where there is none; a setting that
+closes it beforehand; calls as JSON between tags."""
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "apertus": {},
-    "arcee": {},
-    "bamba": {**MAMBA2, "num_hidden_layers": 2, "attn_layer_indices": [1]},
-    "bloom": {"n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "hidden_size": 64},
-    "cohere": {},
-    "cohere2": {**HEADS, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-    "deepseek_v3": {
-        **EXPERTS,
-        "num_key_value_heads": 4,
-        "n_routed_experts": 4,
-        "n_group": 2,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 24,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16,
-        "v_head_dim": 16,
-    },
-    "ernie4_5": HEADS,
-    "exaone4": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-    "falcon_h1": {**MAMBA2, **HEADS, "mamba_d_ssm": 128},
-    "gemma2": {**HEADS, "sliding_window": 16, "query_pre_attn_scalar": 16},
-    "gemma3_text": {
-        **HEADS,
-        "sliding_window": 16,
-        "query_pre_attn_scalar": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "gemma3n_text": {
-        **HEADS,
-        "intermediate_size": [128, 128, 128, 128],
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 16,
-        "laurel_rank": 8,
-    },
-    "glm4": HEADS,
-    "glm4_moe": {**HEADS, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1},
-    "gpt2": GPT,
-    "gpt_neox": {},
-    "gpt_oss": {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
-    "granite": {"logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
-    "granitemoehybrid": {
-        **MAMBA2,
-        "num_local_experts": 4,
-        "shared_intermediate_size": 64,
-        "layer_types": ["mamba", "attention"],
-    },
-    "jamba": {
-        "num_experts": 4,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 8,
-        "use_mamba_kernels": False,
-    },
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32},
-    "llama": {},
-    "llama4_text": {
-        **HEADS,
-        "intermediate_size_mlp": 128,
-        "num_local_experts": 4,
-        "interleave_moe_layer_step": 2,
-        "attention_chunk_size": 64,
-        "no_rope_layers": [1, 0],
-    },
-    "mamba2": {
-        "num_heads": 8,
-        "head_dim": 16,
-        "state_size": 16,
-        "n_groups": 1,
-        "chunk_size": 16,
-        "num_hidden_layers": 2,
-    },
-    "mistral": {"sliding_window": 16},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 1024, "vocab_size": VOCABULARY},
-    "nemotron": {},
-    "nemotron_h": {
-        **HEADS,
-        "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
-        "ssm_state_size": 16,
-        "mamba_num_heads": 8,
-        "mamba_head_dim": 16,
-        "n_groups": 1,
-        "chunk_size": 16,
-        "n_routed_experts": 4,
-        "moe_intermediate_size": 64,
-        "moe_shared_expert_intermediate_size": 64,
-    },
-    "olmo2": {},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64, "dropout": 0.0},
-    "phi3": {},
-    "qwen2": {},
-    "qwen3": HEADS,
-    "qwen3_5_text": DELTA,
-    "qwen3_moe": {**HEADS, **EXPERTS},
-    "qwen3_next": {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 64},
-    "seed_oss": {**HEADS, "attention_dropout": 0.0, "residual_dropout": 0.0},
-    "smollm3": {},
-    "stablelm": {},
-    "starcoder2": {"sliding_window": 16},
+CHANNELS = """
+{%- macro part(header, text, end) -%}{{ '<|start|>' + header + '<|message|>' + text + end }}{%- endmacro -%}
+{%- for m in messages -%}
+  {%- if m.role == 'assistant' -%}
+    {%- if m.reasoning_content and loop.last -%}
+      {{- part('assistant<|channel|>analysis', m.reasoning_content, '<|end|>') -}}
+    {%- endif -%}
+    {%- if m.tool_calls -%}
+      {%- set f = m.tool_calls[0].function -%}
+      {{- part('assistant<|channel|>commentary to=functions.' + f.name, f.arguments | tojson, '<|call|>') -}}
+    {%- else -%}
+      {{- part('assistant<|channel|>final', m.content, '<|return|>' if loop.last else '<|end|>') -}}
+    {%- endif -%}
+  {%- elif m.role == 'tool' -%}
+    {{- part('functions to=assistant<|channel|>commentary', m.content, '<|end|>') -}}
+  {%- else -%}
+    {{- part(m.role, m.content, '<|end|>') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|start|>assistant' }}{%- endif -%}
+"""
+"""As gpt-oss's: an answer is a message for each channel, and what ends one of them ends the answer only where
+it is the last."""
+
+FAMILIES: dict[str, tuple[str, list[str], list[str], str]] = {
+    "thinks": (THINKS, [], ["<think>", "</think>", "<tool_call>", "</tool_call>"], "<|im_end|>"),
+    "channels": (
+        CHANNELS,
+        ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"],
+        [],
+        "<|return|>",
+    ),
 }
-"""`model_type` -> what its configuration has beside, or instead of, the usual sizes."""
+"""Template, special tokens, further tokens, and the one that ends a text."""
 
 
-def make(family: str, folder: Path, *, dtype: str = "float32", **more: Any) -> Path:
-    """Writes the model, the weights random and in `dtype`, norms and biases too."""
+def make_family(name: str, folder: Path, **generation: Any) -> Path:
+    """`generation`: fields of its `generation_config`."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    kind: Any = AutoConfig
-    given = {**USUAL, **FAMILIES[family], **more}
-    config = kind.for_model(family, **given)
+    template, special, plain, end = FAMILIES[name]
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.add_tokens(plain)
+    tokenizer.eos_token, tokenizer.chat_template = end, template
+    model: Any = AutoModelForCausalLM.from_pretrained(TINY, local_files_only=True)
+    rows = model.resize_token_embeddings(len(tokenizer), mean_resizing=False).weight.data
+    new = len(special) + len(plain)
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config)
-    chance = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.rand(parameter.shape, generator=chance), alpha=0.2)
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TINY / file, folder / file)
+    rows[-new:] = torch.randn_like(rows[-new:]) * rows[:-new].std()
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **generation
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_rows(path: Path, rows: list[tuple[str, dict[str, Any]]]) -> Path:
+    """Questions with their answers, canonical."""
+    with path.open("w", encoding="utf-8") as out:
+        for question, answer in rows:
+            messages = [{"role": "user", "content": question}, {"role": "assistant", **answer}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    return path

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
-from orchestrate.data.tokens.calls import Tools, taken_out
+from orchestrate.data.tokens.calls import Tools, settled, taken_out
 from orchestrate.data.tokens.turns import Conversations, Turn
 from orchestrate.errors import DataError
 
@@ -35,6 +35,9 @@ CUT_WITHIN_THINKING = "cut within its thinking, before there was an answer"
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
+_HEADER_BEGUN = re.compile(
+    r"(?:assistant)?\s*(?:to=\S*)?\s*(?:<[|\w]*|<\|channel\|>[^<]*(?:<.*)?)?", re.DOTALL
+)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _ASKED, _SAID, _THOUGHT, _SEEN = "zq1question", "zq2answer", "zq3thought", "zq4result"
@@ -165,17 +168,20 @@ def read_answer(
     tools: Tools = None,
     cut: bool = False,
     calls: bool = True,
+    growing: bool = False,
 ) -> Said:
     """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
     was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended it.
-    Without `calls`, those that are written in the answer stay there."""
-    shape = shape or Shape()
+    Without `calls`, those that are written in the answer stay there. `growing`: it is still being written,
+    and only what no later words can change is told."""
+    shape, cut = shape or Shape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)
     begun = prompt.rpartition(_START)[2] if _START in prompt else ""
     begun = "" if _ENDS.search(begun) else begun
-    if _MESSAGE in begun + text:
-        said = _of_channels(begun + text, tools, cut)
+    headed = _MESSAGE in begun + text or text.lstrip().startswith("<|channel|>")
+    if headed or (begun and growing):
+        said = _of_channels(begun + text, tools, cut, growing)
     else:
         reasoning, rest = _thinking(text, prompt, shape.thinking, cut)
         said = Said(rest, (reasoning or "").strip())
@@ -183,7 +189,9 @@ def read_answer(
         reasoning, rest = _thinking(said.content, "", shape.thinking, cut)
         said = replace(said, content=rest, reasoning=reasoning)
     rest, found = _unwrapped(said.content, shape.around), list(said.tool_calls)
-    if calls and not found:
+    if growing:
+        rest = settled(rest, [mark for pair in shape.thinking for mark in pair], bool(tools))
+    elif calls and not found:
         rest, found = taken_out(rest, tools, cut=cut)
     return Said(
         _without(rest, shape.special).strip(),
@@ -230,7 +238,7 @@ def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: boo
 # -- messages with headers (gpt-oss, Muse) -----------------------------------------------------------------
 
 
-def _of_channels(text: str, tools: Tools, cut: bool) -> Said:
+def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> Said:
     """An answer of several messages, each with a header that says what it is."""
     thoughts: list[str] = []
     said: list[str] = []
@@ -240,8 +248,10 @@ def _of_channels(text: str, tools: Tools, cut: bool) -> Said:
         if n and headed and not header.startswith("assistant"):
             break  # the answer has ended; the model has gone on for somebody else
         if not headed:
-            said.append("" if cut and n else piece.removeprefix("assistant"))
+            within = growing or (cut and _HEADER_BEGUN.fullmatch(piece))
+            said.append("" if within else piece.removeprefix("assistant"))
             continue
+        whole = not cut or _ENDS.search(body)
         body = _ENDS.sub("", body)
         said.append(_RECIPIENT.sub("", header.partition("<|channel|>")[0].removeprefix("assistant")).strip())
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
@@ -251,9 +261,9 @@ def _of_channels(text: str, tools: Tools, cut: bool) -> Said:
         elif to in ("user", "all", "assistant"):
             said.append(body)
         else:
-            called = _called(to, body, tools)
+            called = _called(to, body, tools) if whole else []
             calls += called
-            said += [] if called else [piece]
+            said += [] if called or growing else [piece if whole else body]
     for n, call in enumerate(calls):
         call.id = f"call_{n}"
     return Said("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrate.data.rows.examples import FunctionCall, ToolCall
@@ -44,7 +44,6 @@ _BLOCKS = {
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
 """What of an opening belongs to the call inside; its closing does too."""
 _SPACE = re.compile(r"\s*")
-_LONGEST = max(map(len, _BLOCKS))
 _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS, key=len, reverse=True)))
 
 
@@ -73,13 +72,20 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
     ]
 
 
-def settled(text: str) -> str:
-    """As much of a text that is still being written as no later words can make part of a call or of
-    thinking."""
+def settled(text: str, marks: Iterable[str], offered: bool) -> str:
+    """As much of a text that is still being written as no later words can make part of a call, or of one of
+    the `marks`. With tools `offered` it may be a call from its first sign on."""
+    if offered and text.lstrip().startswith(("{", "[")):
+        return ""
     if opening := _OPENINGS.search(text):
-        text = text[: opening.start()]
-    begun = max((text.rfind(first) for first in ("<", "[", "{", "◁", "functools", "Action:")), default=-1)
-    return text[:begun] if begun >= 0 and len(text) - begun < _LONGEST else text
+        return text[: opening.start()]
+    marks = (*_BLOCKS, *marks)
+    held = (n for n in range(min(len(text), max(map(len, marks))), 0, -1) if _begins(text[-n:], marks))
+    return text[: len(text) - next(held, 0)]
+
+
+def _begins(end: str, marks: Iterable[str]) -> bool:
+    return any(mark.startswith(end) for mark in marks)
 
 
 def _written(call: Call) -> str:

@@ -168,15 +168,12 @@ class Answerer:
 
     def _watch(self, prompt: list[int], tools: Any, send: Send) -> Callable[[list[list[int]]], None]:
         """Sends what is certain to be the answer, as it is written."""
-        from orchestrate.data.tokens.calls import settled
-
         sent = ""
 
         def watch(drawn: list[list[int]]) -> None:
             nonlocal sent
             ids, stopped = self.sampler.said(drawn[0])
-            text = self.template.said(ids, prompt, tools=tools, cut=not stopped).content
-            text = text if stopped else settled(text)
+            text = self.template.said(ids, prompt, tools=tools, growing=not stopped).content
             if text.startswith(sent) and not text.endswith("\ufffd") and text != sent:
                 send({"piece": text[len(sent) :]})
                 sent = text

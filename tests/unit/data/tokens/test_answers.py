@@ -517,3 +517,20 @@ def test_calls_among_words_leave_the_words() -> None:
     text = 'I look.\n<tool_call>{"name": "look", "arguments": {}}</tool_call>\nAnd wait.'
     rest, found = taken_out(text)
     assert rest == "I look.\n\nAnd wait." and made(found) == [("look", {})]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "thinking", "words"])
+def test_what_is_told_of_a_growing_answer_stays(family: str) -> None:
+    """Each beginning of a text tells a beginning of what all of it does."""
+    text = {
+        "thinking": "<think>\nhm\n</think>\n\nblue < [red] and so on",
+        "words": "Use <b> and [x] here.",
+    }.get(family, "") or FAMILIES[family][0]
+    begun = (
+        "Words before it.\n" if family in ("Hermes", "GLM", "Mistral", "Kimi", "LFM2", "DeepSeek 3") else ""
+    )
+    prompt = "<|start|>assistant" if family.startswith("gpt-oss") else ""
+    whole = read_answer(begun + text, prompt=prompt, tools=OFFERED)
+    for end in range(len(begun + text)):
+        told = read_answer((begun + text)[:end], prompt=prompt, tools=OFFERED, growing=True)
+        assert whole.content.startswith(told.content) and not told.tool_calls
