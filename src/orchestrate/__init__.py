@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import Full as Full
     from orchestrate.spec import JobSpec as JobSpec
     from orchestrate.spec import LoRA as LoRA
+    from orchestrate.spec import Optimizer as Optimizer
     from orchestrate.spec import QLoRA as QLoRA
+    from orchestrate.spec import TrainFile as TrainFile
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
@@ -34,6 +36,8 @@ _PUBLIC = {
     "LoRA": "spec",
     "QLoRA": "spec",
     "Full": "spec",
+    "Optimizer": "spec",
+    "TrainFile": "spec",
     "JobStatus": "types",
 }
 
@@ -47,9 +51,11 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]  resolved by __getatt
     "JobSpec",
     "JobStatus",
     "LoRA",
+    "Optimizer",
     "Orchestrator",
     "QLoRA",
     "RunHandle",
+    "TrainFile",
     "__version__",
 ]
 

@@ -246,11 +246,12 @@ class OverBudget(OrchestrateError):
         *,
         what: str = "--max-cost",
         figure: str = "the quote's high end",
+        then: str = "nothing was sent",
+        fix: str = "raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
+        "(orchestrate quote)",
     ) -> None:
         super().__init__(
-            f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; nothing was sent",
-            fix="raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
-            "(orchestrate quote)",
+            f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; {then}", fix=fix
         )
         self.high_usd = high_usd
         self.limit_usd = limit_usd

@@ -16,7 +16,7 @@ from orchestrate.types import (
     Artifact,
     Bill,
     Checkpoint,
-    EvaluationResult,
+    Evaluation,
     Event,
     Feature,
     Job,
@@ -47,6 +47,14 @@ class Home(Protocol):
     def provider(self, name: str) -> Provider: ...
     def data(self, spec: JobSpec) -> TrainingData: ...
     def bill(self, run: Run, job: Job) -> Bill | None: ...
+    def evaluate(
+        self,
+        runs: Sequence[RunHandle | str],
+        test: str | Path | None = None,
+        *,
+        metrics: Sequence[str] = ("auto",),
+        **order: Any,
+    ) -> Evaluation: ...
 
 
 class RunHandle:
@@ -317,63 +325,17 @@ class RunHandle:
         [reply] = self._here().generate(
             self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )
-        self._used()
+        self.used()
         return reply
 
     def evaluate(
-        self,
-        test: str | Path | None = None,
-        *,
-        metric: str = "auto",
-        limit: int | None = None,
-        on: str = "auto",
-        max_tokens: int = 512,
-        batch: int | None = None,
-    ) -> EvaluationResult:
-        """Base against tuned on held-out rows (`test`, by default the spec's), stored with the run.
+        self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
+    ) -> Evaluation:
+        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
+        the further fields of `orchestrate.service.evaluation.EvaluationOrder`, as `limit` or `on`."""
+        return self._ft.evaluate([self], test, metrics=metrics, **order)
 
-        `on`: `host` asks the backend's endpoint, `here` downloads the adapter and answers on this machine,
-        `auto` takes the first that is possible without starting anything that bills. `batch`: rows that are
-        answered together on this machine, where 1 answers as `chat` does, to the bit.
-        """
-        from orchestrate.data import Dataset
-        from orchestrate.evaluation import METRICS, evaluate, serving
-        from orchestrate.keys import is_masked
-
-        if metric not in ("auto", *METRICS):
-            raise UsageError(f"no metric is called {metric!r}; known: auto, {', '.join(METRICS)}")
-        if on not in serving.PLACES:
-            raise UsageError(f"--on takes {', '.join(serving.PLACES)}; got {on!r}")
-        path = test or self.record.spec.get("test")
-        if path is None:
-            raise UsageError(
-                "name the held-out rows: the spec has no test file", fix="orchestrate eval RUN --test F"
-            )
-        if test is None and is_masked(path):
-            raise UsageError(
-                "name the held-out rows: the secrets in the address of the spec's test file are not kept",
-                fix=f"orchestrate eval {self.id} --test F",
-            )
-        self.check()
-        dataset = Dataset.open(path)
-        folder = private_folder(self._ft.settings.home / "evaluations")
-        with serving.answers(
-            self.provider, self.record, fetch=self.download, on=on, max_tokens=max_tokens, batch=batch
-        ) as served:
-            result = evaluate(
-                dataset,
-                served,
-                run_id=self.id,
-                provider=self.record.provider,
-                metric=metric,
-                limit=limit,
-                items_file=folder / f"{self.id}-{dataset.digest[:12]}.jsonl",
-            )
-        self._ft.store.history.add_evaluation(result)
-        self._used()
-        return result
-
-    def _used(self) -> None:
+    def used(self) -> None:
         """A deployment that is asked is not idle."""
         from orchestrate.tracking.hosting import states
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 
 class Part(BaseModel):
@@ -22,13 +33,16 @@ class SFT(Part):
 
 
 class DPO(Part):
-    """Direct preference optimisation over preference pairs; ORPO, which needs no reference model; and KTO,
-    over unpaired answers with a label."""
+    """Direct preference optimisation over preference pairs, also with IPO's loss; ORPO, which needs no
+    reference model; and KTO, over unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
-    loss: Literal["dpo", "orpo", "kto"] | None = None
-    beta: Float | None = Field(default=None, gt=0, le=2)
-    """Of ORPO: the weight of the odds ratio beside the loss of the preferred answer."""
+    loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
+    beta: Float | None = Field(default=None, gt=0, le=10)
+    """Up to 2; of SimPO, whose likelihoods are means over the tokens, up to 10. Of ORPO: the weight of the
+    odds ratio beside the loss of the preferred answer. Of IPO: its tau."""
+    label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
+    """The share of the pairs whose labels are taken to be the wrong way round (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
@@ -38,8 +52,10 @@ class DPO(Part):
 
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
-        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
-            if self.loss in ("orpo", "kto") and getattr(self, name):
+        if self.beta is not None and self.beta > 2 and self.simpo_gamma is None:
+            raise ValueError("beta must be at most 2; with simpo_gamma, at most 10")
+        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
+            if self.loss in ("ipo", "orpo", "kto") and getattr(self, name):
                 raise ValueError(f"{name} belongs to other losses than {self.loss}: leave one of them out")
         for name in ("desirable_weight", "undesirable_weight"):
             if self.loss != "kto" and getattr(self, name) is not None:
@@ -72,6 +88,30 @@ class LoRA(Part):
     """`all-linear`, or module names."""
     dora: bool = False
     rslora: bool = False
+    init_lora_weights: Start | None = None
+    """How its matrices begin: as by default A is random and B is 0, or by name one of peft's other ways."""
+    rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
+    """Module names, or regular expressions of their ends, with a rank of their own."""
+    alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
+    layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
+    """Numbers of the layers that are adapted, from 0; `None` is all."""
+    exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Of `targets`, those that are not adapted: names, or one regular expression."""
+    modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Modules that are trained whole beside the adapter, and saved with it."""
+    loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
+    """LoRA+: the learning rate of B over that of A."""
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether its start is taken out of the base's weights, so that they are others while it trains."""
+        return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
+
+    @model_validator(mode="after")
+    def _one_start(self) -> LoRA:
+        if self.dora and self.changes_base:
+            raise ValueError(f"dora cannot begin with {self.init_lora_weights}: leave one of them out")
+        return self
 
 
 class QLoRA(LoRA):
@@ -85,6 +125,75 @@ class Full(Part):
     """All weights are trained."""
 
     type: Literal["full"] = "full"
+
+
+Constants = Literal["betas", "eps", "momentum"]
+OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
+    "adamw": ("betas", "eps"),
+    "adamw_8bit": ("betas", "eps"),
+    "paged_adamw": ("betas", "eps"),
+    "paged_adamw_8bit": ("betas", "eps"),
+    "adafactor": (),
+    "lion": ("betas",),
+    "lion_8bit": ("betas",),
+    "paged_lion": ("betas",),
+    "paged_lion_8bit": ("betas",),
+    "muon": ("momentum", "betas", "eps"),
+    "schedule_free_adamw": ("betas", "eps"),
+}
+"""The optimisers by name, each with the constants that it has. Muon's `betas` and `eps` are those of AdamW,
+which takes what is no matrix."""
+
+
+class Optimizer(Part):
+    """The optimiser and its constants; one that is not given is the optimiser's own."""
+
+    type: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "adafactor",
+        "lion",
+        "lion_8bit",
+        "paged_lion",
+        "paged_lion_8bit",
+        "muon",
+        "schedule_free_adamw",
+    ] = "adamw"
+    betas: tuple[Decay, Decay] | None = None
+    eps: Float | None = Field(default=None, gt=0)
+    momentum: Decay | None = None
+
+    @model_validator(mode="after")
+    def _own_constants(self) -> Optimizer:
+        for name in ("betas", "eps", "momentum"):
+            if getattr(self, name) is not None and name not in OPTIMIZERS[self.type]:
+                raise ValueError(f"{name} is no constant of {self.type}: leave it out")
+        if self.type == "schedule_free_adamw" and self.betas and not self.betas[0]:
+            raise ValueError("betas: the first must be above 0 for schedule_free_adamw, which averages by it")
+        return self
+
+
+class TrainFile(Part):
+    """One file of a mix. A whole number of times each row is in it `weight` times; of a fraction a seeded
+    sample of the rows is in it once more."""
+
+    path: str = Field(min_length=1)
+    weight: Float = Field(default=1, gt=0, le=100)
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1)
+    """Of the sample."""
+
+    @property
+    def told(self) -> str:
+        """`b.jsonl x 0.5 (seed 0)`"""
+        times = "" if self.weight == 1 else f" x {self.weight:g}"
+        return self.path + times + ("" if self.weight % 1 == 0 else f" (seed {self.seed})")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class EarlyStopping(Part):
@@ -137,8 +246,30 @@ def _money(value: Any) -> Any:
     return Decimal(str(value)) if isinstance(value, float) else value
 
 
+def _start(word: str) -> str:
+    if word not in STARTS and not re.fullmatch(r"pissa_niter_[1-9][0-9]{0,2}", word):
+        raise ValueError(f"{word!r} is not known; allowed: {', '.join(STARTS)}, pissa_niter_4 (any number)")
+    return word
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
+STARTS = ("gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
+Start = Annotated[str, AfterValidator(_start)]
+Rank = Annotated[Int, Field(ge=1, le=512)]
+Alpha = Annotated[Float, Field(gt=0)]
+Layer = Annotated[Int, Field(ge=0)]
+Decay = Annotated[Float, Field(ge=0, lt=1)]
+Train = Annotated[
+    Annotated[str, Field(min_length=1), Tag("one")]
+    | Annotated[tuple[TrainFile, ...], Field(min_length=1), Tag("several")],
+    Discriminator(_one_or_several),
+]
+OptimizerChoice = Annotated[Optimizer, _tagged("adamw")]
 Method = Annotated[SFT | DPO | RFT, Field(discriminator="type"), _tagged("sft")]
 Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), _tagged("lora")]
 Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.data.opening import Opened
     from orchestrate.providers.base import Provider
-    from orchestrate.spec import JobSpec
+    from orchestrate.spec import JobSpec, TrainFile
 
 Mark = tuple[int, ...]
 """Of a file as it lies; equal marks mean that nobody wrote to it."""
@@ -141,23 +141,20 @@ class Terms:
 def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
     """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
     and `UsageError` for what it lacks; among several they are its problems."""
-    from orchestrate.data import Dataset, TrainingData
-
     alone = len(backends) == 1
     own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
     tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
-    files = {"train": spec.train, "validation": spec.validation, "test": spec.test if terms.checked else None}
-    paths = {split: path for split, path in files.items() if path is not None}
-    marks = {path: mark(path) for path in paths.values()}
-    opened = _open(paths, tokenizers, terms)
+    named = (spec.train, spec.validation, spec.test if terms.checked else None)
+    marks = {path: mark(path) for path in named if isinstance(path, str)}
+    opened = _open(spec, tokenizers, terms.settings, checked=terms.checked)
+    if (mix := opened["train"].mix) is not None:
+        marks[mix.facts.path] = mark(mix.facts.path)
     of_files: list[Problem] = []
     if terms.checked:
         from orchestrate.data.operations.check import problems_of_files
 
         of_files = problems_of_files(opened)
-    data = TrainingData(
-        Dataset.of(opened["train"]), Dataset.of(opened["validation"]) if "validation" in opened else None
-    )
+    data = _trained_on(opened)
     offers = [_offer(backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends]
     return Prepared(tuple(offers), data, tuple(of_files), marks, terms.checked)
 
@@ -182,22 +179,45 @@ def translated(
         return own, _refusal(name, "continue_from", own.continue_from, error)
 
 
-def _open(paths: Mapping[str, str], tokenizers: Sequence[str], terms: Terms) -> dict[str, Opened]:
-    """A file that serves as two splits is read once too."""
-    from orchestrate.data import opening
+def training_data(spec: JobSpec, tokenizers: Sequence[str], settings: Settings) -> TrainingData:
+    """The files that are trained on, each read once, and counted in the same pass. Raises `DataError` for
+    what cannot be read."""
+    return _trained_on(_open(spec, tokenizers, settings, checked=False))
 
-    trained_on = {path for split, path in paths.items() if split != "test"}
-    opened = {
-        path: opening.open_counted(
-            path,
-            tokenizers=tokenizers if path in trained_on else (),
-            memory=terms.settings.home / "counts",
-            compare=terms.checked,
-            content=terms.checked,
-        )
-        for path in dict.fromkeys(paths.values())
-    }
-    return {split: opened[path] for split, path in paths.items()}
+
+def _open(
+    spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
+) -> dict[str, Opened]:
+    """By split; that to test with only where all is `checked`. A file that serves as two is read once too."""
+    from orchestrate.data import opening
+    from orchestrate.data.operations.mix import open_mix
+
+    memory = settings.home / "counts"
+    splits = {"train": spec.train, "validation": spec.validation, "test": spec.test if checked else None}
+    opened: dict[str | tuple[TrainFile, ...], Opened] = {}
+    for split, given in splits.items():
+        if given is None or given in opened:
+            continue
+        counted = tokenizers if split != "test" else ()
+        if isinstance(given, str):
+            opened[given] = opening.open_counted(
+                given, tokenizers=counted, memory=memory, compare=checked, content=checked
+            )
+        else:
+            folder = settings.home / "mixes"
+            opened[given] = open_mix(
+                given, folder, tokenizers=counted, memory=memory, compare=checked, content=checked
+            )
+    return {split: opened[given] for split, given in splits.items() if given is not None}
+
+
+def _trained_on(opened: Mapping[str, Opened]) -> TrainingData:
+    from orchestrate.data import Dataset, TrainingData
+
+    train, validation = opened["train"], opened.get("validation")
+    return TrainingData(
+        Dataset.of(train.mix or train), Dataset.of(validation) if validation else None, train.mixed
+    )
 
 
 def _offer(

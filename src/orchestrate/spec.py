@@ -18,11 +18,13 @@ from orchestrate.errors import SpecError
 from orchestrate.methods import DPO as DPO
 from orchestrate.methods import RFT as RFT
 from orchestrate.methods import SFT as SFT
-from orchestrate.methods import Adapter, Float, Int, Method, Part, Usd
+from orchestrate.methods import Adapter, Float, Int, Method, OptimizerChoice, Part, Train, Usd
 from orchestrate.methods import EarlyStopping as EarlyStopping
 from orchestrate.methods import Full as Full
 from orchestrate.methods import LoRA as LoRA
+from orchestrate.methods import Optimizer as Optimizer
 from orchestrate.methods import QLoRA as QLoRA
+from orchestrate.methods import TrainFile as TrainFile
 from orchestrate.methods import WandB as WandB
 from orchestrate.methods import method_word as method_word
 
@@ -46,7 +48,9 @@ class JobSpec(Part):
         description="Canonical name (orchestrate models), a host's id, a hub id or a folder; "
         "or a mapping with one for each backend"
     )
-    train: str = Field(min_length=1, description="Training data: path or URL")
+    train: Train = Field(
+        description="Training data: path or URL; or several to mix, as [{path: a.jsonl, weight: 2}, b.jsonl]"
+    )
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
         default=None, description="Held-out rows; read by evaluation and leakage checks only"
@@ -54,10 +58,21 @@ class JobSpec(Part):
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
 
+    added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        default=None, min_length=1, description="Texts that become one token each, trained with the adapter"
+    )
     epochs: Int | None = Field(default=None, ge=1, le=100)
+    max_steps: Int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimiser steps, over as many epochs as they take, or at most epochs",
+    )
     learning_rate: Float | None = Field(default=None, gt=0, description="Absolute peak learning rate")
     learning_rate_multiplier: Float | None = Field(
         default=None, gt=0, description="Of the host's own base rate"
+    )
+    optimizer: OptimizerChoice | None = Field(
+        default=None, description="Its name, or a mapping with constants"
     )
     batch_size: Int | Literal["max"] | None = Field(
         default=None, description="Examples per optimiser step, or max"
@@ -66,7 +81,9 @@ class JobSpec(Part):
         default=None, ge=1, description="Tokens per optimiser step, where the host counts so"
     )
     gradient_accumulation: Int | None = Field(default=None, ge=1)
-    warmup_ratio: Float | None = Field(default=None, ge=0, lt=1)
+    warmup_ratio: Float | None = Field(
+        default=None, ge=0, lt=1, description="Share of the steps over which the rate rises to its peak"
+    )
     schedule: Literal["constant", "linear", "cosine"] | None = None
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)
@@ -75,7 +92,16 @@ class JobSpec(Part):
     )
     packing: bool | None = None
     evals: Int | None = Field(default=None, ge=0, description="Evaluations on the validation data per run")
+    eval_steps: Int | None = Field(
+        default=None, ge=1, description="Optimiser steps between evaluations, in place of evals"
+    )
+    keep_best: bool | None = Field(
+        default=None, description="End with the weights of the best evaluation, not those of the last step"
+    )
     checkpoints: Int | None = Field(default=None, ge=1, description="Checkpoints per run")
+    checkpoint_steps: Int | None = Field(
+        default=None, ge=1, description="Optimiser steps between checkpoints, in place of checkpoints"
+    )
     early_stopping: EarlyStopping | None = None
     seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
 
@@ -103,8 +129,16 @@ class JobSpec(Part):
             raise ValueError("model must not be empty")
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
-        if self.early_stopping is not None and self.validation is None:
-            raise ValueError("early_stopping needs validation data")
+        for count, steps in (("evals", "eval_steps"), ("checkpoints", "checkpoint_steps")):
+            if getattr(self, count) is not None and getattr(self, steps) is not None:
+                raise ValueError(f"{steps} and {count} exclude each other: give one")
+        for name in ("early_stopping", "eval_steps", "keep_best"):
+            if getattr(self, name) and self.validation is None:
+                raise ValueError(f"{name} needs validation data")
+        if self.keep_best is False and self.early_stopping is not None:
+            raise ValueError("keep_best: early stopping ends with the best weights; leave one of them out")
+        if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
+            raise ValueError("added_tokens names a token twice")
         for provider, fields in self.overrides.items():
             if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test"}):
                 raise ValueError(
@@ -155,18 +189,38 @@ class JobSpec(Part):
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
             if value == {} and isinstance(part := getattr(self, name), Part):
                 given[name] = part.model_dump(mode="json")
-        for name, part in (("method", self.method), ("adapter", self.adapter)):
-            if (
-                name in given
-            ):  # LoRA(r=8) leaves its tag unset, and without it the part could not be read back
-                given[name] = {"type": part.type, **given[name]}
+        for name in ("method", "adapter", "optimizer"):
+            # LoRA(r=8) leaves its tag unset, and without it the part could not be read back
+            if given.get(name) is not None:
+                given[name] = {"type": getattr(self, name).type, **given[name]}
         return given
+
+    def canonical(self) -> dict[str, Any]:
+        """Every field, JSON-ready, but those of later versions that are not given: a spec of before them
+        stays what it was."""
+        values = self.model_dump(mode="json")
+        tables = (values, values["method"], values["adapter"])
+        for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
+            for name in names & table.keys():
+                if table[name] is None:
+                    del table[name]
+        return values
 
     def hash(self) -> str:
         """sha256 of the canonical JSON of the spec: equal specs have equal hashes, whatever the YAML looked
         like."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def train_files(self) -> tuple[TrainFile, ...]:
+        """The training data as the files of a mix, be it of one."""
+        return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
+
+    @property
+    def train_told(self) -> str:
+        """The training data in one line: `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
+        return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:
@@ -177,6 +231,22 @@ class JobSpec(Part):
             return cls.model_validate(values)
         except ValidationError as error:
             raise SpecError("the spec is not valid:", errors=spec_errors(error)) from error
+
+
+_LATER = frozenset({"added_tokens", "max_steps", "optimizer", "eval_steps", "keep_best", "checkpoint_steps"})
+_LATER_METHOD = frozenset({"label_smoothing"})
+_LATER_ADAPTER = frozenset(
+    {
+        "init_lora_weights",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "exclude_modules",
+        "modules_to_save",
+        "loraplus_lr_ratio",
+    }
+)
+"""Fields that specs of earlier versions do not have; `None` where they are not given."""
 
 
 def spec_errors(
@@ -190,6 +260,8 @@ def spec_errors(
     found: dict[str, None] = {}
     for item in error.errors():
         loc = tuple(str(p) for p in item["loc"])
+        if item["type"] == "too_short" and item["input"]:
+            continue  # what is missing was refused itself
         if loc and (expected := _UNIONS.get(loc[0])):
             # Of each kind that a field may have, pydantic tells why it was not that one.
             if isinstance(item["input"], dict):
@@ -233,7 +305,8 @@ def _describe(
 ) -> str:
     # pydantic puts the tag of the union into the path of an error inside it; people do not write it.
     tag = loc[1] if loc[:1] in (("method",), ("adapter",)) and len(loc) > 1 else None
-    own = tuple(p for i, p in enumerate(loc) if p != "[key]" and not (tag and i == 1))
+    of_union = tag or loc[:2] in (("train", "one"), ("train", "several"))
+    own = tuple(p for i, p in enumerate(loc) if p != "[key]" and not (of_union and i == 1))
     path = (*under, *own)
     reason = item["msg"].removeprefix("Value error, ")
     # A rule that joins several fields has no place of its own; its message begins with the field.
@@ -243,10 +316,13 @@ def _describe(
     if not path:
         return f"  {place}{reason}"
     field = ".".join(path)
+    kind = "model_attributes_type" if path == ("optimizer",) else item["type"]  # also accepted as a word
     if item["type"] in _EXPECTED:
-        reason = f"must be {_EXPECTED[item['type']]}, got {_shown(item['input'])}"
+        reason = f"must be {_EXPECTED[kind]}, got {_shown(item['input'])}"
         if item["type"] == "string_type" and isinstance(item["input"], int | float | date):
             reason += "; put it in quotes"
+    elif item["type"] == "too_short":
+        reason = "must not be empty"
     elif item["type"] == "extra_forbidden":
         reason = _unknown(own, tag)
     elif item["type"] == "missing":
@@ -273,7 +349,13 @@ _TAGS: dict[str, type[BaseModel]] = {
     "qlora": QLoRA,
     "full": Full,
 }
-_PARTS: dict[str, type[BaseModel]] = {**_TAGS, "early_stopping": EarlyStopping, "wandb": WandB}
+_PARTS: dict[str, type[BaseModel]] = {
+    **_TAGS,
+    "early_stopping": EarlyStopping,
+    "optimizer": Optimizer,
+    "train": TrainFile,
+    "wandb": WandB,
+}
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.expansion import require_bounded
-from orchestrate.spec import JobSpec, spec_errors
+from orchestrate.methods import OPTIMIZERS
+from orchestrate.spec import JobSpec, TrainFile, spec_errors
 
 DEFAULT_NAME = "finetune.yaml"
 SCHEMA_NAME = "finetune.schema.json"
@@ -38,8 +39,8 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
         raise SpecError(f"{path} cannot be read: {error}") from error
     values, lines = _parse(text, path)
     for name in _DATA_FIELDS:
-        if isinstance(values.get(name), str):
-            values[name] = _from_folder(values[name], path.parent)
+        if name in values:
+            values[name] = _files_from(values[name], path.parent)
     if isinstance(model := values.get("model"), str):
         values["model"] = _local_model(model, path.parent)
     elif isinstance(model, dict):
@@ -121,7 +122,7 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 def anchored(spec: JobSpec) -> JobSpec:
     """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
-    full = {name: _from_folder(path, Path.cwd()) for name, path in named.items() if path is not None}
+    full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
     return spec.model_copy(update=full)
 
 
@@ -194,11 +195,14 @@ def json_schema() -> dict[str, Any]:
     schema = JobSpec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Orchestrate fine-tuning spec"
-    # Both are also accepted as a bare word, which the model itself reads by a validator.
+    # These are also accepted as a bare word, which the model itself reads by a validator.
     for name in ("method", "adapter"):
         part = schema["properties"][name]
         words = list(part["discriminator"]["mapping"])
         schema["properties"][name] = {"anyOf": [part, {"enum": words}], "default": part["default"]["type"]}
+    schema["properties"]["optimizer"]["anyOf"].append({"enum": list(OPTIMIZERS)})
+    file = schema["$defs"]["TrainFile"]
+    schema["$defs"]["TrainFile"] = {"anyOf": [file, {"type": "string", "minLength": 1}]}
     return schema
 
 
@@ -246,6 +250,21 @@ def _as_table(value: Any) -> dict[str, Any]:
 
 def _from_folder(value: str, folder: Path) -> str:
     return value if "://" in value or Path(value).is_absolute() else os.path.normpath(folder / value)
+
+
+def _files_from(value: Any, folder: Path) -> Any:
+    """A data field with its relative paths taken from `folder`; what is none stays for the spec to refuse."""
+    if isinstance(value, str):
+        return _from_folder(value, folder)
+    if isinstance(value, TrainFile):
+        return value.model_copy(update={"path": _from_folder(value.path, folder)})
+    if isinstance(value, dict):
+        table = _as_table(value)
+        path = table.get("path")
+        return {**table, "path": _from_folder(path, folder)} if isinstance(path, str) else table
+    if isinstance(value, list | tuple):
+        return tuple(_files_from(one, folder) for one in cast("Sequence[Any]", value))
+    return value
 
 
 def _local_model(value: Any, folder: Path) -> Any:

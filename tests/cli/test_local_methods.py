@@ -120,5 +120,5 @@ def test_kto_from_pairs_to_an_evaluation(cli: Cli, tmp_path: Path) -> None:
     assert {"train_kl", "valid_kl", "valid_loss"} <= points[-1]["values"].keys()
     scored = cli("eval", "last", "--json")
     assert scored.code == 0, scored.err
-    assert scored.json[0]["tuned"]["n"] == 6, "the desirable rows"
+    assert scored.json["measures"][0]["score"]["n"] == 6, "the desirable rows"
     assert cli("compare", "last", "--format", "md").code == 0

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.contract.backends import BACKENDS, Backend
 
+from orchestrate.methods import OPTIMIZERS
 from orchestrate.providers.base import Provider
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import Outcome
 
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.5])
@@ -38,6 +39,13 @@ LORA = {
     "targets": st.sampled_from(["all-linear", ["q_proj"]]),
     "dora": st.booleans(),
     "rslora": st.booleans(),
+    "init_lora_weights": st.sampled_from(["gaussian", "loftq", "eva"]),
+    "rank_pattern": st.just({"q_proj": 4, "^model.layers.0": 2}),
+    "alpha_pattern": st.just({"q_proj": 4.0}),
+    "layers_to_transform": st.sampled_from([[0], [1, 99]]),
+    "exclude_modules": st.sampled_from([["v_proj"], ".*v_proj"]),
+    "modules_to_save": st.just(["lm_head"]),
+    "loraplus_lr_ratio": st.sampled_from([1, 16.0]),
 }
 METHODS = st.one_of(
     kind("sft", train_on_inputs=st.booleans()),
@@ -48,7 +56,9 @@ METHODS = st.one_of(
         normalize_by_length=st.booleans(),
         rpo_alpha=FRACTIONS,
         simpo_gamma=FRACTIONS,
+        label_smoothing=st.sampled_from([0, 0.1]),
     ),
+    kind("dpo", beta=POSITIVE, rpo_alpha=st.just(0.0)).map(lambda v: {**v, "loss": "ipo"}),
     kind("dpo", beta=POSITIVE, normalize_by_length=st.just(False)).map(lambda v: {**v, "loss": "orpo"}),
     kind("dpo", beta=POSITIVE, desirable_weight=POSITIVE, undesirable_weight=POSITIVE).map(
         lambda v: {**v, "loss": "kto"}
@@ -65,7 +75,15 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "test": st.just("test.jsonl"),
     "method": METHODS,
     "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")),
+    "added_tokens": st.just(["<|note|>"]),
+    "optimizer": st.one_of(
+        kind("adamw", betas=st.just([0.9, 0.95]), eps=POSITIVE),
+        st.sampled_from(sorted(OPTIMIZERS)).map(lambda name: {"type": name}),
+        st.just({"type": "muon", "momentum": 0.9}),
+    ),
+    "keep_best": st.just(True),
     "epochs": st.integers(1, 100),
+    "max_steps": COUNTS,
     "batch_size": st.one_of(st.just("max"), st.integers(1, 2048)),
     "batch_tokens": COUNTS,
     "gradient_accumulation": COUNTS,
@@ -75,8 +93,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "max_grad_norm": POSITIVE,
     "max_seq_length": st.integers(8, 4096),
     "packing": st.booleans(),
-    "evals": st.integers(0, 20),
-    "checkpoints": COUNTS,
     "early_stopping": some(patience=st.integers(1, 5), min_delta=FRACTIONS),
     "seed": st.integers(0, 2**31 - 1),
     "suffix": WORDS,
@@ -88,8 +104,13 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         {}, optional={b.name: st.just({"unheard_of": {"deep": 1}}) for b in BACKENDS}
     ),
 }
+EVALS = st.sampled_from([{}, {"evals": 0}, {"evals": 7}, {"eval_steps": 3}])
+CHECKPOINTS = st.sampled_from([{}, {"checkpoints": 1}, {"checkpoints": 5}, {"checkpoint_steps": 3}])
+TRAIN = st.sampled_from([{}, {"train": ["t", {"path": "u", "weight": 0.5}]}])
 RATES = st.sampled_from([{}, {"learning_rate": 1e-4}, {"learning_rate_multiplier": 2.0}])
-SPECS = st.tuples(some(**FIELDS), RATES).map(lambda parts: parts[0] | parts[1])
+SPECS = st.tuples(some(**FIELDS), RATES, EVALS, CHECKPOINTS, TRAIN).map(
+    lambda parts: {name: value for part in parts for name, value in part.items()}
+)
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda b: b.name)
@@ -108,7 +129,9 @@ def translator(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, Provid
 
 def test_the_strategy_knows_every_field() -> None:
     told = {"model", "train", "validation", "learning_rate", "learning_rate_multiplier", "overrides"}
+    told |= {"evals", "eval_steps", "checkpoints", "checkpoint_steps"}
     assert set(JobSpec.model_fields) == set(FIELDS) | told
+    assert set(LORA) == set(LoRA.model_fields) - {"type"}
 
 
 @settings(max_examples=120, deadline=None)
@@ -148,3 +171,88 @@ def test_early_stopping_by_its_defaults_is_asked_for(
     rows = [row for row in provider.translate(spec).settings if row.name.startswith("early_stopping")]
     assert rows and rows[0].asked
     assert JobSpec.parse(spec.asked()) == spec
+
+
+ENGINE_SETTINGS: list[dict[str, Any]] = [
+    {"added_tokens": ["<|note|>"]},
+    {"max_steps": 7},
+    {"optimizer": {"type": "adamw", "betas": [0.9, 0.95]}},
+    {"optimizer": {"type": "lion_8bit"}},
+    {"eval_steps": 5},
+    {"keep_best": True},
+    {"method": {"type": "dpo", "loss": "ipo"}},
+    {"method": {"type": "dpo", "label_smoothing": 0.1}},
+    {"adapter": {"type": "qlora", "init_lora_weights": "loftq"}},
+    *(
+        {"adapter": {"type": "lora", **setting}}
+        for setting in (
+            {"init_lora_weights": "pissa_niter_4"},
+            {"rank_pattern": {"q_proj": 4}},
+            {"alpha_pattern": {"q_proj": 4.0}},
+            {"layers_to_transform": [0]},
+            {"exclude_modules": ["v_proj"]},
+            {"modules_to_save": ["lm_head"]},
+            {"loraplus_lr_ratio": 16},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("asked", ENGINE_SETTINGS, ids=lambda v: str(list(flat(v))[-1]))
+def test_what_only_an_engine_does_is_refused_by_name_where_no_api_has_it(
+    translator: tuple[Backend, Provider], asked: dict[str, Any]
+) -> None:
+    """Kept, and sent to the engine, on this machine; on a host refused with what it does instead."""
+    backend, provider = translator
+    spec = JobSpec.parse({"model": backend.model, "train": "t", "validation": "v", **asked})
+    name = list(flat(asked))[-1]
+    found = provider.translate(spec)
+    rows = [row for row in found.settings if name == row.name or name.startswith(f"{row.name}.")]
+    assert len(rows) == 1
+    if backend.name == "local":
+        assert rows[0].outcome is Outcome.KEPT and not found.refused
+        assert rows[0].wire is not None and rows[0].sent is not None
+    else:
+        assert rows[0].outcome is Outcome.REFUSED and rows[0].rule
+        assert backend.name not in HOSTED or rows[0].rule.startswith(HOSTED[backend.name])
+        assert f"{backend.name} has no such setting" not in rows[0].rule or backend.name not in HOSTED
+
+
+HOSTED = {"openai": "OpenAI ", "together": "Together ", "fireworks": "Fireworks "}
+
+
+def test_what_a_host_does_anyway_is_kept(translator: tuple[Backend, Provider]) -> None:
+    backend, provider = translator
+    asked = {
+        "keep_best": False,
+        "method": {"type": "dpo", "label_smoothing": 0},
+        "adapter": {"type": "lora", "loraplus_lr_ratio": 1},
+    }
+    if backend.name in HOSTED:
+        found = provider.translate(JobSpec.parse({"model": backend.model, "train": "t", **asked}))
+        assert not found.refused
+
+
+def test_steps_are_sent_where_a_host_counts_them(translator: tuple[Backend, Provider]) -> None:
+    """OpenAI evaluates RFT, and Fireworks keeps checkpoints of SFT and DPO, by steps."""
+    backend, provider = translator
+    rft = {"method": {"type": "rft", "grader": {"type": "x"}}, "eval_steps": 5}
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "openai": (rft, "method.reinforcement.hyperparameters.eval_interval"),
+        "fireworks": ({"checkpoint_steps": 5}, "samplerCheckpointSaveIntervalSteps"),
+    }
+    if backend.name in cases:
+        asked, wire = cases[backend.name]
+        spec = JobSpec.parse({"model": backend.model, "train": "t", "validation": "v", **asked})
+        (row,) = (row for row in provider.translate(spec).settings if row.name.endswith("_steps"))
+        assert (row.wire, row.sent) == (wire, 5)
+
+
+def test_the_files_of_a_mix_are_told(translator: tuple[Backend, Provider]) -> None:
+    backend, provider = translator
+    mix = ["a.jsonl", {"path": "b.jsonl", "weight": 2}, {"path": "c.jsonl", "weight": 0.5, "seed": 3}]
+    found = provider.translate(JobSpec.parse({"model": backend.model, "train": mix}))
+    (row,) = (row for row in found.settings if row.name == "train")
+    if backend.name != "shelf":
+        assert row.outcome is Outcome.KEPT and "mixed" in (row.rule or "")
+        assert row.sent == "a.jsonl + b.jsonl x 2 + c.jsonl x 0.5 (seed 3)"

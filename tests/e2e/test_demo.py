@@ -29,8 +29,13 @@ def test_the_demo(tmp_path: Path, cli: Cli) -> None:
     }
     for run in runs:
         [result] = cli("show", run["id"], "--offline", "--json").json["evaluations"]
-        assert result["tuned"]["n"] == 200
-        assert result["tuned"]["low"] > result["base"]["high"] + 0.3, run["provider"]
+        tuned, rival = (
+            next(m["score"] for m in result["measures"] if m["contender"] == name)
+            for name in (run["id"], next(d["against"] for d in result["differences"]))
+        )
+        assert tuned["n"] == 200
+        assert tuned["low"] > rival["high"] + 0.3, run["provider"]
+        assert {v["contender"]: v["decision"] for v in result["verdicts"]}[run["id"]] == "ship"
     report = (home / "report.html").read_text()
     assert "SANDBOX" in report and "http://" not in report.replace("http://127.0.0.1", "").replace(
         "http://www.w3.org", ""

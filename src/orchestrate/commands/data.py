@@ -1,5 +1,5 @@
-"""data: inspect, check, convert, split, dedupe, preview, generate and review training data. All but
-generate are offline."""
+"""data: inspect, check, convert, split, dedupe, preview, generate, review and judge training data. All but
+generate and judge are offline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from orchestrate.commands.console import Json, note, orchestrator, print_json, settings_of
 from orchestrate.commands.data_copies import convert, dedupe, split
 from orchestrate.commands.data_generation import generate, review
+from orchestrate.commands.data_judging import from_review, judge
 from orchestrate.commands.data_options import (
     FileArg,
     IgnoreOpt,
@@ -184,3 +185,5 @@ def preview(
 
 app.command()(generate)
 app.command()(review)
+app.command()(from_review)
+app.command()(judge)

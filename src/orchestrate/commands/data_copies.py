@@ -228,8 +228,12 @@ def _conversations(file: str, given: Messages) -> Generator[str]:
         for what, text in _THREADS.items():
             if number := getattr(report, what):
                 shown = ", ".join(report.shown.get(what, ()))
-                counted = count(number, "message" if what == "empty" else "thread")
+                counted = count(number, "message" if what in _OF_MESSAGES else "thread")
                 note(f"{counted} {text}{f': {shown}' if shown else ''}")
+        if report.time is None:
+            note("no column of times is known: in the order of the file (--time COLUMN)")
+        if report.unread:
+            note(f"not read: {', '.join(report.unread)}; a message that only colleagues saw is taught too")
         yield str(rows)
 
 
@@ -239,7 +243,10 @@ _THREADS = {
     "unasked": "written without the answer that came before any question",
     "several_agents": "with answers of more than one agent: their styles are learnt as one",
     "empty": "left out: nothing but quotes or a signature",
+    "unthreaded": "left out: no thread is named",
+    "aside": "left out: not on the best path of its tree",
 }
+_OF_MESSAGES = ("empty", "unthreaded", "aside")
 
 
 @contextmanager

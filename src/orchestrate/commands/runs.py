@@ -22,7 +22,7 @@ from orchestrate.commands.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.text import limit, money, quoted
-from orchestrate.types import Feature, JobStatus, Run
+from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.watching import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
@@ -118,14 +118,21 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
     }
     for e in evaluations:
-        base = f"{e.base.value:.3f} → " if e.base else ""
-        facts[f"{e.metric}"] = (
-            f"{base}{e.tuned.value:.3f} [{e.tuned.low:.3f}, {e.tuned.high:.3f}] n={e.tuned.n}"
-        )
+        for c in e.contenders:
+            if c.run_id == record.id:
+                mine = [m for m in e.measures if m.contender == c.name and not m.slice]
+                facts |= {m.metric: _scored(e, c, m) for m in mine}
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         if value is not None:
             out.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
+
+
+def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
+    difference = e.difference(c.name, m.metric)
+    rival = e.score(difference.against, m.metric) if difference else None
+    base = f"{rival.value:.3f} → " if rival else ""
+    return f"{base}{m.score.value:.3f} [{m.score.low:.3f}, {m.score.high:.3f}] n={m.score.n}"
 
 
 def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:

@@ -18,20 +18,26 @@ from orchestrate.service.records import (
     Comparison,
     ConvertReport,
     DedupeReport,
+    Exported,
     ExportReport,
     FixReport,
+    FromReview,
     GenerateReport,
+    Imported,
     InspectReport,
+    JudgeReport,
     LivePrice,
     Model,
     ModelChanges,
     Ownership,
+    Planned,
     Plugin,
     PreviewReport,
     Rate,
     Reconciliation,
     Recovery,
     ReviewCounts,
+    ReviewResult,
     SpendingReport,
     SplitReport,
     SyncReport,
@@ -40,7 +46,7 @@ from orchestrate.types import (
     Artifact,
     Checkpoint,
     Deployment,
-    EvaluationResult,
+    Evaluation,
     Event,
     MemoryPlan,
     MetricPoint,
@@ -64,7 +70,7 @@ class Quoted(TypedDict):
 
 
 class RunShown(Run, frozen=True, kw_only=True):
-    evaluations: tuple[EvaluationResult, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
 
 
@@ -90,6 +96,13 @@ class TakenDown(TypedDict):
 class DataChecked(TypedDict):
     report: CheckReport
     fix: FixReport | None
+
+
+class AnswersReviewing(TypedDict):
+    review: str
+    links: dict[str, str]
+    tasks: int
+    done: dict[str, int]
 
 
 class Reviewing(TypedDict):
@@ -152,8 +165,9 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "sync": (SyncReport,),
     "worker": (SyncReport,),
     "recover": (Recovered,),
-    "eval": (list[EvaluationResult],),
+    "eval": (Evaluation,),
     "compare": (Comparison, Written),
+    "review": (AnswersReviewing, ReviewResult, Exported, Imported, list[Planned]),
     "chat": (list[Reply],),
     "download": (Artifact,),
     "deploy": (Deployment,),
@@ -167,6 +181,8 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "data preview": (PreviewReport,),
     "data generate": (GenerateReport,),
     "data review": (Reviewing, ExportReport),
+    "data from-review": (FromReview,),
+    "data judge": (JudgeReport,),
     "advise": (Advice,),
     "models search": (list[ModelShown],),
     "models show": (ModelShown,),

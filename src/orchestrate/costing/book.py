@@ -127,7 +127,10 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B to {self.upto_b}B"
 
     def offered(self, on: date) -> bool:
-        return self.end is None or on <= self.end
+        """Whether it is to be had on this day. A user's own price holds from the day that he gives; before it
+        the host's holds."""
+        begun = self.own is None or self.source == "--rate" or self.start <= on
+        return begun and (self.end is None or on <= self.end)
 
     def band(self) -> tuple[Decimal, Decimal, Decimal]:
         """Low, expected and high price per unit; of a published range the expected one is only its middle."""

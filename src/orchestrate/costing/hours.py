@@ -196,14 +196,14 @@ def quote_hours_job(
         lines=[entry],
         assumptions=[
             *size.notes,
-            f"{size.epochs} epochs and {size.evals} evaluations "
+            f"{size.passes:.4g} epochs and {size.evals} evaluations "
             f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.source}, +/-{speed.band:.0%})",
             *_drawn(answers),
             *_judged(work.spec, read_only),
             hourly.label,
         ],
         warnings=work.resolved.warnings,
-        billed_tokens=size.train_tokens * size.epochs,
+        billed_tokens=round(size.train_tokens * size.passes),
         train_seconds=float(seconds),
     )
 
@@ -211,13 +211,13 @@ def quote_hours_job(
 def _work(size: JobSize, answers: Answers | None, likely: int, read_only: int = 0) -> Decimal:
     """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
     high one. `read_only`: tokens that are read beside training and evaluation."""
-    trained, evaluated = size.train_tokens * size.epochs, size.validation_tokens * size.evals
+    trained, evaluated = size.train_tokens * size.passes, size.validation_tokens * size.evals
     if answers is None:
-        return Decimal(trained) + EVAL_SHARE * (evaluated + read_only)
+        return trained + EVAL_SHARE * (evaluated + read_only)
     answer = ANSWER_SHARE[likely] * answers.most_tokens
     drawn = DRAWN_SHARE[likely] * answer
     each_epoch = answers.samples * ((1 + EVAL_SHARE) * size.train_tokens + size.rows * (answer + drawn))
-    return each_epoch * size.epochs + EVAL_SHARE * evaluated + size.validation_rows * size.evals * drawn
+    return each_epoch * size.passes + EVAL_SHARE * evaluated + size.validation_rows * size.evals * drawn
 
 
 def _read_only(spec: JobSpec, size: JobSize) -> int:
@@ -230,7 +230,7 @@ def _read_only(spec: JobSpec, size: JobSize) -> int:
     if method.loss != "kto":
         return once
     evaluated = size.validation_tokens * (1 + size.evals)
-    return once + 2 * size.train_tokens * size.epochs + evaluated
+    return once + round(2 * size.train_tokens * size.passes) + evaluated
 
 
 def _judged(spec: JobSpec, read_only: int) -> list[str]:

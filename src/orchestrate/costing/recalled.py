@@ -71,6 +71,7 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
         validation_rows=0,
         validation_sequences=0,
         epochs=epochs,
+        passes=Decimal(epochs),
         epochs_low=low,
         epochs_high=max(high, epochs),
         evals=told.evals,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
@@ -68,6 +68,8 @@ class JobSize(Record, frozen=True, kw_only=True):
     epochs: int
     epochs_low: int
     epochs_high: int
+    passes: Decimal
+    """Epochs; not a whole number where a number of steps ends the run within one."""
     evals: int
     packing: bool
     max_length: int | None
@@ -100,14 +102,11 @@ def measure(work: Work) -> JobSize:
     train = _file(data.train, name, limit, resolved.id, rule)
     validation = _file(data.validation, name, limit, resolved.id, rule) if data.validation else _NONE
     notes = [_counted(train.count)] if train.count else []
-    epochs = _whole(effective(translation, "epochs", spec.epochs))
-    epochs_low = epochs_high = epochs
-    if epochs is None:
-        epochs = epochs_low = epochs_high = work.profile.default_epochs
-        if epochs is None:
-            epochs = work.profile.auto_epochs(data.train.rows)
-            epochs_low, epochs_high = 1, epochs + 1
-            notes.append(f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}")
+    if data.mixed:
+        notes.append(data.mixed)
+    run = _run(work)
+    if run.note:
+        notes.append(run.note)
     if lost := train.lost:
         notes.append(f"rows are cut at {limit} tokens: {lost:,} tokens are neither trained nor billed")
     if train.shared:
@@ -118,7 +117,6 @@ def measure(work: Work) -> JobSize:
     if train.pictures:
         images = text.count(train.images, "image")
         notes.append(f"of them {train.pictures:,} for {images}, by {work.profile.title}'s rule")
-    evals = _whole(effective(translation, "evals", spec.evals)) or 0
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -132,10 +130,11 @@ def measure(work: Work) -> JobSize:
         validation_most=validation.most,
         validation_rows=data.validation.rows if data.validation else 0,
         validation_sequences=validation.sequences,
-        epochs=epochs,
-        epochs_low=epochs if epochs_low is None else epochs_low,
-        epochs_high=epochs if epochs_high is None else epochs_high,
-        evals=evals if data.validation else 0,
+        epochs=run.epochs,
+        epochs_low=run.epochs_low,
+        epochs_high=run.epochs_high,
+        passes=run.passes,
+        evals=run.evals if data.validation else 0,
         packing=effective(translation, "packing", spec.packing) is not False,
         max_length=limit,
         reasoning=data.train.content.reasoning,
@@ -144,6 +143,56 @@ def measure(work: Work) -> JobSize:
         notes=tuple(notes),
         uncounted=f"{text.count(uncounted, 'image')}, for which no rule is published" if uncounted else None,
     )
+
+
+class _Run(NamedTuple):
+    """How long a job trains."""
+
+    epochs: int
+    epochs_low: int
+    epochs_high: int
+    passes: Decimal
+    evals: int
+    note: str | None = None
+
+
+def _run(work: Work) -> _Run:
+    spec, translation, rows = work.spec, work.translation, work.data.train.rows
+    epochs, note = _whole(effective(translation, "epochs", spec.epochs)), None
+    evals = _whole(effective(translation, "evals", spec.evals)) or 0
+    if most := _whole(effective(translation, "max_steps")):
+        return _by_steps(work, most, epochs)
+    low = high = epochs
+    if epochs is None:
+        epochs = low = high = work.profile.default_epochs
+        if epochs is None:
+            epochs = work.profile.auto_epochs(rows)
+            low, high = 1, epochs + 1
+            note = f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}"
+    if every := _whole(effective(translation, "eval_steps")):
+        evals = -(-epochs * _steps_per_epoch(work) // every)
+    return _Run(
+        epochs, epochs if low is None else low, epochs if high is None else high, Decimal(epochs), evals, note
+    )
+
+
+def _by_steps(work: Work, most: int, epochs: int | None) -> _Run:
+    """Where a number of optimiser steps may end the run."""
+    per_epoch = _steps_per_epoch(work)
+    steps = most if epochs is None else min(most, epochs * per_epoch)
+    passes = Decimal(steps) / per_epoch
+    begun = -(-steps // per_epoch)
+    every = _whole(effective(work.translation, "eval_steps"))
+    evals = _whole(effective(work.translation, "evals", work.spec.evals))
+    if every:
+        evals = -(-steps // every)
+    note = f"{text.count(steps, 'optimiser step')} of {per_epoch:,} to an epoch"
+    return _Run(begun, begun, begun, passes, begun if evals is None else evals, note)
+
+
+def _steps_per_epoch(work: Work) -> int:
+    batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
+    return max(1, -(-work.data.train.rows // batch))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class TrainingData:
 
     train: Dataset
     validation: Dataset | None = None
+    mixed: str | None = None
+    """Of which files the rows to train on were mixed, in words."""
 
     @property
     def digest(self) -> str:
@@ -81,4 +83,5 @@ class TrainingData:
     ) -> TrainingData:
         """See `Dataset.open`."""
         files = (train, validation) if validation else (train,)
-        return cls(*(Dataset.open(file, tokenizers=tokenizers, memory=memory) for file in files))
+        opened = [Dataset.open(file, tokenizers=tokenizers, memory=memory) for file in files]
+        return cls(opened[0], opened[1] if validation else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,13 @@ from orchestrate.data.facts import Content, Facts, TokenCount
 from orchestrate.data.files.sources import Source, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
-from orchestrate.data.passes.scan import Task, Total, ranges, ready, scan
+from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
 from orchestrate.data.shapes.hints import advice
 from orchestrate.data.shapes.reading import parse, renamed
+from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.data.tokens import cache, counting
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
@@ -41,6 +42,31 @@ class Opened:
     facts: Facts
     total: Total
     source: Source
+    begins: tuple[tuple[int, str], ...] = ()
+    """Of several files that are read as one: each with the number of lines before it."""
+    mix: Opened | None = None
+    """Of the same, what is trained on: the rows by the weights of their files."""
+    mixed: str | None = None
+    """How that was made, in words."""
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The file of a row, and its number there."""
+        before, path = max((b for b in self.begins if b[0] < number), default=(0, self.facts.path))
+        return path, number - before
+
+    def named(self, number: int) -> str:
+        """A row as messages name it."""
+        path, row = self.place(number)
+        return f"{row} of {path}" if self.begins else str(row)
+
+
+@dataclass
+class Joined:
+    """Several files as one, each read once: all that their rows have to tell, and each good row as a
+    canonical line."""
+
+    write: Callable[[bytes], object]
+    total: Total = field(default_factory=Total)
 
 
 def open_dataset(
@@ -52,13 +78,15 @@ def open_dataset(
     content: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    join: Joined | None = None,
 ) -> Opened:
-    """See `Dataset.open`; counts with `tokenizers`, and looks at what `Task` names, in the same pass."""
+    """See `Dataset.open`; counts with `tokenizers`, and looks at what `Task` names, in the same pass, for
+    which `join` may give a further use."""
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
     task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
-    total = run(task, lines.line_bytes, workers, progress)
+    total = run(task, lines.line_bytes, workers, progress, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
     facts = Facts(
         path=path,
@@ -126,17 +154,37 @@ def _loads(tokenizer: str) -> bool:
     return True
 
 
-def run(task: Task, size: int, workers: int | None = None, progress: Progress | None = None) -> Total:
+def run(
+    task: Task,
+    size: int,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    join: Joined | None = None,
+) -> Total:
     """The whole file, in tasks like `task`, on as many workers as are worth their start."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
     total = Total()
-    for done, part in zip(tasks, ordered(scan, tasks, paying(workers, size), ready), strict=True):
+    read = _scanned if join is None else _scanned_with_lines
+    for done, (part, rows) in zip(tasks, ordered(read, tasks, paying(workers, size), ready), strict=True):
         total.add(part)
+        if join is not None:
+            join.total.add(part)
+            join.write(rows)
         if progress is not None:
             progress(done.end, size)
     return total
+
+
+def _scanned(task: Task) -> tuple[Part, bytes]:
+    return scan(task), b""
+
+
+def _scanned_with_lines(task: Task) -> tuple[Part, bytes]:
+    lines: list[bytes] = []
+    part = scan(task, lambda examples: lines.extend(canonical_line(example) + b"\n" for example in examples))
+    return part, b"".join(lines)
 
 
 def paying(workers: int | None, size: int) -> int | None:

@@ -1,173 +1,232 @@
-"""Asks base and tuned model for the answers to held-out rows and scores them, row by row."""
+"""One evaluation: what it would cost and could show, then the answers, then what they say."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-from orchestrate.data import Dataset
-from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, UnpairedExample
-from orchestrate.data.tokens.answers import read_answer
-from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import statistics
-from orchestrate.evaluation.metrics import BINARY, METRICS, choose_metric
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.data.tokens.counting import batch_counter
+from orchestrate.evaluation import scoring, statistics
+from orchestrate.evaluation.asking import Asking
+from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
+from orchestrate.evaluation.metrics import Metric, PairMetric
+from orchestrate.evaluation.metrics.registry import NEEDS
+from orchestrate.evaluation.scoring import Side
+from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
 from orchestrate.files import whole
-from orchestrate.keys import masked_url
-from orchestrate.types import EvaluationResult, Message, Reply, Score
+from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling
 
-Generate = Callable[[Sequence[Sequence[Message]]], list[Reply]]
-"""Conversations in, one reply each out, in order."""
-
-
-CUT = "cut at the most tokens of an answer"
+_NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
+"""Differences for which the plan says how many items show them."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The models that are compared."""
+class Asked(Record, frozen=True, kw_only=True):
+    """What one contender is to be asked."""
 
-    tuned: Generate
-    base: Generate | None = None
-    by: str = ""
-    """Who answers, said with the scores: the same model can answer differently in another precision."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A row to ask about: the conversation up to the last assistant message, and that message."""
-
-    prompt: tuple[Message, ...]
-    expected: str
+    contender: str
+    questions: int
+    kept: int
+    """Of these, answered before."""
+    expected_usd: Decimal | None
+    """With answers as long as the expected ones; `None` where no price is known."""
+    high_usd: Decimal | None
+    """With every answer as long as it may be."""
 
 
-def held_out(dataset: Dataset, limit: int | None = None) -> list[HeldOut]:
-    """The rows that can be scored. Raises `DataError` when there is none."""
-    rows: list[HeldOut] = []
-    for example in dataset.examples():
-        if limit is not None and len(rows) >= limit:
-            break
-        if (row := _held_out(example)) is not None:
-            rows.append(row)
-    if not rows:
-        raise DataError(
-            f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
-            fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, "
-            "or unpaired rows that are desirable",
-        )
-    return rows
+class EvaluationPlan(Record, frozen=True, kw_only=True):
+    """What an evaluation costs at most, and what it can show at best; nothing was sent yet."""
+
+    items: int
+    asked: tuple[Asked, ...]
+    detectable: float
+    """The smallest difference in right and wrong that so many items show in four of five tries."""
+    rows_for: tuple[tuple[float, int], ...]
+    """(a smaller difference, the items that would show it)."""
+    assumed: float
+    """The share of items on which two models are taken to differ."""
+
+    @property
+    def expected_usd(self) -> Decimal | None:
+        known = [a.expected_usd for a in self.asked]
+        return None if None in known else sum((u for u in known if u is not None), Decimal(0))
 
 
-def evaluate(
-    dataset: Dataset,
-    answers: Answers,
-    *,
-    run_id: str,
-    provider: str,
-    metric: str = "auto",
-    limit: int | None = None,
-    items_file: Path | None = None,
-) -> EvaluationResult:
-    """Scores the tuned model, and the base on the same rows, and writes each row's answers to `items_file`
-    (JSONL).
-
-    Raises `UsageError` for an unknown metric, `DataError` for rows that cannot be scored, and what the
-    generators raise.
-    """
-    rows, base = held_out(dataset, limit), answers.base
-    name = choose_metric([row.expected for row in rows]) if metric == "auto" else metric
-    if name not in METRICS:
-        raise UsageError(f"no metric is called {name!r}; known: auto, {', '.join(METRICS)}")
-    tuned, base_replies = _asked(rows, answers.tuned), _asked(rows, base) if base else []
-    tuned_answers, tuned_scores = _scored(name, rows, tuned)
-    base_answers, base_scores = _scored(name, rows, base_replies) if base else ([], [])
-    if items_file:
-        _write_items(items_file, rows, tuned_answers, tuned_scores, base_answers, base_scores)
-    binary = name in BINARY
-    gained = sum(t == 1 and b == 0 for t, b in zip(tuned_scores, base_scores, strict=False)) if binary else 0
-    lost = sum(t == 0 and b == 1 for t, b in zip(tuned_scores, base_scores, strict=False)) if binary else 0
-    differences = [t - b for t, b in zip(tuned_scores, base_scores, strict=False)]
-    return EvaluationResult(
-        run_id=run_id,
-        provider=provider,
-        metric=name,
-        dataset=masked_url(dataset.path),
-        dataset_digest=dataset.digest,
-        base=_score(name, base_scores) if base else None,
-        tuned=_score(name, tuned_scores),
-        difference=statistics.mean_interval(differences) if base else None,
-        gained=gained,
-        lost=lost,
-        p_value=statistics.mcnemar(gained, lost) if base and binary else None,
-        created_at=datetime.now(UTC),
-        items_file=str(items_file) if items_file else None,
-        served_by=answers.by,
-        notes=(*_notes("tuned", tuned), *_notes("base", base_replies)),
+def plan(
+    items: Sequence[Item], candidates: Sequence[Candidate], samples: int, asking: Asking
+) -> EvaluationPlan:
+    smallest = statistics.detectable(len(items))
+    return EvaluationPlan(
+        items=len(items),
+        asked=tuple(_asked(items, candidate, samples, asking) for candidate in candidates),
+        detectable=smallest,
+        rows_for=tuple((d, statistics.rows_for(d)) for d in _NOTED if d < smallest),
+        assumed=statistics.DISCORDANT,
     )
 
 
-def _held_out(example: Example) -> HeldOut | None:
-    if isinstance(example, CompletionExample):
-        return HeldOut((Message(role="user", content=example.prompt),), example.completion)
-    if isinstance(example, ChatExample) and example.messages and example.messages[-1].role == "assistant":
-        *prompt, answer = example.messages
-    elif isinstance(example, UnpairedExample) and example.label:
-        # An answer to avoid says nothing of the one to expect.
-        prompt, answer = example.prompt, example.completion[-1]
-    else:
-        return None
-    if not prompt or not answer.text:
-        return None
-    # A row may hold its thinking in the answer's text, and a model is not judged by how it thinks.
-    expected = read_answer(answer.text, calls=False).content or answer.text
-    return HeldOut(tuple(Message(role=m.role, content=m.text) for m in prompt), expected)
+def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: Asking) -> Asked:
+    questions = candidate.questions(items, samples)
+    kept = asking.kept(candidate.respondent, questions)
+    price, expected, high = candidate.respondent.price, Decimal(0), Decimal(0)
+    if price is not None:
+        missing = [(q, items[i // samples]) for i, q in enumerate(questions) if q.digest not in kept]
+        count = batch_counter("o200k_base")
+        prompts = count(["\n".join(m.content for m in q.messages) for q, _ in missing])
+        answers = count([item.expected for _, item in missing])
+        for prompt, answer in zip(prompts, answers, strict=True):
+            expected += price(prompt, min(answer, candidate.respondent.max_tokens))
+            high += price(prompt, candidate.respondent.max_tokens)
+    known = price is not None
+    return Asked(
+        contender=candidate.contender.name,
+        questions=len(questions),
+        kept=len(kept),
+        expected_usd=expected if known else None,
+        high_usd=high if known else None,
+    )
 
 
-def _asked(rows: Sequence[HeldOut], generate: Generate) -> list[Reply]:
-    return generate([row.prompt for row in rows])
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated on: the items and where they are from."""
+
+    items: Sequence[Item]
+    dataset: str
+    digest: str
+    cluster: str | None = None
+    notes: Sequence[str] = ()
 
 
-def _notes(whose: str, replies: Sequence[Reply]) -> Iterator[str]:
-    """What the replies' reader may not expect, with how many there are of each."""
-    found = Counter(note for reply in replies for note in reply.notes)
-    found[CUT] += sum(reply.finish_reason == "length" and not reply.notes for reply in replies)
-    for note, count in found.items():
-        if count:
-            yield f"{whose}, {count} of {len(replies)}: {note}"
+@dataclass(frozen=True)
+class Terms:
+    """How. `rivals` tells for each contender the one that it is compared with."""
+
+    metrics: Sequence[Metric | PairMetric]
+    sampling: Sampling
+    rivals: Mapping[str, str]
+    demand: Demand
 
 
-def _scored(name: str, rows: Sequence[HeldOut], replies: Sequence[Reply]) -> tuple[list[str], list[float]]:
-    answers = [reply.content for reply in replies]
-    return answers, [METRICS[name](row.expected, answer) for row, answer in zip(rows, answers, strict=True)]
+def require_terms(terms: Terms) -> None:
+    """Raises `UsageError` for what no answer could mend; before anything is asked."""
+    require_decidable(terms.metrics[0].used, terms.demand)
 
 
-def _score(name: str, scores: Sequence[float]) -> Score:
-    if name in BINARY:
-        return statistics.wilson(round(sum(scores)), len(scores))
-    return statistics.mean_interval(scores)
+def evaluate(
+    id: str,
+    subject: Subject,
+    candidates: Sequence[Candidate],
+    terms: Terms,
+    asking: Asking,
+    items_file: Path,
+) -> Evaluation:
+    """Asks every contender, scores, compares, judges, and writes each answer to `items_file`. Raises what
+    `Asking.ask` and the metrics raise; all answers that came are kept."""
+    items, samples = subject.items, terms.sampling.samples
+    needed = {NEEDS.get(metric.used.name) for metric in terms.metrics}
+    sides: list[Side] = []
+    contenders: list[Contender] = []
+    for candidate in candidates:
+        flat = asking.ask(candidate.respondent, candidate.questions(items, samples))
+        answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
+        if candidate.likelihood is not None and "likelihood" in needed:
+            answers = _with_likelihood(items, answers, candidate)
+        sides.append(Side(candidate.contender.name, answers))
+        contenders.append(_counted(candidate, flat))
+    scored = scoring.score(items, sides, terms.metrics, terms.rivals)
+    first = terms.metrics[0].used
+    names = [c.name for c in contenders if c.kind != "base" and c.name not in terms.rivals.values()]
+    rivals = set(terms.rivals.values())
+    write_items(items_file, scored.answered)
+    return Evaluation(
+        id=id,
+        created_at=datetime.now(UTC),
+        dataset=subject.dataset,
+        dataset_digest=subject.digest,
+        items=len(items),
+        items_digest=digest_of(items),
+        contenders=tuple(contenders),
+        metrics=tuple(metric.used for metric in terms.metrics),
+        measures=scored.measures,
+        differences=scored.differences,
+        against=rivals.pop() if len(rivals) == 1 else None,
+        sampling=terms.sampling,
+        cluster=subject.cluster,
+        clusters=len({item.cluster or item.id for item in items}) if subject.cluster else None,
+        confusions=scored.confusions,
+        verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
+        items_file=str(items_file),
+        notes=(*subject.notes, *_notes(contenders), *_judges([m.used for m in terms.metrics])),
+    )
 
 
-def _write_items(
-    path: Path,
-    rows: Sequence[HeldOut],
-    tuned: Sequence[str],
-    tuned_scores: Sequence[float],
-    base: Sequence[str],
-    base_scores: Sequence[float],
-) -> None:
+def _with_likelihood(
+    items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
+) -> list[tuple[Answer, ...]]:
+    assert candidate.likelihood is not None  # noqa: S101  asked before
+    told = candidate.likelihood(items)
+    return [
+        tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
+        for own, (nats, tokens) in zip(answers, told, strict=True)
+    ]
+
+
+def _counted(candidate: Candidate, answers: Sequence[Answer]) -> Contender:
+    """The contender with what its answers took."""
+    came = [a for a in answers if a.error is None]
+    seconds = sorted(a.seconds for a in came if a.seconds is not None)
+    first = [a.first_token_seconds for a in came if a.first_token_seconds is not None]
+    priced = candidate.respondent.price is not None
+    return replace(
+        candidate.contender,
+        answers=len(answers),
+        failed=len(answers) - len(came),
+        prompt_tokens=_sum([a.prompt_tokens for a in came]),
+        completion_tokens=_sum([a.completion_tokens for a in came]),
+        usd=sum((a.usd or Decimal(0) for a in came), Decimal(0)) if priced else None,
+        seconds=median(seconds) if seconds else None,
+        seconds_p95=seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
+        first_token_seconds=median(first) if first else None,
+        asked_at=min((a.at for a in came if a.at is not None), default=None),
+    )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    return sum(n or 0 for n in counts) if counts and None not in counts else None
+
+
+def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
+    for one in contenders:
+        if one.failed:
+            yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
+
+
+def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
+    """How far judges may be believed."""
+    for one in metrics:
+        if one.unfit is not None:
+            yield f"{one.name} carries no verdict: {one.unfit}"
+        elif told := one.detail.get("agreement"):
+            yield f"{one.name} was held against people: {told}"
+
+
+def write_items(path: Path, answered: Sequence[Answered]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as draft, draft.open("w", encoding="utf-8") as out:
-        for i, row in enumerate(rows):
-            item: dict[str, Any] = {
-                "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
-                "expected": row.expected,
-                "tuned": tuned[i],
-                "tuned_score": tuned_scores[i],
-            }
-            if base:
-                item |= {"base": base[i], "base_score": base_scores[i]}
-            out.write(json.dumps(item, ensure_ascii=False) + "\n")
+    with whole(path) as draft, draft.open("wb") as out:
+        for one in answered:
+            out.write(msgspec.json.encode(one) + b"\n")
+
+
+def read_items(path: Path) -> list[Answered]:
+    """The items file of an evaluation. Raises `OSError` when it is not there."""
+    decoder = msgspec.json.Decoder(Answered)
+    return [decoder.decode(line) for line in path.read_bytes().splitlines()]

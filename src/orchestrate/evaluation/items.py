@@ -44,6 +44,9 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float | None = None
     """From the question to the last token; `None` where several were answered together."""
     first_token_seconds: float | None = None
+    expected_nats: float | None = None
+    """Of the expected answer under this model, where log-probabilities exist; over `expected_tokens`."""
+    expected_tokens: int | None = None
     usd: Decimal | None = None
     at: datetime | None = None
     error: str | None = None

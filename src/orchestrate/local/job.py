@@ -24,8 +24,9 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
     """DPO and ORPO over pairs, KTO over unpaired answers. What is not set has the default of its loss."""
 
-    loss: Literal["dpo", "orpo", "kto"] | None = None
+    loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None
+    label_smoothing: float | None = None
     normalize_by_length: bool | None = None
     rpo_alpha: float | None = None
     simpo_gamma: float | None = None
@@ -68,6 +69,19 @@ class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Names of the experts' weights that get matrices besides; `None` means none."""
     dora: bool = False
     rslora: bool = False
+    init_lora_weights: str | None = None
+    """How the matrices begin, in peft's words; `None` is peft's default."""
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layers_to_transform: tuple[int, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] | None = None
+    loraplus_lr_ratio: float | None = None
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether its start is taken out of the base's weights."""
+        return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
     def full(self) -> bool:
@@ -90,7 +104,9 @@ class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
 class Hyper(Record, frozen=True, kw_only=True):
     """Every setting of a training run, resolved; nothing is left to a default of another library."""
 
-    epochs: int = 3
+    epochs: int | None = 3
+    """`None` is as many as `max_steps` take."""
+    max_steps: int | None = None
     learning_rate: float = 2e-4
     batch_size: int = 16
     """Examples per optimiser step, all micro-batches together."""
@@ -105,13 +121,23 @@ class Hyper(Record, frozen=True, kw_only=True):
     packing: bool = False
     evals: int | None = None
     """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
+    eval_steps: int | None = None
+    """Steps between evaluations, in place of `evals`; there is one at the end too."""
+    keep_best: bool = False
+    """Whether the result has the weights of the best evaluation; stopping early implies it."""
     checkpoints: int | None = None
     """Checkpoints to keep, spread over the run; `None` means one per epoch."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints, in place of `checkpoints`; there is one at the end too."""
     recovery_seconds: float = 60.0
     """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
     early_stopping_patience: int | None = None
     early_stopping_min_delta: float = 0.0
     optimizer: str = "adamw"
+    betas: tuple[float, float] | None = None
+    """As `eps` and `momentum`: `None` is the optimiser's own."""
+    eps: float | None = None
+    momentum: float | None = None
     gradient_checkpointing: bool = False
     neftune_alpha: float | None = None
     nan_policy: str = "stop"
@@ -124,6 +150,19 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Whether a grader's Python code may run here: what the user allowed at the submit."""
     grader_seconds: float = 5.0
     """For the code to grade one answer; after that the answer gets 0."""
+
+    def steps(self, per_epoch: int) -> int:
+        """Optimiser steps of the run, of so many in an epoch."""
+        whole = None if self.epochs is None else self.epochs * per_epoch
+        return min(n for n in (whole, self.max_steps) if n is not None)
+
+    def passes(self, per_epoch: int) -> int:
+        """Epochs that are begun."""
+        return -(-self.steps(per_epoch) // per_epoch)
+
+    @property
+    def holds_best(self) -> bool:
+        return self.keep_best or self.early_stopping_patience is not None
 
 
 class LocalJob(Record, frozen=True, kw_only=True):
@@ -141,6 +180,8 @@ class LocalJob(Record, frozen=True, kw_only=True):
     method: Method
     adapter: Adapter
     hyper: Hyper = Hyper()
+    added_tokens: tuple[str, ...] = ()
+    """Texts that the tokenizer gets as tokens, and the model a row of its embeddings for each."""
     seed: int = 0
     threads: int | None = None
     device: str | None = None

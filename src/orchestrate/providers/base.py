@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
+    from orchestrate.local.answers.generation import Generator
     from orchestrate.profile import Profile
+    from orchestrate.providers.chat import Chat
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]
@@ -74,8 +76,6 @@ class Provider(ABC):
     renders_rows: ClassVar[bool] = False
     """Whether training renders rows by the chat template that is counted with here: what that does with them
     is then what happens to them."""
-    batches: ClassVar[bool] = False
-    """Whether `generate` takes `batch`, the most questions that are answered together."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""
@@ -314,6 +314,17 @@ class Provider(ABC):
         """One reply per conversation, from the tuned model, or with `base` from the model it was tuned
         from."""
         raise self._unsupported(Feature.CHAT)
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat | None:
+        """The same, asked one question at a time from several threads; `None` where that is not how it is
+        asked."""
+        return None
+
+    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator | None:
+        """The tuned model and its base as a process of this machine, where the backend is this machine."""
+        return None
 
     # -- shared --------------------------------------------------------------------------------------------
 

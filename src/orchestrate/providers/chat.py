@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -28,21 +28,24 @@ class Chat:
     create: Callable[..., Any]
     model: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    threads: int = 4
+    """Questions that the host takes at the same time."""
     calls: bool = True
-    """Whether calls of tools are looked for in a text, for hosts that leave them there."""
+    """Whether calls of tools are looked for in the text of an answer to which none were offered."""
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
+    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Callable from several threads. Raises `ProviderError`.
 
         A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
         """
         shaped = [m.to_dict() for m in messages]
-        answer = plain(self.wire.read(lambda: self.create(model=self.model, messages=shaped, **self.options)))
+        options = self.options | ({"tools": [dict(tool) for tool in tools]} if tools else {})
+        answer = plain(self.wire.read(lambda: self.create(model=self.model, messages=shaped, **options)))
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
         finish = text(choice.get("finish_reason"))
-        content, reasoning, calls = self._said(table(choice.get("message")), cut=finish == "length")
+        content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
         within = finish == "length" and reasoning and not content and not calls
         return Reply(
             content=content,
@@ -55,26 +58,36 @@ class Chat:
             notes=(CUT_WITHIN_THINKING,) if within else (),
         )
 
-    def _said(self, message: dict[str, Any], *, cut: bool) -> tuple[str, str | None, list[dict[str, Any]]]:
+    def _said(
+        self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
+    ) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
         content = text(message.get("content")) or ""
         reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
         calls = rows(message.get("tool_calls"))
         shape = Shape(thinking=()) if reasoning else Shape()
-        said = read_answer(content, shape=shape, cut=cut, calls=self.calls and not calls)
+        look = not calls and (self.calls or bool(tools))
+        said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
         return said.content, reasoning or said.reasoning, calls
 
-    def replies(self, prompts: Sequence[Sequence[Message]], *, threads: int = 1) -> list[Reply]:
+    def replies(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
-        with ThreadPoolExecutor(max_workers=threads) as pool:
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:
             return list(pool.map(self.ask, prompts))
 
 
-def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: float | None = None) -> Chat:
-    """Any host that speaks the API, asked once for each question, for texts that may hold anything: rows with
-    calls of tools, too. Raises `MissingKey`."""
-    from orchestrate.providers.compatible import connect
+def chat_with(
+    config: HostConfig,
+    model: str,
+    *,
+    max_tokens: int,
+    temperature: float | None = None,
+    retry: Retry | None = None,
+) -> Chat:
+    """Any host that speaks the API, by default asked once for each question, for texts that may hold anything:
+    rows with calls of tools too. Raises `MissingKey`."""
+    from orchestrate.providers.clients import connect
 
     root = (config.base_url or "").rstrip("/")
     path = profile(config.kind).chat_path if config.kind in kinds() else ""
@@ -84,5 +97,5 @@ def chat_with(config: HostConfig, model: str, *, max_tokens: int, temperature: f
     options: dict[str, Any] = {next(limits, "max_tokens"): max_tokens}
     if temperature is not None:
         options["temperature"] = temperature
-    wire = Wire(config.name, retry=Retry(attempts=1))
+    wire = Wire(config.name, retry=retry or Retry(attempts=1))
     return Chat(wire, connect(config).chat.completions.create, model, options, calls=False)

@@ -36,6 +36,26 @@ UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has K
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 
+_OF_ENGINES: Mapping[str, tuple[str, Any]] = {
+    "added_tokens": ("trains with the model's own tokenizer", None),
+    "max_steps": ("trains whole epochs: give epochs", None),
+    "optimizer": ("chooses the optimiser itself", None),
+    "eval_steps": ("takes no number of steps between evaluations", None),
+    "keep_best": ("gives the weights of the last step", False),
+    "checkpoint_steps": ("takes no number of steps between checkpoints", None),
+    "method.label_smoothing": ("takes every label as right", 0),
+    "adapter.init_lora_weights": ("begins every adapter in its own way", None),
+    "adapter.rank_pattern": ("has one rank for all modules", None),
+    "adapter.alpha_pattern": ("has one scale for all modules", None),
+    "adapter.layers_to_transform": ("adapts all layers", None),
+    "adapter.exclude_modules": ("takes no modules to leave out", None),
+    "adapter.modules_to_save": ("trains no module whole beside the adapter", None),
+    "adapter.loraplus_lr_ratio": ("has one learning rate for all of the adapter", 1),
+}
+"""Settings of training engines that no published API has: what a host does instead, and the value that asks
+for just that."""
+
+
 def body(translation: Translation) -> dict[str, Any]:
     """The request body, to be filled further. Raises `TranslationRefused` with the settings that are
     refused."""
@@ -66,6 +86,11 @@ class Rows:
         self.asked.pop("model", None)
 
     # -- answering -----------------------------------------------------------------------------------------
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Names of the rows that are refused so far."""
+        return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
         """What the user asked for under this dotted name; `None` when nothing."""
@@ -108,6 +133,24 @@ class Rows:
             self.refuse("method.loss", reasons[loss])
             if loss == "kto":
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
+
+    def train(self, rule: str) -> None:
+        """`rule`: what becomes of the training data; before it is said how several files become one."""
+        self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
+
+    def _mixing(self, rule: str) -> str:
+        return rule if isinstance(self.spec.train, str) else f"mixed to one file by their weights; {rule}"
+
+    def without_engine_settings(self, host: str) -> None:
+        """Refuses what engines have and no host's API; what asks for just what the host does is kept."""
+        for name, (reason, always) in _OF_ENGINES.items():
+            asked = self._asked(name)
+            if asked is None or name in self._rows:
+                continue
+            if always is not None and asked == always:
+                self.keep(name, None, rule="as always here")
+            else:
+                self.refuse(name, f"{host} {reason}")
 
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
         """Refuses each of these settings that the user gave."""
@@ -175,10 +218,19 @@ class Rows:
             elif present is not None and present != leaf:
                 reason = f"the spec already sends {present!r} there"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
+            elif present is None and (setting := self._setting_of(path)) and setting.sent != leaf:
+                # Past the setting, quotes and plans would count with the host's default.
+                reason = f"write {setting.name} in the spec, or under overrides.{self.provider}"
+                self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
                 known = self.fields is None or self.fields.authority(path) is not Authority.NONE
                 unknown = "" if known else "; nothing that the host publishes names this field"
                 self._put(name, Outcome.KEPT, leaf, path, f"sent as written{unknown}", asked=leaf)
+
+    def _setting_of(self, path: str) -> Setting | None:
+        """The setting of the spec that is this field of the request."""
+        rows = (row for row in self._rows.values() if not row.name.startswith("provider_options."))
+        return next((r for r in rows if r.wire == path and r.outcome is not Outcome.REFUSED), None)
 
     def _put(
         self,

@@ -2,6 +2,7 @@
 store."""
 
 from orchestrate.reports.compare import Comparison, compare
+from orchestrate.reports.evaluations import EvaluationReport
 from orchestrate.reports.quotes import (
     ownership_markdown,
     ownership_table,
@@ -9,12 +10,14 @@ from orchestrate.reports.quotes import (
     quote_table,
     verdict,
 )
-from orchestrate.reports.records import Compared, Reason
+from orchestrate.reports.records import Compared, Reason, RunDifference
 
 __all__ = [
     "Compared",
     "Comparison",
+    "EvaluationReport",
     "Reason",
+    "RunDifference",
     "compare",
     "ownership_markdown",
     "ownership_table",

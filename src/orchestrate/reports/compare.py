@@ -7,13 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec.structs import replace
+
 from orchestrate import costing
 from orchestrate.errors import UsageError
+from orchestrate.evaluation.flips import Flips
+from orchestrate.evaluation.pairing import Pairing
 from orchestrate.reports import documents, html, terminal
 from orchestrate.reports.judgement import findings, notes, reasons
-from orchestrate.reports.records import Compared, ComparedRuns, Point
+from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore
 from orchestrate.text import inert, inert_json
-from orchestrate.types import EvaluationResult, MetricPoint, Outcome, Run, Translation
+from orchestrate.types import Evaluation, MetricPoint, Outcome, Run, Translation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,12 +77,17 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
 def compare(
     runs: Sequence[Run],
     metrics: Mapping[str, Sequence[MetricPoint]] | None = None,
-    evaluations: Mapping[str, Sequence[EvaluationResult]] | None = None,
+    evaluations: Mapping[str, Sequence[Evaluation]] | None = None,
     translations: Mapping[str, Translation] | None = None,
+    *,
+    between: Sequence[RunDifference] = (),
+    answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]] | None = None,
 ) -> Comparison:
     """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
 
-    With `translations` the settings shown are those that each backend was sent, not only those asked for.
+    `between` has the paired differences of runs, `answers` for each run what changed in its newest evaluation
+    and how it stands to an earlier one. With `translations` the settings shown are those that each backend
+    was sent, not only those asked for.
     Raises `UsageError` when there is no run.
     """
     if not runs:
@@ -95,11 +104,19 @@ def compare(
         )
         for run in unique
     )
+    told = answers or {}
+    compared = tuple(
+        replace(c, flips=tuple(told[c.run.id][0]), asked_again=tuple(told[c.run.id][1]))
+        if c.run.id in told
+        else c
+        for c in compared
+    )
     return Comparison(
         runs=compared,
         reasons=tuple(reasons(compared)),
-        findings=tuple(findings(compared)),
+        findings=tuple(findings(compared, between)),
         notes=tuple(notes(compared)),
+        between=tuple(between),
     )
 
 
@@ -128,7 +145,7 @@ def _compared(
     run: Run,
     label: str,
     points: Sequence[MetricPoint],
-    results: Sequence[EvaluationResult],
+    results: Sequence[Evaluation],
     translation: Translation | None,
 ) -> Compared:
     ordered = sorted(points, key=lambda p: p.step)
@@ -158,7 +175,7 @@ def _compared(
         tokens_known=known,
         settings=_settings(run, translation),
         reconciliation=costing.reconcile(run),
-        evaluations=_latest(results),
+        scores=_latest(run, results),
         serving=costing.serving_terms(run.provider, run.model),
     )
 
@@ -230,9 +247,25 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _latest(results: Sequence[EvaluationResult]) -> tuple[EvaluationResult, ...]:
-    """The newest result for each metric and dataset."""
-    newest: dict[tuple[str, str], EvaluationResult] = {}
-    for result in sorted(results, key=lambda r: r.created_at):
-        newest[(result.metric, result.dataset_digest)] = result
+def _latest(run: Run, results: Sequence[Evaluation]) -> tuple[RunScore, ...]:
+    """The newest score of each metric on each set of items; those of the run's checkpoints are none of it."""
+    newest: dict[tuple[str, str, int], RunScore] = {}
+    for one in sorted(results, key=lambda r: r.created_at):
+        for c in one.contenders:
+            if c.run_id != run.id or c.checkpoint is not None:
+                continue
+            for metric in one.metrics:
+                score = one.score(c.name, metric.name)
+                if score is None:
+                    continue
+                apart = one.difference(c.name, metric.name)
+                found = RunScore(
+                    metric=metric,
+                    score=score,
+                    contender=c,
+                    difference=apart,
+                    rival_score=one.score(apart.against, metric.name) if apart else None,
+                    evaluation=one,
+                )
+                newest[(metric.name, *found.rows)] = found
     return tuple(newest.values())

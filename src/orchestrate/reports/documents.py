@@ -70,12 +70,19 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
         "valid_loss": c.valid_loss,
         "reward": c.reward,
     }
-    for e in c.evaluations:
-        for side, score in (("base", e.base), ("tuned", e.tuned), ("difference", e.difference)):
+    for e in c.scores:
+        apart = e.difference.score if e.difference else None
+        for side, score in (("base", e.rival_score), ("tuned", e.score), ("difference", apart)):
             if score is not None:
-                name = f"{e.metric}.{side}"
+                name = f"{e.metric.name}.{side}"
                 record |= {name: score.value, f"{name}.low": score.low, f"{name}.high": score.high}
-        record |= {f"{e.metric}.n": e.tuned.n, f"{e.metric}.gained": e.gained, f"{e.metric}.lost": e.lost}
+        record |= {f"{e.metric.name}.n": e.score.n, f"{e.metric.name}.rows": e.rows[0]}
+        if e.difference is not None:
+            d = e.difference
+            record |= {f"{e.metric.name}.gained": d.gained, f"{e.metric.name}.lost": d.lost}
+            record |= {f"{e.metric.name}.p": d.p_corrected if d.p_corrected is not None else d.p_value}
+        record["usd_per_answer"] = e.contender.usd_per_answer
+        record["answered_by"] = e.contender.served_by
     record |= {f"setting.{name}": value for name, value in sorted(c.settings.items())}
     return record
 

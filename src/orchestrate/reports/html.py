@@ -8,15 +8,15 @@ from html import escape
 from importlib.resources import files
 
 from orchestrate import text
-from orchestrate.reports import rows, svg
+from orchestrate.reports import rows, sections, svg
 from orchestrate.reports.records import ComparedRuns, billed, quoted
+from orchestrate.types import Evaluation
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
     """The whole document. Everything that came from outside is escaped."""
-    style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
@@ -29,17 +29,22 @@ def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
         _table(comparison, [(name, values, False) for name, values in rows.facts(comparison)]),
         _losses(comparison),
         _scores(comparison),
+        _evaluations(comparison),
         _costs(comparison),
         _settings(comparison),
         "<h2>Notes</h2>" + _list(comparison.notes) if comparison.notes else "",
     ]
+    return document(mark + title, "\n".join(part for part in body if part))
+
+
+def document(title: str, body: str) -> str:
+    """A page around a body whose parts are escaped already."""
+    style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(mark + title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -83,10 +88,6 @@ def _table(comparison: ComparedRuns, cells: Sequence[tuple[str, Sequence[str], b
     )
 
 
-def _figure(heading: str, chart: str, caption: str) -> str:
-    return f"<h2>{escape(heading)}</h2><figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
 def _losses(comparison: ComparedRuns) -> str:
     """Validation loss where a run has it, its training loss faint behind; training loss otherwise."""
     series: list[svg.Series] = []
@@ -105,31 +106,51 @@ def _losses(comparison: ComparedRuns) -> str:
     chart = svg.lines(series, title=f"Loss over {axis}", x_name=axis, y_name="loss per token")
     warned = [r.text for r in comparison.reasons if r.aspect == "loss"]
     caption = f"Loss over one axis of {axis}. Thin lines: training loss of runs that have a validation loss."
-    return _figure("Loss", chart, " ".join([caption, *(f"Not on one scale: {w}." for w in warned)]))
+    return sections.figure("Loss", chart, " ".join([caption, *(f"Not on one scale: {w}." for w in warned)]))
 
 
 def _scores(comparison: ComparedRuns) -> str:
     parts: list[str] = []
     for metric in rows.metrics(comparison):
         items: list[svg.Interval] = []
-        flips: list[str] = []
+        told: list[str] = []
         for i, c in enumerate(comparison.runs):
             found = rows.result(c, metric)
-            if found is None:
+            if found is None or found.metric.kind == "amount":
                 continue
-            for side, score in (("base", found.base), ("tuned", found.tuned)):
+            for side, score in (("base", found.rival_score), ("tuned", found.score)):
                 if score is not None:
                     words = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+                    name = f"{c.label}, {side}"
                     items.append(
-                        svg.Interval(
-                            f"{c.label}, {side}", score.value, score.low, score.high, words, i, side == "base"
-                        )
+                        svg.Interval(name, score.value, score.low, score.high, words, i, side == "base")
                     )
-            flips.append(f"{c.label}: {found.gained} rows gained, {found.lost} lost of {found.tuned.n}")
-        chart = svg.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
-        caption = f"Hollow: the base model; filled: the tuned one; lines: 95% intervals. {'; '.join(flips)}."
-        parts.append(_figure(f"Held-out {metric}", chart, caption))
+            apart = found.difference
+            flips = f"{apart.gained} rows gained, {apart.lost} lost of " if apart else ""
+            digest, count = found.rows
+            told.append(f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.served_by}")
+        if items:
+            chart = svg.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
+            caption = (
+                f"Hollow: the base model; filled: the tuned one; lines: 95% intervals. {'; '.join(told)}."
+            )
+            parts.append(sections.figure(f"Held-out {metric}", chart, caption))
     return "".join(parts)
+
+
+def _evaluations(comparison: ComparedRuns) -> str:
+    """The newest evaluation of each run in full, and what changed since an earlier one."""
+    shown: dict[str, str] = {}
+    newest_of: list[Evaluation] = []
+    for c in comparison.runs:
+        newest = max(c.scores, key=lambda e: e.evaluation.created_at, default=None)
+        if newest is not None and newest.evaluation.id not in shown:
+            one = newest.evaluation
+            newest_of.append(one)
+            shown[one.id] = f"<h2>{escape(one.id)}</h2>" + sections.evaluation(one, c.flips, charts=False)
+    again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]
+    plots = sections.quality(newest_of) if newest_of else ""
+    return plots + "".join(shown.values()) + sections.changed(again)
 
 
 def _costs(comparison: ComparedRuns) -> str:
@@ -147,7 +168,9 @@ def _costs(comparison: ComparedRuns) -> str:
     if not items:
         return ""
     chart = svg.bars(items, title="Training cost, quoted and billed", x_name="US dollars")
-    return _figure("Cost of training", chart, "Dashed: quoted, with its low and high end; filled: billed.")
+    return sections.figure(
+        "Cost of training", chart, "Dashed: quoted, with its low and high end; filled: billed."
+    )
 
 
 def _settings(comparison: ComparedRuns) -> str:

@@ -6,10 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrate import text
-from orchestrate.reports.records import Compared, Reason, billed, ended, quoted
+from orchestrate.reports.records import (
+    Compared,
+    Reason,
+    RunDifference,
+    RunScore,
+    billed,
+    ended,
+    quoted,
+)
 
 if TYPE_CHECKING:
-    from orchestrate.types import EvaluationResult
+    from orchestrate.types import Difference
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:
@@ -58,23 +66,31 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
-    scored = [(c, e) for c in runs for e in c.evaluations]
-    without = [c.label for c in runs if not c.evaluations]
+    scored = [(c, e) for c in runs for e in c.scores]
+    without = [c.label for c in runs if not c.scores]
     if not scored:
         return
     if without:
         have = "has" if len(without) == 1 else "have"
         yield Reason(aspect="scores", text=f"{text.joined(without)} {have} not been evaluated")
-    metrics = {e.metric for _, e in scored}
+    metrics = {e.metric.name for _, e in scored}
     for metric in sorted(metrics):
-        digests = {e.dataset_digest for _, e in scored if e.metric == metric}
-        if len(digests) > 1:
-            yield Reason(aspect="scores", text=f"{metric} was measured on different held-out rows")
+        groups = _grouped((_rows(e), c.label) for c, e in scored if e.metric.name == metric)
+        if len(groups) > 1:
+            who = "; ".join(
+                f"{text.joined(sorted(set(labels)))} on {what}" for what, labels in groups.items()
+            )
+            yield Reason(aspect="scores", text=f"{metric} was measured on different held-out rows: {who}")
     if len(metrics) > 1 and not _shared(runs):
         yield Reason(
             aspect="scores",
             text=f"no metric was measured on all of them (there are {', '.join(sorted(metrics))})",
         )
+
+
+def _rows(e: RunScore) -> str:
+    digest, count = e.rows
+    return f"{text.count(count, 'row')} ({digest[:12]})"
 
 
 def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
@@ -87,10 +103,10 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
             )
 
 
-def findings(runs: Sequence[Compared]) -> list[str]:
+def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> list[str]:
     """Sentences about cost and scores, drawn only where the runs may be compared in that respect."""
     done = [c for c in runs if ended(c)]
-    return [*_cheapest(done), *_best(done), *_each(done)]
+    return [*_cheapest(done), *_best(done, between), *_each(done), *_again(done)]
 
 
 def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
@@ -117,43 +133,105 @@ def _mixed(runs: Sequence[Compared]) -> bool:
     return len({c.run.sandbox for c in runs}) > 1
 
 
-def _best(runs: Sequence[Compared]) -> Iterable[str]:
+def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterable[str]:
     if _mixed(runs):
         return
+    labels = {c.run.id: c.label for c in runs}
+    paired = {
+        (d.first, d.second, apart.metric): (d, apart) for d in between for apart in d.pairing.differences
+    }
+    told: set[str] = set()
     for metric, pairs in _shared(runs).items():
-        ranked = sorted(pairs, key=lambda pair: pair[1].tuned.value, reverse=True)
+        ranked = sorted(pairs, key=lambda pair: _rank(pair[1]))
         (first, top), (second, next_) = ranked[0], ranked[1]
-        gap = f"{top.tuned.value:.3f} against {next_.tuned.value:.3f} of {second.label}"
-        if top.tuned.low > next_.tuned.high:
+        gap = f"{top.score.value:.3f} against {next_.score.value:.3f} of {second.label}"
+        found = paired.get((second.run.id, first.run.id, metric)) or paired.get(
+            (first.run.id, second.run.id, metric)
+        )
+        told.add(metric)
+        if found is not None:
+            yield _told(metric, labels, *found)
+        elif top.score.value == next_.score.value:
+            yield f"On {metric} {first.label} and {second.label} score the same, {top.score.value:.3f}."
+        elif top.score.low > next_.score.high or top.score.high < next_.score.low:
             yield f"{first.label} scores best on {metric}: {gap}; the 95% intervals do not overlap."
         else:
-            yield (
-                f"On {metric} {first.label} is ahead, {gap}, but the 95% intervals overlap: no "
-                "difference is shown."
-            )
+            overlap = "and the 95% intervals overlap"
+            yield f"On {metric} no difference is shown: {first.label} has {gap}, {overlap}."
+    for key, found in paired.items():
+        # Measured on different rows: those that both answered can be compared all the same.
+        if key[2] not in told:
+            yield _told(key[2], labels, *found)
 
 
-def _shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, EvaluationResult]]]:
+def _rank(e: RunScore) -> float:
+    return e.score.value if e.metric.better == "lower" else -e.score.value
+
+
+def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Difference) -> str:
+    first, second = labels[d.first], labels[d.second]
+    rows = f"{text.count(d.pairing.items, 'row')} that both answered"
+    if d.pairing.first_items == d.pairing.second_items == d.pairing.items:
+        rows = text.count(d.pairing.items, "row")
+    gap = f"{second} minus {first} {_gap(apart)}, {rows}"
+    if apart.score.value == 0:
+        return f"On {metric} {first} and {second} score the same: {gap}."
+    if not apart.shown:
+        return f"On {metric} no difference is shown between {first} and {second}: {gap}."
+    more, less = (second, first) if apart.score.value > 0 else (first, second)
+    return f"On {metric} {more} scores higher than {less}: {gap}."
+
+
+def _gap(d: Difference) -> str:
+    said = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
+    p = d.p_corrected if d.p_corrected is not None else d.p_value
+    return said if p is None else f"{said}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
+
+
+def _shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
     """Metrics that all runs have on the same rows, for two runs or more."""
-    found: dict[tuple[str, str], list[tuple[Compared, EvaluationResult]]] = {}
+    found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
-        for e in c.evaluations:
-            found.setdefault((e.metric, e.dataset_digest), []).append((c, e))
+        for e in c.scores:
+            found.setdefault((e.metric.name, e.rows), []).append((c, e))
     return {metric: pairs for (metric, _), pairs in found.items() if len(pairs) == len(runs) >= 2}
 
 
 def _each(runs: Sequence[Compared]) -> Iterable[str]:
     for c in runs:
-        for e in c.evaluations:
-            if e.difference is None:
+        for e in c.scores:
+            d = e.difference
+            if d is None:
                 continue
-            moved = "better than" if e.difference.low > 0 else "worse than" if e.difference.high < 0 else None
-            gap = f"{e.difference.value:+.3f} ({e.difference.low:+.3f} to {e.difference.high:+.3f})"
-            flips = f"{e.gained} rows gained, {e.lost} lost"
-            if moved:
-                yield f"{c.label} is {moved} its base model on {e.metric}: {gap}; {flips}."
+            rival = "its base model" if d.against.startswith("base") else d.against
+            flips = f"; {d.gained} rows gained, {d.lost} lost of {d.score.n}" if d.gained or d.lost else ""
+            gap = f"{_gap(d)}, {text.count(d.score.n, 'row')}{flips}"
+            worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
+            if not d.shown:
+                yield f"{c.label} shows no difference to {rival} on {e.metric.name}: {gap}."
+            elif e.metric.better == "neither":
+                yield f"{c.label} differs from {rival} in {e.metric.name}: {gap}."
             else:
-                yield f"{c.label} shows no difference to its base model on {e.metric}: {gap}; {flips}."
+                word = "worse" if worse else "better"
+                yield f"{c.label} is {word} than {rival} on {e.metric.name}: {gap}."
+
+
+def _again(runs: Sequence[Compared]) -> Iterable[str]:
+    """The same model asked twice."""
+    for c in runs:
+        for pairing in c.asked_again:
+            moved = [d.metric for d in pairing.differences if d.shown]
+            other = pairing.items - pairing.same_answers
+            if moved:
+                yield (
+                    f"{c.label} answers otherwise than in {pairing.first}: {text.joined(moved)} moved, and "
+                    f"{other} of {pairing.items} answers are other ones. The host may have changed the model."
+                )
+            elif other:
+                yield (
+                    f"{c.label} gave {other} of {pairing.items} answers otherwise than in {pairing.first}; "
+                    "no score moved by more than chance."
+                )
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:

@@ -7,7 +7,9 @@ from decimal import Decimal
 import msgspec
 
 from orchestrate import costing, text
-from orchestrate.types import EvaluationResult, JobStatus, Record, Run
+from orchestrate.evaluation.flips import Flips
+from orchestrate.evaluation.pairing import Pairing
+from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -22,6 +24,33 @@ class Reason(Record, frozen=True, kw_only=True):
     aspect: str
     """data, loss, scores, cost or all."""
     text: str
+
+
+class RunScore(Record, frozen=True, kw_only=True):
+    """What the newest evaluation on some items says of a run in one metric."""
+
+    metric: MetricUsed
+    score: Score
+    contender: Contender
+    difference: Difference | None
+    """To its rival: its base, or what the user named."""
+    rival_score: Score | None
+    evaluation: Evaluation
+
+    @property
+    def rows(self) -> tuple[str, int]:
+        """What was asked: equal ones may be compared."""
+        e = self.evaluation
+        return (e.items_digest or e.dataset_digest, e.items)
+
+
+class RunDifference(Record, frozen=True, kw_only=True):
+    """Two runs on the items that both answered, from whatever evaluations."""
+
+    first: str
+    """Run ids."""
+    second: str
+    pairing: Pairing
 
 
 class Compared(Record, frozen=True, kw_only=True):
@@ -45,7 +74,11 @@ class Compared(Record, frozen=True, kw_only=True):
     """False when the token axis is the run's steps spread over its tokens."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     reconciliation: costing.Reconciliation | None = None
-    evaluations: tuple[EvaluationResult, ...] = ()
+    scores: tuple[RunScore, ...] = ()
+    flips: tuple[Flips, ...] = ()
+    """Of its newest evaluation."""
+    asked_again: tuple[Pairing, ...] = ()
+    """Its newest evaluation against an earlier one of the same items."""
     serving: str | None = None
 
 
@@ -57,6 +90,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
     findings: tuple[str, ...] = ()
     """What the numbers say, in sentences."""
     notes: tuple[str, ...] = ()
+    between: tuple[RunDifference, ...] = ()
 
     @property
     def comparable(self) -> bool:

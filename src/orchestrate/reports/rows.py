@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrate import text
-from orchestrate.reports.records import Compared, ComparedRuns, bill_error, billed, quoted
-from orchestrate.types import EvaluationResult
+from orchestrate.reports import scores
+from orchestrate.reports.records import Compared, ComparedRuns, RunScore, bill_error, billed, quoted
 
 NOT_COMPARABLE = "These runs are not comparable in every respect"
 
@@ -34,25 +34,60 @@ def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
         ("valid loss", [text.loss(c.valid_loss) for c in runs]),
         ("reward", [text.loss(c.reward) for c in runs]),
     ]
-    found += [(f"{name}, base", [_score(c, name, base=True) for c in runs]) for name in metrics(comparison)]
-    found += [(f"{name}, tuned", [_score(c, name) for c in runs]) for name in metrics(comparison)]
+    for name in metrics(comparison):
+        results = [result(c, name) for c in runs]
+        found += [
+            (f"{name}, compared with", [_rival(r) for r in results]),
+            (f"{name}, tuned", [text.score(r.score) if r else text.NOTHING for r in results]),
+            (f"{name}, difference", [_difference(r) for r in results]),
+            (f"{name}, rows", [_asked(r) for r in results]),
+        ]
+    newest = [max(c.scores, key=lambda r: r.evaluation.created_at, default=None) for c in runs]
+    found += [
+        ("verdict", [_verdict(r) for r in newest]),
+        ("answered by", [r.contender.served_by if r else text.NOTHING for r in newest]),
+        ("cost an answer", [text.money(r.contender.usd_per_answer) if r else text.NOTHING for r in newest]),
+        ("time an answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
+    ]
     found.append(("serving", [c.serving or text.NOTHING for c in runs]))
     return [(name, values) for name, values in found if any(v != text.NOTHING for v in values)]
 
 
 def metrics(comparison: ComparedRuns) -> list[str]:
-    return sorted({e.metric for c in comparison.runs for e in c.evaluations})
+    return sorted({e.metric.name for c in comparison.runs for e in c.scores})
 
 
-def result(compared: Compared, metric: str) -> EvaluationResult | None:
+def result(compared: Compared, metric: str) -> RunScore | None:
     """The newest result of one metric."""
-    found = [e for e in compared.evaluations if e.metric == metric]
-    return max(found, key=lambda e: e.created_at) if found else None
+    found = [e for e in compared.scores if e.metric.name == metric]
+    return max(found, key=lambda e: e.evaluation.created_at) if found else None
 
 
-def _score(compared: Compared, metric: str, *, base: bool = False) -> str:
-    found = result(compared, metric)
-    return text.NOTHING if found is None else text.score(found.base if base else found.tuned)
+def _rival(found: RunScore | None) -> str:
+    if found is None or found.difference is None:
+        return text.NOTHING
+    return f"{found.difference.against} {text.score(found.rival_score)}"
+
+
+def _difference(found: RunScore | None) -> str:
+    if found is None or found.difference is None:
+        return text.NOTHING
+    said = scores.interval(found.metric, found.difference.score, signed=True)
+    return f"{said}, p {scores.probability(found.difference)}"
+
+
+def _asked(found: RunScore | None) -> str:
+    if found is None:
+        return text.NOTHING
+    digest, count = found.rows
+    return f"{count:,} ({digest[:12]})"
+
+
+def _verdict(found: RunScore | None) -> str:
+    if found is None:
+        return text.NOTHING
+    given = [v for v in found.evaluation.verdicts if v.contender == found.contender.name]
+    return given[0].decision if given else text.NOTHING
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:

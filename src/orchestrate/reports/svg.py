@@ -226,3 +226,49 @@ def _figure(title: str, height: int, parts: Sequence[str]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A mark with an interval on the upright axis."""
+
+    label: str
+    x: float
+    value: float
+    low: float
+    high: float
+    style: int
+    hollow: bool = False
+
+
+def places(items: Sequence[Place], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
+    """One thing against another: a mark for each item with its upright interval and its name beside it."""
+    right, bottom = WIDTH - _RIGHT, height - _BOTTOM
+    x_high = max(i.x for i in items) * 1.08 or 1.0
+    y_low, y_high = min(i.low for i in items), max(i.high for i in items)
+    pad = (y_high - y_low or 1.0) * 0.08
+    y_low, y_high = y_low - pad, y_high + pad
+
+    def x(value: float) -> float:
+        return _LEFT + value / x_high * (right - _LEFT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
+
+    parts = [_axis_y(tick, y(tick), right) for tick in ticks(y_low, y_high)]
+    parts += [_text(x(t), bottom + 18, short(t), "middle") for t in ticks(0.0, x_high)]
+    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
+    parts += [_text((_LEFT + right) / 2, height - 6, x_name, "middle"), _text(_LEFT, 10, y_name, "start")]
+    named = _spread([y(i.value) for i in items], 15, _TOP + 6, bottom)
+    for item, place in zip(items, named, strict=True):
+        at, style = x(item.x), item.style % SERIES
+        parts.append(
+            f'<path class="whisker" d="M{at:.1f} {y(item.high):.1f} V{y(item.low):.1f} '
+            f'M{at - 5:.1f} {y(item.high):.1f} h10 M{at - 5:.1f} {y(item.low):.1f} h10"/>'
+        )
+        parts.append(
+            f'<line class="leader" x1="{at + 6:.1f}" y1="{y(item.value):.1f}" '
+            f'x2="{right + 10}" y2="{place:.1f}"/>'
+        )
+        parts.append(_mark(style, at, y(item.value), item.hollow))
+        parts.append(_text(right + 14, place + 4, _clip(item.label, 24), "start", f"name s{style}"))
+    return _figure(title, height, parts)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrate.reports import rows
+from orchestrate.evaluation.flips import Flip, Flips
+from orchestrate.reports import rows, scores
 from orchestrate.reports.records import ComparedRuns
+from orchestrate.text import inert
+from orchestrate.types import Evaluation
 
 
 def comparison_table(comparison: ComparedRuns) -> RenderableType:
@@ -30,6 +34,54 @@ def comparison_table(comparison: ComparedRuns) -> RenderableType:
         parts += [Text(), *(Text(finding) for finding in comparison.findings)]
     parts += [Text(note, style="dim") for note in comparison.notes]
     return Group(*parts)
+
+
+_COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidence": "bold yellow"}
+
+
+def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) -> RenderableType:
+    """Scores, then slices, who answered, broken and fixed items, and the verdicts last, where they are
+    read."""
+    parts: list[RenderableType] = [
+        Text(scores.what_was_asked(one), style="dim"),
+        _listed(scores.SCORE_HEAD, scores.score_rows(one)),
+    ]
+    if sliced := scores.score_rows(one, sliced=True):
+        parts += [Text("\nSlices", style="bold"), _listed(scores.SCORE_HEAD, sliced)]
+    parts += [Text(), _listed(scores.CONTENDER_HEAD, scores.contender_rows(one))]
+    for found in flips:
+        for kind, items, total in (
+            ("broken", found.broken, found.broken_count),
+            ("fixed", found.fixed, found.fixed_count),
+        ):
+            if items and shown:
+                parts.append(Text(f"\n{total:,} {kind} by {found.contender}", style="bold"))
+                parts += [_flip(found, item) for item in items[:shown]]
+    for v in one.verdicts:
+        parts.append(Text.assemble("\n", (v.decision.upper(), _COLOURS[v.decision]), f"  {v.contender}"))
+        parts += [Text(f"  {reason}") for reason in v.reasons]
+    parts += [Text(note, style="dim") for note in one.notes]
+    return Group(*parts)
+
+
+def _flip(found: Flips, item: Flip) -> Text:
+    sides = (("expected", item.expected), (found.against, item.before), (found.contender, item.after))
+    lines = [f"  {_line(item.question)}", *(f"    {name}: {_line(said)}" for name, said in sides)]
+    return Text("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    one_line = " ".join(inert(text).split())
+    return one_line if len(one_line) <= 200 else one_line[:199] + "…"
+
+
+def _listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(inert(cell)) for cell in row))
+    return table
 
 
 def _grid(comparison: ComparedRuns, cells: list[tuple[str, list[str]]]) -> Table:

@@ -65,7 +65,12 @@ def given_score(value: float) -> Score:
 def base_score(ft: Orchestrator, run: str) -> Score:
     """The newest score of the model that a run was tuned from. Raises `UsageError` where there is none."""
     record = ft.run(run).record
-    scored = [(e.created_at, e.base) for e in ft.evaluations(record.id) if e.base is not None]
+    scored = [
+        (e.created_at, score)
+        for e in ft.evaluations(record.id)
+        for c in e.contenders
+        if c.kind == "base" and not c.shots and (score := e.score(c.name)) is not None
+    ]
     if not scored:
         raise UsageError(
             f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from orchestrate import reports
 from orchestrate.errors import OrchestrateError
+from orchestrate.evaluation.flips import Flips, flips
+from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.handle import RunHandle
 from orchestrate.spec import JobSpec
-from orchestrate.types import Run, Translation
+from orchestrate.types import Contender, Evaluation, Run, Translation
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
@@ -21,7 +24,55 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
     evaluations = {r.id: ft.evaluations(r.id) for r in records}
     sent = {r.id: found for r in records if (found := _sent(ft, r)) is not None}
-    return reports.compare(records, metrics, evaluations, translations=sent)
+    newest = {id: found[-1] for id, found in evaluations.items() if found}
+    answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
+    return reports.compare(
+        records,
+        metrics,
+        evaluations,
+        sent,
+        between=_between([r.id for r in records], newest),
+        answers=answers,
+    )
+
+
+def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
+    """What changed between a run and its rival."""
+    names = {c.name for c in evaluation.contenders if c.run_id == run_id}
+    return [found for found in flips(evaluation) if found.contender in names]
+
+
+def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
+    """The newest evaluation against the one before it of the same items, where the answers were asked for
+    anew."""
+    newest = found[-1]
+    mine = _contender(newest, run_id)
+    for earlier in reversed(found[:-1]):
+        theirs = _contender(earlier, run_id)
+        if mine is None or theirs is None or not newest.items_digest:
+            return []
+        if earlier.items_digest == newest.items_digest and theirs.asked_at != mine.asked_at:
+            pairing = between((earlier, theirs.name), (newest, mine.name))
+            return [pairing] if pairing is not None else []
+    return []
+
+
+def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[reports.RunDifference]:
+    """Every two runs, on the items that both answered."""
+    found: list[reports.RunDifference] = []
+    for first, second in combinations([id for id in dict.fromkeys(run_ids) if id in newest], 2):
+        one, other = _contender(newest[first], first), _contender(newest[second], second)
+        if one is not None and other is not None:
+            pairing = between((newest[first], one.name), (newest[second], other.name))
+            if pairing is not None:
+                found.append(reports.RunDifference(first=first, second=second, pairing=pairing))
+    return found
+
+
+def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
+    """The run itself, not one of its checkpoints."""
+    mine = (c for c in evaluation.contenders if c.run_id == run_id and c.checkpoint is None)
+    return next(mine, None)
 
 
 def _record(ft: Orchestrator, run: RunHandle | Run | str) -> Run:

@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from orchestrate import config
 from orchestrate.costing.completions import completion_price
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
 from orchestrate.data.operations.generate import Order as Order
-from orchestrate.errors import ConfigError, MissingKey, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.files import locked
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.providers.chat import chat_with
+from orchestrate.providers.endpoints import addressed, configured
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -42,25 +41,8 @@ class Writer:
         if self.base_url is None:
             if self.key_variable is not None:
                 raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
-            host = settings.host(self.host or next(iter(built_in())))
-            if host.base_url is None:
-                raise UsageError(
-                    f"no host {host.name!r} is configured", fix="orchestrate providers, or --base-url"
-                )
-            return host
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise UsageError(f"{self.base_url} is not an http or https address")
-        key = config.Secret("none")
-        if self.key_variable is not None:
-            found = config.secret(url.hostname, self.key_variable)
-            if found is None:
-                raise MissingKey(url.hostname, self.key_variable)
-            if url.scheme == "http" and not config.is_loopback(url.hostname):
-                raise ConfigError(f"{self.base_url} would carry the key unencrypted", fix="use https")
-            key = found
-        address = self.base_url.rstrip("/")
-        return replace(config.HostConfig(name=url.hostname), base_url=address, api_key=key)
+            return configured(settings, self.host or next(iter(built_in())))
+        return addressed(self.base_url, self.key_variable)
 
 
 def generate(

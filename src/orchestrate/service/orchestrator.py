@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
 
 from orchestrate.deployment import DeploymentHandle
 from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
-from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, translated
+from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.types import (
     Bill,
-    EvaluationResult,
+    Evaluation,
     Feature,
     Job,
     JobStatus,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
     from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
+    from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
     from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
@@ -170,15 +171,9 @@ class Orchestrator:
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
         """The spec's training and validation file, each read once, and counted in the same pass for these
         backends. Raises `DataError` for what cannot be read."""
-        from orchestrate.data import TrainingData
-
         names = self.backends(provider) if provider else []
-        return TrainingData.open(
-            spec.train,
-            spec.validation,
-            tokenizers=tokenizers_of(self.settings, {name: spec.on(name) for name in names}),
-            memory=self.settings.home / "counts",
-        )
+        tokenizers = tokenizers_of(self.settings, {name: spec.on(name) for name in names})
+        return training_data(spec, tokenizers, self.settings)
 
     def prepare(
         self,
@@ -377,7 +372,32 @@ class Orchestrator:
 
         return compare(self, runs)
 
-    def evaluations(self, run_id: str) -> list[EvaluationResult]:
+    def evaluate(
+        self,
+        runs: Sequence[RunHandle | str],
+        test: str | Path | None = None,
+        *,
+        metrics: Sequence[str] = ("auto",),
+        **order: Any,
+    ) -> Evaluation:
+        """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
+        with one another, and kept with the runs. `order`: the further fields of
+        `orchestrate.service.evaluation.EvaluationOrder`."""
+        from orchestrate.service.evaluation import EvaluationOrder
+
+        with self.prepare_evaluation(runs, EvaluationOrder(test=test, metrics=metrics, **order)) as prepared:
+            return prepared.run()
+
+    def prepare_evaluation(
+        self, runs: Sequence[RunHandle | str], order: EvaluationOrder
+    ) -> PreparedEvaluation:
+        """The same in two steps: its `plan()` tells the price, and what so many rows can show, before
+        anything is sent. A context."""
+        from orchestrate.service.evaluation import PreparedEvaluation
+
+        return PreparedEvaluation(self, runs, order)
+
+    def evaluations(self, run_id: str) -> list[Evaluation]:
         """Those of one run, oldest first."""
         return self.store.history.evaluations(run_id)
 

@@ -21,7 +21,13 @@ from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.service.backends import Plugin as Plugin
 from orchestrate.service.doctor import Check as Check
+from orchestrate.service.judging import JudgeReport as JudgeReport
 from orchestrate.service.models import ModelChanges as ModelChanges
+from orchestrate.service.reviewing import Exported as Exported
+from orchestrate.service.reviewing import FromReview as FromReview
+from orchestrate.service.reviewing import Imported as Imported
+from orchestrate.service.reviewing import Planned as Planned
+from orchestrate.service.reviewing import ReviewResult as ReviewResult
 from orchestrate.spending import SpendingReport as SpendingReport
 from orchestrate.tracking import SyncReport as SyncReport
 from orchestrate.tracking.recovery import Recovery as Recovery

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import ColumnElement, func, select
 
-from orchestrate.tracking import schema
+from orchestrate.tracking import evaluations, schema
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
 from orchestrate.types import (
     Checkpoint,
-    EvaluationResult,
+    Evaluation,
     Event,
     JobStatus,
     MetricPoint,
@@ -241,13 +241,15 @@ class History:
 
         return [msgspec.convert(data, Reconciliation, strict=False) for data in last.values()]
 
-    def add_evaluation(self, result: EvaluationResult) -> None:
-        self.add_record(result.run_id, "evaluation", result)
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Beside each run of it; one without a run beside none."""
+        for run_id in evaluation.run_ids or [""]:
+            self.add_record(run_id, "evaluation", evaluation)
 
-    def evaluations(self, *run_ids: str) -> list[EvaluationResult]:
+    def evaluations(self, *run_ids: str) -> list[Evaluation]:
         """Oldest first; of all runs when none are named."""
-        found = self.records("evaluation", run_ids or None)
-        return [msgspec.convert(record.data, EvaluationResult, strict=False) for record in found]
+        found = [evaluations.of(record.data) for record in self.records("evaluation", run_ids or None)]
+        return list({one.id: one for one in found}.values())
 
     # -- steps ---------------------------------------------------------------------------------------------
 

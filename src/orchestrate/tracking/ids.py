@@ -19,8 +19,12 @@ REF_PATTERN = re.compile(rf"{REF_PREFIX}[{_ALPHABET}]{{12}}")
 
 
 def new_run_id(at: datetime) -> str:
+    return new_id(RUN_PREFIX, at)
+
+
+def new_id(prefix: str, at: datetime) -> str:
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
-    return RUN_PREFIX + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4), 4)
+    return prefix + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4), 4)
 
 
 def ref_of(run_id: str) -> str:

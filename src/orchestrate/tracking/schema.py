@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 3
+VERSION = 4
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -228,6 +228,33 @@ deployment_transitions = Table(
     Column("note", Text),
 )
 
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# Only added to: of a rater's ratings of one task the last one stands.
+ratings = Table(
+    "ratings",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("review_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# How far a judge agrees with people; the last one of a judge stands.
+calibrations = Table(
+    "calibrations",
+    metadata,
+    Column("judge", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
 
 def _to_2(connection: Connection) -> None:
     """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
@@ -248,7 +275,12 @@ def _to_3(connection: Connection) -> None:
         connection.execute(uploads.insert(), [{**row, "account": ""} for row in kept])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3}
+def _to_4(connection: Connection) -> None:
+    """What people say of answers, and how far judges agree with them."""
+    metadata.create_all(connection, tables=[reviews, ratings, calibrations])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """From the schema in the key to the next one."""
 
 

@@ -14,6 +14,7 @@ from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
 from orchestrate.tracking.notifications import Notifications
+from orchestrate.tracking.reviews import Reviews
 from orchestrate.tracking.runs import Runs
 
 
@@ -30,6 +31,7 @@ class Store:
         self.history = History(self.database)
         self.watching = Agenda(self.database, self.leases)
         self.notifications = Notifications(self.database)
+        self.reviews = Reviews(self.database)
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:

@@ -14,7 +14,6 @@ from orchestrate.types.evaluation import Confusion as Confusion
 from orchestrate.types.evaluation import Contender as Contender
 from orchestrate.types.evaluation import Difference as Difference
 from orchestrate.types.evaluation import Evaluation as Evaluation
-from orchestrate.types.evaluation import EvaluationResult as EvaluationResult
 from orchestrate.types.evaluation import Measure as Measure
 from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import MetricUsed as MetricUsed
@@ -54,3 +53,7 @@ from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
 from orchestrate.types.planning import Translation as Translation
 from orchestrate.types.record import Record as Record
+from orchestrate.types.reviewing import Criterion as Criterion
+from orchestrate.types.reviewing import Rating as Rating
+from orchestrate.types.reviewing import Review as Review
+from orchestrate.types.reviewing import Rubric as Rubric

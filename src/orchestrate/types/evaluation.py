@@ -137,7 +137,7 @@ class Difference(Record, frozen=True, kw_only=True):
     def shown(self) -> bool:
         """Whether a difference is shown, at 5% after the correction."""
         p = self.p_corrected if self.p_corrected is not None else self.p_value
-        return p is not None and p <= 0.05
+        return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
 
 
 class Confusion(Record, frozen=True, kw_only=True):
@@ -203,30 +203,3 @@ class Evaluation(Record, frozen=True, kw_only=True):
         """By default of the first metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)
-
-
-class EvaluationResult(Record, frozen=True, kw_only=True):
-    """Base model against tuned model on the same held-out rows."""
-
-    run_id: str
-    provider: str
-    metric: str
-    """exact_match, json_match, token_f1 ... (`orchestrate.evaluation.metrics`); higher is better."""
-    dataset: str
-    dataset_digest: str
-    base: Score | None = None
-    tuned: Score
-    difference: Score | None = None
-    """Tuned minus base, paired by row."""
-    gained: int = 0
-    """Rows that the base got wrong and the tuned model right."""
-    lost: int = 0
-    p_value: float | None = None
-    """Exact McNemar test on the flips, for metrics that are right or wrong."""
-    created_at: datetime
-    items_file: str | None = None
-    """JSONL with one line per row: prompt, expected, base answer, tuned answer, scores."""
-    served_by: str = ""
-    """What answered: the host's endpoint, or the downloaded adapter on this machine."""
-    notes: tuple[str, ...] = ()
-    """Answers that were cut, and the like, and how many."""

@@ -1,5 +1,7 @@
 "use strict";
+// What pages share: asking the server, drawing conversations as text, running what a key or a button says.
 const at = (id) => document.getElementById(id);
+let now = null, busy = false;  // `now`: what is shown
 
 async function ask(body) {
   const answer = await fetch(location.pathname, { method: "POST", body: JSON.stringify(body) });
@@ -70,3 +72,16 @@ function fail(text) {
   at("error").textContent = text;
   at("error").hidden = !text;
 }
+
+async function run(name, value) {  // one of the page's `acts`; nothing runs beside another
+  if (busy || !now) return;
+  busy = true;
+  try { await acts[name](value); } catch (error) {
+    fail(error instanceof TypeError ? "the review has ended; start it again to go on" : error.message);
+  } finally { busy = false; }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-do]");
+  if (button) { button.blur(); run(button.dataset.do, button.dataset.value); }
+});

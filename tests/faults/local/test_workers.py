@@ -174,6 +174,44 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(job: LocalJob, home: P
     assert [e.type for e in killed.events()].count("interrupted") == 2
 
 
+def test_a_pause_that_is_taken_back_while_it_is_done_is_none(job: LocalJob, home: Path) -> None:
+    """As `resume` does it: what it finds is a job that still runs, and that goes on."""
+    short = msgspec.structs.replace(job.hyper, epochs=2, evals=1)
+    run, _ = RunDir.make(home, msgspec.structs.replace(job, hyper=short))
+
+    def take_back() -> None:
+        wait(lambda: len(run.metrics()) >= 2)
+        with run.steering():
+            run.ask("pause")
+            seen = 0
+            while seen != len(run.metrics()):  # until the worker has stopped for it
+                seen = len(run.metrics())
+                time.sleep(0.3)
+            run.ask(None)
+            assert run.state().status == "running"
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(take_back)
+        work(run)
+        done.result()
+    assert run.state().status == "succeeded"
+    assert [p.step for p in run.metrics()] == list(range(1, 11))
+    assert not [e for e in run.events() if e.type == "paused"]
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_in_the_moment_in_which_it_says_paused(job: LocalJob, home: Path) -> None:
+    run = launch(job, home)
+    for steps in (2, 6):
+        wait(lambda steps=steps: len(run.metrics()) >= steps)
+        run.ask("pause")
+        wait(lambda: run.state().status == "paused")
+        assert run.alive() and resume(run)
+        assert run.state().status == "queued"
+    assert finish(run) == "succeeded"
+    assert [p.step for p in run.metrics()] == list(range(1, 21))
+
+
 @pytest.mark.slow
 def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(job: LocalJob, home: Path) -> None:
     job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=100, evals=1))

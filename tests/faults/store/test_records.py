@@ -22,12 +22,15 @@ from orchestrate.tracking.runs import Intent
 from orchestrate.types import (
     Bill,
     Checkpoint,
-    EvaluationResult,
+    Contender,
+    Evaluation,
     Event,
     Job,
     JobHandle,
     JobStatus,
+    Measure,
     MetricPoint,
+    MetricUsed,
     Quote,
     RemoteDataset,
     Run,
@@ -228,18 +231,60 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     store.history.forget_upload("paper", "here", "a", remote.digest)
     assert store.history.upload("paper", "here", "a", remote.digest) is None
 
-    result = EvaluationResult(
-        run_id=run.id,
-        provider="paper",
-        metric="exact_match",
+    contender = Contender(
+        name=run.id, kind="tuned", model="m", provider="paper", served_by="paper", run_id=run.id
+    )
+    score = msgspec.convert({f: 1 for f in Score.__struct_fields__}, Score, strict=False)
+    result = Evaluation(
+        id="eval-1",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
         dataset="t.jsonl",
         dataset_digest="d",
-        tuned=msgspec.convert({f: 1 for f in Score.__struct_fields__}, Score, strict=False),
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        items=1,
+        items_digest="i",
+        contenders=(contender,),
+        metrics=(MetricUsed(name="exact_match", kind="right-or-wrong"),),
+        measures=(Measure(contender=run.id, metric="exact_match", score=score),),
     )
     store.history.add_evaluation(result)
     assert store.history.evaluations(run.id) == store.history.evaluations() == [result]
     assert store.history.evaluations("run-other") == []
+    other = make(store)
+    both = msgspec.structs.replace(
+        result,
+        id="eval-2",
+        contenders=(contender, msgspec.structs.replace(contender, name=other.id, run_id=other.id)),
+    )
+    store.history.add_evaluation(both)
+    assert store.history.evaluations() == [result, both], "one evaluation of two runs is one"
+    assert store.history.evaluations(other.id) == [both]
+
+
+def test_evaluations_of_before_there_were_contenders_can_be_read(store: Store) -> None:
+    run = make(store)
+    score = {"value": 0.5, "low": 0.2, "high": 0.8, "n": 10}
+    old = {
+        "run_id": run.id,
+        "provider": "paper",
+        "metric": "exact_match",
+        "dataset": "t.jsonl",
+        "dataset_digest": "d",
+        "base": {**score, "value": 0.2},
+        "tuned": score,
+        "difference": {"value": 0.3, "low": 0.1, "high": 0.6, "n": 10},
+        "gained": 3,
+        "lost": 0,
+        "p_value": 0.25,
+        "created_at": "2026-01-01T00:00:00Z",
+        "served_by": "the host",
+    }
+    store.history.add_record(run.id, "evaluation", old)
+    [found] = store.history.evaluations(run.id)
+    assert found.items == 10 and found.run_ids == [run.id]
+    tuned, base = found.score(run.id), found.score("base")
+    assert tuned is not None and base is not None and (tuned.value, base.value) == (0.5, 0.2)
+    difference = found.difference(run.id)
+    assert difference is not None and not difference.shown, "its exact p said so all the time"
 
 
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:

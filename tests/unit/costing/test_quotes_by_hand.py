@@ -53,6 +53,7 @@ def size(tokens: float, epochs: int, **changes: Any) -> JobSize:
         "epochs": epochs,
         "epochs_low": epochs,
         "epochs_high": epochs,
+        "passes": D(epochs),
         "evals": 0,
         "packing": True,
         "max_length": None,

@@ -216,6 +216,17 @@ def test_a_users_file_goes_over_the_built_in_one(tmp_path: Path) -> None:
     assert user_book([tmp_path / "none"]) is built_in()
 
 
+def test_a_users_price_holds_from_its_day_to_its_last(tmp_path: Path) -> None:
+    (tmp_path / "rates.yaml").write_text(
+        "provider: together\nrates:\n  - {method: sft_lora, model: Qwen/Qwen3.5-9B, usd_per_mtok: 99, "
+        "source: our contract, start: 2027-03-01, end: 2027-05-31, confidence: quoted}\n"
+    )
+    book = user_book([tmp_path])
+    days = [TODAY, date(2027, 2, 28), date(2027, 3, 1), date(2027, 5, 31), date(2027, 6, 1)]
+    found = [book.find("together", "sft_lora", ids=["Qwen/Qwen3.5-9B"], params_b=9, on=day) for day in days]
+    assert [str(rate.usd) for rate in found if rate] == ["0.34", "0.34", "99", "99", "0.34"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -9,12 +9,17 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrate.types import (
     Bill,
-    EvaluationResult,
+    Contender,
+    Difference,
+    Evaluation,
     JobStatus,
+    Measure,
     MetricPoint,
+    MetricUsed,
     Quote,
     QuoteLine,
     Run,
@@ -87,22 +92,49 @@ def make_metrics(*, scale: float = 1.0, steps: int = 200, tokens: bool = True) -
     return points
 
 
-def make_result(run: Run, tuned: float, base: float = 0.12, **changes: Any) -> EvaluationResult:
+def make_result(run: Run, tuned: float, base: float = 0.12, **changes: Any) -> Evaluation:
+    contender = Contender(
+        name=run.id,
+        kind="tuned",
+        model=run.model,
+        provider=run.provider,
+        served_by="the adapter on this machine",
+        run_id=run.id,
+        answers=200,
+        usd=Decimal("0.40"),
+        seconds=0.5,
+        seconds_p95=0.9,
+    )
+    rival = replace(contender, name="base", kind="base", run_id=None)
+    scores = {
+        run.id: Score(value=tuned, low=tuned - 0.03, high=tuned + 0.025, n=200),
+        "base": Score(value=base, low=base - 0.05, high=base + 0.06, n=200),
+    }
+    gap = tuned - base
+    difference = Difference(
+        contender=run.id,
+        against="base",
+        metric="exact_match",
+        score=Score(value=gap, low=gap - 0.06, high=gap + 0.06, n=200),
+        gained=160,
+        lost=3,
+        p_value=0.0001,
+        p_corrected=0.0001,
+    )
     values: dict[str, Any] = {
-        "run_id": run.id,
-        "provider": run.provider,
-        "metric": "exact_match",
+        "id": f"eval-{run.id}",
+        "created_at": START,
         "dataset": "test.jsonl",
         "dataset_digest": "f" * 64,
-        "base": Score(value=base, low=base - 0.05, high=base + 0.06, n=200),
-        "tuned": Score(value=tuned, low=tuned - 0.03, high=tuned + 0.025, n=200),
-        "difference": Score(value=tuned - base, low=tuned - base - 0.06, high=tuned - base + 0.06, n=200),
-        "gained": 160,
-        "lost": 3,
-        "created_at": START,
-        "served_by": "the adapter on this machine",
+        "items": 200,
+        "items_digest": "f" * 64,
+        "contenders": (contender, rival),
+        "metrics": (MetricUsed(name="exact_match", kind="right-or-wrong"),),
+        "measures": tuple(Measure(contender=c, metric="exact_match", score=s) for c, s in scores.items()),
+        "differences": (difference,),
+        "against": "base",
     }
-    return EvaluationResult(**(values | changes))
+    return Evaluation(**(values | changes))
 
 
 @pytest.fixture
@@ -116,5 +148,5 @@ def points() -> Callable[..., list[MetricPoint]]:
 
 
 @pytest.fixture
-def result() -> Callable[..., EvaluationResult]:
+def result() -> Callable[..., Evaluation]:
     return make_result

@@ -15,7 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.reports import Comparison, compare
 from orchestrate.types import (
     Bill,
-    EvaluationResult,
+    Evaluation,
     JobStatus,
     MetricPoint,
     Outcome,
@@ -26,7 +26,7 @@ from orchestrate.types import (
 
 Make = Callable[..., Run]
 Points = Callable[..., list[MetricPoint]]
-Result = Callable[..., EvaluationResult]
+Result = Callable[..., Evaluation]
 
 
 def aspects(comparison: Comparison) -> list[str]:
@@ -91,7 +91,7 @@ def test_different_methods(run: Make) -> None:
 
 def test_scores_on_different_rows(run: Make, result: Result) -> None:
     a, b = run("together"), run("fireworks")
-    scores = {a.id: [result(a, 0.9)], b.id: [result(b, 0.5, dataset_digest="e" * 64)]}
+    scores = {a.id: [result(a, 0.9)], b.id: [result(b, 0.5, items_digest="e" * 64)]}
     found = compare([a, b], {}, scores)
     assert any("different held-out rows" in reason.text for reason in found.reasons)
     assert not any("scores best" in text for text in found.findings)
@@ -127,7 +127,7 @@ def test_the_newest_score_counts(run: Make, result: Result) -> None:
     old = result(a, 0.5)
     new = result(a, 0.8, created_at=old.created_at + timedelta(days=1))
     found = compare([a], {}, {a.id: [new, old]})
-    assert [e.tuned.value for e in found.runs[0].evaluations] == [0.8]
+    assert [e.score.value for e in found.runs[0].scores] == [0.8]
 
 
 def test_one_token_axis(run: Make, points: Points) -> None:

@@ -156,3 +156,41 @@ def test_only_what_was_prepared_for_it_is_submitted(home: Path) -> None:
         with pytest.raises(UsageError, match="quotes only"):
             ft.submit(ft.prepare(spec, "local", checked=False), "local")
         assert ft.runs() == []
+
+
+def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counter[str]) -> None:
+    """As the file that one would have written by hand; `train` is in it twice, of `extra` a half."""
+    plain = written(home)
+    (home / "extra.jsonl").write_text(rows("extra"))
+    mix = [{"path": "train.jsonl", "weight": 2}, {"path": "extra.jsonl", "weight": 0.5, "seed": 5}]
+    spec = JobSpec.parse({**plain.asked(), "train": mix})
+    with Orchestrator(config.load()) as ft:
+        opened.clear()
+        prepared = ft.prepare(spec, ["local", "together"])
+        once = {split: opened[split] for split in (*SPLITS, "extra")}
+        assert once == one_scan(opened) | {"extra": once["train"]}
+        assert not [p for p in prepared.problems if p.severity is Severity.ERROR]
+        assert not [p for p in prepared.problems if p.code == "duplicate"]
+        (told,) = (p for p in prepared.problems if p.code == "mix")
+        assert "1,000 rows mixed of train.jsonl (400 rows x 2); extra.jsonl (200 of 400 rows" in told.message
+        remote = ft.provider("local").upload(
+            prepared.offer("local").spec, prepared.data, prepared.offer("local").translation
+        )
+        sent = Path(remote.train_id).read_text().splitlines()
+        assert sent.count(sent[0]) == 2 and len(sent) == 1000
+        assert [str(mark) for mark in prepared.marks] == ["validation.jsonl", "test.jsonl", told.source]
+        (home / "by-hand.jsonl").write_text("".join(line + "\n" for line in sent))
+        by_hand = ft.prepare(
+            JobSpec.parse({**plain.asked(), "train": "by-hand.jsonl"}), ["local", "together"]
+        )
+        assert by_hand.data.digest == prepared.data.digest == ft.data(spec).digest == remote.digest
+        for mine, theirs in zip(prepared.quotes, by_hand.quotes, strict=True):
+            assert (mine.provider, mine.billed_tokens) == (theirs.provider, theirs.billed_tokens)
+            assert mine.expected_usd == theirs.expected_usd
+            assert any(line.startswith("1,000 rows mixed of") for line in mine.assumptions)
+        prepared.require_unchanged()
+    (home / "finetune.yaml").write_text(json.dumps(spec.asked()))
+    done = CliRunner().invoke(app, ["check", "--provider", "local"])
+    assert done.exit_code == 0 and "1,000 rows mixed of" in " ".join(done.output.split()), done.output
+    planned = CliRunner().invoke(app, ["plan", "--provider", "local", "--json"])
+    assert "train.jsonl x 2 + " in planned.output

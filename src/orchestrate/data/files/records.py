@@ -119,6 +119,9 @@ def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]
 
 
 def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
+    names: list[str] = batch.schema.names
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise DataError(f"{file.name} has two columns named {twice[0]}", fix="rename one of them")
     for start in range(0, batch.num_rows, 256):
         for record in batch.slice(start, 256).to_pylist():
             row: dict[str, Any] = {}

@@ -188,22 +188,23 @@ _CONFLICTS: dict[Kind, str] = {
 
 
 def _within(one: Opened, split: str) -> list[Problem]:
-    path = one.facts.path
-    found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), path)
+    path, trained = one.facts.path, one.mix or one
+    found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), one, one)
     if (conflict := _CONFLICTS.get(one.facts.kind)) is not None:
-        found += _listed("conflict", conflict, compare.conflicts(one.total, one.facts.kind), path)
+        found += _listed("conflict", conflict, compare.conflicts(one.total, one.facts.kind), one, one)
     if one.facts.kind == "unpaired":
-        found += _balance(one, split)
+        found += _balance(trained, split)
     if one.total.formats:
         counts = {one.facts.format: one.facts.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
         found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
-    if (balance := _labels(one)) is not None:
+    if (balance := _labels(trained)) is not None:
         found.append(_whole("label-imbalance", balance, path))
-    if waiting := review.unreviewed(path):
-        found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", path))
-    if split == "train" and 0 < one.facts.rows < FEW_ROWS:
-        found.append(_whole("few-rows", f"{one.facts.rows:,} rows to learn from", path))
+    for file in [name for _, name in one.begins] or [path]:
+        if waiting := review.unreviewed(file):
+            found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", file))
+    if split == "train" and 0 < trained.facts.rows < FEW_ROWS:
+        found.append(_whole("few-rows", f"{trained.facts.rows:,} rows to learn from", path))
     return found
 
 
@@ -245,11 +246,10 @@ def _between(opened: Mapping[str, Opened]) -> list[Problem]:
     for i, split in enumerate(splits):
         for earlier in splits[:i]:
             rows, of = opened[split], opened[earlier]
-            path = rows.facts.path
             text = "also in " + earlier + ", row {}"
-            found += _listed("leakage", text, compare.shared(rows.total, of.total), path)
+            found += _listed("leakage", text, compare.shared(rows.total, of.total), rows, of)
             prompts = compare.shared(rows.total, of.total, prompts=True)
-            found += _listed("prompt-leakage", "its prompt is in " + earlier + ", row {}", prompts, path)
+            found += _listed("prompt-leakage", "its prompt is in " + earlier + ", row {}", prompts, rows, of)
     return found
 
 
@@ -278,17 +278,17 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
         code = "near-duplicate" if split == other else "near-leakage"
         where = "row {}" if split == other else other + ", row {}"
         matches = compare.Matches(tuple(pairs[:KEPT_PER_CODE]), len(pairs))
-        found += _listed(code, "nearly equal to " + where, matches, opened[split].facts.path)
+        found += _listed(code, "nearly equal to " + where, matches, opened[split], opened[other])
     return found
 
 
-def _listed(code: str, text: str, matches: compare.Matches, path: str) -> list[Problem]:
-    found = [
-        _placed(problem(code, text.format(other), row=row), path)
-        for row, other in matches.pairs[:KEPT_PER_CODE]
-    ]
+def _listed(code: str, text: str, matches: compare.Matches, rows: Opened, of: Opened) -> list[Problem]:
+    found: list[Problem] = []
+    for number, other in matches.pairs[:KEPT_PER_CODE]:
+        path, row = rows.place(number)
+        found.append(_placed(problem(code, text.format(of.named(other)), row=row), path))
     if matches.count > len(found):
-        found.append(_whole(code, f"{matches.count - len(found):,} more like this", path))
+        found.append(_whole(code, f"{matches.count - len(found):,} more like this", rows.facts.path))
     return found
 
 

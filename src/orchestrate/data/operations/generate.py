@@ -25,7 +25,7 @@ from orchestrate.data.files.folders import PACKED_SUFFIXES
 from orchestrate.data.files.journal import Journal
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import review as reviewing
-from orchestrate.data.operations.judge import Judge
+from orchestrate.data.operations.screening import Screening
 from orchestrate.data.rows.examples import Example, Kind
 from orchestrate.data.rules import Target
 from orchestrate.data.targets.dialects import canonical_line
@@ -198,8 +198,8 @@ def generate(
         why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no good row to learn from"
         raise DataError(f"{seeds}: {why}", problems=data.problems, fix="give tens to thousands of good rows")
     hosts = tuple(host for host in order.hosts if rules.accepted(data, host) == data.rows)
-    judge = Judge(data.kind, examples, hosts=hosts, threshold=order.threshold)
-    run = _Run(output, data, examples, ask, order, judge, progress, sleep)
+    screening = Screening(data.kind, examples, hosts=hosts, threshold=order.threshold)
+    run = _Run(output, data, examples, ask, order, screening, progress, sleep)
     before = len(run.state.lines)
     stopped = run.loop()
     return run.report(stopped, before, hosts)
@@ -213,11 +213,11 @@ class _Run:
         examples: list[Example],
         ask: Ask,
         order: Order,
-        judge: Judge,
+        screening: Screening,
         progress: Callable[[int, int, Decimal], None] | None,
         sleep: Callable[[float], None],
     ) -> None:
-        self._output, self._ask, self._order, self._judge = output, ask, order, judge
+        self._output, self._ask, self._order, self._screening = output, ask, order, screening
         self._progress, self._sleep = progress, sleep
         self._kind: Kind = data.kind
         write = canonical_line
@@ -228,7 +228,7 @@ class _Run:
             self.state.add(entry)
         self.state.barren = self.state.failures = 0
         self._begin(data.digest)
-        judge.resume(self.state.lines)
+        screening.resume(self.state.lines)
 
     def _begin(self, digest: str) -> None:
         """Makes the output what the log says it is, unless that would undo somebody's work."""
@@ -321,22 +321,22 @@ class _Run:
             pause = error.retry_after_s or 0.5 * 2**self.state.failures
             self._sleep(min(pause, LONGEST_WAIT_S))
             return
-        judged = self._judge.judge(reply.content)
+        screened = self._screening.screen(reply.content)
         room = max(0, self._order.rows - len(self.state.lines))
-        if len(judged.lines) > room:
-            judged.refused["surplus"] += len(judged.lines) - room
-        if not judged.lines and not judged.refused:
-            judged.refused["no-rows"] += 1
+        if len(screened.lines) > room:
+            screened.refused["surplus"] += len(screened.lines) - room
+        if not screened.lines and not screened.refused:
+            screened.refused["no-rows"] += 1
         usd = asked.worst_usd
         if self._order.price and reply.prompt_tokens is not None and reply.completion_tokens is not None:
             usd = self._order.price(reply.prompt_tokens, reply.completion_tokens)
-        rows = judged.lines[:room]
+        rows = screened.lines[:room]
         self._record(
             Answered(
                 asked.number,
                 usd,
                 [msgspec.Raw(line) for line in rows],
-                dict(judged.refused),
+                dict(screened.refused),
                 reply.model,
                 reply.prompt_tokens,
                 reply.completion_tokens,

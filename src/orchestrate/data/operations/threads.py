@@ -62,7 +62,15 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     """Written without what was said before the first question."""
     empty: int
     """Messages of which nothing was left without quotes and signature."""
+    unthreaded: int
+    """Messages that name no thread: left out."""
+    aside: int
+    """Messages of a tree that are not on its best path: left out."""
     shown: dict[str, tuple[str, ...]]
+    time: str | None
+    """The column by which messages are in order; `None` for the order of the file."""
+    unread: tuple[str, ...]
+    """Columns that hold something and are not read."""
 
 
 def columns_of(
@@ -97,8 +105,8 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
-        base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns))
         told = _Told(path, columns.assistant)
+        base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, told))
         found = base.execute(_IN_ORDER)
         with writing(output) as file:
             for thread, messages in groupby(found, key=lambda row: row[0]):
@@ -127,10 +135,14 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
             yield value
 
 
+_TREE = ("message_id", "parent_id", "rank")
+
+
 def _messages(
-    path: str, rows: Iterable[dict[str, Any]], columns: Columns
+    path: str, rows: Iterable[dict[str, Any]], columns: Columns, told: _Told
 ) -> Iterator[tuple[str, float, int, str, str, str | None]]:
     text = time = ""
+    read: set[str] = set()
     for n, row in enumerate(rows, 1):
         if n == 1:
             text = columns.text or _first(_TEXTS, row)
@@ -139,17 +151,22 @@ def _messages(
                 raise UsageError(
                     f"{path} has no column {absent[0]}", fix=f"its columns: {', '.join(list(row)[:20])}"
                 )
+            told.time = time or None
+            read = {columns.thread, columns.role, text, time}
+        tree = {"message_id", "parent_id"} <= row.keys()
+        told.unread |= {c for c in row.keys() - read - {*_TREE[: 3 * tree]} if row[c] not in (None, "")}
+        thread: Any = row.get(columns.thread)
+        if thread in (None, ""):
+            told.unthreaded += 1
+            continue
         said = row.get(text)
-        tree = (
-            [str(row["message_id"]), row.get("parent_id"), row.get("rank")] if "message_id" in row else None
-        )
         yield (
-            str(row.get(columns.thread)),
+            str(thread),
             _seconds(row.get(time), path, n, time) if time else 0.0,
             n,
             str(row.get(columns.role)),
             said if isinstance(said, str) else "",
-            msgspec.json.encode(tree).decode() if tree and "parent_id" in row else None,
+            msgspec.json.encode([row.get(name) for name in _TREE]).decode() if tree else None,
         )
 
 
@@ -188,7 +205,12 @@ class _Told:
 
     def __init__(self, path: str, assistant: tuple[str, ...]) -> None:
         self._path = path
-        self._assistant = tuple(value.strip().lower() for value in assistant)
+        self.time: str | None = None
+        self.unread: set[str] = set()
+        self.unthreaded = self._aside = 0
+        # Of the marks of `fnmatch` only the star is one here: names may hold the others.
+        plain = str.maketrans({"[": "[[]", "?": "[?]"})
+        self._assistant = tuple(value.strip().lower().translate(plain) for value in assistant)
         self._counts: dict[str, int] = dict.fromkeys(
             (
                 "messages",
@@ -209,7 +231,8 @@ class _Told:
         self._counts["messages"] += len(messages)
         self._counts["threads"] += 1
         if all(tree is not None for _, _, tree in messages):
-            messages = _best_path(messages)
+            whole, messages = messages, _best_path(messages)
+            self._aside += len(whole) - len(messages)
         talk: list[dict[str, str]] = []
         agents: set[str] = set()
         for sender, text, _ in messages:
@@ -246,24 +269,41 @@ class _Told:
 
     def report(self) -> ThreadsReport:
         shown = {what: tuple(threads) for what, threads in self._shown.items()}
-        return ThreadsReport(path=self._path, shown=shown, **self._counts)
+        return ThreadsReport(
+            path=self._path,
+            shown=shown,
+            time=self.time,
+            unread=tuple(sorted(self.unread)),
+            unthreaded=self.unthreaded,
+            aside=self._aside,
+            **self._counts,
+        )
 
 
 def _best_path(messages: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str | None]]:
-    """OASST's trees: from the root always to the answer that people ranked first."""
+    """OASST's trees: from the root, which answers none of them, always to the answer that people ranked
+    first."""
+    trees = [msgspec.json.decode(tree or "[]") for _, _, tree in messages]
+    ids = [str(id) for id, _, _ in trees]
     children: dict[str | None, list[tuple[float, int]]] = {}
-    ids: list[str] = []
-    for i, (_, _, tree) in enumerate(messages):
-        id, parent, rank = msgspec.json.decode(tree or "[]")
-        ids.append(id)
-        children.setdefault(parent, []).append((rank if isinstance(rank, int | float) else 1e9, i))
+    for i, (_, parent, rank) in enumerate(trees):
+        above = str(parent) if str(parent) in ids else None
+        children.setdefault(above, []).append((_rank(rank), i))
     path: list[tuple[str, str, str | None]] = []
     at: str | None = None
     while (next_ones := children.pop(at, None)) is not None:
         _, i = min(next_ones)
         path.append(messages[i])
         at = ids[i]
-    return path or messages
+    return path
+
+
+def _rank(value: Any) -> float:
+    """Cells of a table are text; a message without a rank comes after those with one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 1e9
 
 
 def without_quotes(text: str) -> str:
@@ -274,4 +314,7 @@ def without_quotes(text: str) -> str:
     except ImportError as error:
         raise MissingExtra("data", "cutting quoted replies", "mail-parser-reply") from error
     replies = EmailReplyParser(languages=["en", "de", "fr", "es", "it", "nl", "pl"]).read(text).replies
-    return (replies[0].body or "").strip() if replies else ""
+    lines = (replies[0].body or "").strip().split("\n") if replies else []
+    while lines and (not lines[-1].strip() or lines[-1].startswith(">")):  # what stood above the signature
+        lines.pop()
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
@@ -213,8 +213,8 @@ def ready(task: Task) -> None:
         candidates(b"", [0])
 
 
-def scan(task: Task) -> Part:
-    """Everything that one range has to tell; the same on every machine."""
+def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> Part:
+    """Everything that one range has to tell; the same on every machine. `keep` gets its good rows."""
     part = Part()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
@@ -225,6 +225,8 @@ def scan(task: Task) -> Part:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
         _note(part, rows, task.path, task.compare)
         good = [(number, row.example) for number, row in enumerate(rows, part.lines + 1) if row.example]
+        if keep is not None:
+            keep([example for _, example in good])
         for lengths, by in counting:
             lengths.extend(by.count([example for _, example in good]), lambda place: good[place][0])  # noqa: B023
         part.lines += len(lines)

@@ -357,7 +357,10 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
         images += 1
         traits |= Trait.IMAGES
         url = part.image_url.url
-        if not url.startswith("data:"):
+        if url.startswith("data:") and not url.startswith("data:image/"):
+            message = f"a data: URL of {url[5:].partition(';')[0][:40] or 'no type'} is no picture"
+            found.append(problem("bad-image", message, field=f"{place}.content[{j}]"))
+        elif not url.startswith("data:"):
             traits |= Trait.REMOTE_IMAGES if "://" in url[:12] else Trait.LOCAL_IMAGES
         if m.role != "user":
             traits |= Trait.IMAGES_NOT_FROM_USER

@@ -7,6 +7,7 @@ The strict structs decode clean rows; this is the patient path for all others: a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +16,8 @@ from orchestrate.data.rows.examples import ROLES, ChatMessage, Role
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.calls import number_calls
 from orchestrate.data.shapes.loss import loss_of
-from orchestrate.data.shapes.parts import unfolded
+from orchestrate.data.shapes.parts import strays, unfolded
+from orchestrate.data.shapes.unread import MEANING
 from orchestrate.types import Problem
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
@@ -97,6 +99,7 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     for key in REASONING:
         if isinstance(raw.get(key), str):
             fields.setdefault("reasoning", raw[key])
+    thoughts = {key for key in REASONING if raw.get(key) == fields.get("reasoning")}
     said: Any = fields.get("content")
     loss = loss_of(raw, raw.get("role"), said if isinstance(said, str) else "", place)
     found += loss.found
@@ -104,9 +107,7 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
         fields.setdefault("weight", loss.weight)
     if loss.spans is not None:
         fields["loss_spans"] = loss.spans
-    known = _FIELDS | {*REASONING, "function_call"} | loss.used
-    if extra := sorted(key for key, value in raw.items() if key not in known and value is not None):
-        found.append(problem("extra-fields", f"unused: {', '.join(extra)}", field=place))
+    found += unread(raw, (_FIELDS - {*REASONING}) | thoughts | {"function_call"} | loss.used, place)
     if fields.get("role") not in ROLES:
         shown = msgspec.json.encode(raw.get("role")).decode()[:60]
         return None, [*found, problem("bad-role", f"the role {shown} is not known", field=f"{place}.role")]
@@ -118,6 +119,31 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
         return msgspec.convert(fields, ChatMessage), found
     except msgspec.ValidationError as error:
         return None, [*found, problem("bad-message", str(error).replace("$", place), field=place)]
+
+
+def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Problem]:
+    """What a message or a turn holds that is not read: an error where something else would be taught."""
+    left = strays(item, known, "")
+    for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
+        if isinstance(call, dict):
+            left |= strays(cast("dict[str, Any]", call), _CALL, "tool_calls.")
+            if isinstance(function := cast("dict[str, Any]", call).get("function"), dict):
+                left |= strays(cast("dict[str, Any]", function), _CALL, "tool_calls.function.")
+    found: list[Problem] = []
+    for name in sorted(name for name in left if name.rpartition(".")[2] in MEANING):
+        message_ = f"{name} is not read there: {MEANING[name.rpartition('.')[2]]} would be lost"
+        found.append(problem("lost-meaning", message_, field=place))
+        del left[name]
+    if left:
+        found.append(problem("extra-fields", f"unused: {', '.join(sorted(left)[:8])}", field=place))
+    return found
+
+
+_CALL = frozenset({"id", "type", "function", "name", "arguments", "parsed_arguments"})
+
+
+def _items(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _content_problem(content: Any, place: str) -> Problem | None:
@@ -184,6 +210,8 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
     if tools is None and isinstance(row.get("functions"), list):
         tools = [{"type": "function", "function": function} for function in row["functions"]]
         found.append(problem("legacy-functions", field="functions"))
+    elif row.get("functions") and tools != row["functions"]:
+        found.append(problem("lost-meaning", "functions is not read beside tools", field="functions"))
     if isinstance(tools, str):
         try:
             tools = msgspec.json.decode(tools) if tools.strip() else None

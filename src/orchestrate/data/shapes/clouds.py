@@ -8,12 +8,13 @@ Bedrock's Converse (`Message`, `ContentBlock`, `ToolConfiguration`), whose schem
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Mapping
 from typing import Any, cast
 
 from orchestrate.data.rows.examples import ChatExample, PreferenceExample
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes.chat import messages_from, tools_from
-from orchestrate.data.shapes.parts import call, image
+from orchestrate.data.shapes.chat import messages_from, tools_from, unread
+from orchestrate.data.shapes.parts import call, image, strays
 from orchestrate.data.shapes.shape import Read, Row, Shape, named
 from orchestrate.types import Problem
 
@@ -32,32 +33,44 @@ def _snake(value: Any) -> Any:
     made: Row = {}
     for name, held in cast("Row", value).items():
         key = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-        made[key] = (
-            held if key in ("args", "response", "parameters", "parameters_json_schema") else _snake(held)
-        )
+        made[key] = held if key in _FREE else _snake(held)
     return made
 
 
 def _gemini_part(part: Row, message: Row) -> Row | None:
     """A part for the content; calls and thoughts go to the message itself. Unknown parts stay as they are,
     and are reported."""
-    if isinstance(made := part.get("function_call"), dict):
-        named = cast("Row", made)
-        message.setdefault("tool_calls", []).append(
-            call(named.get("id") or "", named.get("name"), named.get("args"))
-        )
-    elif part.get("thought") is True and isinstance(part.get("text"), str):
-        message["reasoning"] = message.get("reasoning", "") + part["text"]
-    elif isinstance(part.get("inline_data"), dict):
-        data = cast("Row", part["inline_data"])
-        return image(f"data:{data.get('mime_type')};base64,{data.get('data')}")
-    elif isinstance(part.get("file_data"), dict):
-        return image(cast("Row", part["file_data"]).get("file_uri"))
-    elif isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    else:
-        return {"type": next(iter(part), "(empty)")} | part
-    return None
+    kind = next((name for name in _GEMINI_PARTS if name in part), None)
+    if kind is not None:  # else the part itself is an error
+        message |= strays(part, {kind, "thought", "thought_signature"}, "parts.")
+    held: Any = part.get(kind or "")
+    inside = cast("Row", held) if isinstance(held, dict) else {}
+    message |= strays(inside, _GEMINI_PARTS.get(kind or "", ()), f"parts.{kind}.")
+    if kind == "function_call" and inside:
+        made = call(inside.get("id") or "", inside.get("name"), inside.get("args"))
+        message.setdefault("tool_calls", []).append(made)
+        return None
+    if kind == "text" and isinstance(held, str):
+        if part.get("thought") is not True:
+            return {"type": "text", "text": held}
+        message["reasoning"] = message.get("reasoning", "") + held
+        return None
+    if kind in ("inline_data", "file_data") and inside:
+        mime = str(inside.get("mime_type"))
+        if not mime.startswith("image/"):
+            return {"type": mime}
+        return image(inside.get("file_uri") or f"data:{mime};base64,{inside.get('data')}")
+    return {"type": next(iter(part), "(empty)")} | part
+
+
+_GEMINI_PARTS: Mapping[str, Container[str]] = {
+    "function_call": {"id", "name", "args"},
+    "function_response": {"id", "name", "response"},
+    "inline_data": {"mime_type", "data", "display_name"},
+    "file_data": {"mime_type", "file_uri", "display_name"},
+    "text": (),
+}
+"""The kinds of parts that are read, and the fields of each."""
 
 
 def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem]]:
@@ -71,24 +84,52 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
             return [], [problem("bad-message", "a content has no list of parts", field=f"{place}[{i}]")]
         role = turn.get("role", "user")
         message: Row = {"role": "assistant" if role == "model" else role}
+        message |= strays(turn, {"role", "parts"}, f"{place}.")
         content: list[Row] = []
         for part in cast("list[Row]", parts):
             if isinstance(answer := part.get("function_response"), dict):
-                made.append(_gemini_answer(cast("Row", answer)))
+                made.append(_gemini_answer(cast("Row", answer)) | strays(part, _GEMINI_PARTS, "parts."))
             elif (shown := _gemini_part(part, message)) is not None:
                 content.append(shown)
-        if content or "tool_calls" in message or not parts:
+        if content or message.keys() & {"tool_calls", "reasoning"} or not parts:
             made.append(message | {"content": _plain(content)})
+        elif made:
+            made[-1] |= _without_role(message)
+    _pair(made)
     return made, []
 
 
+def _without_role(message: Row) -> Row:
+    """What stood beside answers to calls alone."""
+    return {name: value for name, value in message.items() if name != "role"}
+
+
+def _pair(messages: list[Row]) -> None:
+    """Most rows have no ids: an answer is then that to the first open call of its function."""
+    waiting: list[Row] = []
+    made = 0
+    for m in messages:
+        for one in cast("list[Row]", m.get("tool_calls", [])):
+            if not one["id"]:
+                one["id"], made = f"call_{made}", made + 1
+            waiting.append(one)
+        if m["role"] == "tool" and "of" in m:
+            id, name = m["tool_call_id"], m.pop("of")
+            fits = (c for c in waiting if (c["id"] == id if id else c["function"]["name"] == name))
+            if (found := next(fits, None)) is not None:
+                m["tool_call_id"] = found["id"]
+                waiting.remove(found)
+
+
 def _gemini_answer(answer: Row) -> Row:
+    """`of` is the function's name, for `_pair`."""
     given: Any = answer.get("response")
     said: Any = given
     if isinstance(given, dict) and given.keys() <= {"result", "output"} and len(cast("Row", given)) == 1:
         said = next(iter(cast("Row", given).values()))
     text = said if isinstance(said, str) else _json(given)
-    return {"role": "tool", "tool_call_id": answer.get("id"), "content": text}
+    named = {"role": "tool", "tool_call_id": answer.get("id"), "of": answer.get("name"), "content": text}
+    return named | strays(answer, _GEMINI_PARTS["function_response"], "parts.function_response.")
 
 
 def _json(value: Any) -> str:
@@ -118,16 +159,25 @@ def _lower_types(schema: Any) -> Any:
 
 def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
     tools: list[Row] = []
+    left: Row = {}
     for group in cast("list[Any]", row.get("tools") or []):
         declared: Any = cast("Row", group).get("function_declarations") if isinstance(group, dict) else None
-        if not isinstance(declared, list):
+        if not isinstance(declared, list) or not all(
+            isinstance(d, dict) for d in cast("list[Any]", declared)
+        ):
             return None, [problem("bad-tools", "only function declarations are read", field="tools")]
+        left |= strays(cast("Row", group), {"function_declarations"}, "tools.")
         for each in cast("list[Row]", declared):
+            left |= strays(each, _DECLARED, "function_declarations.")
             function = {name: value for name, value in each.items() if name in ("name", "description")}
             schema = each.get("parameters", each.get("parameters_json_schema"))
             function |= {"parameters": _lower_types(schema)} if schema else {}
             tools.append({"type": "function", "function": function})
-    return tools_from({"tools": tools or None})
+    read, found = tools_from({"tools": tools or None})
+    return read, [*unread(left, (), "tools"), *found]
+
+
+_DECLARED = frozenset({"name", "description", "parameters", "parameters_json_schema"})
 
 
 def _gemini(row: Row) -> Read:
@@ -154,6 +204,7 @@ def _gemini_preference(row: Row) -> Read:
     sides: list[Any] = []
     for side in ranked:
         raw, wrong = _gemini_messages([_snake(side.get("completion"))], "completions")
+        found = [*found, *unread(side, {"score", "completion"}, "completions")]
         said, more = messages_from(raw, "completions")
         sides.append(said)
         found = [*found, *wrong, *more]
@@ -168,10 +219,12 @@ def _gemini_preference(row: Row) -> Read:
 def _bedrock(row: Row) -> Read:
     given: list[Row] = []
     if row.get("system"):
-        given.append({"role": "system", "content": _bedrock_content(row["system"], {})})
+        first: Row = {"role": "system"}
+        content = _bedrock_content(row["system"], first)
+        given.append(first | {"content": content})
     for item in cast("list[Any]", row["messages"]):
         turn = cast("Row", item) if isinstance(item, dict) else {}
-        message: Row = {"role": turn.get("role")}
+        message: Row = {"role": turn.get("role")} | strays(turn, {"role", "content"}, "messages.")
         answers: list[Row] = []
         blocks: list[Any] = (
             cast("list[Any]", turn["content"]) if isinstance(turn.get("content"), list) else []
@@ -181,14 +234,18 @@ def _bedrock(row: Row) -> Read:
             result: Any = cast("Row", block).get("toolResult") if isinstance(block, dict) else None
             if isinstance(result, dict):
                 named = cast("Row", result)
-                said = _bedrock_content(named.get("content"), {})
-                answers.append({"role": "tool", "tool_call_id": named.get("toolUseId"), "content": said})
+                answer = {"role": "tool", "tool_call_id": named.get("toolUseId")}
+                answer |= strays(named, {"toolUseId", "content"}, "toolResult.")
+                said = _bedrock_content(named.get("content"), answer)
+                answers.append(answer | {"content": said})
             else:
                 rest.append(block)
         content = _bedrock_content(rest, message)
-        given += answers
         if content is not None or "tool_calls" in message or not answers:
-            given.append(message | {"content": content})
+            answers.append(message | {"content": content})
+        else:
+            answers[-1] |= _without_role(message)
+        given += answers
     messages, wrong = messages_from(given, "messages")
     tools, bad = _bedrock_tools(row.get("toolConfig"))
     return ChatExample(messages=messages, tools=tools or None), [*wrong, *bad]
@@ -197,22 +254,31 @@ def _bedrock(row: Row) -> Read:
 def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
     given: Any = cast("Row", config).get("tools") if isinstance(config, dict) else None
     tools: list[Row] = []
+    left = strays(cast("Row", config), {"tools"}, "toolConfig.") if isinstance(config, dict) else {}
     for item in cast("list[Any]", given or []):
         spec: Any = cast("Row", item).get("toolSpec") if isinstance(item, dict) else None
         if not isinstance(spec, dict):
             return [], [problem("bad-tools", "only tools with a toolSpec are read", field="toolConfig")]
         named = cast("Row", spec)
-        function: Row = {n: named[n] for n in ("name", "description") if n in named}
+        left |= strays(cast("Row", item), {"toolSpec"}, "tools.")
+        left |= strays(named, {"name", "description", "strict", "inputSchema"}, "toolSpec.")
+        function: Row = {n: named[n] for n in ("name", "description", "strict") if n in named}
         function["parameters"] = cast("Row", named.get("inputSchema") or {}).get("json") or {}
         tools.append({"type": "function", "function": function})
-    return tools, []
+    return tools, unread(left, (), "toolConfig")
 
 
 def _bedrock_content(blocks: Any, message: Row) -> Any:
-    """Text alone as such; calls and reasoning go to the message."""
+    """Text alone as such; calls, reasoning and what is not known go to the message."""
     content: list[Row] = []
     for item in cast("list[Any]", blocks) if isinstance(blocks, list) else []:
         block = cast("Row", item) if isinstance(item, dict) else {}
+        kind = next((name for name in _BLOCKS if name in block), "")
+        held: Any = block.get(kind)
+        if kind:  # else the block itself is an error
+            message |= strays(block, {kind, "type"}, "content.")
+        if isinstance(held, dict) and kind != "json":
+            message |= strays(cast("Row", held), _BLOCKS[kind], f"{kind}.")
         if isinstance(block.get("text"), str):
             content.append({"type": "text", "text": block["text"]})
         elif "json" in block:
@@ -223,6 +289,7 @@ def _bedrock_content(blocks: Any, message: Row) -> Any:
             message.setdefault("tool_calls", []).append(made)
         elif isinstance(held := block.get("image"), dict):
             source: Row = cast("Row", held).get("source") or {}
+            message |= strays(source, {"bytes", "s3Location"}, "image.source.")
             where: Row = source.get("s3Location") or {}
             data = f"data:image/{cast('Row', held).get('format')};base64,{source.get('bytes')}"
             content.append(image(data if source.get("bytes") else where.get("uri")))
@@ -231,6 +298,16 @@ def _bedrock_content(blocks: Any, message: Row) -> Any:
         else:
             content.append({"type": next(iter(block), "(empty)")} | block)
     return _plain(content)
+
+
+_BLOCKS: Mapping[str, Container[str]] = {
+    "text": (),
+    "json": (),
+    "toolUse": {"toolUseId", "name", "input", "type"},
+    "image": {"format", "source"},
+    "reasoningContent": {"reasoningText"},
+}
+"""The kinds of blocks that are read, and the fields of each."""
 
 
 def _is_bedrock(row: Row) -> bool:

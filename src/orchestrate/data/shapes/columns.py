@@ -8,8 +8,9 @@ from typing import Any, cast
 from orchestrate.data.rows.examples import ChatExample, PreferenceExample, TextExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes import preferences
-from orchestrate.data.shapes.chat import message
+from orchestrate.data.shapes.chat import message, unread
 from orchestrate.data.shapes.loss import spans_of
+from orchestrate.data.shapes.parts import strays
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import with_system
 from orchestrate.types import Problem
@@ -36,11 +37,13 @@ _SCORES = tuple(
 _ASKED = ("prompt", "question", "instruction", "query")
 
 
+_TEXTS = ("text", "response", "answer", "content", "completion", "output")
+
+
 def _score(answer: Any) -> tuple[str | None, float | None]:
     """The text and the score of one answer; a rank counts from the best, which is the lowest."""
     item = cast("Row", answer) if isinstance(answer, dict) else {}
-    names = ("text", "response", "answer", "content", "completion", "output")
-    said: Any = answer if isinstance(answer, str) else next((item[n] for n in names if n in item), None)
+    said: Any = answer if isinstance(answer, str) else next((item[n] for n in _TEXTS if n in item), None)
     name = next((n for n in _SCORES if isinstance(item.get(n), int | float)), None)
     value = None if name is None else float(item[name])
     if value is not None and name is not None and name.startswith("rank"):
@@ -68,6 +71,7 @@ def _ranked(row: Row) -> Read:
         return None, [problem("same-answers", "all answers have the same score", field=place)]
     name = next(name for name in _ASKED if name in row)
     prompt, found = preferences.side(row[name], "user", name)
+    found = [*found, *unread(_beside(row[place]), (), place)]
     if len(ordered) > 2:
         told = f"unused: {len(ordered) - 2} answers between the best and the worst"
         found = [*found, problem("extra-fields", told, field=place)]
@@ -77,6 +81,16 @@ def _ranked(row: Row) -> Read:
         rejected=[message("assistant", ordered[-1][0])],
     )
     return example, found
+
+
+def _beside(answers: list[Any]) -> Row:
+    """What answers hold beside a text and a score."""
+    left: Row = {}
+    for answer in answers:
+        left |= (
+            strays(cast("Row", answer), {*_TEXTS, *_SCORES}, "answer.") if isinstance(answer, dict) else {}
+        )
+    return left
 
 
 def _is_ranked(row: Row) -> bool:
@@ -97,14 +111,17 @@ def _pair(row: Row) -> Read:
 def _segments(row: Row) -> Read:
     """Axolotl's `input_output`: a text in pieces, of which those with a true label carry loss."""
     pieces: list[tuple[str, bool]] = []
+    left: Row = {}
     for i, item in enumerate(cast("list[Any]", row["segments"])):
         piece = cast("Row", item) if isinstance(item, dict) else {}
         text, label = piece.get("text"), piece.get("label")
         if not isinstance(text, str) or not isinstance(label, bool):
             return None, [problem("bad-message", "a segment needs text and label", field=f"segments[{i}]")]
+        left |= strays(piece, {"text", "label"}, "segments.")
         pieces.append((text, label))
     text, spans = spans_of(pieces)
-    return TextExample(text=text, loss_spans=None if spans == [(0, len(text))] else spans), []
+    made = TextExample(text=text, loss_spans=None if spans == [(0, len(text))] else spans)
+    return made, unread(left, (), "segments")
 
 
 SHAPES = (

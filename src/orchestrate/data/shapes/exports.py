@@ -15,7 +15,7 @@ import msgspec
 from orchestrate.data.rows.examples import ChatExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import messages_from, tools_from
-from orchestrate.data.shapes.parts import call
+from orchestrate.data.shapes.parts import call, strays
 from orchestrate.data.shapes.shape import Read, Row, Shape
 from orchestrate.types import Problem
 
@@ -45,8 +45,9 @@ def _choices(output: Any) -> list[Row]:
     """The message of the first choice, without what only answers have."""
     first = _dict(_list(_dict(output).get("choices"))[0]) if _list(_dict(output).get("choices")) else {}
     message = _dict(first.get("message"))
-    dropped = ("annotations", "audio", "refusal") if message.get("content") else ("annotations", "audio")
+    dropped = ("annotations", "refusal") if message.get("content") else ("annotations",)
     kept = {name: value for name, value in message.items() if value is not None and name not in dropped}
+    kept |= strays(first, {"index", "message", "finish_reason", "logprobs"}, "choices.") if kept else {}
     if "content" not in kept and isinstance(kept.get("refusal"), str):
         kept["content"] = kept.pop("refusal")
     return [kept] if kept else []
@@ -85,6 +86,7 @@ def _responses(row: Row) -> Read:
 
 def _response_item(item: Row, messages: list[Row], thought: list[str]) -> None:
     kind = item.get("type", "message")
+    left = strays(item, _ITEM, "item.")
     if kind == "reasoning":
         parts = _list(item.get("content")) or _list(item.get("summary"))
         thought += [str(_dict(part).get("text", "")) for part in parts]
@@ -93,6 +95,7 @@ def _response_item(item: Row, messages: list[Row], thought: list[str]) -> None:
         made = call(item.get("call_id"), item.get("name"), item.get("arguments"))
         if messages and messages[-1]["role"] == "assistant" and "tool_calls" in messages[-1]:
             messages[-1]["tool_calls"].append(made)  # parallel calls are items one after another
+            messages[-1] |= left
             return
         message: Row = {"role": "assistant", "content": None, "tool_calls": [made]}
     elif kind == "function_call_output":
@@ -104,7 +107,16 @@ def _response_item(item: Row, messages: list[Row], thought: list[str]) -> None:
     if message["role"] == "assistant" and any(thought):
         message["reasoning"] = "\n\n".join(thought)
         thought.clear()
-    messages.append(message)
+    messages.append(message | left)
+
+
+_ITEM = frozenset(
+    {
+        "type", "role", "content", "summary", "id", "call_id", "name", "arguments", "output",
+        "encrypted_content", "phase",
+    }
+)  # fmt: skip
+"""Fields of a Response's items that are read or say nothing to a model."""
 
 
 # -- LangSmith, Langfuse
@@ -123,8 +135,11 @@ def _message(value: Any) -> Row | None:
         return {name: held for name, held in item.items() if held is not None}
     if "content" not in item or (role := _LANGCHAIN.get(str(item.get("type")))) is None:
         return None
-    made: Row = {"role": role, "content": item["content"] or None}
     extra = _dict(item.get("additional_kwargs"))
+    made: Row = {"role": role, "content": item["content"] or None, **strays(item, _KWARGS, "kwargs.")}
+    made |= strays(extra, {"tool_calls", "refusal", *_ADDITIONAL}, "additional_kwargs.")
+    made |= {name: extra[name] for name in _ADDITIONAL if extra.get(name)}
+    made |= {"name": item["name"]} if item.get("name") and role != "tool" else {}
     if calls := item.get("tool_calls") or extra.get("tool_calls"):
         made["tool_calls"] = [
             c if "function" in c else call(c.get("id"), c.get("name"), c.get("args"))
@@ -133,6 +148,16 @@ def _message(value: Any) -> Row | None:
     if item.get("tool_call_id"):
         made["tool_call_id"] = item["tool_call_id"]
     return made
+
+
+_ADDITIONAL = ("reasoning_content", "function_call")
+_KWARGS = frozenset(
+    {
+        "type", "content", "id", "name", "additional_kwargs", "response_metadata", "usage_metadata",
+        "tool_calls", "invalid_tool_calls", "tool_call_id", "example", "artifact",
+    }
+)  # fmt: skip
+"""Fields of LangChain's messages that are read or say nothing to a model."""
 
 
 def _turns(value: Any, role: str, names: tuple[str, ...]) -> list[Row] | None:
@@ -169,7 +194,8 @@ def _turns(value: Any, role: str, names: tuple[str, ...]) -> list[Row] | None:
 def _beside(given: Any, names: tuple[str, ...], place: str) -> list[Problem]:
     """What an input holds beside the text or the messages that are read of it."""
     item = _dict(given)
-    known = {"messages", "generations", "message", "choices", "tools", "role", "content", "system"}
+    known = {"messages", "generations", "message", "choices", "role", "content"}
+    known |= {"tools", "system"} if place in ("inputs", "input") else set()
     texts = [name for name in names if isinstance(item.get(name), str)]
     unread = sorted(n for n, v in item.items() if n not in known and n not in texts[:1] and v is not None)
     prose = [n for n in unread if isinstance(item[n], str) and len(item[n].split()) >= 3]

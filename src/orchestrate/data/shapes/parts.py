@@ -7,17 +7,35 @@ Anthropic's blocks, LLaMA-Factory's `{type, value}`, the parts of OpenAI's Respo
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Mapping
 from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.shapes.loss import spans_of
+from orchestrate.data.shapes.loss import FLAGS, spans_of
 
 Item = dict[str, Any]
 
 PLACEHOLDER: Item = {"type": "image_url"}
 """An image that the row holds elsewhere; `data.shapes.images` fills it in."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
+_KNOWN = frozenset(
+    {
+        "type", "text", "value", "thinking", "refusal", "image_url", "image", "url", "path", "base64",
+        "mime_type", "detail", "source", "id", "name", "input", "content", "tool_use_id",
+    }
+)  # fmt: skip
+_NOTES = frozenset(
+    {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
+)
+"""What parts say that teaches nothing."""
+
+
+def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
+    """What an object holds that its reader does not know, under names (behind `place`) with which the message
+    of which it is a part can hold it: whoever reads that reports them."""
+    unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
+    return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
 
 def unfolded(item: Any) -> list[Any]:
@@ -45,12 +63,16 @@ class _Unfolding:
         self._thoughts: list[str] = []
         self._calls: list[Item] = []
         self._answers: list[Item] = []
+        self._strays: Item = {}
         for part in parts:
             self._add(part)
 
     def _add(self, part: Item) -> None:
         kind = part.get("type")
         value: Any = part.get("value")
+        flags = [name for name in FLAGS if isinstance(part.get(name), bool)]
+        if kind in _KINDS:  # what else it holds; a part of another kind is an error as it is
+            self._strays |= strays(part, {*_KNOWN, *flags}, "content.")
         if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
             self._thoughts.append(thought)
         elif kind == "tool_use":
@@ -74,7 +96,7 @@ class _Unfolding:
         return self._item.get("train", self._item.get("loss")) is not False
 
     def messages(self) -> list[Any]:
-        rest = {name: value for name, value in self._item.items() if name != "content"}
+        rest = {name: value for name, value in self._item.items() if name != "content"} | self._strays
         if self._thoughts:
             rest["reasoning"] = "\n\n".join(self._thoughts)
         if self._calls:
@@ -89,7 +111,8 @@ class _Unfolding:
             elif self._flagged and spans:
                 rest["train"] = True  # the reader tells that only answers are trained
         if self._answers and not self._parts:
-            return self._answers
+            beside = {name: value for name, value in rest.items() if name != "role"}
+            return [*self._answers[:-1], self._answers[-1] | beside]
         return [*self._answers, rest | {"content": content or None}]
 
 
@@ -101,6 +124,7 @@ def _text(part: Item) -> Item:
 
 
 _IMAGES = ("image", "input_image", "image_url")
+_KINDS = (*_TEXTS, *_IMAGES, "thinking", "reasoning", "tool_use", "tool_call", "tool_result")
 
 
 def _image(part: Item) -> Item:

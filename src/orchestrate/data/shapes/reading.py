@@ -74,8 +74,7 @@ class Reading:
                 pass
             else:
                 traits, found = examine(example)
-                count = len(example.messages)
-                if occurrences(line, b'"content"') > count or occurrences(line, b'"role"') > count:
+                if _may_repeat(line, example):
                     found = [*repeated_keys(line), *found]
                 if not found:
                     return Row(example, traits)
@@ -158,6 +157,19 @@ def _no_constant(name: str) -> None:
 def _names(line: bytes) -> int:
     """Fields that a line names, those written twice included; a quote inside a text is escaped."""
     return line.count(b'":') - line.count(b'\\":')
+
+
+def _may_repeat(line: bytes, example: ChatExample) -> bool:
+    """Whether a line may name a field twice. The fields of plain messages are counted; with others the line
+    is compared with the row as it would be written."""
+    count = len(example.messages)
+    if occurrences(line, b'"content"') > count or occurrences(line, b'"role"') > count:
+        return True
+    named = _names(line)
+    if named <= 2 * count + 1:
+        return False
+    written = msgspec.json.encode(example)  # with the type of each call, which may be left out
+    return named > _names(written) or line.count(b'"type"') < written.count(b'"type"')
 
 
 def _fields(row: dict[str, Any]) -> int:

@@ -16,6 +16,7 @@ from orchestrate.data.shapes.chat import (
     message,
     messages_from,
     tools_from,
+    unread,
     weight_from,
 )
 from orchestrate.data.shapes.loss import loss_of
@@ -42,9 +43,12 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
     """`messages` after the row's own system text, where it has one that they do not begin with; one that is
     no text is added to `found`."""
-    name = next((name for name in SYSTEM if row.get(name)), None)
-    if name is None:
+    names = [name for name in SYSTEM if row.get(name)]
+    if not names:
         return messages
+    name = names[0]
+    if any(row[other] != row[name] for other in names):
+        found.append(problem("lost-meaning", f"{names[1]} is not read beside {name}", field=names[1]))
     system = text_of(row[name])
     if system is None:
         found.append(problem("bad-content", f"{name} is not text", field=name))
@@ -98,15 +102,15 @@ class _Turns:
         weight = weight_from(turn, self.found, f"{place}.weight")
         loss = loss_of(turn, made[0].role if made else None, made[0].text if made else "", place)
         self.found += loss.found
-        kept = loss.used | {name for name in ("name", *REASONING) if isinstance(turn.get(name), str)}
-        thought = next((turn[name] for name in REASONING if name in kept), None)
+        thought = next((turn[name] for name in REASONING if isinstance(turn.get(name), str)), None)
+        kept = loss.used | {name for name in REASONING if turn.get(name) == thought}
+        kept |= {"name"} if isinstance(turn.get("name"), str) else set()
         for m in made:
+            m.weight = weight
             if m.role != "tool":
                 m.weight, m.loss_spans = loss.weight if weight is None else weight, loss.spans
             m.reasoning, m.name = thought, turn.get("name") if "name" in kept else None
-        unused = turn.keys() - kept - {"from", "value", "weight"}
-        if extra := sorted(name for name in unused if turn[name] is not None):
-            self.found.append(problem("extra-fields", f"unused: {', '.join(extra[:8])}", field=place))
+        self.found += unread(turn, kept | {"from", "value", "weight"}, place)
 
     def _call(self, said: str, calls: list[ToolCall], wrong: list[Problem]) -> None:
         self.found += wrong

@@ -21,7 +21,7 @@ _PARTS = frozenset(
     }
 )  # fmt: skip
 """Names that columns with a part of the prompt have."""
-_MEANING = {
+MEANING = {
     **dict.fromkeys(IMAGES, "the pictures"),
     **dict.fromkeys(("audio", "audios"), "the sound"),
     **dict.fromkeys(("video", "videos"), "the films"),
@@ -46,8 +46,8 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
             continue
         if asked and name in _PARTS and not all(text.strip() in asked for text in texts_in(value) or [asked]):
             found.append(problem("unused-prompt", f"{name} is not read", field=name))
-        elif name in _MEANING:
-            message = f"{name} is not read in rows of this format: {_MEANING[name]} would be lost"
+        elif name in MEANING:
+            message = f"{name} is not read in rows of this format: {MEANING[name]} would be lost"
             found.append(problem("lost-meaning", message, field=name))
     return found
 

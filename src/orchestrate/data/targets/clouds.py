@@ -10,7 +10,13 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example, PreferenceExample
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    Example,
+    PreferenceExample,
+    messages_of,
+)
 
 Row = dict[str, Any]
 
@@ -34,8 +40,7 @@ def _gemini(messages: Sequence[ChatMessage], tools: list[Row] | None) -> Row:
         messages = messages[1:]
     row["contents"] = _contents(messages)
     if tools:
-        names = ("name", "description", "parameters")
-        declared = [{n: tool["function"][n] for n in names if n in tool["function"]} for tool in tools]
+        declared = [{n: tool["function"][n] for n in _HELD if n in tool["function"]} for tool in tools]
         row["tools"] = [{"functionDeclarations": [_with_schema(each) for each in declared]}]
     return row
 
@@ -152,17 +157,31 @@ def _object(arguments: str) -> msgspec.Raw:
 
 
 def _unheld(example: Example, start: str) -> bool:
-    messages = example.messages if isinstance(example, ChatExample) else []
-    parts = [part for m in messages if isinstance(m.content, list) for part in m.content]
-    images = [part.image_url for part in parts if part.image_url is not None]
-    return any(i.detail not in (None, "auto") or not i.url.startswith(("data:", start)) for i in images)
+    tools = example.tools if isinstance(example, ChatExample | PreferenceExample) else None
+    if any(value for tool in tools or () for name, value in tool["function"].items() if name not in _HELD):
+        return True
+    images = [
+        (m.role, part.image_url)
+        for m in messages_of(example)
+        for part in (m.content if isinstance(m.content, list) else ())
+        if part.image_url is not None
+    ]
+    return any(
+        role == "tool" or i.detail not in (None, "auto") or not i.url.startswith(("data:", start))
+        for role, i in images
+    )
+
+
+_HELD = ("name", "description", "parameters")
+"""What these formats say of a function."""
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Whether an image lies where Bedrock does not read it, or asks for a detail, which it does not know."""
+    """Whether an image lies where Bedrock does not read it or asks for a detail, or a function says more than
+    is held of it."""
     return _unheld(example, "s3://")
 
 
 def not_for_gemini(example: Example) -> bool:
-    """Whether an image lies where Vertex AI does not read it, or asks for a detail, unknown there."""
+    """As `not_for_bedrock`, of what Vertex AI reads."""
     return _unheld(example, "gs://")

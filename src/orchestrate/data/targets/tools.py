@@ -167,9 +167,10 @@ def _has_prompt_field(example: Example) -> bool:
     return isinstance(example, RLExample) and "prompt" in example.fields
 
 
+_NOT_IN_CLOUDS = "with a detail or from a tool, or more of a function than name, description and parameters,"
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    "gemini": ("images outside gs:// and of no data: URL, or with a detail,", clouds.not_for_gemini),
-    "bedrock": ("images outside s3:// and of no data: URL, or with a detail,", clouds.not_for_bedrock),
+    "gemini": (f"images outside gs:// and of no data: URL, {_NOT_IN_CLOUDS}", clouds.not_for_gemini),
+    "bedrock": (f"images outside s3:// and of no data: URL, {_NOT_IN_CLOUDS}", clouds.not_for_bedrock),
     "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
     "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
 }

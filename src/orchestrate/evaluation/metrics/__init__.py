@@ -1,8 +1,5 @@
-"""How an answer is scored."""
+"""How answers are scored: `registry.make` gives metrics by their names."""
 
-from orchestrate.evaluation.metrics.text import BINARY as BINARY
-from orchestrate.evaluation.metrics.text import METRICS as METRICS
-from orchestrate.evaluation.metrics.text import choose_metric as choose_metric
-from orchestrate.evaluation.metrics.text import contains as contains
-from orchestrate.evaluation.metrics.text import exact_match as exact_match
-from orchestrate.evaluation.metrics.text import token_f1 as token_f1
+from orchestrate.evaluation.metrics.base import Metric as Metric
+from orchestrate.evaluation.metrics.base import PairMetric as PairMetric
+from orchestrate.evaluation.metrics.context import Context as Context

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.types import MetricUsed
@@ -12,6 +13,7 @@ Totals = Sequence[float]
 """Sums over items of what `Metric.parts` gives for each."""
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Marks answers one by one, and makes one number of many.
 
@@ -36,8 +38,27 @@ class Metric(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PerAnswer:
+    """A metric that looks at one answer at a time and whose number is the mean."""
+
+    used: MetricUsed
+    score: Callable[[Item, Answer], float | None]
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [Mark(self.score(item, answer)) for item, answer in pairs]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        del item, answer, mark
+        return None
+
+    def total(self, sums: Totals) -> float:
+        raise NotImplementedError(f"{self.used.name} is a mean")
+
+
 class PairMetric(Protocol):
-    """Puts two answers to one item side by side, as a judge or a person does."""
+    """Puts two answers to one item side by side, as a judge or a person does: a contender's score is how
+    often it is preferred to its rival."""
 
     @property
     def used(self) -> MetricUsed: ...

@@ -1,15 +1,15 @@
-"""How an answer is scored against the expected one: 1 is right, 0 wrong, in between where there are
-grades."""
+"""Scores of text against the expected text: 1 is right, 0 wrong, in between where there are grades."""
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
-Metric = Callable[[str, str], float]
+from orchestrate.errors import UsageError
+
+Compare = Callable[[str, str], float]
 """(expected, answer) -> score in 0..1"""
 
 
@@ -18,27 +18,15 @@ def exact_match(expected: str, answer: str) -> float:
     return float(expected.strip() == answer.strip())
 
 
-def json_match(expected: str, answer: str) -> float:
-    """The same JSON value: key order, white space and a Markdown fence around it do not matter."""
-    try:
-        return float(_same(json.loads(unfenced(expected)), json.loads(unfenced(answer))))
-    except (json.JSONDecodeError, RecursionError):
-        return 0.0
+def normalized(text: str) -> str:
+    """Without case, punctuation, repeated white space, and differences of Unicode form."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in plain).split())
 
 
-def json_fields(expected: str, answer: str) -> float:
-    """The share of all fields, expected and answered, that both objects have with the same value."""
-    try:
-        want, got = json.loads(unfenced(expected)), json.loads(unfenced(answer))
-    except (json.JSONDecodeError, RecursionError):
-        return 0.0
-    if not isinstance(want, dict) or not isinstance(got, dict):
-        return float(_same(want, got))
-    want, got = cast("dict[str, Any]", want), cast("dict[str, Any]", got)
-    names = want.keys() | got.keys()
-    return (
-        sum(n in want and n in got and _same(want[n], got[n]) for n in names) / len(names) if names else 1.0
-    )
+def normalized_match(expected: str, answer: str) -> float:
+    """The same words in the same order: case, punctuation and white space aside."""
+    return float(normalized(expected) == normalized(answer))
 
 
 def contains(expected: str, answer: str) -> float:
@@ -46,52 +34,70 @@ def contains(expected: str, answer: str) -> float:
     return float(expected.strip().casefold() in answer.casefold())
 
 
+def matcher(pattern: str) -> Compare:
+    """Whether a pattern occurs in the answer; what it captures as `answer` must be the expected text. Raises
+    `UsageError`."""
+    try:
+        found = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise UsageError(
+            f"{pattern!r} is not a regular expression: {error}", fix="see docs of Python's re"
+        ) from error
+
+    def match(expected: str, answer: str) -> float:
+        hit = found.search(answer)
+        if hit is None:
+            return 0.0
+        named = hit.groupdict().get("answer")
+        return 1.0 if named is None else normalized_match(expected, named)
+
+    return match
+
+
 def token_f1(expected: str, answer: str) -> float:
     """Harmonic mean of word precision and recall, as in SQuAD: case and punctuation aside."""
-    want, got = Counter(_words(expected)), Counter(_words(answer))
-    common = sum((want & got).values())
-    if not want or not got:
-        return float(want == got)
-    return 2 * common / (want.total() + got.total())
+    want, got = Counter(words(expected)), Counter(words(answer))
+    return _f1((want & got).total(), want.total(), got.total(), empty=float(want == got))
 
 
-METRICS: dict[str, Metric] = {
-    "exact_match": exact_match,
-    "json_match": json_match,
-    "json_fields": json_fields,
-    "contains": contains,
-    "token_f1": token_f1,
-}
-BINARY = frozenset({"exact_match", "json_match", "contains"})
-"""Metrics whose score is 0 or 1, for which flips and McNemar's test have a meaning."""
+def rouge(n: int) -> Compare:
+    """F1 of the runs of `n` words that both texts have (ROUGE-1, ROUGE-2), without stemming."""
+
+    def score(expected: str, answer: str) -> float:
+        want, got = (_runs(words(text), n) for text in (expected, answer))
+        return _f1((want & got).total(), want.total(), got.total())
+
+    return score
 
 
-def choose_metric(expected: Sequence[str]) -> str:
-    """The metric that fits the expected answers: JSON objects, short labels, or prose."""
-    if expected and all(_is_json_container(text) for text in expected):
-        return "json_match"
-    if expected and all(len(_words(text)) <= 5 for text in expected):
-        return "exact_match"
-    return "token_f1"
+def rouge_l(expected: str, answer: str) -> float:
+    """F1 of the longest row of words that both texts have in the same order, others between them or not."""
+    want, got = words(expected), words(answer)
+    return _f1(common_subsequence(want, got), len(want), len(got))
 
 
-def unfenced(text: str) -> str:
-    """The inside of a ```json fence, when the whole text is one."""
-    match = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL)
-    return match.group(1) if match else text
+def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest one, by the bits of long integers (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for word in b:
+        hits = row & places.get(word, 0)
+        row = ((row + hits) | (row - hits)) & full
+    return len(a) - row.bit_count()
 
 
-def _same(a: Any, b: Any) -> bool:
-    # In Python 1 == True; in JSON a number is not a boolean, at any depth.
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
-
-
-def _is_json_container(text: str) -> bool:
-    try:
-        return isinstance(json.loads(unfenced(text)), dict | list)
-    except (json.JSONDecodeError, RecursionError):
-        return False
-
-
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
+
+
+def _runs(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(text[i:] for i in range(n)), strict=False))
+
+
+def _f1(shared: int, of_expected: int, of_answer: int, empty: float = 0.0) -> float:
+    if not of_expected or not of_answer:
+        return empty
+    return 2 * shared / (of_expected + of_answer)

@@ -59,6 +59,16 @@ class ModelFolder:
             names.update(k.removesuffix(".weight") for k, t in found.items() if len(t.shape) == 2)
         return sorted(names)
 
+    def precisions(self) -> dict[str, str]:
+        """Of each tensor in the files by name, as safetensors calls it (`BF16`), as far as they are read."""
+        found: dict[str, str] = {}
+        for path in self.weights:
+            try:
+                found.update({name: tensor.dtype for name, tensor in tensors(path).items()})
+            except ValueError:
+                continue
+        return found
+
     def fingerprint(self) -> str:
         """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
         read whole."""

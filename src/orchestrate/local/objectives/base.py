@@ -265,7 +265,10 @@ def means(sums: Sums) -> dict[str, float]:
 
 
 def learning_rate(step: int, total: int, peak: float, warmup_ratio: float, schedule: str) -> float:
-    """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then constant, or down to 0."""
+    """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then constant, or down to 0.
+
+    The k-th of w warm-up steps, k from 1, has k/(w + 1) of the peak: each trains. transformers' schedules,
+    which begin with a step at rate 0, give it (k - 1)/w; after the warm-up both are the same."""
     import math
 
     warm = round(total * warmup_ratio)

@@ -69,11 +69,18 @@ class Grader:
     """Grades answers; a context, because code runs in a process of its own."""
 
     def __init__(
-        self, grader: Mapping[str, Any], *, seconds: float = 5.0, isolation: Isolation | None = None
+        self,
+        grader: Mapping[str, Any],
+        *,
+        seconds: float = 5.0,
+        isolation: Isolation | None = None,
+        asks: Mapping[str, Callable[[Mapping[str, Any]], Score]] | None = None,
     ) -> None:
         """`isolation` is how code is kept apart, by default the best way that this machine has; `seconds` is
-        the limit for one answer. Raises `RunFailed` for a grader that `refusal` refuses."""
-        if reason := refusal(grader, allow_code=True):
+        the limit for one answer. `asks` gives kinds of `ELSEWHERE` for which the caller asks a model. Raises
+        `RunFailed` for a grader that `refusal` refuses."""
+        self._asks = asks or {}
+        if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
         self.isolation = (isolation or isolating.isolation()) if runs_code(grader) else None
         """What holds the grader's code back; `None` without code."""
@@ -105,6 +112,8 @@ class Grader:
 
     def _compile(self, grader: Mapping[str, Any]) -> Score:
         match grader["type"]:
+            case kind if kind in self._asks:
+                return self._asks[kind](grader)
             case "string_check":
                 return partial(_string_check, grader)
             case "text_similarity":
@@ -133,11 +142,14 @@ def sample_of(answer: str | Said) -> dict[str, Any]:
     return {"output_text": text, "output_json": parsed, "output_tools": calls, "choices": [choice]}
 
 
-def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
-    """Why this machine does not grade so; `None` when it does."""
+def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
+    """Why this machine does not grade so; `None` when it does. `asks` are kinds of `ELSEWHERE` for which the
+    caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return f"an evaluator lives on a host; here the grader has a type: {', '.join(KINDS)}"
+    if kind in asks:
+        return _model_refusal(grader)
     if kind in ELSEWHERE:
         return f"{kind}: {ELSEWHERE[kind]}"
     if kind not in KINDS:
@@ -145,7 +157,7 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
     if missing := sorted(_FIELDS[kind] - grader.keys()):
         return f"{kind} needs {', '.join(missing)}"
     if kind == "multi":
-        return _multi_refusal(grader, allow_code)
+        return _multi_refusal(grader, allow_code, asks)
     if wrong := next((n for n in sorted(_FIELDS[kind]) if not isinstance(grader[n], str)), None):
         return f"{wrong} must be text"
     if kind == "python":
@@ -160,7 +172,18 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool) -> str | None:
     return next(filter(None, map(_slot_refusal, _slots(grader))), None)
 
 
-def _multi_refusal(grader: Mapping[str, Any], allow_code: bool) -> str | None:
+def _model_refusal(grader: Mapping[str, Any]) -> str | None:
+    if missing := sorted({"input", "model"} - grader.keys()):
+        return f"{grader['type']} needs {', '.join(missing)}"
+    if not isinstance(grader["input"], list) or not grader["input"]:
+        return "input must be a list of messages"
+    limits: Any = grader.get("range") or [0, 1]
+    if not isinstance(limits, list) or len(limits) != 2 or not limits[0] < limits[1]:  # pyright: ignore[reportUnknownArgumentType]  # from a file
+        return "range must be two numbers, the lower one first"
+    return next(filter(None, map(_slot_refusal, _slots(grader))), None)
+
+
+def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[str]) -> str | None:
     given = grader["graders"]
     if not isinstance(given, Mapping) or not given:
         return "graders must be a mapping from names to graders"
@@ -171,7 +194,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool) -> str | None:
         inner = cast("Mapping[str, Any]", part)
         if inner.get("type") == "multi":
             return f"graders.{name}: a multi grader cannot hold another"
-        if reason := refusal(inner, allow_code=allow_code):
+        if reason := refusal(inner, allow_code=allow_code, asks=asks):
             return f"graders.{name}: {reason}"
     try:
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}

@@ -94,13 +94,18 @@ def _log_complement(log_p: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Preference:
     """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
-    margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda)."""
+    margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda;
+    Mitchell 2023 for `label_smoothing`, the chance that a pair is the wrong way round; Azar et al. 2023, eq.
+    17, for `ipo`, where `beta` is their tau and log-ratios are means over the tokens, as its authors told
+    TRL's)."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
     rpo_alpha: float | None = None
     simpo_gamma: float | None = None
     orpo: bool = False
+    ipo: bool = False
+    label_smoothing: float = 0.0
 
     @property
     def needs_reference(self) -> bool:
@@ -113,7 +118,7 @@ class Preference:
         """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n
         rejected ones; `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth
         showing."""
-        if not self.needs_reference or self.normalize_by_length:
+        if not self.needs_reference or self.normalize_by_length or self.ipo:
             score = policy / lengths
             base = None if reference is None else reference / lengths
         else:
@@ -125,8 +130,13 @@ class Preference:
         if self.orpo:
             log_odds = preferred - _log_complement(preferred) - (rejected - _log_complement(rejected))
             loss = -preferred - self.beta * F.logsigmoid(log_odds)
+        elif self.ipo:
+            loss = (preferred - rejected - 1 / (2 * self.beta)) ** 2
         else:
-            loss = -F.logsigmoid(margin - (self.simpo_gamma or 0.0))
+            logits = margin - (self.simpo_gamma or 0.0)
+            loss = -F.logsigmoid(logits)
+            if self.label_smoothing:
+                loss = (1 - self.label_smoothing) * loss - self.label_smoothing * F.logsigmoid(-logits)
         if self.rpo_alpha:
             loss = loss + self.rpo_alpha * -(policy / lengths).chunk(2)[0]
         shown = {

@@ -36,7 +36,7 @@ def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) 
         judged=unpaired,
         optimizer=hyper.optimizer,
         gradient_checkpointing=hyper.gradient_checkpointing,
-        copies=int(hyper.early_stopping_patience is not None) + anchored,
+        copies=int(hyper.holds_best) + anchored,
         drawn=hyper.batch_size * _samples(method),
     )
 

@@ -17,6 +17,7 @@ import msgspec
 from orchestrate.local import machine
 from orchestrate.local.job import AdapterKind, option
 from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
+from orchestrate.local.plan.states import state_bytes
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
 
@@ -121,7 +122,7 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
         "weights": _weights(shape, setup),
         "adapter": copies,
         "gradients": peak.gradients,
-        "optimiser": (8 if setup.optimizer == "adamw" else 2 + 16 / 256) * trainable,
+        "optimiser": state_bytes(setup.optimizer, None if full else setup.rank) * trainable,
         "activations": peak.activations,
         "logits": peak.logits,
     }
@@ -306,7 +307,7 @@ def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, obj
         )
     if setup.adapter == "full":
         yield (
-            f"an 8-bit optimiser: {option('optimizer')}=paged_adamw_8bit",
+            "an 8-bit optimiser: optimizer=paged_adamw_8bit",
             {"optimizer": "paged_adamw_8bit"},
         )
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}

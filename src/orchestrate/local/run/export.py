@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,35 @@ def result_name(job: LocalJob) -> str:
     return "full" if job.adapter.full else "adapter"
 
 
-def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path) -> None:
-    """Adapter (or whole model, in bf16) with the tokenizer and the chat template that it was trained with."""
-    import torch
-
+def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path, base: ModelFolder) -> None:
+    """Adapter (or whole model, in its base's precision) with the tokenizer and the chat template that it was
+    trained with."""
     if result_name(job) == "full":
-        state = {
-            k: v.to(torch.bfloat16) if v.is_floating_point() else v
-            for k, v in loaded.inner.state_dict().items()
-        }
+        usual, state = _as_stored(loaded.inner.state_dict(), base.precisions())
         loaded.inner.save_pretrained(folder, state_dict=state)
-        _rewrite(folder / "config.json", lambda config: {**config, "dtype": "bfloat16"})
+        _rewrite(folder / "config.json", lambda config: {**config, "dtype": usual})
     else:
         loaded.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         # peft keeps the targets in a set: the same run must write the same bytes.
         _rewrite(folder / "adapter_config.json", _sorted_targets)
     tokenizer.save_pretrained(folder)
+
+
+def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """(the precision of most weights, all weights each in that of its base). Trained are those in 32 bits; a
+    base in fewer than 16 gets 16."""
+    import torch
+
+    known = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    counts = Counter(known[dtype] for dtype in stored.values() if dtype in known)
+    usual = counts.most_common(1)[0][0] if counts else "bfloat16"
+    return usual, {
+        name: value.to(getattr(torch, known.get(stored.get(name, ""), usual)))
+        if value.is_floating_point()
+        else value
+        for name, value in state.items()
+    }
 
 
 def _sorted_targets(config: dict[str, Any]) -> dict[str, Any]:

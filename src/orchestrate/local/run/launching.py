@@ -8,22 +8,26 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-from orchestrate.errors import MissingExtra
+from orchestrate.errors import MissingExtra, RunFailed
 from orchestrate.files import PRIVATE_UMASK, opener, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.packages import require_recent
+from orchestrate.text import duration
 
 KERNEL_CACHE = 64
 """Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
 and no two steps have the same; the default of 1024 grew a worker from 590 to 1,400 MB within 240 steps and
 made it no faster. 64 are those of one pass: its layers are alike."""
+ENDING_S = 60.0
+"""For the process of a worker that has paused: it lets go of a GPU and of a grader's processes."""
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
 """Names, joined by commas, of further variables that workers get."""
 PASSED = re.compile(
@@ -60,14 +64,20 @@ def launch(job: LocalJob, home: Path) -> RunDir:
 
 
 def resume(run: RunDir) -> bool:
-    """Starts a worker for a paused or interrupted job; False when one is alive or the job has ended."""
+    """Starts a worker for a paused or interrupted job; False when one is at work or the job has ended. A
+    worker that has just paused is given time to end.
+
+    Raises `RunFailed` when it does not."""
     require_packages()
-    state = run.state()
-    if state.terminal:
+    with run.steering():
+        if run.asked() == "pause":
+            run.ask(None)
+        state = run.state()
+    if state.status not in ("paused", "interrupted", "queued"):
         return False
-    if run.asked() == "pause":
-        run.ask(None)
-    if state.status not in ("paused", "interrupted", "queued") or run.alive():
+    if state.status == "paused":
+        _wait_for_end(run)
+    if run.alive():
         return False
     if state.status == "interrupted":
         told = (
@@ -78,6 +88,17 @@ def resume(run: RunDir) -> bool:
         run.add_event(told, level="warning", type="interrupted", step=state.step)
     start_worker(run)
     return True
+
+
+def _wait_for_end(run: RunDir) -> None:
+    deadline = time.monotonic() + ENDING_S
+    while run.alive():
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"the worker of {run.ref} has paused and has not ended after {duration(ENDING_S)}",
+                fix=f"look at {run.log}, end it, then  orchestrate resume {run.ref}",
+            )
+        time.sleep(0.02)
 
 
 def start_worker(run: RunDir) -> None:

@@ -26,7 +26,13 @@ from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.oom import give_back, out_of_memory
-from orchestrate.local.run.optimizers import make_optimizer, restore_state, state_tensors
+from orchestrate.local.run.optimizers import (
+    given_out,
+    make_optimizer,
+    restore_state,
+    set_rate,
+    state_tensors,
+)
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.text import size
 
@@ -65,13 +71,11 @@ class Loop:
         self.loaded, self.objective, self.train, self.valid = loaded, objective, train, valid
         self.write_weights, self.asked = write_weights, asked
         self.per_epoch = math.ceil(train.examples / self.hyper.batch_size)
-        self.progress = Progress(step=0, total_steps=self.per_epoch * self.hyper.epochs)
+        self.progress = Progress(step=0, total_steps=self.hyper.steps(self.per_epoch))
         self.max_tokens = DEFAULT_TOKENS[loaded.device.type]
         self.max_rows = self.hyper.micro_batch or 1 << 20
         self.parameters = loaded.trainable
-        self.optimizer = make_optimizer(
-            list(self.parameters.values()), self.hyper.optimizer, self.hyper.weight_decay
-        )
+        self.optimizer = make_optimizer(self.parameters, self.hyper, job.adapter.loraplus_lr_ratio)
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
         self.skipped = 0
@@ -82,8 +86,11 @@ class Loop:
         if loaded.device.type == "cuda":
             self.gpu_load = lambda: machine.gpu_load(torch.cuda.current_device())
         total = self.progress.total_steps
-        self.eval_steps = spread(self.hyper.evals, total, self.per_epoch) if valid is not None else set[int]()
-        self.checkpoint_steps = spread(self.hyper.checkpoints, total, self.per_epoch)
+        self.eval_steps = set[int]()
+        if valid is not None:
+            self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
+        every = self.hyper.checkpoint_steps or self.per_epoch
+        self.checkpoint_steps = spread(self.hyper.checkpoints, total, every)
 
     # -- going on --------------------------------------------------------------------------------------------
 
@@ -135,7 +142,8 @@ class Loop:
                 raise OSError(f"more than {size(need)} are needed")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
-                self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"))
+                with given_out(self.optimizer, self.parameters):
+                    self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"))
 
         try:
             checkpoints.save(self.dir.checkpoints, progress, fill)
@@ -172,8 +180,10 @@ class Loop:
             batches = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)
             for batch in batches[first:]:
                 self._one(batch)
-                if self.early_stopped:
+                if self.early_stopped or self.progress.step == self.progress.total_steps:
                     break
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()  # from here on the parameters are those that are given out
         if self.best is not None:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
@@ -235,8 +245,7 @@ class Loop:
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
         if self._acceptable(values["loss"], norm) and norm > 0:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
             mean = self.progress.loss_mean
             mean = values["loss"] if mean is None else 0.95 * mean + 0.05 * values["loss"]
@@ -303,7 +312,13 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
-        values = self._judge(self.valid)
+        with given_out(self.optimizer, self.parameters):
+            values = self._judge(self.valid)
+            self._compare(step, values)
+        return values
+
+    def _compare(self, step: int, values: dict[str, float]) -> None:
+        """With the best evaluation so far."""
         loss, best, patience = (
             self.objective.to_lower(values),
             self.progress.best_loss,
@@ -316,19 +331,17 @@ class Loop:
             best_loss=loss if better else best,
             worse=0 if better else self.progress.worse + 1,
         )
-        if patience is not None:
-            if better:
-                self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
-            if self.progress.worse >= patience:
-                self.early_stopped = True
-                what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
-                self.dir.add_event(
-                    f"stopped early: no better validation {what} than {value:.4f} in {patience} evaluations; "
-                    "the best weights are kept",
-                    type="early_stop",
-                    step=step,
-                )
-        return values
+        if better and self.hyper.holds_best:
+            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+        if patience is not None and self.progress.worse >= patience:
+            self.early_stopped = True
+            what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
+            self.dir.add_event(
+                f"stopped early: no better validation {what} than {value:.4f} in {patience} evaluations; "
+                "the best weights are kept",
+                type="early_stop",
+                step=step,
+            )
 
     def _judge(self, rows: Rows) -> dict[str, float]:
         tokens = self.max_tokens
@@ -365,11 +378,11 @@ class Loop:
         )
 
 
-def spread(count: int | None, total: int, per_epoch: int) -> set[int]:
-    """Steps after which something happens `count` times, evenly, the last step included; `None` is once per
-    epoch."""
+def spread(count: int | None, total: int, every: int) -> set[int]:
+    """Steps after which something happens `count` times, evenly, the last step included; `None` is after
+    `every` so many steps, and after the last."""
     if count is None:
-        return set(range(per_epoch, total + 1, per_epoch))
+        return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
 
 

@@ -1,53 +1,205 @@
-"""Optimisers, and their state as plain tensors under the parameters' names."""
+"""Optimisers by name, and their state as plain tensors under the parameters' names."""
 
-# torch and bitsandbytes describe their types in part only.
+# torch, transformers and bitsandbytes describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
 
+from orchestrate.local.job import Hyper
+from orchestrate.local.plan.states import require
+
 NUMBER = "#"
 """Ends the key of a state that is a plain number and not a tensor (the step count of bitsandbytes)."""
+EMBEDDING_RATE = 1e-6
+"""The learning rate of an adapter on embeddings under LoRA+, as its authors and peft have it."""
+_BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "lion": "Lion",
+    "lion_8bit": "Lion8bit",
+    "paged_lion": "PagedLion",
+    "paged_lion_8bit": "PagedLion8bit",
+}
+_GROUP_STATE = ("k", "weight_sum", "lr_max")
+"""What schedule-free optimisers remember of a group of parameters."""
+
+Parameters = Mapping[str, torch.nn.Parameter]
+Group = dict[str, Any]
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], kind: str, weight_decay: float) -> Any:
-    """`adamw` in 32 bits, or `paged_adamw_8bit`; the learning rate is set before each step."""
+def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: float | None = None) -> Any:
+    """The optimiser that `hyper` names. Before each step `set_rate` gives it the learning rate; within
+    `given_out` the parameters are those that it trains for.
+
+    Raises `OptimizerMissing` where a package is.
+    """
+    kind = hyper.optimizer
+    require(kind)
+    named = _groups(parameters, hyper, loraplus_lr_ratio)
+    constants: dict[str, Any] = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay}
+    moments = {name: value for name in ("betas", "eps") if (value := getattr(hyper, name)) is not None}
+    if kind == "muon":
+        return _muon(named, hyper, constants, moments)
+    groups = [_bare(group) for group in named]
     if kind == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
-    from bitsandbytes.optim.adamw import PagedAdamW8bit
+        return torch.optim.AdamW(groups, **constants, **moments, fused=True)
+    if kind == "adafactor":
+        from transformers.optimization import Adafactor
 
-    return PagedAdamW8bit(parameters, weight_decay=weight_decay)
+        return Adafactor(groups, **constants, scale_parameter=False, relative_step=False)
+    if kind == "schedule_free_adamw":
+        optimizer = import_module("schedulefree").AdamWScheduleFree(groups, **constants, **moments)
+        optimizer.train()
+        return optimizer
+    make: Any = getattr(import_module("bitsandbytes.optim"), _BITSANDBYTES[kind])
+    return make(groups, **constants, **moments)
 
 
-def state_tensors(optimizer: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[Group]:
+    """Parameters by name, with their learning rate over that of the run. LoRA+ (Hayou et al. 2024) groups
+    them as peft does: B, and with it what is no matrix, learns `ratio` times as fast."""
+    fast: dict[str, torch.nn.Parameter] = {}
+    embedded: dict[str, torch.nn.Parameter] = {}
+    plain: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in parameters.items():
+        if ratio is None:
+            plain[name] = parameter
+        elif "lora_embedding_" in name:
+            embedded[name] = parameter
+        elif "lora_B" in name or parameter.ndim == 1:
+            fast[name] = parameter
+        else:
+            plain[name] = parameter
+    found = [(plain, 1.0), (embedded, EMBEDDING_RATE / hyper.learning_rate), (fast, ratio or 1.0)]
+    return [{"named": members, "lr_ratio": rate} for members, rate in found if members]
+
+
+def _bare(group: Group) -> Group:
+    """As torch takes it."""
+    named: Parameters = group["named"]
+    return {**{k: v for k, v in group.items() if k != "named"}, "params": list(named.values())}
+
+
+class Several:
+    """Optimisers of different parameters as one."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[Group]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+
+def _muon(groups: list[Group], hyper: Hyper, constants: dict[str, Any], moments: dict[str, Any]) -> Several:
+    """Muon for the matrices of hidden layers, AdamW for the others, as its author advises. Its steps are made
+    as long as AdamW's (Liu et al. 2025), so that one learning rate is right for both."""
+    matrices, others = list[Group](), list[Group]()
+    for group in groups:
+        for kept, wanted in ((matrices, True), (others, False)):
+            named = {n: p for n, p in group["named"].items() if _is_hidden_matrix(n, p) is wanted}
+            if named:
+                kept.append(_bare({**group, "named": named}))
+    parts: list[Any] = []
+    if matrices:
+        momentum: dict[str, Any] = {} if hyper.momentum is None else {"momentum": hyper.momentum}
+        parts.append(torch.optim.Muon(matrices, **constants, **momentum, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        parts.append(torch.optim.AdamW(others, **constants, **moments, fused=True))
+    return Several(parts)
+
+
+def _is_hidden_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_ratio"]
+
+
+@contextmanager
+def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
+    """Within it the parameters are those to evaluate and to keep, which of a schedule-free optimiser are
+    others than those that it trains. Afterwards they are, to the bit, what they were."""
+    if not hasattr(optimizer, "eval"):
+        yield
+        return
+    trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(trained[name])
+
+
+def state_tensors(optimizer: Any, parameters: Parameters) -> dict[str, torch.Tensor]:
     """All that the optimiser remembers, ready for safetensors."""
     found: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+    for name, state in _states(optimizer, parameters):
+        for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 # bitsandbytes shares its quantisation maps between parameters; a file cannot.
                 found[f"optimizer.{name}.{key}"] = value.clone() if key.startswith("qmap") else value
             else:
-                found[f"optimizer.{name}.{key}{NUMBER}"] = torch.tensor(value)
+                found[f"optimizer.{name}.{key}{NUMBER}"] = _number(value)
+    for i, group in enumerate(optimizer.param_groups):
+        found.update({f"group.{i}.{k}{NUMBER}": _number(group[k]) for k in _GROUP_STATE if k in group})
     return found
 
 
-def restore_state(
-    optimizer: Any, parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]
-) -> None:
+def _number(value: float) -> torch.Tensor:
+    """In 64 bits: what is read back is what was written."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+
+
+def _states(optimizer: Any, parameters: Parameters) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = {parameter: name for name, parameter in parameters.items()}
+    for part in _parts(optimizer):
+        for parameter in (p for group in part.param_groups for p in group["params"]):
+            yield names[parameter], part.state.get(parameter, {})
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return optimizer.parts if isinstance(optimizer, Several) else [optimizer]
+
+
+def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, torch.Tensor]) -> None:
     """Puts back what `state_tensors` gave; rate and decay belong to the job."""
-    for name, parameter in parameters.items():
-        start = f"optimizer.{name}."
-        state: dict[str, Any] = {}
-        for key, value in tensors.items():
-            if key.startswith(start):
-                short = key.removeprefix(start)
-                # The step count of torch's AdamW stays on the CPU, unless fused.
-                number = short.endswith(NUMBER)
-                state[short.removesuffix(NUMBER)] = value.item() if number else value.to(parameter.device)
-        if state:
-            optimizer.state[parameter] = state
+    states: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, short = key.removeprefix("optimizer.").rpartition(".")
+            number = short.endswith(NUMBER)
+            # The step count of torch's AdamW stays on the CPU, unless fused.
+            states[name][short.removesuffix(NUMBER)] = (
+                value.item() if number else value.to(parameters[name].device)
+            )
+    names = {parameter: name for name, parameter in parameters.items()}
+    for part in _parts(optimizer):
+        for parameter in (p for group in part.param_groups for p in group["params"]):
+            if state := states[names[parameter]]:
+                part.state[parameter] = state
+    for i, group in enumerate(optimizer.param_groups):
+        for k in _GROUP_STATE:
+            if (value := tensors.get(f"group.{i}.{k}{NUMBER}")) is not None:
+                group[k] = value.item()

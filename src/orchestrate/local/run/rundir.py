@@ -7,6 +7,7 @@
     worker.json        process id, its start time, the machine
     lock               held by the worker for as long as it lives
     control            `pause` or `cancel`, written by whoever asks for it
+    steering           held while a pause is settled or taken back
     checkpoints/       step-00000120/ ... whole folders only
     adapter/           the result (full/ when all weights were trained)
     worker.log         what the worker and its libraries printed
@@ -200,6 +201,11 @@ class RunDir:
             return (self.path / "control").read_text(encoding="utf-8").strip() or None
         except OSError:
             return None
+
+    def steering(self) -> AbstractContextManager[bool]:
+        """Held by a worker while it looks a last time whether it is still to pause and says that it has, and
+        by whoever takes a pause back and looks how the job stands: of the two one comes first."""
+        return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
         """Holds the job against other workers; gives False when another has it."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ class Session:
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device, train.tokens * job.hyper.epochs)
+        self.loaded = load(job, self.folder, self.device, train.tokens * self._passes(train))
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -74,7 +75,7 @@ class Session:
             objective,
             train,
             valid,
-            write_weights=lambda folder: export.write_weights(self.loaded, self.tokenizer, job, folder),
+            write_weights=self._write_weights,
             asked=asked,
         )
         self._plan_memory(train)
@@ -138,7 +139,7 @@ class Session:
 
     def _look_at_disk(self) -> None:
         trained = sum(p.nbytes for p in self.loop.parameters.values())
-        best = self.job.hyper.early_stopping_patience is not None
+        best = self.job.hyper.holds_best
         warning = space.require(
             shutil.disk_usage(self.run.path).free,
             result=trained,
@@ -192,8 +193,12 @@ class Session:
         rows = with_reference(objective, rows, folder, tokens, self._look_up)
         if not isinstance(objective, UnpairedObjective):
             return rows
-        epochs = self.job.hyper.epochs if name == "train" else 1
+        epochs = self._passes(rows) if name == "train" else 1
         return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
+
+    def _passes(self, rows: Rows) -> int:
+        hyper = self.job.hyper
+        return hyper.passes(math.ceil(rows.examples / hyper.batch_size))
 
     def _look_up(self) -> None:
         if word := self.asked():
@@ -269,10 +274,10 @@ class Session:
             threads=torch.get_num_threads(),
         )
 
-        def fill(folder: Path) -> None:
-            export.write_weights(self.loaded, self.tokenizer, self.job, folder)
+        return export.publish(self.run, export.result_name(self.job), self._write_weights, passport)
 
-        return export.publish(self.run, export.result_name(self.job), fill, passport)
+    def _write_weights(self, folder: Path) -> None:
+        export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
 
 
 def _preference(method: Preferences) -> Preference:
@@ -282,6 +287,8 @@ def _preference(method: Preferences) -> Preference:
         rpo_alpha=method.rpo_alpha,
         simpo_gamma=method.simpo_gamma,
         orpo=method.loss == "orpo",
+        ipo=method.loss == "ipo",
+        label_smoothing=method.label_smoothing or 0.0,
     )
 
 

@@ -124,30 +124,45 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
     from orchestrate.local.run.session import Session  # torch loads here
 
     session: Session | None = None
-    try:
-        session = Session(run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage))
-        ending.callback(session.close)
-        run.add_event(
-            f"ready in {duration(time.monotonic() - begun)}: {session.summary}",
-            type="started",
-            **session.facts,
-        )
-        session.loop.restore()
-        session.loop.report(force=True)
-        session.loop.run()
-    except Stopped as stopped:
-        step = session.loop.progress.step if session else state.step
-        if stopped.word == "pause":
-            run.add_event(f"paused at step {step}", type="paused", step=step)
-            _set(run, "paused", stage=None)
-        else:
+    while True:
+        try:
+            if session is None:
+                session = Session(
+                    run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage)
+                )
+                ending.callback(session.close)
+                run.add_event(
+                    f"ready in {duration(time.monotonic() - begun)}: {session.summary}",
+                    type="started",
+                    **session.facts,
+                )
+                session.loop.restore()
+                session.loop.report(force=True)
+            session.loop.run()
+            break
+        except Stopped as stopped:
+            step = session.loop.progress.step if session else state.step
+            if stopped.word == "pause" and (word := _pause(run, asked, step)) != "cancel":
+                if word is None:
+                    continue
+                return
             run.add_event(f"cancelled at step {step}", type="cancelled", step=step)
             _end(run, "cancelled")
-        return
+            return
     _set(run, "saving", stage="saving")
     result = session.publish()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
     _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
+
+
+def _pause(run: RunDir, asked: Callable[[], str | None], step: int) -> str | None:
+    """Says that the job is paused, unless that was taken back or a cancel came since; what is asked now."""
+    with run.steering():
+        word = asked()
+        if word == "pause":
+            run.add_event(f"paused at step {step}", type="paused", step=step)
+            _set(run, "paused", stage=None)
+    return word
 
 
 def _set(run: RunDir, status: str, **changes: Any) -> None:

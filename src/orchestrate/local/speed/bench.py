@@ -88,6 +88,7 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
     """Speed over `seconds` of steps, then the memory of the largest forward pass among them, and what the
     plan has to know about that pass."""
     from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
+    from orchestrate.local.job import Hyper
     from orchestrate.local.objectives.base import Objective
     from orchestrate.local.run.loop import DEFAULT_TOKENS
     from orchestrate.local.run.optimizers import make_optimizer
@@ -95,7 +96,7 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
 
     rows = _rows(int(loaded.head.layer.weight.shape[0]))
     objective = Objective(loaded, 0)
-    optimizer = make_optimizer(list(loaded.trainable.values()), "adamw", 0.0)
+    optimizer = make_optimizer(loaded.trainable, Hyper())
     loaded.model.train()
     tokens, begun, largest = 0, time.perf_counter(), [0]
     for step, batch in enumerate(b for e in range(1000) for b in epoch_batches(rows.lengths, 16, 0, e)):
@@ -146,6 +147,7 @@ def memory(
 
     Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
     """
+    from orchestrate.local.job import Hyper
     from orchestrate.local.model.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
     from orchestrate.local.speed.peaks import held_bytes, peak_bytes
@@ -156,7 +158,7 @@ def memory(
         undo(loaded.inner)
     rows = _full_rows(int(config["vocab_size"]), setup)
     objective = _objective(loaded, setup)
-    optimizer = make_optimizer(list(loaded.trainable.values()), setup.optimizer, 0.0)
+    optimizer = make_optimizer(loaded.trainable, Hyper(optimizer=setup.optimizer))
     loaded.model.train()
     examples = list(range(rows.examples))
 

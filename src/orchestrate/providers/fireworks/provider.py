@@ -343,6 +343,12 @@ class FireworksProvider(Provider):
         max_tokens: int = 256,
         temperature: float = 0.0,
     ) -> list[Reply]:
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        return chat.replies(prompts)
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat:
         """`base` asks the base model under its own name, which the host serves to all for some models."""
         raw, _ = self._at.find(job)
         if base:
@@ -356,9 +362,7 @@ class FireworksProvider(Provider):
                 )
             model = endpoint.model
         create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
-        return Chat(
-            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
-        ).replies(prompts)
+        return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
     def close(self) -> None:
         self._at.close()

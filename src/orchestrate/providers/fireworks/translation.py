@@ -59,8 +59,10 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
             "max_grad_norm": "Fireworks sets the clipping itself",
             "seed": "Fireworks takes no seed",
             "batch_tokens": "Fireworks' trainer counts a batch in rows: give batch_size",
+            "eval_steps": "Fireworks decides when to evaluate",
         }
     )
+    rows.without_engine_settings("Fireworks")
     return rows.build(model.id, reserved=RESERVED)
 
 
@@ -99,7 +101,7 @@ def needs_steps(spec: JobSpec) -> bool:
 
 
 def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
-    rows.keep("train", None, rule="uploaded; dataset is its name")
+    rows.train("uploaded; dataset is its name")
     if rows.given("validation"):
         if spec.method.type == "dpo":
             rule = "kept here for evaluation after the run: Fireworks' DPO jobs take no evaluation data"
@@ -139,6 +141,9 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 
 def _preference(rows: Rows) -> None:
     beta = rows.given("method.beta")
+    if rows.given("method.loss") == "ipo":
+        rows.refuse("method.loss", "Fireworks has no IPO; its losses are DPO and ORPO")
+        return
     if rows.given("method.loss") == "kto":
         rows.refuse("method.loss", f"Fireworks has no KTO; {UNPAIRED}")
         rows.refuse_if_asked({f"method.{n}": "part of KTO" for n in KTO_ONLY})
@@ -269,7 +274,12 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     else:
         rows.default("warmup_ratio", f"{inside}learningRateWarmupSteps", 0.0)
     wire = f"{inside}samplerCheckpointSaveIntervalSteps"
-    if spec.checkpoints is None or spec.checkpoints == 1:
+    if spec.checkpoint_steps is not None and spec.method.type != "rft":
+        rule = "Fireworks lists them in its console only"
+        rows.map("checkpoint_steps", wire, spec.checkpoint_steps, rule, exact=False)
+    elif spec.checkpoint_steps is not None:
+        rows.refuse("checkpoint_steps", "Fireworks' RFT jobs set this themselves")
+    elif spec.checkpoints is None or spec.checkpoints == 1:
         name = "checkpoints"
         if spec.checkpoints is None:
             rows.default(name, wire, 1, "the final model only")

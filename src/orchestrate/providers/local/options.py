@@ -10,6 +10,8 @@ import msgspec
 from orchestrate.errors import ConfigError, SetupError
 from orchestrate.keys import masked
 from orchestrate.local.model import engines
+from orchestrate.local.plan import states
+from orchestrate.methods import OPTIMIZERS
 from orchestrate.types import Outcome, Setting
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ OPTIONS: Mapping[str, Option] = {
     "engine": Option(str, words=engines.NAMES, in_hyper=False),
     "precision": Option(str, words=engines.PRECISIONS, in_hyper=False),
     "micro_batch": Option(int, least=1),
-    "optimizer": Option(str, words=("adamw", "paged_adamw_8bit")),
+    "optimizer": Option(str, words=tuple(OPTIMIZERS)),
     "gradient_checkpointing": Option(bool),
     "neftune_alpha": Option(NUMBER, above=0),
     "nan_policy": Option(str, words=("stop", "skip")),
@@ -57,7 +59,7 @@ def answered(
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
         name = f"provider_options.{key}"
-        if reason := problem(key, value, spec.method.type):
+        if reason := problem(key, value, spec.method.type) or _said_otherwise(key, value, spec):
             told = masked(value, name)
             rows[key] = Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=reason)
             continue
@@ -79,6 +81,23 @@ def answered(
     # Settled here: a run that goes on where the CPU is another one must not change it.
     body["precision"] = rows["precision"].sent
     return list(rows.values()), body
+
+
+def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
+    if key != "optimizer":
+        return None
+    if spec.optimizer is not None and spec.optimizer.type != value:
+        return f"the spec says  optimizer: {spec.optimizer.type}; leave one of them out"
+    return missing_optimizer(value)
+
+
+def missing_optimizer(name: str) -> str | None:
+    """Why this machine has no such optimiser, with the line that installs it."""
+    try:
+        states.require(name)
+    except states.OptimizerMissing as error:
+        return f"{error.message}: {error.fix}"
+    return None
 
 
 def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,12 +79,12 @@ class LocalProvider(Provider):
         Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
     renders_rows: ClassVar[bool] = True
-    batches: ClassVar[bool] = True
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
-        self._generators: dict[str, Generator] = {}
+        self._generators: dict[tuple[str, str | None], Generator] = {}
+        """By job and checkpoint."""
 
     @property
     def host(self) -> str:
@@ -215,7 +215,8 @@ class LocalProvider(Provider):
             engine=body.get("engine"),
             precision=body["precision"],
             continue_from=body.get("continue_from"),
-            spec=masked(spec.model_dump(mode="json")),
+            added_tokens=tuple(body.get("added_tokens", ())),
+            spec=masked(spec.canonical()),
             created_at=now(),
         )
         try:
@@ -343,31 +344,30 @@ class LocalProvider(Provider):
         base: bool = False,
         max_tokens: int = 256,
         temperature: float = 0.0,
-        batch: int | None = None,
     ) -> list[Reply]:
-        return self._generator(job).generate(
-            prompts, base=base, max_tokens=max_tokens, temperature=temperature, batch=batch
+        return self.generator(job).generate(
+            prompts, base=base, max_tokens=max_tokens, temperature=temperature
         )
 
     def close(self) -> None:
-        for id in list(self._generators):
+        for id, _ in list(self._generators):
             self._close(id)
 
-    def _generator(self, job: JobHandle) -> Generator:
+    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator:
         """One process for each model that was asked for, until `close`."""
         from orchestrate.local.answers.generation import Generator
 
-        if job.job_id not in self._generators:
+        key = (job.job_id, checkpoint)
+        if key not in self._generators:
             run = self._run(job)
             local = run.job()
-            self._generators[job.job_id] = Generator(
-                local.model, weights.of(run, None, self.name), threads=local.threads, device=local.device
-            )
-        return self._generators[job.job_id]
+            folder = weights.of(run, checkpoint, self.name)
+            self._generators[key] = Generator(local.model, folder, threads=local.threads, device=local.device)
+        return self._generators[key]
 
     def _close(self, id: str) -> None:
-        if generator := self._generators.pop(id, None):
-            generator.close()
+        for key in [key for key in self._generators if key[0] == id]:
+            self._generators.pop(key).close()
 
     # -- shared --------------------------------------------------------------------------------------------
 

@@ -15,9 +15,11 @@ from orchestrate.local.model import models
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.plan import fitting
+from orchestrate.local.plan.states import LION_RATE
 from orchestrate.providers.local import options as own_options
+from orchestrate.providers.local.adapting import adapter
 from orchestrate.providers.settings import Rows
-from orchestrate.spec import RFT, method_word
+from orchestrate.spec import RFT, EarlyStopping, method_word
 from orchestrate.types import MemoryPlan, Translation
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
     _method(rows, spec, code=options.get("allow_grader_code") is True)
-    _adapter(rows, spec)
-    _schedule(rows, spec)
+    adapter(rows, spec, model)
+    _steps(rows, spec)
+    _optimiser(rows, spec)
     _data(rows, spec)
     for name, value in own_options.of_machine(options).items():
         rows.send(name, value)
@@ -102,14 +105,17 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
         rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; there is no reference")
-        for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
-            if rows.given(f"method.{name}") is not None:
-                rows.keep(f"method.{name}", None, rule="off, as always with ORPO")
+        _off(rows, "ORPO")
+        return
+    if method.loss == "ipo":
+        rows.offer("method.beta", "method.beta", 0.1, "IPO's tau; the log-ratios are means over the tokens")
+        _off(rows, "IPO")
         return
     if method.loss == "kto":
         _unpaired(rows)
         return
     rows.offer("method.beta", "method.beta", 0.1)
+    rows.offer("method.label_smoothing", "method.label_smoothing", 0.0)
     rows.offer("method.normalize_by_length", "method.normalize_by_length", False)
     rows.offer("method.rpo_alpha", "method.rpo_alpha")
     rows.offer("method.simpo_gamma", "method.simpo_gamma")
@@ -119,9 +125,13 @@ def _unpaired(rows: Rows) -> None:
     rows.offer("method.beta", "method.beta", 0.1, "as with DPO; the reference is made before the first step")
     for name in ("desirable_weight", "undesirable_weight"):
         rows.offer(f"method.{name}", f"method.{name}", 1.0)
-    for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma"):
+    _off(rows, "KTO")
+
+
+def _off(rows: Rows, loss: str) -> None:
+    for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
         if rows.given(f"method.{name}") is not None:
-            rows.keep(f"method.{name}", None, rule="off, as always with KTO")
+            rows.keep(f"method.{name}", None, rule=f"off, as always with {loss}")
 
 
 def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> None:
@@ -150,45 +160,70 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rows.refuse("packing", "answers are drawn afresh at each step; there is nothing to pack")
 
 
-def _adapter(rows: Rows, spec: JobSpec) -> None:
-    adapter = spec.adapter
-    if rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set:
-        rows.default("adapter.type", "adapter.type", "qlora", "the base is held in 4 bits (NF4)", send=True)
+def _steps(rows: Rows, spec: JobSpec) -> None:
+    """How long, and when it is evaluated and kept."""
+    if spec.max_steps is not None:
+        rule = "or after all epochs, where those are fewer" if spec.epochs else None
+        rows.keep("max_steps", "hyper.max_steps", rule=rule)
+    if spec.max_steps is not None and spec.epochs is None:
+        rows.default("epochs", None, None, "as many as max_steps take")
+        rows.send("hyper.epochs", None)
     else:
-        rows.keep("adapter.type", "adapter.type", adapter.type)
-    if adapter.type == "full":
+        rows.offer("epochs", "hyper.epochs", 3)
+    epochs = None if spec.max_steps is not None else spec.epochs or 3
+    if spec.eval_steps is not None:
+        rows.keep("eval_steps", "hyper.eval_steps", rule="and after the last step")
+    elif spec.validation is None:
+        if spec.evals:
+            rows.refuse("evals", "there is no validation data to evaluate on")
+    elif spec.evals is not None:
+        rows.keep("evals", "hyper.evals")
+    else:
+        rows.default("evals", None, epochs, "one per epoch")
+    if spec.checkpoint_steps is not None:
+        rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="and after the last step")
+    else:
+        rows.offer("checkpoints", "hyper.checkpoints", epochs, "one per epoch")
+    if spec.early_stopping is not None:
+        _early_stopping(rows, spec, spec.early_stopping)
+    elif spec.keep_best and spec.evals == 0:
+        rows.refuse("keep_best", "there are no evaluations to choose by: evals is 0")
+    elif spec.validation is not None or spec.keep_best is not None:
+        rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
+
+
+def _early_stopping(rows: Rows, spec: JobSpec, stop: EarlyStopping) -> None:
+    needed = stop.patience + 1
+    known = spec.evals
+    if spec.max_steps is None and spec.evals is None and spec.eval_steps is None:
+        known = spec.epochs or 3
+    elif spec.max_steps is not None and spec.eval_steps is not None:
+        known = -(-spec.max_steps // spec.eval_steps)
+    if known is not None and known < needed:
+        rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
         return
-    r = adapter.r or 16
-    if adapter.r is None:
-        rows.default("adapter.r", "adapter.r", r, send=True)
+    rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
+    rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
+    if spec.keep_best:
+        rows.keep("keep_best", "hyper.keep_best", rule="as always with early stopping")
     else:
-        rows.keep("adapter.r", "adapter.r")
-    if adapter.alpha is None:
-        rows.default("adapter.alpha", "adapter.alpha", float(2 * r), "twice the rank", send=True)
-    else:
-        rows.keep("adapter.alpha", "adapter.alpha")
-    rows.offer("adapter.dropout", "adapter.dropout", 0.0)
-    rows.offer("adapter.targets", "adapter.targets", "all-linear")
-    for flag in ("dora", "rslora"):
-        if rows.given(f"adapter.{flag}") is not None:
-            rows.keep(f"adapter.{flag}", f"adapter.{flag}")
+        rows.default("keep_best", None, True, "early stopping ends with the best weights")
 
 
-def _schedule(rows: Rows, spec: JobSpec) -> None:
-    rates = FULL_LEARNING_RATES if spec.adapter.type == "full" else LEARNING_RATES
-    base = rates.get(spec.method.type, 2e-4)
-    rows.offer("epochs", "hyper.epochs", 3)
-    if spec.learning_rate_multiplier is not None:
-        rows.map(
-            "learning_rate_multiplier",
-            "hyper.learning_rate",
-            base * spec.learning_rate_multiplier,
-            f"times this machine's base rate {base:g}",
-        )
-    elif spec.learning_rate is not None:
-        rows.keep("learning_rate", "hyper.learning_rate")
-    else:
-        rows.default("learning_rate", "hyper.learning_rate", base, send=True)
+def _optimiser(rows: Rows, spec: JobSpec) -> None:
+    kind = spec.optimizer.type if spec.optimizer else None
+    option = spec.provider_options.get("local", {}).get("optimizer")
+    if kind is None and option is None:
+        rows.default("optimizer", "hyper.optimizer", "adamw")
+    elif kind is not None:
+        if reason := own_options.missing_optimizer(kind):
+            rows.refuse("optimizer.type", reason)
+        else:
+            rows.keep("optimizer.type", "hyper.optimizer", kind, rule=_OPTIMIZER_RULES.get(kind))
+        for name in ("betas", "eps", "momentum"):
+            if rows.given(f"optimizer.{name}") is not None:
+                rows.keep(f"optimizer.{name}", f"hyper.{name}")
+    _learning_rate(rows, spec, kind or str(option))
     if spec.batch_size == "max":
         rows.refuse("batch_size", "this machine has no largest batch of its own: give a number of examples")
     elif spec.batch_size == 1 and method_word(spec.method) == "kto":
@@ -205,32 +240,52 @@ def _schedule(rows: Rows, spec: JobSpec) -> None:
             "the step keeps batch_size examples",
         )
     rows.offer("warmup_ratio", "hyper.warmup_ratio", 0.03)
-    rows.offer("schedule", "hyper.schedule", "cosine")
     rows.offer("weight_decay", "hyper.weight_decay", 0.0)
     rows.offer("max_grad_norm", "hyper.max_grad_norm", 1.0)
     rows.offer("seed", "seed", 0)
-    if spec.early_stopping is not None:
-        stop = spec.early_stopping
-        needed = stop.patience + 1
-        if (spec.epochs or 3 if spec.evals is None else spec.evals) < needed:
-            rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
-            return
-        rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
-        rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
+
+
+_OPTIMIZER_RULES = {
+    "adafactor": "with the learning rate as given, neither scaled by the weights nor by the step",
+    "muon": "of matrices, with steps as long as AdamW's; AdamW of what is none",
+    "schedule_free_adamw": "evaluated, kept and given out with the averaged weights",
+}
+
+
+def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
+    rates = FULL_LEARNING_RATES if spec.adapter.type == "full" else LEARNING_RATES
+    base = rates.get(spec.method.type, 2e-4)
+    told = None
+    if "lion" in optimizer:
+        base *= LION_RATE
+        told = f"{LION_RATE:g} of AdamW's, whose steps are smaller"
+    if spec.learning_rate_multiplier is not None:
+        rows.map(
+            "learning_rate_multiplier",
+            "hyper.learning_rate",
+            base * spec.learning_rate_multiplier,
+            f"times this machine's base rate {base:g}",
+        )
+    elif spec.learning_rate is not None:
+        rows.keep("learning_rate", "hyper.learning_rate")
+    else:
+        rows.default("learning_rate", "hyper.learning_rate", base, told, send=True)
+    if optimizer != "schedule_free_adamw":
+        rows.offer("schedule", "hyper.schedule", "cosine")
+    elif spec.schedule not in (None, "constant"):
+        rows.refuse("schedule", "a schedule-free optimiser averages instead: constant", instead="constant")
+    elif spec.schedule is None:
+        rows.default("schedule", "hyper.schedule", "constant", "the optimiser averages instead", send=True)
+    else:
+        rows.keep("schedule", "hyper.schedule")
 
 
 def _data(rows: Rows, spec: JobSpec) -> None:
-    rows.keep("train", None, rule="read from disk in the canonical format")
+    rows.train("read from disk in the canonical format")
     if spec.validation is not None:
         rows.keep("validation", None, rule="read from disk in the canonical format")
-        epochs = spec.epochs or 3
-        if spec.evals is not None:
-            rows.keep("evals", "hyper.evals")
-        else:
-            rows.default("evals", None, epochs, "one per epoch")
-    elif spec.evals:
-        rows.refuse("evals", "there is no validation data to evaluate on")
-    rows.offer("checkpoints", "hyper.checkpoints", spec.epochs or 3, "one per epoch")
+    if spec.added_tokens is not None:
+        _added_tokens(rows, spec)
     _length(rows, spec)
     if not (spec.packing and spec.method.type == "rft"):
         rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
@@ -248,6 +303,16 @@ def _data(rows: Rows, spec: JobSpec) -> None:
             rows.refuse(
                 "continue_from", "on this machine it is the folder of an adapter (adapter_config.json)"
             )
+
+
+def _added_tokens(rows: Rows, spec: JobSpec) -> None:
+    if spec.continue_from is not None:
+        rows.refuse("added_tokens", "the tokens are those of the adapter that the run goes on from")
+        return
+    rule = "one row of the embeddings and of the output layer each, from the mean of the others"
+    if spec.adapter.type != "full":
+        rule += "; those rows are trained and saved with the adapter"
+    rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)
 
 
 def _length(rows: Rows, spec: JobSpec) -> None:

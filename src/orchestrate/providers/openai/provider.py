@@ -1,77 +1,51 @@
-"""OpenAI, OpenAI-compatible hosts and Azure OpenAI, through the official SDK.
+"""OpenAI, through the official SDK; and hosts configured as `type = "openai"`, as was done before there were
+descriptions of them.
 
-`translation` and `checking` work offline, `files` uploads, `reading` turns
-answers into records, `sunset` tells about the end of fine-tuning there. The SDK is imported with the first
-call that needs it.
+`translation` and `checking` work offline, `sunset` tells about the end of fine-tuning there.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from orchestrate import catalog
 from orchestrate.catalog import HostModel, ModelOnHost
-from orchestrate.errors import (
-    Conflict,
-    InvalidRequest,
-    NotFound,
-    PermissionRefused,
-    TrainingClosed,
-    UnexpectedAnswer,
-    UsageError,
-)
+from orchestrate.errors import PermissionRefused, TrainingClosed, UsageError
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, settings, standing
-from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.chat import Chat
-from orchestrate.providers.compatible import connect, is_azure, wire_of
-from orchestrate.providers.hosted import Wire, headers_of
-from orchestrate.providers.openai import checking, reading, recalled
-from orchestrate.providers.openai.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers import accounts, standing
+from orchestrate.providers.compatible import reading
+from orchestrate.providers.compatible.sdk import SdkProvider
+from orchestrate.providers.hosted import headers_of
+from orchestrate.providers.openai import checking
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
-from orchestrate.providers.openai.translation import REF_KEY, translate
-from orchestrate.providers.pages import made_since
+from orchestrate.providers.openai.translation import translate
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Account,
     Billing,
-    Checkpoint,
     Endpoint,
-    Event,
     Feature,
-    Job,
     JobHandle,
-    JobStatus,
-    Message,
-    MetricPoint,
     Problem,
-    Recalled,
     RemoteDataset,
-    Reply,
     Translation,
 )
 
 if TYPE_CHECKING:
-    from openai import OpenAI
-
     from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-_CHAT_THREADS = 8
-_REASONING = re.compile(r"(ft:)?o\d")
 _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"
 
 
-class OpenAIProvider(Provider):
-    """See `orchestrate.providers.base` for the contract, `.connection` for the options of a host."""
+class OpenAIProvider(SdkProvider):
+    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.clients` for the options of a
+    host."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(
@@ -105,28 +79,6 @@ class OpenAIProvider(Provider):
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
     }
     sends_wandb_key: ClassVar[bool] = False
-    status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
-
-    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
-        super().__init__(config)
-        self._wire = wire or wire_of(config)
-        options = config.options
-        self._files = Files(
-            lambda: self.client,
-            self._wire,
-            self.target,
-            multipart_bytes=int(options.get("multipart_bytes", MULTIPART_BYTES)),
-            part_bytes=int(options.get("part_bytes", PART_BYTES)),
-        )
-
-    @cached_property
-    def client(self) -> OpenAI:
-        """The SDK's client, retries off. Raises `MissingKey`."""
-        return connect(self.config)
-
-    def close(self) -> None:
-        if (client := vars(self).pop("client", None)) is not None:
-            client.close()
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -140,7 +92,7 @@ class OpenAIProvider(Provider):
             model = catalog.find(asked)
         except UsageError:
             return ModelOnHost(provider=self.name, id=asked)
-        id = model.ids.get(self.kind, asked) if is_azure(self.config) else asked
+        id = model.ids.get(self.kind, asked) if _is_azure(self.config) else asked
         return ModelOnHost(provider=self.name, id=id, model=model)
 
     def translate(self, spec: JobSpec) -> Translation:
@@ -163,7 +115,7 @@ class OpenAIProvider(Provider):
 
     @cached_property
     def _account(self) -> Account:
-        if is_azure(self.config):
+        if _is_azure(self.config):
             return Account(id=f"resource {self.host}", told=True)
         return accounts.asked(self._ask_account, self.config, self.host)
 
@@ -177,109 +129,20 @@ class OpenAIProvider(Provider):
         project = headers.get("openai-project") or self.config.project
         return accounts.told(organization=organization, project=project) if organization and project else None
 
-    def holds(self, remote: RemoteDataset) -> bool:
-        try:
-            return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
-        except (NotFound, PermissionRefused):
-            return False
-
-    def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
-
-    # -- submitting ----------------------------------------------------------------------------------------
-
-    def upload(
-        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
-    ) -> RemoteDataset:
-        folder = work_folder(self.config)
-        train = self._files.bring(data.train, folder, progress)
-        validation = self._files.bring(data.validation, folder, progress) if data.validation else None
-        return RemoteDataset(
-            provider=self.name,
-            digest=data.digest,
-            train_id=str(train["id"]),
-            validation_id=str(validation["id"]) if validation else None,
-        )
+    # -- submitting and reading: see the base class ----------------------------------------------------------
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """As the contract says; raises `TranslationRefused` before anything is sent when a setting cannot be
-        kept, and `TrainingClosed` with the dates and the way out when OpenAI takes no new jobs."""
-        body = settings.body(translation) | {"training_file": remote.train_id}
-        if remote.validation_id is not None:
-            body["validation_file"] = remote.validation_id
-        body["metadata"] = {REF_KEY: ref}
-        jobs = self.client.fine_tuning.jobs
-        known, further = _fields(body)
+        """Raises `TrainingClosed` with the dates and the way out when OpenAI takes no new jobs."""
         try:
-            job = self._wire.send_once(
-                ref, lambda: jobs.create(**known, extra_body=further or None), lambda answer: answer.id
-            )
+            return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:
             raise closed(error, self.resolve(spec)) from error
-        return JobHandle(provider=self.name, job_id=job.id, ref=ref)
-
-    def find(self, ref: str) -> list[JobHandle]:
-        wanted = {REF_KEY: ref}
-        found = [job.handle for job in self._jobs(None, metadata=wanted) if job.handle.ref == ref]
-        return list({handle.job_id: handle for handle in found}.values())
-
-    # -- reading -------------------------------------------------------------------------------------------
-
-    def get(self, job: JobHandle) -> Job:
-        answer = self._wire.read(lambda: self.client.fine_tuning.jobs.retrieve(job.job_id))
-        return self._job(answer)
-
-    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        return self._jobs(since)
-
-    def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
-        source = self.client.fine_tuning.jobs
-        pages = self._wire.pages(lambda: source.list(limit=100, **filters))
-        jobs = ([self._job(answer) for answer in page.data] for page in pages)
-        return made_since(jobs, _second(since) if since else None)
-
-    def _job(self, answer: object) -> Job:
-        job = reading.job_of(answer, self.name)
-        if job.handle.job_id == "None":
-            raise UnexpectedAnswer(self.name, "a job without an id")
-        return job
-
-    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """The host lists newest first and has no order to ask for: pages are read until `after` is met."""
-        newest_first: list[Event] = []
-        jobs = self.client.fine_tuning.jobs
-        for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=100)):
-            fresh = [reading.event_of(e) for e in page.data]
-            ids = [event.id for event in fresh]
-            if after is not None and after in ids:
-                newest_first += fresh[: ids.index(after)]
-                break
-            newest_first += fresh
-        return reversed(newest_first)
-
-    def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """From the metric events, which have times, and from the result file once there is one, which has all
-        steps."""
-        files: list[Any] = self.get(job).payload.get("result_files") or []
-        found = reading.points_of_events(self.events(job))
-        for file in files:
-            found += reading.points_of_file(self._content(str(file)))
-        return reading.merged(found)
-
-    def _content(self, file_id: str) -> bytes:
-        return self._wire.read(lambda: self.client.files.content(file_id)).content
-
-    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        source = self.client.fine_tuning.jobs.checkpoints
-        pages = self._wire.pages(lambda: source.list(job.job_id, limit=100))
-        found = [reading.checkpoint_of(c) for page in pages for c in page.data]
-        return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
 
     def billing(self) -> Billing:
         """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
         its portal lists."""
         unseen = "deployments of models on Azure, which bill by the hour: its data API has no list of them"
-        return standing.of_jobs(self, *([unseen] if is_azure(self.config) else []))
+        return standing.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
         """The end dates are OpenAI's word. Whether it tunes a model it does not tell: that is the catalog's
@@ -290,38 +153,6 @@ class OpenAIProvider(Provider):
         pages = self._wire.pages(lambda: self.client.models.list())
         found = [reading.model_of(m, known) for page in pages for m in page.data]
         return [model for model in found if not model.id.startswith("ft:")]
-
-    # -- acting --------------------------------------------------------------------------------------------
-
-    def cancel(self, job: JobHandle) -> None:
-        self._act(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
-
-    def pause(self, job: JobHandle) -> None:
-        self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
-
-    def resume(self, job: JobHandle) -> None:
-        going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
-        self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
-
-    def _act(
-        self, job: JobHandle, act: Callable[[str], object], reached: Callable[[JobStatus], bool]
-    ) -> None:
-        """A refusal is no error when the job is where it should be."""
-        try:
-            self._wire.read(lambda: act(job.job_id))
-        except (InvalidRequest, Conflict):
-            if not reached(self.get(job).status):
-                raise
-
-    def delete(self, job: JobHandle) -> None:
-        """Deletes the tuned model. OpenAI keeps the record of the job."""
-        tuned = self.get(job).tuned_model
-        if tuned is None:
-            return
-        try:
-            self._wire.read(lambda: self.client.models.delete(tuned))
-        except NotFound:
-            return  # gone already
 
     # -- the tuned model -----------------------------------------------------------------------------------
 
@@ -337,47 +168,14 @@ class OpenAIProvider(Provider):
             model=tuned,
             state="serverless",
             base_url=self.config.base_url,
-            usd_per_hour=None if is_azure(self.config) else Decimal(0),
+            usd_per_hour=None if _is_azure(self.config) else Decimal(0),
         )
 
-    def _answering(self, job: Job) -> str | None:
-        deployment = self.config.options.get("deployment")
-        return str(deployment) if deployment else job.tuned_model
-
-    def generate(
-        self,
-        job: JobHandle,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        base: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> list[Reply]:
-        """Several at a time. Raises `UsageError` while the job has no model yet."""
-        known = self.get(job)
-        model = known.model if base else self._answering(known)
-        if model is None:
-            raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
-        # Reasoning models take neither max_tokens nor a temperature; compatible servers know max_tokens.
-        limit = self.profile.chat_limit if self.name == self.kind else "max_tokens"
-        options: dict[str, Any] = {limit: max_tokens}
-        if not _REASONING.match(known.model or ""):
-            options["temperature"] = temperature
-        chat = Chat(self._wire, self.client.chat.completions.create, model, options)
-        return chat.replies(prompts, threads=_CHAT_THREADS)
+    @property
+    def chat_limit(self) -> str:
+        """Compatible servers know max_tokens."""
+        return self.profile.chat_limit if self.name == self.kind else "max_tokens"
 
 
-def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the SDK's create call has a parameter for, and what goes into the body beside it."""
-    from openai.types.fine_tuning import JobCreateParams
-
-    known = JobCreateParams.__annotations__
-    return (
-        {name: value for name, value in body.items() if name in known},
-        {name: value for name, value in body.items() if name not in known},
-    )
-
-
-def _second(at: datetime) -> datetime:
-    """The host's times are whole seconds, so that `since` must be one too."""
-    return at.astimezone(UTC).replace(microsecond=0)
+def _is_azure(config: HostConfig) -> bool:
+    return "api_version" in config.options or ".azure.com" in (config.base_url or "")

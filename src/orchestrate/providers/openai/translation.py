@@ -19,9 +19,8 @@ EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
 """Tokens of a row, of all models; the guide to supervised fine-tuning."""
-REF_KEY = "orchestrate_ref"
-RESERVED = ("model", "training_file", "validation_file", "metadata")
-"""Fields of the request that Orchestrate fills itself."""
+RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
+"""Fields of the request that Orchestrate fills itself; the last is the retired form of those in `method`."""
 
 HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not say how; nothing is sent"
 _NO_RATE = (
@@ -61,14 +60,14 @@ def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterabl
     rows.offer("suffix", "suffix", rule="none")
     _wandb(rows, spec)
     rows.refuse_if_asked(REFUSED)
+    rows.without_engine_settings("OpenAI")
     return rows.build(model.id, reserved=RESERVED)
 
 
 def _files(rows: Rows) -> None:
-    for name in ("train", "validation"):
-        if rows.given(name):
-            field = {"train": "training_file", "validation": "validation_file"}[name]
-            rows.keep(name, None, rule=f"uploaded; {field} is its id")
+    rows.train("uploaded; training_file is its id")
+    if rows.given("validation"):
+        rows.keep("validation", None, rule="uploaded; validation_file is its id")
 
 
 def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
@@ -99,12 +98,14 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
         reason = "OpenAI has DPO's own loss only"
-        rows.plain_dpo({"orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
+        rows.plain_dpo({"ipo": reason, "orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
     else:
         inside = "method.reinforcement"
         rows.keep("method.grader", f"{inside}.grader", spec.method.grader)
         rows.offer("method.reasoning_effort", f"{inside}.hyperparameters.reasoning_effort", "default")
         rows.offer("method.compute_multiplier", f"{inside}.hyperparameters.compute_multiplier", "auto")
+        if rows.given("eval_steps") is not None:
+            rows.keep("eval_steps", f"{inside}.hyperparameters.eval_interval")
 
 
 def _inputs(rows: Rows) -> None:

@@ -317,6 +317,12 @@ class TogetherProvider(Provider):
         max_tokens: int = 256,
         temperature: float = 0.0,
     ) -> list[Reply]:
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        return chat.replies(prompts)
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat:
         if base:
             model = str(self._raw_job(job).get("model"))
         else:
@@ -329,9 +335,7 @@ class TogetherProvider(Provider):
             model = endpoint.model
         client = self._client().with_options(base_url=self._inference_url)
         create = client.chat.completions.create
-        return Chat(
-            self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature}
-        ).replies(prompts)
+        return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
     def close(self) -> None:
         if self._sdk is not None:

@@ -56,6 +56,13 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _length(rows, spec, model)
     _evaluation(rows, spec)
     _names(rows)
+    rows.refuse_if_asked(
+        {
+            "eval_steps": "Together takes the number of evaluations of a run: give evals",
+            "checkpoint_steps": "Together takes the number of checkpoints of a run: give checkpoints",
+        }
+    )
+    rows.without_engine_settings("Together")
     return rows.build(model.id, reserved=RESERVED)
 
 
@@ -70,7 +77,7 @@ def tag(suffix: str | None, ref: str) -> str:
 
 
 def _files(rows: Rows, model: ModelOnHost) -> None:
-    rows.keep("train", None, rule="uploaded; training_file is its id")
+    rows.train("uploaded; training_file is its id")
     if rows.given("validation"):
         rows.keep("validation", None, rule="uploaded; validation_file is its id")
     if rows.given("continue_from"):
@@ -98,6 +105,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         return
     rows.plain_dpo(
         {
+            "ipo": "Together has no IPO; its losses are DPO's own and SimPO's",
             "orpo": "Together has no ORPO; simpo_gamma gives a loss without a reference model",
             "kto": f"Together has no KTO; {UNPAIRED}",
         }

@@ -18,8 +18,8 @@ from orchestrate.data import Dataset
 from orchestrate.data.files.journal import Journal
 from orchestrate.data.operations.check import check
 from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, generate
-from orchestrate.data.operations.judge import Judge, objects
 from orchestrate.data.operations.review import Entry, Review
+from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.chat import chat_with
 
@@ -125,8 +125,8 @@ def test_a_shared_system_message_makes_no_rows_alike(tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
     file.write_text(row(1) + "\n")
     examples = list(Dataset.open(file).examples())
-    judged = Judge("chat", examples).judge("\n".join(row(i) for i in range(2, 22)))
-    assert len(judged.lines) == 20 and not judged.refused
+    screened = Screening("chat", examples).screen("\n".join(row(i) for i in range(2, 22)))
+    assert len(screened.lines) == 20 and not screened.refused
 
 
 def test_rows_that_a_backend_refuses_are_not_kept(host: ChatHost, seeds: str, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_rows_are_found_in_whatever_surrounds_them(answer: str) -> None:
 
 
 def test_hostile_answers_raise_nothing(tmp_path: Path, seeds: str) -> None:
-    judge = Judge("chat", list(Dataset.open(seeds).examples()))
+    screening = Screening("chat", list(Dataset.open(seeds).examples()))
     hostile = [
         "",
         "{" * 5000,
@@ -169,8 +169,8 @@ def test_hostile_answers_raise_nothing(tmp_path: Path, seeds: str) -> None:
         "\x00{\x00}",
     ]
     for text in hostile:
-        assert judge.judge(text).lines == []
-    assert judge.judge(hostile[3]).refused == {"lone-surrogate": 1}
+        assert screening.screen(text).lines == []
+    assert screening.screen(hostile[3]).refused == {"lone-surrogate": 1}
 
 
 # -- limits --------------------------------------------------------------------------------------------------

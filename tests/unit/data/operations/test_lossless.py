@@ -30,8 +30,12 @@ text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=4
 arguments = st.dictionaries(
     text, text | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False, allow_infinity=False)
 ).map(lambda value: json.dumps(value, ensure_ascii=False))
-FIND = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "nullable": None}}}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+FIND: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "find", "parameters": {"type": "object", "nullable": None}},
+}
+INLINE = "data:image/png;base64,AAAA"
+PICTURE = {"type": "image_url", "image_url": {"url": INLINE, "detail": "low"}}
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
@@ -60,6 +64,9 @@ def _turns(draw: Draw, has: set[str]) -> list[dict[str, Any]]:
             calls["weight"] = 0
         order = "ba" if "swapped" in has else "ab"
         answers = [{"role": "tool", "tool_call_id": i, "content": draw(text)} for i in order]
+        if "shown" in has:
+            picture = {"type": "image_url", "image_url": {"url": INLINE}}
+            answers[0]["content"] = [{"type": "text", "text": draw(text)}, picture]
         turns += [calls, *answers]
     return turns
 
@@ -77,6 +84,8 @@ def _beside(has: set[str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if has & {"call", "call and text", "swapped", "tools"}:
         row["tools"] = [FIND]
+    if "strict" in has:
+        row["tools"] = [{"type": "function", "function": FIND["function"] | {"strict": True}}]
     if "parallel" in has:
         row["parallel_tool_calls"] = False
     return row
@@ -140,7 +149,7 @@ def bare(draw: Draw, has: set[str]) -> dict[str, Any]:
 CHAT = (
     "system", "developer", "empty", "assistant first", "turns", "parts", "image", "name", "twice", "function",
     "call", "call and text", "swapped", "tools", "reasoning", "weight", "parallel", "row weight",
-    "system later",
+    "system later", "strict", "shown",
 )  # fmt: skip
 KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, ...]]] = {
     "chat": (chat, CHAT),
@@ -150,6 +159,9 @@ KINDS: dict[Kind, tuple[Callable[[Draw, set[str]], dict[str, Any]], tuple[str, .
             "system",
             "empty",
             "parts",
+            "image",
+            "strict",
+            "shown",
             "name",
             "call",
             "call and text",

@@ -60,6 +60,26 @@ def test_tickets_become_conversations_in_order_of_time(tmp_path: Path) -> None:
     assert (report.messages, report.threads, report.written) == (7, 3, 2)
     assert (report.open, report.shown["open"]) == (1, ("T-2",))
     assert (report.unanswered_ends, report.shown["unanswered_ends"]) == (1, ("T-1",))
+    assert (report.time, report.unread, report.unthreaded) == ("created_at", (), 0)
+
+
+def test_what_is_left_out_of_messages_is_told(tmp_path: Path) -> None:
+    """Messages without a thread are not one conversation, and a note for colleagues is not passed over."""
+    file, out = tmp_path / "tickets.csv", tmp_path / "out.jsonl"
+    answer = "It ships today.\n\n> Where is it?\n\n--\nBo\nSupport"
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows(
+            [
+                ("ticket", "who", "body", "internal"),
+                ("1", "ann", "Where is it?", ""),
+                ("1", "bot [ai]", answer, "no"),
+                ("", "ann", "A question of nobody", ""),
+                ("", "bot [ai]", "An answer to nobody", ""),
+            ]
+        )
+    report = join(str(file), Columns("ticket", "who", ("Bot [AI]",)), out)
+    assert talks(out) == [[("user", "Where is it?"), ("assistant", "It ships today.")]]
+    assert (report.messages, report.unthreaded, report.unread, report.time) == (2, 2, ("internal",), None)
 
 
 def mail(box: mailbox.mbox, who: str, at: str, text: str, id: str, answers: str | None = None) -> None:
@@ -118,8 +138,16 @@ def test_a_tree_of_ranked_answers_is_followed_along_the_best(tmp_path: Path) -> 
         for i, p, r, t, k in said
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    join(str(file), Columns("message_tree_id", "role", ("assistant",)), out)
-    assert talks(out) == [[(r.replace("prompter", "user"), t) for _, _, r, t, _ in (said[0], *said[2:])]]
+    report = join(str(file), Columns("message_tree_id", "role", ("assistant",)), out)
+    best = [[(r.replace("prompter", "user"), t) for _, _, r, t, _ in (said[0], *said[2:])]]
+    assert talks(out) == best and (report.aside, report.unread) == (1, ("lang",))
+    table = tmp_path / "oasst.csv"
+    with table.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)  # no parent and no rank are empty cells, and ranks are texts
+    assert join(str(table), Columns("message_tree_id", "role", ("assistant",)), out).aside == 1
+    assert talks(out) == best
     data = Dataset.open(file)
     assert data.rows == 0 and {p.code for p in data.problems} >= {"lost-meaning"}
 

@@ -124,10 +124,11 @@ def test_a_weight_of_a_turn_that_is_no_number_is_an_error(tmp_path: Path, weight
 
 
 def test_unknown_keys_of_turns_are_told(tmp_path: Path) -> None:
-    data = turns(tmp_path, mood="glad", note=None, thinking=["Hm"])
+    data = turns(tmp_path, mood="glad", note=None, tone="low")
     (found,) = data.problems
     assert (found.code, found.field) == ("extra-fields", "conversations[1]")
-    assert found.message == "unused: mood, thinking"
+    assert found.message == "unused: mood, tone"
+    assert told(turns(tmp_path, thinking=["Hm"])) == [("lost-meaning", "conversations[1]")]
 
 
 def test_flags_of_chat_messages_are_read(tmp_path: Path) -> None:

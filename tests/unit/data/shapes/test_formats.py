@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,6 +185,122 @@ def test_no_unread_column_of_a_fixture_passes_in_silence(file: Path) -> None:
             example = row_of(row, shape)
             pictures = column in ("images", "image") and "data:image" in repr(example.example)
             assert pictures or row[column] is None or told(data, column), column
+
+
+NOTES = {"metadata", "usage", "source", "summary", "train_detail", "inputSchema", "properties"}
+"""Objects that say nothing to a model, or hold one field and no more."""
+
+
+def objects(value: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from objects(item, *path, i)
+    elif isinstance(value, dict):
+        # LangChain's wrappers, an item of thinking, the block around a result: read for what they hold.
+        wrapped = value.keys() & {"kwargs", "toolResult"} or {"message", "text"} <= value.keys()
+        if not wrapped and value.get("type") != "reasoning":
+            yield path, value
+        for name, item in value.items():
+            yield from objects(item, *path, name)
+
+
+@pytest.mark.parametrize("key", ["mood", "loss_mask"])
+@pytest.mark.parametrize("file", FIXTURES, ids=lambda p: p.stem)
+def test_no_field_of_any_object_of_a_row_passes_in_silence(file: Path, key: str) -> None:
+    format_ = Dataset.open(file).format
+    for line in file.read_text().splitlines()[:2]:
+        for path, _ in objects(json.loads(line)):
+            row = json.loads(line)
+            held = row
+            for step in path:
+                held = held[step]
+            held[key] = "glad and more"
+            read = row_of(row, known.BY_NAME[format_])
+            told_of = f"{read.problems}{msgspec.json.encode(read.example)}{read.unread}"
+            assert key in told_of or NOTES & set(path), path
+
+
+def read(format_: str, row: dict[str, Any]) -> tuple[Example | None, list[str]]:
+    made = row_of(row, known.BY_NAME[format_])
+    return made.example, [p.code for p in made.problems if p.severity is not Severity.INFO]
+
+
+CHAT = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [CHAT[0] | {"images": ["a.png"]}, CHAT[1]]},
+        {"messages": [CHAT[0], CHAT[1] | {"reasoning": "One.", "reasoning_content": "Another."}]},
+        {"messages": [CHAT[0], CHAT[1] | {"thinking": ["Hm."]}]},
+        {
+            "messages": [
+                CHAT[0],
+                {"role": "assistant", "content": [{"type": "text", "text": "A", "weight": 0}]},
+            ]
+        },
+        {"messages": CHAT, "system": "Be brief.", "system_prompt": "Be long."},
+        {
+            "messages": CHAT,
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "functions": [FUNCTION | {"name": "g"}],
+        },
+    ],
+    ids=["images", "two thoughts", "thought", "part", "two systems", "two lists of tools"],
+)
+def test_what_has_a_meaning_and_is_not_read_is_an_error(row: dict[str, Any]) -> None:
+    assert read("openai-chat", row) == (None, ["lost-meaning"])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"inlineData": {"mimeType": "audio/wav", "data": "AAAA"}},
+        {"fileData": {"mimeType": "video/mp4", "fileUri": "gs://b/a.mp4"}},
+    ],
+    ids=["sound", "film"],
+)
+def test_sounds_and_films_are_no_pictures(part: dict[str, Any]) -> None:
+    turns = [{"role": "user", "parts": [{"text": "?"}, part]}, {"role": "model", "parts": [{"text": "A"}]}]
+    assert read("gemini", {"contents": turns})[1][:1] == ["bad-content"]
+    url = {"type": "image_url", "image_url": {"url": "data:audio/wav;base64,AAAA"}}
+    shown = {"messages": [CHAT[0] | {"content": [url]}, CHAT[1]]}
+    assert read("openai-chat", shown) == (None, ["bad-image"])
+
+
+def test_an_answer_without_an_id_is_that_to_the_call_of_its_function() -> None:
+    calls = [{"functionCall": {"name": name, "args": {}}} for name in "abb"]
+    given = [("b", "1"), ("a", "2"), ("b", "3")]
+    turns = [
+        ("user", [{"text": "Go"}]),
+        ("model", calls),
+        ("user", [{"functionResponse": {"name": n, "response": {"result": r}}} for n, r in given]),
+        ("model", [{"text": "Done"}]),
+    ]
+    row = {
+        "contents": [{"role": role, "parts": parts} for role, parts in turns],
+        "tools": [{"functionDeclarations": [{"name": "a"}, {"name": "b"}]}],
+    }
+    example, found = read("gemini", row)
+    assert isinstance(example, ChatExample) and found == []
+    ids = [call.id for call in example.messages[1].tool_calls or ()]
+    said_to = {m.tool_call_id: m.text for m in example.messages if m.role == "tool"}
+    assert [said_to[id] for id in ids] == ["2", "1", "3"]
+
+
+def test_thinking_and_calls_that_langchain_keeps_apart_are_read() -> None:
+    extra = {"reasoning_content": "Hm.", "function_call": {"name": "f", "arguments": "{}"}}
+    row = {
+        "inputs": {"messages": [{"type": "human", "data": {"content": QUESTION, "name": "ada"}}]},
+        "outputs": {"messages": [{"type": "ai", "data": {"content": "", "additional_kwargs": extra}}]},
+    }
+    example, _ = read("langsmith", row)
+    assert isinstance(example, ChatExample)
+    asked, answer = example.messages
+    assert asked.name == "ada" and answer.reasoning == "Hm."
+    assert [call.function.name for call in answer.tool_calls or ()] == ["f"]
 
 
 @settings(max_examples=60, deadline=None)

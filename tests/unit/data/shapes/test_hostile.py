@@ -26,6 +26,7 @@ from orchestrate.zstd import zstd
 
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+TOOL = b'{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}'
 DEEP = b"[" * 200_000 + b"]" * 200_000
 
 
@@ -51,6 +52,18 @@ def _codes(file: Path) -> dict[str, int]:
         (ROW.strip().replace(b'"content": "a"', b'"content": "a", "content": "b"'), "duplicate-key"),
         (b'{"messages": 1, ' + ROW.strip()[1:], "duplicate-key"),
         (ROW.strip()[:-1] + b', "id": 1, "id": 2}', "duplicate-key"),
+        (
+            ROW.strip().replace(b'"content": "b"', b'"content": "b", "weight": 0, "weight": 1'),
+            "duplicate-key",
+        ),
+        (ROW.strip()[:-1] + b', "tools": [' + TOOL + b'], "tools": []}', "duplicate-key"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": '
+            b'"c", "function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c", '
+            b'"content": "r", "content": "s"}, {"role": "assistant", "content": "b"}], '
+            b'"tools": [' + TOOL + b"]}",
+            "duplicate-key",
+        ),
         (b'{"messages": {}}', "bad-message"),
         (b'{"messages": [[]]}', "bad-message"),
         (b'{"messages": [{"role": {}, "content": []}]}', "bad-role"),
@@ -137,6 +150,16 @@ def test_unreadable_file_says_why(name: str, content: bytes, message: str, tmp_p
     file.write_bytes(content)
     with pytest.raises(DataError, match=message):
         Dataset.open(file)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "prompt"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns named prompt"):
+        Dataset.open(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.local.families import FAMILIES, make_family, write_rows
+from tests.unit.local.thinkers import FAMILIES, make_family, write_rows
 from tests.unit.local.sessions import EXACT, make_session
 
 from orchestrate.data import Dataset

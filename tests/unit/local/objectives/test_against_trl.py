@@ -138,8 +138,15 @@ FULL, LORA = {"type": "full"}, {"type": "lora", "r": 8, "alpha": 16.0}
             {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
             1,
         ),
+        ({"loss": "ipo", "beta": 0.3}, {"beta": 0.3, "loss_type": ["ipo"]}, 4),
+        # TRL smooths labels in AOT, which is DPO over sorted margins: one pair is the same.
+        (
+            {"beta": 0.5, "label_smoothing": 0.2},
+            {"beta": 0.5, "loss_type": ["aot"], "label_smoothing": 0.2},
+            1,
+        ),
     ],
-    ids=["beta 0.1", "beta 0.5", "by length", "rpo"],
+    ids=["beta 0.1", "beta 0.5", "by length", "rpo", "ipo", "smoothed labels"],
 )
 def test_dpo_is_trls(
     session: Pairs,

@@ -252,6 +252,52 @@ def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer
     assert losses(again) == first
 
 
+def test_steps_say_how_long_and_when_and_the_best_weights_are_kept(make: Make) -> None:
+    """By an optimiser whose averaged weights are those to evaluate and to keep; gone back to within an
+    epoch."""
+
+    def session() -> Session:
+        return make(
+            "a",
+            validation=True,
+            epochs=None,
+            max_steps=13,
+            eval_steps=5,
+            checkpoint_steps=4,
+            keep_best=True,
+            optimizer="schedule_free_adamw",
+            schedule="constant",
+            learning_rate=2e-2,
+            adapter={"dropout": 0.1},
+        )
+
+    first = session()
+    first.loop.restore()
+    first.loop.run()
+    points = first.run.metrics()
+    evaluated = {p.step: p.values["valid_loss"] for p in points if "valid_loss" in p.values}
+    assert [p.step for p in points] == list(range(1, 14)) and list(evaluated) == [5, 10, 13]
+    kept = sorted(p.name for p in first.run.checkpoints.iterdir())
+    assert kept == [f"step-{n:08d}" for n in (4, 8, 12, 13)]
+    assert first.loop.valid is not None
+    ends = first.loop.objective.evaluate(first.loop.valid, first.loop.max_tokens)["valid_loss"]
+    assert ends == pytest.approx(min(evaluated.values()), rel=1e-6)
+    for name in kept[2:]:
+        shutil.rmtree(first.run.checkpoints / name)
+    again = session()
+    again.loop.restore()
+    assert again.loop.progress.step == 8
+    again.loop.run()
+    assert losses(again) == losses(first) and losses(again, "grad_norm") == losses(first, "grad_norm")
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+@pytest.mark.parametrize(("asked", "steps"), [({}, 10), ({"max_steps": 4}, 4), ({"max_steps": 99}, 10)])
+def test_the_shorter_of_epochs_and_steps_ends_it(make: Make, asked: dict[str, int], steps: int) -> None:
+    assert make("a", **asked).loop.progress.total_steps == steps
+
+
 def test_a_loss_that_is_not_finite_stops_or_is_skipped(make: Make) -> None:
     stops, skips = make("a"), make("b", nan_policy="skip")
     for session in (stops, skips):

@@ -37,6 +37,21 @@ def test_warm_up_rises_to_the_peak_and_never_starts_at_nothing() -> None:
     assert rising[10:] == sorted(rising[10:], reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule: str) -> None:
+    """Within it theirs is one step behind: the first trains nothing."""
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs: Any = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
+    factor = theirs.lr_lambdas[0]
+    ours = rates(schedule, warmup=0.1)
+    assert ours[10:] == pytest.approx([factor(step) for step in range(10, 100)])
+    assert [ours[k] for k in range(10)] == pytest.approx([(k + 1) / 11 for k in range(10)])
+    assert [factor(k) for k in range(10)] == pytest.approx([k / 10 for k in range(10)])
+
+
 def test_clipping_bounds_the_gradient_and_decay_shrinks_the_weights(tmp_path: Path) -> None:
     train = tmp_path / "t.jsonl"
     talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]

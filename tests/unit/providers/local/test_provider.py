@@ -202,6 +202,27 @@ def test_the_quote_counts_the_answers(ready: Check) -> None:
     assert seconds(provider_options={"local": {"max_new_tokens": 512}}) > 1.8 * once
 
 
+def test_the_quote_counts_the_steps(ready: Check) -> None:
+    """20 rows, 3 of them to a step: 7 steps to an epoch."""
+
+    def quoted(**more: Any) -> tuple[float, list[str]]:
+        provider, spec, data = ready(chats(20), method={"type": "sft"}, batch_size=3, **more)
+        quote = provider.quote(spec, data, provider.translate(spec), built_in())
+        assert quote.unavailable is None
+        return (quote.train_seconds or 0) - 10, list(quote.assumptions)
+
+    epoch, _ = quoted(epochs=1)
+    for asked, epochs in (
+        ({"max_steps": 14}, 2),
+        ({"max_steps": 3}, 3 / 7),
+        ({"epochs": 2, "max_steps": 99}, 2),
+        ({"epochs": 9, "max_steps": 7}, 1),
+    ):
+        seconds, told = quoted(**asked)
+        assert seconds == pytest.approx(epochs * epoch, rel=0.01)
+        assert any("of 7 to an epoch" in line for line in told)
+
+
 def chats(count: int) -> list[dict[str, Any]]:
     said = ({"role": "user", "content": "Is {} even?"}, {"role": "assistant", "content": "no"})
     return [{"messages": [{**m, "content": m["content"].format(n)} for m in said]} for n in range(count)]

@@ -120,6 +120,7 @@ def test_what_nobody_asked_for_is_not_sent(together: TogetherProvider) -> None:
             {"provider_options": {"together": {"hf_output_repo_name": "me/x"}}},
             {"hf_output_repo_name": "me/x"},
         ),
+        ({"provider_options": {"together": {"packing": True}}}, {"packing": True}),  # as it is anyway
     ],
 )
 def test_kept(together: TogetherProvider, asked: dict[str, Any], sent: dict[str, Any]) -> None:
@@ -174,6 +175,13 @@ def test_a_constant_rate_is_a_linear_one_that_ends_where_it_began(together: Toge
         ("provider_options.training_file", {"provider_options": {"together": {"training_file": "f"}}}),
         ("provider_options.hf_api_token", {"provider_options": {"together": {"hf_api_token": "x"}}}),
         ("provider_options.n_epochs", {"epochs": 2, "provider_options": {"together": {"n_epochs": 3}}}),
+        # Fields that a setting stands for, and that the quote would not see.
+        ("provider_options.n_epochs", {"provider_options": {"together": {"n_epochs": 3}}}),
+        ("provider_options.packing", {"provider_options": {"together": {"packing": False}}}),
+        (
+            "provider_options.training_type.type",
+            {"provider_options": {"together": {"training_type": {"type": "Full"}}}},
+        ),
     ],
 )
 def test_refused_with_a_reason(together: TogetherProvider, name: str, asked: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What OpenAI tells of a job by which it can be priced: its method, its epochs and the bytes of its file."""
+"""What the API tells of a job by which it can be priced: its method, its epochs and the bytes of its file."""
 
 from __future__ import annotations
 

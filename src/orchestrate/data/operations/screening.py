@@ -42,14 +42,14 @@ UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replaceme
 
 
 @dataclass
-class Judged:
+class Screened:
     """`lines` are the rows to keep, as JSON; `refused` counts the others by code."""
 
     lines: list[bytes] = field(default_factory=list[bytes])
     refused: Counter[str] = field(default_factory=Counter[str])
 
 
-class Judge:
+class Screening:
     """Decides row by row, and remembers what it has kept."""
 
     def __init__(
@@ -78,18 +78,18 @@ class Judge:
         read = [self._read(line)[0] for line in lines]
         self._remember([example for example in read if example is not None])
 
-    def judge(self, text: str) -> Judged:
+    def screen(self, text: str) -> Screened:
         """The rows in a model's answer, which may have anything around them."""
-        judged = Judged()
+        screened = Screened()
         for piece in objects(text):
             example, code = self._read(piece)
             if example is not None:
                 code = self._repeats(example)
             if example is None or code is not None:
-                judged.refused[code or "invalid-json"] += 1
+                screened.refused[code or "invalid-json"] += 1
                 continue
-            judged.lines.append(self._write(example))
-        return judged
+            screened.lines.append(self._write(example))
+        return screened
 
     def _read(self, line: bytes) -> tuple[Example | None, str | None]:
         """The row, or the code of what is wrong with it."""

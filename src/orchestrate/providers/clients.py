@@ -1,7 +1,8 @@
-"""The SDK client for OpenAI, an OpenAI-compatible host, or Azure OpenAI, by configuration.
+"""The official SDK's client for any host that speaks OpenAI's API, by configuration.
 
-    [hosts.azure]
-    type = "openai"
+    [hosts.mine]
+    type = "openai-compatible"
+    profile = "azure"                       # or another file of `orchestrate providers --profiles`
     base_url = "https://NAME.openai.azure.com"
     [hosts.azure.options]
     api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
@@ -54,10 +55,6 @@ def connect(config: HostConfig) -> OpenAI:
     client.organization = config.organization
     client.project = config.project
     return client
-
-
-def is_azure(config: HostConfig) -> bool:
-    return "api_version" in config.options or ".azure.com" in (config.base_url or "")
 
 
 def wire_of(config: HostConfig) -> Wire:

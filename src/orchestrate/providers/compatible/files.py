@@ -1,11 +1,11 @@
-"""Bringing training data to OpenAI: one file for each dataset, named by its digest."""
+"""Bringing training data to a host: one file for each dataset, named by its digest."""
 
 from __future__ import annotations
 
 import io
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,8 @@ READY_WITHIN_S = 1800.0
 
 
 class Files:
-    """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits."""
+    """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits, `ready` and
+    `refused` its words for a file that can be trained on, and for one that never can."""
 
     def __init__(
         self,
@@ -44,6 +45,8 @@ class Files:
         *,
         multipart_bytes: int = MULTIPART_BYTES,
         part_bytes: int = PART_BYTES,
+        ready: Collection[str] = ("processed",),
+        refused: Collection[str] = ("error", "deleted"),
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
@@ -51,6 +54,8 @@ class Files:
         self._target = target
         self._multipart_bytes = multipart_bytes
         self._part_bytes = part_bytes
+        self._ready_words = frozenset(ready)
+        self._refused_words = frozenset(refused)
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class Files:
             for file in page.data:
                 found = plain(file)
                 same = found.get("filename") == path.name and whole(found.get("bytes")) == size
-                if same and found.get("status") not in ("error", "deleted"):
+                if same and found.get("status") not in self._refused_words:
                     return found
         return None
 
@@ -129,8 +134,8 @@ class Files:
 
     def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         waited, pause, file_id = 0.0, 0.5, str(file["id"])
-        while file.get("status") not in ("processed", None):
-            if file.get("status") == "error":
+        while (word := file.get("status")) is not None and word not in self._ready_words:
+            if word in self._refused_words:
                 raise _refused(self._wire.provider, file, dataset)
             if waited > READY_WITHIN_S:
                 raise HostUnavailable(

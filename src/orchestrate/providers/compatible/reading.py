@@ -1,4 +1,4 @@
-"""OpenAI's answers as records."""
+"""The API's answers as records."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 from orchestrate.catalog import HostModel
 from orchestrate.providers.hosted import payload
-from orchestrate.providers.openai.translation import REF_KEY
-from orchestrate.providers.values import number, plain, table, text, when, whole
+from orchestrate.providers.values import number, plain, ref_in, table, text, when, whole
 from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint
 
+REF_KEY = "orchestrate_ref"
+"""In the metadata of a job, where the host keeps some."""
 STATUS_MAP: Mapping[str, JobStatus] = {
     "validating_files": JobStatus.VALIDATING,
     "queued": JobStatus.QUEUED,
@@ -36,16 +37,18 @@ NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
     "valid_mean_token_accuracy": "valid_accuracy",
 }
-"""Metric names of OpenAI -> ours; the others keep theirs."""
+"""Metric names of the API -> ours; the others keep theirs."""
 
 
-def job_of(answer: object, provider: str) -> Job:
+def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> Job:
     values = plain(answer)
     raw = text(values.get("status")) or ""
     ref = text(table(values.get("metadata")).get(REF_KEY))
+    if ref is None:
+        ref = ref_in(*(values.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")))
     return Job(
         handle=JobHandle(provider=provider, job_id=str(values.get("id")), ref=ref),
-        status=STATUS_MAP.get(raw, JobStatus.UNKNOWN),
+        status=statuses.get(raw, JobStatus.UNKNOWN),
         raw_status=raw,
         model=text(values.get("model")),
         created_at=when(values.get("created_at")),
@@ -53,6 +56,8 @@ def job_of(answer: object, provider: str) -> Job:
         estimated_finish=when(values.get("estimated_finish")),
         tuned_model=text(values.get("fine_tuned_model")),
         trained_tokens=whole(values.get("trained_tokens")),
+        step=whole(values.get("trained_steps")),
+        total_steps=whole(values.get("total_steps")),
         error=_error(table(values.get("error"))),
         payload=payload(answer),
     )

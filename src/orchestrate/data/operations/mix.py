@@ -1,0 +1,195 @@
+"""Several files as one training file, by their weights.
+
+A whole number of times each row of a file is in the mix as often as its weight says; of what is left of the
+weight a seeded sample of its rows is in it once more. The files are spread evenly over the mix, each in its
+own order, so that any part of it holds them in their proportions."""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+import msgspec
+
+from orchestrate.data.files.outputs import writing
+from orchestrate.data.files.spooling import spooled
+from orchestrate.data.opening import Joined, Opened, open_counted, open_dataset
+from orchestrate.data.passes.scan import Total
+from orchestrate.errors import DataError
+from orchestrate.files import private_folder, write_whole
+from orchestrate.methods import TrainFile
+from orchestrate.types import Problem, Record, Severity
+
+
+class MixedFile(Record, frozen=True, kw_only=True):
+    """What of a file is in a mix."""
+
+    path: str
+    digest: str
+    rows: int
+    """Good ones, in the file."""
+    weight: float
+    seed: int
+    taken: int
+    """Rows of the mix that are its own."""
+    sample: list[int]
+    """Numbers, in the file, of the rows that are in the mix once more than the others; those are in it
+    `weight` times, rounded down."""
+
+    @property
+    def told(self) -> str:
+        whole, part = divmod(self.weight, 1)
+        times = f"{self.rows:,} rows x {whole:g}" if whole != 1 else f"{self.rows:,} rows"
+        drawn = f"{len(self.sample):,} of {self.rows:,} rows drawn with seed {self.seed}"
+        parts = ([times] if whole else []) + ([drawn] if part else [])
+        return f"{self.path} ({', and '.join(parts)})"
+
+
+class Mix(Record, frozen=True, kw_only=True):
+    """The list beside a mixed file: how to make the same again."""
+
+    digest: str
+    """Of its rows, as of any file of them."""
+    rows: int
+    files: list[MixedFile]
+
+    @property
+    def told(self) -> str:
+        files = "; ".join(file.told for file in self.files)
+        return f"{self.rows:,} rows mixed of {files}; digest {self.digest[:16]}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    file: MixedFile
+    offsets: array[int]
+    """Of each good row in the spool, and the end."""
+    places: Sequence[int]
+    """Of the sample, among the good rows."""
+    spool: Path
+
+    def rows(self, number: int) -> Iterator[tuple[float, int, int]]:
+        """(how far on in the mix, number of the file, place among its good rows)"""
+        count = self.file.rows
+        for turn in range(self.file.taken):
+            copy, row = divmod(turn, count)
+            last = copy == int(self.file.weight)
+            yield (turn + 0.5) / self.file.taken, number, self.places[row] if last else row
+
+
+def open_mix(
+    files: Sequence[TrainFile],
+    folder: Path,
+    *,
+    tokenizers: Sequence[str] = (),
+    memory: Path | None = None,
+    compare: bool = False,
+    content: bool = False,
+) -> Opened:
+    """The rows of all files, each file read once, with `Opened.mix`, the file of the mix, in `folder`; the
+    same files give the same. For the other arguments see `Dataset.open` and `Task`.
+
+    Raises `DataError` for a file that cannot be read, that has other kinds of rows than the first one, or of
+    whose rows the weight leaves none.
+    """
+    private_folder(folder)
+    union, opened, parts = Total(), list[Opened](), list[_Part]()
+    begins: list[tuple[int, str]] = []
+    with TemporaryDirectory(dir=folder, prefix=".mixing-") as room:
+        for number, file in enumerate(files):
+            begins.append((union.lines, file.path))
+            spool = Path(room, f"{number}.jsonl")
+            with spooled(spool, f"the mix of {len(files)} files") as out:
+                join = Joined(out.write, union)
+                opened.append(open_dataset(file.path, compare=compare, content=content, join=join))
+            _require_kind(opened[-1], opened[0])
+            parts.append(_part(file, opened[-1], spool))
+        path = folder / f"{_name(parts)}.jsonl"
+        if not path.is_file():
+            with writing(path) as out:
+                _write(parts, out)
+    rows = open_counted(str(path), tokenizers=tokenizers, memory=memory, compare=compare, content=False)
+    made = Mix(digest=rows.facts.digest, rows=rows.facts.rows, files=[part.file for part in parts])
+    write_whole(path.with_suffix(".mix.json"), msgspec.json.format(made.to_json()))
+    first = opened[0]
+    facts = replace(
+        first.facts,
+        path=" + ".join(file.told for file in files),
+        rows=union.rows,
+        problems=(*(p for one in opened for p in one.facts.problems), _told(made, path)),
+    )
+    return Opened(facts, union, first.source, tuple(begins), rows, made.told)
+
+
+def _require_kind(one: Opened, first: Opened) -> None:
+    if one.facts.kind != first.facts.kind:
+        raise DataError(
+            f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} rows: "
+            "a mix has rows of one kind",
+            fix="orchestrate data convert brings them to one",
+        )
+
+
+def _part(file: TrainFile, opened: Opened, spool: Path) -> _Part:
+    rows = opened.facts.rows
+    whole, share = int(file.weight), file.weight % 1
+    chance = random.Random(f"{file.seed}")  # noqa: S311  which rows, not secrets
+    places = sorted(chance.sample(range(rows), round(share * rows))) if rows else []
+    taken = whole * rows + len(places)
+    if not taken:
+        raise DataError(
+            f"{file.path}: of its {rows:,} good rows a weight of {file.weight:g} leaves none",
+            fix="raise its weight, or leave the file out",
+        )
+    made = MixedFile(
+        path=file.path,
+        digest=opened.facts.digest,
+        rows=rows,
+        weight=file.weight,
+        seed=file.seed,
+        taken=taken,
+        sample=[opened.facts.number(place) for place in places],
+    )
+    return _Part(made, _offsets(spool), places, spool)
+
+
+def _offsets(spool: Path) -> array[int]:
+    offsets = array("Q", [0])
+    with spool.open("rb") as lines:
+        for line in lines:
+            offsets.append(offsets[-1] + len(line))
+    return offsets
+
+
+def _name(parts: Sequence[_Part]) -> str:
+    said = "\n".join(f"{p.file.digest} {p.file.weight} {p.file.seed}" for p in parts)
+    return sha256(said.encode()).hexdigest()[:20]
+
+
+def _write(parts: Sequence[_Part], out: IO[bytes]) -> None:
+    with ExitStack() as opened:
+        spools: list[mmap.mmap] = []
+        for part in parts:
+            file = opened.enter_context(part.spool.open("rb"))
+            spools.append(opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        for _, number, row in heapq.merge(*(part.rows(n) for n, part in enumerate(parts))):
+            offsets = parts[number].offsets
+            out.write(spools[number][offsets[row] : offsets[row + 1]])
+
+
+def _told(mix: Mix, path: Path) -> Problem:
+    return Problem(
+        code="mix",
+        severity=Severity.INFO,
+        message=f"{mix.told}; the list is in {path.with_suffix('.mix.json').name}",
+        source=str(path),
+    )

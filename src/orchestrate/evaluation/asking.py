@@ -1,0 +1,335 @@
+"""Asking: questions to a model, several at a time, each answer on the disk before the next thing happens.
+
+Answers are kept by what answered and by the question, so the same question is never paid twice: not after a
+kill, not in a second evaluation, not for a second contender that is the same model. `AnswerLog` is the
+file; a request that was under way when its process was killed counts with its worst price.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.data.files.journal import Journal
+from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, UsageError
+from orchestrate.evaluation.items import Answer
+from orchestrate.files import locked, private_folder
+from orchestrate.types import Message, Record
+
+Price = Callable[[int, int], Decimal]
+"""US dollars for (prompt tokens, completion tokens)."""
+HOPELESS = 3
+"""Questions refused, and not one answered, after which it is not the questions."""
+
+
+class Question(Record, frozen=True, kw_only=True):
+    """What is sent. `sample` tells several answers to the same question apart."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    sample: int = 0
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:32]
+
+    @property
+    def most_tokens(self) -> int:
+        """A text never has more tokens than bytes; a few more mark the messages."""
+        return sum(len(m.content.encode()) + 16 for m in self.messages) + len(msgspec.json.encode(self.tools))
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """A model that can be asked. Equal `identity`, equal answers."""
+
+    name: str
+    identity: Mapping[str, Any]
+    ask: Callable[[Sequence[Question]], list[Answer]]
+    """One answer each, in order. Called from `parallel` threads with at most `batch` questions."""
+    batch: int = 1
+    parallel: int = 1
+    max_tokens: int = 512
+    price: Price | None = None
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(dict(self.identity), order="deterministic")).hexdigest()[
+            :32
+        ]
+
+    def worst_usd(self, questions: Sequence[Question]) -> Decimal:
+        if self.price is None:
+            return Decimal(0)
+        return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
+
+
+class Sent(msgspec.Struct, tag="sent"):
+    questions: list[str]
+    worst_usd: Decimal
+
+
+class Got(msgspec.Struct, tag="got"):
+    question: str
+    answer: Answer
+
+
+class Unanswered(msgspec.Struct, tag="unanswered"):
+    """The host said that it wrote nothing."""
+
+    questions: list[str]
+
+
+class AnswerLog:
+    """All that one respondent was ever asked."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal: Journal[Sent | Got | Unanswered] = Journal(path, Sent | Got | Unanswered)
+        self.answers: dict[str, Answer] = {}
+        self._open: dict[str, Decimal] = {}
+        for entry in self._journal.entries:
+            self._add(entry)
+
+    @property
+    def unknown_usd(self) -> Decimal:
+        """The worst that requests cost whose answer nobody knows."""
+        return sum(self._open.values(), Decimal(0))
+
+    def append(self, entry: Sent | Got | Unanswered) -> None:
+        self._journal.append(entry)
+        self._add(entry)
+
+    def _add(self, entry: Sent | Got | Unanswered) -> None:
+        match entry:
+            case Sent(questions, worst):
+                for question in questions:
+                    self._open[question] = self._open.get(question, Decimal(0)) + worst / len(questions)
+            case Got(question, answer):
+                self.answers[question] = answer
+                self._open.pop(question, None)
+            case Unanswered(questions):
+                for question in questions:
+                    self._open.pop(question, None)
+
+
+@dataclass
+class Purse:
+    """What one evaluation may cost: all of its answers, those of earlier tries included."""
+
+    limit_usd: Decimal | None = None
+    spent_usd: Decimal = Decimal(0)
+    held_usd: Decimal = Decimal(0)
+    """The worst price of requests under way."""
+    counted: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+    def has(self, usd: Decimal) -> bool:
+        return self.limit_usd is None or self.spent_usd + self.held_usd + usd <= self.limit_usd
+
+    def count(self, key: str, answers: Iterable[tuple[str, Answer]]) -> None:
+        """Adds what answers cost, each once."""
+        for digest, answer in answers:
+            if (key, digest) not in self.counted:
+                self.counted.add((key, digest))
+                self.spent_usd += answer.usd or Decimal(0)
+
+
+Progress = Callable[[str, int, int, Decimal], None]
+"""Called with (who is asked, answers, questions, US dollars so far)."""
+
+
+@dataclass
+class Asking:
+    """One evaluation's questions. `folder` holds the logs, one for each respondent."""
+
+    folder: Path
+    purse: Purse = field(default_factory=Purse)
+    progress: Progress | None = None
+    fresh: bool = False
+    """Ask again what was answered before."""
+    _renewed: set[str] = field(default_factory=set[str])
+
+    def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
+        """The answers that are there already, by the question's digest."""
+        path = self._path(respondent)
+        if self._renews(respondent) or not path.exists():
+            return {}
+        known = AnswerLog(path).answers
+        return {q.digest: known[q.digest] for q in questions if q.digest in known}
+
+    def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
+        """One answer for each question, in order; those that are known are not asked for.
+
+        A question that the host refuses has an answer with `error`; it is asked again another time. Raises
+        `OverBudget` when the next request could go over the limit, `UsageError` while another command asks
+        the same model, and what the respondent raises. All that was answered before is kept.
+        """
+        if self.purse.limit_usd is not None and respondent.price is None:
+            raise UsageError(
+                f"the price of {respondent.name} is not known, so --max-cost cannot hold",
+                fix="leave --max-cost out and limit the rows with --limit",
+            )
+        with self._opened(respondent) as log:
+            wanted = {q.digest: q for q in questions}
+            self.purse.count(respondent.key, ((d, log.answers[d]) for d in wanted if d in log.answers))
+            if (respondent.key, "") not in self.purse.counted:
+                self.purse.counted.add((respondent.key, ""))
+                self.purse.spent_usd += log.unknown_usd
+            missing = [q for digest, q in wanted.items() if digest not in log.answers]
+            round_ = _Round(self, respondent, log, missing, len(wanted))
+            round_.run()
+            answers = log.answers | round_.refused
+        return [answers[q.digest] for q in questions]
+
+    def _path(self, respondent: Respondent) -> Path:
+        return self.folder / f"{respondent.key}.jsonl"
+
+    def _renews(self, respondent: Respondent) -> bool:
+        return self.fresh and respondent.key not in self._renewed
+
+    @contextmanager
+    def _opened(self, respondent: Respondent) -> Generator[AnswerLog]:
+        private_folder(self.folder)
+        path = self._path(respondent)
+        with locked(path.with_suffix(".lock"), keep=False) as held:
+            if not held:
+                raise UsageError(
+                    f"another command is asking {respondent.name} the same way", fix="wait until it has ended"
+                )
+            if self._renews(respondent) and path.exists():
+                path.replace(path.with_suffix(".before.jsonl"))
+            self._renewed.add(respondent.key)
+            yield AnswerLog(path)
+
+
+class _Round:
+    """Asks one respondent what is missing."""
+
+    def __init__(
+        self, asking: Asking, respondent: Respondent, log: AnswerLog, missing: list[Question], total: int
+    ) -> None:
+        self._asking, self._respondent, self._log = asking, respondent, log
+        self._total, self._done = total, total - len(missing)
+        if respondent.batch > 1:
+            # A batch takes as long as its longest row.
+            missing = sorted(missing, key=lambda q: q.most_tokens)
+        size = respondent.batch
+        self._batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+        self._answered = 0
+        self.refused: dict[str, Answer] = {}
+
+    def run(self) -> None:
+        running: dict[Future[list[Answer]], tuple[list[Question], Decimal]] = {}
+        waiting = iter(self._batches)
+        pool = ThreadPoolExecutor(self._respondent.parallel, thread_name_prefix="evaluation")
+        failed: BaseException | None = None
+        try:
+            while True:
+                while failed is None and len(running) < self._respondent.parallel:
+                    if (batch := next(waiting, None)) is None:
+                        break
+                    try:
+                        worst = self._send(batch)
+                    except OrchestrateError as error:
+                        failed = error
+                        break
+                    running[pool.submit(self._respondent.ask, batch)] = (batch, worst)
+                if not running:
+                    break
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    error = self._receive(*running.pop(future), future)
+                    failed = failed or error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if failed is not None:
+            raise failed
+        self._require_answers()
+
+    def _send(self, batch: list[Question]) -> Decimal:
+        purse, worst = self._asking.purse, self._respondent.worst_usd(batch)
+        if not purse.has(worst):
+            would = purse.spent_usd + purse.held_usd + worst
+            raise OverBudget(
+                self._respondent.name,
+                would,
+                purse.limit_usd or Decimal(0),
+                figure="what the evaluation costs when the next answer is as long as it may be",
+                then=f"{self._done} of {self._total} answers are there and are kept",
+                fix="the same command with a higher --max-cost goes on from here",
+            )
+        purse.held_usd += worst
+        if self._respondent.price is not None:
+            self._log.append(Sent([q.digest for q in batch], worst))
+        return worst
+
+    def _receive(
+        self, batch: list[Question], worst: Decimal, future: Future[list[Answer]]
+    ) -> OrchestrateError | None:
+        purse = self._asking.purse
+        purse.held_usd -= worst
+        try:
+            answers = future.result()
+        except InvalidRequest as error:
+            self._record(Unanswered([q.digest for q in batch]))
+            self.refused |= {q.digest: Answer(text="", error=str(error)) for q in batch}
+            self._told(len(batch))
+            return (
+                error
+                if len(self.refused) >= HOPELESS and not self._answered and not self._done_before
+                else None
+            )
+        except OrchestrateError as error:
+            if getattr(error, "status", None) is not None:
+                self._record(Unanswered([q.digest for q in batch]))
+            else:
+                purse.spent_usd += worst
+            return error
+        for question, answer in zip(batch, answers, strict=True):
+            priced = self._priced(question, answer)
+            self._log.append(Got(question.digest, priced))
+            purse.count(self._respondent.key, [(question.digest, priced)])
+        self._answered += len(batch)
+        self._told(len(batch))
+        return None
+
+    @property
+    def _done_before(self) -> bool:
+        return self._total > sum(map(len, self._batches))
+
+    def _record(self, entry: Unanswered) -> None:
+        if self._respondent.price is not None:
+            self._log.append(entry)
+
+    def _priced(self, question: Question, answer: Answer) -> Answer:
+        price = self._respondent.price
+        usd = answer.usd
+        if price is not None and usd is None:
+            told = answer.prompt_tokens is not None and answer.completion_tokens is not None
+            usd = (
+                price(answer.prompt_tokens or 0, answer.completion_tokens or 0)
+                if told
+                else price(question.most_tokens, self._respondent.max_tokens)
+            )
+        return replace(answer, usd=usd, at=answer.at or datetime.now(UTC))
+
+    def _told(self, count: int) -> None:
+        self._done += count
+        if self._asking.progress is not None:
+            spent = self._asking.purse.spent_usd
+            self._asking.progress(self._respondent.name, self._done, self._total, spent)
+
+    def _require_answers(self) -> None:
+        """Raises when every question was refused: a wrong setting is no wrong answer."""
+        if self.refused and not self._answered and not self._done_before:
+            first = next(iter(self.refused.values()))
+            raise UsageError(f"{self._respondent.name} refused every question: {first.error}")

@@ -1,0 +1,179 @@
+"""Contenders: a model and the way it is asked, on a host, on this machine, or at any address."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.evaluation.asking import Price, Question, Respondent
+from orchestrate.evaluation.items import Answer, Item
+from orchestrate.types import Contender, Message, Reply, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.local.answers.generation import Generator
+
+LOCAL_BATCH = 64
+Likelihood = Callable[[Sequence[Item]], list[tuple[float, int]]]
+"""For each item the nats of its expected answer, and how many tokens these are."""
+
+
+class Asks(Protocol):
+    """As `providers.chat.Chat`: takes questions from as many threads as it says."""
+
+    @property
+    def threads(self) -> int: ...
+
+    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`contender` without its answers yet, and who gives them."""
+
+    contender: Contender
+    respondent: Respondent
+    shots: tuple[Message, ...] = ()
+    """Examples between an item's system message and its question."""
+    likelihood: Likelihood | None = None
+    """Where log-probabilities exist."""
+
+    def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
+        """All samples of the first item, then those of the second, and so on."""
+        return [
+            Question(messages=self._prompt(item), tools=item.tools, sample=sample)
+            for item in items
+            for sample in range(samples)
+        ]
+
+    def _prompt(self, item: Item) -> tuple[Message, ...]:
+        head = 0
+        while head < len(item.prompt) and item.prompt[head].role in ("system", "developer"):
+            head += 1
+        return (*item.prompt[:head], *self.shots, *item.prompt[head:])
+
+
+def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
+    """`wanted` examples out of `items`, none of which is asked about, as messages; the same for the same
+    seed. What the team would write into its prompt by hand."""
+    questions = {_question(item) for item in asked}
+    free = [item for item in items if item.expected and _question(item) not in questions]
+    order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
+    found: list[Message] = []
+    for item in order[:wanted]:
+        found += [m for m in item.prompt if m.role not in ("system", "developer")]
+        found.append(Message(role="assistant", content=item.expected))
+    return tuple(found)
+
+
+def _question(item: Item) -> tuple[Message, ...]:
+    return tuple(m for m in item.prompt if m.role not in ("system", "developer"))
+
+
+def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
+    """The same model, shown the examples first."""
+    name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
+    contender = replace(candidate.contender, name=name, shots=count)
+    return Candidate(contender, candidate.respondent, shots)
+
+
+def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
+    """Asked through the chat completions API, as many questions at a time as the host takes."""
+
+    def ask(questions: Sequence[Question]) -> list[Answer]:
+        [question] = questions
+        started = time.monotonic()
+        reply = chat.ask(question.messages, question.tools)
+        return [answer_of(reply, seconds=time.monotonic() - started)]
+
+    identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
+    respondent = Respondent(
+        name=contender.name,
+        identity={**identity, "kind": contender.kind, **_way(sampling)},
+        ask=ask,
+        parallel=chat.threads,
+        max_tokens=sampling.max_tokens,
+        price=price,
+    )
+    return Candidate(contender, respondent)
+
+
+def by_generator(
+    contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
+) -> Candidate:
+    """Asked on this machine, in batches. `weights` tells the model's files from any others."""
+
+    def ask(questions: Sequence[Question]) -> list[Answer]:
+        answers: dict[str, Answer] = {}
+        for tools, sample in dict.fromkeys((_json(q.tools), q.sample) for q in questions):
+            same = [q for q in questions if (_json(q.tools), q.sample) == (tools, sample)]
+            replies = generator.generate(
+                [q.messages for q in same],
+                base=base,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                seed=sampling.seed + sample,
+                tools=list(same[0].tools) or None,
+            )
+            answers |= {q.digest: answer_of(r) for q, r in zip(same, replies, strict=True)}
+        return [answers[q.digest] for q in questions]
+
+    identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
+    respondent = Respondent(
+        name=contender.name,
+        identity=identity,
+        ask=ask,
+        batch=LOCAL_BATCH,
+        max_tokens=sampling.max_tokens,
+        price=_nothing,
+    )
+    return Candidate(contender, respondent)
+
+
+def _nothing(prompt: int, completion: int) -> Decimal:
+    """The machine is the user's own."""
+    del prompt, completion
+    return Decimal(0)
+
+
+def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
+    return Answer(
+        text=reply.content,
+        tool_calls=tuple(msgspec.to_builtins(call) for call in getattr(reply, "tool_calls", ())),
+        reasoning=getattr(reply, "reasoning", None) or "",
+        finish_reason=reply.finish_reason,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        seconds=seconds,
+    )
+
+
+def fingerprint(model: str) -> str:
+    """Tells a model's files from those that lay at the same place before; a name of the hub is its own."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    told = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(repr((str(folder.resolve()), told)).encode()).hexdigest()[:32]
+
+
+def _way(sampling: Sampling) -> dict[str, Any]:
+    return {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def renamed(candidate: Candidate, name: str) -> Candidate:
+    if name == candidate.contender.name:
+        return candidate
+    return dataclasses.replace(candidate, contender=replace(candidate.contender, name=name))

@@ -1,0 +1,181 @@
+"""The items of a file: which rows can be asked about, and what each belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.data import Dataset
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    RLExample,
+    UnpairedExample,
+)
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation.items import Item, item_id
+from orchestrate.types import Message
+
+MOST_LABELS = 20
+"""More different answers than these make no slices."""
+_LENGTHS = ("short", "medium", "long")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The items, and why rows are none of them."""
+
+    items: tuple[Item, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def expects(self) -> bool:
+        """Whether each item has an expected answer."""
+        return all(item.expected or item.expected_calls for item in self.items)
+
+
+def held_out(
+    dataset: Dataset,
+    *,
+    limit: int | None = None,
+    cluster: str | None = None,
+    slices: Sequence[str] = (),
+) -> HeldOut:
+    """The rows that can be asked about, at most the first `limit` of them.
+
+    `cluster` is the column whose values group rows; `slices` are columns, `length` (of the question) or
+    `label` (the expected answer). Raises `DataError` when no row can be asked about, `UsageError` for a
+    column that no row has.
+    """
+    items: list[Item] = []
+    left_out: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    for _, row in dataset.read():
+        if row.example is None:
+            continue
+        if limit is not None and len(items) >= limit:
+            break
+        found = _item(row.example, row.unread)
+        if isinstance(found, str):
+            left_out[found] += 1
+            continue
+        seen[found.id] += 1
+        # Rows that are the same are asked once, and each counts.
+        items.append(found if seen[found.id] == 1 else replace(found, id=f"{found.id}#{seen[found.id]}"))
+    if not items:
+        raise DataError(
+            f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
+            fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, unpaired "
+            "rows that are desirable, or rows for a grader",
+        )
+    items = _clustered(dataset, items, cluster)
+    return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out))
+
+
+def _item(example: Example, unread: Mapping[str, Any]) -> Item | str:
+    """The item of a row, or why it is none."""
+    tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
+    fields = dict(unread)
+    if isinstance(example, CompletionExample):
+        return _made([ChatMessage(role="user", content=example.prompt)], example.completion, (), (), fields)
+    if isinstance(example, RLExample):
+        return _made(example.messages, "", (), tools, {**example.fields, **fields})
+    if isinstance(example, ChatExample) and example.messages and example.messages[-1].role == "assistant":
+        *prompt, answer = example.messages
+    elif isinstance(example, UnpairedExample):
+        if not example.label:
+            return "answers to avoid, which say nothing of the one to expect"
+        prompt, answer = example.prompt, example.completion[-1]
+    else:
+        return "rows that end without an answer"
+    calls = tuple(msgspec.to_builtins(call) for call in answer.tool_calls or ())
+    if not prompt or not (answer.text or calls):
+        return "rows that end without an answer"
+    return _made(prompt, answer.text, calls, tools, fields)
+
+
+def _made(
+    prompt: Sequence[ChatMessage],
+    expected: str,
+    calls: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]],
+    fields: dict[str, Any],
+) -> Item | str:
+    if any(isinstance(m.content, list) and any(part.image_url for part in m.content) for m in prompt):
+        return "questions with images, which an evaluation cannot ask yet"
+    messages = tuple(message(m) for m in prompt)
+    return Item(
+        id=item_id(messages, tools, expected, calls),
+        prompt=messages,
+        expected=expected,
+        expected_calls=tuple(calls),
+        tools=tuple(tools),
+        fields=fields,
+    )
+
+
+def message(m: ChatMessage) -> Message:
+    calls = tuple(msgspec.to_builtins(call) for call in m.tool_calls or ())
+    return Message(role=m.role, content=m.text, tool_calls=calls, tool_call_id=m.tool_call_id, name=m.name)
+
+
+def _clustered(dataset: Dataset, items: Sequence[Item], column: str | None) -> list[Item]:
+    if column is None:
+        return list(items)
+    _require_column(dataset, items, column)
+    return [replace(item, cluster=_shown(item.fields.get(column))) for item in items]
+
+
+def _sliced(dataset: Dataset, items: Sequence[Item], wanted: Sequence[str]) -> list[Item]:
+    names: list[list[str]] = [[] for _ in items]
+    for one in wanted:
+        if one == "length":
+            found = _lengths(items)
+        elif one == "label":
+            found = _labels(items)
+        else:
+            _require_column(dataset, items, one)
+            found = [_shown(item.fields.get(one)) for item in items]
+        for place, value in zip(names, found, strict=True):
+            if value:
+                place.append(f"{one}:{value}")
+    return [replace(item, slices=tuple(own)) for item, own in zip(items, names, strict=True)]
+
+
+def _lengths(items: Sequence[Item]) -> list[str]:
+    """A third of the items each, by the characters of the question."""
+    sizes = [sum(len(m.content) for m in item.prompt) for item in items]
+    order = sorted(range(len(items)), key=lambda i: sizes[i])
+    found = [""] * len(items)
+    for rank, i in enumerate(order):
+        found[i] = _LENGTHS[rank * len(_LENGTHS) // len(items)]
+    return found
+
+
+def _labels(items: Sequence[Item]) -> list[str]:
+    labels = {item.expected.strip() for item in items}
+    if len(labels) > MOST_LABELS:
+        raise UsageError(
+            f"no slices by label: there are {len(labels)} different answers", fix="slice by a column"
+        )
+    return [item.expected.strip() for item in items]
+
+
+def _require_column(dataset: Dataset, items: Sequence[Item], column: str) -> None:
+    if not any(column in item.fields for item in items):
+        there = sorted({name for item in items for name in item.fields})
+        raise UsageError(
+            f"{dataset.path}: no row has the column {column!r}",
+            fix=f"its further columns: {', '.join(there) or 'none'}; or length, label",
+        )
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,0 +1,231 @@
+"""A judge: a model that is asked what people would say of an answer, or of two.
+
+Two answers are shown in both orders, and one is better only if it is so in both: what changes with the
+order is a tie. An answer that cannot be read marks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import msgspec
+
+from orchestrate.evaluation.asking import Asking, Price, Question, Respondent
+from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation.judges import prompts
+from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.keys import masked_url
+from orchestrate.types import Message, MetricUsed, Rubric
+
+if TYPE_CHECKING:
+    from orchestrate.evaluation.judges.calibration import Calibration
+
+Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
+"""Conversations in, one answer each out, in order; an `error` where the host refuses one."""
+Kind = Literal["score", "pair"]
+LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
+"""Tokens of a judge's answer, at most and as they mostly are."""
+UNCALIBRATED = "the judge was not compared with people"
+_WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_LONGEST_REASON = 2000
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What makes a judge: the model, where it is, and by what it rates."""
+
+    model: str
+    place: str
+    """The address that is asked, without a secret in it."""
+    rubric: Rubric
+    ask: Ask = field(repr=False)
+    price: Price | None = field(default=None, repr=False)
+
+    @classmethod
+    def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
+        """A model that is asked through `asking`, which keeps its answers and its price."""
+        identity = respondent.identity
+        return cls(
+            model=str(identity.get("model", respondent.name)),
+            place=masked_url(str(identity.get("host", "this machine"))),
+            rubric=rubric,
+            ask=lambda asked: asking.ask(respondent, [Question(messages=tuple(one)) for one in asked]),
+            price=respondent.price,
+        )
+
+    def digest(self, kind: Kind) -> str:
+        """Of all that its marks depend on."""
+        return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
+
+    def detail(self, kind: Kind) -> dict[str, Any]:
+        """What is kept with each of its marks."""
+        prompt = prompts.SCORE if kind == "score" else prompts.PAIR
+        return {
+            "model": self.model,
+            "place": self.place,
+            "prompt": prompt,
+            "prompt_text": prompts.text(prompt),
+            "rubric": self.rubric.to_dict(),
+        }
+
+
+@dataclass
+class _Held:
+    """A judge, and what is known of its agreement with people; that is asked for when it first rates."""
+
+    judge: Judge
+    held: Callable[[Judge, Kind], Calibration | None] | None = None
+    calibration: Calibration | None = field(default=None, init=False)
+    kind: Kind = field(default="score", init=False)
+
+    def _hold(self) -> None:
+        if self.held is not None and self.calibration is None:
+            self.calibration = self.held(self.judge, self.kind)
+
+    def estimate(self, items: Sequence[Item], *, most: bool = False) -> Decimal | None:
+        """US dollars for one question about each item, before there are answers: as long as those that are
+        expected, or with `most` as long as they may be. `None` where no price is known."""
+        if self.judge.price is None:
+            return None
+        answers = 1 if self.kind == "score" else 2
+        rubric, mostly = self.judge.rubric, Answer(text="word " * (512 if most else 64))
+        total = Decimal(0)
+        for item in items:
+            answer = Answer(text=item.expected) if item.expected and not most else mostly
+            shown = prompts.to_score(rubric, item.prompt, item.expected, answer)
+            prompt = sum(len(m.content) for m in shown) + (answers - 1) * len(answer.text)
+            total += self.judge.price(prompt // 4 + 8, LONGEST_ANSWER if most else USUAL_ANSWER)
+        return total
+
+    @property
+    def used(self) -> MetricUsed:
+        name = "judge" if self.kind == "score" else "judge_pair"
+        detail, found = self.judge.detail(self.kind), self.calibration
+        if found is not None:
+            detail |= {"agreement": found.told, "calibration": found.to_dict()}
+        unfit = UNCALIBRATED if found is None else found.unfit
+        return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=unfit, detail=detail)
+
+
+@dataclass
+class ScoreJudge(_Held):
+    """A `Metric`: each answer alone, by all criteria, 0 to 1."""
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [mark for mark, _ in self.scored(pairs)]
+
+    def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
+        """With the points by criterion, none where the judge's answer could not be read."""
+        self._hold()
+        return [_scored(answer, self.judge.rubric) for answer in self.judge.ask(self.questions(pairs))]
+
+    def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
+        """What the judge is asked, one question for each pair."""
+        rubric = self.judge.rubric
+        return [prompts.to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        return None
+
+    def total(self, sums: Totals) -> float:
+        raise NotImplementedError("the judge's score is a mean")
+
+
+@dataclass
+class PairJudge(_Held):
+    """A `PairMetric`. `moved` counts the pairs of which it said something else in the other order."""
+
+    kind: Kind = field(default="pair", init=False)
+    moved: int = field(default=0, init=False)
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
+        self._hold()
+        different = [pair for pair in pairs if prompts.said(pair[1]) != prompts.said(pair[2])]
+        asked: list[Sequence[Message]] = []
+        for item, first, second in different:
+            for sides in ((first, second), (second, first)):
+                asked.append(prompts.to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
+        told = iter(self.judge.ask(asked))
+        marks: list[Mark] = []
+        for pair in pairs:
+            if prompts.said(pair[1]) == prompts.said(pair[2]):
+                marks.append(Mark(0.5, "the same answer"))
+            else:
+                marks.append(self._of_both(_compared(next(told)), _compared(next(told))))
+        return marks
+
+    def _of_both(self, one: Mark, turned: Mark) -> Mark:
+        if one.value is None or turned.value is None:
+            return one if one.value is None else turned
+        value, other = one.value, 1 - turned.value
+        if value == other:
+            return Mark(value, one.note)
+        self.moved += 1
+        return Mark(0.5, f"it depends on the order: {one.note} / {turned.note}")
+
+
+def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
+    for told in _objects(answer.text):
+        given = told.get("scores")
+        if not isinstance(given, dict):
+            continue
+        given = cast("dict[str, Any]", given)
+        points = {c.name: _points(given.get(c.name), c.labels) for c in rubric.criteria}
+        if all(points.values()):
+            scores = {name: value for name, value in points.items() if value}
+            return Mark(rubric.score(scores), _reason(told)), scores
+    return _unreadable(answer), {}
+
+
+def _compared(answer: Answer) -> Mark:
+    for told in _objects(answer.text):
+        winner = str(told.get("winner", "")).strip().casefold()
+        if winner in _WINNERS:
+            return Mark(_WINNERS[winner], _reason(told))
+    return _unreadable(answer)
+
+
+def _points(value: Any, labels: Sequence[str]) -> int | None:
+    """1 to the number of labels; a judge may also say the label."""
+    if isinstance(value, str):
+        value = value.strip()
+        if value in labels:
+            return labels.index(value) + 1
+        value = int(value) if value.isdecimal() else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= len(labels):
+        return value
+    return None
+
+
+def _unreadable(answer: Answer) -> Mark:
+    if answer.error is not None:
+        return Mark(None, f"the judge was refused: {answer.error}"[:_LONGEST_REASON])
+    return Mark(None, f"the judge's answer cannot be read: {answer.text}"[:_LONGEST_REASON])
+
+
+def _reason(told: dict[str, Any]) -> str:
+    return str(told.get("reason", ""))[:_LONGEST_REASON]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a text, the last one first: what comes before it is thought."""
+    decode = json.JSONDecoder().raw_decode
+    found: list[dict[str, Any]] = []
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            if isinstance(value, dict):
+                found.append(cast("dict[str, Any]", value))
+        at = text.find("{", end)
+    return reversed(found)

@@ -1,0 +1,42 @@
+"""Scores of tool calls: which tools, with which arguments, in which order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from orchestrate.evaluation.items import Answer, Item
+
+
+def tool_calls(item: Item, answer: Answer) -> float:
+    """The same calls with the same arguments in the same order; no call where none is expected."""
+    return float(_written(item.expected_calls) == _written(answer.tool_calls))
+
+
+def tool_names(item: Item, answer: Answer) -> float:
+    """The same tools in the same order, whatever the arguments."""
+    want, got = ([name for name, _ in _written(calls)] for calls in (item.expected_calls, answer.tool_calls))
+    return float(want == got)
+
+
+def tool_arguments(item: Item, answer: Answer) -> float:
+    """The share of all calls, expected and made, that are in both with the same arguments, in any order."""
+    want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
+    either = (want | got).total()
+    return (want & got).total() / either if either else 1.0
+
+
+def _written(calls: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Name and arguments of each; arguments that are no JSON stay the text that they are."""
+    found: list[tuple[str, str]] = []
+    for call in calls:
+        function: dict[str, Any] = call.get("function") or call
+        arguments: Any = function.get("arguments") or "{}"
+        if isinstance(arguments, str):
+            with suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments)
+        found.append((str(function.get("name")), json.dumps(arguments, sort_keys=True)))
+    return found

@@ -1,0 +1,89 @@
+"""How answers are, whatever was expected: long, late, dear, or no answer at all."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation.metrics.base import PerAnswer, Totals
+from orchestrate.types import MetricUsed
+
+_REFUSAL = re.compile(
+    r"\bas an ai\b"
+    r"|\bI(?:'|’)?(?: a)?m (?:very |so |really )?sorry,? but\b"
+    r"|\bI (?:can(?:'|’)?t|can ?not|won(?:'|’)t|will not|(?:'|’| a)?m (?:un|not )able to|must decline to)"
+    r" (?:help|assist|provide|answer|comply|do (?:that|this)|fulfil|share|discuss|support|create|write|give)"
+    r"|\bI(?:'|’)m (?:un|not )able to (?:help|assist|provide|answer|comply|share|discuss)",
+    re.IGNORECASE,
+)
+_HEAD = 300
+"""Characters of an answer in which a refusal shows."""
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer declines, in English, within its first sentences."""
+    return bool(_REFUSAL.search(text[:_HEAD]))
+
+
+def length_ratio(item: Item, answer: Answer) -> float | None:
+    """Characters of the answer over those of the expected one."""
+    return len(answer.text) / len(item.expected) if item.expected else None
+
+
+Kind = Literal["right-or-wrong", "graded", "amount"]
+Better = Literal["higher", "lower", "neither"]
+_AMOUNTS: dict[str, tuple[Callable[[Item, Answer], float | None], Better, str]] = {
+    "length": (lambda _, a: float(len(a.text)), "neither", "characters"),
+    "length_ratio": (length_ratio, "neither", ""),
+    "latency": (lambda _, a: a.seconds, "lower", "s"),
+    "first_token": (lambda _, a: a.first_token_seconds, "lower", "s"),
+    "answer_tokens": (lambda _, a: a.completion_tokens, "neither", "tokens"),
+    "prompt_tokens": (lambda _, a: a.prompt_tokens, "neither", "tokens"),
+    "usd": (lambda _, a: None if a.usd is None else float(a.usd), "lower", "US dollars"),
+}
+
+
+def amount(name: str) -> PerAnswer:
+    score, better, unit = _AMOUNTS[name]
+    return PerAnswer(MetricUsed(name=name, kind="amount", better=better, unit=unit), score)
+
+
+AMOUNTS = tuple(_AMOUNTS)
+
+
+def perplexity() -> Perplexity:
+    return Perplexity(MetricUsed(name="perplexity", kind="amount", better="lower"))
+
+
+def refusal_rate() -> PerAnswer:
+    used = MetricUsed(name="refusal", kind="right-or-wrong", better="neither")
+    return PerAnswer(used, lambda _, answer: float(refuses(answer.text)))
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of the expected answers under the model: e to the mean of their nats per token."""
+
+    used: MetricUsed
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [
+            Mark(
+                math.exp(a.expected_nats / a.expected_tokens)
+                if a.expected_nats is not None and a.expected_tokens
+                else None
+            )
+            for _, a in pairs
+        ]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        del item, mark
+        return [answer.expected_nats or 0.0, float(answer.expected_tokens or 0)]
+
+    def total(self, sums: Totals) -> float:
+        nats, tokens = sums
+        return math.exp(nats / tokens) if tokens else math.nan

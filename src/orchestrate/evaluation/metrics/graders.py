@@ -1,0 +1,149 @@
+"""The graders of reinforcement fine-tuning as metrics, by the same JSON; `score_model` too, which asks a
+model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import yaml
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.asking import Question
+from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.context import Context
+from orchestrate.local.objectives import grading
+from orchestrate.local.objectives.grading import Grader, GradingError, Score
+from orchestrate.types import Message, MetricUsed
+
+_ASK_FOR = (
+    'Give your grade as a JSON object and nothing else: {{"steps": [REASONS], "result": NUMBER}}, '
+    "with a result from {low:g} to {high:g}."
+)
+_RESULT = re.compile(r'"result"\s*:\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
+_MODEL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A grade for each answer; one that could not be graded has 0 and says why."""
+
+    used: MetricUsed
+    grader: Mapping[str, Any]
+    context: Context
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        with Grader(self.grader, asks={"score_model": self._asked(pairs)}) as grader:
+            texts = [answer.text for _, answer in pairs]
+            grades = grader.grade(texts, [row(item) for item, _ in pairs])
+        return [Mark(min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        del item, answer, mark
+        return None
+
+    def total(self, sums: Totals) -> float:
+        raise NotImplementedError(f"{self.used.name} is a mean")
+
+    def _asked(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
+        """How a `score_model` scores: all its questions are asked at once, then looked up."""
+
+        def compiled(grader: Mapping[str, Any]) -> Score:
+            scored = ScoreModel(grader, self.context)
+            scored.ask([(grading.sample_of(answer.text), row(item)) for item, answer in pairs])
+            return scored.score
+
+        return compiled
+
+
+class ScoreModel:
+    """A model that gives a number, brought from its `range` to 0..1."""
+
+    def __init__(self, grader: Mapping[str, Any], context: Context) -> None:
+        low, high = grader.get("range") or (0, 1)
+        self._low, self._high = float(low), float(high)
+        self._templates = cast("list[dict[str, Any]]", grader["input"])
+        sampling = cast("dict[str, Any]", grader.get("sampling_params") or {})
+        tokens = int(sampling.get("max_completions_tokens") or sampling.get("max_tokens") or _MODEL_TOKENS)
+        self._context = context
+        self._model = context.respondent(
+            str(grader["model"]), tokens, float(sampling.get("temperature") or 0)
+        )
+        self._answers: dict[str, Answer] = {}
+
+    def ask(self, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        questions: list[Question] = []
+        for sample, item in pairs:
+            try:
+                questions.append(self._question(sample, item))
+            except GradingError:
+                continue  # told by `score`
+        answers = self._context.asking.ask(self._model, questions)
+        self._answers = {q.digest: a for q, a in zip(questions, answers, strict=True)}
+
+    def score(self, sample: dict[str, Any], item: dict[str, Any]) -> float:
+        """Raises `GradingError` for an answer without a number in the range."""
+        answer = self._answers[self._question(sample, item).digest]
+        if answer.error:
+            raise GradingError(f"the grading model refused: {answer.error}")
+        found = _RESULT.findall(answer.text)
+        if not found:
+            raise GradingError(f"the grading model gave no result: {answer.text[:80]!r}")
+        value = float(found[-1])
+        if not self._low <= value <= self._high:
+            raise GradingError(f"the grading model gave {value:g}, outside {self._low:g} to {self._high:g}")
+        return (value - self._low) / (self._high - self._low)
+
+    def _question(self, sample: dict[str, Any], item: dict[str, Any]) -> Question:
+        said = [
+            Message(
+                role=str(m.get("role", "user")), content=grading.fill(_text(m.get("content")), sample, item)
+            )
+            for m in self._templates
+        ]
+        wanted = Message(role="user", content=_ASK_FOR.format(low=self._low, high=self._high))
+        return Question(messages=(*said, wanted))
+
+
+def _text(content: Any) -> str:
+    """Of a message's content: a text, or OpenAI's parts with texts."""
+    if isinstance(content, str):
+        return content
+    parts = cast("list[Any]", content if isinstance(content, list) else [content])
+    return "".join(str(cast("dict[str, Any]", p).get("text", "")) for p in parts if isinstance(p, dict))
+
+
+def row(item: Item) -> dict[str, Any]:
+    """What graders read as `item`: the row's columns, its `messages`, and the `expected` answer."""
+    messages = [m.to_dict() for m in item.prompt]
+    return {"messages": messages, "expected": item.expected, **item.fields}
+
+
+def from_file(path: str, context: Context) -> Grading:
+    """A grader of a JSON or YAML file. Raises `UsageError` for one that cannot be used."""
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: no grader could be read: {error}") from error
+    return of(f"grader:{Path(path).stem}", given, context)
+
+
+def of(name: str, grader: Any, context: Context) -> Grading:
+    if not isinstance(grader, dict):
+        raise UsageError(f"{name}: a grader is an object with a type")
+    given = cast("dict[str, Any]", grader)
+    if reason := grading.refusal(given, allow_code=context.allow_code, asks=("score_model",)):
+        raise UsageError(f"{name}: {reason}")
+    missing = [f for f in grading.fields_read(given) if any(grading.lacks(row(i), f) for i in context.items)]
+    if missing:
+        raise UsageError(f"{name}: the grader reads item.{missing[0]}, which not every row has")
+    strict = given["type"] == "string_check"
+    kept = json.loads(msgspec.json.encode(given))
+    used = MetricUsed(name=name, kind="right-or-wrong" if strict else "graded", detail={"grader": kept})
+    return Grading(used, given, context)

@@ -1,0 +1,100 @@
+"""Scores of answers that are one of a few labels: accuracy, F1, and who was taken for whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.text import normalized
+from orchestrate.types import Confusion, MetricUsed
+
+MOST_LABELS = 50
+NO_LABEL = "(no label)"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a task: its different expected answers, case and punctuation aside."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Labels:
+        """Raises `UsageError` where the expected answers are no labels."""
+        shown = {normalized(item.expected): item.expected.strip() for item in items}
+        if len(shown) > MOST_LABELS:
+            raise UsageError(
+                f"the expected answers are no labels: there are {len(shown)} different ones",
+                fix="exact_match, or token_f1 for prose",
+            )
+        return cls(tuple(shown[key] for key in sorted(shown)))
+
+    def index(self, text: str) -> int:
+        """Of the label that a text is; the number of labels where it is none."""
+        plain = normalized(text)
+        return next((i for i, name in enumerate(self.names) if normalized(name) == plain), len(self.names))
+
+
+Average = Literal["macro", "micro", "weighted"]
+
+
+@dataclass(frozen=True)
+class F1:
+    """F1 over the expected labels; an answer that is none of them is a miss and nobody's false alarm."""
+
+    used: MetricUsed
+    labels: Labels
+    average: Average
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
+        """For each label: right, expected, answered."""
+        del mark
+        count = len(self.labels.names)
+        found = [0.0] * (3 * count)
+        want, got = self.labels.index(item.expected), self.labels.index(answer.text)
+        found[count + want] = 1.0
+        if got < count:
+            found[2 * count + got] = 1.0
+        if want == got:
+            found[want] = 1.0
+        return found
+
+    def total(self, sums: Totals) -> float:
+        count = len(self.labels.names)
+        rights, wanted, given = sums[:count], sums[count : 2 * count], sums[2 * count :]
+        if self.average == "micro":
+            both = sum(wanted) + sum(given)
+            return 2 * sum(rights) / both if both else 0.0
+        each = [2 * r / (w + g) if w + g else 0.0 for r, w, g in zip(rights, wanted, given, strict=True)]
+        if self.average == "weighted":
+            return sum(f * w for f, w in zip(each, wanted, strict=True)) / (sum(wanted) or 1.0)
+        # A draw of the bootstrap may lack a label, which then has no F1.
+        there = [f for f, w, g in zip(each, wanted, given, strict=True) if w + g]
+        return sum(there) / len(there) if there else 0.0
+
+
+def right(labels: Labels, item: Item, answer: Answer) -> float:
+    return float(labels.index(item.expected) == labels.index(answer.text))
+
+
+def accuracy(labels: Labels) -> Callable[[Item, Answer], float]:
+    return lambda item, answer: right(labels, item, answer)
+
+
+def confusion(contender: str, labels: Labels, pairs: Sequence[tuple[Item, Answer]]) -> Confusion:
+    seen = Counter((labels.index(item.expected), labels.index(answer.text)) for item, answer in pairs)
+    count = len(labels.names)
+    other = any(got == count for _, got in seen)
+    return Confusion(
+        contender=contender,
+        labels=(*labels.names, *((NO_LABEL,) if other else ())),
+        counts=tuple(tuple(seen[want, got] for got in range(count + other)) for want in range(count)),
+    )

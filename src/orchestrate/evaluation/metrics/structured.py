@@ -1,0 +1,92 @@
+"""Scores of answers that are JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.metrics.text import Compare
+from orchestrate.packages import needed
+
+_NOT_JSON = (json.JSONDecodeError, RecursionError)
+
+
+def json_valid(expected: str, answer: str) -> float:
+    """The answer is JSON, in a Markdown fence or not."""
+    del expected
+    try:
+        json.loads(unfenced(answer))
+    except _NOT_JSON:
+        return 0.0
+    return 1.0
+
+
+def json_match(expected: str, answer: str) -> float:
+    """The same JSON value: key order, white space and a Markdown fence around it do not matter."""
+    try:
+        return float(same(json.loads(unfenced(expected)), json.loads(unfenced(answer))))
+    except _NOT_JSON:
+        return 0.0
+
+
+def json_fields(expected: str, answer: str) -> float:
+    """The share of all fields, expected and answered, that both objects have with the same value."""
+    try:
+        want, got = json.loads(unfenced(expected)), json.loads(unfenced(answer))
+    except _NOT_JSON:
+        return 0.0
+    if not isinstance(want, dict) or not isinstance(got, dict):
+        return float(same(want, got))
+    want, got = cast("dict[str, Any]", want), cast("dict[str, Any]", got)
+    names = want.keys() | got.keys()
+    return sum(n in want and n in got and same(want[n], got[n]) for n in names) / len(names) if names else 1.0
+
+
+def schema_match(path: str) -> Compare:
+    """Whether an answer is JSON that fits the schema in a file. References to other files or addresses are
+    not followed. Raises `UsageError`, and `MissingExtra` without jsonschema."""
+    with needed("eval", "json_schema", "jsonschema"):
+        import jsonschema
+        from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    try:
+        schema = json.loads(Path(path).read_text(encoding="utf-8"))
+        kind: Any = validator_for(schema)
+        kind.check_schema(schema)
+    except (OSError, ValueError, jsonschema.SchemaError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"{path} is not a JSON schema: {first}", fix="json_schema:FILE.json") from error
+    registry = cast("Any", Registry)()  # empty: nothing is fetched
+    validator: Any = kind(schema, registry=registry)
+
+    def fits(expected: str, answer: str) -> float:
+        del expected
+        try:
+            return float(validator.is_valid(json.loads(unfenced(answer))))
+        except _NOT_JSON:
+            return 0.0
+
+    return fits
+
+
+def unfenced(text: str) -> str:
+    """The inside of a ```json fence, when the whole text is one."""
+    match = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL)
+    return match.group(1) if match else text
+
+
+def is_container(text: str) -> bool:
+    """Whether a text is a JSON object or list."""
+    try:
+        return isinstance(json.loads(unfenced(text)), dict | list)
+    except _NOT_JSON:
+        return False
+
+
+def same(a: Any, b: Any) -> bool:
+    # In Python 1 == True; in JSON a number is not a boolean, at any depth.
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

@@ -1,0 +1,103 @@
+"""Two evaluations laid beside one another, item by item: of two runs, or of one run at two times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import msgspec
+
+from orchestrate.evaluation.evaluate import read_items
+from orchestrate.evaluation.items import Answered, Mark
+from orchestrate.evaluation.scoring import paired
+from orchestrate.types import Difference, Evaluation, MetricUsed, Record
+
+
+class Pairing(Record, frozen=True, kw_only=True):
+    """A contender of one evaluation against one of another, on the items that both answered."""
+
+    first: str
+    """The evaluation's id."""
+    second: str
+    items: int
+    """Those of both."""
+    first_items: int
+    second_items: int
+    same_answers: int
+    """Items with the very same answers."""
+    differences: tuple[Difference, ...]
+    """The second's contender minus the first's, in each metric that both have and that is a mean."""
+
+
+def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
+    """`None` where the answers of one of them are not on this machine any more, or no item is in both."""
+    sides = [(_read(evaluation), name) for evaluation, name in (first, second)]
+    if any(not found for found, _ in sides):
+        return None
+    before, after = ({a.item.id: a for a in found} for found, _ in sides)
+    common = [id for id in before if id in after]
+    if not common:
+        return None
+    old, new = first[1], second[1]
+    same = sum(_said(before[id], old) == _said(after[id], new) for id in common)
+    shared = [m for m in first[0].metrics if m.name in {n.name for n in second[0].metrics}]
+    differences: list[Difference] = []
+    for metric in shared:
+        if metric.name.startswith(_ADD_UP):
+            continue
+        found = _difference(metric, [(after[id], before[id]) for id in common], new, old)
+        if found is not None:
+            differences.append(found)
+    return Pairing(
+        first=first[0].id,
+        second=second[0].id,
+        items=len(common),
+        first_items=len(before),
+        second_items=len(after),
+        same_answers=same,
+        differences=tuple(differences),
+    )
+
+
+_ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
+"""Numbers that are no mean of marks are compared within one evaluation only."""
+
+
+def _difference(
+    metric: MetricUsed, pairs: Sequence[tuple[Answered, Answered]], new: str, old: str
+) -> Difference | None:
+    values: list[tuple[float, float]] = []
+    clusters: list[str] = []
+    once = True
+    for after, before in pairs:
+        mine, theirs = _marks(after.marks, new, metric.name), _marks(before.marks, old, metric.name)
+        once = once and len(mine) == len(theirs) == 1
+        a, b = _mean(mine), _mean(theirs)
+        if a is not None and b is not None:
+            values.append((a, b))
+            clusters.append(after.item.cluster or f"\0{after.item.id}")
+    if not values:
+        return None
+    alone = metric.kind == "right-or-wrong" and once and all(c.startswith("\0") for c in clusters)
+    return paired(metric, values, clusters, new, old, alone=alone)
+
+
+def _read(evaluation: Evaluation) -> list[Answered]:
+    try:
+        return read_items(Path(evaluation.items_file or ""))
+    except (OSError, msgspec.MsgspecError):
+        return []  # gone, or of the time before several contenders
+
+
+def _said(answered: Answered, name: str) -> list[str]:
+    return [a.text for a in answered.answers.get(name, ())]
+
+
+def _marks(marks: Mapping[str, Mapping[str, Sequence[Mark]]], name: str, metric: str) -> Sequence[Mark]:
+    return marks.get(name, {}).get(metric, ())
+
+
+def _mean(marks: Sequence[Mark]) -> float | None:
+    there = [m.value for m in marks if m.value is not None]
+    return fmean(there) if there else None

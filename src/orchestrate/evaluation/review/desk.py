@@ -1,0 +1,170 @@
+"""One review while people rate: what each of them sees next, and what they said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.review import tasks
+from orchestrate.evaluation.review.tasks import NO_ANSWER, Task
+from orchestrate.text import inert
+from orchestrate.types import Rating, Review
+
+LONGEST_NAME, LONGEST_NOTE = 40, 10_000
+
+
+class Ratings(Protocol):
+    """Where ratings are kept."""
+
+    def rate(self, *ratings: Rating) -> None: ...
+    def ratings(self, review_id: str) -> list[Rating]: ...
+
+
+class Asked(msgspec.Struct, omit_defaults=True):
+    """What a page sends. `rater` is told by pages whose link is nobody's own."""
+
+    action: Literal["show", "rate", "undo"]
+    rater: str = ""
+    task: str = ""
+    at: int | None = None
+    """Which task to show, in the rater's order from 0; by default the first open one."""
+    choice: Literal["left", "right", "tie", "both bad"] | None = None
+    scores: dict[str, int] = {}
+    note: str = ""
+    seconds: float | None = None
+
+
+def standing(ratings: Sequence[Rating]) -> list[Rating]:
+    """The ratings that hold, in the order in which they were given: the last one of each rater and task,
+    unless it was taken back."""
+    last: dict[tuple[str, str], Rating] = {}
+    for rating in ratings:
+        last.pop((rating.rater, rating.task), None)
+        if not rating.withdrawn:
+            last[rating.rater, rating.task] = rating
+    return list(last.values())
+
+
+def rater_named(name: str) -> str:
+    """As it is kept. Raises `UsageError` for none, or one that is too long."""
+    clean = " ".join(inert(name).split())
+    if not clean or len(clean) > LONGEST_NAME:
+        raise UsageError(f"a rater's name has 1 to {LONGEST_NAME} characters")
+    return clean
+
+
+class Desk:
+    """Callable from several threads."""
+
+    def __init__(self, review: Review, shown: Sequence[Task], kept: Ratings) -> None:
+        self.review, self.tasks, self._kept = review, list(shown), kept
+        self.order = lru_cache(maxsize=1000)(self._order)
+
+    def _order(self, rater: str) -> list[tuple[Task, bool]]:
+        return tasks.order(self.tasks, self.review.seed, rater)
+
+    def of(self, rater: str) -> list[Rating]:
+        return [rating for rating in standing(self._kept.ratings(self.review.id)) if rating.rater == rater]
+
+    def done(self) -> dict[str, int]:
+        """Tasks that each rater has rated."""
+        counts: dict[str, int] = {}
+        for rating in standing(self._kept.ratings(self.review.id)):
+            counts[rating.rater] = counts.get(rating.rater, 0) + 1
+        return counts
+
+    def act(self, asked: Asked, holder: str = "") -> dict[str, Any]:
+        """Does what a page asks, and gives what it shows next. `holder` is who owns the link. Raises
+        `UsageError`."""
+        rater = holder or rater_named(asked.rater)
+        at = asked.at
+        if asked.action == "rate":
+            self._rate(asked, rater)
+        elif asked.action == "undo":
+            at = self._undo(rater)
+        return self.shown(rater, at)
+
+    def _rate(self, asked: Asked, rater: str) -> None:
+        found = next(((task, turned) for task, turned in self.order(rater) if task.id == asked.task), None)
+        if found is None:
+            raise UsageError("there is no such task in this review")
+        task, turned = found
+        names = task.contenders[::-1] if turned else task.contenders
+        self._kept.rate(self.rating(asked, rater, names))
+
+    def rating(self, asked: Asked, rater: str, names: Sequence[str]) -> Rating:
+        """Of what was shown as `names`, left first. Raises `UsageError` where it is incomplete."""
+        criteria = self.review.rubric.criteria
+        if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
+            raise UsageError("say which answer is better, or that neither is")
+        if self.review.kind == "single":
+            points = {c.name: range(1, c.points + 1) for c in criteria}
+            if asked.choice or asked.scores.keys() != points.keys():
+                raise UsageError(f"rate {', '.join(points)}")
+            for name, value in asked.scores.items():
+                if value not in points[name]:
+                    raise UsageError(f"{name} is rated 1 to {len(points[name])}, not {value}")
+        if len(asked.note) > LONGEST_NOTE:
+            raise UsageError(f"a note has at most {LONGEST_NOTE:,} characters")
+        return Rating(
+            review=self.review.id,
+            task=asked.task,
+            rater=rater,
+            at=datetime.now(UTC),
+            choice=asked.choice,
+            left=names[0],
+            right=names[1] if len(names) > 1 else "",
+            scores=asked.scores,
+            note=asked.note,
+            seconds=asked.seconds,
+        )
+
+    def _undo(self, rater: str) -> int:
+        rated = self.of(rater)
+        if not rated:
+            raise UsageError("there is nothing to undo")
+        last = rated[-1]
+        self._kept.rate(msgspec.structs.replace(last, withdrawn=True, at=datetime.now(UTC)))
+        return next(i for i, (task, _) in enumerate(self.order(rater)) if task.id == last.task)
+
+    def shown(self, rater: str, at: int | None = None) -> dict[str, Any]:
+        """What the page draws. No contender is named in it."""
+        order = self.order(rater)
+        rated = {rating.task: rating for rating in self.of(rater)}
+        if at is None:
+            at = next((i for i, (task, _) in enumerate(order) if task.id not in rated), len(order) - 1)
+        if not 0 <= at < len(order):
+            raise UsageError(f"there is no task {at + 1}; the review has {len(order):,}")
+        task, turned = order[at]
+        answers = task.answers[::-1] if turned else task.answers
+        rating = rated.get(task.id)
+        rubric = self.review.rubric
+        return {
+            "rater": rater,
+            "kind": self.review.kind,
+            "question": rubric.question,
+            "guide": rubric.guide,
+            "criteria": [
+                {"name": c.name, "question": c.question, "labels": c.labels} for c in rubric.criteria
+            ],
+            "at": at,
+            "total": len(order),
+            "done": len(rated),
+            "task": task.id,
+            "prompt": [message.to_dict() for message in task.item.prompt],
+            "answers": [
+                {
+                    "text": answer.text or ("" if answer.tool_calls else NO_ANSWER),
+                    "tool_calls": answer.tool_calls,
+                }
+                for answer in answers
+            ],
+            "rated": None
+            if rating is None
+            else {"choice": rating.choice, "scores": rating.scores, "note": rating.note},
+        }

@@ -1,0 +1,81 @@
+"""The page on which people rate: a link for each of them, or one for all.
+
+A link's token is the right to rate, so the page may also be served to other machines (`host`), as phones are.
+Links are kept with the review and are the same again when it is served again on the same port.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+
+from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
+from orchestrate.files import write_whole
+from orchestrate.web import pages, server
+from orchestrate.web.guard import Guard, holder
+
+ANYONE = ""
+"""Of the link of those who give their name on the page."""
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
+
+
+@dataclass(frozen=True)
+class Page:
+    """A running review. `links` by rater, that of `ANYONE` among them where no raters were named."""
+
+    links: Mapping[str, str]
+    desk: Desk
+
+
+@contextmanager
+def serving(
+    desk: Desk,
+    *,
+    raters: Collection[str] = (),
+    host: str = server.LOOPBACK,
+    port: int = 0,
+    names: Collection[str] = (),
+) -> Generator[Page]:
+    """Serves the review for the length of a `with` block. `raters` have links of their own; without any
+    there is one, and who opens it gives a name. `host` is an address of this machine (0.0.0.0: all of
+    them), `names` what it is called from outside. Raises `SetupError` when the port cannot be had."""
+    tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
+
+    def answer(asked: Asked, request: Request) -> dict[str, Any]:
+        return desk.act(asked, holder(request.scope))
+
+    routes = [pages.page("/", __package__ or "", "review.html"), pages.action("/", Asked, answer)]
+    guard = Guard(Starlette(routes=routes), tokens=tokens, names=names, max_body=1 << 20)
+    with server.serving(guard, host=host, port=port) as root:
+        if host in _EVERYWHERE:
+            root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
+        yield Page({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
+
+
+def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:
+    """Token -> rater, kept."""
+    known: dict[str, str] = {}
+    with suppress(FileNotFoundError, msgspec.DecodeError):
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    missing = [who for who in raters if who not in known.values()]
+    if missing:
+        known |= {secrets.token_urlsafe(24): who for who in missing}
+        write_whole(path, msgspec.json.encode(known), private=True)
+    return {token: who for token, who in known.items() if who in raters}
+
+
+def _own_address() -> str:
+    """Under which other machines reach this one; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.connect(("192.0.2.1", 9))
+        return sock.getsockname()[0]
+    return server.LOOPBACK

@@ -1,0 +1,277 @@
+"""From answers to numbers: marks, scores, paired differences, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from msgspec.structs import replace
+
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation.items import Answer, Answered, Item, Mark
+from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer, Totals
+from orchestrate.evaluation.metrics.labels import F1, Labels, confusion
+from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score
+
+
+@dataclass(frozen=True)
+class Side:
+    """A contender's name and its answers: for each item one for each sample."""
+
+    name: str
+    answers: Sequence[tuple[Answer, ...]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    measures: tuple[Measure, ...]
+    differences: tuple[Difference, ...]
+    confusions: tuple[Confusion, ...]
+    answered: tuple[Answered, ...]
+
+
+def score(
+    items: Sequence[Item],
+    sides: Sequence[Side],
+    metrics: Sequence[Metric | PairMetric],
+    rivals: Mapping[str, str],
+) -> Scored:
+    """Scores of every side in every metric, and the difference of each to its rival, where it has one. The
+    first metric is the one that counts: see `_corrected`."""
+    columns: dict[tuple[str, str], Column] = {}
+    theirs: dict[tuple[str, str], Column] = {}
+    for metric in metrics:
+        for side in sides:
+            rival = next((one for one in sides if one.name == rivals.get(side.name)), None)
+            if isinstance(metric, Metric):
+                columns[side.name, metric.used.name] = Column.of(items, side.answers, metric)
+            elif rival is not None:
+                key = side.name, metric.used.name
+                columns[key], theirs[key] = beside(items, side.answers, rival.answers, metric)
+    groups: dict[str, list[int]] = {"": list(range(len(items)))}
+    for i, item in enumerate(items):
+        for name in item.slices:
+            groups.setdefault(name, []).append(i)
+    measures: list[Measure] = []
+    differences: list[Difference] = []
+    for metric in metrics:
+        for slice, places in sorted(groups.items()):
+            for side in sides:
+                column = columns.get((side.name, metric.used.name))
+                if column is None:
+                    continue
+                found = column.score(places)
+                measures.append(
+                    Measure(contender=side.name, metric=metric.used.name, score=found, slice=slice)
+                )
+                if (against := rivals.get(side.name)) is not None:
+                    key = side.name, metric.used.name
+                    rival = theirs.get(key) or columns[against, metric.used.name]
+                    difference = column.difference(rival, places, side.name, against)
+                    differences.append(replace(difference, slice=slice))
+    return Scored(
+        tuple(measures),
+        tuple(_corrected(differences, metrics[0].used.name)),
+        tuple(_confusions(items, sides, metrics)),
+        tuple(_answered(items, sides, metrics, columns)),
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """One side's marks in one metric."""
+
+    metric: Metric
+    items: Sequence[Item]
+    marks: Sequence[tuple[Mark, ...]]
+    values: Sequence[float | None] = field(default=())
+    """For each item the mean over its samples."""
+    parts: Sequence[Totals | None] = field(default=())
+    """For each item what its samples add, where the metric adds up."""
+
+    @classmethod
+    def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> Column:
+        pairs = [(i, item, a) for i, (item, own) in enumerate(zip(items, answers, strict=True)) for a in own]
+        asked = [(item, a) for _, item, a in pairs if a.error is None]
+        given = iter(metric.marks(asked))
+        wrong = Mark(None if metric.used.kind == "amount" else 0.0, "no answer: the question was refused")
+        marks: list[list[Mark]] = [[] for _ in items]
+        parts: list[Totals | None] = [None] * len(items)
+        for i, item, a in pairs:
+            mark = next(given) if a.error is None else wrong
+            marks[i].append(mark)
+            if mark.value is not None and (more := metric.parts(item, a, mark)) is not None:
+                before = parts[i]
+                parts[i] = more if before is None else [x + y for x, y in zip(before, more, strict=True)]
+        values = [_mean([m.value for m in own]) for own in marks]
+        return cls(metric, items, [tuple(own) for own in marks], values, parts)
+
+    @property
+    def adds_up(self) -> bool:
+        return any(part is not None for part in self.parts)
+
+    @property
+    def used(self) -> MetricUsed:
+        return self.metric.used
+
+    @property
+    def flips(self) -> bool:
+        """Whether each item is right or wrong and stands for itself."""
+        alone = not any(item.cluster for item in self.items)
+        once = all(len(own) == 1 for own in self.marks)
+        return self.used.kind == "right-or-wrong" and once and alone
+
+    def score(self, places: Sequence[int]) -> Score:
+        here = [i for i in places if self.values[i] is not None]
+        values = [self.values[i] or 0.0 for i in here]
+        if self.adds_up and here:
+            return statistics.ratio(
+                [self.parts[i] or () for i in here], self.metric.total, self._clusters(here)
+            )
+        if self.flips:
+            return statistics.wilson(round(sum(values)), len(values))
+        return statistics.mean(values, self._clusters(here), _within(self.used))
+
+    def difference(self, rival: Column, places: Sequence[int], name: str, against: str) -> Difference:
+        here = [i for i in places if self.values[i] is not None and rival.values[i] is not None]
+        pairs = [(self.values[i] or 0.0, rival.values[i] or 0.0) for i in here]
+        found = paired(
+            self.used, pairs, self._clusters(here), name, against, alone=self.flips and rival.flips
+        )
+        if not self.adds_up or not here:
+            return found
+        mine, theirs = ([c.parts[i] or () for i in here] for c in (self, rival))
+        score, p = statistics.ratio_difference(mine, theirs, self.metric.total, self._clusters(here))
+        return replace(found, score=score, p_value=p, detectable=_detectable(score))
+
+    def _clusters(self, places: Sequence[int]) -> list[str]:
+        return [self.items[i].cluster or f"\0{self.items[i].id}" for i in places]
+
+
+def beside(
+    items: Sequence[Item],
+    answers: Sequence[tuple[Answer, ...]],
+    rival: Sequence[tuple[Answer, ...]],
+    metric: PairMetric,
+) -> tuple[Column, Column]:
+    """Two sides side by side, sample by sample: how far each is preferred. An answer that failed loses."""
+    pairs = [
+        (i, item, a, b)
+        for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
+        for a, b in zip(own, other, strict=False)
+    ]
+    given = iter(metric.marks([(item, a, b) for _, item, a, b in pairs if a.error is b.error is None]))
+    marks: list[list[Mark]] = [[] for _ in items]
+    for i, _, a, b in pairs:
+        if a.error is b.error is None:
+            marks[i].append(next(given))
+        else:
+            lost = 0.5 if None not in (a.error, b.error) else float(a.error is None)
+            marks[i].append(Mark(lost, "no answer: the question was refused"))
+    turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
+    alone = PerAnswer(metric.used, lambda item, answer: None)
+    first, second = (
+        Column(
+            alone,
+            items,
+            [*map(tuple, side)],
+            [_mean([m.value for m in own]) for own in side],
+            [None] * len(items),
+        )
+        for side in (marks, turned)
+    )
+    return first, second
+
+
+def paired(
+    used: MetricUsed,
+    pairs: Sequence[tuple[float, float]],
+    clusters: Sequence[str],
+    name: str,
+    against: str,
+    *,
+    alone: bool,
+) -> Difference:
+    """The mean difference of (the contender's value, the other's) over items. `alone`: each item is right or
+    wrong, and in no cluster."""
+    gained = lost = 0
+    if used.kind == "right-or-wrong":
+        gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    if alone:
+        score, p = statistics.paired_interval(gained, lost, len(pairs)), statistics.mcnemar(gained, lost)
+    else:
+        within = None if _within(used) is None else (-1.0, 1.0)
+        score, p = statistics.mean_test([a - b for a, b in pairs], clusters, within)
+    return Difference(
+        contender=name,
+        against=against,
+        metric=used.name,
+        score=score,
+        gained=gained,
+        lost=lost,
+        p_value=p,
+        detectable=_detectable(score),
+    )
+
+
+def _detectable(score: Score) -> float:
+    return statistics.REACH * statistics.standard_error(score)
+
+
+def _within(used: MetricUsed) -> tuple[float, float] | None:
+    return None if used.kind == "amount" else (0.0, 1.0)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [v for v in values if v is not None]
+    return fmean(there) if there else None
+
+
+def _corrected(differences: Sequence[Difference], first: str) -> list[Difference]:
+    """Holm's correction in two families: the first metric on all items, which was chosen beforehand, over
+    the contenders; and everything else, metrics and slices, over one another."""
+    found = list(differences)
+    chosen = [i for i, d in enumerate(found) if d.metric == first and not d.slice]
+    for family in (chosen, [i for i in range(len(found)) if i not in set(chosen)]):
+        corrected = statistics.holm([found[i].p_value or 0.0 for i in family])
+        for i, p in zip(family, corrected, strict=True):
+            found[i] = replace(found[i], p_corrected=p)
+    return found
+
+
+def _confusions(
+    items: Sequence[Item], sides: Sequence[Side], metrics: Sequence[Metric | PairMetric]
+) -> list[Confusion]:
+    if not any(isinstance(m, F1) or m.used.name == "accuracy" for m in metrics):
+        return []
+    labels = Labels.of(items)
+    return [
+        confusion(
+            side.name, labels, [(i, a) for i, own in zip(items, side.answers, strict=True) for a in own]
+        )
+        for side in sides
+    ]
+
+
+def _answered(
+    items: Sequence[Item],
+    sides: Sequence[Side],
+    metrics: Sequence[Metric | PairMetric],
+    columns: dict[tuple[str, str], Column],
+) -> list[Answered]:
+    return [
+        Answered(
+            item=item,
+            answers={side.name: side.answers[i] for side in sides},
+            marks={
+                side.name: {
+                    m.used.name: columns[side.name, m.used.name].marks[i]
+                    for m in metrics
+                    if (side.name, m.used.name) in columns
+                }
+                for side in sides
+            },
+        )
+        for i, item in enumerate(items)
+    ]

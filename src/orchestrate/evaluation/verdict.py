@@ -1,0 +1,171 @@
+"""Ship, do not ship, or not enough evidence: with the reasons, and with how many rows would decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.statistics import REACH, standard_error
+from orchestrate.text import count
+from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
+
+MOST_ROWS = 100_000
+"""More rows than these are out of reach."""
+Decision = Literal["ship", "do not ship", "not enough evidence"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a contender must reach in the first metric."""
+
+    target: float | None = None
+    """At least this score."""
+    margin: float = 0.0
+    """Better than the rival by more than this; below 0 it may be so much worse."""
+
+
+def require_decidable(metric: MetricUsed, demand: Demand) -> None:
+    """Raises `UsageError` for a metric of which neither high nor low is good."""
+    if metric.better == "neither" and (demand.target is not None or demand.margin):
+        raise UsageError(
+            f"{metric.name} has no good side, so no verdict can go by it",
+            fix="put the metric that decides first in --metrics",
+        )
+
+
+def verdicts(
+    metric: MetricUsed,
+    measures: Sequence[Measure],
+    differences: Sequence[Difference],
+    demand: Demand,
+    contenders: Sequence[str],
+) -> list[Verdict]:
+    """One for each contender of which something can be asked: a target, or a rival."""
+    if metric.better == "neither":
+        return []
+    found: list[Verdict] = []
+    for name in contenders:
+        mine = [m for m in measures if (m.contender, m.metric, m.slice) == (name, metric.name, "")]
+        apart = [d for d in differences if (d.contender, d.metric, d.slice) == (name, metric.name, "")]
+        parts = [_of_target(metric, m.score, demand.target) for m in mine if demand.target is not None]
+        parts += [_of_rival(metric, d, demand.margin) for d in apart]
+        if parts:
+            found.append(_joined(metric, name, parts))
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    decision: Decision
+    reason: str
+    rows: int | None = None
+
+
+def _joined(metric: MetricUsed, name: str, parts: Sequence[_Part]) -> Verdict:
+    reasons = tuple(part.reason for part in parts)
+    if metric.unfit is not None:
+        why = f"no verdict may go by {metric.name}: {metric.unfit}"
+        return Verdict(contender=name, decision="not enough evidence", reasons=(why, *reasons))
+    order: tuple[Decision, ...] = ("do not ship", "not enough evidence", "ship")
+    given = {part.decision for part in parts}
+    decision: Decision = next(one for one in order if one in given)
+    needed = [part.rows for part in parts if part.decision == "not enough evidence"]
+    known = decision == "not enough evidence" and all(n is not None for n in needed)
+    rows = max((n for n in needed if n is not None), default=None) if known else None
+    return Verdict(contender=name, decision=decision, reasons=reasons, rows_needed=rows)
+
+
+def _of_target(metric: MetricUsed, score: Score, target: float | None) -> _Part:
+    wanted = target or 0.0
+    said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {count(score.n, 'row')})"
+    goal = f"the target {shown(metric, wanted)}"
+    low, high = _good_side(metric, score, wanted)
+    if low >= 0:
+        return _Part("ship", f"{said} reaches {goal}")
+    if high < 0:
+        return _Part("do not ship", f"{said} does not reach {goal}")
+    rows = _rows(score, wanted)
+    return _Part("not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows)
+
+
+def _of_rival(metric: MetricUsed, difference: Difference, margin: float) -> _Part:
+    score = difference.score
+    sign = -1 if metric.better == "lower" else 1
+    said = (
+        f"{metric.name} {points(metric, score.value)} against {difference.against} "
+        f"({points(metric, score.low)} to {points(metric, score.high)}, {count(score.n, 'row')})"
+    )
+    if difference.gained or difference.lost:
+        said += f", {difference.gained} gained and {difference.lost} lost"
+    low, high = _good_side(metric, score, sign * margin)
+    # Without a margin the test decides, which is corrected for the number of contenders.
+    better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
+    worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
+    if better:
+        return _Part("ship", f"{said}: {_wish(metric, margin, 'is')}")
+    if worse:
+        return _Part("do not ship", f"{said}: {_wish(metric, margin, 'is not')}")
+    rows = _rows(score, sign * margin)
+    return _Part(
+        "not enough evidence",
+        f"{said}: it is not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
+        rows,
+    )
+
+
+def _wish(metric: MetricUsed, margin: float, verb: str) -> str:
+    if margin == 0:
+        return f"{verb} better"
+    if margin > 0:
+        return f"{verb} better by {shown(metric, margin)} or more"
+    return f"{verb} no more than {shown(metric, -margin)} worse"
+
+
+def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, float]:
+    """How far the ends of the interval lie on the good side of the goal."""
+    if metric.better == "lower":
+        return goal - score.high, goal - score.low
+    return score.low - goal, score.high - goal
+
+
+def _rows(score: Score, goal: float) -> int | None:
+    """About how many rows would decide, should the true value be the measured one."""
+    apart = abs(score.value - goal)
+    reach = REACH * standard_error(score)
+    if apart <= 0 or score.n == 0:
+        return None
+    rows = math.ceil(score.n * (reach / apart) ** 2)
+    return rows if score.n < rows <= MOST_ROWS else None
+
+
+def _more(rows: int | None) -> str:
+    if rows is None:
+        return "; no number of rows within reach would decide, as far as these tell"
+    return f"; about {round_up(rows):,} rows would decide, should this hold"
+
+
+def round_up(rows: int) -> int:
+    """To two digits."""
+    size = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // size) * size
+
+
+def points(metric: MetricUsed, value: float) -> str:
+    """A difference: `+3.5 points`, or with the metric's own unit."""
+    if metric.kind == "amount":
+        return f"{value:+.3g} {metric.unit}".strip()
+    return f"{100 * value:+.1f} points"
+
+
+def shown(metric: MetricUsed, value: float) -> str:
+    """A score: `87.5%`, or with the metric's own unit."""
+    if metric.kind == "amount":
+        return f"{value:.3g} {metric.unit}".strip()
+    return f"{100 * value:.1f}%"
+
+
+def _span(metric: MetricUsed, score: Score) -> str:
+    return f"{shown(metric, score.low)} to {shown(metric, score.high)}"

@@ -1,0 +1,66 @@
+"""Bases whose files hold their linear layers in few bits: which library reads them, and how large they are.
+Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast
+
+from orchestrate.errors import SetupError
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": ("bitsandbytes",),
+    "gptq": ("optimum", "gptqmodel"),
+    "awq": ("gptqmodel",),
+}
+"""What transformers needs to read a base of each kind."""
+
+
+class QuantisedUnreadable(SetupError):
+    """This machine lacks the library that reads the base; `fix` is the line that installs it."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How a base is held. Of a method that is not in `PACKAGES` only the name is known."""
+
+    method: str
+    bits: int | None
+    bytes: float | None
+    """Of a parameter of its linear layers, scales included."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Quantised | None:
+        """From a config.json; `None` for a base in 16 or 32 bits."""
+        found = config.get("quantization_config")
+        if not isinstance(found, Mapping) or not found:
+            return None
+        held = cast("Mapping[str, Any]", found)
+        method = str(held.get("quant_method") or "bitsandbytes")
+        if method == "bitsandbytes":
+            if held.get("load_in_8bit"):
+                return cls(method, 8, 1.0)
+            scales = 1 / 64 + 4 / (64 * 256) if held.get("bnb_4bit_use_double_quant") else 4 / 64
+            return cls(method, 4, 0.5 + scales)
+        bits = held.get("bits") or held.get("w_bit")
+        if method not in PACKAGES or not isinstance(bits, int):
+            return cls(method, None, None)
+        group = held.get("group_size") or held.get("q_group_size") or 128
+        # For each group a scale in 16 bits and a zero point in as many bits as a weight.
+        grouped = (2 + bits / 8) / group if isinstance(group, int) and group > 0 else 0.0
+        return cls(method, bits, bits / 8 + grouped)
+
+    @property
+    def told(self) -> str:
+        return f"{self.bits} bits by {self.method}" if self.bits else f"few bits by {self.method}"
+
+    def require(self) -> None:
+        """Raises `QuantisedUnreadable` where a package is missing; imports none."""
+        missing = [name for name in PACKAGES.get(self.method, ()) if find_spec(name) is None]
+        if missing:
+            raise QuantisedUnreadable(
+                f"the model's files hold it in {self.told}; what reads them is not installed",
+                fix=f"pip install {' '.join(missing)}",
+            )

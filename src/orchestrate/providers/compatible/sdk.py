@@ -1,0 +1,279 @@
+"""What a backend is that speaks OpenAI's API, reached through the official SDK: calls, answers and files.
+
+Hosts differ in their words, in the fields of the create request, in how a job carries its ref and in how a
+tuned model is asked. Each says so in its subclass; the SDK is imported with the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from orchestrate.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PermissionRefused,
+    UnexpectedAnswer,
+    UsageError,
+)
+from orchestrate.providers import settings
+from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.chat import Chat
+from orchestrate.providers.clients import connect, wire_of
+from orchestrate.providers.compatible import reading, recalled
+from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.pages import made_since
+from orchestrate.providers.transfer import work_folder
+from orchestrate.types import (
+    Checkpoint,
+    Event,
+    Job,
+    JobHandle,
+    JobStatus,
+    Message,
+    MetricPoint,
+    Recalled,
+    RemoteDataset,
+    Reply,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from orchestrate.config import HostConfig
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+_CHAT_THREADS = 8
+_REASONING = re.compile(r"(ft:)?o\d")
+
+
+class SdkProvider(Provider):
+    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.clients` for the options of a
+    host."""
+
+    status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
+    ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})
+    """The host's words for a file that can be trained on."""
+    refused_files: ClassVar[frozenset[str]] = frozenset({"error", "deleted"})
+    most_listed: ClassVar[int] = 100
+    """Of a page."""
+
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+        super().__init__(config)
+        self._wire = wire or wire_of(config)
+        options = config.options
+        self._files = Files(
+            lambda: self.client,
+            self._wire,
+            self.target,
+            multipart_bytes=int(options.get("multipart_bytes", MULTIPART_BYTES)),
+            part_bytes=int(options.get("part_bytes", PART_BYTES)),
+            ready=self.ready_files,
+            refused=self.refused_files,
+        )
+
+    @cached_property
+    def client(self) -> OpenAI:
+        """The SDK's client, retries off. Raises `MissingKey`."""
+        return connect(self.config)
+
+    def close(self) -> None:
+        if (client := vars(self).pop("client", None)) is not None:
+            client.close()
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        try:
+            return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
+        except (NotFound, PermissionRefused):
+            return False
+
+    def recall(self, job: Job) -> Recalled:
+        return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
+        folder = work_folder(self.config)
+        train = self._files.bring(data.train, folder, progress)
+        validation = self._files.bring(data.validation, folder, progress) if data.validation else None
+        return RemoteDataset(
+            provider=self.name,
+            digest=data.digest,
+            train_id=str(train["id"]),
+            validation_id=str(validation["id"]) if validation else None,
+        )
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        """As the contract says; raises `TranslationRefused` before anything is sent when a setting cannot be
+        kept."""
+        body = settings.body(translation) | {"training_file": remote.train_id}
+        if remote.validation_id is not None:
+            body["validation_file"] = remote.validation_id
+        body |= self.tag(spec, ref)
+        jobs = self.client.fine_tuning.jobs
+        known, further = _fields(body)
+        job = self._wire.send_once(
+            ref, lambda: jobs.create(**known, extra_body=further or None), lambda answer: answer.id
+        )
+        return JobHandle(provider=self.name, job_id=job.id, ref=ref)
+
+    def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
+        """The fields of the create request by which its job is found again."""
+        del spec
+        return {"metadata": {reading.REF_KEY: ref}}
+
+    def wanted(self, ref: str) -> dict[str, Any]:
+        """What the list of jobs is narrowed down by, where the host can."""
+        return {"metadata": {reading.REF_KEY: ref}}
+
+    def find(self, ref: str) -> list[JobHandle]:
+        jobs = self._jobs(None, **self.wanted(ref))
+        found = [job.handle for job in jobs if job.handle.ref == ref]
+        return list({handle.job_id: handle for handle in found}.values())
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def get(self, job: JobHandle) -> Job:
+        answer = self._wire.read(lambda: self.client.fine_tuning.jobs.retrieve(job.job_id))
+        return self._job(answer)
+
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        return self._jobs(since)
+
+    def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
+        source = self.client.fine_tuning.jobs
+        pages = self._wire.pages(lambda: source.list(limit=self.most_listed, **filters))
+        jobs = ([self._job(answer) for answer in page.data] for page in pages)
+        return made_since(jobs, _second(since) if since else None)
+
+    def _job(self, answer: object) -> Job:
+        job = reading.job_of(answer, self.name, self.status_map)
+        if job.handle.job_id == "None":
+            raise UnexpectedAnswer(self.name, "a job without an id")
+        return job
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        """The host lists newest first and has no order to ask for: pages are read until `after` is met."""
+        newest_first: list[Event] = []
+        jobs = self.client.fine_tuning.jobs
+        for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=self.most_listed)):
+            fresh = [reading.event_of(e) for e in page.data]
+            ids = [event.id for event in fresh]
+            if after is not None and after in ids:
+                newest_first += fresh[: ids.index(after)]
+                break
+            newest_first += fresh
+        return reversed(newest_first)
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        """From the metric events, which have times, and from the result file once there is one, which has all
+        steps."""
+        files: list[Any] = self.get(job).payload.get("result_files") or []
+        found = reading.points_of_events(self.events(job))
+        for file in files:
+            found += reading.points_of_file(self._content(str(file)))
+        return reading.merged(found)
+
+    def _content(self, file_id: str) -> bytes:
+        return self._wire.read(lambda: self.client.files.content(file_id)).content
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        source = self.client.fine_tuning.jobs.checkpoints
+        pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
+        found = [reading.checkpoint_of(c) for page in pages for c in page.data]
+        return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        self._act(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
+
+    def pause(self, job: JobHandle) -> None:
+        self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
+
+    def resume(self, job: JobHandle) -> None:
+        going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+        self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
+
+    def _act(
+        self, job: JobHandle, act: Callable[[str], object], reached: Callable[[JobStatus], bool]
+    ) -> None:
+        """A refusal is no error when the job is where it should be."""
+        try:
+            self._wire.read(lambda: act(job.job_id))
+        except (InvalidRequest, Conflict):
+            if not reached(self.get(job).status):
+                raise
+
+    def delete(self, job: JobHandle) -> None:
+        """Deletes the tuned model. The record of the job stays."""
+        tuned = self.get(job).tuned_model
+        if tuned is None:
+            return
+        try:
+            self._wire.read(lambda: self.client.models.delete(tuned))
+        except NotFound:
+            return  # gone already
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def _answering(self, job: Job) -> str | None:
+        """The name under which a tuned model is asked; `None` while nothing answers."""
+        deployment = self.config.options.get("deployment")
+        return str(deployment) if deployment else job.tuned_model
+
+    @property
+    def chat_limit(self) -> str:
+        """What the host calls the most tokens of an answer."""
+        return self.profile.chat_limit
+
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> list[Reply]:
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        return chat.replies(prompts)
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat:
+        """Raises `UsageError` while the job has no model yet."""
+        known = self.get(job)
+        model = known.model if base else self._answering(known)
+        if model is None:
+            raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
+        # Reasoning models take neither max_tokens nor a temperature.
+        options: dict[str, Any] = {self.chat_limit: max_tokens}
+        if not _REASONING.match(known.model or ""):
+            options["temperature"] = temperature
+        return Chat(self._wire, self.client.chat.completions.create, model, options, _CHAT_THREADS)
+
+
+def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the SDK's create call has a parameter for, and what goes into the body beside it."""
+    from openai.types.fine_tuning import JobCreateParams
+
+    known = JobCreateParams.__annotations__
+    return (
+        {name: value for name, value in body.items() if name in known},
+        {name: value for name, value in body.items() if name not in known},
+    )
+
+
+def _second(at: datetime) -> datetime:
+    """The host's times are whole seconds, so that `since` must be one too."""
+    return at.astimezone(UTC).replace(microsecond=0)

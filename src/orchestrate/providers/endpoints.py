@@ -1,0 +1,65 @@
+"""Models that answer somewhere, by what a user writes: `MODEL`, `HOST=MODEL` or `https://ADDRESS=MODEL`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from orchestrate import config
+from orchestrate.errors import ConfigError, MissingKey, UsageError
+from orchestrate.profile import built_in
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig, Settings
+
+
+@dataclass(frozen=True)
+class ModelAt:
+    """A model and where it is asked."""
+
+    model: str
+    host: HostConfig
+
+    @property
+    def address(self) -> str:
+        return self.host.base_url or self.host.name
+
+
+def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
+    """Without a host the first built-in one. `key_variable` has the key for an address. Raises as
+    `configured` and `addressed` do."""
+    if written.startswith(("http://", "https://")):
+        address, equals, model = written.partition("=")
+        if not equals or not model:
+            raise UsageError(f"{written} names no model", fix="https://ADDRESS/v1=MODEL")
+        return ModelAt(model, addressed(address, key_variable))
+    host, equals, model = written.partition("=")
+    if not equals:
+        host, model = next(iter(built_in())), written
+    return ModelAt(model, configured(settings, host))
+
+
+def configured(settings: Settings, name: str) -> HostConfig:
+    """A host of the configuration. Raises `UsageError` for an unknown one."""
+    host = settings.host(name)
+    if host.base_url is None:
+        raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or an https address")
+    return host
+
+
+def addressed(address: str, key_variable: str | None = None) -> HostConfig:
+    """Any OpenAI-compatible API, with the key of `key_variable` or with none: an address never gets the key
+    of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"{address} is not an http or https address")
+    key = config.Secret("none")
+    if key_variable is not None:
+        found = config.secret(url.hostname, key_variable)
+        if found is None:
+            raise MissingKey(url.hostname, key_variable)
+        if url.scheme == "http" and not config.is_loopback(url.hostname):
+            raise ConfigError(f"{address} would carry the key unencrypted", fix="use https")
+        key = found
+    return replace(config.HostConfig(name=url.hostname), base_url=address.rstrip("/"), api_key=key)

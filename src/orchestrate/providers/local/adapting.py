@@ -1,0 +1,129 @@
+"""What the adapter of a spec becomes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import SetupError
+from orchestrate.local.model import models
+from orchestrate.local.model.quantised import Quantised
+from orchestrate.methods import LoRA, QLoRA
+from orchestrate.providers.settings import Rows
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
+
+_STRUCTURE = (
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "modules_to_save",
+)
+"""Of an adapter; peft's words."""
+
+
+def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
+    """`model`: as `models.config_of` finds it."""
+    config = {} if "model" in rows.refused else models.config_of(model) or {}
+    held = Quantised.of(config)
+    _kind(rows, spec, held)
+    if not isinstance(spec.adapter, LoRA):
+        return
+    asked = spec.adapter
+    r = asked.r or 16
+    if asked.r is None:
+        rows.default("adapter.r", "adapter.r", r, send=True)
+    else:
+        rows.keep("adapter.r", "adapter.r")
+    if asked.alpha is None:
+        rows.default("adapter.alpha", "adapter.alpha", float(2 * r), "twice the rank", send=True)
+    else:
+        rows.keep("adapter.alpha", "adapter.alpha")
+    rows.offer("adapter.dropout", "adapter.dropout", 0.0)
+    rows.offer("adapter.targets", "adapter.targets", "all-linear")
+    for flag in ("dora", "rslora"):
+        if rows.given(f"adapter.{flag}") is not None:
+            rows.keep(f"adapter.{flag}", f"adapter.{flag}")
+    if asked.loraplus_lr_ratio is not None:
+        rule = "the learning rate of B is so many times that of A"
+        rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
+    _structure(rows, spec, asked, config, held)
+
+
+def _kind(rows: Rows, spec: JobSpec, held: Quantised | None) -> None:
+    kind = spec.adapter.type
+    by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
+    if held is not None and kind == "full" and not by_default:
+        reason = f"the model's files hold it in {held.told}; such weights are frozen: train an adapter"
+        rows.refuse("adapter.type", reason, instead="qlora")
+    elif held is not None:
+        try:
+            held.require()
+        except SetupError as error:
+            rows.refuse("model", f"{error.message}: {error.fix}")
+        rule = f"the base stays as its files hold it, in {held.told}"
+        sent = "qlora" if by_default else kind
+        put = rows.default if by_default else rows.map
+        put("adapter.type", "adapter.type", sent, rule)
+        rows.send("adapter.type", sent)
+    elif by_default:
+        rows.default("adapter.type", "adapter.type", "qlora", "the base is held in 4 bits (NF4)", send=True)
+    else:
+        rows.keep("adapter.type", "adapter.type", kind)
+
+
+def _structure(
+    rows: Rows, spec: JobSpec, asked: LoRA, config: Mapping[str, Any], held: Quantised | None
+) -> None:
+    given = asked.model_dump(mode="json")
+    continued = spec.continue_from is not None and (Path(spec.continue_from).expanduser()).is_dir()
+    for name in _STRUCTURE:
+        value: Any = getattr(asked, name)
+        if value is None:
+            continue
+        row = f"adapter.{name}"
+        if continued:
+            rows.refuse(row, "it is that of the adapter that the run goes on from")
+        elif reason := _unfit(name, asked, config, held):
+            rows.refuse(row, reason)
+        else:
+            rows.keep(row, row, given[name], rule=_RULES.get(name))
+
+
+_RULES = {
+    "modules_to_save": "trained whole, in 32 bits, and saved with the adapter",
+    "exclude_modules": "taken out of the targets",
+}
+
+
+def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | None) -> str | None:
+    """Why the engine cannot do this with this model."""
+    if name == "init_lora_weights":
+        return _unfit_start(asked, held)
+    text: Mapping[str, Any] = config.get("text_config") or config
+    layers = text.get("num_hidden_layers")
+    if name == "layers_to_transform" and isinstance(layers, int):
+        wrong = [n for n in asked.layers_to_transform or () if n >= layers]
+        if wrong:
+            return f"the model has the layers 0 to {layers - 1}, not {wrong[0]}"
+    if name == "layers_to_transform" and isinstance(asked.targets, str) and asked.targets != "all-linear":
+        return "targets is a regular expression, which can name the layers itself"
+    return None
+
+
+def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
+    start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
+    if asked.changes_base and (four_bit or held):
+        return f"{start} is taken out of the base's weights, which a few bits do not hold: adapter: lora"
+    if start == "loftq" and held is not None:
+        return f"it makes up for what 4 bits lose, and the model's files hold nothing but {held.told}"
+    if start == "loftq" and not four_bit:
+        return "it makes up for what 4 bits lose, and the base is held whole: adapter: qlora"
+    rank = asked.r or 16
+    if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
+        return "it needs even ranks"
+    return None

@@ -1,0 +1,177 @@
+"""The parts of an HTML page that tell of evaluations. Everything that came from outside is escaped."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from html import escape
+
+from orchestrate.evaluation.flips import Flip, Flips
+from orchestrate.evaluation.pairing import Pairing
+from orchestrate.reports import scores, svg
+from orchestrate.types import Evaluation, MetricUsed, Verdict
+
+_SHOWN = 12
+"""Broken and fixed items on a page, of each."""
+_MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
+
+
+def figure(heading: str, chart: str, caption: str, level: int = 2) -> str:
+    return (
+        f"<h{level}>{escape(heading)}</h{level}><figure>{chart}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def evaluation(one: Evaluation, flips: Sequence[Flips], *, charts: bool = True) -> str:
+    """All of one evaluation: verdicts, scores, broken items, plots, slices, confusions."""
+    drawn = [_intervals(one, metric) for metric in one.metrics] if charts else []
+    parts = [
+        f'<p class="when">{escape(scores.what_was_asked(one))}</p>',
+        "".join(_verdict(v) for v in one.verdicts),
+        table(scores.SCORE_HEAD, scores.score_rows(one)),
+        *drawn,
+        quality([one]) if charts else "",
+        "".join(flipped(f) for f in flips),
+        "<h3>Who answered</h3>" + table(scores.CONTENDER_HEAD, scores.contender_rows(one)),
+    ]
+    if sliced := scores.score_rows(one, sliced=True):
+        told = "Corrected for their number (Holm): a slice that stands out by chance is not marked."
+        parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(scores.SCORE_HEAD, sliced))
+    parts += [_confusion(one, i) for i in range(len(one.confusions))]
+    if one.notes:
+        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.notes) + "</ul>")
+    return "\n".join(part for part in parts if part)
+
+
+def _verdict(v: Verdict) -> str:
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in v.reasons)
+    kind = v.decision.replace(" ", "-")
+    return (
+        f'<div class="verdict {kind}" role="note"><strong>{_MARKS[v.decision]} {escape(v.decision)}</strong> '
+        f"{escape(v.contender)}<ul>{reasons}</ul></div>"
+    )
+
+
+def _intervals(one: Evaluation, metric: MetricUsed) -> str:
+    if metric.kind == "amount":
+        return ""
+    items = [
+        svg.Interval(
+            m.contender,
+            m.score.value,
+            m.score.low,
+            m.score.high,
+            scores.interval(metric, m.score),
+            i,
+            one.contender(m.contender).kind != "tuned",
+        )
+        for i, m in enumerate(m for m in one.measures if m.metric == metric.name and not m.slice)
+    ]
+    chart = svg.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
+    return figure(metric.name, chart, "Filled: tuned models; hollow: others; lines: 95% intervals.", 3)
+
+
+def quality(evaluations: Sequence[Evaluation]) -> str:
+    """Two plots of the contenders of evaluations that share their first metric and their items: the score
+    against the cost of an answer, and against the time it takes."""
+    first = evaluations[0]
+    metric = first.metrics[0]
+    alike = [
+        e for e in evaluations if e.metrics[0].name == metric.name and e.items_digest == first.items_digest
+    ]
+    asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
+    found: list[str] = []
+    for what, unit in (("cost", "US dollars an answer"), ("latency", "seconds an answer, median")):
+        items: list[svg.Place] = []
+        for i, (name, (c, s)) in enumerate(asked.items()):
+            x = c.seconds if what == "latency" else c.usd_per_answer
+            if x is not None:
+                items.append(svg.Place(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
+        if len(items) > 1 and any(item.x for item in items):
+            title = f"{metric.name} against {what}"
+            chart = svg.places(items, title=title, x_name=unit, y_name=metric.name)
+            rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
+            caption = (
+                f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: no tuned model."
+            )
+            found.append(figure(title, chart, caption, 3))
+    return "".join(found)
+
+
+def flipped(found: Flips) -> str:
+    """Broken items first, then fixed ones, the answers side by side with what differs marked."""
+    if not found.broken and not found.fixed:
+        return f"<p>No item changed between {escape(found.against)} and {escape(found.contender)}.</p>"
+    parts: list[str] = []
+    for kind, items, total in (
+        ("Broken", found.broken, found.broken_count),
+        ("Fixed", found.fixed, found.fixed_count),
+    ):
+        if items:
+            more = f", the first {_SHOWN}" if total > _SHOWN else ""
+            parts.append(f"<h3>{kind} by {escape(found.contender)}: {total:,}{more}</h3>")
+            parts += [_flip(found, item) for item in items[:_SHOWN]]
+    return "".join(parts)
+
+
+def _flip(found: Flips, item: Flip) -> str:
+    before, after = marked(item.before, item.after)
+    note = f"<p>{escape(item.note)}</p>" if item.note else ""
+    return (
+        f'<div class="flip"><p class="question">{escape(item.question)}</p>'
+        f'<p class="expected"><b>expected</b> {escape(item.expected)}</p>{note}'
+        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before}</p></div>'
+        f"<div><b>{escape(found.contender)}</b><p>{after}</p></div></div></div>"
+    )
+
+
+def marked(before: str, after: str) -> tuple[str, str]:
+    """Both as HTML, with the words marked that only one of them has."""
+    old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
+    left: list[str] = []
+    right: list[str] = []
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        was, now = escape("".join(old[a:b])), escape("".join(new[c:d]))
+        if tag == "equal":
+            left.append(was)
+            right.append(now)
+        else:
+            left += [f"<del>{was}</del>"] if was.strip() else [was]
+            right += [f"<ins>{now}</ins>"] if now.strip() else [now]
+    return "".join(left), "".join(right)
+
+
+def _confusion(one: Evaluation, number: int) -> str:
+    found = one.confusions[number]
+    rows = [
+        [label, *(str(n) for n in counts)] for label, counts in zip(found.labels, found.counts, strict=False)
+    ]
+    return (
+        f"<h3>Confusion of {escape(found.contender)}</h3><p>Rows: expected; columns: answered.</p>"
+        + table(["", *found.labels], rows)
+    )
+
+
+def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
+    """The same model asked twice: whether its answers and scores moved."""
+    rows: list[list[str]] = []
+    for label, pairing in pairs:
+        share = f"{pairing.same_answers:,} of {pairing.items:,} answers are the same"
+        for d in pairing.differences:
+            gap = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
+            rows.append([label, pairing.first, pairing.second, share, d.metric, gap, scores.probability(d)])
+    head = ("run", "first", "again", "answers", "metric", "difference (95%)", "p")
+    return "<h2>Asked again</h2>" + table(head, rows) if rows else ""

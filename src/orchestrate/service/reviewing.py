@@ -1,0 +1,199 @@
+"""Reviews by people: made from an evaluation's answers, served, brought back, told, and turned into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from orchestrate.data.files.outputs import require_writable
+from orchestrate.errors import UsageError
+from orchestrate.evaluation import rated, rubric
+from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
+from orchestrate.evaluation.review.desk import Desk, standing
+from orchestrate.evaluation.review.planning import Planned as Planned
+from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
+from orchestrate.evaluation.review.rows import FromReview as FromReview
+from orchestrate.evaluation.review.sheets import Imported as Imported
+from orchestrate.files import private_folder
+from orchestrate.tracking.reviews import PREFIX
+from orchestrate.types import Evaluation, Record, Review
+
+if TYPE_CHECKING:
+    from orchestrate.evaluation.review.server import Page
+    from orchestrate.service.orchestrator import Orchestrator
+
+ANYONE = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewOrder:
+    """What is to be rated. `evaluation` is the id of one, by default the newest with all the runs; `items`
+    takes so many of its items by chance; `new` begins anew where there is such a review already."""
+
+    single: bool = False
+    rubric: Path | None = None
+    evaluation: str | None = None
+    contenders: Sequence[str] = ()
+    against: str | None = None
+    items: int | None = None
+    seed: int = 0
+    new: bool = False
+
+
+class Exported(Record, frozen=True, kw_only=True):
+    """The answer of `review --export`."""
+
+    review: str
+    output: str
+    rows: int
+
+
+def opened(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
+    """The review of an id, or of runs: the newest one of the same kind, contenders and rubric, else a new
+    one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone."""
+    if len(names) == 1 and names[0].startswith(PREFIX):
+        return _desk(ft, ft.store.reviews.get(names[0]))
+    order = order or ReviewOrder()
+    run_ids = [ft.run(name).id for name in names]
+    evaluation = _evaluation(ft, run_ids, order.evaluation)
+    asked_by, kind = rubric.read(order.rubric), "single" if order.single else "pairs"
+    contenders = _contenders(evaluation, order)
+    for known in ft.store.reviews.matching(evaluation=evaluation.id):
+        same = (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by)
+        if same and not order.new:
+            return _desk(ft, known)
+    answered = tasks.read_answered(Path(evaluation.items_file or ""))
+    review_id = ft.store.reviews.new_id()
+    made = tasks.tasks_of(
+        answered,
+        contenders,
+        kind=kind,
+        review=review_id,
+        against=order.against,
+        items=order.items,
+        seed=order.seed,
+    )
+    folder = private_folder(ft.settings.home / "reviews" / review_id)
+    tasks.write(made.tasks, _shown(folder))
+    review = Review(
+        id=review_id,
+        created_at=ft.store.clock.now(),
+        kind=kind,
+        contenders=tuple(contenders),
+        run_ids=tuple(evaluation.run_ids),
+        rubric=asked_by,
+        evaluation=evaluation.id,
+        dataset=evaluation.dataset,
+        items_digest=evaluation.items_digest,
+        items=len({task.item.id for task in made.tasks} | {item for _, _, item in made.same}),
+        tasks=len(made.tasks),
+        same=made.same,
+        seed=order.seed,
+        folder=str(folder),
+    )
+    ft.store.reviews.add(review)
+    return _desk(ft, review)
+
+
+def serving(
+    desk: Desk,
+    *,
+    raters: Sequence[str] = (),
+    host: str | None = None,
+    port: int = 0,
+    names: Sequence[str] = (),
+) -> AbstractContextManager[Page]:
+    """See `orchestrate.evaluation.review.server.serving`; by default on this machine only."""
+    from orchestrate.evaluation.review import server
+    from orchestrate.web.server import LOOPBACK
+
+    return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
+
+
+def result(ft: Orchestrator, desk: Desk) -> ReviewResult:
+    return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
+
+
+def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
+    """How many people and items show this preference; `likeness` of earlier raters, or the usual one."""
+    if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
+        raise UsageError("a preference lies between 0 and 1 and is not a half", fix="--detect 0.6")
+    return planning.planned(preference, likeness=planning.LIKENESS if likeness is None else likeness)
+
+
+def export(ft: Orchestrator, desk: Desk, output: Path, rater: str | None) -> Exported:
+    """A sheet for a rater elsewhere (`.csv`), or what was rated, for a judge to be held against
+    (`.jsonl`)."""
+    require_writable(output)
+    if output.suffix.lower() == ".csv":
+        if rater is None:
+            raise UsageError("a sheet is one rater's, who has an order of their own", fix="--rater NAME")
+        count = sheets.export(desk, rater, output)
+    elif output.suffix.lower() == ".jsonl":
+        count = rated.write(rated_answers(ft, desk.review.id), output)
+    else:
+        raise UsageError(f"{output}: .csv is a sheet to fill in, .jsonl what was rated")
+    return Exported(review=desk.review.id, output=str(output), rows=count)
+
+
+def rated_answers(ft: Orchestrator, name: str) -> list[rated.RatedAnswer]:
+    """What a review's raters said. Raises `UsageError` while they said nothing."""
+    desk = opened(ft, [name])
+    held = standing(ft.store.reviews.ratings(desk.review.id))
+    if not held:
+        raise UsageError(f"nothing of {desk.review.id} is rated yet")
+    return rated.of_review(desk.review, desk.tasks, held)
+
+
+def take(ft: Orchestrator, desk: Desk, sheet: Path, rater: str | None) -> Imported:
+    """The ratings of a sheet, all or none. Raises `DataError` with the row that is wrong."""
+    if rater is None:
+        raise UsageError("whose ratings are these?", fix="--rater NAME")
+    return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
+
+
+def from_review(
+    ft: Orchestrator, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
+) -> FromReview:
+    """The ratings of a review as training rows."""
+    require_writable(output)
+    desk = opened(ft, [name])
+    ratings = ft.store.reviews.ratings(desk.review.id)
+    return rows.from_review(desk.review, desk.tasks, ratings, output, format=format, agreement=agreement)
+
+
+def _desk(ft: Orchestrator, review: Review) -> Desk:
+    return Desk(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
+
+
+def _shown(folder: Path) -> Path:
+    return folder / "tasks.jsonl"
+
+
+def _evaluation(ft: Orchestrator, run_ids: Sequence[str], wanted: str | None) -> Evaluation:
+    found = [e for e in ft.store.history.evaluations(*run_ids[:1]) if set(run_ids) <= set(e.run_ids)]
+    if wanted is not None:
+        found = [e for e in found if e.id.startswith(wanted)]
+    if not found:
+        asked = " ".join(run_ids)
+        raise UsageError(
+            f"there is no evaluation {wanted} of these runs"
+            if wanted
+            else "these runs have no answers to rate yet",
+            fix=f"orchestrate eval {asked} --base   (one evaluation of all that is to be compared)",
+        )
+    return found[-1]
+
+
+def _contenders(evaluation: Evaluation, order: ReviewOrder) -> list[str]:
+    names = [contender.name for contender in evaluation.contenders]
+    wanted = list(order.contenders) or names
+    for name in [*wanted, *([order.against] if order.against else [])]:
+        if name not in names:
+            raise UsageError(f"no contender is called {name!r}; there are {', '.join(names)}")
+    if order.against is not None and order.against not in wanted:
+        wanted.append(order.against)
+    return wanted

@@ -1,0 +1,88 @@
+"""What people, or a model in their place, are asked about answers, and what they said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from statistics import fmean
+from typing import Literal
+
+from orchestrate.types.record import Record
+
+
+class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One thing to rate an answer by."""
+
+    name: str
+    question: str = ""
+    scale: int | tuple[str, ...] = 5
+    """How many points there are, or what each of them is called, the worst first."""
+
+    @property
+    def points(self) -> int:
+        return self.scale if isinstance(self.scale, int) else len(self.scale)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of 1, 2 ..."""
+        return self.scale if isinstance(self.scale, tuple) else tuple(str(n + 1) for n in range(self.scale))
+
+
+class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What answers are rated by, by people and by a judge alike; read with
+    `orchestrate.evaluation.rubric`."""
+
+    name: str
+    question: str = "Which answer is better?"
+    """What is asked about two answers."""
+    guide: str = ""
+    """What to look at, in the words of whoever knows."""
+    criteria: tuple[Criterion, ...] = (Criterion(name="quality", question="How good is the answer?"),)
+    """What single answers are rated by."""
+
+    def score(self, scores: Mapping[str, float]) -> float:
+        """0 to 1: the mean of the criteria, each from its worst to its best point."""
+        return fmean((scores[c.name] - 1) / (c.points - 1) for c in self.criteria)
+
+
+class Review(Record, frozen=True, kw_only=True):
+    """Answers that people rate without knowing whose they are."""
+
+    id: str
+    created_at: datetime
+    kind: Literal["pairs", "single"]
+    contenders: tuple[str, ...]
+    run_ids: tuple[str, ...]
+    rubric: Rubric
+    evaluation: str
+    """The id of the evaluation that the answers are from."""
+    dataset: str
+    items_digest: str
+    items: int
+    tasks: int
+    same: tuple[tuple[str, str, str], ...] = ()
+    """Two contenders, and an item that both answered with the same words: a tie that nobody need look at."""
+    seed: int = 0
+    """Decides each rater's order and sides."""
+    folder: str
+    """Where what is shown, and the links, lie."""
+
+
+class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What one rater said of one task; a later one for the same task takes its place."""
+
+    review: str
+    task: str
+    rater: str
+    at: datetime
+    choice: Literal["left", "right", "tie", "both bad"] | None = None
+    """Of two answers; `left` and `right` as they were shown."""
+    left: str = ""
+    """The contender whose answer was shown left, or the only one."""
+    right: str = ""
+    scores: dict[str, int] = {}
+    """By criterion, 1 to its points."""
+    note: str = ""
+    seconds: float | None = None
+    withdrawn: bool = False
+    """Taken back: the task is open again."""

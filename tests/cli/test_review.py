@@ -1,0 +1,207 @@
+"""orchestrate review: from an evaluation to ratings, results, sheets and training rows, as commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.chat_host import chat_host
+from tests.cli.conftest import Cli
+from tests.reviewing import ESCAPES, HUGE, MARKUP, answered
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.commands.schema import AnswersReviewing
+from orchestrate.data import Dataset
+from orchestrate.evaluation.review.results import ReviewResult
+from orchestrate.evaluation.review.rows import FromReview
+from orchestrate.evaluation.review.sheets import Imported
+from orchestrate.tracking.runs import Intent
+from orchestrate.types import Contender, Evaluation, MetricUsed
+
+ROWS = answered(
+    ("one?", "tuned one", "base one"),
+    ("two?", MARKUP, "base two"),
+    ("three?", ESCAPES, HUGE),
+    ("four?", "the same", "the same"),
+    names=("run", "base tiny"),
+)
+
+
+@pytest.fixture
+def run_id(tmp_path: Path, cli_env: dict[str, str]) -> str:
+    """A run with an evaluation whose answers are there."""
+    items = tmp_path / "items.jsonl"
+    items.write_bytes(b"".join(row.to_json() + b"\n" for row in ROWS))
+    with Orchestrator(config.load(home=tmp_path / "home")) as ft:
+        spec = JobSpec(model="tiny-chat", train="t.jsonl")
+        run = ft.store.runs.create(Intent(spec=spec, provider="local", dataset_digest="d", host="here"))
+        contenders = (
+            Contender(
+                name="run", kind="tuned", model="tiny", provider="local", served_by="here", run_id=run.id
+            ),
+            Contender(name="base tiny", kind="base", model="tiny", provider="local", served_by="here"),
+        )
+        ft.store.history.add_evaluation(
+            Evaluation(
+                id="eval-20261101-abcd",
+                created_at=datetime.now(UTC),
+                dataset="test.jsonl",
+                dataset_digest="d",
+                items=len(ROWS),
+                items_digest="e" * 64,
+                contenders=contenders,
+                metrics=(MetricUsed(name="token_f1", kind="graded"),),
+                measures=(),
+                items_file=str(items),
+            )
+        )
+    return run.id
+
+
+def serve(
+    tmp_path: Path, env: dict[str, str], *arguments: str
+) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "orchestrate.cli", "review", *arguments, "--json"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    lines: list[str] = []
+    while not lines or lines[-1] != "}\n":
+        line = child.stdout.readline()
+        assert line, child.stderr.read() if child.stderr else ""
+        lines.append(line)
+    told = json.loads("".join(lines))
+    msgspec.convert(told, AnswersReviewing)
+    return child, told
+
+
+def act(link: str, **body: Any) -> Any:
+    request = urllib.request.Request(link, json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def end(child: subprocess.Popen[str]) -> str:
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 0 and "Traceback" not in err
+    return err
+
+
+def better(shown: dict[str, Any], texts: tuple[str, ...]) -> str:
+    return "left" if shown["answers"][0]["text"].startswith(texts) else "right"
+
+
+def test_pairs_from_the_page_to_training_rows(
+    cli: Cli, cli_env: dict[str, str], run_id: str, tmp_path: Path
+) -> None:
+    child, told = serve(tmp_path, cli_env, run_id, "--raters", "ann, bo")
+    assert list(told["links"]) == ["ann", "bo"] and told["tasks"] == 3
+    tuned = ("tuned", MARKUP[:9], ESCAPES[:9])
+    for link in told["links"].values():
+        shown = act(link, action="show")
+        while shown["done"] < 3:
+            shown = act(link, action="rate", task=shown["task"], choice=better(shown, tuned), note=ESCAPES)
+    err = end(child)
+    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of answers are the same" in err
+    found = cli("review", run_id, "--results", "--json")
+    result = msgspec.convert(found.json, ReviewResult, strict=False)
+    [pair] = result.pairs
+    assert (pair.first, pair.first_better, pair.second_better, pair.same) == ("run", 6, 0, 1)
+    assert pair.preference.value == pytest.approx(3.5 / 4) and result.review.id == told["review"]
+    shown = cli("review", told["review"], "--results")
+    assert (
+        "88% (" in shown.out and "ann 3 of 3, bo 3 of 3" in shown.err and "\x1b" not in shown.out + shown.err
+    )
+    rows = cli("data", "from-review", told["review"], "-o", "dpo.jsonl", "--json")
+    assert msgspec.convert(rows.json, FromReview).rows == 3 and Dataset.open(tmp_path / "dpo.jsonl").rows == 3
+    kto = cli("data", "from-review", told["review"], "-o", "kto.jsonl", "--as", "kto")
+    assert kto.code == 0 and "kto.jsonl: 6 rows for kto" in kto.out
+    wrong = cli("data", "from-review", told["review"], "-o", "x.jsonl", "--as", "rft")
+    assert wrong.code == 2
+    again, same = serve(tmp_path, cli_env, run_id, "--raters", "ann,bo,cy")  # goes on
+    assert (
+        same["review"] == told["review"] and same["done"] == {"ann": 3, "bo": 3} and len(same["links"]) == 3
+    )
+    end(again)
+    other, new = serve(tmp_path, cli_env, run_id, "--new", "--items", "2")
+    assert new["review"] != told["review"] and list(new["links"]) == [""]
+    end(other)
+
+
+def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    done = cli("review", run_id, "--single", "--export", "sheet.csv", "--rater", "Fay", "--json")
+    assert done.code == 0 and done.json["rows"] == 8
+    review = done.json["review"]
+    text = sheet.read_text(encoding="utf-8-sig")
+    assert run_id not in text and "base tiny" not in text
+    import csv
+
+    csv.field_size_limit(1 << 30)
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        head, *body = list(csv.reader(file))
+    for number, line in enumerate(body):
+        line[head.index("quality (1 to 5)")] = str(1 + number % 5)
+    with sheet.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *body])
+    taken = cli("review", review, "--import", "sheet.csv", "--rater", "Fay", "--json")
+    assert msgspec.convert(taken.json, Imported).ratings == 8
+    assert (
+        "0 ratings of Fay, 8 known before"
+        in cli("review", review, "--import", "sheet.csv", "--rater", "Fay").out
+    )
+    shown = cli("review", review, "--results")
+    assert "all, 0 to 1" in shown.out and "not known: no task has two raters" in shown.err
+    rated = cli("review", review, "--export", "rated.jsonl")
+    assert "rated.jsonl: 8 rows" in rated.out
+    (tmp_path / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+    )
+    with chat_host() as host:
+        host.writes = lambda number, _: json.dumps({"scores": {"quality": 1 + number % 5}})
+        judged = cli(
+            "data", "judge", "rows.jsonl", "--model", f"{host.url}=judge", "--calibrate", review, "--yes"
+        )
+    assert judged.code == 1 and "compared with people on 8 answers; 30 are needed" in judged.err
+
+
+def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
+    for arguments, words in (
+        ((), "name the runs"),
+        (("rev-none",), "no review rev-none"),
+        ((run_id, "--results", "--plan"), "one of --results"),
+        ((run_id, "--contenders", "run,moon"), "no contender is called 'moon'"),
+        ((run_id, "--contenders", "run"), "two contenders"),
+        ((run_id, "--evaluation", "eval-0"), "no evaluation eval-0"),
+        ((run_id, "--rubric", "none.yaml"), "cannot be read"),
+        ((run_id, "--export", "sheet.csv"), "--rater NAME"),
+        ((run_id, "--export", "sheet.xlsx", "--rater", "a"), ".csv is a sheet"),
+        ((run_id, "--export", "rated.jsonl"), "rated yet"),
+        (("--plan", "--detect", "0.5"), "not a half"),
+    ):
+        done = cli("review", *arguments)
+        assert done.code == 2 and words in done.err, (arguments, done.err)
+    (tmp_path / "items.jsonl").unlink()
+    gone = cli("review", run_id, "--new", "--results")
+    assert gone.code == 1 and "the answers are gone" in gone.err
+
+
+def test_people_are_planned(cli: Cli, run_id: str) -> None:
+    shown = cli("review", "--plan", "--detect", "0.65")
+    assert shown.code == 0 and "ratings in all" in shown.out and "assumed" in shown.err
+    plans = cli("review", run_id, "--plan", "--json").json
+    assert [plan["raters"] for plan in plans] == [1, 2, 3, 4, 5] and plans[0]["items"] == 194

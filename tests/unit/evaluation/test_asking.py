@@ -1,0 +1,171 @@
+"""Answers are kept, paid once, within a limit; and a kill loses none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from tests.chat_host import chat_host
+from tests.unit.evaluation.conftest import answering, cents
+
+from orchestrate.errors import InvalidRequest, OverBudget, RateLimited, UsageError
+from orchestrate.evaluation.asking import AnswerLog, Asking, Purse, Question, Respondent, Sent
+from orchestrate.evaluation.items import Answer
+from orchestrate.types import Message
+
+
+def questions(count: int, first: int = 0) -> list[Question]:
+    return [Question(messages=(Message(role="user", content=f"q{i}"),)) for i in range(first, first + count)]
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+def test_each_question_is_asked_once_ever(tmp_path: Path) -> None:
+    seen: list[Question] = []
+    model = answering(shout, seen)
+    first = Asking(tmp_path).ask(model, questions(5) + questions(2))
+    assert [a.text for a in first] == ["Q0", "Q1", "Q2", "Q3", "Q4", "Q0", "Q1"] and len(seen) == 5
+    again = Asking(tmp_path).ask(model, questions(7))
+    assert [a.text for a in again][5:] == ["Q5", "Q6"] and len(seen) == 7
+    assert again[0] == first[0], "with the time at which it was answered"
+    other = dataclasses.replace(model, identity={"model": "another"})
+    Asking(tmp_path).ask(other, questions(5))
+    assert len(seen) == 12
+
+
+def test_fresh_asks_again_and_keeps_what_was(tmp_path: Path) -> None:
+    seen: list[Question] = []
+    model = answering(shout, seen)
+    Asking(tmp_path).ask(model, questions(3))
+    fresh = Asking(tmp_path, fresh=True)
+    assert fresh.kept(model, questions(3)) == {}
+    fresh.ask(model, questions(3))
+    fresh.ask(model, questions(3))
+    assert len(seen) == 6, "once in one evaluation"
+    [before] = tmp_path.glob("*.before.jsonl")
+    assert len(AnswerLog(before).answers) == 3
+
+
+def test_batches_hold_questions_of_like_length(tmp_path: Path) -> None:
+    sizes: list[list[int]] = []
+
+    def ask(batch: object) -> list[Answer]:
+        sizes.append([len(q.messages[0].content) for q in batch])  # type: ignore[attr-defined]
+        return [Answer(text="") for _ in batch]  # type: ignore[attr-defined]
+
+    model = Respondent(name="m", identity={}, ask=ask, batch=3)
+    asked = [Question(messages=(Message(role="user", content="x" * n),)) for n in (9, 1, 8, 2, 7, 3, 5)]
+    Asking(tmp_path).ask(model, asked)
+    assert sizes == [[1, 2, 3], [5, 7, 8], [9]]
+
+
+def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
+    """A question costs 3 cents, and 1.02 dollars at worst."""
+    model = answering(shout, price=cents)
+    purse = Purse(Decimal("1.10"))
+    with pytest.raises(OverBudget, match="3 of 20 answers are there") as refused:
+        Asking(tmp_path, purse).ask(model, questions(20))
+    assert purse.spent_usd == Decimal("0.09") and refused.value.exit_code == 6
+    more = Purse(Decimal("1.13"))
+    with pytest.raises(OverBudget, match="4 of 20"):
+        Asking(tmp_path, more).ask(model, questions(20))
+    assert more.spent_usd == Decimal("0.12"), "what was paid for before counts, once"
+    with pytest.raises(UsageError, match="price of model is not known"):
+        Asking(tmp_path, Purse(Decimal(1))).ask(answering(shout), questions(1))
+
+
+def test_what_was_under_way_in_a_kill_counts_at_its_worst(tmp_path: Path) -> None:
+    model = answering(shout, price=cents)
+    [question] = questions(1)
+    log = AnswerLog(tmp_path / f"{model.key}.jsonl")
+    log.append(Sent([question.digest], Decimal("0.90")))
+    purse = Purse()
+    Asking(tmp_path, purse).ask(model, [question])
+    assert purse.spent_usd == Decimal("0.93")
+    assert AnswerLog(tmp_path / f"{model.key}.jsonl").unknown_usd == 0
+
+
+def test_a_refused_question_is_an_answer_that_failed(tmp_path: Path) -> None:
+    def ask(batch: list[Question]) -> list[Answer]:
+        if batch[0].messages[0].content == "q1":
+            raise InvalidRequest("host", "too long", status=400)
+        return [Answer(text="ok")]
+
+    model = Respondent(name="m", identity={}, ask=ask)
+    answers = Asking(tmp_path).ask(model, questions(3))
+    assert [a.text for a in answers] == ["ok", "", "ok"] and "too long" in (answers[1].error or "")
+    assert len(AnswerLog(tmp_path / f"{model.key}.jsonl").answers) == 2, "and is asked again another time"
+
+
+def test_a_setting_that_is_refused_always_is_no_wrong_answer(tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def ask(batch: list[Question]) -> list[Answer]:
+        asked.append(batch)
+        raise InvalidRequest("host", "no such parameter", status=400)
+
+    with pytest.raises(InvalidRequest, match="no such parameter"):
+        Asking(tmp_path).ask(Respondent(name="m", identity={}, ask=ask), questions(50))
+    assert len(asked) == 3
+    with pytest.raises(UsageError, match="refused every question"):
+        Asking(tmp_path).ask(Respondent(name="m", identity={}, ask=ask), questions(1))
+
+
+def test_a_host_that_gives_up_loses_no_answer_under_way(tmp_path: Path) -> None:
+    def ask(batch: list[Question]) -> list[Answer]:
+        if batch[0].messages[0].content == "q2":
+            raise RateLimited("host", "slow down", status=429)
+        time.sleep(0.05)
+        return [Answer(text="ok")]
+
+    model = Respondent(name="m", identity={}, ask=ask, parallel=4)
+    with pytest.raises(RateLimited):
+        Asking(tmp_path).ask(model, questions(20))
+    assert len(AnswerLog(tmp_path / f"{model.key}.jsonl").answers) >= 3
+
+
+def test_two_commands_do_not_ask_the_same_model_at_once(tmp_path: Path) -> None:
+    def nested(text: str) -> str:
+        with pytest.raises(UsageError, match="another command is asking"):
+            Asking(tmp_path).ask(answering(shout), questions(1))
+        return text
+
+    assert Asking(tmp_path).ask(answering(nested), questions(1))[0].text == "q0"
+
+
+def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
+    """The command itself, killed twice while a host answers it."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"row {i}"}, {"role": "assistant", "content": f"{i}"}]}
+        for i in range(60)
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = os.environ | {"ORCHESTRATE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+    with chat_host() as host:
+        host.writes = lambda _number, body: body["messages"][-1]["content"].removeprefix("row ")
+        words = ["eval", "--model", f"{host.url}=m", "--test", "test.jsonl", "--json"]
+        command = [sys.executable, "-m", "orchestrate.cli", *words]
+        for stop in (7, 41):
+            process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
+            while len(host.bodies) < stop and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        asked = [body["messages"][-1]["content"] for body in host.bodies]
+    found = json.loads(done.stdout)
+    [measure] = found["measures"]
+    assert (measure["score"]["value"], measure["score"]["n"]) == (1.0, 60)
+    assert set(asked) == {f"row {i}" for i in range(60)}
+    twice = len(asked) - 60
+    assert twice <= 2 * 4, "only what was under way, four at a time, may be asked again"

@@ -1,0 +1,103 @@
+"""Rows of a file as items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation.contenders import shots_of
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.items import digest_of
+
+
+def chat(*said: str, **more: Any) -> dict[str, Any]:
+    roles = ("system", "user", "assistant", "user", "assistant")
+    return {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=False)], **more}
+
+
+def opened(tmp_path: Path, rows: list[dict[str, Any]], name: str = "t.jsonl") -> Dataset:
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Dataset.open(tmp_path / name)
+
+
+def test_the_expected_answer_is_never_in_the_question(tmp_path: Path) -> None:
+    data = opened(
+        tmp_path, [chat("Be brief.", "hello", "secret"), chat("Be brief.", "a", "b", "c", "secret")]
+    )
+    first, second = held_out(data).items
+    assert first.expected == second.expected == "secret"
+    assert [m.role for m in first.prompt] == ["system", "user"]
+    assert not any("secret" in m.content for item in (first, second) for m in item.prompt)
+
+
+def test_calls_of_tools_are_expected_too(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": 1}'}}
+    tool = {
+        "type": "function",
+        "function": {"name": "find", "parameters": {"type": "object", "properties": {}}},
+    }
+    row = {
+        "messages": [
+            {"role": "user", "content": "find 1"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "one", "tool_call_id": "c1"},
+            {"role": "assistant", "content": None, "tool_calls": [{**call, "id": "c2"}]},
+        ],
+        "tools": [tool],
+    }
+    [item] = held_out(opened(tmp_path, [row])).items
+    assert item.expected_calls[0]["function"] == call["function"] and item.tools[0]["type"] == "function"
+    assert item.prompt[1].to_dict()["tool_calls"] == (call,) and item.prompt[2].tool_call_id == "c1"
+
+
+def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
+    seen = {"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture]}
+    rows = [chat("s", "q", "a"), {"messages": [seen, {"role": "assistant", "content": "a cat"}]}]
+    found = held_out(opened(tmp_path, rows))
+    assert len(found.items) == 1 and found.left_out == {
+        "questions with images, which an evaluation cannot ask yet": 1
+    }
+    with pytest.raises(DataError, match="no row ends with an assistant message"):
+        held_out(opened(tmp_path, [{"text": "just text"}] * 12))
+
+
+def test_rows_that_are_the_same_count_each(tmp_path: Path) -> None:
+    items = held_out(opened(tmp_path, [chat("s", "q", "a")] * 3)).items
+    assert len({item.id for item in items}) == 3 and len({item.prompt for item in items}) == 1
+
+
+def test_the_digest_is_of_what_was_asked(tmp_path: Path) -> None:
+    rows = [chat("s", f"q{i}", "a") for i in range(4)]
+    one, other = opened(tmp_path, rows), opened(tmp_path, rows[::-1], "u.jsonl")
+    assert one.digest != other.digest
+    assert digest_of(held_out(one).items) == digest_of(held_out(other).items)
+    assert digest_of(held_out(one).items) != digest_of(held_out(one, limit=3).items)
+
+
+def test_clusters_and_slices_come_from_columns(tmp_path: Path) -> None:
+    rows = [
+        chat("s", "q" * (i + 1), "yes" if i % 2 else "no", user=f"u{i % 3}", tag=["x", "y"][i % 2])
+        for i in range(6)
+    ]
+    data = opened(tmp_path, rows)
+    items = held_out(data, cluster="user", slices=["tag", "length", "label"]).items
+    assert [item.cluster for item in items] == ["u0", "u1", "u2"] * 2
+    assert items[0].slices == ("tag:x", "length:short", "label:no")
+    assert items[5].slices == ("tag:y", "length:long", "label:yes")
+    with pytest.raises(UsageError, match="no row has the column 'usr'"):
+        held_out(data, cluster="usr")
+
+
+def test_shots_are_never_the_questions(tmp_path: Path) -> None:
+    train = held_out(opened(tmp_path, [chat("s", f"q{i}", f"a{i}") for i in range(8)])).items
+    asked = train[:5]
+    shots = shots_of(train, 3, asked)
+    assert sorted(m.content for m in shots) == ["a5", "a6", "a7", "q5", "q6", "q7"]
+    assert [m.role for m in shots] == ["user", "assistant"] * 3
+    assert shots_of(train, 3, asked) == shots

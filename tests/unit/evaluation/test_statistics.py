@@ -1,0 +1,187 @@
+"""Intervals and tests: against scipy and published values, and by simulation against their own promises."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation.statistics import means
+
+# -- against others ----------------------------------------------------------------------------------------
+
+
+def test_wilson_against_a_published_value() -> None:
+    # Newcombe 1998, table I, method 3: 81 of 263 gives 0.2553 to 0.3662.
+    score = statistics.wilson(81, 263)
+    assert (round(score.low, 4), round(score.high, 4)) == (0.2553, 0.3662)
+    assert statistics.wilson(0, 10).low == 0 and statistics.wilson(0, 10).high > 0
+    assert statistics.wilson(10, 10).high == 1 and statistics.wilson(10, 10).low < 1
+
+
+def test_the_paired_interval_against_a_published_value() -> None:
+    # Fagerland, Lydersen and Laake 2014, table 2: airway reactivity, 1 gained and 7 lost of 21; Bonett-Price.
+    score = statistics.paired_interval(1, 7, 21)
+    assert (round(score.low, 2), round(score.high, 2)) == (-0.51, -0.01)
+    assert score.value == pytest.approx(-6 / 21)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_mid_p_of_the_binomial(gained: int, lost: int) -> None:
+    p = statistics.mcnemar(gained, lost)
+    assert 0 < p <= 1 and p == statistics.mcnemar(lost, gained)
+    if gained + lost:
+        half = stats.binom(gained + lost, 0.5)
+        few = min(gained, lost)
+        assert p == pytest.approx(min(1.0, 2 * (half.cdf(few) - half.pmf(few) / 2)))
+
+
+def test_mcnemar_by_hand() -> None:
+    assert math.isclose(statistics.mcnemar(9, 1), 2 * (1 + 10) / 1024 - 10 / 1024)
+    assert statistics.mcnemar(3, 0) == 0.125, "three of three flips are no proof"
+
+
+@given(st.floats(-30, 30), st.integers(1, 400))
+def test_students_tails_are_those_of_scipy(t: float, degrees: int) -> None:
+    assert means.student_p(t, degrees) == pytest.approx(2 * stats.t.sf(abs(t), degrees), rel=1e-6, abs=1e-12)
+    assert means.student_quantile(degrees) == pytest.approx(stats.t.isf(0.025, degrees), rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_mean_of_single_items_has_students_interval(values: list[float]) -> None:
+    score, p = statistics.mean_test(values, None, (0.0, 1.0))
+    assert score.low <= score.value <= score.high
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    if error > 1e-9:
+        reach = stats.t.isf(0.025, len(values) - 1) * error
+        assert score.low == pytest.approx(max(0, score.value - reach), abs=1e-9)
+        assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-4, abs=1e-9)
+    elif not any(values):
+        assert p == 1 and score.high > 0, "what never happened may still happen"
+
+
+def test_holm_by_hand() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([]) == []
+
+
+# -- by simulation -----------------------------------------------------------------------------------------
+
+DRAWS = 100_000
+
+
+def flips(n: int, discordant: float, difference: float, seed: int) -> np.ndarray:
+    """(gained, lost) of many experiments with n items."""
+    up = (discordant + difference) / 2
+    chances = [up, discordant - up, 1 - discordant]
+    return np.random.default_rng(seed).multinomial(n, chances, size=DRAWS)[:, :2]
+
+
+@cache
+def p_of(gained: int, lost: int) -> float:
+    return statistics.mcnemar(gained, lost)
+
+
+def share(found: np.ndarray, level: float = 0.05) -> float:
+    pairs, times = np.unique(found, axis=0, return_counts=True)
+    hits = [t for (g, lost), t in zip(pairs.tolist(), times, strict=True) if p_of(g, lost) <= level]
+    return float(sum(hits)) / DRAWS
+
+
+@pytest.mark.parametrize("n", [20, 50, 100, 200, 500, 1000])
+@pytest.mark.parametrize("discordant", [0.05, 0.16, 0.4])
+def test_false_alarms_of_mcnemar_stay_at_their_level(n: int, discordant: float) -> None:
+    alarms = share(flips(n, discordant, 0.0, n))
+    assert alarms <= 0.055
+    if n * discordant >= 10:
+        assert alarms >= 0.04
+
+
+def test_the_exact_sums_behind_the_simulation() -> None:
+    """Not drawn but added up, at two places."""
+    for n, discordant, expected in ((50, 0.05, 0.005), (200, 0.16, 0.046)):
+        alarms = 0.0
+        for k in range(n + 1):
+            seen = stats.binom.pmf(k, n, discordant)
+            wrong = sum(stats.binom.pmf(g, k, 0.5) for g in range(k + 1) if p_of(g, k - g) <= 0.05)
+            alarms += seen * wrong
+        assert alarms == pytest.approx(expected, abs=0.001)
+
+
+@pytest.mark.parametrize("n", [100, 200, 1000])
+def test_power_is_what_was_told_beforehand(n: int) -> None:
+    for discordant in (0.16, 0.3):
+        seen = share(flips(n, discordant, statistics.detectable(n, discordant), n))
+        assert 0.72 <= seen <= 0.88
+    assert statistics.rows_for(statistics.detectable(n)) == pytest.approx(n, abs=1)
+
+
+def test_the_told_numbers() -> None:
+    assert statistics.detectable(200) == pytest.approx(0.08, abs=0.001)
+    assert statistics.rows_for(0.03) == pytest.approx(1400, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n", "discordant", "difference"), [(30, 0.2, 0.1), (200, 0.16, 0.05), (100, 0.3, 0.0)]
+)
+def test_the_paired_interval_holds_the_truth(n: int, discordant: float, difference: float) -> None:
+    inside = [
+        (score := statistics.paired_interval(int(g), int(lost), n)).low <= difference <= score.high
+        for g, lost in flips(n, discordant, difference, 7)[:2000]
+    ]
+    assert 0.94 <= np.mean(inside) <= 0.99
+
+
+def clustered(clusters: int, size: int, runs: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Differences of graded marks without any true difference, those of one user much alike."""
+    draw = np.random.default_rng(seed)
+    users = draw.normal(0, 0.2, (runs, clusters, 1))
+    values = users + draw.normal(0, 0.1, (runs, clusters, size))
+    return values.reshape(runs, -1), [i for i in range(clusters) for _ in range(size)]
+
+
+def test_clustered_items_are_not_taken_for_more_than_they_are() -> None:
+    values, names = clustered(clusters=25, size=8, runs=600, seed=1)
+    honest = np.mean([statistics.mean_test(row, names)[1] <= 0.05 for row in values.tolist()])
+    naive = np.mean([statistics.mean_test(row)[1] <= 0.05 for row in values.tolist()])
+    assert honest <= 0.07
+    assert naive > 0.3, "the same test without clusters is over-confident, or this test could not fail"
+
+
+def test_the_bootstrap_holds_the_truth_of_a_ratio_and_of_a_difference() -> None:
+    draw = np.random.default_rng(3)
+
+    def total(sums: list[float]) -> float:
+        return sums[0] / sums[1]
+
+    inside = alarms = 0
+    for _ in range(150):
+        sizes = draw.integers(1, 9, 40)
+        mine, theirs = (draw.binomial(sizes, 0.3) for _ in range(2))
+        parts = [[float(h), float(s)] for h, s in zip(mine, sizes, strict=True)]
+        others = [[float(h), float(s)] for h, s in zip(theirs, sizes, strict=True)]
+        score = statistics.ratio(parts, total)
+        inside += score.low <= 0.3 <= score.high
+        difference, p = statistics.ratio_difference(parts, others, total)
+        assert (p <= 0.05) == (not difference.low <= 0 <= difference.high)
+        alarms += p <= 0.05
+    assert inside >= 135 and alarms <= 15
+
+
+def test_the_bootstrap_draws_whole_clusters() -> None:
+    values, names = clustered(clusters=25, size=8, runs=1, seed=5)
+    parts = [[v, 1.0] for v in values[0].tolist()]
+
+    def total(sums: list[float]) -> float:
+        return sums[0] / sums[1]
+
+    whole, single = statistics.ratio(parts, total, names), statistics.ratio(parts, total)
+    student = statistics.mean(values[0].tolist(), names)
+    assert whole.high - whole.low == pytest.approx(student.high - student.low, rel=0.15)
+    assert single.high - single.low < 0.6 * (whole.high - whole.low)

@@ -1,0 +1,207 @@
+"""Each optimiser by name against the library's own, in a plain loop, and its state through a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrate.local.job import Hyper
+from orchestrate.local.plan import states
+from orchestrate.local.run.optimizers import (
+    given_out,
+    make_optimizer,
+    restore_state,
+    set_rate,
+    state_tensors,
+)
+from orchestrate.methods import OPTIMIZERS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+RATES = (1e-3, 3e-3, 2e-3)
+Params = dict[str, torch.nn.Parameter]
+
+
+def parameters() -> Params:
+    """A matrix of so many numbers that its moments are held in 8 bits, embeddings, and a vector."""
+    chance = torch.Generator().manual_seed(3)
+    shapes = {"layer.weight": (64, 96), "embed_tokens.weight": (80, 64), "norm.weight": (64,)}
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=chance)) for name, shape in shapes.items()}
+
+
+def learn(params: Params, step: int) -> None:
+    chance = torch.Generator().manual_seed(100 + step)
+    for parameter in params.values():
+        parameter.grad = torch.randn(parameter.shape, generator=chance)
+
+
+def train(params: Params, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        learn(params, step)
+        set_rate(optimizer, RATES[step % 3])
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def reference(kind: str, params: Params) -> list[Any]:
+    """The library's own, as its documentation has it be made."""
+    import schedulefree
+    from transformers.optimization import Adafactor
+
+    bnb: Any = import_module("bitsandbytes.optim")
+    values = list(params.values())
+    moments: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    decay: dict[str, Any] = {"weight_decay": 0.1}
+    make: dict[str, Callable[[], list[Any]]] = {
+        "adamw": lambda: [torch.optim.AdamW(values, **moments)],
+        "adamw_8bit": lambda: [bnb.AdamW8bit(values, **moments)],
+        "paged_adamw": lambda: [bnb.PagedAdamW32bit(values, **moments)],
+        "paged_adamw_8bit": lambda: [bnb.PagedAdamW8bit(values, **moments)],
+        "lion": lambda: [bnb.Lion(values, betas=(0.8, 0.95), **decay)],
+        "lion_8bit": lambda: [bnb.Lion8bit(values, betas=(0.8, 0.95), **decay)],
+        "paged_lion": lambda: [bnb.PagedLion(values, betas=(0.8, 0.95), **decay)],
+        "paged_lion_8bit": lambda: [bnb.PagedLion8bit(values, betas=(0.8, 0.95), **decay)],
+        "adafactor": lambda: [
+            Adafactor(values, lr=1e-3, scale_parameter=False, relative_step=False, **decay)
+        ],
+        "muon": lambda: [
+            torch.optim.Muon(values[:1], momentum=0.8, adjust_lr_fn="match_rms_adamw", **decay),
+            torch.optim.AdamW(values[1:], **moments),
+        ],
+        "schedule_free_adamw": lambda: [schedulefree.AdamWScheduleFree(values, **moments)],
+    }
+    return make[kind]()
+
+
+def ours(kind: str, params: Params) -> Any:
+    given: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-6, "momentum": 0.8}
+    own = {name: given[name] for name in OPTIMIZERS[kind]}
+    return make_optimizer(params, Hyper(optimizer=kind, weight_decay=0.1, learning_rate=1e-3, **own))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_it_is_the_library_s_own(kind: str) -> None:
+    mine, theirs = parameters(), parameters()
+    train(mine, ours(kind, mine), range(4))
+    parts = reference(kind, theirs)
+    if kind == "schedule_free_adamw":
+        parts[0].train()
+    for step in range(4):
+        learn(theirs, step)
+        for part in parts:
+            for group in part.param_groups:
+                group["lr"] = RATES[step % 3]
+            part.step()
+    for name, parameter in mine.items():
+        assert not torch.equal(parameter, parameters()[name]), name
+        assert torch.allclose(parameter, theirs[name], rtol=1e-6, atol=1e-7), name
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_it_goes_on_from_a_file_to_the_bit(kind: str, tmp_path: Path) -> None:
+    whole, half, again = parameters(), parameters(), parameters()
+    train(whole, ours(kind, whole), range(6))
+    first = ours(kind, half)
+    train(half, first, range(3))
+    kept = {k: v.contiguous() for k, v in state_tensors(first, half).items()}
+    save_file(kept, tmp_path / "state.safetensors")
+    with torch.no_grad():
+        for name, parameter in again.items():
+            parameter.copy_(half[name])
+    second = ours(kind, again)
+    restore_state(second, again, load_file(tmp_path / "state.safetensors"))
+    train(again, second, range(3, 6))
+    for name, parameter in again.items():
+        assert torch.equal(parameter, whole[name]), name
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_plan_counts_its_state(kind: str) -> None:
+    params = {"lora_A.weight": torch.nn.Parameter(torch.randn(16, 4096))}
+    optimizer = ours(kind, params)
+    train(params, optimizer, range(1))
+    # Maps of 256 numbers, which bitsandbytes shares between all parameters, and numbers do not grow.
+    held = sum(t.nbytes for k, t in state_tensors(optimizer, params).items() if "qmap" not in k)
+    assert held == pytest.approx(states.state_bytes(kind, 16) * 16 * 4096, rel=0.01)
+
+
+def test_what_is_given_out_is_the_average_and_training_goes_on_to_the_bit() -> None:
+    """As its authors evaluate: after `eval()`."""
+    import schedulefree
+
+    mine, straight, theirs = parameters(), parameters(), parameters()
+    optimizer = ours("schedule_free_adamw", mine)
+    train(straight, ours("schedule_free_adamw", straight), range(5))
+    train(mine, optimizer, range(3))
+    with given_out(optimizer, mine):
+        shown = {name: parameter.detach().clone() for name, parameter in mine.items()}
+    train(mine, optimizer, range(3, 5))
+    for name, parameter in mine.items():
+        assert torch.equal(parameter, straight[name]), name
+    reference = schedulefree.AdamWScheduleFree(
+        list(theirs.values()), betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1
+    )
+    reference.train()
+    for step in range(3):
+        learn(theirs, step)
+        reference.param_groups[0]["lr"] = RATES[step]
+        reference.step()
+    trained = {name: parameter.detach().clone() for name, parameter in theirs.items()}
+    reference.eval()
+    for name, value in shown.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(value, trained[name], rtol=1e-4)
+
+
+def test_loraplus_is_pefts() -> None:
+    """Its groups, rates and steps, with adapters on linear layers and on embeddings, and DoRA's vectors."""
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens = torch.nn.Embedding(20, 8)
+            self.up = torch.nn.Linear(8, 12)
+            self.down = torch.nn.Linear(12, 8)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.down(self.up(self.embed_tokens(ids)))
+
+    def model() -> Any:
+        torch.manual_seed(5)
+        names = ["embed_tokens", "up", "down"]
+        config = LoraConfig(r=4, target_modules=names[:2], modules_to_save=["down"], use_dora=True)
+        return get_peft_model(Small(), config)
+
+    mine, theirs = model(), model()
+    trainable = {n: p for n, p in mine.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(trainable, Hyper(learning_rate=1e-2), 16.0)
+    reference = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0)
+    for step in range(3):
+        for one in (mine, theirs):
+            one(torch.arange(10) + step).pow(2).sum().backward()
+        set_rate(optimizer, 1e-2)
+        for one in (optimizer, reference):
+            one.step()
+            one.zero_grad()
+    before = dict(model().named_parameters())
+    wanted = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    assert set(wanted) == set(trainable)
+    for name, parameter in wanted.items():
+        assert torch.allclose(trainable[name], parameter, rtol=1e-5, atol=1e-8), name
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it() -> None:
+    with pytest.raises(states.OptimizerMissing, match="needs the package schedulefree") as error:
+        states.require("schedule_free_adamw", find=lambda name: None)
+    assert error.value.fix == "pip install schedulefree"
+    for kind in OPTIMIZERS.keys() - {"schedule_free_adamw"}:
+        states.require(kind, find=lambda name: None)
