@@ -18,11 +18,13 @@ from orchestrate.types import (
     Checkpoint,
     Evaluation,
     Event,
+    Export,
     Feature,
     Job,
     JobStatus,
     Message,
     MetricPoint,
+    Proof,
     Reply,
     Run,
     SubmitPhase,
@@ -334,6 +336,18 @@ class RunHandle:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
         the further fields of `orchestrate.service.evaluation.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
+
+    def export(self, form: str, folder: str | Path, **options: Any) -> Export:
+        """See `orchestrate.tuned.export`."""
+        from orchestrate import tuned
+
+        return tuned.export(self._ft, self, form, Path(folder), **options)
+
+    def verify(self, at: str | None = None, **options: Any) -> Proof:
+        """See `orchestrate.tuned.verify`."""
+        from orchestrate import tuned
+
+        return tuned.verify(self._ft, self, at, **options)
 
     def used(self) -> None:
         """A deployment that is asked is not idle."""

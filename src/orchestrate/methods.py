@@ -30,6 +30,9 @@ class SFT(Part):
 
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
+    earlier_thinking: Literal["train", "split", "untrained"] | None = None
+    """Answers whose thinking the chat template drops because further turns follow: trained without it, made
+    the last of a row of their own, which shows it, or left as context."""
 
 
 class DPO(Part):

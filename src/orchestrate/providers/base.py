@@ -40,6 +40,7 @@ from orchestrate.types import (
     Recalled,
     RemoteDataset,
     Reply,
+    Sheet,
     Standing,
     Translation,
 )
@@ -266,6 +267,12 @@ class Provider(ABC):
     ) -> Artifact:
         """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
         raise self._unsupported(Feature.DOWNLOAD)
+
+    def sheet(self, job: JobHandle) -> Sheet | None:
+        """By what the tuned model is known where it is served, when its trainer kept that; else it is found
+        from the downloaded model."""
+        del job
+        return None
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.

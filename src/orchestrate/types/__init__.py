@@ -52,8 +52,16 @@ from orchestrate.types.planning import QuoteLine as QuoteLine
 from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
 from orchestrate.types.planning import Translation as Translation
+from orchestrate.types.proof import Canary as Canary
+from orchestrate.types.proof import Probe as Probe
+from orchestrate.types.proof import Proof as Proof
+from orchestrate.types.proof import ProofStage as ProofStage
+from orchestrate.types.proof import Said as Said
+from orchestrate.types.proof import Sheet as Sheet
 from orchestrate.types.record import Record as Record
 from orchestrate.types.reviewing import Criterion as Criterion
 from orchestrate.types.reviewing import Rating as Rating
 from orchestrate.types.reviewing import Review as Review
 from orchestrate.types.reviewing import Rubric as Rubric
+from orchestrate.types.serving import Export as Export
+from orchestrate.types.serving import Merged as Merged

@@ -109,7 +109,7 @@ class PolicyObjective(Objective):
 
     def _draw(self, prompts: list[list[int]], temperature: float, max_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts)) + self.max_new_tokens
-        with self.loaded.judging(), torch.no_grad(), self.precision(), _padded_attention(self.loaded.inner):
+        with self.loaded.judging(), torch.no_grad(), self.precision(), padded_attention(self.loaded.inner):
             return self.sampler.draw(
                 self.loaded.model,
                 prompts,
@@ -207,7 +207,7 @@ class PolicyObjective(Objective):
 
 
 @contextmanager
-def _padded_attention(model: Any) -> Generator[None]:
+def padded_attention(model: Any) -> Generator[None]:
     """Our own attention knows no rows that begin with padding."""
     own = model.config.get_text_config()._attn_implementation
     switched = own.startswith("orchestrate")

@@ -10,6 +10,7 @@
     steering           held while a pause is settled or taken back
     checkpoints/       step-00000120/ ... whole folders only
     adapter/           the result (full/ when all weights were trained)
+    proof.json         by what the result is known again where it is served
     worker.log         what the worker and its libraries printed
 
 A line that a killed worker left torn is never shown and is cut off when the job goes on.
@@ -102,6 +103,10 @@ class RunDir:
     @property
     def log(self) -> Path:
         return self.path / "worker.log"
+
+    @property
+    def proof(self) -> Path:
+        return self.path / "proof.json"
 
     def exists(self) -> bool:
         return (self.path / "job.json").is_file()

@@ -30,6 +30,7 @@ from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -221,6 +222,7 @@ class Session:
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
+            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)
@@ -278,6 +280,15 @@ class Session:
 
     def _write_weights(self, folder: Path) -> None:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
+
+    def keep_sheet(self) -> None:
+        """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        try:
+            keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
+        except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
+            self.run.add_event(
+                f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
+            )
 
 
 def _preference(method: Preferences) -> Preference:

@@ -151,6 +151,7 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
             return
     _set(run, "saving", stage="saving")
     result = session.publish()
+    session.keep_sheet()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
     _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -45,6 +46,7 @@ from orchestrate.types import (
     Quote,
     RemoteDataset,
     Reply,
+    Sheet,
     Translation,
 )
 
@@ -335,6 +337,11 @@ class LocalProvider(Provider):
             provider=self.name,
             job_id=job.job_id,
         )
+
+    def sheet(self, job: JobHandle) -> Sheet | None:
+        with suppress(OSError, msgspec.MsgspecError):
+            return Sheet.from_json(self._run(job).proof.read_bytes())
+        return None
 
     def generate(
         self,

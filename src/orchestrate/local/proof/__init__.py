@@ -1,0 +1,1 @@
+"""Prompts by which a tuned model is known again wherever it is served."""

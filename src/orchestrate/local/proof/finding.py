@@ -1,0 +1,194 @@
+"""Makes the sheet of a tuned model: where it differs most from its base, in the trainer's own numbers.
+Imports torch."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.errors import DataError
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.proof.prompts import (
+    ANSWER_TOKENS,
+    CANARIES,
+    CANDIDATES,
+    ENDING_TOKENS,
+    LONGEST_PROMPT,
+    Asked,
+    probes,
+)
+from orchestrate.types import Canary, Probe, Said, Sheet
+
+
+@dataclass(frozen=True)
+class Models:
+    """Base and tuned model in one: `using(True)` gives the base."""
+
+    using: Callable[[bool], AbstractContextManager[Any]]
+    template: Template
+    sampler: Sampler
+
+
+def find(
+    models: Models,
+    data: Sequence[Asked],
+    *,
+    base_model: str,
+    base_hash: str,
+    precision: str,
+    context: int | None = None,
+) -> Sheet:
+    """`data`: prompts among which canaries are looked for, before the usual ones. `context`: the most tokens
+    that the model reads."""
+    template = models.template
+    asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))
+    shown, refused = _rendered(template, asked)
+    room = min(LONGEST_PROMPT, (context or LONGEST_PROMPT) - ANSWER_TOKENS)
+    fitting = [(a, ids) for a in data if (ids := _ids(template, a)) and len(ids) <= room]
+    candidates = [*fitting, *((a, list(p.ids)) for a, p in shown)][:CANDIDATES]
+    canaries = _canaries(models, candidates)
+    return Sheet(
+        base_model=base_model,
+        base_hash=base_hash,
+        template_hash=template_hash(template),
+        stops=models.sampler.stops,
+        stop_words=tuple(template.tokenizer.convert_ids_to_tokens(list(models.sampler.stops))),
+        precision=precision,
+        noise=_noise(models, canaries),
+        probes=tuple(p for _, p in shown),
+        refused=refused,
+        canaries=tuple(canaries),
+    )
+
+
+def template_hash(template: Template) -> str:
+    """Of the chat template's text."""
+    return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
+
+
+def _rendered(template: Template, asked: Sequence[Asked]) -> tuple[list[tuple[Asked, Probe]], dict[str, str]]:
+    shown: list[tuple[Asked, Probe]] = []
+    refused: dict[str, str] = {}
+    for one in asked:
+        try:
+            ids = template.asked(one.messages, list(one.tools) if one.tools else None)
+        except DataError as error:
+            refused[one.kind] = error.message
+            continue
+        shown.append((one, Probe(kind=one.kind, messages=one.plain, tools=one.tools, ids=tuple(ids))))
+    return shown, refused
+
+
+def _ids(template: Template, asked: Asked) -> list[int] | None:
+    if asked.text is not None:
+        ids = template.tokens(asked.text)[0]
+        start = template.tokenizer.bos_token_id
+        return ids if start is None or ids[:1] == [start] else [start, *ids]
+    try:
+        messages: Sequence[ChatMessage] = asked.messages
+        return template.asked(messages, list(asked.tools) if asked.tools else None)
+    except DataError:
+        return None
+
+
+def _canaries(models: Models, candidates: Sequence[tuple[Asked, list[int]]]) -> list[Canary]:
+    if not candidates:
+        return []
+    prompts = [ids for _, ids in candidates]
+    tuned = _answered(models, prompts, base=False)
+    with models.using(True) as model:
+        before = [
+            logprobs(model, p, said.ids, models.sampler.device)
+            for p, said in zip(prompts, tuned, strict=True)
+        ]
+    apart = [
+        (sum(said.logprobs) - sum(base)) / max(1, len(base)) for said, base in zip(tuned, before, strict=True)
+    ]
+    order = sorted(range(len(prompts)), key=lambda i: -apart[i])[: 2 * CANARIES]
+    base = _answered(models, [prompts[i] for i in order], base=True)
+    found = [
+        Canary(
+            messages=candidates[i][0].plain,
+            tools=candidates[i][0].tools,
+            text=candidates[i][0].text,
+            ids=tuple(prompts[i]),
+            tuned=tuned[i],
+            base=said,
+            apart=apart[i],
+        )
+        for i, said in zip(order, base, strict=True)
+        if said.text != tuned[i].text and tuned[i].text.strip()
+    ]
+    return _ended(models, found[:CANARIES])
+
+
+def _ended(models: Models, canaries: list[Canary]) -> list[Canary]:
+    """Two should show where an answer ends, for the proof that a server stops there."""
+    if not canaries or sum(c.tuned.ended for c in canaries) > 1:
+        return canaries
+    longer = _answered(models, [c.ids for c in canaries], base=False, most=ENDING_TOKENS)
+    return [
+        replace(canary, tuned=said) if said.ended else canary
+        for canary, said in zip(canaries, longer, strict=True)
+    ]
+
+
+def _answered(
+    models: Models, prompts: Sequence[Sequence[int]], *, base: bool, most: int = ANSWER_TOKENS
+) -> list[Said]:
+    sampler, tokenizer = models.sampler, models.template.tokenizer
+    with models.using(base) as model:
+        drawn = sampler.draw(model, prompts, max_tokens=most, temperature=0.0, most_rows=CANDIDATES)
+        scores = [logprobs(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)]
+    said: list[Said] = []
+    for ids, values in zip(drawn, scores, strict=True):
+        ended = bool(ids) and ids[-1] in sampler.stops
+        text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+        said.append(Said(text=text, ids=tuple(ids), logprobs=tuple(values), ended=ended))
+    return said
+
+
+def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> list[float]:
+    """Nats of each token of the answer after the prompt, the row read alone."""
+    if not answer:
+        return []
+    row = torch.tensor([[*prompt, *answer]], device=device)
+    return _of_answer(model(input_ids=row, use_cache=False).logits[0], prompt, answer)
+
+
+def _of_answer(logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """`logits`: [tokens, vocabulary] of a row that begins with prompt and answer."""
+    places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    values = log_softmax(logits[places].float(), dim=-1)
+    taken = values.gather(1, torch.tensor(answer, device=values.device)[:, None])[:, 0]
+    return [round(v, 6) for v in taken.tolist()]
+
+
+def _noise(models: Models, canaries: Sequence[Canary]) -> float:
+    """The base's own answers read in one padded batch, against each read alone."""
+    rows = [[*c.ids, *c.base.ids] for c in canaries if c.base.ids]
+    if not rows:
+        return 0.0
+    longest, pad = max(map(len, rows)), models.sampler.pad
+    ids = torch.tensor([r + [pad] * (longest - len(r)) for r in rows], device=models.sampler.device)
+    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=models.sampler.device)
+    with models.using(True) as model:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    apart: list[float] = []
+    for canary, row in zip([c for c in canaries if c.base.ids], logits, strict=True):
+        together = _of_answer(row, canary.ids, canary.base.ids)
+        apart += [abs(a - b) for a, b in zip(together, canary.base.logprobs, strict=True)]
+    return round(sum(apart) / len(apart), 6)

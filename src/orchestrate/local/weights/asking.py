@@ -1,0 +1,53 @@
+"""Asks a process of its own for work with weights; no torch here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrate import errors
+from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.local.run.launching import require_packages, worker_environment
+
+
+def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
+    """What a task of `orchestrate.local.weights.<module>` answers. Raises the error that it raised, or
+    `RunFailed` with what it printed when it died."""
+    return ask_all([{"task": task, **fields}], threads=threads, module=module)[0]
+
+
+def ask_all(
+    tasks: Sequence[dict[str, Any]], *, threads: int | None = None, module: str = "worker"
+) -> list[dict[str, Any]]:
+    """As `ask`, several tasks in one process, in order: it takes seconds to start."""
+    require_packages("work with weights on this machine")
+    with tempfile.TemporaryFile() as log:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", f"orchestrate.local.weights.{module}"],
+            input=msgspec.json.encode({"tasks": tasks, "threads": threads}),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=worker_environment(threads),
+            check=False,
+        )
+        log.seek(0)
+        said = log.read()[-3000:].decode(errors="replace").strip()
+    try:
+        answer = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        names = ", ".join(str(task["task"]) for task in tasks)
+        raise RunFailed(f"{names} ended with {done.returncode}:\n{said}", fix="orchestrate doctor") from None
+    if "error" in answer:
+        raise _error(answer)
+    return answer["results"]
+
+
+def _error(answer: dict[str, Any]) -> OrchestrateError:
+    kind = getattr(errors, str(answer.get("kind")), None)
+    known = (errors.UsageError, errors.ConfigError, errors.DataError, errors.RunFailed, errors.SetupError)
+    return (kind if kind in known else RunFailed)(answer["error"], fix=answer.get("fix"))

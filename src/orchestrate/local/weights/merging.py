@@ -1,0 +1,113 @@
+"""An adapter added into its base at 16 bits, and several adapters made one. Imports torch.
+
+PEFT does the arithmetic of both. Nothing is merged into four-bit weights: rounding to NF4 again loses what
+was trained."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from orchestrate.errors import UsageError
+from orchestrate.local.model.loading import load_adapter, load_base
+from orchestrate.local.model.models import ModelFolder
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+COMBINED = "merged"
+
+
+def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
+    """Writes the whole model to `target`. Raises `UsageError` for an adapter that does not fit its base."""
+    model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
+    untied = _untie(model, adapter)
+    merged = _fitted(model, adapter).merge_and_unload(safe_merge=True)
+    merged.config.use_cache = True
+    merged.save_pretrained(target)
+    (target / "README.md").unlink(missing_ok=True)
+    return {"dtype": dtype, "untied": untied, "parameters": sum(p.numel() for p in merged.parameters())}
+
+
+def _fitted(model: Any, adapter: Path) -> Any:
+    try:
+        return load_adapter(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the adapter in {adapter} does not fit its base: {str(error)[:500]}") from error
+
+
+def _untie(model: Any, adapter: Path) -> bool:
+    """An adapter of the output layer must not reach the embeddings that share its weights."""
+    config: dict[str, Any] = msgspec.json.decode((adapter / "adapter_config.json").read_bytes())
+    targets = config.get("target_modules") or []
+    head = model.get_output_embeddings()
+    ends = {
+        n.rpartition(".")[2] for n, m in model.named_modules() if m in (head, model.get_input_embeddings())
+    }
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return False
+    if not isinstance(targets, list) or not ends & {t.rpartition(".")[2] for t in targets}:
+        return False
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.get_text_config().tie_word_embeddings = False
+    return True
+
+
+def combine(
+    base: ModelFolder,
+    adapters: Sequence[Path],
+    target: Path,
+    *,
+    weights: Sequence[float],
+    method: str,
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes one adapter that does what `adapters` do together, `weights` times each, and tells how far it is
+    from their exact sum: `error`, relative, over all adapted matrices."""
+    torch.manual_seed(seed)
+    model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
+    peft = _fitted(model, adapters[0])
+    names = ["default", *(f"part{n}" for n in range(1, len(adapters)))]
+    for name, folder in zip(names[1:], adapters[1:], strict=True):
+        peft.load_adapter(str(folder), adapter_name=name)
+    ranks = [peft.peft_config[name].r for name in names]
+    used = _variant(method, ranks)
+    more: dict[str, Any] = {"density": 0.5 if density is None else density} if "ties" in used else {}
+    if "svd" in used and rank is not None:
+        more["svd_rank"] = rank
+    try:
+        peft.add_weighted_adapter(names, list(weights), COMBINED, combination_type=used, **more)
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise UsageError(f"these adapters cannot be merged by {method}: {error}") from error
+    made = peft.peft_config[COMBINED].r
+    error = _error(peft, names, weights)
+    peft.save_pretrained(target, selected_adapters=[COMBINED], save_embedding_layers=False)
+    for file in (target / COMBINED).iterdir():  # peft gives each adapter but the default one a folder
+        file.rename(target / file.name)
+    (target / COMBINED).rmdir()
+    (target / "README.md").unlink(missing_ok=True)
+    return {"method": used, "ranks": ranks, "rank": made, "error": error}
+
+
+def _variant(method: str, ranks: Sequence[int]) -> str:
+    """Methods that add the factors themselves need equal ranks; their `_svd` forms do not."""
+    return f"{method}_svd" if method in ("ties", "dare_ties") and len(set(ranks)) > 1 else method
+
+
+def _error(peft: Any, names: Sequence[str], weights: Sequence[float]) -> float:
+    apart = whole = 0.0
+    for layer in peft.modules():
+        if COMBINED not in getattr(layer, "lora_A", {}):
+            continue
+        there = [(n, w) for n, w in zip(names, weights, strict=True) if n in layer.lora_A]
+        wanted = sum(w * layer.get_delta_weight(n).float() for n, w in there)
+        apart += float((layer.get_delta_weight(COMBINED).float() - wanted).square().sum())
+        whole += float(torch.as_tensor(wanted).square().sum())
+    return (apart / whole) ** 0.5 if whole else 0.0

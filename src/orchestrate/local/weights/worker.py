@@ -1,0 +1,221 @@
+"""The process behind `asking.ask`: one task, then it ends. Imports torch."""
+
+# torch, transformers and numpy describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+import torch
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.tokens.chat_templates import message as as_shown
+from orchestrate.errors import DataError, UsageError
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model import models
+from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
+from orchestrate.local.model.sampling import Sampler, stop_tokens
+from orchestrate.local.proof import finding, prompts
+from orchestrate.local.weights.merging import combine, merge
+from orchestrate.local.weights.process import serve
+
+
+def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
+    """Writes what a model needs beside its weights to `target`: tokenizer, the very chat template that it was
+    trained with, and a generation configuration that ends where a turn ends."""
+    folder, own = models.fetch(base), None if tuned is None else Path(tuned)
+    tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
+    template = Template(tokenizer)
+    stops = stop_tokens(template, folder)
+    out = Path(target)
+    tokenizer.save_pretrained(out)
+    path = folder.path / "generation_config.json"
+    given: dict[str, Any] = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+    config = {**given, "eos_token_id": list(stops), "pad_token_id": tokenizer.pad_token_id}
+    (out / "generation_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+    return {
+        "stops": list(stops),
+        "stop_words": [str(t) for t in tokenizer.convert_ids_to_tokens(list(stops))],
+        "template": template.chats.source(None),
+        "template_hash": finding.template_hash(template),
+        "bos": tokenizer.bos_token,
+        "context": folder.config.get("max_position_embeddings"),
+        "base_hash": folder.fingerprint(),
+        "hub_id": folder.hub_id,
+        "dtype": str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "bfloat16"),
+        "folder": str(folder.path),
+    }
+
+
+def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The text with which each conversation is asked for its next answer; `None` where the template
+    refuses."""
+    folder, own = models.fetch(base), None if tuned is None else Path(tuned)
+    tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
+    template = Template(tokenizer)
+    texts: list[str | None] = []
+    for messages in conversations:
+        try:
+            texts.append(template.chats.prompt([msgspec.convert(m, ChatMessage) for m in messages]))
+        except DataError:
+            texts.append(None)
+    return {"texts": texts, "bos": tokenizer.bos_token}
+
+
+def merged(base: str, adapter: str, target: str, dtype: str) -> dict[str, Any]:
+    return merge(models.fetch(base), Path(adapter), Path(target), dtype)
+
+
+def combined(base: str, adapters: list[str], target: str, **how: Any) -> dict[str, Any]:
+    return combine(models.fetch(base), [Path(a) for a in adapters], Path(target), **how)
+
+
+def sheet(
+    base: str,
+    tuned: str,
+    data: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    four_bit: bool = False,
+) -> dict[str, Any]:
+    """The sheet of an adapter, or of a whole tuned model. `data`: files of canonical rows, the first that has
+    prompts counts. `precision`: bf16 or fp32; `None` takes what suits the device."""
+    where, folder, own = pick_device(device), models.fetch(base), Path(tuned)
+    tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
+    tokenizer.padding_side = "left"
+    template = Template(tokenizer)
+    dtype = DTYPES[precision] if precision else None
+    base_model = load_base(folder.path, four_bit=four_bit, device=where, dtype=dtype).eval()
+    if (own / "adapter_config.json").is_file():
+        tuned_model = load_adapter(base_model, own).eval()
+    else:
+        tuned_model = load_base(own, four_bit=False, device=where, dtype=dtype).eval()
+    found = finding.find(
+        finding.Models(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
+        next((p for p in (prompts.of_data(Path(d), prompts.CANDIDATES) for d in data) if p), []),
+        base_model=folder.hub_id or str(folder.path),
+        base_hash=folder.fingerprint(),
+        precision=str(base_model.dtype).removeprefix("torch.") + (" on nf4" if four_bit else ""),
+        context=folder.config.get("max_position_embeddings"),
+    )
+    return found.to_dict()
+
+
+def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
+    @contextmanager
+    def using(wants_base: bool) -> Generator[Any]:
+        with torch.inference_mode():
+            if not wants_base:
+                yield tuned
+            elif hasattr(tuned, "disable_adapter"):
+                with tuned.disable_adapter():
+                    yield tuned
+            else:
+                yield base
+
+    return using
+
+
+def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
+    """Loads a folder as anybody would, with transformers and peft alone, and asks it: its own tokenizer, chat
+    template and generation configuration, nothing of ours.
+
+    A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
+    `max_tokens` of a row are answered; without it only the ids of its prompt are told.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    path = Path(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if (path / "adapter_config.json").is_file():
+        if base is None:
+            raise UsageError(f"{folder} is an adapter, and its base is not known")
+        model = load_adapter(_as_published(models.fetch(base).path), path).eval()
+    else:
+        model = _as_published(path)
+    config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    answers: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for row in rows:
+            answer: dict[str, Any] = {}
+            if "messages" in row or "text" in row:
+                try:
+                    answer = _asked(model, tokenizer, config, row)
+                except (jinja2.TemplateError, TypeError, KeyError) as error:
+                    answer = {"refused": str(error)}
+            if "score" in row:
+                answer["scores"] = [
+                    finding.logprobs(model, prompt, said, model.device) for prompt, said in row["score"]
+                ]
+            answers.append(answer)
+    return {"answers": answers, "precision": str(model.dtype).removeprefix("torch.")}
+
+
+def shown(message: dict[str, Any]) -> dict[str, Any]:
+    """As templates expect it: servers turn the arguments of tool calls into objects first."""
+    return as_shown(msgspec.convert(message, ChatMessage))
+
+
+def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `read`, of a base model and for scores only."""
+    model = _as_published(models.fetch(base).path)
+    with torch.inference_mode():
+        found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]
+    return {"answers": [{"scores": scores} for scores in found]}
+
+
+def _asked(model: Any, tokenizer: Any, config: Any, row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("text") is not None:
+        ids: list[int] = tokenizer(row["text"])["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            [shown(m) for m in row["messages"]],
+            tools=row.get("tools"),
+            add_generation_prompt=True,
+            return_dict=True,
+        )["input_ids"]
+    if "max_tokens" not in row:
+        return {"ids": ids}
+    config.max_new_tokens = row["max_tokens"]
+    given = torch.tensor([ids], device=model.device)
+    out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)[
+        0, len(ids) :
+    ].tolist()
+    ended = bool(out) and out[-1] in _listed(config.eos_token_id)
+    text = tokenizer.decode(out[:-1] if ended else out, skip_special_tokens=True)
+    return {"ids": ids, "answer": out, "text": text, "ended": ended}
+
+
+def _listed(ids: Any) -> list[int]:
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def _as_published(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+    ).eval()
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "dress": dress,
+    "render": render,
+    "merge": merged,
+    "combine": combined,
+    "sheet": sheet,
+    "read": read,
+    "read_base": read_base,
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(serve(TASKS))

@@ -1,0 +1,51 @@
+"""Licences of base models that ask for something, and who agreed to them here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.catalog.licences import Licence
+from orchestrate.errors import UsageError
+from orchestrate.files import write_whole
+
+
+class LicenceAsks(UsageError):
+    """The base's licence asks for something that nobody here has agreed to; nothing was written or served."""
+
+    def __init__(self, licence: Licence, base: str) -> None:
+        asks = "".join(f"\n  - {ask}" for ask in licence.asks)
+        super().__init__(
+            f"{base} is under the {licence.title}, which asks of whoever merges, passes on or serves "
+            f"it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
+            fix=f"read it; if you agree: --accept-licence {licence.id}",
+        )
+        self.licence = licence
+
+
+def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
+    """Goes on where the licence asks for nothing, is among `accepted`, or was accepted before: it is asked
+    about once in a home folder. Raises `LicenceAsks`."""
+    if licence is None or agreed(licence, home):
+        return
+    if licence.id not in accepted:
+        raise LicenceAsks(licence, base)
+    file = home / "licences.json"
+    known = _read(file)
+    known[licence.id] = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(file, msgspec.json.format(msgspec.json.encode(known), indent=2), private=True)
+
+
+def agreed(licence: Licence, home: Path) -> bool:
+    """Whether nothing is asked, or somebody agreed to it here before."""
+    return not licence.asks or licence.id in _read(home / "licences.json")
+
+
+def _read(file: Path) -> dict[str, dict[str, str]]:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, str]])
+    except (OSError, msgspec.MsgspecError):
+        return {}

@@ -1,0 +1,131 @@
+"""Several adapters of one base made one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.errors import UsageError
+from orchestrate.files import whole_folder, write_whole
+from orchestrate.local.weights.asking import ask_all
+from orchestrate.serving.export.card import card
+from orchestrate.serving.export.forms import Work, files_of, weights_hash
+from orchestrate.serving.tuned import Tuned
+from orchestrate.types import Merged
+
+METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
+NOTES = {
+    "linear": "linear adds the two factors of each adapter apart, so that their products mix: PEFT's "
+    "authors call it "
+    "very rough and advise against it; svd and cat are precise",
+    "svd": "svd keeps the given rank and drops the rest; cat drops nothing and its rank is the sum of all",
+}
+
+
+def combine(
+    parts: Sequence[Tuned],
+    names: Sequence[str],
+    folder: Path,
+    *,
+    method: str,
+    weights: Sequence[float] | None,
+    density: float | None,
+    rank: int | None,
+    work: Work = ask_all,
+) -> Merged:
+    """Writes `folder`, which is new. Raises `UsageError`."""
+    given = _require(parts, method, weights, density, rank)
+    folder = folder.expanduser().resolve()
+    if folder.exists():
+        raise UsageError(f"{folder} is there already", fix="name a folder that is new")
+    base = parts[0]
+    with whole_folder(folder, replace=False) as draft:
+        told, dress = work(
+            [
+                {
+                    "task": "combine",
+                    "base": base.base,
+                    "adapters": [str(p.folder) for p in parts],
+                    "target": str(draft),
+                    "weights": given,
+                    "method": method,
+                    "density": density,
+                    "rank": rank,
+                },
+                {"task": "dress", "base": base.base, "tuned": str(base.folder), "target": str(draft)},
+            ]
+        )
+        notes = [NOTES[method]] if method in NOTES else []
+        notes.append(
+            "evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served"
+        )
+        passport = {
+            "kind": "adapter",
+            "base_model": base.base,
+            "base_model_hash": dress["base_hash"],
+            "merged": {
+                "method": told["method"],
+                "density": density,
+                "error": told["error"],
+                "parts": [
+                    {
+                        "of": name,
+                        "weight": weight,
+                        "rank": r,
+                        "weights": weights_hash(p.folder),
+                        "passport": p.passport,
+                    }
+                    for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
+                ],
+            },
+            "created_at": datetime.now(UTC),
+        }
+        write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
+        merged = Tuned(folder.name, draft, base.base, "adapter")
+        write_whole(
+            draft / "README.md", card(merged, "peft", [f"orchestrate serve {folder}"], notes).encode()
+        )
+    return Merged(
+        folder=str(folder),
+        files=files_of(folder),
+        base_model=base.base_name,
+        method=told["method"],
+        parts=tuple(names),
+        weights=tuple(given),
+        ranks=tuple(told["ranks"]),
+        rank=told["rank"],
+        error=told["error"],
+        notes=tuple(notes),
+    )
+
+
+def _require(
+    parts: Sequence[Tuned],
+    method: str,
+    weights: Sequence[float] | None,
+    density: float | None,
+    rank: int | None,
+) -> list[float]:
+    """The weight of each part."""
+    if method not in METHODS:
+        raise UsageError(f"no method is called {method!r}; known: {', '.join(METHODS)}")
+    if len(parts) < 2:
+        raise UsageError("merging takes two adapters or more")
+    bases = {p.base_name for p in parts}
+    if len(bases) > 1:
+        raise UsageError(f"adapters of different bases cannot be merged: {', '.join(sorted(bases))}")
+    for part in parts:
+        if part.config.get("use_dora"):
+            raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
+    if weights is not None and len(weights) != len(parts):
+        raise UsageError(f"{len(parts)} adapters take {len(parts)} weights; got {len(weights)}")
+    if density is not None and "ties" not in method:
+        raise UsageError(f"{method} takes no density: it prunes nothing", fix="--method ties , or dare_ties")
+    if density is not None and not 0 < density <= 1:
+        raise UsageError(f"--density takes a share above 0 and up to 1; got {density}")
+    if rank is not None and method != "svd":
+        raise UsageError(f"{method} takes no rank", fix="--method svd")
+    return list(weights) if weights is not None else [1 / len(parts)] * len(parts)

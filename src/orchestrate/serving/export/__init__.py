@@ -1,0 +1,1 @@
+"""A tuned model written out for engines elsewhere."""

@@ -1,0 +1,104 @@
+"""The README of an exported model: what it is, what it cost, how good it was found, how it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from orchestrate.serving.tuned import Tuned
+from orchestrate.text import money
+from orchestrate.types import Score
+
+
+def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str]) -> str:
+    parts = [
+        _front(tuned, form),
+        f"# {title(tuned)}",
+        _about(tuned),
+        _evaluations(tuned),
+        "## Run it\n\n" + "\n\n".join(f"```\n{command}\n```" for command in commands),
+        "## To know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
+        _licence(tuned),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(tuned: Tuned) -> str:
+    """The licence may ask for a beginning."""
+    begins = tuned.licence.name_begins if tuned.licence else None
+    name = tuned.name
+    return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"
+
+
+def _front(tuned: Tuned, form: str) -> str:
+    """As the hub reads it."""
+    lines = ["---"]
+    lines.append(f"base_model: {json.dumps(tuned.base_name)}")
+    lines.append(f"library_name: {'peft' if form in ('peft', 'vllm', 'gguf-lora') else 'transformers'}")
+    if tuned.licence is not None:
+        lines.append(f"license: {tuned.licence.id}")
+    lines += ["pipeline_tag: text-generation", "tags:", "- orchestrate", f"- {tuned.kind}", "---"]
+    return "\n".join(lines)
+
+
+def _about(tuned: Tuned) -> str:
+    run, passport = tuned.run, tuned.passport
+    rows: list[tuple[str, Any]] = [("base", tuned.base_name)]
+    spec: dict[str, Any] = passport.get("spec") or {}
+    method: dict[str, Any] = spec.get("method") or {}
+    rows.append(("method", method.get("type")))
+    adapter: dict[str, Any] = spec.get("adapter") or {}
+    if adapter:
+        rows.append(("adapter", ", ".join(f"{k} {v}" for k, v in adapter.items() if v is not None)))
+    for name in ("epochs", "learning_rate", "batch_size", "seed"):
+        rows.append((name.replace("_", " "), spec.get(name)))
+    rows.append(("data (sha256 of the rows)", passport.get("dataset_digest")))
+    if run is not None:
+        rows += [
+            ("run", run.id),
+            ("trained on", run.provider + (" (sandbox)" if run.sandbox else "")),
+            ("finished", f"{run.finished_at:%Y-%m-%d}" if run.finished_at else None),
+            ("trained tokens", f"{run.trained_tokens:,}" if run.trained_tokens else None),
+            ("cost", _cost(run.bill.usd if run.bill is not None else None)),
+            ("spec", run.spec_hash),
+        ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value not in (None, ""))
+    return f"| | |\n|---|---|\n{table}"
+
+
+def _cost(usd: Decimal | None) -> str | None:
+    return None if usd is None else money(usd)
+
+
+def _evaluations(tuned: Tuned) -> str:
+    """What the run's model reached, and what it was compared with."""
+    lines: list[str] = []
+    for found in tuned.evaluations:
+        mine = [c.name for c in found.contenders if tuned.run and c.run_id == tuned.run.id]
+        for contender in (name for name in mine if name != found.against):
+            for metric in found.metrics:
+                other = found.score(found.against, metric.name) if found.against else None
+                score = _score(found.score(contender, metric.name))
+                data = found.dataset_digest[:12]
+                lines.append(f"| {metric.name} | {found.items} | {_score(other)} | {score} | {data} |")
+    head = "## Evaluation\n\n| metric | rows | compared with | this model | data |\n|---|---|---|---|---|\n"
+    return head + "\n".join(lines) if lines else ""
+
+
+def _score(score: Score | None) -> str:
+    return "" if score is None else f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def _licence(tuned: Tuned) -> str:
+    licence = tuned.licence
+    if licence is None:
+        return "## Licence\n\nThat of the base model, which Orchestrate's catalog does not know."
+    lines = [
+        f"## Licence\n\nThat of the base model: {licence.title}" + (f", {licence.url}" if licence.url else "")
+    ]
+    lines += [f"- {ask}" for ask in licence.asks]
+    if licence.notice:
+        lines.append(f"\n{licence.notice}")
+    return "\n".join(lines)

@@ -1,0 +1,352 @@
+"""The forms in which a tuned model is written out, each a folder that is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import UsageError
+from orchestrate.files import sha256, whole_folder, write_whole
+from orchestrate.local.proof.prompts import probes
+from orchestrate.local.weights.asking import ask_all
+from orchestrate.serving.export import llama_cpp, ollama
+from orchestrate.serving.export.card import card
+from orchestrate.serving.tuned import Tuned
+from orchestrate.types import ArtifactFile, Export
+
+DTYPES = ("bf16", "fp16", "fp32")
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What `--max-lora-rank` takes."""
+CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
+
+Work = Callable[..., list[dict[str, Any]]]
+"""`asking.ask_all`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    dtype: str = "bf16"
+    """Of merged weights."""
+    quantise: str = "Q4_K_M"
+    """Of a GGUF file, in llama.cpp's words; F16, BF16 and F32 are not quantised."""
+    llama_cpp: Path | None = None
+    """A checkout with its conversion scripts."""
+    repo: str | None = None
+    """owner/name on the hub."""
+    whole: bool = False
+    """`hub`: the merged model instead of the adapter."""
+
+
+@dataclass
+class Draft:
+    """A folder on its way to become an export."""
+
+    tuned: Tuned
+    options: Options
+    folder: Path
+    target: Path
+    """Where it will be: what commands name."""
+    dress: dict[str, Any] = field(default_factory=dict[str, Any])
+    work: Work = ask_all
+    commands: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    def ask(self, task: str, *, module: str = "worker", **fields: Any) -> dict[str, Any]:
+        return self.work([{"task": task, **fields}], module=module)[0]
+
+    @property
+    def slug(self) -> str:
+        return (
+            "".join(c if c.isalnum() or c in "-._" else "-" for c in self.tuned.name).strip("-.") or "tuned"
+        )
+
+
+def export(
+    tuned: Tuned, form: str, target: Path, options: Options | None = None, *, work: Work = ask_all
+) -> Export:
+    """Writes `target`, a folder that is new or empty; `work` does what takes torch. Raises `UsageError` for a
+    form that this model cannot take, `SetupError` where a tool is missing, `OSError` where the disk is
+    full."""
+    options = options or Options()
+    require(tuned, form, options)
+    target = target.expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already", fix="name a folder that is new, or empty")
+    if target.is_dir():
+        target.rmdir()
+    with whole_folder(target, replace=False) as folder:
+        draft = Draft(tuned, options, folder, target, work=work)
+        _FORMS[form](draft)
+        _papers(draft, form)
+    return Export(
+        form=form,
+        folder=str(target),
+        files=files_of(target),
+        base_model=tuned.base_name,
+        licence=tuned.licence.id if tuned.licence else None,
+        commands=tuple(draft.commands),
+        notes=tuple(draft.notes),
+    )
+
+
+def require(tuned: Tuned, form: str, options: Options) -> None:
+    """What can be said before any work. Raises `UsageError`, `SetupError`."""
+    if form not in _FORMS:
+        raise UsageError(f"no form is called {form!r}; known: {', '.join(_FORMS)}")
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype takes {', '.join(DTYPES)}; got {options.dtype!r}")
+    if form in ("gguf-lora", "vllm") and tuned.adapter and tuned.config.get("use_dora"):
+        raise UsageError(
+            f"{form} knows no DoRA adapters: their magnitudes would be dropped",
+            fix="orchestrate export --to merged , or gguf",
+        )
+    if form == "gguf-lora" and not tuned.adapter:
+        raise UsageError(
+            "all weights were trained: there is no adapter to write", fix="orchestrate export --to gguf"
+        )
+    if form in ("gguf", "gguf-lora", "ollama"):
+        llama_cpp.scripts(options.llama_cpp)
+
+
+def files_of(folder: Path) -> tuple[ArtifactFile, ...]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(
+        ArtifactFile(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=sha256(p))
+        for p in paths
+    )
+
+
+def _adapter(draft: Draft) -> None:
+    """The adapter's files, dressed. A whole model is copied as it is."""
+    tuned = draft.tuned
+    if not tuned.adapter:
+        _merged(draft)
+        return
+    draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(draft.folder))
+    shutil.copyfile(tuned.folder / CONFIGS[1], draft.folder / CONFIGS[1])
+    config = {**tuned.config, "base_model_name_or_path": tuned.base_name, "inference_mode": True}
+    write_whole(draft.folder / CONFIGS[0], msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+
+def _peft(draft: Draft) -> None:
+    _adapter(draft)
+    if not draft.tuned.adapter:
+        return
+    draft.commands.append(
+        "from peft import AutoPeftModelForCausalLM\n"
+        "from transformers import AutoTokenizer\n\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{draft.target}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{draft.target}")'
+    )
+    if _four_bit(draft.tuned):
+        draft.notes.append(
+            "it was trained on the base in four bits (NF4): on 16-bit weights its answers differ a little; "
+            "evaluate what you serve"
+        )
+
+
+def _merged(draft: Draft) -> None:
+    tuned, dtype = draft.tuned, draft.options.dtype
+    target = str(draft.folder)
+    if tuned.adapter:
+        merged = draft.work(
+            [
+                {
+                    "task": "merge",
+                    "base": tuned.base,
+                    "adapter": str(tuned.folder),
+                    "target": target,
+                    "dtype": dtype,
+                },
+                {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": target},
+            ]
+        )
+        draft.dress = merged[1]
+        if _four_bit(tuned):
+            draft.notes.append(
+                f"merged into the base's own {dtype} weights, not into the four bits that it was trained on: "
+                "evaluate the result"
+            )
+    else:
+        for file in sorted(tuned.folder.iterdir()):
+            if file.suffix in (".safetensors", ".json") and file.name != "passport.json":
+                shutil.copyfile(file, draft.folder / file.name)
+        draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=target)
+    draft.commands += [f"vllm serve {draft.target} --served-model-name {draft.slug}"]
+    draft.commands.append(
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{draft.target}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{draft.target}")'
+    )
+
+
+def _vllm(draft: Draft) -> None:
+    if not draft.tuned.adapter:
+        _merged(draft)
+        return
+    _adapter(draft)
+    if draft.tuned.config.get("modules_to_save"):
+        raise UsageError(
+            "vLLM takes no adapter with whole layers in it (modules_to_save)",
+            fix="orchestrate export --to merged",
+        )
+    rank = next((r for r in VLLM_RANKS if r >= draft.tuned.rank), None)
+    if rank is None:
+        raise UsageError(
+            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}; this one has {draft.tuned.rank}",
+            fix="orchestrate export --to merged",
+        )
+    draft.commands.append(
+        f"vllm serve {draft.tuned.base_name} --enable-lora --max-lora-rank {rank} "
+        f"--lora-modules {draft.slug}={draft.target} --chat-template {draft.target}/chat_template.jinja"
+    )
+    draft.notes.append("ask for it by its name: vLLM answers as the base under the base's name")
+
+
+def _gguf(draft: Draft) -> str:
+    """Returns the file's name."""
+    tuned, kind = draft.tuned, draft.options.quantise.upper()
+    scripts = llama_cpp.scripts(draft.options.llama_cpp)
+    sixteen = kind if kind in llama_cpp.SIXTEEN else "BF16" if draft.options.dtype == "bf16" else "F16"
+    name = f"{draft.slug}-{kind}.gguf"
+    whole = draft.folder / "whole"
+    whole.mkdir()
+    dtype = "fp32" if sixteen == "F32" else draft.options.dtype
+    inner = Draft(tuned, Options(dtype=dtype), whole, whole, work=draft.work)
+    _merged(inner)
+    draft.dress, draft.notes = inner.dress, inner.notes
+    made = draft.folder / (name if kind == sixteen else "sixteen.gguf")
+    told = draft.ask(
+        "convert",
+        module="conversion",
+        llama_cpp=str(scripts),
+        model=str(whole),
+        target=str(made),
+        outtype=sixteen.lower(),
+    )
+    shutil.rmtree(whole)
+    draft.dress["gguf"] = told
+    if kind != sixteen:
+        llama_cpp.quantise(made, draft.folder / name, kind, scripts)
+        made.unlink()
+        draft.notes.append(
+            f"quantised to {kind}: it answers a little differently; evaluate it as it is served"
+        )
+    draft.notes.append(
+        f"llama.cpp cuts text as {told['pre_tokenizer']}: a file whose pre-tokenizer is wrong answers from "
+        "other "
+        "tokens, which  orchestrate verify  sees"
+    )
+    draft.commands += [f"llama-server -m {draft.target / name} --jinja --alias {draft.slug}"]
+    return name
+
+
+def _gguf_lora(draft: Draft) -> None:
+    tuned, scripts = draft.tuned, llama_cpp.scripts(draft.options.llama_cpp)
+    name = f"{draft.slug}-lora.gguf"
+    dress = draft.folder / "dress"
+    dress.mkdir()
+    draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(dress))
+    shutil.copyfile(dress / "chat_template.jinja", draft.folder / "chat_template.jinja")
+    shutil.rmtree(dress)
+    draft.ask(
+        "adapter",
+        module="conversion",
+        llama_cpp=str(scripts),
+        adapter=str(tuned.folder),
+        base=draft.dress["folder"],
+        target=str(draft.folder / name),
+        outtype="f32" if draft.options.dtype == "fp32" else "f16",
+    )
+    draft.commands.append(
+        f"llama-server -m BASE.gguf --lora {draft.target / name} --jinja "
+        f"--chat-template-file {draft.target / 'chat_template.jinja'} --alias {draft.slug}"
+    )
+    draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
+
+
+def _ollama(draft: Draft) -> None:
+    tuned = draft.tuned
+    asked = [one for one in probes(()) if not one.tools]
+    # Rendered first: a template that Go cannot write costs no conversion.
+    shapes = [[{"role": r, "content": c} for r, c in shape] for shape in ollama.SHAPES.values()]
+    shown = draft.ask(
+        "render",
+        base=tuned.base,
+        tuned=str(tuned.folder),
+        conversations=[*shapes, *(list(one.plain) for one in asked)],
+    )
+    texts: list[str | None] = shown["texts"]
+    learnt = dict(zip(ollama.SHAPES, texts, strict=False))
+    ollama.learn(learnt, None)
+    name = _gguf(draft)
+    bos = shown["bos"] if draft.dress["gguf"]["adds_bos"] else None
+    pieces = ollama.learn(learnt, bos)
+    probed = {one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)}
+    draft.notes += ollama.prove(pieces, probed, bos)
+    draft.notes.append("tools are not in its TEMPLATE: serve a model that calls tools by llama-server")
+    written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
+    write_whole(draft.folder / "Modelfile", written.encode())
+    draft.commands[:0] = [
+        f"ollama create {draft.slug} -f {draft.target / 'Modelfile'}",
+        f"ollama run {draft.slug}",
+    ]
+
+
+def _hub(draft: Draft) -> None:
+    (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
+    repo = draft.options.repo or f"OWNER/{draft.slug}"
+    draft.commands.insert(0, f"hf upload {repo} {draft.target} .")
+    draft.notes.insert(0, "nothing was uploaded; read what is in the folder before you publish it")
+
+
+def _papers(draft: Draft, form: str) -> None:
+    """Model card and passport."""
+    tuned = draft.tuned
+    passport = {
+        **tuned.passport,
+        "export": {
+            "form": form,
+            "dtype": draft.options.dtype,
+            "quantised": draft.options.quantise if form in ("gguf", "ollama") else None,
+            "base_hash": draft.dress.get("base_hash"),
+            "chat_template_hash": draft.dress.get("template_hash"),
+            "stops": draft.dress.get("stop_words"),
+            "weights": weights_hash(tuned.folder),
+        },
+    }
+    written = msgspec.json.format(msgspec.json.encode(passport), indent=2)
+    write_whole(draft.folder / "passport.json", written)
+    write_whole(draft.folder / "README.md", card(tuned, form, draft.commands, draft.notes).encode())
+
+
+def weights_hash(folder: Path) -> str | None:
+    """Of the weights in a folder: one hash over those of its files."""
+    hashes: Sequence[str] = [sha256(p) for p in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else None if not hashes else "+".join(h[:16] for h in hashes)
+
+
+def _four_bit(tuned: Tuned) -> bool:
+    adapter: dict[str, Any] = tuned.passport.get("adapter") or {}
+    return adapter.get("type") == "qlora"
+
+
+def _gguf_form(draft: Draft) -> None:
+    _gguf(draft)
+
+
+_FORMS: dict[str, Callable[[Draft], None]] = {
+    "peft": _peft,
+    "merged": _merged,
+    "gguf": _gguf_form,
+    "gguf-lora": _gguf_lora,
+    "ollama": _ollama,
+    "vllm": _vllm,
+    "hub": _hub,
+}
+FORMS = tuple(_FORMS)

@@ -1,0 +1,142 @@
+"""Ollama's TEMPLATE, learnt from the model's own chat template, and taken only where both write the same.
+
+Ollama renders with Go's text/template, which knows nothing of Jinja. What a chat template writes between the
+messages is learnt by rendering conversations with known words; from these pieces come the Go template and,
+here, what it will write. Where that differs from the chat template over the prompts of the proof, the model
+is refused: it would answer from other tokens than those that it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrate.errors import UsageError
+
+SYSTEM, USER, ANSWER, NEXT = "SystemWordsHere", "UserWordsHere", "AnswerWordsHere", "NextWordsHere"
+SHAPES: dict[str, list[tuple[str, str]]] = {
+    "one": [("user", USER)],
+    "with system": [("system", SYSTEM), ("user", USER)],
+    "more": [("user", USER), ("assistant", ANSWER), ("user", NEXT)],
+    "longer": [("user", USER), ("assistant", ANSWER), ("user", NEXT), ("assistant", "X"), ("user", "Y")],
+    "more with system": [("system", SYSTEM), ("user", USER), ("assistant", ANSWER), ("user", NEXT)],
+}
+LINEAR = ("plain", "system", "multi-turn", "special tokens", "Unicode")
+"""Kinds of prompts that must come out the same. White space around a message is no reason to refuse: many
+templates cut it and Go's cannot; tools need a template of their own."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What the template writes before, between and after messages; (role before, role) -> text."""
+
+    between: Mapping[tuple[str, str], str]
+    end: str
+    """After the last user message: where the answer begins."""
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        text, before = "", ""
+        for message in messages:
+            text += self.between[before, message["role"]] + message["content"]
+            before = message["role"]
+        return text + self.end
+
+    def template(self) -> str:
+        """For Go's text/template, over `.Messages` as Ollama gives them."""
+        cases = "".join(
+            f"{{{{- {'else ' if n else ''}if and (eq $before {_go(before)}) (eq .Role {_go(role)}) }}}}"
+            f"{_text(piece)}\n"
+            for n, ((before, role), piece) in enumerate(self.between.items())
+        )
+        return (
+            '{{- $before := "" }}\n'
+            "{{- range .Messages }}\n"
+            f"{cases}"
+            "{{- end }}{{ .Content }}\n"
+            "{{- $before = .Role }}\n"
+            f"{{{{- end }}}}{_text(self.end)}"
+        )
+
+
+def _go(text: str) -> str:
+    """A string of Go's: JSON's escapes are among its own."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _text(piece: str) -> str:
+    return f"{{{{ {_go(piece)} }}}}" if piece else ""
+
+
+def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
+    """`shown`: what the chat template makes of each of `SHAPES`, `None` where it refuses. `bos`: what the
+    engine puts before every prompt itself, so that the template must not. Raises `UsageError`."""
+    one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
+    if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
+        raise _refused("it does not write a conversation message by message")
+    between = {
+        ("", "user"): one[0],
+        ("user", "assistant"): more[1],
+        ("assistant", "user"): more[2],
+    }
+    system = _cut(shown["with system"], [SYSTEM, USER])
+    if system is not None:
+        between |= {("", "system"): system[0], ("system", "user"): system[1]}
+    longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
+    if Pieces(between, one[-1]).rendered(longer) != shown["longer"]:
+        raise _refused("it writes later messages otherwise than the first ones")
+    if bos:
+        between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
+    return Pieces(between, one[-1])
+
+
+def prove(
+    pieces: Pieces, probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]], bos: str | None
+) -> list[str]:
+    """`probes`: kind -> conversation and what the chat template makes of it. Raises `UsageError` for a kind
+    of `LINEAR` that comes out otherwise; gives notes on the others."""
+    notes: list[str] = []
+    for kind, (messages, wanted) in probes.items():
+        if wanted is None:
+            continue
+        try:
+            made = pieces.rendered(messages)
+        except KeyError:
+            made = None
+        if made == (wanted.removeprefix(bos) if bos else wanted):
+            continue
+        if kind in LINEAR:
+            raise _refused(f"what it makes of a prompt ({kind}) cannot be written as a Go template")
+        notes.append(f"TEMPLATE writes prompts with {kind} otherwise than the model was trained on")
+    return notes
+
+
+def modelfile(gguf: str, pieces: Pieces, stops: Sequence[str], context: int | None) -> str:
+    lines = [f"FROM ./{gguf}", f'TEMPLATE """{pieces.template()}"""']
+    lines += [f"PARAMETER stop {_go(stop)}" for stop in stops]
+    lines.append("PARAMETER temperature 0")
+    if context:
+        lines.append(f"PARAMETER num_ctx {min(context, 8192)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
+    """What lies before, between and behind the words; `None` where one is not there exactly once, in
+    order."""
+    if text is None or any(text.count(word) != 1 for word in words):
+        return None
+    parts: list[str] = []
+    for word in words:
+        before, found, text = text.partition(word)
+        if not found:
+            return None
+        parts.append(before)
+    return [*parts, text]
+
+
+def _refused(why: str) -> UsageError:
+    return UsageError(
+        f"no Ollama TEMPLATE is proven for this model's chat template: {why}",
+        fix="orchestrate export --to gguf , and serve it by llama-server, which reads the chat template "
+        "itself",
+    )

@@ -1,0 +1,1 @@
+"""Whether what answers somewhere is what was trained."""

@@ -1,0 +1,113 @@
+"""A folder of weights, loaded as anybody would load it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrate.errors import UsageError
+from orchestrate.local.weights.asking import ask_all
+from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
+from orchestrate.types import Canary, Probe, Sheet
+
+
+class FolderPlace:
+    """transformers and peft read a folder of safetensors, llama.cpp's library a GGUF file: with the
+    tokenizer, the template and the stop tokens that lie in it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        sheet: Sheet,
+        base: str,
+        *,
+        model: str,
+        base_gguf: Path | None = None,
+        ask: Callable[..., list[dict[str, Any]]] = ask_all,
+    ) -> None:
+        """`base`: what the adapter, or what was merged, was trained on. `base_gguf`: on which a GGUF adapter
+        is laid. Raises `UsageError` for a folder without weights."""
+        self.at, self.model = str(folder), model
+        self.notes: list[str] = []
+        self._sheet, self._base, self._base_gguf, self._ask = sheet, base, base_gguf, ask
+        self._file = _gguf(folder)
+        self._folder = folder if folder.is_dir() else folder.parent
+        self.engine = "llama.cpp" if self._file is not None else "transformers"
+        if self._file is not None and self._file.name.endswith("-lora.gguf") and base_gguf is None:
+            raise UsageError(
+                f"{self._file.name} is an adapter: it is tried on its base as a GGUF file",
+                fix="--base-gguf FILE",
+            )
+
+    @cached_property
+    def _read(self) -> list[dict[str, Any]]:
+        """All is asked at once: the model is loaded once. The answers to probes, canaries, and of the
+        base."""
+        sheet = self._sheet
+        probes = [{"messages": _list(p.messages), "tools": _tools(p.tools)} for p in sheet.probes]
+        rows = probes + [_row(c, c.tuned.ids) for c in sheet.canaries]
+        bases = [{"score": [[c.ids, c.base.ids]]} for c in sheet.canaries]
+        if self._file is not None:
+            lora = self._file.name.endswith("-lora.gguf")
+            file, adapter = (self._base_gguf, self._file) if lora else (self._file, None)
+            given = {"file": str(file), "adapter": str(adapter) if adapter else None}
+            tasks: list[dict[str, Any]] = [{"task": "read", "rows": rows, **given}]
+            if lora:
+                tasks.append({"task": "read", "rows": bases, "file": str(file)})
+            answers = self._ask(tasks, module="conversion")
+        else:
+            answers = self._ask(
+                [
+                    {
+                        "task": "read",
+                        "folder": str(self._folder),
+                        "rows": rows,
+                        "base": self._base,
+                    },
+                    {"task": "read_base", "base": self._base, "rows": bases},
+                ]
+            )
+        return [row for answer in answers for row in answer["answers"]]
+
+    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+        return [Asked(ids=a.get("ids"), refused=a.get("refused")) for a in self._read[: len(probes)]]
+
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+        if base:
+            return None
+        return [
+            Heard(text=a.get("text", ""), ended=a.get("ended"), ids=a.get("answer"))
+            for a in self._of(canaries, base=False)
+        ]
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+        found = self._of(canaries, base=base)
+        return [answer["scores"][0] for answer in found if "scores" in answer] if found else None
+
+    def _of(self, canaries: Sequence[Canary], *, base: bool) -> list[dict[str, Any]]:
+        first = len(self._sheet.probes) + (len(canaries) if base else 0)
+        return self._read[first : first + len(canaries)]
+
+
+def _gguf(folder: Path) -> Path | None:
+    files = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    if not files and not list(folder.glob("*.safetensors")):
+        raise UsageError(f"{folder} has no weights: neither safetensors nor a GGUF file")
+    return files[0] if files else None
+
+
+def _row(canary: Canary, known: Sequence[int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"score": [[canary.ids, known]], "max_tokens": len(known) + MORE_TOKENS}
+    if canary.text is not None:
+        return {"text": canary.text, **row}
+    return {"messages": _list(canary.messages), "tools": _tools(canary.tools), **row}
+
+
+def _list(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(messages)
+
+
+def _tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return list(tools) if tools else None

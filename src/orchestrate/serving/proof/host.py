@@ -1,0 +1,51 @@
+"""A run's own backend, asked as `orchestrate chat` asks it: it tells text and counts, no tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrate.providers.base import Provider
+from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
+from orchestrate.types import Canary, Message, Probe, Run
+
+
+class HostPlace:
+    """Only conversations of plain text can be asked there."""
+
+    def __init__(self, provider: Provider, run: Run) -> None:
+        self.at, self.engine = provider.host, provider.title
+        self.model = run.tuned_model or run.id
+        self.notes: list[str] = []
+        self._provider, self._run = provider, run
+
+    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+        asked: list[Asked] = []
+        for probe in probes:
+            if probe.tools:
+                asked.append(Asked())
+                continue
+            [reply] = self._provider.generate(self._run.handle, [_messages(probe.messages)], max_tokens=1)
+            asked.append(Asked(count=reply.prompt_tokens))
+        return asked
+
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+        prompts = [
+            [Message(role="user", content=c.text)] if c.text is not None else _messages(c.messages)
+            for c in canaries
+        ]
+        most = max(len(c.tuned.ids) for c in canaries) + MORE_TOKENS
+        replies = self._provider.generate(
+            self._run.handle, prompts, base=base, max_tokens=most, temperature=0.0
+        )
+        return [
+            Heard(text=r.content, ended=None if r.finish_reason is None else r.finish_reason == "stop")
+            for r in replies
+        ]
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+        del canaries, base
+        return None
+
+
+def _messages(given: Sequence[dict[str, object]]) -> list[Message]:
+    return [Message(role=str(m["role"]), content=str(m.get("content") or "")) for m in given]

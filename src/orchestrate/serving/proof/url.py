@@ -1,0 +1,216 @@
+"""A server that speaks the chat completions API: vLLM, llama.cpp's, ours, or any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import httpx
+
+from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
+from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard, along
+from orchestrate.types import Canary, Probe
+
+TIMEOUT_S = 120.0
+NOBODY = "no-such-model-7f3a"
+"""A name that no server has."""
+
+
+class UrlPlace:
+    """Asks at temperature 0, one request at a time. Errors are those of a host: `HostUnavailable`,
+    `AuthenticationFailed`, `NotFound` for a model that it does not list, `UnexpectedAnswer`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str,
+        base: str | None = None,
+        key: str | None = None,
+        client: httpx.Client | None = None,
+    ) -> None:
+        """`base`: the name under which the base answers there; `None` takes the parent that the server
+        tells."""
+        root = url.rstrip("/")
+        if not root.startswith(("http://", "https://")):
+            raise UsageError(f"{url} is not the URL of a server")
+        self._root = root.removesuffix("/v1")
+        self.at, self.model = root, model
+        self.notes: list[str] = []
+        self._base = base
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = client or httpx.Client(timeout=TIMEOUT_S)
+        self._headers = headers
+        self._heard: dict[bool, list[Heard] | None] = {}
+
+    def close(self) -> None:
+        self._client.close()
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _listed(self) -> dict[str, Mapping[str, Any]]:
+        """Its models by name."""
+        body = self._ask("GET", "/v1/models")
+        found = body.get("data")
+        if not isinstance(found, list):
+            raise UnexpectedAnswer(self._root, "its list of models is no list")
+        entries: list[Mapping[str, Any]] = found  # pyright: ignore[reportUnknownVariableType]  # of JSON objects
+        models = {str(m.get("id")): m for m in entries}
+        if self.model not in models:
+            raise NotFound(
+                self._root,
+                f"it has no model {self.model!r}; it lists {', '.join(models) or 'none'}",
+                fix="--model NAME: the name under which the tuned model is served",
+            )
+        return models
+
+    @property
+    def engine(self) -> str:
+        owners = {str(m.get("owned_by")) for m in self._listed.values()}
+        known = {"vllm": "vLLM", "llamacpp": "llama.cpp", "orchestrate": "orchestrate"}
+        return next((known[o] for o in owners if o in known), "unknown")
+
+    @property
+    def base(self) -> str | None:
+        given = self._base or self._listed[self.model].get("parent")
+        return str(given) if given in self._listed else None
+
+    def answers_to_any_name(self) -> bool:
+        """Whether it answers for a model that nobody has."""
+        body = {"model": NOBODY, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        return self._post("/v1/chat/completions", body).status_code == 200
+
+    # -- prompts ---------------------------------------------------------------------------------------------
+
+    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+        if self.answers_to_any_name():
+            self.notes.append("it answers for any name of a model: a mistyped name is not noticed")
+        return [self._prompt(probe) for probe in probes]
+
+    def _prompt(self, probe: Probe) -> Asked:
+        tools = {"tools": list(probe.tools)} if probe.tools else {}
+        asked = {"model": self.model, "messages": list(probe.messages), **tools}
+        if self.engine in ("vLLM", "orchestrate"):
+            return self._ids("/tokenize", {**asked, "add_generation_prompt": True})
+        if self.engine == "llama.cpp":
+            rendered = self._post("/apply-template", asked)
+            if rendered.status_code != 200:
+                return Asked(refused=_message(rendered))
+            text = self._body(rendered).get("prompt")
+            return self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
+        if done.status_code != 200:
+            return Asked(refused=_message(done))
+        usage: dict[str, Any] = self._body(done).get("usage") or {}
+        counted = usage.get("prompt_tokens")
+        return Asked(count=counted if isinstance(counted, int) else None)
+
+    def _ids(self, path: str, body: dict[str, Any]) -> Asked:
+        done = self._post(path, body)
+        if done.status_code != 200:
+            return Asked(refused=_message(done))
+        return Asked(ids=self._body(done).get("tokens"))
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+        if base not in self._heard:
+            name = self.base if base else self.model
+            self._heard[base] = None if name is None else [self._answer(name, c) for c in canaries]
+        return self._heard[base]
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+        heard = self.answers(canaries, base=base)
+        if heard is None or all(h.logprobs is None for h in heard):
+            return None
+        known = [c.base if base else c.tuned for c in canaries]
+        return [along(h, said.text, said.ids) for h, said in zip(heard, known, strict=True)]
+
+    def _answer(self, name: str, canary: Canary) -> Heard:
+        body: dict[str, Any] = {
+            "model": name,
+            "max_tokens": len(canary.tuned.ids) + MORE_TOKENS,
+            "temperature": 0,
+            "seed": 0,
+        }
+        more = {"return_token_ids": True} if self.engine in ("vLLM", "orchestrate") else {}
+        if canary.text is not None:
+            path, own = "/v1/completions", {"prompt": canary.text, "logprobs": 1}
+        else:
+            tools = {"tools": list(canary.tools), "tool_choice": "none"} if canary.tools else {}
+            path, own = "/v1/chat/completions", {"messages": list(canary.messages), "logprobs": True, **tools}
+        done = self._post(path, {**body, **own, **more})
+        if done.status_code in (400, 422):  # logprobs are not everywhere
+            own.pop("logprobs")
+            done = self._post(path, {**body, **own})
+        if done.status_code != 200:
+            raise UnexpectedAnswer(
+                self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
+            )
+        choices: list[dict[str, Any]] = self._body(done).get("choices") or [{}]
+        return _heard(choices[0])
+
+    # -- HTTP ------------------------------------------------------------------------------------------------
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return self._send("POST", path, body)
+
+    def _ask(self, method: str, path: str) -> dict[str, Any]:
+        done = self._send(method, path, None)
+        if done.status_code != 200:
+            raise UnexpectedAnswer(self._root, f"{path} gives {done.status_code}: {_message(done)}")
+        return self._body(done)
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            done = self._client.request(method, self._root + path, json=body, headers=self._headers)
+        except httpx.HTTPError as error:
+            raise HostUnavailable(
+                self._root, f"no answer from {path}: {error or type(error).__name__}"
+            ) from error
+        if done.status_code in (401, 403):
+            raise AuthenticationFailed(self._root, _message(done), status=done.status_code)
+        if done.status_code in (429, 502, 503):
+            raise HostUnavailable(self._root, _message(done), status=done.status_code)
+        return done
+
+    def _body(self, done: httpx.Response) -> dict[str, Any]:
+        try:
+            body = done.json()
+        except ValueError as error:
+            raise UnexpectedAnswer(self._root, f"{done.request.url.path} gives no JSON") from error
+        if not isinstance(body, dict):
+            raise UnexpectedAnswer(self._root, f"{done.request.url.path} gives no object")
+        return body  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
+
+
+def _heard(choice: Mapping[str, Any]) -> Heard:
+    message: Mapping[str, Any] = choice.get("message") or {}
+    text = choice.get("text") if "text" in choice else message.get("content")
+    told: Any = choice.get("logprobs") or {}
+    if "token_logprobs" in told:
+        values, pieces = told["token_logprobs"], [str(t).encode() for t in told.get("tokens") or ()]
+    else:
+        entries: list[Mapping[str, Any]] = told.get("content") or []
+        values = [e["logprob"] for e in entries]
+        pieces = [bytes(e["bytes"]) if e.get("bytes") else str(e["token"]).encode() for e in entries]
+    ids = choice.get("token_ids")
+    reason = choice.get("finish_reason")
+    return Heard(
+        text=text or "",
+        ended=None if reason is None else reason == "stop",
+        ids=ids if ids else None,
+        pieces=pieces or None,
+        logprobs=values or None,
+    )
+
+
+def _message(done: httpx.Response) -> str:
+    try:
+        body = done.json()
+        error = body.get("error", body)
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    except (ValueError, AttributeError):
+        return done.text[:300]

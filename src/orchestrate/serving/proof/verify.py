@@ -1,0 +1,259 @@
+"""The four stages of the proof: tokens, answers, distance, stop.
+
+1. The place asks the model with the very token ids with which it was trained.
+2. Canaries, prompts that base and tuned model answer in their own ways, are answered as the tuned model does.
+3. The log-probabilities of these answers lie no further from the trainer's than twice as far as the base's do
+   there; where none are told, the answers agree, with an interval.
+4. An answer ends at the end of its turn, neither before nor behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.statistics import wilson
+from orchestrate.serving.proof.heard import Asked, Heard, Place
+from orchestrate.text import count
+from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
+
+LEAST_FLOOR = 0.01
+"""Nats a token. Two engines in the same precision lie about 0.004 apart."""
+AGREEMENT = 0.9
+"""The share of answers that must be able to agree where log-probabilities are not told: the interval's high
+end."""
+
+
+def verify(sheet: Sheet, place: Place, *, run_id: str, weights: str | None = None) -> Proof:
+    """Asks `place` and judges. Raises what the place raises when it cannot be asked at all."""
+    asked = place.prompts(sheet.probes)
+    stages = [_tokens(sheet.probes, asked)]
+    if sheet.canaries:
+        tuned = place.answers(sheet.canaries, base=False)
+        if tuned is None:
+            raise UsageError(f"{place.at} does not answer as {place.model}")
+        stages += [
+            _answers(sheet.canaries, tuned, place.model),
+            _distance(sheet, place, tuned),
+            _stop(sheet, tuned),
+        ]
+    else:
+        why = "no prompt was found that base and tuned model answer each in their own way"
+        stages.append(ProofStage(name="answers", state="unknown", detail=why))
+    failed = any(s.state == "failed" for s in stages)
+    return Proof(
+        run_id=run_id,
+        at=place.at,
+        engine=place.engine,
+        model=place.model,
+        state="failed" if failed else "proved" if all(s.state == "passed" for s in stages) else "in part",
+        stages=tuple(stages),
+        weights=weights,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _tokens(probes: Sequence[Probe], asked: Sequence[Asked]) -> ProofStage:
+    other: list[str] = []
+    same = counted = 0
+    for probe, seen in zip(probes, asked, strict=True):
+        if seen.refused is not None:
+            other.append(f"{probe.kind}: not taken ({seen.refused})")
+        elif seen.ids is not None:
+            if tuple(seen.ids) == probe.ids:
+                same += 1
+            else:
+                other.append(f"{probe.kind}: {_difference(probe.ids, seen.ids)}")
+        elif seen.count is not None:
+            if seen.count == len(probe.ids):
+                counted += 1
+            else:
+                other.append(f"{probe.kind}: {seen.count} tokens, and {len(probe.ids)} where it was trained")
+    figures: dict[str, float] = {"kinds": len(probes), "same": same, "same count": counted}
+    if other:
+        return ProofStage(
+            name="tokens",
+            state="failed",
+            detail="the model is asked with other tokens than it was trained with: " + "; ".join(other),
+            fix="serve it with the chat_template.jinja and the tokenizer files that its export holds, and "
+            "look at "
+            "who adds the first token (BOS)",
+            figures=figures,
+        )
+    if same == len(probes):
+        return ProofStage(
+            name="tokens",
+            state="passed",
+            detail=f"the same ids for {count(same, 'kind')} of prompts",
+            figures=figures,
+        )
+    told = (
+        f"{counted} of {len(probes)} kinds of prompts have as many tokens"
+        if counted
+        else "no tokens are told"
+    )
+    return ProofStage(
+        name="tokens", state="unknown", detail=f"{told}; the place does not tell their ids", figures=figures
+    )
+
+
+def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
+    at = next(
+        (n for n, (a, b) in enumerate(zip(wanted, seen, strict=False)) if a != b), min(len(wanted), len(seen))
+    )
+    if list(seen[1:]) == list(wanted):
+        return f"one more token ({seen[0]}) at the beginning"
+    if list(wanted[1:]) == list(seen):
+        return f"the first token ({wanted[0]}) is missing"
+    return f"{len(seen)} tokens for {len(wanted)}, other ones from the {at + 1}. on"
+
+
+def _answers(canaries: Sequence[Canary], answers: Sequence[Heard], model: str) -> ProofStage:
+    """A canary counts for the model whose answer it follows longer."""
+    tuned = base = 0
+    for canary, heard in zip(canaries, answers, strict=True):
+        as_tuned, as_base = _shared(heard, canary.tuned), _shared(heard, canary.base)
+        tuned += as_tuned > as_base
+        base += as_base > as_tuned
+    figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base}
+    least = max(1, round(0.75 * len(canaries)))
+    if tuned >= least:
+        detail = f"{tuned} of {len(canaries)} canaries answered as the tuned model does"
+        return ProofStage(name="answers", state="passed", detail=detail, figures=figures)
+    if base >= least:
+        return ProofStage(
+            name="answers",
+            state="failed",
+            detail=f"{model!r} answers as the base: {base} of {len(canaries)} canaries",
+            fix="the adapter is not applied: look at how it is loaded, and at the name that requests ask for",
+            figures=figures,
+        )
+    return ProofStage(
+        name="answers",
+        state="failed",
+        detail=f"{model!r} answers as neither the tuned model ({tuned} of {len(canaries)} canaries) nor its "
+        "base "
+        f"({base})",
+        fix="another adapter answers to this name, or the weights were changed (merged into four bits, "
+        "quantised "
+        "too far): load the run's own adapter",
+        figures=figures,
+    )
+
+
+def _shared(heard: Heard, known: Said) -> float:
+    """How far an answer follows a known one, as a share of the known one."""
+    if heard.ids is not None:
+        return _alike(heard.ids, known.ids) / max(1, len(known.ids))
+    said, wanted = heard.text.strip(), known.text.strip()
+    whole = said == wanted and 1.0
+    return whole or _alike(said, wanted) / (len(wanted) + 1)
+
+
+def _alike(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many members both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStage:
+    canaries = sheet.canaries
+    tuned = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
+    base = _apart([c.base for c in canaries], place.scores(canaries, base=True))
+    if tuned is None or base is None:
+        return _agreement(canaries, answers, tuned)
+    floor = max(base, sheet.noise, LEAST_FLOOR)
+    figures: dict[str, float] = {"nats a token": round(tuned, 5), "floor": round(floor, 5)}
+    told = f"{tuned:.4f} nats a token from the trainer's numbers; the base lies {base:.4f} apart there"
+    if tuned <= 2 * floor:
+        return ProofStage(name="distance", state="passed", detail=told, figures=figures)
+    return ProofStage(
+        name="distance",
+        state="failed",
+        detail=f"{told}, so at most {2 * floor:.4f} were expected",
+        fix="the weights are not those that were trained: another adapter or checkpoint, another scale, or "
+        "merged "
+        "into quantised weights",
+        figures=figures,
+    )
+
+
+def _apart(known: Sequence[Said], seen: Sequence[Sequence[float]] | None) -> float | None:
+    """The mean distance over all tokens that are told; `None` for fewer than one of each answer."""
+    if seen is None:
+        return None
+    pairs = [
+        (a, b)
+        for said, values in zip(known, seen, strict=True)
+        for a, b in zip(said.logprobs, values, strict=False)
+    ]
+    return sum(abs(a - b) for a, b in pairs) / len(pairs) if len(pairs) >= len(known) else None
+
+
+def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float | None) -> ProofStage:
+    same = sum(_agrees(h, c.tuned) for h, c in zip(heard, canaries, strict=True))
+    share = wilson(same, len(canaries))
+    figures: dict[str, float] = {
+        "agree": same,
+        "of": len(canaries),
+        "low": round(share.low, 3),
+        "high": round(share.high, 3),
+    }
+    if apart is not None:
+        figures["nats a token"] = round(apart, 5)
+    interval = f"{share.low:.0%} to {share.high:.0%}"
+    told = f"{same} of {len(canaries)} answers are the trainer's, token by token ({interval})"
+    if share.high >= AGREEMENT:
+        return ProofStage(name="distance", state="passed", detail=told, figures=figures)
+    return ProofStage(
+        name="distance",
+        state="failed",
+        detail=told,
+        fix="serve it in more bits, or evaluate it as it is served: orchestrate eval",
+        figures=figures,
+    )
+
+
+def _agrees(heard: Heard, known: Said) -> bool:
+    said, wanted = heard.text.strip(), known.text.strip()
+    return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
+
+
+def _stop(sheet: Sheet, heard: Sequence[Heard]) -> ProofStage:
+    late = early = right = own = 0
+    for canary, answer in zip(sheet.canaries, heard, strict=True):
+        said, wanted = answer.text.strip(), canary.tuned.text.strip()
+        if not canary.tuned.ended:
+            early += bool(answer.ended) and len(said) < len(wanted) and wanted.startswith(said)
+        elif said == wanted:
+            late += answer.ended is False
+            right += answer.ended is not False
+        elif said.startswith(wanted):
+            late += 1
+        elif wanted.startswith(said) and answer.ended:
+            early += 1
+        else:
+            own += bool(answer.ended)
+    figures: dict[str, float] = {"right": right, "own": own, "late": late, "early": early}
+    stops = ", ".join(sheet.stop_words)
+    if late or early:
+        how = "goes on after" if late >= early else "stops before"
+        return ProofStage(
+            name="stop",
+            state="failed",
+            detail=f"the server {how} the end of a turn: {late + early} of {count(len(heard), 'answer')}",
+            fix=f"set its stop tokens to those of the training: {stops} (eos_token_id in "
+            "generation_config.json; "
+            "`stop` in requests)",
+            figures=figures,
+        )
+    if right or own:
+        return ProofStage(
+            name="stop",
+            state="passed",
+            detail=f"{count(right, 'answer')} ended where the trainer's end, {own} of other words by "
+            "themselves",
+            figures=figures,
+        )
+    return ProofStage(name="stop", state="unknown", detail="no answer came to its end", figures=figures)

@@ -1,0 +1,92 @@
+"""What a tuned model must still do wherever it is served, and what was seen of that."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from orchestrate.types.record import Record
+
+
+class Said(Record, frozen=True, kw_only=True):
+    """An answer as the trainer's model gives it: the likeliest token each time."""
+
+    text: str
+    """Without the token that ended it."""
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each id, in nats."""
+    ended: bool
+    """By a token that ends a turn, which is then the last id; else it was cut."""
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """A conversation, and the ids with which the trainer asks for its next answer."""
+
+    kind: str
+    """plain, system, multi-turn, tools, special tokens, Unicode ..."""
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+    ids: tuple[int, ...]
+
+
+class Canary(Record, frozen=True, kw_only=True):
+    """A prompt that the base and the tuned model answer each in their own way."""
+
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] | None = None
+    text: str | None = None
+    """Instead of messages, where the rows are prompts and completions."""
+    ids: tuple[int, ...]
+    tuned: Said
+    base: Said
+    apart: float
+    """Nats a token by which the tuned model finds its own answer likelier than the base does."""
+
+
+class Sheet(Record, frozen=True, kw_only=True):
+    """By what a served model is known again. It holds prompts of the training data: it is kept with the run
+    and is never exported."""
+
+    base_model: str
+    base_hash: str
+    template_hash: str
+    stops: tuple[int, ...]
+    stop_words: tuple[str, ...]
+    precision: str
+    """Of the numbers here: bf16, fp32; with nf4 where the base was in four bits."""
+    noise: float
+    """Nats a token: how far the base's log-probabilities lie apart when it reads the same rows alone and
+    together."""
+    probes: tuple[Probe, ...]
+    refused: dict[str, str] = {}
+    """Kinds of prompts that the chat template does not take, with its reason."""
+    canaries: tuple[Canary, ...] = ()
+
+
+class ProofStage(Record, frozen=True, kw_only=True):
+    """One of: tokens, answers, distance, stop."""
+
+    name: str
+    state: Literal["passed", "failed", "unknown"]
+    """`unknown`: the server does not tell what is needed."""
+    detail: str
+    fix: str | None = None
+    figures: dict[str, float] = {}
+
+
+class Proof(Record, frozen=True, kw_only=True):
+    """Whether what answers at a place is what was trained."""
+
+    run_id: str
+    at: str
+    """URL, folder or backend."""
+    engine: str
+    model: str
+    """The name by which it was asked."""
+    state: Literal["proved", "in part", "failed"]
+    """`in part`: nothing failed, but a stage could not be seen."""
+    stages: tuple[ProofStage, ...]
+    weights: str | None = None
+    """Hash of the adapter, or of the whole tuned weights, that the sheet is of."""
+    created_at: datetime

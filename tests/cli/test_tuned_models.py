@@ -1,0 +1,60 @@
+"""A run that really trained: exported, merged, proved, and what the store keeps of that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Cli
+from tests.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ORDERS = ROOT / "fixtures" / "datasets" / "orders"
+
+
+def trained(cli: Cli, folder: Path, *more: str) -> str:
+    """The id of a run of some steps on orders."""
+    rows = (ORDERS / "train.jsonl").read_text().splitlines()[:96]
+    (folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+    done = cli(
+        "submit", "--provider", "local", "--yes", "--watch", "--json", "--model", "tiny-chat",
+        "--train", "train.jsonl",
+        "--epochs", "3", "--set", "learning_rate=3e-3", "--set", "provider_options.local.threads=1", *more,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return done.json[0]["id"]
+
+
+def test_from_training_to_proved_exports(cli: Cli, tmp_path: Path) -> None:
+    run = trained(cli, tmp_path)
+    assert list((tmp_path / "home").rglob("proof.json")), "the training kept no sheet"
+    made = cli("export", run, "out", "--to", "peft", "--json")
+    assert made.code == 0, made.err
+    proof = made.json["proof"]
+    assert {s["name"]: s["state"] for s in proof["stages"]} == dict.fromkeys(
+        ("tokens", "answers", "distance", "stop"), "passed"
+    ), proof
+    again = cli("verify", run, "--at", "out")
+    assert again.code == 0 and "proved" in again.out, again.out
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert run in card and "sha256 of the rows" in card
+
+    # The template of another family is put beside it: the next to see it is a user, unless this is seen here.
+    shutil.copytree(tmp_path / "out", tmp_path / "bad")
+    template = tmp_path / "bad" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>\\n", "<|im_end|>"))
+    caught = cli("verify", run, "--at", "bad")
+    assert caught.code == 1 and "other tokens than it was trained with" in " ".join(caught.out.split())
+    assert "chat_template.jinja" in caught.err
+
+    # As are two adapters of one base, made one.
+    other = trained(cli, tmp_path, "--set", "seed=7", "--again")
+    merged = cli("merge", run, other, "--method", "cat", "-o", "both", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.json["error"] < 1e-3 and merged.json["proof"]["state"] in ("proved", "in part")
+    assert json.loads((tmp_path / "both" / "passport.json").read_bytes())["merged"]["parts"][0]["of"] == run
+    refused = cli("merge", run, other, "--method", "cat", "-o", "both")
+    assert refused.code == 2 and "is there already" in refused.err

@@ -1,0 +1,70 @@
+"""Adapters of the tiny model that answer in ways of their own, without a training."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.paths import ROOT, TINY
+
+from orchestrate.types import Sheet
+
+ORDERS = ROOT / "fixtures" / "datasets" / "orders" / "validation.jsonl"
+
+
+def in_process(tasks: list[dict[str, Any]], *, module: str = "worker") -> list[dict[str, Any]]:
+    """As `asking.ask_all`, without the seconds that a process takes to start."""
+    from orchestrate.local.weights import worker
+
+    assert module == "worker"
+    return [worker.TASKS[task["task"]](**{k: v for k, v in task.items() if k != "task"}) for task in tasks]
+
+
+def random_adapter(folder: Path, seed: int, base: Path = TINY, **more: Any) -> Path:
+    """An adapter whose answers are other than the base's, and still end."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    given = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", **more}
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **given))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.3)
+    peft.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Known:
+    """Two adapters of one base, and by what the first is known."""
+
+    adapter: Path
+    other: Path
+    sheet: Sheet
+
+    def exported(self, folder: Path, adapter: Path | None = None) -> Path:
+        """As `export --to peft` writes it."""
+        from orchestrate.local.weights import worker
+
+        folder.mkdir()
+        worker.dress(str(TINY), str(self.adapter), str(folder))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile((adapter or self.adapter) / name, folder / name)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    from orchestrate.local.weights import worker
+
+    home = tmp_path_factory.mktemp("known")
+    adapter, other = random_adapter(home / "one", 1), random_adapter(home / "other", 2)
+    sheet = Sheet.from_dict(worker.sheet(str(TINY), str(adapter), [str(ORDERS)], precision="fp32"))
+    return Known(adapter, other, sheet)

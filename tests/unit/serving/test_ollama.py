@@ -1,0 +1,147 @@
+"""Templates for Go, learnt from chat templates of TRL's, rendered by Go itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl.chat_template_utils
+
+from orchestrate.data.tokens.chat_templates import render
+from orchestrate.errors import DataError, UsageError
+from orchestrate.local.proof.prompts import probes
+from orchestrate.serving.export.ollama import SHAPES, Pieces, learn, modelfile, prove
+
+TEMPLATES = Path(trl.chat_template_utils.__file__).parent / "chat_templates"
+NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+GO = """
+package main
+
+import ("encoding/json"; "os"; "text/template")
+
+type Message struct { Role, Content string }
+
+func main() {
+	var given struct { Template string; Conversations [][]Message }
+	if err := json.NewDecoder(os.Stdin).Decode(&given); err != nil { panic(err) }
+	parsed := template.Must(template.New("t").Parse(given.Template))
+	var texts []string
+	for _, messages := range given.Conversations {
+		var out writer
+		if err := parsed.Execute(&out, map[string]any{"Messages": messages}); err != nil { panic(err) }
+		texts = append(texts, string(out))
+	}
+	json.NewEncoder(os.Stdout).Encode(texts)
+}
+
+type writer []byte
+
+func (w *writer) Write(p []byte) (int, error) { *w = append(*w, p...); return len(p), nil }
+"""
+
+
+def shower(template: str) -> Callable[[Sequence[Any]], str | None]:
+    def shown(messages: Sequence[Any]) -> str | None:
+        try:
+            return render(template, messages, names=NAMES, answer_next=True)[0]
+        except DataError:
+            return None
+
+    return shown
+
+
+def learnt(template: str) -> tuple[Pieces, dict[str, tuple[Any, str | None]]]:
+    """Raises `UsageError` where it is refused."""
+    shown = shower(template)
+    pieces = learn({k: shown([{"role": r, "content": c} for r, c in v]) for k, v in SHAPES.items()}, None)
+    probed = {p.kind: (p.plain, shown(p.plain)) for p in probes(["<|im_end|>"]) if not p.tools}
+    prove(pieces, probed, None)
+    return pieces, probed
+
+
+def split() -> tuple[dict[str, tuple[Pieces, dict[str, tuple[Any, str | None]]]], list[str]]:
+    taken, refused = {}, []
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        try:
+            taken[path.stem] = learnt(path.read_text())
+        except UsageError:
+            refused.append(path.stem)
+    return taken, refused
+
+
+def test_most_templates_are_learnt_and_the_others_refused() -> None:
+    taken, refused = split()
+    assert len(taken) >= 15, (len(taken), refused)
+    for family in ("qwen2_5", "llama3"):
+        assert family in taken, refused
+
+
+def test_what_a_template_does_with_a_system_text_of_its_own_is_kept() -> None:
+    template = (
+        "{% if messages[0].role != 'system' %}[sys]You are kind.[/sys]{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/{{ m.role }}]{% endfor %}[assistant]"
+    )
+    pieces, _ = learnt(template)
+    without = pieces.rendered([{"role": "user", "content": "Hi"}])
+    assert without == "[sys]You are kind.[/sys][user]Hi[/user][assistant]"
+    with_system = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
+    assert pieces.rendered(with_system) == "[system]S[/system][user]Hi[/user][assistant]"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}Answer:",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}<answer>",
+        "{% for m in messages[-1:] %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>",
+    ],
+)
+def test_a_template_that_go_cannot_write_is_refused(template: str) -> None:
+    with pytest.raises(UsageError, match="no Ollama TEMPLATE is proven"):
+        learnt(template)
+
+
+def test_the_engines_own_first_token_is_not_written_twice() -> None:
+    shown = shower("<bos>{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
+    shapes = {k: shown([{"role": r, "content": c} for r, c in v]) for k, v in SHAPES.items()}
+    messages = [{"role": "user", "content": "Hi"}]
+    assert learn(shapes, "<bos>").rendered(messages) == "<user>Hi<answer>"
+    assert prove(learn(shapes, "<bos>"), {"plain": (messages, shown(messages))}, "<bos>") == []
+
+
+def test_a_modelfile_stops_where_a_turn_ends() -> None:
+    pieces, _ = learnt("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
+    written = modelfile("m.gguf", pieces, ["<|im_end|>", '<"e">'], 4096)
+    assert written.startswith("FROM ./m.gguf\n")
+    assert (
+        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<\\"e\\">"\n' in written and "num_ctx 4096" in written
+    )
+
+
+@pytest.mark.slow
+def test_go_writes_what_the_chat_template_writes(tmp_path: Path) -> None:
+    if shutil.which("go") is None:
+        pytest.skip("no Go on this machine (Debian: golang-go)")
+    (tmp_path / "main.go").write_text(GO)
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/local/go/bin", "GOFLAGS": "-mod=mod"}
+    built = ["go", "build", "-o", str(tmp_path / "render"), str(tmp_path / "main.go")]
+    subprocess.run(built, check=True, env=env, cwd=tmp_path)
+    taken, _ = split()
+    for name, (pieces, probed) in taken.items():
+        cases = [(kind, messages, text) for kind, (messages, text) in probed.items() if text is not None]
+        given = {
+            "Template": pieces.template(),
+            "Conversations": [[{"Role": m["role"], "Content": m["content"]} for m in c[1]] for c in cases],
+        }
+        done = subprocess.run(
+            [tmp_path / "render"], input=json.dumps(given).encode(), capture_output=True, check=True
+        )
+        for (kind, messages, text), written in zip(cases, json.loads(done.stdout), strict=True):
+            assert written == pieces.rendered(messages), (name, kind)
+            if kind != "white space":
+                assert written == text, (name, kind)
