@@ -85,8 +85,8 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Any host that speaks the API, by default asked once for each question, for texts that may hold anything:
-    rows with calls of tools too. Raises `MissingKey`."""
+    """Any host that speaks the API, by default asked once for each question, for texts that may hold
+    anything: rows with calls of tools too. Raises `MissingKey`."""
     from orchestrate.providers.clients import connect
 
     root = (config.base_url or "").rstrip("/")

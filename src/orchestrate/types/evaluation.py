@@ -55,6 +55,9 @@ class Sampling(Record, frozen=True, kw_only=True):
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
+    batch: int | None = None
+    """On this machine: rows that are answered together; 1 answers each as it is answered alone, to the
+    bit."""
 
 
 class Contender(Record, frozen=True, kw_only=True):

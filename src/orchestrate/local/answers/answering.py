@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.errors import OrchestrateError
 
 MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
@@ -107,39 +107,41 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
-        tools = request.get("tools")
+        tools, most = request.get("tools"), request["max_tokens"]
         prompts = [self._prompt(p, tools) for p in request["prompts"]]
-        self._require_room(prompts)
+        fitting = [prompt for prompt in prompts if self.sampler.room(prompt, 1)]
         self.torch.manual_seed(request["seed"])
         model, adapter = self.model(request["base"])
-        watch = self._watch(prompts[0], tools, send) if request["stream"] else None
         with adapter, self.torch.inference_mode():
             answers = self.sampler.draw(
                 model,
-                prompts,
-                max_tokens=request["max_tokens"],
+                fitting,
+                max_tokens=most,
                 temperature=request["temperature"],
                 most_rows=request.get("batch") or MOST_ROWS,
-                watch=watch,
+                watch=self._watch(prompts[0], tools, send) if request["stream"] else None,
             )
-        most = request["max_tokens"]
-        replies = [self._reply(p, ids, tools, most) for p, ids in zip(prompts, answers, strict=True)]
-        send({"replies": replies})
+        drawn = iter(answers)
+        send(
+            {
+                "replies": [
+                    self._reply(prompt, next(drawn), tools, most)
+                    if self.sampler.room(prompt, 1)
+                    else self._refusal(prompt)
+                    for prompt in prompts
+                ]
+            }
+        )
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
 
         return self.template.asked([msgspec.convert(m, ChatMessage) for m in messages], tools)
 
-    def _require_room(self, prompts: list[list[int]]) -> None:
-        long = [i for i, prompt in enumerate(prompts) if self.sampler.room(prompt, 1) < 1]
-        if long:
-            which = f"{len(long)} of {len(prompts)} questions" if len(prompts) > 1 else "the question"
-            raise DataError(
-                f"{which} must be shorter: the model takes {self.sampler.context} tokens with the answer, "
-                f"and question {long[0] + 1} has {len(prompts[long[0]])}",
-                fix="shorten it, or leave the row out",
-            )
+    def _refusal(self, prompt: list[int]) -> dict[str, Any]:
+        most = self.sampler.context
+        told = f"the question has {len(prompt)} tokens; the model takes {most}, the answer among them"
+        return {"refused": told, "fix": "shorten it, or leave the row out"}
 
     def _reply(self, prompt: list[int], ids: list[int], tools: Any, most: int) -> dict[str, Any]:
         from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING

@@ -100,7 +100,7 @@ class Sampler:
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
         """The most tokens of its answer; none or fewer where the prompt fills the model's context."""
-        return max_tokens if self.context is None else min(max_tokens, self.context - len(prompt))
+        return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     def _parts(
         self, model: Any, prompts: Sequence[Sequence[int]], max_tokens: int, most_rows: int

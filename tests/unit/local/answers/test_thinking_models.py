@@ -10,15 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.local.thinkers import FAMILIES, make_family, write_rows
 from tests.unit.local.sessions import EXACT, make_session
+from tests.unit.local.thinkers import FAMILIES, make_family, write_rows
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError
-from orchestrate.evaluation import Answers, evaluate
+from orchestrate.evaluation.asking import Asking
+from orchestrate.evaluation.contenders import by_generator
+from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.verdict import Demand
 from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.objectives.grpo import PolicyObjective
-from orchestrate.types import Message, Reply
+from orchestrate.types import Contender, Message, Reply, Sampling
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -70,13 +75,24 @@ class Trained:
 
     def ask(self, *questions: str, **more: Any) -> list[Reply]:
         asked = [[{"role": "user", "content": question}] for question in questions]
-        return self.answer(asked, **more)
+        replies = self.answer(asked, **more)
+        for reply in replies:
+            if isinstance(reply, DataError):
+                raise reply
+        return [reply for reply in replies if isinstance(reply, Reply)]
 
-    def answer(self, prompts: Sequence[Any], **more: Any) -> list[Reply]:
+    def answer(self, prompts: Sequence[Any], **more: Any) -> list[Reply | DataError]:
         sent: list[dict[str, Any]] = []
         request = {"prompts": prompts, "seed": 0, "base": False, "stream": False, "max_tokens": 40}
         self.answerer.answer({**request, "temperature": 0.0, **more}, sent.append)
-        return [Reply.from_dict(reply) for reply in sent[-1]["replies"]]
+        return [
+            DataError(told["refused"]) if "refused" in told else Reply.from_dict(told)
+            for told in sent[-1]["replies"]
+        ]
+
+    def attempt(self, prompts: Sequence[Sequence[Message]], **more: Any) -> list[Reply | DataError]:
+        """As `Generator` does, whose process an `Answerer` is."""
+        return self.answer([[m.to_dict() for m in prompt] for prompt in prompts], **more)
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -84,12 +100,24 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Trained(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_an_evaluation_is_of_the_answer(trained: Trained) -> None:
-    def tuned(prompts: Sequence[Sequence[Message]]) -> list[Reply]:
-        return trained.answer([[m.to_dict() for m in prompt] for prompt in prompts])
-
-    result = evaluate(Dataset.open(str(trained.test)), Answers(tuned), run_id="r", provider="local")
-    assert (result.metric, result.tuned.value, result.notes) == ("exact_match", 1.0, ())
+@pytest.mark.parametrize(("max_tokens", "score"), [(40, 1.0), (4, 0.0)])
+def test_an_evaluation_is_of_the_answer(
+    trained: Trained, tmp_path: Path, max_tokens: int, score: float
+) -> None:
+    items = held_out(Dataset.open(str(trained.test))).items
+    sampling = Sampling(max_tokens=max_tokens)
+    contender = Contender(name="tuned", kind="tuned", model="m", provider="local", served_by="here")
+    generator: Any = trained
+    candidate = by_generator(contender, generator, sampling, "weights", base=False)
+    nobody: Any = None
+    asking = Asking(tmp_path / "answers")
+    metrics = registry.make(["exact_match"], Context(items, asking, nobody, nobody))
+    terms = Terms(metrics, sampling, {}, Demand())
+    result = evaluate("e", Subject(items, "t", "d"), [candidate], terms, asking, tmp_path / "items.jsonl")
+    found = result.score("tuned")
+    assert found is not None and (found.value, found.n) == (score, 3)
+    assert bool(result.notes) is (score == 0)
+    assert all(note.startswith("tuned: 3 of 3 answers: cut") for note in result.notes)
 
 
 def test_a_reward_is_of_the_answer(trained: Trained, tmp_path: Path) -> None:
@@ -161,12 +189,11 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     context = trained.answerer.sampler.context
     assert context == 1024
     long = "Sky? " * 1024
-    with pytest.raises(
-        DataError, match=r"1 of 2 questions must be shorter: the model takes 1024 tokens .* question 2"
-    ):
-        trained.ask("Sky?", long)
-    with pytest.raises(DataError, match="the question must be shorter"):
+    told = r"the question has \d+ tokens; the model takes 1024, the answer among them"
+    with pytest.raises(DataError, match=told):
         trained.ask(long)
+    refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])
+    assert isinstance(refused, DataError) and isinstance(answered, Reply) and answered.content == "blue"
     size = (trained.ask("Sky?")[0].prompt_tokens or 0) - 1
     per = (trained.ask("Sky? Sky?")[0].prompt_tokens or 0) - size - 1
     nearly = "Sky? " * ((context - size - 4) // per)
