@@ -119,9 +119,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
     """`None` for a row that says nothing."""
-    note = (
-        row.get("note", "").removeprefix("'") if row.get("note", "")[1:2] in _FORMULA else row.get("note", "")
-    )
+    note = row.get("note", "")
+    if note.startswith("'") and note[1:].startswith(_FORMULA):
+        note = note[1:]  # as `export` wrote it
     if desk.review.kind == "pairs":
         word = row.get("choice", "").strip().casefold()
         if not word:

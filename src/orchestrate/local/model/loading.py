@@ -12,18 +12,20 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
+from orchestrate.local.model import experts
 from orchestrate.local.model.accelerating import Unfit, load_unsloth, use_liger
 from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.quantising import nf4
 from orchestrate.local.model.shortcuts import turn_on
-from orchestrate.local.model.targets import targets_of
+from orchestrate.local.model.targets import expert_parameters, targets_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -57,18 +59,10 @@ def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torc
     dtype = dtype or DTYPES[precision(None, device.type).name]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    quantization = None
-    if four_bit:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=nf4(dtype) if four_bit else None,
         device_map={"": device} if device.type != "cpu" else None,
         use_safetensors=True,
         local_files_only=True,
@@ -99,6 +93,7 @@ def dequantize(model: Any) -> None:
             plain.weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
             plain.bias = module.bias
             model.set_submodule(name, plain)
+    experts.spread_out(model, model.dtype)
     del model.hf_quantizer
     model.is_loaded_in_4bit = False
     model.config.quantization_config = None
@@ -138,6 +133,8 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
     loaded.without_adapter = without_adapter
+    if kind == "qlora" and expert_parameters(inner) and not any(experts.held_of(inner)):
+        loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
 
@@ -164,7 +161,10 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
         raise UsageError(
             f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
         )
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    if any(experts.held_of(base)):
+        experts.adapt(model)
+    return model
 
 
 def _adapted(inner: Any, job: LocalJob) -> tuple[Any, tuple[str, ...]]:

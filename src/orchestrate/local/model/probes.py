@@ -61,7 +61,7 @@ def as_before(device: torch.device) -> Generator[None]:
 
 def trains(loaded: Loaded) -> str | None:
     """Why the model, as it stands, does not get through a forward and backward pass in training mode."""
-    ids, places = _ids(loaded, 16, 7).view(2, 8), torch.tensor([3, 6, 9], device=loaded.device)
+    ids, places = made_up(loaded), torch.tensor([3, 6, 9], device=loaded.device)
     try:
         with as_before(loaded.device), _training(loaded), torch.enable_grad():
             states = loaded.hidden(ids, places).flatten(0, 1)[places]
@@ -71,6 +71,11 @@ def trains(loaded: Loaded) -> str | None:
     except Exception as error:  # noqa: BLE001  whatever a model's code raises
         return reason_of(error)
     return None
+
+
+def made_up(loaded: Loaded) -> Tensor:
+    """Two rows of eight tokens."""
+    return _ids(loaded, 16, 7).view(2, 8)
 
 
 def draws(loaded: Loaded) -> bool:
@@ -98,7 +103,7 @@ def trained_only(loaded: Loaded) -> str | None:
         out = original(rows[chosen.places][None])[0]
         return torch.zeros_like(rows).index_copy(0, chosen.places, out).view(x.shape)
 
-    ids = _ids(loaded, 16, 7).view(2, 8)
+    ids = made_up(loaded)
     places = torch.tensor([3, 6, 9], device=loaded.device)
     with loaded.judging(), torch.no_grad():
         wanted = loaded.hidden(ids).flatten(0, 1)[places]
