@@ -64,7 +64,7 @@ class Answerer:
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
-        self.template = Template(self.tokenizer, _table(self.passport.get("chat_template_kwargs")))
+        self.template = Template(self.tokenizer)
         cut_at = _table(self.passport.get("settings")).get("max_seq_length")
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)

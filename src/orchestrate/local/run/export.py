@@ -87,6 +87,8 @@ def passport(
         "method": job.method,
         "adapter": job.adapter,
         "settings": job.hyper.to_dict(),
+        "chat_template_given": job.chat_template is not None,
+        "chat_template_kwargs": job.chat_template_kwargs,
         "seed": job.seed,
         "spec": job.spec,
         "trained": progress,

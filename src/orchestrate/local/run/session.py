@@ -50,7 +50,7 @@ class Session:
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self.folder.path)
+        self.tokenizer = load_tokenizer(self.folder.path, job.chat_template, job.chat_template_kwargs)
         self.template = Template(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
