@@ -41,9 +41,10 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     for name in _DATA_FIELDS:
         if name in values:
             values[name] = _files_from(values[name], path.parent)
-    for table in (values, *map(_as_table, _as_table(values.get("overrides")).values())):
-        if isinstance(template := table.get("chat_template"), str) and not _is_template(template):
-            table["chat_template"] = _from_folder(template, path.parent)
+    values = _with_template_from(values, path.parent)
+    if isinstance(values.get("overrides"), dict):
+        each = _as_table(values["overrides"]).items()
+        values["overrides"] = {n: _with_template_from(own, path.parent) for n, own in each}
     if isinstance(model := values.get("model"), str):
         values["model"] = _local_model(model, path.parent)
     elif isinstance(model, dict):
@@ -151,6 +152,14 @@ def template_text(given: str) -> str:
     if not _is_template(text):
         raise SpecError(f"chat_template: {path} holds no Jinja template", fix="name another file")
     return text
+
+
+def _with_template_from(values: Any, folder: Path) -> Any:
+    """With the path of a chat template taken from `folder`."""
+    template = _as_table(values).get("chat_template") if isinstance(values, dict) else None
+    if not isinstance(template, str) or _is_template(template):
+        return values
+    return {**_as_table(values), "chat_template": _from_folder(template, folder)}
 
 
 def _is_template(text: str) -> bool:

@@ -172,6 +172,8 @@ def preview(
     elif model is None:
         raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
     else:
+        given = shown.chat_template_kwargs or ()
+        settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")
         report = data.read_preview(
             file,
             model,
@@ -180,8 +182,7 @@ def preview(
             shown.max_length,
             shown.train_on_inputs,
             columns_read(columns, ignored),
-            shown.chat_template,
-            parse_settings(shown.chat_template_kwargs or (), "--chat-template-kwargs enable_thinking=false"),
+            {"chat_template": shown.chat_template, "chat_template_kwargs": settings},
         )
     if html is not None:
         html.write_text(data.html(report), encoding="utf-8")

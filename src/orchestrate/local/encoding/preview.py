@@ -35,8 +35,9 @@ def read_preview(
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """`chat`: `chat_template` and `chat_template_kwargs`, as a spec has them. Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row,
-    `SpecError` for a chat template that cannot be read."""
+    """`chat`: `chat_template` and `chat_template_kwargs`, as a spec has them. Raises `SetupError` when
+    the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError` for a chat template
+    that cannot be read."""
     tokenizer = load(_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.chat_template or CHATML
