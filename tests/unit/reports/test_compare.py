@@ -148,6 +148,18 @@ def test_long_curves_are_thinned_and_bad_values_left_out(run: Make, points: Poin
     assert all(p.value == p.value for p in curve)
 
 
+def test_the_loss_is_that_of_the_weights_that_a_run_left(run: Make) -> None:
+    a, b = run("local"), run("together")
+    points = [
+        MetricPoint(step=step, values={"train_loss": loss, "valid_loss": loss})
+        for step, loss in ((1, 0.9), (2, 0.4), (3, 0.6))
+    ]
+    best = MetricPoint(step=3, values={**points[2].values, "result_step": 2.0, "result_valid_loss": 0.4})
+    found = compare([a, b], {a.id: [*points[:2], best], b.id: points}).runs
+    assert {c.run.id: c.valid_loss for c in found} == {a.id: 0.4, b.id: 0.6}
+    assert [p.value for p in found[0].valid_curve] == [0.9, 0.4, 0.6]
+
+
 def test_settings_as_sent(run: Make) -> None:
     a = run("together")
     told = Translation(

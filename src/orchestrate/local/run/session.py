@@ -19,8 +19,10 @@ from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import models
+from orchestrate.local.model.added_tokens import add_tokens
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.starts import Beginning
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
@@ -50,13 +52,21 @@ class Session:
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self.folder.path, job.chat_template, job.chat_template_kwargs)
+        self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)
+        added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
         self.template = Template(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device, train.tokens * self._passes(train))
+        self.loaded = load(
+            job,
+            self.folder,
+            self.device,
+            train.tokens * self._passes(train),
+            beginning=Beginning(self.folder, run.path / "start", train, job.seed),
+            vocabulary=(len(self.tokenizer), added),
+        )
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -100,6 +110,13 @@ class Session:
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )
+
+    def _words(self) -> Path:
+        """The folder of the tokenizer: that of the adapter that the run goes on from, where it has its
+        own."""
+        earlier = Path(self.job.continue_from) if self.job.continue_from else None
+        has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
+        return earlier if has_own and earlier else self.folder.path
 
     def _tell_left_out(self) -> None:
         for told in self.loaded.without_adapter:
@@ -250,21 +267,24 @@ class Session:
             count(p.trained_tokens, "trained token"),
             f"{duration(p.seconds)} of training",
         ]
-        if "valid_reward" in p.metrics:
-            parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
-        elif "valid_loss" in p.metrics:
-            parts.append(f"validation loss {p.metrics['valid_loss']:.4f}")
+        step, metrics = self.loop.result
+        at = f" at step {step}, whose weights are kept" if step != p.step else ""
+        if "valid_reward" in metrics:
+            parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
+        elif "valid_loss" in metrics:
+            parts.append(f"validation loss {metrics['valid_loss']:.4f}{at}")
         return ", ".join(parts)
 
     def publish(self) -> Path:
-        p = self.loop.progress
+        p, (step, metrics) = self.loop.progress, self.loop.result
         trained = {
             "steps": p.step,
             "trained_tokens": p.trained_tokens,
             "seen_tokens": p.seen_tokens,
             "seconds": p.seconds,
             "early_stopped": self.loop.early_stopped,
-            "metrics": p.metrics,
+            "weights_of_step": step,
+            "metrics": metrics,
         }
         passport = export.passport(
             self.job,

@@ -21,6 +21,7 @@ _STRUCTURE = (
     "alpha_pattern",
     "layers_to_transform",
     "exclude_modules",
+    "target_parameters",
     "modules_to_save",
 )
 """Of an adapter; peft's words."""
@@ -88,6 +89,8 @@ def _structure(
         row = f"adapter.{name}"
         if continued:
             rows.refuse(row, "it is that of the adapter that the run goes on from")
+        elif name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
+            rows.refuse(row, "it looks at the rows that are trained on, and here answers are drawn")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -95,6 +98,7 @@ def _structure(
 
 
 _RULES = {
+    "target_parameters": "weights of experts, adapted one expert at a time",
     "modules_to_save": "trained whole, in 32 bits, and saved with the adapter",
     "exclude_modules": "taken out of the targets",
 }
@@ -104,6 +108,8 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
     """Why the engine cannot do this with this model."""
     if name == "init_lora_weights":
         return _unfit_start(asked, held)
+    if name == "target_parameters" and (asked.dropout or asked.dora):
+        return f"peft adapts such weights without {'dropout' if asked.dropout else 'DoRA'}: leave one out"
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
     if name == "layers_to_transform" and isinstance(layers, int):
@@ -124,6 +130,8 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     if start == "loftq" and not four_bit:
         return "it makes up for what 4 bits lose, and the base is held whole: adapter: qlora"
     rank = asked.r or 16
+    if start == "orthogonal" and (four_bit or held):
+        return "peft makes it in the base's own precision, and a few bits are too few: adapter: lora"
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "it needs even ranks"
     return None
