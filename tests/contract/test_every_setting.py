@@ -79,6 +79,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         lambda a: not (a.get("dora") and a.get("init_lora_weights") == "loftq")
     ),  # the spec refuses both at once
     "added_tokens": st.just(["<|note|>"]),
+    "chat_template": st.sampled_from(["{{ messages[0].content }}", "{% if", "no-such-file.jinja"]),
+    "chat_template_kwargs": st.just({"enable_thinking": False}),
     "optimizer": st.one_of(
         kind("adamw", betas=st.just([0.9, 0.95]), eps=POSITIVE),
         st.sampled_from(sorted(OPTIMIZERS)).map(lambda name: {"type": name}),
@@ -178,6 +180,8 @@ def test_early_stopping_by_its_defaults_is_asked_for(
 
 ENGINE_SETTINGS: list[dict[str, Any]] = [
     {"added_tokens": ["<|note|>"]},
+    {"chat_template": "{{ messages[0].content }}"},
+    {"chat_template": "{{ enable_thinking }}", "chat_template_kwargs": {"enable_thinking": False}},
     {"max_steps": 7},
     {"optimizer": {"type": "adamw", "betas": [0.9, 0.95]}},
     {"optimizer": {"type": "lion_8bit"}},

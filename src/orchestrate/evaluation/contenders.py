@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.asking import Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.types import Contender, Message, Reply, Sampling
@@ -88,7 +88,13 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
 
 
 def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
-    """Asked through the chat completions API, as many questions at a time as the host takes."""
+    """Asked through the chat completions API, as many questions at a time as the host takes. Raises
+    `UsageError` where they are to be answered in batches."""
+    if sampling.batch is not None:
+        raise UsageError(
+            f"{contender.name} is asked one question at a time: batches are for models on this machine",
+            fix="leave --batch out, or --on here",
+        )
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
         [question] = questions
@@ -113,29 +119,29 @@ def by_generator(
 ) -> Candidate:
     """Asked on this machine, in batches. `weights` tells the model's files from any others."""
 
-    def generate(questions: Sequence[Question], seed: int) -> list[Reply]:
-        return generator.generate(
-            [q.messages for q in questions],
-            base=base,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            seed=seed,
-            tools=list(questions[0].tools) or None,
-        )
-
     def ask(questions: Sequence[Question]) -> list[Answer]:
         answers: dict[str, Answer] = {}
         for tools, sample in dict.fromkeys((_json(q.tools), q.sample) for q in questions):
             same = [q for q in questions if (_json(q.tools), q.sample) == (tools, sample)]
-            answers |= _at_once(same, generate, sampling.seed + sample)
+            replies = generator.attempt(
+                [q.messages for q in same],
+                base=base,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                seed=sampling.seed + sample,
+                tools=list(same[0].tools) or None,
+            )
+            answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
+    if sampling.batch is not None:
+        identity["batch"] = sampling.batch
     respondent = Respondent(
         name=contender.name,
         identity=identity,
         ask=ask,
-        batch=LOCAL_BATCH,
+        batch=sampling.batch or LOCAL_BATCH,
         max_tokens=sampling.max_tokens,
         price=_nothing,
     )
@@ -154,19 +160,8 @@ def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tu
     return [(nats, tokens) for nats, tokens, _ in candidate.likelihood(rows)]
 
 
-def _at_once(
-    questions: Sequence[Question], generate: Callable[[Sequence[Question], int], list[Reply]], seed: int
-) -> dict[str, Answer]:
-    """Answers by the question's digest. Where the model refuses a batch, for a question that is too long for
-    it, each is asked alone."""
-    try:
-        replies = generate(questions, seed)
-    except DataError as error:
-        if len(questions) == 1:
-            return {questions[0].digest: Answer(text="", error=str(error))}
-        parts = [_at_once([question], generate, seed) for question in questions]
-        return {digest: answer for part in parts for digest, answer in part.items()}
-    return {q.digest: answer_of(r) for q, r in zip(questions, replies, strict=True)}
+def _told(reply: Reply | DataError) -> Answer:
+    return answer_of(reply) if isinstance(reply, Reply) else Answer(text="", error=str(reply))
 
 
 def _nothing(prompt: int, completion: int) -> Decimal:
@@ -178,12 +173,13 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
     return Answer(
         text=reply.content,
-        tool_calls=tuple(msgspec.to_builtins(call) for call in getattr(reply, "tool_calls", ())),
-        reasoning=getattr(reply, "reasoning", None) or "",
+        tool_calls=reply.tool_calls,
+        reasoning=reply.reasoning or "",
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         seconds=seconds,
+        notes=reply.notes,
     )
 
 

@@ -186,6 +186,10 @@ class LocalJob(Record, frozen=True, kw_only=True):
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
     """Texts that the tokenizer gets as tokens, and the model a row of its embeddings for each."""
+    chat_template: str | None = None
+    """In the place of the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    """What holds in the chat template where nobody says otherwise."""
     seed: int = 0
     threads: int | None = None
     device: str | None = None

@@ -38,6 +38,8 @@ KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "added_tokens": ("trains with the model's own tokenizer", None),
+    "chat_template": ("renders rows with a template of its own", None),
+    "chat_template_kwargs": ("renders rows with a template of its own", None),
     "max_steps": ("trains whole epochs: give epochs", None),
     "optimizer": ("chooses the optimiser itself", None),
     "eval_steps": ("takes no number of steps between evaluations", None),

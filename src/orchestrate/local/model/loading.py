@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrate.data.tokens.chat_templates import CHATML
+from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import experts
@@ -43,7 +43,10 @@ def pick_device(wanted: str | None) -> torch.device:
     return device
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(
+    folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Any:
+    """With `template` in the place of its own chat template, and `settings` as what holds in it."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UsageError(
@@ -51,6 +54,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHATML
+    tokenizer.chat_template = with_settings(template or tokenizer.chat_template, settings)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate import catalog
-from orchestrate.data.tokens import counting
+from orchestrate import catalog, costing
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.local.model import models
 from orchestrate.local.plan.sizes import Shape
@@ -95,7 +94,7 @@ def memory_of_rows(
 ) -> MemoryPlan | None:
     """By the longest row of the data."""
     model = catalog.resolve(spec.model_for("local"), "local")
-    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    counter = costing.tokenizer_for(model, spec)
     return memory(spec, translation, options, data.train.tokens(counter).longest)
 
 

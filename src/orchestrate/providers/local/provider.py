@@ -218,6 +218,8 @@ class LocalProvider(Provider):
             precision=body["precision"],
             continue_from=body.get("continue_from"),
             added_tokens=tuple(body.get("added_tokens", ())),
+            chat_template=body.get("chat_template"),
+            chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
             created_at=now(),
         )
