@@ -136,6 +136,12 @@ class Shape(Record, frozen=True, kw_only=True):
             norms += 2 * self.layers * self.head_dim
         return self.linear_parameters + self.expert_parameters + self.embedding_parameters + norms
 
+    @property
+    def active_parameters(self) -> int:
+        """That one token goes through: of the experts only those that are used."""
+        idle = self.experts - self.experts_used
+        return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
+
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
     ) -> int:

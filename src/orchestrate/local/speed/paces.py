@@ -1,5 +1,5 @@
-"""What finished runs on this machine took. Each worker adds a line when its run has succeeded; quotes are fitted
-to them, and their bands to how far earlier estimates were off. Torch-free.
+"""What finished runs on this machine took. Each worker adds a line when its run has succeeded; quotes are
+fitted to them, and their bands to how far earlier estimates were off. Torch-free.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Kind(Record, frozen=True, kw_only=True):
 
     @property
     def operations(self) -> float:
-        """For a trained token: 2 per weight forward and 2 for the gradient of what goes through, and 2 for its
+        """For a trained token: 2 per weight forward and 2 for the gradient of what goes through; 2 for its
         own where all weights are trained."""
         return (6 if self.adapter == "full" else 4) * self.parameters
 
@@ -146,12 +146,12 @@ def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
 
 def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] = ()) -> Estimate:
     """The mean of the points, each by its weight; the band from their agreement, and from `errors`, the
-    logarithms by which such estimates were off. Not narrower than `least`, a logarithm."""
+    logarithms by which such estimates were off. `least`: what is expected before there are any."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
-    # As if three estimates had been off by what was expected of them.
-    off = math.sqrt((3 * expected**2 + sum(e**2 for e in errors)) / (3 + len(errors)))
+    # As if two estimates had been off by what was expected of them.
+    off = math.sqrt((2 * expected**2 + sum(e**2 for e in errors)) / (2 + len(errors)))
     return Estimate(value=math.exp(mean), factor=math.exp(NINETY_PERCENT * off))
 
 

@@ -1,5 +1,5 @@
-"""How fast this machine trains: by what finished runs took, measured by `orchestrate local bench`, or modelled
-from what it has. Torch-free.
+"""How fast this machine trains: by what finished runs took, measured by `orchestrate local bench`, or
+modelled from what it has. Torch-free.
 
 A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
 fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
@@ -45,10 +45,10 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Of a CPU's speed, where it does not multiply in 16 bits."""
 UNMEASURED = 0.8
-"""How far, in logarithms, a machine of which nothing is known is from what is expected: a factor of 2.2, and of
-3.7 in one case of ten."""
-LEAST = 0.12
-"""The same for runs that were seen often: other processes, other rows."""
+"""How far, in logarithms, a machine of which nothing is known is from what is expected: a factor of 2.2, and
+of 3.7 in one case of ten."""
+UNPROVED = 0.4
+"""The same for an estimate that no later run has proved yet: other processes, other rows."""
 STARTUP = Point(log=math.log(10.0), off=0.6)
 """Seconds for libraries, model and encoding, where no run has shown them."""
 
@@ -167,14 +167,14 @@ def estimate(home: Path, kind: Kind) -> Throughput:
     runs, benches = paces.speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
     speed = paces.combined(
-        [*runs, *benches, _expected(kind)], least=LEAST, errors=paces.errors(kind, ran, told_by)
+        [*runs, *benches, _expected(kind)], least=UNPROVED, errors=paces.errors(kind, ran, told_by)
     )
     return Throughput(
         tokens_per_second=speed.value / kind.operations,
         factor=speed.factor,
         source=_source(kind, ran, home, told_by),
         told_by=told_by,
-        besides=paces.combined([*paces.startups(kind, ran), STARTUP], least=2 * LEAST),
+        besides=paces.combined([*paces.startups(kind, ran), STARTUP], least=UNPROVED),
     )
 
 
