@@ -127,7 +127,7 @@ def by_generator(
         answers: dict[str, Answer] = {}
         for tools, sample in dict.fromkeys((_json(q.tools), q.sample) for q in questions):
             same = [q for q in questions if (_json(q.tools), q.sample) == (tools, sample)]
-            answers |= _together(same, generate, sampling.seed + sample)
+            answers |= _at_once(same, generate, sampling.seed + sample)
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
@@ -154,7 +154,7 @@ def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tu
     return [(nats, tokens) for nats, tokens, _ in candidate.likelihood(rows)]
 
 
-def _together(
+def _at_once(
     questions: Sequence[Question], generate: Callable[[Sequence[Question], int], list[Reply]], seed: int
 ) -> dict[str, Answer]:
     """Answers by the question's digest. Where the model refuses a batch, for a question that is too long for
@@ -164,7 +164,7 @@ def _together(
     except DataError as error:
         if len(questions) == 1:
             return {questions[0].digest: Answer(text="", error=str(error))}
-        parts = [_together([question], generate, seed) for question in questions]
+        parts = [_at_once([question], generate, seed) for question in questions]
         return {digest: answer for part in parts for digest, answer in part.items()}
     return {q.digest: answer_of(r) for q, r in zip(questions, replies, strict=True)}
 
