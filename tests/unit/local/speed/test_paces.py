@@ -84,7 +84,7 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
     assert fitted.factor < measured.factor
     # All weights take half as long again; nothing carries over to another device or precision.
     full = estimate(tmp_path, Kind(device="cpu", threads=1, parameters=3e7, adapter="full", precision="bf16"))
-    assert full.tokens_per_second == pytest.approx(fitted.tokens_per_second / 1.5, rel=0.05)
+    assert full.tokens_per_second == pytest.approx(fitted.tokens_per_second / 1.5, rel=0.2)
     for other in ({"device": "NVIDIA L4"}, {"precision": "fp32"}):
         kind = Kind(**{"device": "cpu", "threads": 1, "parameters": 3e7, "precision": "bf16", **other})
         assert "finished run" not in estimate(tmp_path, kind).source
