@@ -20,7 +20,9 @@ LONGEST = 2048
 """Tokens that the longest row is taken to have where neither the spec nor the data tell."""
 
 
-def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) -> Setup:
+def setup_of(
+    method: Method, adapter: Adapter, hyper: Hyper, *, precision: str, added_tokens: int = 0
+) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
     unpaired = isinstance(method, Preferences) and method.unpaired
@@ -29,6 +31,8 @@ def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) 
         adapter=adapter.type,
         precision=precision,
         targets=adapter.targets,
+        lora=adapter if added_tokens or _is_particular(adapter) else None,
+        added_tokens=added_tokens,
         rank=adapter.rank,
         dropout=bool(adapter.dropout),
         dora=adapter.dora,
@@ -39,6 +43,17 @@ def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) 
         copies=int(hyper.holds_best) + anchored,
         drawn=hyper.batch_size * _samples(method),
     )
+
+
+def _is_particular(adapter: Adapter) -> bool:
+    """Whether more than its rank and its targets says how large it is."""
+    more = (
+        adapter.rank_pattern,
+        adapter.layers_to_transform,
+        adapter.exclude_modules,
+        adapter.modules_to_save,
+    )
+    return any(setting is not None for setting in more)
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Sequence[int]) -> tuple[Sequence[int], int]:
@@ -158,7 +173,13 @@ def of_job(
     products = engines.precision(body.get("precision"), device, full=adapter.full)
     _, found_plan = fit(
         shape,
-        setup_of(method, adapter, hyper, precision=products.name),
+        setup_of(
+            method,
+            adapter,
+            hyper,
+            precision=products.name,
+            added_tokens=len(body.get("added_tokens", ())),
+        ),
         lengths,
         most_rows=most_rows,
         device=device,

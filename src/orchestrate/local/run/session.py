@@ -141,7 +141,11 @@ class Session:
             return
         hyper = self.job.hyper
         setup = fitting.setup_of(
-            self.job.method, self.job.adapter, hyper, precision=self.loaded.precision.name
+            self.job.method,
+            self.job.adapter,
+            hyper,
+            precision=self.loaded.precision.name,
+            added_tokens=len(self.job.added_tokens),
         )
         lengths, most = fitting.rows_of(self.job.method, hyper, rows.lengths.tolist())
         tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
