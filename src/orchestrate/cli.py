@@ -57,6 +57,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (_RUNS, "recover", "worker:recover", "Rebuild a lost store from the hosts' lists."),
     (_MODELS, "eval", "judge:evaluate", "Base against tuned on held-out rows."),
+    (_MODELS, "regress", "regress:regress", "Did it forget anything? Tuned against base, with margins."),
     (_MODELS, "compare", "judge:compare", "Runs side by side: settings, cost, loss, scores."),
     (_MODELS, "review", "review:review", "People say which answers are better, without knowing whose."),
     (_MODELS, "chat", "tuned:chat", "Talk to a tuned model."),

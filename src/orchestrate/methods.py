@@ -89,6 +89,9 @@ class LoRA(Part):
     dropout: Float | None = Field(default=None, ge=0, lt=1)
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
+    target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Weights of experts, which are one tensor for all of them, that are adapted too: ends of their names,
+    such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None

@@ -242,6 +242,7 @@ _LATER_ADAPTER = frozenset(
         "alpha_pattern",
         "layers_to_transform",
         "exclude_modules",
+        "target_parameters",
         "modules_to_save",
         "loraplus_lr_ratio",
     }

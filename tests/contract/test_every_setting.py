@@ -44,6 +44,7 @@ LORA = {
     "alpha_pattern": st.just({"q_proj": 4.0}),
     "layers_to_transform": st.sampled_from([[0], [1, 99]]),
     "exclude_modules": st.sampled_from([["v_proj"], ".*v_proj"]),
+    "target_parameters": st.just(["experts.down_proj"]),
     "modules_to_save": st.just(["lm_head"]),
     "loraplus_lr_ratio": st.sampled_from([1, 16.0]),
 }
@@ -74,7 +75,9 @@ METHODS = st.one_of(
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "test": st.just("test.jsonl"),
     "method": METHODS,
-    "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")),
+    "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")).filter(
+        lambda a: not (a.get("dora") and a.get("init_lora_weights") == "loftq")
+    ),  # the spec refuses both at once
     "added_tokens": st.just(["<|note|>"]),
     "optimizer": st.one_of(
         kind("adamw", betas=st.just([0.9, 0.95]), eps=POSITIVE),
@@ -191,6 +194,7 @@ ENGINE_SETTINGS: list[dict[str, Any]] = [
             {"alpha_pattern": {"q_proj": 4.0}},
             {"layers_to_transform": [0]},
             {"exclude_modules": ["v_proj"]},
+            {"target_parameters": ["experts.down_proj"]},
             {"modules_to_save": ["lm_head"]},
             {"loraplus_lr_ratio": 16},
         )

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.errors import DataError
 from orchestrate.evaluation.asking import Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.types import Contender, Message, Reply, Sampling
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
 
 LOCAL_BATCH = 64
-Likelihood = Callable[[Sequence[Item]], list[tuple[float, int]]]
-"""For each item the nats of its expected answer, and how many tokens these are."""
+Likelihood = Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, int, bool]]]
+"""As `local.Generator.likelihoods`."""
 
 
 class Asks(Protocol):
@@ -82,7 +84,7 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
     """The same model, shown the examples first."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
-    return Candidate(contender, candidate.respondent, shots)
+    return Candidate(contender, candidate.respondent, shots)  # its likelihoods would be without them
 
 
 def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
@@ -111,19 +113,21 @@ def by_generator(
 ) -> Candidate:
     """Asked on this machine, in batches. `weights` tells the model's files from any others."""
 
+    def generate(questions: Sequence[Question], seed: int) -> list[Reply]:
+        return generator.generate(
+            [q.messages for q in questions],
+            base=base,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            seed=seed,
+            tools=list(questions[0].tools) or None,
+        )
+
     def ask(questions: Sequence[Question]) -> list[Answer]:
         answers: dict[str, Answer] = {}
         for tools, sample in dict.fromkeys((_json(q.tools), q.sample) for q in questions):
             same = [q for q in questions if (_json(q.tools), q.sample) == (tools, sample)]
-            replies = generator.generate(
-                [q.messages for q in same],
-                base=base,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                seed=sampling.seed + sample,
-                tools=list(same[0].tools) or None,
-            )
-            answers |= {q.digest: answer_of(r) for q, r in zip(same, replies, strict=True)}
+            answers |= _at_once(same, generate, sampling.seed + sample)
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
@@ -135,7 +139,34 @@ def by_generator(
         max_tokens=sampling.max_tokens,
         price=_nothing,
     )
-    return Candidate(contender, respondent)
+
+    return Candidate(contender, respondent, likelihood=partial(generator.likelihoods, base=base))
+
+
+def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
+    """Nats and tokens of each item's expected answer; of an item without a question of its text."""
+    assert candidate.likelihood is not None  # noqa: S101  asked before
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        messages = [m.to_dict() for m in item.prompt]
+        asked = {"messages": messages, "answer": item.expected, "tools": list(item.tools)}
+        rows.append(asked if messages else {"text": item.expected})
+    return [(nats, tokens) for nats, tokens, _ in candidate.likelihood(rows)]
+
+
+def _at_once(
+    questions: Sequence[Question], generate: Callable[[Sequence[Question], int], list[Reply]], seed: int
+) -> dict[str, Answer]:
+    """Answers by the question's digest. Where the model refuses a batch, for a question that is too long for
+    it, each is asked alone."""
+    try:
+        replies = generate(questions, seed)
+    except DataError as error:
+        if len(questions) == 1:
+            return {questions[0].digest: Answer(text="", error=str(error))}
+        parts = [_at_once([question], generate, seed) for question in questions]
+        return {digest: answer for part in parts for digest, answer in part.items()}
+    return {q.digest: answer_of(r) for q, r in zip(questions, replies, strict=True)}
 
 
 def _nothing(prompt: int, completion: int) -> Decimal:

@@ -141,6 +141,9 @@ class Hyper(Record, frozen=True, kw_only=True):
     momentum: float | None = None
     gradient_checkpointing: bool = False
     neftune_alpha: float | None = None
+    router_aux_loss: float | None = None
+    """Weight of the loss that spreads tokens over the experts of a mixture; `None`: where all weights are
+    trained, as the model's configuration has it, else none."""
     nan_policy: str = "stop"
     """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
     spike_factor: float | None = None

@@ -49,6 +49,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.alpha_pattern": ("has one scale for all modules", None),
     "adapter.layers_to_transform": ("adapts all layers", None),
     "adapter.exclude_modules": ("takes no modules to leave out", None),
+    "adapter.target_parameters": ("takes no single weights of experts to adapt", None),
     "adapter.modules_to_save": ("trains no module whole beside the adapter", None),
     "adapter.loraplus_lr_ratio": ("has one learning rate for all of the adapter", 1),
 }

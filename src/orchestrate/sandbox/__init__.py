@@ -57,7 +57,7 @@ def running(
     if train:
         from orchestrate.local.run.launching import require_packages
 
-        require_packages("training in the sandbox")
+        require_packages("training in the sandbox", "sandbox")
     from orchestrate.sandbox.server import serve
 
     return serve(

@@ -11,6 +11,7 @@ from orchestrate.data.operations.preview import PreviewReport as PreviewReport
 from orchestrate.data.operations.review import ExportReport as ExportReport
 from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
+from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.local.speed.throughput import Bench as Bench
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice

@@ -163,7 +163,8 @@ class Event(Record, frozen=True, kw_only=True):
 class MetricPoint(Record, frozen=True, kw_only=True):
     """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
     tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second;
-    a host's other values keep the host's name."""
+    result_step and result_valid_loss where the weights left are those of an earlier step; a host's other
+    values keep the host's name."""
 
     step: int
     values: dict[str, float]

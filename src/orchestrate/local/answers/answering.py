@@ -103,6 +103,13 @@ class Answerer:
             else:
                 send({"replies": self._batched(model, texts, request)})
 
+    def likelihoods(self, request: dict[str, Any], send: Send) -> None:
+        from orchestrate.local.answers.likelihood import likelihoods
+
+        model, adapter = self.model(request["base"])
+        with adapter:
+            send({"likelihoods": likelihoods(model, self.template, self.device, request["likelihoods"])})
+
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
 
@@ -172,6 +179,8 @@ def main() -> int:
             if answerer is None:
                 answerer = Answerer(request)
                 send({"ready": True})
+            elif "likelihoods" in request:
+                answerer.likelihoods(request, send)
             else:
                 answerer.answer(request, send)
         except BrokenPipeError:

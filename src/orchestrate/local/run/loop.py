@@ -34,6 +34,7 @@ from orchestrate.local.run.optimizers import (
     state_tensors,
 )
 from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run.schedule import random_state, set_random_state, spread
 from orchestrate.text import size
 
 STATUS_SECONDS = 0.5
@@ -119,6 +120,8 @@ class Loop:
         best = {n: tensors[f"best.{n}"] for n in self.parameters if f"best.{n}" in tensors}
         self.best = best or None
         self.progress = whole.progress
+        patience = self.hyper.early_stopping_patience
+        self.early_stopped = patience is not None and whole.progress.worse >= patience
         self.max_tokens = whole.progress.max_tokens or self.max_tokens
         self.dir.repair(whole.progress.step)
         self.dir.add_event(
@@ -189,6 +192,15 @@ class Loop:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
 
+    @property
+    def result(self) -> tuple[int, dict[str, float]]:
+        """The step whose weights are the result, and the evaluation that they had; of a run that has
+        ended."""
+        p = self.progress
+        if self.best is not None and p.best_step is not None:
+            return p.best_step, p.best_metrics
+        return p.step, p.metrics
+
     def _one(self, batch: list[int]) -> None:
         begun = time.perf_counter()
         step = self.progress.step
@@ -203,8 +215,11 @@ class Loop:
             self._looked_at_gpu = time.monotonic()
             if load := self.gpu_load():
                 values.update(load.to_dict())
-        self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         last = step == self.progress.total_steps or self.early_stopped
+        if last and self.best is not None:
+            told, metrics = self.result
+            values.update({"result_step": float(told), **{f"result_{k}": v for k, v in metrics.items()}})
+        self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         word = self.asked()
         if step in self.checkpoint_steps or last:
             self.save(kept=True)
@@ -332,6 +347,7 @@ class Loop:
             worse=0 if better else self.progress.worse + 1,
         )
         if better and self.hyper.holds_best:
+            self.progress = msgspec.structs.replace(self.progress, best_step=step, best_metrics=values)
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
         if patience is not None and self.progress.worse >= patience:
             self.early_stopped = True
@@ -376,25 +392,6 @@ class Loop:
                 early_stopped=self.early_stopped,
             )
         )
-
-
-def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Steps after which something happens `count` times, evenly, the last step included; `None` is after
-    `every` so many steps, and after the last."""
-    if count is None:
-        return {*range(every, total + 1, every), total}
-    return {round(total * k / count) for k in range(1, count + 1)} - {0}
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    cuda = {"random.cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {}
-    return {"random.cpu": torch.get_rng_state(), **cuda}
-
-
-def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
 def _disk_is_full(error: BaseException) -> bool:

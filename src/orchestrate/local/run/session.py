@@ -272,21 +272,24 @@ class Session:
             count(p.trained_tokens, "trained token"),
             f"{duration(p.seconds)} of training",
         ]
-        if "valid_reward" in p.metrics:
-            parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
-        elif "valid_loss" in p.metrics:
-            parts.append(f"validation loss {p.metrics['valid_loss']:.4f}")
+        step, metrics = self.loop.result
+        at = f" at step {step}, whose weights are kept" if step != p.step else ""
+        if "valid_reward" in metrics:
+            parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
+        elif "valid_loss" in metrics:
+            parts.append(f"validation loss {metrics['valid_loss']:.4f}{at}")
         return ", ".join(parts)
 
     def publish(self) -> Path:
-        p = self.loop.progress
+        p, (step, metrics) = self.loop.progress, self.loop.result
         trained = {
             "steps": p.step,
             "trained_tokens": p.trained_tokens,
             "seen_tokens": p.seen_tokens,
             "seconds": p.seconds,
             "early_stopped": self.loop.early_stopped,
-            "metrics": p.metrics,
+            "weights_of_step": step,
+            "metrics": metrics,
         }
         passport = export.passport(
             self.job,
