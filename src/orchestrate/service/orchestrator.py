@@ -114,7 +114,7 @@ class Orchestrator:
 
         if wanted == "all":
             return registry.usable(self.settings)
-        known = registry.names(self.settings)
+        known = registry.known(self.settings)
         names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
         if unknown := [n for n in names if n not in known]:
             raise UsageError(
@@ -413,4 +413,4 @@ class Orchestrator:
         from orchestrate import specfile
         from orchestrate.providers import registry
 
-        specfile.require_backends(spec, registry.names(self.settings))
+        specfile.require_backends(spec, registry.known(self.settings))
