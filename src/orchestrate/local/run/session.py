@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
@@ -148,9 +149,15 @@ class Session:
             return
         hyper = self.job.hyper
         setup = fitting.setup_of(
-            self.job.method, self.job.adapter, hyper, precision=self.loaded.precision.name
+            self.job.method,
+            self.job.adapter,
+            hyper,
+            precision=self.loaded.precision.name,
+            added_tokens=len(self.job.added_tokens),
         )
-        lengths, most = fitting.rows_of(self.job.method, hyper, rows.lengths.tolist())
+        counts = np.unique(rows.lengths, return_counts=True)
+        counted = dict(zip(*(c.tolist() for c in counts), strict=True))
+        lengths, most = fitting.rows_of(self.job.method, hyper, counted)
         tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
@@ -240,17 +247,17 @@ class Session:
         if rows := Rows.open(folder, pairs=pairs, labelled=labelled):
             return rows
         _require(path)
+        folder.parent.mkdir(exist_ok=True)
         rows, report = encode_file(
             path,
             self.template,
+            folder,
             pairs=pairs,
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
             earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
-        folder.parent.mkdir(exist_ok=True)
-        rows.save(folder)
         for level, message in report.messages(name, self.limit):
             self.run.add_event(message, level=level, type="data")
         return rows
