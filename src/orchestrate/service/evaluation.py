@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from orchestrate.data import Dataset
+from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import rubric
@@ -210,7 +211,7 @@ class PreparedEvaluation:
         )
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
-            handle.used()
+            used(self._ft, handle.id)
         return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.data import Dataset
+from orchestrate.deployment import used
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
@@ -136,7 +137,7 @@ class PreparedRegression:
             self.notes,
         )
         self._ft.store.history.add_record(self._handle.id, KIND, found)
-        self._handle.used()
+        used(self._ft, self._handle.id)
         return found
 
     def _tasks(self) -> list[ProbeResult]:

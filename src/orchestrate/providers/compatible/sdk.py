@@ -32,6 +32,7 @@ from orchestrate.providers.transfer import work_folder
 from orchestrate.types import (
     Checkpoint,
     Event,
+    Feature,
     Job,
     JobHandle,
     JobStatus,
@@ -82,6 +83,9 @@ class SdkProvider(Provider):
     @cached_property
     def client(self) -> OpenAI:
         """The SDK's client, retries off. Raises `MissingKey`."""
+        return self.connect()
+
+    def connect(self) -> OpenAI:
         return connect(self.config)
 
     def close(self) -> None:
@@ -120,7 +124,7 @@ class SdkProvider(Provider):
             body["validation_file"] = remote.validation_id
         body |= self.tag(spec, ref)
         jobs = self.client.fine_tuning.jobs
-        known, further = _fields(body)
+        known, further = _fields(self.sent(body))
         job = self._wire.send_once(
             ref, lambda: jobs.create(**known, extra_body=further or None), lambda answer: answer.id
         )
@@ -130,6 +134,10 @@ class SdkProvider(Provider):
         """The fields of the create request by which its job is found again."""
         del spec
         return {"metadata": {reading.REF_KEY: ref}}
+
+    def sent(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request as it goes out."""
+        return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
         """What the list of jobs is narrowed down by, where the host can."""
@@ -198,9 +206,11 @@ class SdkProvider(Provider):
         self._act(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def pause(self, job: JobHandle) -> None:
+        self.require(Feature.PAUSE)
         self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
 
     def resume(self, job: JobHandle) -> None:
+        self.require(Feature.RESUME)
         going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
         self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
 
@@ -216,6 +226,7 @@ class SdkProvider(Provider):
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the tuned model. The record of the job stays."""
+        self.require(Feature.DELETE)
         tuned = self.get(job).tuned_model
         if tuned is None:
             return
@@ -230,6 +241,10 @@ class SdkProvider(Provider):
         """The name under which a tuned model is asked; `None` while nothing answers."""
         deployment = self.config.options.get("deployment")
         return str(deployment) if deployment else job.tuned_model
+
+    def _base(self, job: Job) -> str | None:
+        """The name under which its base model is asked."""
+        return job.model
 
     @property
     def chat_limit(self) -> str:
@@ -253,7 +268,7 @@ class SdkProvider(Provider):
     ) -> Chat:
         """Raises `UsageError` while the job has no model yet."""
         known = self.get(job)
-        model = known.model if base else self._answering(known)
+        model = self._base(known) if base else self._answering(known)
         if model is None:
             raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
         # Reasoning models take neither max_tokens nor a temperature.
