@@ -55,6 +55,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "spending:spending",
         "Spent, committed, left; all that still bills, on every account.",
     ),
+    (_RUNS, "import", "importing:take", "Past jobs of an account become runs; what falls silent when."),
     (_RUNS, "recover", "worker:recover", "Rebuild a lost store from the hosts' lists."),
     (_MODELS, "eval", "judge:evaluate", "Base against tuned on held-out rows."),
     (_MODELS, "regress", "regress:regress", "Did it forget anything? Tuned against base, with margins."),

@@ -42,6 +42,7 @@ from orchestrate.service.records import (
     SpendingReport,
     SplitReport,
     SyncReport,
+    Taken,
 )
 from orchestrate.types import (
     Artifact,
@@ -168,6 +169,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "spending": (SpendingReport,),
     "sync": (SyncReport,),
     "worker": (SyncReport,),
+    "import": (list[Taken],),
     "recover": (Recovered,),
     "eval": (Evaluation,),
     "regress": (Regression,),

@@ -87,8 +87,15 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
     return Candidate(contender, candidate.respondent, shots)  # its likelihoods would be without them
 
 
-def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
-    """Asked through the chat completions API, as many questions at a time as the host takes. Raises
+def by_chat(
+    contender: Contender,
+    chat: Asks,
+    sampling: Sampling,
+    price: Price | None,
+    first_seconds: Callable[[], float | None] | None = None,
+) -> Candidate:
+    """Asked through the chat completions API, as many questions at a time as the host takes. `first_seconds`
+    tells when the first token of this thread's last answer came, where answers are streamed. Raises
     `UsageError` where they are to be answered in batches."""
     if sampling.batch is not None:
         raise UsageError(
@@ -100,12 +107,15 @@ def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price |
         [question] = questions
         started = time.monotonic()
         reply = chat.ask(question.messages, question.tools)
-        return [answer_of(reply, seconds=time.monotonic() - started)]
+        answer = answer_of(reply, seconds=time.monotonic() - started)
+        return [replace(answer, first_token_seconds=first_seconds()) if first_seconds else answer]
 
     identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
+    # Answers without that time are none for those who want it.
+    streamed = {"stream": True} if first_seconds else dict[str, Any]()
     respondent = Respondent(
         name=contender.name,
-        identity={**identity, "kind": contender.kind, **_way(sampling)},
+        identity={**identity, "kind": contender.kind, **_way(sampling), **streamed},
         ask=ask,
         parallel=chat.threads,
         max_tokens=sampling.max_tokens,

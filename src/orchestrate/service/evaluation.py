@@ -114,7 +114,9 @@ class PreparedEvaluation:
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers", Purse(order.max_cost_usd), fresh=order.fresh
         )
-        self._contenders = Contenders(ft, order.sampling, order.on, order.key_variable)
+        self._contenders = Contenders(
+            ft, order.sampling, order.on, order.key_variable, stream=registry.needs(order.metrics, "stream")
+        )
         try:
             self._prepare(named)
         except BaseException:

@@ -22,6 +22,7 @@ from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.service.backends import Plugin as Plugin
 from orchestrate.service.doctor import Check as Check
+from orchestrate.service.importing import Taken as Taken
 from orchestrate.service.judging import JudgeReport as JudgeReport
 from orchestrate.service.models import ModelChanges as ModelChanges
 from orchestrate.service.reviewing import Exported as Exported

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +167,9 @@ class Sums:
 
 class Objective:
     """Supervised training. Preferences and rewards (`preferences`, `policy`) override what differs."""
+
+    divisible: ClassVar[bool] = True
+    """Whether `run` does for any part of a batch."""
 
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded

@@ -25,6 +25,7 @@ from orchestrate.local.objectives.base import Objective, Sums, learning_rate, me
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
+from orchestrate.local.run.guard import Guard
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import (
     given_out,
@@ -33,6 +34,7 @@ from orchestrate.local.run.optimizers import (
     set_rate,
     state_tensors,
 )
+from orchestrate.local.run.remaining import Work
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.schedule import random_state, set_random_state, spread
 from orchestrate.text import size
@@ -40,8 +42,6 @@ from orchestrate.text import size
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
 """Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
-MOST_SKIPPED = 10
-"""Steps skipped one after the other before the run is given up."""
 
 
 class Stopped(Exception):
@@ -79,7 +79,7 @@ class Loop:
         self.optimizer = make_optimizer(self.parameters, self.hyper, job.adapter.loraplus_lr_ratio)
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
-        self.skipped = 0
+        self.guard = Guard(run, self.hyper)
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf
@@ -92,6 +92,7 @@ class Loop:
             self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
         every = self.hyper.checkpoint_steps or self.per_epoch
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, every)
+        self.work = Work(train, valid, self.eval_steps, self.per_epoch, total)
 
     # -- going on --------------------------------------------------------------------------------------------
 
@@ -178,6 +179,7 @@ class Loop:
 
     def _run(self) -> None:
         self.loaded.model.train()
+        self._measure()
         while self.progress.step < self.progress.total_steps and not self.early_stopped:
             epoch, first = divmod(self.progress.step, self.per_epoch)
             batches = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)
@@ -191,6 +193,16 @@ class Loop:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
+
+    def _measure(self) -> None:
+        """A look at the speed before the first step."""
+        if self.work.measured or self.progress.step >= self.progress.total_steps:
+            return
+        epoch, first = divmod(self.progress.step, self.per_epoch)
+        batch = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)[first]
+        speed = self.work.measure(self.objective, batch)
+        self.optimizer.zero_grad()
+        self.report(speed, force=True)
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
@@ -259,7 +271,7 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.hyper.max_grad_norm).item()
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
-        if self._acceptable(values["loss"], norm) and norm > 0:
+        if self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
             set_rate(self.optimizer, rate)
             self.optimizer.step()
             mean = self.progress.loss_mean
@@ -296,34 +308,6 @@ class Loop:
             type="memory",
             step=self.progress.step,
         )
-
-    def _acceptable(self, loss: float, norm: float) -> bool:
-        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says
-        stop."""
-        mean, factor = self.progress.loss_mean, self.hyper.spike_factor
-        if math.isfinite(loss) and math.isfinite(norm):
-            if not (factor and mean is not None and self.progress.step > 20 and loss > factor * mean):
-                self.skipped = 0
-                return True
-            what = f"the loss jumped to {loss:.3g} (running mean {mean:.3g})"
-        else:
-            what = f"loss {loss:.3g} or gradient norm {norm:.3g} is not finite"
-            if self.hyper.nan_policy == "stop":
-                raise RunFailed(
-                    f"step {self.progress.step + 1}: {what}",
-                    fix="lower the learning rate, check the rows (orchestrate data check), "
-                    f"or set {option('nan_policy')}: skip",
-                )
-        self.skipped += 1
-        if self.skipped >= MOST_SKIPPED:
-            raise RunFailed(f"{self.skipped} steps in a row were skipped; the last because {what}")
-        self.dir.add_event(
-            f"step {self.progress.step + 1} was skipped: {what}",
-            level="warning",
-            type="skipped",
-            step=self.progress.step + 1,
-        )
-        return False
 
     def _evaluate(self, step: int) -> dict[str, float]:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
@@ -389,6 +373,7 @@ class Loop:
                 trained_tokens=p.trained_tokens,
                 seconds=p.seconds,
                 tokens_per_second=tokens_per_second or old.tokens_per_second,
+                remaining_seconds=self.work.remaining(p.step, p.seen_tokens, p.seconds),
                 early_stopped=self.early_stopped,
             )
         )

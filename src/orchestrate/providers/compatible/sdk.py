@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.errors import (
@@ -28,7 +30,7 @@ from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import made_since
-from orchestrate.providers.transfer import work_folder
+from orchestrate.providers.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -41,6 +43,7 @@ from orchestrate.types import (
     Recalled,
     RemoteDataset,
     Reply,
+    Told,
     Translation,
 )
 
@@ -97,6 +100,17 @@ class SdkProvider(Provider):
             return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
         except (NotFound, PermissionRefused):
             return False
+
+    def asked_for(self, job: Job) -> Told:
+        return recalled.told(job)
+
+    def fetch_file(self, id: str, file: Path) -> None:
+        content: Any = self.client.files.with_streaming_response.content
+
+        def opened(headers: dict[str, str]) -> AbstractContextManager[Stream]:
+            return content(id, extra_headers=headers)
+
+        fetch(self._wire, opened, file, limit_bytes=MOST_FILE_BYTES)
 
     def recall(self, job: Job) -> Recalled:
         return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
