@@ -30,6 +30,9 @@ class SFT(Part):
 
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
+    earlier_thinking: Literal["train", "split", "untrained"] | None = None
+    """Answers whose thinking the chat template drops because further turns follow: trained without it, made
+    the last of a row of their own, which shows it, or left as context."""
 
 
 class DPO(Part):
@@ -109,7 +112,7 @@ class LoRA(Part):
 
     @model_validator(mode="after")
     def _one_start(self) -> LoRA:
-        if self.dora and self.changes_base:
+        if self.dora and (self.changes_base or self.init_lora_weights == "loftq"):
             raise ValueError(f"dora cannot begin with {self.init_lora_weights}: leave one of them out")
         return self
 

@@ -234,7 +234,7 @@ class JobSpec(Part):
 
 
 _LATER = frozenset({"added_tokens", "max_steps", "optimizer", "eval_steps", "keep_best", "checkpoint_steps"})
-_LATER_METHOD = frozenset({"label_smoothing"})
+_LATER_METHOD = frozenset({"earlier_thinking", "label_smoothing"})
 _LATER_ADAPTER = frozenset(
     {
         "init_lora_weights",

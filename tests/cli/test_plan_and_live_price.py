@@ -81,8 +81,14 @@ def test_a_strict_submit_sends_nothing(cli: Cli, project: Path, sandbox: Sandbox
     refused = cli(*asked, "--strict", **sandbox.env)
     assert refused.code == 2 and "adapter.type" in refused.err
     assert (sandbox.count(), cli("runs", "--json").json) == (0, [])
-    assert cli(*asked, **sandbox.env).code == 0
-    assert creates(sandbox) == 1
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
+    beside = [row | {"article": f"What the answer {n} is about"} for n, row in enumerate(rows)]
+    (project / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beside))
+    done = cli(*asked, **sandbox.env)
+    assert done.code == 0 and creates(sandbox) == 1
+    # Whoever did not check first is told before the rows are sent.
+    told, _, after = done.err.partition("together: run ")
+    assert "the column article is not read" in told and "orchestrate check" in told and after
 
 
 def test_an_account_that_may_not_spend_so_much_creates_nothing(

@@ -212,7 +212,9 @@ def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
     assert found.json["choices"][0]["way"] == "prompt"
     assert "96% of the target of 0.9" in found.json["choices"][0]["reasons"][0]
     assert cli("advise", "train.jsonl", "--base-score", "86").code == 2
-    assert cli("advise", "train.jsonl", "--target", "0").code == 2
+    assert cli("advise", "train.jsonl", "--base-score", "0.8", "--target", "0").code == 2
+    alone = cli("advise", "train.jsonl", "--target", "0.9")
+    assert alone.code == 2 and "give --base-score or --eval" in alone.err
     assert cli("advise", "train.jsonl", "--base-score", "0.8", "--eval", "run").code == 2
 
 

@@ -20,9 +20,11 @@ from tests.reviewing import ESCAPES, HUGE, MARKUP, answered
 from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.commands.schema import AnswersReviewing
 from orchestrate.data import Dataset
+from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
+from orchestrate.service import reviewing
 from orchestrate.tracking.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
@@ -126,20 +128,23 @@ def test_pairs_from_the_page_to_training_rows(
     assert (
         "88% (" in shown.out and "ann 3 of 3, bo 3 of 3" in shown.err and "\x1b" not in shown.out + shown.err
     )
+    compared = cli("compare", run_id, "--format", "md")
+    assert "People preferred run to base tiny in 88% (" in compared.out and "2 raters" in compared.out
     rows = cli("data", "from-review", told["review"], "-o", "dpo.jsonl", "--json")
     assert msgspec.convert(rows.json, FromReview).rows == 3 and Dataset.open(tmp_path / "dpo.jsonl").rows == 3
     kto = cli("data", "from-review", told["review"], "-o", "kto.jsonl", "--as", "kto")
     assert kto.code == 0 and "kto.jsonl: 6 rows for kto" in kto.out
     wrong = cli("data", "from-review", told["review"], "-o", "x.jsonl", "--as", "rft")
     assert wrong.code == 2
-    again, same = serve(tmp_path, cli_env, run_id, "--raters", "ann,bo,cy")  # goes on
-    assert (
-        same["review"] == told["review"] and same["done"] == {"ann": 3, "bo": 3} and len(same["links"]) == 3
-    )
-    end(again)
-    other, new = serve(tmp_path, cli_env, run_id, "--new", "--items", "2")
-    assert new["review"] != told["review"] and list(new["links"]) == [""]
-    end(other)
+    with Orchestrator(config.load(home=tmp_path / "home")) as ft:  # goes on, unless it is told not to
+        same = reviewing.opened(ft, [run_id])
+        assert same.review.id == told["review"] and same.done() == {"ann": 3, "bo": 3}
+        with reviewing.serving(same, raters=["bo", "cy"]) as page:
+            old, new = told["links"]["bo"].split("/")[-2], page.links["bo"].split("/")[-2]
+            assert old == new and list(page.links) == ["bo", "cy"]  # a link stays the same
+        order = reviewing.ReviewOrder(new=True, items=2, against="base")
+        other = reviewing.opened(ft, [run_id], order)
+        assert other.review.id != told["review"] and other.review.items == 2
 
 
 def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: Path) -> None:
@@ -179,25 +184,48 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
     assert judged.code == 1 and "compared with people on 8 answers; 30 are needed" in judged.err
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ({"contenders": ("run", "moon")}, "no contender is called 'moon'"),
+        ({"contenders": ("run",)}, "two contenders"),
+        ({"evaluation": "eval-0"}, "no evaluation eval-0"),
+        ({"rubric": Path("none.yaml")}, "cannot be read"),
+        ({"against": "moon"}, "no contender is called 'moon'"),
+    ],
+)
+def test_what_cannot_be_reviewed_is_told(
+    run_id: str, tmp_path: Path, order: dict[str, Any], words: str
+) -> None:
+    with (
+        Orchestrator(config.load(home=tmp_path / "home")) as ft,
+        pytest.raises(UsageError, match=words),
+    ):
+        reviewing.opened(ft, [run_id], reviewing.ReviewOrder(**order))
+
+
 def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
     for arguments, words in (
         ((), "name the runs"),
-        (("rev-none",), "no review rev-none"),
         ((run_id, "--results", "--plan"), "one of --results"),
-        ((run_id, "--contenders", "run,moon"), "no contender is called 'moon'"),
-        ((run_id, "--contenders", "run"), "two contenders"),
-        ((run_id, "--evaluation", "eval-0"), "no evaluation eval-0"),
-        ((run_id, "--rubric", "none.yaml"), "cannot be read"),
-        ((run_id, "--export", "sheet.csv"), "--rater NAME"),
-        ((run_id, "--export", "sheet.xlsx", "--rater", "a"), ".csv is a sheet"),
-        ((run_id, "--export", "rated.jsonl"), "rated yet"),
-        (("--plan", "--detect", "0.5"), "not a half"),
+        ((run_id, "--results"), "nobody was asked"),
     ):
         done = cli("review", *arguments)
         assert done.code == 2 and words in done.err, (arguments, done.err)
-    (tmp_path / "items.jsonl").unlink()
-    gone = cli("review", run_id, "--new", "--results")
-    assert gone.code == 1 and "the answers are gone" in gone.err
+    with Orchestrator(config.load(home=tmp_path / "home")) as ft:
+        desk = reviewing.opened(ft, [run_id])
+        for file, rater, words in (
+            ("sheet.csv", None, "one rater's"),
+            ("sheet.xlsx", "a", ".csv is a sheet"),
+            ("rated.jsonl", None, "rated yet"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                reviewing.export(ft, desk, tmp_path / file, rater)
+        with pytest.raises(UsageError, match="no review rev-none"):
+            reviewing.opened(ft, ["rev-none"])
+        (tmp_path / "items.jsonl").unlink()
+        with pytest.raises(DataError, match="the answers are gone"):
+            reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True))
 
 
 def test_people_are_planned(cli: Cli, run_id: str) -> None:

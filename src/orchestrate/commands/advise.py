@@ -56,6 +56,8 @@ def advise(
 
     if needed.evaluated and needed.base_score is not None:
         raise UsageError("give --base-score or --eval, not both")
+    if needed.target is not None and needed.base_score is None and not needed.evaluated:
+        raise UsageError("--target is compared with what the base model scores: give --base-score or --eval")
     if needed.target is not None and not 0 < needed.target <= 1:
         raise UsageError(f"--target is a share above 0, to 1; got {needed.target:g}")
     with orchestrator(context) as ft:

@@ -41,8 +41,9 @@ class What:
     )
     rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
     contenders: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of the evaluation, by commas; default: all.")
-    ] = ""
+        list[str] | None,
+        typer.Option("--contender", metavar="NAME", help="One of the evaluation's; default: all."),
+    ] = None
     against: Annotated[str | None, typer.Option(metavar="NAME", help="Pairs with this contender only.")] = (
         None
     )
@@ -119,7 +120,20 @@ def review(
     if not run:
         raise UsageError("name the runs whose answers are to be rated", fix="orchestrate review RUN")
     with orchestrator(context) as ft:
-        desk = reviewing.opened(ft, run, _order(what))
+        order = _order(what)
+        if instead.plan or instead.results:
+            known = reviewing.existing(ft, run, order)
+            if instead.plan:
+                likeness = reviewing.result(ft, known).likeness if known else None
+                _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
+            elif known is None:
+                raise UsageError(
+                    "nobody was asked about these answers yet", fix=f"orchestrate review {run[0]}"
+                )
+            else:
+                _show(reviewing.result(ft, known), json=json)
+            return
+        desk = reviewing.opened(ft, run, order)
         if instead.export is not None:
             done = reviewing.export(ft, desk, instead.export, instead.rater)
             _say(done, f"{done.output}: {count(done.rows, 'row')} of {done.review}", json=json)
@@ -127,11 +141,6 @@ def review(
             taken = reviewing.take(ft, desk, instead.take, instead.rater)
             told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
             _say(taken, f"{told}, {taken.empty:,} empty", json=json)
-        elif instead.plan:
-            likeness = reviewing.result(ft, desk).likeness
-            _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
-        elif instead.results:
-            _show(reviewing.result(ft, desk), json=json)
         else:
             _serve(desk, place, json=json)
 
@@ -139,7 +148,7 @@ def review(
 def _order(what: What) -> ReviewOrder:
     from orchestrate.service.reviewing import ReviewOrder
 
-    fields: dict[str, Any] = vars(what) | {"contenders": _names(what.contenders)}
+    fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
     return ReviewOrder(**fields)
 
 
@@ -183,6 +192,8 @@ def _serve(desk: Any, place: Place, *, json: bool) -> None:
 
 
 def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None, *, json: bool) -> None:
+    from orchestrate.service.reviewing import LIKENESS
+
     if json:
         print_json(plans)
         return
@@ -196,9 +207,9 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None,
         shown.add_row(str(plan.raters), f"{plan.items:,}", f"{plan.votes:,}")
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
-    value = 0.4 if likeness is None else likeness
-    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries; votes on one item")
-    note(f"are taken to hang together by {value:.2f} ({known})")
+    value = LIKENESS if likeness is None else likeness
+    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries")
+    note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
 
 
 def _show(found: ReviewResult, *, json: bool) -> None:

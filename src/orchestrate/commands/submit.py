@@ -24,8 +24,8 @@ from orchestrate.commands.console import (
 from orchestrate.commands.options import SpecOptions, grouped
 from orchestrate.commands.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.text import limit, money, quoted
-from orchestrate.types import JobStatus, Quote
+from orchestrate.text import count, limit, money, quoted
+from orchestrate.types import JobStatus, Problem, Quote, Severity
 
 if TYPE_CHECKING:
     from orchestrate.earlier import Earlier
@@ -125,6 +125,7 @@ def _require_agreement(
         raise
     quotes = [prepared.offer(name).quote for name in names]
     _announce(ft, names, quotes, caps)
+    _warn_of_rows(prepared, names)
     limited = spending.max_cost is not None or each is not None
     # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
@@ -135,6 +136,24 @@ def _require_agreement(
             fix="add --yes, or --max-cost USD to agree up to a limit",
         )
     return caps
+
+
+MOST_SORTS = 8
+
+
+def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
+    """What the files hold that would be trained otherwise than it is written, or not at all: of each sort the
+    first."""
+    sorts: dict[str, list[Problem]] = {}
+    for found in prepared.problems:
+        concerned = not found.providers or not set(names).isdisjoint(found.providers)
+        if found.severity is Severity.WARNING and found.source and concerned:
+            sorts.setdefault(found.code, []).append(found)
+    for first, *more in list(sorts.values())[:MOST_SORTS]:
+        place = f"row {first.row}: " if first.row else ""
+        warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
+    if sorts:
+        note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check")
 
 
 def _usd(given: str) -> Decimal:

@@ -215,7 +215,9 @@ def _file_problem(
 def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     reason = host.rules.kinds[data.kind]
     if reason is not None:
-        fix = f"orchestrate data convert --to {host.name}"
+        fix = f"pick a backend that takes {data.kind} rows: orchestrate data check {data.path}"
+        if data.kind == "completion":
+            fix = f"orchestrate data convert --to {host.name}"
         if data.kind == "unpaired":
             fix = f"train on pairs with method dpo, or on this machine (--provider {this_machine().kind})"
         return [_file_problem(host, data, "kind-refused", reason, fix)]

@@ -74,6 +74,15 @@ class Answered(Record, frozen=True, kw_only=True, omit_defaults=True):
     """By contender and metric, one for each sample."""
 
 
+NO_ANSWER = "(no answer)"
+
+
+def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
+    """A turn as one text, its calls of tools too."""
+    written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
+    return "\n".join(filter(None, [text, *written]))
+
+
 def item_id(prompt: Sequence[Message], tools: Sequence[dict[str, Any]], expected: str, calls: Any) -> str:
     parts = msgspec.json.encode([prompt, tools, expected, calls], order="deterministic")
     return hashlib.sha256(parts).hexdigest()[:16]

@@ -19,6 +19,7 @@ def option(name: str) -> str:
 
 class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft", omit_defaults=True):
     train_on_inputs: bool | None = None
+    earlier_thinking: Literal["train", "split", "untrained"] | None = None
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):

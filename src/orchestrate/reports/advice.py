@@ -226,7 +226,7 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             reason="structured outputs can enforce that format without tuning",
             turns="a format that a JSON schema cannot express",
         )
-    if facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
+    if 0 < facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
         yield Vote(
             ways=_TUNING,
             points=2,

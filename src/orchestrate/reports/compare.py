@@ -82,13 +82,14 @@ def compare(
     *,
     between: Sequence[RunDifference] = (),
     answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]] | None = None,
+    people: Sequence[str] = (),
 ) -> Comparison:
     """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
 
     `between` has the paired differences of runs, `answers` for each run what changed in its newest evaluation
-    and how it stands to an earlier one. With `translations` the settings shown are those that each backend
-    was sent, not only those asked for.
-    Raises `UsageError` when there is no run.
+    and how it stands to an earlier one, `people` what was said in reviews. With `translations` the settings
+    shown are those that each backend was sent, not only those asked for. Raises `UsageError` when there is
+    no run.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")
@@ -114,7 +115,7 @@ def compare(
     return Comparison(
         runs=compared,
         reasons=tuple(reasons(compared)),
-        findings=tuple(findings(compared, between)),
+        findings=(*findings(compared, between), *people),
         notes=tuple(notes(compared)),
         between=tuple(between),
     )

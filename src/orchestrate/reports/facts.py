@@ -16,8 +16,10 @@ from orchestrate.data.rows.examples import (
     CompletionExample,
     Example,
     PreferenceExample,
+    RLExample,
     UnpairedExample,
 )
+from orchestrate.data.shapes.reading import canonical
 from orchestrate.types import Record
 
 _SAMPLE = 20_000
@@ -88,7 +90,7 @@ class _Seen:
     def add(self, example: Example) -> None:
         system, prompt, answer = _parts(example)
         self.rows += 1
-        self.digests.add(_digest(system, prompt, answer))
+        self.digests.add(hashlib.blake2b(canonical(example), digest_size=16).digest())
         if system:
             self.systems[system] += 1
         if not answer:
@@ -132,6 +134,9 @@ def _parts(example: Example) -> tuple[str, str, str]:
         return _joined(said, "system", "developer"), _joined(said, "user", "tool"), answer
     if isinstance(example, CompletionExample):
         return "", example.prompt, example.completion
+    if isinstance(example, RLExample):
+        said = [(m.role, m.text) for m in example.messages]
+        return _joined(said, "system", "developer"), _joined(said, "user", "tool"), ""
     return "", "", ""
 
 

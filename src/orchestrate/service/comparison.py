@@ -7,10 +7,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from orchestrate import reports
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
+from orchestrate.evaluation.review.results import told
 from orchestrate.handle import RunHandle
+from orchestrate.service import reviewing
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
@@ -33,7 +35,20 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         sent,
         between=_between([r.id for r in records], newest),
         answers=answers,
+        people=_people(ft, {r.id for r in records}),
     )
+
+
+def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:
+    """What was said in reviews of these runs, the newest last."""
+    found: list[str] = []
+    for review in reversed(ft.store.reviews.matching()):
+        if run_ids & set(review.run_ids):
+            try:
+                found += told(reviewing.result(ft, reviewing.opened(ft, [review.id])))
+            except DataError as error:
+                found.append(f"{review.id}: {error.message}")
+    return found
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:

@@ -13,19 +13,18 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation import rated, rubric
 from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Desk, standing
+from orchestrate.evaluation.review.planning import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.planning import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.sheets import Imported as Imported
 from orchestrate.files import private_folder
 from orchestrate.tracking.reviews import PREFIX
-from orchestrate.types import Evaluation, Record, Review
+from orchestrate.types import Evaluation, Record, Review, Rubric
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.review.server import Page
     from orchestrate.service.orchestrator import Orchestrator
-
-ANYONE = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +53,31 @@ class Exported(Record, frozen=True, kw_only=True):
 def opened(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
     """The review of an id, or of runs: the newest one of the same kind, contenders and rubric, else a new
     one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone."""
+    order = order or ReviewOrder()
+    return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
+
+
+def existing(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
+    """As `opened`, without making one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
-    order = order or ReviewOrder()
-    run_ids = [ft.run(name).id for name in names]
-    evaluation = _evaluation(ft, run_ids, order.evaluation)
-    asked_by, kind = rubric.read(order.rubric), "single" if order.single else "pairs"
-    contenders = _contenders(evaluation, order)
+    evaluation, contenders, asked_by, kind = _wanted(ft, names, order or ReviewOrder())
     for known in ft.store.reviews.matching(evaluation=evaluation.id):
-        same = (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by)
-        if same and not order.new:
+        if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
             return _desk(ft, known)
+    return None
+
+
+def _wanted(
+    ft: Orchestrator, names: Sequence[str], order: ReviewOrder
+) -> tuple[Evaluation, list[str], Rubric, Literal["pairs", "single"]]:
+    evaluation = _evaluation(ft, [ft.run(name).id for name in names], order.evaluation)
+    kind = "single" if order.single else "pairs"
+    return evaluation, _contenders(evaluation, order), rubric.read(order.rubric), kind
+
+
+def _made(ft: Orchestrator, names: Sequence[str], order: ReviewOrder) -> Desk:
+    evaluation, contenders, asked_by, kind = _wanted(ft, names, order)
     answered = tasks.read_answered(Path(evaluation.items_file or ""))
     review_id = ft.store.reviews.new_id()
     made = tasks.tasks_of(
@@ -72,7 +85,7 @@ def opened(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = N
         contenders,
         kind=kind,
         review=review_id,
-        against=order.against,
+        against=None if order.against is None else _contender(order.against, contenders),
         items=order.items,
         seed=order.seed,
     )
@@ -190,10 +203,18 @@ def _evaluation(ft: Orchestrator, run_ids: Sequence[str], wanted: str | None) ->
 
 def _contenders(evaluation: Evaluation, order: ReviewOrder) -> list[str]:
     names = [contender.name for contender in evaluation.contenders]
-    wanted = list(order.contenders) or names
-    for name in [*wanted, *([order.against] if order.against else [])]:
-        if name not in names:
-            raise UsageError(f"no contender is called {name!r}; there are {', '.join(names)}")
-    if order.against is not None and order.against not in wanted:
-        wanted.append(order.against)
+    wanted = [_contender(name, names) for name in order.contenders] or list(names)
+    if order.against is not None and (against := _contender(order.against, names)) not in wanted:
+        wanted.append(against)
     return wanted
+
+
+def _contender(written: str, names: Sequence[str]) -> str:
+    """By its name or the beginning of it."""
+    found = [name for name in names if name == written] or [n for n in names if n.startswith(written)]
+    if len(found) != 1:
+        what = (
+            f"several contenders begin with {written!r}" if found else f"no contender is called {written!r}"
+        )
+        raise UsageError(f"{what}; there are {', '.join(names)}")
+    return found[0]

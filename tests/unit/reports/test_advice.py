@@ -40,6 +40,26 @@ def test_facts_of_an_extraction_task(tmp_path: Path) -> None:
     assert found.prompt_tokens > 300 > found.answer_tokens > 5
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": [{"role": "user", "content": f"q {i}"}], "reference": "a"} for i in range(4)],
+        [{"text": f"page {i}"} for i in range(4)],
+    ],
+    ids=["rl", "text"],
+)
+def test_rows_without_an_answer_are_no_repeats_and_no_classification(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*rows, rows[0])))
+    found = measure(Dataset.open(tmp_path / "t.jsonl"))
+    assert (
+        found.duplicate_share == pytest.approx(1 / 5) and found.distinct_answers == 0
+    ) or found.kind == "text"
+    reasons = [reason for choice in advise(found, Needs()).choices for reason in choice.reasons]
+    assert not any("a classification" in reason for reason in reasons)
+
+
 def test_facts_of_knowledge(tmp_path: Path) -> None:
     rows = [
         ("", f"Who is number {i}?", f"Person{i} lived in Town{i * 3} and built House{i * 7}")

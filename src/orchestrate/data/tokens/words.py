@@ -21,6 +21,9 @@ _WORD = "zq{}qz{}zq"
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
+_CHOICE = "method.earlier_thinking says what is trained then"
+
+
 class Cut(NamedTuple):
     """A text as the template's pieces, and whose words lie between one and the next."""
 
@@ -170,10 +173,11 @@ def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools) -> Iterat
             continue
         if (of.text.strip() or of.tool_calls) and not _any_shown(text, of):
             yield "the chat template shows nothing of an assistant message"
-        if (thought := (of.reasoning or "").strip()) and thought not in text:
-            yield "the chat template leaves out an assistant message's reasoning"
-        if (inline := _inline_thought(of.text)) and inline not in text:
-            yield "the chat template drops the <think> part of an earlier answer"
+        learnt = of.weight != 0
+        if learnt and (thought := (of.reasoning or "").strip()) and thought not in text:
+            yield f"the chat template leaves out an assistant message's reasoning ({_CHOICE})"
+        if learnt and (inline := inline_thought(of.text)) and inline not in text:
+            yield f"the chat template drops the <think> part of an earlier answer ({_CHOICE})"
         if any(form is None for form in _calls_shown(text, of)):
             yield "the chat template leaves out a tool call"
     named = [name for tool in tools or () if (name := _tool_name(tool))]
@@ -192,7 +196,7 @@ def _any_shown(text: str, of: ChatMessage) -> bool:
     return any(form in text for word in words for form in spelt(word.strip()))
 
 
-def _inline_thought(text: str) -> str:
+def inline_thought(text: str) -> str:
     found = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
     return found[1].strip() if found else ""
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import msgspec
 
-from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.items import NO_ANSWER, Answer, in_words
 from orchestrate.types import Criterion, Message, Rubric
 
 SCORE, PAIR = "score-1", "pair-1"
@@ -38,8 +38,7 @@ def to_compare(
 
 def said(answer: Answer) -> str:
     """An answer as text, its calls of tools too."""
-    calls = [msgspec.json.encode(call.get("function")).decode() for call in answer.tool_calls]
-    return "\n".join(filter(None, [answer.text, *calls])) or "(no answer)"
+    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
 
 
 def _question(
@@ -65,4 +64,5 @@ def _criterion(criterion: Criterion) -> str:
 
 
 def _conversation(prompt: Sequence[Message]) -> str:
-    return "\n\n".join(f"[{message.role}]\n{message.content}" for message in prompt) or "(none)"
+    turns = [f"[{message.role}]\n{in_words(message.content, message.tool_calls)}" for message in prompt]
+    return "\n\n".join(turns) or "(none)"

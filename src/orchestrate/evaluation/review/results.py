@@ -10,6 +10,7 @@ from statistics import fmean
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate import text
 from orchestrate.evaluation import agreement, statistics
 from orchestrate.evaluation.review import preference
 from orchestrate.evaluation.review.desk import standing
@@ -82,6 +83,28 @@ def result(review: Review, tasks: Sequence[Task], ratings: Sequence[Rating]) -> 
         notes=sum(bool(rating.note) for rating in held),
     )
     return _of_pairs(found, known, held) if review.kind == "pairs" else _of_scores(found, known, held)
+
+
+def told(found: ReviewResult) -> list[str]:
+    """What people said, a sentence for each two contenders; none while nobody said anything."""
+    review, raters = found.review, text.count(len(found.raters), "rater")
+    by = f"{raters}, {review.id}, rubric {review.rubric.name}"
+    for name, alpha in found.agreement.items():
+        by += f", agreement on {name}: alpha {text.score(alpha)}"
+    where = f"items of {review.dataset} ({review.items_digest[:12]})"
+    if not found.ratings:
+        return []
+    sentences = [
+        f"People preferred {p.first} to {p.second} in {p.preference.value:.0%} ({p.preference.low:.0%} to "
+        f"{p.preference.high:.0%}) of {p.preference.n} {where}: {by}."
+        for p in found.pairs
+    ]
+    sentences += [
+        f"People rated {one.first} {text.score(one.score)} above {one.second}, from 0 to 1, on {one.score.n} "
+        f"{where}: {by}."
+        for one in found.differences
+    ]
+    return sentences
 
 
 def points_of(rating: Rating) -> float:

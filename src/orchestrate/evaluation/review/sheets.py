@@ -11,9 +11,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.items import NO_ANSWER, Answer, in_words
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
-from orchestrate.evaluation.review.tasks import NO_ANSWER, Task
+from orchestrate.evaluation.review.tasks import Task
 from orchestrate.files import whole
 from orchestrate.types import Message, Rating, Record
 
@@ -119,9 +119,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
     """`None` for a row that says nothing."""
-    note = (
-        row.get("note", "").removeprefix("'") if row.get("note", "")[1:2] in _FORMULA else row.get("note", "")
-    )
+    note = row.get("note", "")
+    if note.startswith("'") and note[1:].startswith(_FORMULA):
+        note = note[1:]  # as `export` wrote it
     if desk.review.kind == "pairs":
         word = row.get("choice", "").strip().casefold()
         if not word:
@@ -151,12 +151,11 @@ def _key(review: str, task: Task, turned: bool) -> str:
 def _conversation(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0].content
-    return "\n\n".join(f"[{message.role}] {message.content}" for message in prompt)
+    return "\n\n".join(f"[{m.role}] {in_words(m.content, m.tool_calls)}" for m in prompt)
 
 
 def _text(answer: Answer) -> str:
-    calls = [str(call.get("function")) for call in answer.tool_calls]
-    return "\n".join(filter(None, [answer.text, *calls])) or NO_ANSWER
+    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
 
 
 def _inert(cell: str) -> str:

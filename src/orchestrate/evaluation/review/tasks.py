@@ -16,8 +16,6 @@ from orchestrate.evaluation.items import Answer, Answered, Item
 from orchestrate.files import whole
 from orchestrate.types import Record
 
-NO_ANSWER = "(no answer)"
-
 
 class Task(Record, frozen=True, kw_only=True):
     """One thing to rate. `contenders` and `answers` are two of a pair, or one; their order means nothing."""

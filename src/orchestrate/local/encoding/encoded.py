@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrate.data.tokens.thinking import Earlier
 from orchestrate.errors import DataError
 from orchestrate.files import whole_folder
 from orchestrate.local.encoding.encoding import (
     Encoded,
     Template,
     decode_row,
-    encode,
     encode_answer,
     encode_pair,
+    encode_row,
 )
 
 
@@ -100,6 +101,8 @@ class Report:
     truncated_rows: int = 0
     truncated_tokens: int = 0
     dropped: int = 0
+    split: int = 0
+    """Rows that were added, so that earlier answers are shown with their thinking."""
     notes: Counter[str] | None = None
     longest: int = 0
 
@@ -116,6 +119,12 @@ class Report:
                 "warning",
                 f"{name}: {self.dropped} of {self.rows} rows have no token to train on and were left out",
             )
+        if self.split:
+            yield (
+                "info",
+                f"{name}: {self.split} earlier answers with thinking are trained in rows of their own, "
+                f"beside the {self.rows} rows of the file",
+            )
         for note, count in sorted((self.notes or {}).items()):
             yield "warning", f"{name}: in {count} rows {note}"
 
@@ -128,6 +137,7 @@ def encode_file(
     labelled: bool = False,
     max_length: int | None,
     train_on_inputs: bool = False,
+    earlier: Earlier = "train",
 ) -> tuple[Rows, Report]:
     """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind.
 
@@ -146,13 +156,22 @@ def encode_file(
                 elif pairs:
                     new = _encode_sides(example, template, max_length)
                 else:
-                    new = [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
+                    new = encode_row(
+                        example,
+                        template,
+                        earlier=earlier,
+                        max_length=max_length,
+                        train_on_inputs=train_on_inputs,
+                    )
+                    report.split += len(new) - 1
             except DataError as error:
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
             report.rows += 1
             _count(report, new)
-            if all(e.trained for e in new):
-                sides.extend(new)
+            # Of a pair both sides are needed; the parts of a row that was split stand each for itself.
+            good = [e for e in new if e.trained]
+            if len(good) == len(new) or (good and not pairs):
+                sides.extend(good)
                 labels.extend([example.label] if labelled else [])
             else:
                 report.dropped += 1

@@ -24,6 +24,7 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.tokens.chat_templates import carries
+from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import DataError
 
@@ -70,6 +71,28 @@ class Template:
         """Ids and, for each, its place in the text."""
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
+
+
+def encode_row(
+    example: Example,
+    template: Template,
+    *,
+    earlier: Earlier = "train",
+    max_length: int | None = None,
+    train_on_inputs: bool = False,
+) -> list[Encoded]:
+    """What is trained for one row, as `encode`: more than one where earlier answers are shown with their
+    thinking in rows of their own."""
+    if not isinstance(example, ChatExample):
+        return [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
+    rows = rows_of(template.chats, example.messages, example.tools, earlier)
+    chats = [msgspec.structs.replace(example, messages=list(messages)) for messages in rows]
+    # What is not said by the assistant is trained once, with the whole conversation.
+    inputs = [False] * (len(chats) - 1) + [train_on_inputs]
+    return [
+        encode(chat, template, max_length=max_length, train_on_inputs=asked)
+        for chat, asked in zip(chats, inputs, strict=True)
+    ]
 
 
 def encode(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,10 @@ class Loaded:
     """Shortcuts that the model does not bear, each with the reason, for the user."""
     without_adapter: tuple[str, ...] = ()
     """Modules and parameters that got no adapter, each with the reason, for the user."""
+    taken_out: Path | None = None
+    """The folder of the adapter's first weights, where these were taken out of the base."""
+    taken_out: Path | None = None
+    """The folder of the adapter's first weights, where these were taken out of the base."""
     own_logits: bool = False
     """The architecture does something between its layers and its logits that we do not know: `hidden` gives
     its logits, and the head leaves them as they are."""

@@ -12,18 +12,23 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
+from orchestrate.local.model import experts
 from orchestrate.local.model.accelerating import Unfit, load_unsloth, use_liger
+from orchestrate.local.model.added_tokens import make_room, rows_of, spare, trained_rows
 from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.quantising import nf4
+from orchestrate.local.model.saved_modules import in_32_bits, saves_tied
 from orchestrate.local.model.shortcuts import turn_on
-from orchestrate.local.model.targets import targets_of
+from orchestrate.local.model.starts import Beginning, begun
+from orchestrate.local.model.targets import expert_parameters, fitting_keys, require_saved, targets_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -57,18 +62,10 @@ def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torc
     dtype = dtype or DTYPES[precision(None, device.type).name]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    quantization = None
-    if four_bit:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=nf4(dtype) if four_bit else None,
         device_map={"": device} if device.type != "cpu" else None,
         use_safetensors=True,
         local_files_only=True,
@@ -99,14 +96,24 @@ def dequantize(model: Any) -> None:
             plain.weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
             plain.bias = module.bias
             model.set_submodule(name, plain)
+    experts.spread_out(model, model.dtype)
     del model.hf_quantizer
     model.is_loaded_in_4bit = False
     model.config.quantization_config = None
 
 
-def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int | None = None) -> Loaded:
+def load(
+    job: LocalJob,
+    folder: ModelFolder,
+    device: torch.device,
+    tokens: int | None = None,
+    *,
+    beginning: Beginning | None = None,
+    vocabulary: tuple[int, Sequence[int]] = (0, ()),
+) -> Loaded:
     """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed, with the
-    engine that the job asks for; `tokens` of the whole run help to choose one."""
+    engine that the job asks for; `tokens` of the whole run help to choose one. `vocabulary`: how many tokens
+    the tokenizer has, and the ids of those that were added to it for this job."""
     kind = job.adapter.type
     choice = choose(job.engine, device.type, tokens)
     products = precision(job.precision, device.type, full=kind == "full")
@@ -118,17 +125,22 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
     elif kind == "full":
         # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
         inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
+        if vocabulary[1]:
+            make_room(inner, *vocabulary)
         model = inner
     else:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype)
-        model, without_adapter = _adapted(inner, job)
+        if vocabulary[1]:
+            make_room(inner, *vocabulary)
+        model, without_adapter = _adapted(inner, job, beginning, vocabulary[1])
     if choice.name == "liger":
         try:
             use_liger(inner)
         except Unfit as error:
             if job.engine == "liger":
                 raise
-            loaded = load(msgspec.structs.replace(job, engine="fused"), folder, device, tokens)
+            plain = msgspec.structs.replace(job, engine="fused")
+            loaded = load(plain, folder, device, tokens, beginning=beginning, vocabulary=vocabulary)
             loaded.choice = Choice(loaded.choice.name, error.message)
             loaded.left_out["Liger"] = error.message
             return loaded
@@ -138,6 +150,9 @@ def load(job: LocalJob, folder: ModelFolder, device: torch.device, tokens: int |
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
     loaded.without_adapter = without_adapter
+    loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
+    if kind == "qlora" and expert_parameters(inner) and not any(experts.held_of(inner)):
+        loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
 
@@ -164,18 +179,30 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
         raise UsageError(
             f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
         )
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    make_room(base, rows_of(folder))
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    if any(experts.held_of(base)):
+        experts.adapt(model)
+    spare(model)
+    return model
 
 
-def _adapted(inner: Any, job: LocalJob) -> tuple[Any, tuple[str, ...]]:
+def _adapted(
+    inner: Any, job: LocalJob, beginning: Beginning | None, added: Sequence[int]
+) -> tuple[Any, tuple[str, ...]]:
     """The peft model, and what got no adapter, with the reason."""
-    from peft import LoraConfig, get_peft_model
+    from peft import EvaConfig, LoraConfig
 
     for parameter in inner.parameters():
         parameter.requires_grad_(False)
     if job.continue_from:
-        return load_adapter(inner, Path(job.continue_from), trainable=True), ()
+        model = load_adapter(inner, Path(job.continue_from), trainable=True)
+        in_32_bits(model)
+        return model, ()
     adapter = job.adapter
+    start = adapter.init_lora_weights
+    tokens = trained_rows(inner, added, adapter)
+    require_saved(inner, adapter)
 
     def config_of(modules: Sequence[str], parameters: Sequence[str] = ()) -> Any:
         return LoraConfig(
@@ -186,13 +213,23 @@ def _adapted(inner: Any, job: LocalJob) -> tuple[Any, tuple[str, ...]]:
             target_parameters=list(parameters) or None,
             use_dora=adapter.dora,
             use_rslora=adapter.rslora,
+            rank_pattern=fitting_keys(adapter.rank_pattern, modules),
+            alpha_pattern=fitting_keys(adapter.alpha_pattern, modules),
+            modules_to_save=list(adapter.modules_to_save or ()) or None,
+            trainable_token_indices=tokens,
+            ensure_weight_tying=saves_tied(inner, adapter),
+            init_lora_weights=True if start in (None, "loftq") else start,  # pyright: ignore[reportArgumentType]
+            eva_config=EvaConfig() if start == "eva" else None,
             task_type="CAUSAL_LM",
         )
 
     targets = targets_of(inner, adapter, config_of)
     try:
-        return get_peft_model(inner, config_of(targets.modules, targets.parameters)), targets.left_out
-    except ValueError as error:
+        model = begun(inner, config_of(targets.modules, targets.parameters), adapter, beginning)
+        spare(model)
+        in_32_bits(model)
+        return model, targets.left_out
+    except (ValueError, TypeError) as error:
         raise RunFailed(
             f"the adapter does not fit the model: {error}", fix="see adapter in the spec"
         ) from error

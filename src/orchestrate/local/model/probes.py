@@ -27,7 +27,7 @@ SHARED = 3
 """Tokens with which all of the made-up rows begin."""
 
 
-class Together(NamedTuple):
+class Joined(NamedTuple):
     """Rows in one input of the model."""
 
     ids: Tensor
@@ -38,7 +38,7 @@ class Together(NamedTuple):
     """Places of what all rows share; empty where each has its own."""
 
 
-Arrange = Callable[[Sequence[Any]], Together]
+Arrange = Callable[[Sequence[Any]], Joined]
 
 
 def reason_of(error: Exception) -> str:
@@ -61,7 +61,7 @@ def as_before(device: torch.device) -> Generator[None]:
 
 def trains(loaded: Loaded) -> str | None:
     """Why the model, as it stands, does not get through a forward and backward pass in training mode."""
-    ids, places = _ids(loaded, 16, 7).view(2, 8), torch.tensor([3, 6, 9], device=loaded.device)
+    ids, places = made_up(loaded), torch.tensor([3, 6, 9], device=loaded.device)
     try:
         with as_before(loaded.device), _training(loaded), torch.enable_grad():
             states = loaded.hidden(ids, places).flatten(0, 1)[places]
@@ -71,6 +71,11 @@ def trains(loaded: Loaded) -> str | None:
     except Exception as error:  # noqa: BLE001  whatever a model's code raises
         return reason_of(error)
     return None
+
+
+def made_up(loaded: Loaded) -> Tensor:
+    """Two rows of eight tokens."""
+    return _ids(loaded, 16, 7).view(2, 8)
 
 
 def draws(loaded: Loaded) -> bool:
@@ -98,7 +103,7 @@ def trained_only(loaded: Loaded) -> str | None:
         out = original(rows[chosen.places][None])[0]
         return torch.zeros_like(rows).index_copy(0, chosen.places, out).view(x.shape)
 
-    ids = _ids(loaded, 16, 7).view(2, 8)
+    ids = made_up(loaded)
     places = torch.tensor([3, 6, 9], device=loaded.device)
     with loaded.judging(), torch.no_grad():
         wanted = loaded.hidden(ids).flatten(0, 1)[places]
@@ -147,18 +152,18 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
     try:
         with as_before(loaded.device):
             with loaded.judging(), torch.no_grad():
-                together, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
+                joined, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
                 alone = [loaded.hidden(torch.from_numpy(r)[None].to(loaded.device))[0, shared:] for r in rows]
-            if any(not distance(a, b) <= CLOSE for a, b in zip(together, alone, strict=True)):
+            if any(not distance(a, b) <= CLOSE for a, b in zip(joined, alone, strict=True)):
                 return "a row then has other states than alone"
-            if any(not distance(together[r], others[r]) <= APART for r in (0, 2, 3)):
+            if any(not distance(joined[r], others[r]) <= APART for r in (0, 2, 3)):
                 return "a row's states then change with what another row says"
             return _leak(loaded, arrange(rows))
     except Exception as error:  # noqa: BLE001  whatever a model's code raises
         return reason_of(error)
 
 
-def _leak(loaded: Loaded, together: Together) -> str | None:
+def _leak(loaded: Loaded, joined: Joined) -> str | None:
     """In training mode, by gradients: what a row's states owe to another row's tokens is not little but
     nothing, whatever the weights are."""
     embedded: list[Tensor] = []
@@ -170,31 +175,31 @@ def _leak(loaded: Loaded, together: Together) -> str | None:
     hook = loaded.inner.get_input_embeddings().register_forward_hook(cut)
     try:
         with _training(loaded), torch.enable_grad():
-            states = loaded.hidden(together.ids, **together.inputs).flatten(0, 1).float()
+            states = loaded.hidden(joined.ids, **joined.inputs).flatten(0, 1).float()
     finally:
         hook.remove()
-    for r in (1, len(together.own) - 1):
-        own = states[together.own[r]]
+    for r in (1, len(joined.own) - 1):
+        own = states[joined.own[r]]
         toward = torch.linspace(-1, 2, own.numel(), device=own.device).view_as(own)
         (slope,) = torch.autograd.grad((own * toward).sum(), embedded[0], retain_graph=True)
         seen = (slope.flatten(0, 1) != 0).any(-1)
-        if not seen[together.own[r]].any():
+        if not seen[joined.own[r]].any():
             return "what a row sees cannot be told"
-        seen[together.own[r]] = seen[together.shared] = False
+        seen[joined.own[r]] = seen[joined.shared] = False
         if seen.any():
             return "a row then sees another row's tokens"
     return None
 
 
-def _in_line(rows: Sequence[Any]) -> Together:
+def _in_line(rows: Sequence[Any]) -> Joined:
     line = line_up(rows, [range(len(rows))], [SHARED])
     own = [slice(s, s + len(row) - SHARED) for s, row in zip(line.starts, rows, strict=True)]
     positions = torch.from_numpy(line.positions)[None]
     inputs = {"position_ids": positions, "layout": line.layout}
-    return Together(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
+    return Joined(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
 
 
-def _packed(rows: Sequence[Any], device: torch.device) -> Together:
+def _packed(rows: Sequence[Any], device: torch.device) -> Joined:
     """Two lines of two rows each, the second one padded, as `objectives.base` packs them."""
     lines = [rows[0:2], rows[2:4]]
     width = max(sum(len(row) for row in line) for line in lines) + 2
@@ -208,12 +213,12 @@ def _packed(rows: Sequence[Any], device: torch.device) -> Together:
             positions[number, at : at + len(row)] = torch.arange(len(row))
             own.append(slice(number * width + at, number * width + at + len(row)))
             at += len(row)
-    return Together(ids.to(device), {"position_ids": positions.to(device)}, own, slice(0, 0))
+    return Joined(ids.to(device), {"position_ids": positions.to(device)}, own, slice(0, 0))
 
 
-def _states(loaded: Loaded, together: Together) -> list[Tensor]:
-    states = loaded.hidden(together.ids, **together.inputs).flatten(0, 1)
-    return [states[own] for own in together.own]
+def _states(loaded: Loaded, joined: Joined) -> list[Tensor]:
+    states = loaded.hidden(joined.ids, **joined.inputs).flatten(0, 1)
+    return [states[own] for own in joined.own]
 
 
 def head_is_understood(loaded: Loaded) -> bool:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model import probes
+from orchestrate.local.model import experts, probes
 from orchestrate.local.model.accelerating import compile_layers, undo_compiling
 from orchestrate.local.model.engines import Choice
 from orchestrate.local.model.fused import fuse, unfuse
@@ -24,6 +26,10 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
         loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True
     fused = loaded.choice.name in ("fused", "liger")
+    if any(experts.held_of(loaded.inner)):
+        experts.adapt(loaded.model)  # nothing else computes with these
+    elif fused and not job.adapter.full:
+        _experts(loaded)
     if fused:
         _layers(loaded, job)
     if reason := probes.trains(loaded):
@@ -55,6 +61,23 @@ def _layers(loaded: Loaded, job: LocalJob) -> None:
     if loaded.device.type == "cpu" and use_on_cpu(loaded.inner) and (reason := probes.trains(loaded)):
         undo(loaded.inner)
         loaded.left_out["attention and norms for a CPU"] = reason
+
+
+def _experts(loaded: Loaded) -> None:
+    """Only where some have an adapter: else transformers' way holds no more than ours."""
+    ids = probes.made_up(loaded)
+    with loaded.judging(), torch.no_grad():
+        before = loaded.hidden(ids)
+    if not experts.use(loaded.inner) or not experts.adapt(loaded.model):
+        experts.give_back(loaded.inner)
+        return
+    reason = probes.trains(loaded)
+    with loaded.judging(), torch.no_grad():
+        if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
+            reason = "the model then has other states"
+    if reason:
+        experts.give_back(loaded.model)
+        loaded.left_out["experts one by one"] = reason
 
 
 def _rows(loaded: Loaded, job: LocalJob) -> None:

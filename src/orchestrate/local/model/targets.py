@@ -10,9 +10,9 @@ left out that choose among experts, and those that peft or a kernel does not rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.job import Adapter
 from orchestrate.local.model.loaded import decoder_of
 
+V = TypeVar("V")
 ALL_LINEAR = "all-linear"
 ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that choose and weigh experts: they stay as they are, so that no token moves to others."""
@@ -59,7 +60,8 @@ def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]]
         chosen = [name for name, module in named if name.startswith(prefix) or module is head]
         if len(chosen) < len(named):
             told.append(f"{len(named) - len(chosen)} modules outside the language model: text is trained on")
-        told += [f"{one}: the model has no such layer" for one in _unmatched(asked, named)]
+        told += [f"{one}: the model has no such layer" for one in _unmatched(asked, [n for n, _ in named])]
+    chosen = _narrowed(told, chosen, adapter)
     chosen = _without(
         told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would take them for experts"
     )
@@ -74,6 +76,51 @@ def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]]
             fix=_fix(inside, experts),
         )
     return Targets(tuple(chosen), tuple(parameters), tuple(told))
+
+
+def _narrowed(told: list[str], names: list[str], adapter: Adapter) -> list[str]:
+    """Without the modules and layers that are not to be adapted."""
+    excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
+    if excluded is not None:
+        found = [name for name in names if matches(excluded, name)]
+        told += [f"exclude_modules {one}: no target has this name" for one in _unmatched(excluded, found)]
+        if isinstance(excluded, str) and not found:
+            told.append(f"exclude_modules {excluded}: no target fits it")
+        names = [name for name in names if name not in set(found)]
+    if layers is not None:
+        names = [name for name in names if layer_of(name) in layers]
+    for field, patterns in (("rank_pattern", adapter.rank_pattern), ("alpha_pattern", adapter.alpha_pattern)):
+        fitting = fitting_keys(patterns, names)
+        told += [f"{field} {key}: no target fits it" for key in patterns or {} if key not in fitting]
+    return names
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer in a module's whole name."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:
+    """Those of peft's `rank_pattern` or `alpha_pattern` that some module fits: a key is a regular expression
+    of the end of its name."""
+    expressions = {key: re.compile(rf"(.*\.)?({key})$") for key in patterns or {}}
+    return {
+        key: value
+        for key, value in (patterns or {}).items()
+        if any(expressions[key].match(name) for name in names)
+    }
+
+
+def require_saved(inner: Any, adapter: Adapter) -> None:
+    """Raises `RunFailed` for one of `modules_to_save` that the model does not have; peft passes over it."""
+    names = [name for name, _ in inner.named_modules()]
+    for wanted in adapter.modules_to_save or ():
+        if not any(matches([wanted], name) for name in names):
+            raise RunFailed(
+                f"the adapter does not fit the model: it has no module {wanted} to save",
+                fix="adapter.modules_to_save: such as embed_tokens, lm_head, or a layer's whole name",
+            )
 
 
 def matches(asked: str | Sequence[str], name: str) -> bool:
@@ -130,10 +177,10 @@ def _without(told: list[str], names: list[str], dropped: set[str], reason: str) 
     return [name for name in names if name not in dropped]
 
 
-def _unmatched(asked: str | Sequence[str], named: Sequence[tuple[str, Any]]) -> list[str]:
+def _unmatched(asked: str | Sequence[str], names: Sequence[str]) -> list[str]:
     if isinstance(asked, str):
         return []
-    return [one for one in asked if not any(matches([one], name) for name, _ in named)]
+    return [one for one in asked if not any(matches([one], name) for name in names)]
 
 
 def _parameters(inner: Any, asked: Sequence[str], prefix: str) -> list[str]:

@@ -64,7 +64,7 @@ class Shape(Record, frozen=True, kw_only=True):
         """From a config.json. Raises `KeyError` when it is not a decoder's."""
         c = config.get("text_config") or config
         heads = int(c["num_attention_heads"])
-        experts = int(c.get("num_local_experts") or c.get("num_experts") or c.get("n_routed_experts") or 1)
+        experts = cls.experts_in(c)
         wide = c.get("moe_intermediate_size") if experts > 1 else None
         family = str(c.get("model_type") or config.get("model_type") or "llama").removesuffix("_text")
         return cls(
@@ -81,6 +81,12 @@ class Shape(Record, frozen=True, kw_only=True):
             experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
             family=family,
         )
+
+    @staticmethod
+    def experts_in(config: Mapping[str, Any]) -> int:
+        """Of one layer; 1 where there is no mixture."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return int(next((config[name] for name in names if config.get(name)), 1))
 
     @classmethod
     def like(cls, parameters: float) -> Shape:

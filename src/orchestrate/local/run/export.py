@@ -18,6 +18,7 @@ from orchestrate.files import whole_folder, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.starts import as_plain_lora
 from orchestrate.local.run.rundir import RunDir, now
 
 
@@ -34,6 +35,8 @@ def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path, b
         _rewrite(folder / "config.json", lambda config: {**config, "dtype": usual})
     else:
         loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        if loaded.taken_out is not None:
+            as_plain_lora(folder, loaded.taken_out)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         # peft keeps the targets in a set: the same run must write the same bytes.
         _rewrite(folder / "adapter_config.json", _sorted_targets)
@@ -86,6 +89,7 @@ def passport(
         "dataset_digest": job.dataset_digest,
         "method": job.method,
         "adapter": job.adapter,
+        "added_tokens": job.added_tokens,
         "settings": job.hyper.to_dict(),
         "seed": job.seed,
         "spec": job.spec,

@@ -19,8 +19,10 @@ from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import models
+from orchestrate.local.model.added_tokens import add_tokens
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.starts import Beginning
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
@@ -50,13 +52,21 @@ class Session:
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self.folder.path)
+        self.tokenizer = load_tokenizer(self._words())
+        added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
         self.template = Template(self.tokenizer)
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
         set_stage("loading the model")
-        self.loaded = load(job, self.folder, self.device, train.tokens * self._passes(train))
+        self.loaded = load(
+            job,
+            self.folder,
+            self.device,
+            train.tokens * self._passes(train),
+            beginning=Beginning(self.folder, run.path / "start", train, job.seed),
+            vocabulary=(len(self.tokenizer), added),
+        )
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -100,6 +110,13 @@ class Session:
             f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
             f"{self.device} with {torch.get_num_threads()} threads"
         )
+
+    def _words(self) -> Path:
+        """The folder of the tokenizer: that of the adapter that the run goes on from, where it has its
+        own."""
+        earlier = Path(self.job.continue_from) if self.job.continue_from else None
+        has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
+        return earlier if has_own and earlier else self.folder.path
 
     def _tell_left_out(self) -> None:
         for told in self.loaded.without_adapter:
@@ -223,6 +240,7 @@ class Session:
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
+            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
         folder.parent.mkdir(exist_ok=True)
         rows.save(folder)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrate.local.model.experts import held_of
+
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     """Most bytes that were allocated at once while `step` ran, above what there was before it.
@@ -48,7 +50,8 @@ def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
 def held_bytes(model: torch.nn.Module) -> int:
     """Of parameters and buffers, those of the quantisation included; shared ones once."""
     found: dict[int, int] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    held = [t for experts in held_of(model) for t in experts.tensors]
+    for tensor in [*model.parameters(), *model.buffers(), *held]:
         for each in (tensor, *_quantisation(tensor)):
             storage = each.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()

@@ -88,6 +88,8 @@ def _structure(
         row = f"adapter.{name}"
         if continued:
             rows.refuse(row, "it is that of the adapter that the run goes on from")
+        elif name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
+            rows.refuse(row, "it looks at the rows that are trained on, and here answers are drawn")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -124,6 +126,8 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     if start == "loftq" and not four_bit:
         return "it makes up for what 4 bits lose, and the base is held whole: adapter: qlora"
     rank = asked.r or 16
+    if start == "orthogonal" and (four_bit or held):
+        return "peft makes it in the base's own precision, and a few bits are too few: adapter: lora"
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "it needs even ranks"
     return None

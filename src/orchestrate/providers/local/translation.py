@@ -101,6 +101,8 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         rows.offer(
             "method.train_on_inputs", "method.train_on_inputs", False, "loss on the assistant's tokens only"
         )
+        rule = "an answer is trained as the model's chat template shows it, with its thinking or without"
+        rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":

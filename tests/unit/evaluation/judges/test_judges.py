@@ -123,6 +123,14 @@ def test_an_answer_cannot_write_the_marks() -> None:
     assert shown(asked[1])["answer to rate"] == again
 
 
+def test_calls_of_tools_are_shown() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    item = Item(id="2", prompt=(ITEM.prompt[0], Message(role="assistant", content="", tool_calls=(call,))))
+    [question] = ScoreJudge(judge(lambda _: "")).questions([(item, Answer(text="", tool_calls=(call,)))])
+    parts = shown(question)
+    assert "weather" in parts["answer to rate"] and "weather" in parts["conversation"]
+
+
 def test_what_is_kept_names_all_that_a_mark_depends_on() -> None:
     one = judge(lambda _: "")
     detail = ScoreJudge(one).used.detail

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -256,6 +257,25 @@ def test_it_fits(browser: Browser, desk: Desk, size: dict[str, int]) -> None:
 def page(desk: Desk) -> Iterator[Page]:
     with serving(desk, raters=("ann", "bo")) as served:
         yield served
+
+
+def test_raters_at_the_same_time_lose_nothing(desk: Desk, store: Store) -> None:
+    """Each of three raters sends all ratings at once, over one page that other machines reach too."""
+    raters = ("ann", "bo", "cy")
+    with serving(desk, raters=raters, host="0.0.0.0") as page, ThreadPoolExecutor(12) as pool:
+        assert not any("0.0.0.0" in link for link in page.links.values())
+        sent = [
+            pool.submit(
+                httpx.post,
+                page.links[who],
+                json={"action": "rate", "choice": "tie", "task": task.id},
+                timeout=30,
+            )
+            for who in raters
+            for task in desk.tasks
+        ]
+        assert [one.result().status_code for one in sent] == [200] * 12
+    assert desk.done() == dict.fromkeys(raters, 4)
 
 
 @pytest.mark.parametrize(

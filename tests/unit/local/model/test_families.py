@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from tests.unit.local.families import FAMILIES, make
 from tests.unit.local.sessions import make_session
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from orchestrate.local.model.experts import held_of
+from orchestrate.local.model.loading import keep_four_bit_weights
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -28,7 +30,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 BATCH = 6
-RATES = {"lora": 1e-2, "full": 1e-3}
+EXPERTS = ("experts.gate_up_proj", "experts.up_proj", "experts.down_proj")
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"type": "lora"},
+    "full": {"type": "full"},
+    "qlora": {"type": "qlora"},
+    "experts": {"type": "lora", "target_parameters": EXPERTS},
+    "experts in 4 bits": {"type": "qlora", "target_parameters": EXPERTS},
+}
+MIXTURES = {
+    "deepseek_v3", "glm4_moe", "gpt_oss", "granitemoehybrid", "jamba", "llama4_text", "mixtral", "nemotron_h",
+    "olmoe", "qwen3_moe", "qwen3_next",
+}  # fmt: skip
+APART = {"llama4_text"}
+"""Mixtures whose experts transformers computes in a way of their own: they stay in 16 bits."""
 LOSS, WEIGHTS = 1e-5, 1e-3
 """Relative distances that rounding in 32 bits explains: of a loss, and of the weights over how far they went.
 Where both were seen, they were 1e-7 and 5e-5; a token of another row in sight makes them 1e-3 and 1e-1."""
@@ -38,6 +53,7 @@ FAST = {
     ("jamba", "full", "packing"),
     ("llama", "lora", "packing"),
     ("llama4_text", "lora", "line"),
+    ("qwen3_moe", "experts in 4 bits", "line"),
     ("qwen3_next", "full", "packing"),
 }
 TOGETHER = {
@@ -67,10 +83,16 @@ WAYS = {
 
 def cells() -> Iterator[Any]:
     for family in FAMILIES:
-        for adapter in RATES:
-            for way in WAYS:
+        for adapter in ADAPTERS:
+            if "experts" in adapter and family not in MIXTURES:
+                continue
+            for way in WAYS if adapter in ("lora", "full") else ("line",):
                 cell = (family, adapter, way)
                 yield pytest.param(*cell, marks=() if cell in FAST else pytest.mark.slow, id="-".join(cell))
+
+
+def rate(adapter: str) -> float:
+    return 1e-3 if adapter == "full" else 1e-2
 
 
 def chats(path: Path, count: int) -> Path:
@@ -85,14 +107,42 @@ def chats(path: Path, count: int) -> Path:
     return path
 
 
+def base(folder: Path, session: Session) -> Any:
+    """As transformers has it; in 4 bits the experts have the values that these stand for."""
+    import bitsandbytes.functional as bnb
+
+    four_bit = session.job.adapter.type == "qlora"
+    kept = [n for n, m in session.loaded.inner.named_modules() if type(m) is torch.nn.Linear]
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=[n.removesuffix(".base_layer") for n in kept if ".lora_" not in n],
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        quantization_config=nf4 if four_bit else None,
+    )
+    if four_bit:
+        keep_four_bit_weights(model)
+        for name, weight in model.named_parameters():
+            if weight.ndim == 3 and "experts." in name and folder.name not in APART:
+                for expert in weight.data:
+                    packed = bnb.quantize_4bit(
+                        expert.contiguous(), quant_type="nf4", compress_statistics=True
+                    )
+                    expert.copy_(bnb.dequantize_4bit(*packed))
+    return model
+
+
 def plain_loop(
     folder: Path, session: Session, start: dict[str, torch.Tensor], batches: list[list[int]]
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses, and the weights after the last step."""
     adapter = session.job.adapter
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = base(folder, session)
     if not adapter.full:
         from peft import get_peft_model
 
@@ -102,7 +152,7 @@ def plain_loop(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=RATES[adapter.type], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=rate(adapter.type), weight_decay=0.0)
     model.train()
     losses: list[float] = []
     for batch in batches:
@@ -127,19 +177,22 @@ def test_training_is_that_of_a_plain_loop(
     tmp_path: Path, record: dict[str, Any], family: str, adapter: str, way: str
 ) -> None:
     folder = make(family, tmp_path / family)
-    chosen = WAYS[way]
+    chosen, kind = WAYS[way], ADAPTERS[adapter]
+    if names := kind.get("target_parameters"):
+        gated = family != "nemotron_h"
+        kind = {**kind, "target_parameters": [n for n in names if ("gate" in n) == gated or "down" in n]}
     session = make_session(
         tmp_path,
         chats(tmp_path / "t.jsonl", 3 * BATCH),
         method={"type": "sft"},
-        adapter={"type": adapter},
+        adapter=kind,
         model=str(folder),
         engine=chosen.engine,
-        precision="fp32" if adapter == "lora" else None,
+        precision=None if adapter == "full" else "fp32",
         hyper={
             "epochs": 1,
             "batch_size": BATCH,
-            "learning_rate": RATES[adapter],
+            "learning_rate": rate(kind["type"]),
             "schedule": "constant",
             "warmup_ratio": 0.0,
             "packing": chosen.packing,
@@ -163,6 +216,10 @@ def test_training_is_that_of_a_plain_loop(
         assert loaded.packs == (family in TOGETHER)
         told = [e.message for e in session.run.events() if "packing" in e.message]
         assert bool(told) == (not loaded.packs)
+    if "experts" in adapter:
+        assert any("experts" in name for name in start)
+    if kind["type"] == "qlora":
+        assert any(held_of(loaded.inner)) == (family in MIXTURES - APART)
     record.setdefault(family, {})[f"{adapter}, {way}"] = {
         "loss": loss,
         "weights": apart**0.5 / went,
