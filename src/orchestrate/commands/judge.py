@@ -69,6 +69,10 @@ class Rows:
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each row.")] = 1
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
     seed: Annotated[int, typer.Option(min=0)] = 0
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="On this machine: rows answered together; 1 answers as chat does."),
+    ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
     ] = False
@@ -165,7 +169,11 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         cluster=rows.cluster,
         slices=[name.strip() for name in rows.slices.split(",") if name.strip()],
         sampling=Sampling(
-            samples=rows.samples, temperature=rows.temperature, max_tokens=rows.max_tokens, seed=rows.seed
+            samples=rows.samples,
+            temperature=rows.temperature,
+            max_tokens=rows.max_tokens,
+            seed=rows.seed,
+            batch=rows.batch,
         ),
         rubric=decision.rubric,
         rated=decision.rated,

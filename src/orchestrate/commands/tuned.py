@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from orchestrate.commands.console import (
     out,
     print_json,
     print_text,
+    warn,
 )
 from orchestrate.errors import UsageError
 from orchestrate.types import Message, Reply
@@ -51,9 +53,23 @@ def chat(
             conversation.append(Message(role="assistant", content=reply.content))
             replies.append(reply)
             if not json:
-                out.print(reply.content, soft_wrap=True)
+                _show(reply, max_tokens)
     if json:
         print_json(replies)
+
+
+def _show(reply: Reply, max_tokens: int) -> None:
+    """The answer, and the calls of tools as JSON; the thinking before it is no part of either."""
+    if reply.reasoning:
+        note(f"thinking: {reply.reasoning}")
+    if reply.content or not reply.tool_calls:
+        out.print(reply.content, soft_wrap=True)
+    for call in reply.tool_calls:
+        print_text(dumps(call, ensure_ascii=False))
+    for told in reply.notes:
+        warn(told)
+    if reply.finish_reason == "length":
+        warn(f"the answer was cut at {reply.completion_tokens or max_tokens} tokens  (--max-tokens)")
 
 
 def _typed() -> Iterator[str]:

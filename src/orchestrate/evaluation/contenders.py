@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.asking import Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.types import Contender, Message, Reply, Sampling
@@ -86,7 +87,13 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
 
 
 def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
-    """Asked through the chat completions API, as many questions at a time as the host takes."""
+    """Asked through the chat completions API, as many questions at a time as the host takes. Raises
+    `UsageError` where they are to be answered in batches."""
+    if sampling.batch is not None:
+        raise UsageError(
+            f"{contender.name} is asked one question at a time: batches are for models on this machine",
+            fix="leave --batch out, or --on here",
+        )
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
         [question] = questions
@@ -115,7 +122,7 @@ def by_generator(
         answers: dict[str, Answer] = {}
         for tools, sample in dict.fromkeys((_json(q.tools), q.sample) for q in questions):
             same = [q for q in questions if (_json(q.tools), q.sample) == (tools, sample)]
-            replies = generator.generate(
+            replies = generator.attempt(
                 [q.messages for q in same],
                 base=base,
                 max_tokens=sampling.max_tokens,
@@ -123,19 +130,25 @@ def by_generator(
                 seed=sampling.seed + sample,
                 tools=list(same[0].tools) or None,
             )
-            answers |= {q.digest: answer_of(r) for q, r in zip(same, replies, strict=True)}
+            answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
+    if sampling.batch is not None:
+        identity["batch"] = sampling.batch
     respondent = Respondent(
         name=contender.name,
         identity=identity,
         ask=ask,
-        batch=LOCAL_BATCH,
+        batch=sampling.batch or LOCAL_BATCH,
         max_tokens=sampling.max_tokens,
         price=_nothing,
     )
     return Candidate(contender, respondent)
+
+
+def _told(reply: Reply | DataError) -> Answer:
+    return answer_of(reply) if isinstance(reply, Reply) else Answer(text="", error=str(reply))
 
 
 def _nothing(prompt: int, completion: int) -> Decimal:
@@ -147,12 +160,13 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
     return Answer(
         text=reply.content,
-        tool_calls=tuple(msgspec.to_builtins(call) for call in getattr(reply, "tool_calls", ())),
-        reasoning=getattr(reply, "reasoning", None) or "",
+        tool_calls=reply.tool_calls,
+        reasoning=reply.reasoning or "",
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         seconds=seconds,
+        notes=reply.notes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -165,7 +166,7 @@ def evaluate(
         confusions=scored.confusions,
         verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
         items_file=str(items_file),
-        notes=(*subject.notes, *_notes(contenders), *_judges([m.used for m in terms.metrics])),
+        notes=(*subject.notes, *_notes(contenders, sides), *_judges([m.used for m in terms.metrics])),
     )
 
 
@@ -204,10 +205,18 @@ def _sum(counts: Sequence[int | None]) -> int | None:
     return sum(n or 0 for n in counts) if counts and None not in counts else None
 
 
-def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
-    for one in contenders:
+def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[str]:
+    for one, side in zip(contenders, sides, strict=True):
         if one.failed:
             yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
+        answers = [answer for own in side.answers for answer in own]
+        found = Counter(note for answer in answers for note in answer.notes)
+        found[_CUT] += sum(answer.finish_reason == "length" and not answer.notes for answer in answers)
+        for note, number in (+found).items():
+            yield f"{one.name}: {number} of {one.answers} answers: {note}"
+
+
+_CUT = "cut at the most tokens of an answer (--max-tokens)"
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:

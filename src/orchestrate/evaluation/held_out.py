@@ -19,6 +19,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.tokens.answers import read_answer
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Item, item_id
 from orchestrate.types import Message
@@ -98,7 +99,9 @@ def _item(example: Example, unread: Mapping[str, Any]) -> Item | str:
     calls = tuple(msgspec.to_builtins(call) for call in answer.tool_calls or ())
     if not prompt or not (answer.text or calls):
         return "rows that end without an answer"
-    return _made(prompt, answer.text, calls, tools, fields)
+    # A row may hold its thinking in the answer's text; a model is not judged by what it thought.
+    expected = read_answer(answer.text, calls=False).content or answer.text
+    return _made(prompt, expected, calls, tools, fields)
 
 
 def _made(

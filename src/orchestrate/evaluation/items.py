@@ -51,6 +51,8 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime | None = None
     error: str | None = None
     """Why there is no answer, where the question was refused; `text` is empty then."""
+    notes: tuple[str, ...] = ()
+    """What about the question or the answer its reader may not expect."""
 
 
 class Mark(msgspec.Struct, frozen=True):

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING, Shape, read_answer
 from orchestrate.errors import UnexpectedAnswer
 from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.hosted import Retry, Wire
@@ -27,6 +30,8 @@ class Chat:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     threads: int = 4
     """Questions that the host takes at the same time."""
+    calls: bool = True
+    """Whether calls of tools are looked for in the text of an answer to which none were offered."""
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Callable from several threads. Raises `ProviderError`.
@@ -39,13 +44,32 @@ class Chat:
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
+        finish = text(choice.get("finish_reason"))
+        content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
+        within = finish == "length" and reasoning and not content and not calls
         return Reply(
-            content=text(table(choice.get("message")).get("content")) or "",
+            content=content,
             model=text(answer.get("model")) or self.model,
+            reasoning=reasoning,
+            tool_calls=tuple(calls),
             prompt_tokens=whole(usage.get("prompt_tokens")),
             completion_tokens=whole(usage.get("completion_tokens")),
-            finish_reason=text(choice.get("finish_reason")),
+            finish_reason=finish,
+            notes=(CUT_WITHIN_THINKING,) if within else (),
         )
+
+    def _said(
+        self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
+    ) -> tuple[str, str | None, list[dict[str, Any]]]:
+        """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
+        content = text(message.get("content")) or ""
+        reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
+        calls = rows(message.get("tool_calls"))
+        shape = Shape(thinking=()) if reasoning else Shape()
+        look = not calls and (self.calls or bool(tools))
+        said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
+        calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
+        return said.content, reasoning or said.reasoning, calls
 
     def replies(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
@@ -61,7 +85,8 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Any host that speaks the API, by default asked once for each question. Raises `MissingKey`."""
+    """Any host that speaks the API, by default asked once for each question, for texts that may hold
+    anything: rows with calls of tools too. Raises `MissingKey`."""
     from orchestrate.providers.clients import connect
 
     root = (config.base_url or "").rstrip("/")
@@ -73,4 +98,4 @@ def chat_with(
     if temperature is not None:
         options["temperature"] = temperature
     wire = Wire(config.name, retry=retry or Retry(attempts=1))
-    return Chat(wire, connect(config).chat.completions.create, model, options)
+    return Chat(wire, connect(config).chat.completions.create, model, options, calls=False)

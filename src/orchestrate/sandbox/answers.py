@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
+from orchestrate.errors import DataError
 from orchestrate.sandbox.host import Body, Host, HostError, json_answer, parse
 from orchestrate.sandbox.state import token
 from orchestrate.types import Message, Reply
@@ -57,6 +58,8 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
         reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=asked.temperature or 0.0)
     except FileNotFoundError as error:
         raise HostError(404, f"the weights of {asked.model} are gone", code="model_not_found") from error
+    except DataError as error:
+        raise HostError(400, error.message, code="context_length_exceeded", param="messages") from error
     body = _body(host, asked, reply)
     if asked.stream:
         return StreamingResponse(_stream(body, reply), media_type="text/event-stream")
@@ -65,6 +68,11 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
 
 def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
     prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
+    if host.thinking_field and reply.reasoning:
+        message[host.thinking_field] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = reply.tool_calls
     return {
         "id": f"chatcmpl-{token()}",
         "object": "chat.completion",
@@ -73,7 +81,7 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": reply.content, "refusal": None},
+                "message": message,
                 "finish_reason": reply.finish_reason or "stop",
                 "logprobs": None,
             }
@@ -89,11 +97,13 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
 
 
 def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
-    """One chunk with the whole text, one that ends it."""
+    """One chunk with the whole message, one that ends it."""
     base = {**body, "object": "chat.completion.chunk"}
     del base["usage"]
+    calls = [{"index": n, **call} for n, call in enumerate(reply.tool_calls)]
+    message = {k: v for k, v in body["choices"][0]["message"].items() if k not in ("refusal", "tool_calls")}
     for delta, reason in (
-        ({"role": "assistant", "content": reply.content}, None),
+        (message | ({"tool_calls": calls} if calls else {}), None),
         ({}, reply.finish_reason or "stop"),
     ):
         chunk = {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}

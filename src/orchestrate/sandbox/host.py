@@ -106,6 +106,9 @@ class Host(ABC):
     endless: ClassVar[dict[str, Any]]
     """What a page of a list says when there are more."""
 
+    thinking_field: ClassVar[str | None] = None
+    """Of an answer's message, where the host shows the thinking."""
+
     def __init__(self, state: State, clock: Clock, trainer: Trainer, settings: Settings) -> None:
         self.state = state
         self.clock = clock

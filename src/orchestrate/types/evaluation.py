@@ -24,10 +24,18 @@ class Reply(Record, frozen=True, kw_only=True):
     """A model's answer with the token counts that the host reported, when it did."""
 
     content: str
+    """The answer itself: thinking and calls of tools are apart from it."""
     model: str
+    reasoning: str | None = None
+    """The thinking before the answer, where the model showed some."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """As the chat completions API has them."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
+    """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
+    notes: tuple[str, ...] = ()
+    """What about the question or the answer its reader may not expect."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -47,6 +55,9 @@ class Sampling(Record, frozen=True, kw_only=True):
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
+    batch: int | None = None
+    """On this machine: rows that are answered together; 1 answers each as it is answered alone, to the
+    bit."""
 
 
 class Contender(Record, frozen=True, kw_only=True):

@@ -101,3 +101,10 @@ def test_shots_are_never_the_questions(tmp_path: Path) -> None:
     assert sorted(m.content for m in shots) == ["a5", "a6", "a7", "q5", "q6", "q7"]
     assert [m.role for m in shots] == ["user", "assistant"] * 3
     assert shots_of(train, 3, asked) == shots
+
+
+def test_a_row_that_holds_its_thinking_expects_the_answer(tmp_path: Path) -> None:
+    answers = ("<think>\nhm\n</think>\n\nyes", "<think>only", "no")
+    rows = [chat("be brief", f"question {i}", answer) for i, answer in enumerate(answers)]
+    found = [item.expected for item in held_out(opened(tmp_path, rows)).items]
+    assert found == ["yes", "<think>only", "no"]

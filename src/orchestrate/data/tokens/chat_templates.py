@@ -102,12 +102,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
-    names: Mapping[str, str],
+    names: Mapping[str, Any],
     answer_next: bool = False,
 ) -> tuple[str, Spans]:
     """The text and, in characters, the spans that the template marks as the assistant's. `names` are the
-    special tokens that it may write, such as `bos_token`; `answer_next` ends with what precedes an answer.
-    Raises `DataError` when the template refuses the conversation."""
+    special tokens that it may write, such as `bos_token`, and its further settings; `answer_next` ends with
+    what precedes an answer. Raises `DataError` when the template refuses the conversation."""
     blocks: list[str] = []
     spans: Spans = []
     tracked = _tracked.set((blocks, spans))

@@ -11,8 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -24,6 +23,20 @@ SMALL_MODEL_BYTES = 2 << 30
 for each token."""
 
 Send = Callable[[dict[str, Any]], None]
+
+
+def read_passport(adapter: Path | None) -> dict[str, Any]:
+    """What training wrote beside its result; empty where there is none."""
+    try:
+        return msgspec.json.decode(
+            (adapter or Path()).joinpath("passport.json").read_bytes(), type=dict[str, Any]
+        )
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def _table(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 class Answerer:
@@ -44,24 +57,25 @@ class Answerer:
         self.folder = models.fetch(request["model"])
         self.adapter = Path(request["adapter"]) if request.get("adapter") else None
         self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()
+        self.passport = read_passport(self.adapter)
         self.four_bit = request.get("four_bit")
         if self.four_bit is None:
             self.four_bit = self._trained_in_four_bit()
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
-        self.template = Template(self.tokenizer)
+        self.template = Template(self.tokenizer, _table(self.passport.get("chat_template_kwargs")))
+        cut_at = _table(self.passport.get("settings")).get("max_seq_length")
+        self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self._base: Any = None
         self._tuned: Any = None
         self._load()
 
     def _trained_in_four_bit(self) -> bool:
-        try:
-            passport = msgspec.json.decode((self.adapter or Path()).joinpath("passport.json").read_bytes())
-            return passport["adapter"]["type"] == "qlora"
-        except (OSError, msgspec.MsgspecError, KeyError, TypeError):
-            return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
+        if adapter := _table(self.passport.get("adapter")):
+            return adapter.get("type") == "qlora"
+        return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
 
     def _load(self) -> None:
         from orchestrate.local.model.loading import dequantize, load_adapter, load_base
@@ -93,66 +107,80 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
-        texts = [self._prompt(p, request.get("tools")) for p in request["prompts"]]
+        tools, most = request.get("tools"), request["max_tokens"]
+        prompts = [self._prompt(p, tools) for p in request["prompts"]]
+        fitting = [prompt for prompt in prompts if self.sampler.room(prompt, 1)]
         self.torch.manual_seed(request["seed"])
         model, adapter = self.model(request["base"])
         with adapter, self.torch.inference_mode():
-            if request["stream"]:
-                self._stream(model, texts[0], request, send)
-                send({"done": True})
-            else:
-                send({"replies": self._batched(model, texts, request)})
+            answers = self.sampler.draw(
+                model,
+                fitting,
+                max_tokens=most,
+                temperature=request["temperature"],
+                most_rows=request.get("batch") or MOST_ROWS,
+                watch=self._watch(prompts[0], tools, send) if request["stream"] else None,
+            )
+        drawn = iter(answers)
+        send(
+            {
+                "replies": [
+                    self._reply(prompt, next(drawn), tools, most)
+                    if self.sampler.room(prompt, 1)
+                    else self._refusal(prompt)
+                    for prompt in prompts
+                ]
+            }
+        )
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
 
         return self.template.asked([msgspec.convert(m, ChatMessage) for m in messages], tools)
 
-    def _batched(self, model: Any, prompts: list[list[int]], request: dict[str, Any]) -> list[dict[str, Any]]:
-        answers = self.sampler.draw(
-            model,
-            prompts,
-            max_tokens=request["max_tokens"],
-            temperature=request["temperature"],
-            most_rows=MOST_ROWS,
-        )
-        return [self._reply(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
+    def _refusal(self, prompt: list[int]) -> dict[str, Any]:
+        most = self.sampler.context
+        told = f"the question has {len(prompt)} tokens; the model takes {most}, the answer among them"
+        return {"refused": told, "fix": "shorten it, or leave the row out"}
 
-    def _reply(self, prompt: list[int], ids: list[int]) -> dict[str, Any]:
-        stopped = bool(ids) and ids[-1] in self.sampler.stops
+    def _reply(self, prompt: list[int], ids: list[int], tools: Any, most: int) -> dict[str, Any]:
+        from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
+
+        own, stopped = self.sampler.said(ids)
+        said = self.template.said(own, prompt, tools=tools, cut=not stopped)
+        notes: list[str] = []
+        if not stopped and not said.content and not said.tool_calls and said.reasoning:
+            notes.append(CUT_WITHIN_THINKING)
+        if not stopped and self.sampler.room(prompt, most) < most:
+            notes.append(f"cut where the model's {self.sampler.context} tokens end")
+        if self.trained_length is not None and len(prompt) > self.trained_length:
+            notes.append(
+                f"the question is longer than the {self.trained_length} tokens of the rows in training"
+            )
         return {
-            "content": self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True).strip(),
+            "content": said.content,
+            "reasoning": said.reasoning,
+            "tool_calls": [msgspec.to_builtins(call) for call in said.tool_calls],
             "model": str(self.adapter or self.folder.hub_id or self.folder.path),
             "prompt_tokens": len(prompt),
             "completion_tokens": len(ids),
-            "finish_reason": "stop" if stopped else "length",
+            "finish_reason": "length" if not stopped else "tool_calls" if said.tool_calls else "stop",
+            "notes": notes,
         }
 
-    def _stream(self, model: Any, prompt: list[int], request: dict[str, Any], send: Send) -> None:
-        from transformers import TextIteratorStreamer
+    def _watch(self, prompt: list[int], tools: Any, send: Send) -> Callable[[list[list[int]]], None]:
+        """Sends what is certain to be the answer, as it is written."""
+        sent = ""
 
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        ids = self.torch.tensor([prompt]).to(self.device)
-        failed: list[BaseException] = []
+        def watch(drawn: list[list[int]]) -> None:
+            nonlocal sent
+            ids, stopped = self.sampler.said(drawn[0])
+            text = self.template.said(ids, prompt, tools=tools, growing=not stopped).content
+            if text.startswith(sent) and not text.endswith("\ufffd") and text != sent:
+                send({"piece": text[len(sent) :]})
+                sent = text
 
-        def work() -> None:
-            try:
-                with self.torch.inference_mode():
-                    mask = self.torch.ones_like(ids)
-                    settings = self.sampler.settings(request["max_tokens"], request["temperature"])
-                    model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **settings)
-            except BaseException as error:  # noqa: BLE001  handed to the asking thread
-                failed.append(error)
-                streamer.end()
-
-        thread = Thread(target=work)
-        thread.start()
-        for piece in streamer:
-            if piece:
-                send({"piece": piece})
-        thread.join()
-        if failed:
-            raise failed[0]
+        return watch
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 import msgspec
 
 from orchestrate import errors
-from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.errors import DataError, OrchestrateError, RunFailed
 from orchestrate.local.model.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
@@ -86,13 +86,43 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
+        batch: int | None = None,
     ) -> list[Reply]:
-        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time."""
+        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time. `batch`: the
+        most prompts answered together; 1 gives to the bit what each prompt gets alone. Raises `DataError`
+        for prompts that fill the model's context."""
+        replies = self.attempt(
+            prompts,
+            base=base,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            tools=tools,
+            batch=batch,
+        )
+        for reply in replies:
+            if isinstance(reply, DataError):
+                raise reply
+        return [reply for reply in replies if isinstance(reply, Reply)]
+
+    def attempt(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        tools: list[dict[str, Any]] | None = None,
+        batch: int | None = None,
+    ) -> list[Reply | DataError]:
+        """As `generate`, with the reason in the place of each reply that there cannot be."""
         if not prompts:
             return []
         self.start()
-        self._send(_question(prompts, base, max_tokens, temperature, seed, tools, stream=False))
-        return msgspec.convert(self._receive()["replies"], list[Reply])
+        question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
+        self._send({**question, "batch": batch})
+        return [_reply(told) for told in self._receive()["replies"]]
 
     def stream(
         self,
@@ -104,11 +134,19 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
     ) -> Iterator[str]:
-        """The reply to one prompt, piece by piece as it is written."""
+        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools."""
         self.start()
         self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
+        sent = ""
         while "piece" in (answer := self._receive()):
+            sent += answer["piece"]
             yield answer["piece"]
+        reply = _reply(answer["replies"][0])
+        if isinstance(reply, DataError):
+            raise reply
+        whole = reply.content
+        if whole.startswith(sent) and whole != sent:
+            yield whole[len(sent) :]
 
     def close(self) -> None:
         worker, self._worker = self._worker, None
@@ -176,6 +214,10 @@ def _question(
         "tools": tools,
         "stream": stream,
     }
+
+
+def _reply(told: dict[str, Any]) -> Reply | DataError:
+    return DataError(told["refused"], fix=told["fix"]) if "refused" in told else msgspec.convert(told, Reply)
 
 
 def _error(answer: dict[str, Any]) -> OrchestrateError:

@@ -48,6 +48,8 @@ class Rows:
     """[epochs, rows] Which row's answer that is."""
     items: Sequence[dict[str, Any]] = ()
     """What a grader reads beside each prompt, where answers are drawn."""
+    tools: Sequence[list[dict[str, Any]] | None] = ()
+    """Those that each prompt offers, there."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

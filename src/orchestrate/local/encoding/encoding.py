@@ -7,8 +7,9 @@ none at a row's end, the tokenizer's own is put there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
+from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import carries
 from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.turns import Conversations, answered
@@ -52,20 +54,50 @@ class EncodedPair:
     rejected: Encoded
 
 
+_END_OF_PROMPT = 64
+"""Tokens of it that tell what it has begun of an answer."""
+
+
 class Template:
     """A tokenizer with its chat templates."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a fast transformers tokenizer."""
+    def __init__(self, tokenizer: Any, settings: Mapping[str, Any] | None = None) -> None:
+        """`tokenizer`: a fast transformers tokenizer; `settings` are handed to its chat template
+        (`enable_thinking`)."""
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.tokenizer = tokenizer
         self.special = frozenset(added) | frozenset(tokenizer.all_special_ids)
         marks = {str(t.content) for t in added.values()} | set(tokenizer.all_special_tokens)
-        self.chats = Conversations(tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks))
+        self.chats = Conversations(
+            tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks), settings or {}
+        )
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The ids with which the model is asked for the next answer."""
         return self.tokens(self.chats.prompt(messages, tools))[0]
+
+    @cached_property
+    def shape(self) -> Shape:
+        """How an answer looks."""
+        return shape_of(self.chats)
+
+    def said(
+        self,
+        ids: Sequence[int],
+        asked: Sequence[int],
+        *,
+        tools: Any = None,
+        cut: bool = False,
+        growing: bool = False,
+    ) -> Said:
+        """What an answer says: `ids` without the token that ended it, or with `cut` as far as it came, or
+        with `growing` as far as it is sure; `asked` are the ids with which the model was asked, `tools` those
+        that were offered."""
+        text, prompt = (
+            self.tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for part in (ids, asked[-_END_OF_PROMPT:])
+        )
+        return read_answer(text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, growing=growing)
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its place in the text."""

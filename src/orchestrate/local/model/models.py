@@ -34,6 +34,16 @@ class ModelFolder:
         return msgspec.json.decode((self.path / "config.json").read_bytes())
 
     @property
+    def context(self) -> int | None:
+        """The most tokens of a row, prompt and answer together; `None` where nothing is said."""
+        config = self.config
+        for given in (config, config.get("text_config") or {}):
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+                if isinstance(limit := given.get(name), int) and limit > 0:
+                    return limit
+        return None
+
+    @property
     def weights(self) -> list[Path]:
         return sorted(self.path.glob("*.safetensors"))
 

@@ -5,39 +5,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import torch
+from transformers import GenerationConfig
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
 from orchestrate.local.encoding.encoding import Template, encode
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.probes import distance
+
+ROUNDED = 0.05
+"""Relative distance of logits that rounding to 16 bits explains."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sampler:
-    """Draws answers. `stops` are the tokens that end one."""
+    """Draws answers."""
 
     stops: tuple[int, ...]
+    """The tokens that end an answer."""
+    others: tuple[tuple[int, ...], ...]
+    """Tokens that begin somebody else's turn: what has written them has ended its answer too."""
     pad: int
     device: torch.device
+    context: int | None
+    """The most tokens of prompt and answer together."""
+    _bears_padding: bool | None = None
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:
-        return cls(stop_tokens(template, folder), template.tokenizer.pad_token_id or 0, device)
+        others = tuple(tuple(template.tokens(text)[0]) for text in sorted(template.shape.others))
+        pad = template.tokenizer.pad_token_id or 0
+        return cls(stop_tokens(template, folder), others, pad, device, folder.context)
 
     def settings(self, max_tokens: int, temperature: float) -> dict[str, Any]:
         """For `generate`: what the model itself says, or for temperature 0 the likeliest token each time."""
-        sampling = {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-            "repetition_penalty": 1.0,
-        }
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         return {
             "max_new_tokens": max_tokens,
             "eos_token_id": list(self.stops),
@@ -54,46 +62,127 @@ class Sampler:
         temperature: float,
         most_rows: int,
         look_up: Callable[[], None] = lambda: None,
+        watch: Callable[[list[list[int]]], None] | None = None,
     ) -> list[list[int]]:
-        """Token ids of one answer to each prompt, in order, the stop token included where there was one.
-        Prompts of like length are answered together. `look_up` runs before each token and may raise."""
-
-        def looking(ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
-            look_up()
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        """Token ids of one answer to each prompt, in order, the token that ended it included where there was
+        one. Prompts of like length are answered together, as far as that changes no answer. `look_up` runs
+        before each token and may raise; `watch` gets what has been drawn so far of each row."""
         answers: list[list[int]] = [[]] * len(prompts)
-        for start in range(0, len(order), most_rows):
-            part = order[start : start + most_rows]
-            longest = max(len(prompts[i]) for i in part)
-            empty = [longest - len(prompts[i]) for i in part]
-            rows = [[self.pad] * n + list(prompts[i]) for n, i in zip(empty, part, strict=True)]
-            mask = [[0] * n + [1] * (longest - n) for n in empty]
-            out = model.generate(
-                input_ids=torch.tensor(rows, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
-                stopping_criteria=[looking],
-                **self.settings(max_tokens, temperature),
-            )
-            for i, row in zip(part, out[:, longest:].tolist(), strict=True):
-                answers[i] = self._ended(row)
+        with _plainly(model):
+            for part, room in self._parts(model, prompts, max_tokens, most_rows):
+                longest = max(len(prompts[i]) for i in part)
+
+                def looking(
+                    ids: torch.Tensor, _scores: Any, start: int = longest, **_more: Any
+                ) -> torch.Tensor:
+                    look_up()
+                    if watch is not None:
+                        watch(ids[:, start:].tolist())
+                    return self._ended_otherwise(ids[:, start:])
+
+                out = model.generate(
+                    **self._inputs([prompts[i] for i in part], longest),
+                    stopping_criteria=[looking],
+                    **self.settings(room, temperature),
+                )
+                for i, row in zip(part, out[:, longest:].tolist(), strict=True):
+                    answers[i] = self._ended(row)
         return answers
 
+    def said(self, ids: list[int]) -> tuple[list[int], bool]:
+        """An answer without what ended it, and whether the model ended it itself."""
+        if ids and ids[-1] in self.stops:
+            return ids[:-1], True
+        for other in self.others:
+            if tuple(ids[-len(other) :]) == other:
+                return ids[: -len(other)], True
+        return ids, False
+
+    def room(self, prompt: Sequence[int], max_tokens: int) -> int:
+        """The most tokens of its answer; none or fewer where the prompt fills the model's context."""
+        return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
+
+    def _parts(
+        self, model: Any, prompts: Sequence[Sequence[int]], max_tokens: int, most_rows: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """Prompts that are answered together, and the most tokens of their answers."""
+        part: list[int] = []
+        room = 0
+        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+            mine = self.room(prompts[i], max_tokens)
+            first = prompts[part[0]] if part else ()
+            together = len(part) < most_rows and mine == room
+            if part and not (
+                together and (len(first) == len(prompts[i]) or self._pads(model, first, prompts[i]))
+            ):
+                yield part, room
+                part = []
+            part, room = [*part, i], mine
+        if part:
+            yield part, room
+
+    def _pads(self, model: Any, short: Sequence[int], long: Sequence[int]) -> bool:
+        """Whether a prompt has the same next token behind padding as alone: some architectures look at the
+        padding."""
+        if self._bears_padding is None:
+            once = {**self.settings(1, 0.0), "output_logits": True, "return_dict_in_generate": True}
+            with torch.no_grad():
+                alone, beside = (
+                    model.generate(**self._inputs(rows, len(rows[-1])), **once).logits[0][0]
+                    for rows in ([short], [short, long])
+                )
+            exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(self.device.type)
+            centred = alone - alone.mean()
+            self._bears_padding = distance(beside - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
+        return self._bears_padding
+
+    def _inputs(self, prompts: Sequence[Sequence[int]], longest: int) -> dict[str, torch.Tensor]:
+        empty = [longest - len(prompt) for prompt in prompts]
+        rows = [[self.pad] * n + list(prompt) for n, prompt in zip(empty, prompts, strict=True)]
+        mask = torch.tensor([[0] * n + [1] * (longest - n) for n in empty], device=self.device)
+        return {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask}
+
+    def _ended_otherwise(self, drawn: torch.Tensor) -> torch.Tensor:
+        """[rows] Which answers end with what begins somebody else's turn."""
+        ended = torch.zeros(len(drawn), dtype=torch.bool, device=self.device)
+        for other in self.others:
+            if drawn.shape[1] >= len(other):
+                wanted = torch.tensor(other, device=self.device)
+                ended |= (drawn[:, -len(other) :] == wanted).all(dim=1)
+        return ended
+
     def _ended(self, ids: list[int]) -> list[int]:
-        end = next((n for n, i in enumerate(ids) if i in self.stops), len(ids))
-        return ids[: end + 1]
+        for n in range(len(ids)):
+            if ids[n] in self.stops or any(tuple(ids[: n + 1][-len(o) :]) == o for o in self.others):
+                return ids[: n + 1]
+        return ids
+
+
+@contextmanager
+def _plainly(model: Any) -> Generator[None]:
+    """Without what the model's `generation_config` does to the odds of tokens, such as a penalty for
+    repeating: the likeliest token is the model's own, and training by rewards draws from what it trains."""
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    kept = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, own in zip(holders, kept, strict=True):
+            holder.generation_config = own
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's, the model's, and the one that the template puts
-    there."""
+    """The tokens that end an answer: the tokenizer's, the model's, and those with which the template ends an
+    answer or calls of tools."""
     talk = ChatExample(
         messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
     )
     encoded = encode(talk, template)
     trained = [i for i, w in zip(encoded.ids, encoded.weights, strict=True) if w]
     stops = {i for i in trained[-1:] if i in template.special}
+    stops |= {ids[0] for end in template.shape.ends if len(ids := template.tokens(end)[0]) == 1}
     path = folder.path / "generation_config.json"
     given: Any = msgspec.json.decode(path.read_bytes()).get("eos_token_id") if path.is_file() else None
     more: list[Any] = [*(given if isinstance(given, list) else [given]), template.tokenizer.eos_token_id]

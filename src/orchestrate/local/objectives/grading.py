@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.tokens.answers import Said
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives import isolation as isolating
 from orchestrate.local.objectives.grader_code import GraderCode
@@ -39,7 +40,7 @@ _FIELDS = {
     "python": {"source"},
     "multi": {"graders", "calculate_output"},
 }
-_SAMPLE = ("output_text", "output_json", "choices")
+_SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 _CODE = (
     "its code would run on this machine; when you trust it: orchestrate --allow-grader-code ... "
     "(or ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
@@ -97,8 +98,9 @@ class Grader:
         for code in self._codes:
             code.close()
 
-    def grade(self, answers: Sequence[str], items: Sequence[dict[str, Any]]) -> list[Grade]:
-        """One grade for each answer, in order; `items` are the rows that the prompts came from."""
+    def grade(self, answers: Sequence[str | Said], items: Sequence[dict[str, Any]]) -> list[Grade]:
+        """One grade for each answer, in order; `items` are the rows that the prompts came from. A text is an
+        answer without thinking and calls."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
 
     def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
@@ -127,14 +129,17 @@ class Grader:
                 return partial(_multi, parts, formula)
 
 
-def sample_of(answer: str) -> dict[str, Any]:
-    """What graders see of an answer, by OpenAI's names."""
+def sample_of(answer: str | Said) -> dict[str, Any]:
+    """What graders see of an answer, by OpenAI's names; its thinking they do not see."""
+    text, made = (answer, ()) if isinstance(answer, str) else (answer.content, answer.tool_calls)
     try:
-        parsed: Any = msgspec.json.decode(answer)
+        parsed: Any = msgspec.json.decode(text)
     except msgspec.DecodeError:
         parsed = None
-    choice = {"message": {"role": "assistant", "content": answer}}
-    return {"output_text": answer, "output_json": parsed, "output_tools": [], "choices": [choice]}
+    calls = [msgspec.to_builtins(call) for call in made]
+    message = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+    choice = {"message": message}
+    return {"output_text": text, "output_json": parsed, "output_tools": calls, "choices": [choice]}
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
@@ -207,8 +212,6 @@ def _slot_refusal(slot: str) -> str | None:
     if not _PLACE.fullmatch(slot):
         return f"{{{{ {slot} }}}} is not a place such as item.answer or item.answers[0]"
     root, *path = _keys(slot)
-    if root == "sample" and path[:1] == ["output_tools"]:
-        return "sample.output_tools: this machine does not read tool calls out of answers"
     if path and (root == "item" or (root == "sample" and path[0] in _SAMPLE)):
         return None
     places = ", ".join(f"sample.{name}" for name in _SAMPLE)

@@ -93,9 +93,9 @@ class PolicyObjective(Objective):
     def roll_out(self, rows: Rows, batch: Sequence[int], max_tokens: int) -> Rollouts:
         """`samples` graded answers to each of these prompts."""
         prompts = [rows.row(i)[0].tolist() for i in batch for _ in range(self.samples)]
-        items = [rows.items[i] for i in batch for _ in range(self.samples)]
+        asked = [i for i in batch for _ in range(self.samples)]
         answers = self._draw(prompts, 1.0, max_tokens)
-        grades = self._grade(answers, items)
+        grades = self._grade(rows, asked, answers)
         rewards = torch.tensor([g.score for g in grades]).view(-1, self.samples)
         spread = rewards.std(dim=1, keepdim=True)
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + EPSILON)
@@ -119,12 +119,14 @@ class PolicyObjective(Objective):
                 look_up=self.look_up,
             )
 
-    def _grade(self, answers: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Grade]:
-        words = [self.template.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    def _grade(self, rows: Rows, asked: Sequence[int], answers: list[list[int]]) -> list[Grade]:
+        """By the answer, without the thinking before it; `asked` are the rows of the prompts."""
         grades: list[Grade] = []
-        for answer, item in zip(words, items, strict=True):
+        for i, drawn in zip(asked, answers, strict=True):
             self.look_up()
-            grades += self.grader.grade([answer], [item])
+            ids, stopped = self.sampler.said(drawn)
+            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=rows.tools[i], cut=not stopped)
+            grades += self.grader.grade([said], [rows.items[i]])
         errors = [g.error for g in grades if g.error]
         if errors and len(errors) == len(grades) and not self._graded:
             raise RunFailed(
@@ -142,7 +144,7 @@ class PolicyObjective(Objective):
         return {
             "reward": sum(g.score for g in grades) / count,
             "answer_tokens": sum(map(len, answers)) / count,
-            "cut_answers": sum(not a or a[-1] not in self.sampler.stops for a in answers) / count,
+            "cut_answers": sum(not self.sampler.said(a)[1] for a in answers) / count,
             "grader_errors": sum(g.error is not None for g in grades) / count,
         }
 
@@ -200,7 +202,7 @@ class PolicyObjective(Objective):
         """The mean reward of the likeliest answer to each prompt, and what `_describe` tells."""
         prompts = [rows.row(i)[0].tolist() for i in range(rows.examples)]
         answers = self._draw(prompts, 0.0, max_tokens)
-        shown = self._describe(answers, self._grade(answers, rows.items))
+        shown = self._describe(answers, self._grade(rows, range(rows.examples), answers))
         return {f"valid_{k}": v for k, v in shown.items()}
 
 
@@ -226,6 +228,7 @@ def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[R
     """
     encoded: list[Encoded] = []
     items: list[dict[str, Any]] = []
+    tools: list[list[dict[str, Any]] | None] = []
     long = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -238,10 +241,11 @@ def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[R
                 long += 1
                 continue
             encoded.append(Encoded(ids, [0.0] * len(ids)))
+            tools.append(example.tools)
             items.append({"messages": msgspec.to_builtins(example.messages), **example.fields})
     if not encoded:
         raise DataError(
             f"{path.name}: no prompt fits into {limit} tokens",
             fix=f"raise max_seq_length, or lower {option('max_new_tokens')}",
         )
-    return replace(stacked(encoded), items=items), long
+    return replace(stacked(encoded), items=items, tools=tools), long

@@ -170,8 +170,7 @@ class Session:
     @property
     def limit(self) -> int | None:
         """Tokens at which a row is cut: as asked, but never above the model's context."""
-        context = self.folder.config.get("max_position_embeddings")
-        limits = [n for n in (self.job.hyper.max_seq_length, context) if isinstance(n, int)]
+        limits = [n for n in (self.job.hyper.max_seq_length, self.folder.context) if n is not None]
         return min(limits) if limits else None
 
     def _objective(self) -> Objective:

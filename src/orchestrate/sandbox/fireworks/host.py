@@ -43,6 +43,7 @@ class FireworksHost(Host):
     endless: ClassVar = {"nextPageToken": "again"}
     title = "Fireworks"
     place = 2
+    thinking_field = "reasoning_content"
     taken = Taken(message_fields=frozenset({"reasoning_content"}))
     usual_rate = 1e-4
     status_field = "state"

@@ -32,6 +32,7 @@ class TogetherHost(Host):
     endless: ClassVar = {"next_cursor": "again"}
     title = "Together"
     place = 1
+    thinking_field = "reasoning"
     taken = TAKEN
     usual_rate = 1e-5
 

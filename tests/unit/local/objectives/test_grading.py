@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
+from orchestrate.data.rows.examples import FunctionCall, ToolCall
+from orchestrate.data.tokens.answers import Said
 from orchestrate.errors import RunFailed
-from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal
+from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, sample_of
 from orchestrate.local.objectives.isolation import Isolation, isolation
 
 ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
@@ -191,7 +194,6 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
         (check(input="{{ item }}"), "item is neither"),
         (check(input="{{ item['answer'] }}"), "not a place such as"),
         (check(input="{{}}"), "not a place such as"),
-        (check(input="{{ sample.output_tools[0].name }}"), "does not read tool calls"),
         (check(operation="regex"), "eq, ne, like, ilike"),
         (similar("cosine"), "rouge_l"),
         ({"type": "string_check"}, "input, operation, reference"),
@@ -225,3 +227,18 @@ def test_a_refused_grader_starts_nothing() -> None:
     with pytest.raises(RunFailed, match="behind an API"):
         Grader({"type": "score_model"})
     assert refusal(code("def grade(sample, item): return 1"), allow_code=True) is None
+
+
+def test_graders_see_the_answer_without_its_thinking_and_the_calls_beside_it() -> None:
+    call = ToolCall(id="c1", function=FunctionCall(name="look", arguments='{"at": "x"}'))
+    said = Said("blue", "whatever was thought", (call,))
+    sample = sample_of(said)
+    assert sample["output_text"] == "blue" and "thought" not in str(sample)
+    typed = ChatCompletionMessageFunctionToolCall.model_validate(sample["output_tools"][0])
+    assert typed.function.name == "look"
+    by_name = check(input="{{ sample.output_tools[0].function.name }}", reference="look")
+    with Grader(by_name) as made:
+        assert made.grade([said, "blue"], [ITEM, ITEM]) == [
+            Grade(1.0),
+            Grade(0.0, "there is no sample.output_tools[0].function.name"),
+        ]

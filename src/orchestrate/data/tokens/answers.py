@@ -1,0 +1,277 @@
+"""What a model's text says: its thinking, the answer, and the calls of tools.
+
+How an answer looks is learnt from the chat template that asked for it: one with known thinking and known
+words is rendered, and what surrounds them is what the model writes around its own. Where a template does not
+show it (it may drop the thinking of all earlier turns), or is not at hand (a host's), the marks of the
+families are known. Nothing is lost: what is no thinking and no call is the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.tokens.calls import Tools, settled, taken_out
+from orchestrate.data.tokens.turns import Conversations, Turn
+from orchestrate.errors import DataError
+
+THINKING = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<thought>", "</thought>"),
+    ("◁think▷", "◁/think▷"),
+    ("<unused94>thought", "<unused95>"),
+)
+"""What opens and closes thinking."""
+CUT_WITHIN_THINKING = "cut within its thinking, before there was an answer"
+"""Told of an answer."""
+_TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
+_START, _MESSAGE = "<|start|>", "<|message|>"
+_ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
+_HEADER_BEGUN = re.compile(
+    r"(?:assistant)?\s*(?:to=\S*)?\s*(?:<[|\w]*|<\|channel\|>[^<]*(?:<.*)?)?", re.DOTALL
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_ASKED, _SAID, _THOUGHT, _SEEN = "zq1question", "zq2answer", "zq3thought", "zq4result"
+_USER, _ANSWER = ChatMessage(role="user", content=_ASKED), ChatMessage(role="assistant", content=_SAID)
+_THINKS = ChatMessage(role="assistant", content=_SAID, reasoning=_THOUGHT)
+_CALLS = ChatMessage(
+    role="assistant",
+    content="",
+    tool_calls=[ToolCall(id="call_0", function=FunctionCall(name="look", arguments='{"at": "it"}'))],
+)
+_RESULT = ChatMessage(role="tool", content=_SEEN, tool_call_id="call_0", name="look")
+_PARAMETERS = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}}
+_TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": _PARAMETERS}}
+]
+_PROBES: tuple[tuple[list[ChatMessage], list[dict[str, Any]] | None], ...] = (
+    ([_USER, _THINKS], None),
+    ([_USER, _ANSWER, _USER, _ANSWER], None),
+    ([_USER, _CALLS], _TOOLS),
+    ([_USER, _CALLS, _RESULT, _ANSWER], _TOOLS),
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a model writes an answer, as its chat template shows it."""
+
+    thinking: tuple[tuple[str, str], ...] = THINKING
+    header: str = ""
+    """What precedes an answer; a model may write it again."""
+    around: tuple[str, str] = ("", "")
+    """What stands before and behind the answer's own words, beside the thinking."""
+    ends: frozenset[str] = frozenset()
+    """The special tokens with which an answer ends."""
+    others: frozenset[str] = frozenset()
+    """What begins somebody else's turn, where the token before it may stand within an answer too."""
+    special: frozenset[str] = frozenset()
+    """All special tokens: those that are no part of the shape are dropped."""
+
+
+def shape_of(chats: Conversations) -> Shape:
+    """Learnt from rendered conversations."""
+    pairs, around = THINKING, ("", "")
+    try:
+        prompt, shown = chats.prompt([_USER]), chats.rendered([_USER, _THINKS])
+        plain = chats.rendered([_USER, _ANSWER]).text
+    except DataError:
+        prompt, shown, plain = "", None, ""
+    if shown is not None and _MESSAGE not in shown.text:
+        end = shown.turns[-1].spans[-1][1] if shown.turns[-1].spans else 0
+        lead = plain[len(prompt) : plain.find(_SAID)].strip() if plain.startswith(prompt) else ""
+        pairs, around = _learnt(shown.text[:end], prompt, lead, chats.special)
+    ends, others = _ends(chats)
+    return Shape(pairs, _header(prompt, chats.special), around, ends, others, chats.special)
+
+
+def _header(prompt: str, special: frozenset[str]) -> str:
+    """What the prompt ends with, from its last special token on."""
+    after = prompt.rpartition(_ASKED)[2]
+    header = after[max((after.rfind(mark) for mark in special), default=-1) :].strip() if after else ""
+    return "" if header.startswith(tuple(opening for opening, _ in THINKING)) else header
+
+
+def _learnt(
+    text: str, prompt: str, lead: str, special: frozenset[str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, str]]:
+    """The pairs of marks around thinking, those that the text shows first; and what surrounds the answer.
+    `lead` is what precedes an answer without thinking."""
+    thought, said = text.find(_THOUGHT), text.find(_SAID)
+    tail = text[said + len(_SAID) :].strip() if said >= 0 else ""
+    while mark := next((m for m in special if tail.endswith(m)), ""):
+        tail = tail.removesuffix(mark).rstrip()
+    if not 0 <= thought < said:
+        return THINKING, (lead, tail)
+    between = text[thought + len(_THOUGHT) : said].strip()
+    known = next((closing for _, closing in THINKING if between.startswith(closing)), None)
+    if known is not None:
+        return THINKING, (between.removeprefix(known).strip(), tail)
+    before = text[len(prompt) : thought].strip() if text.startswith(prompt) else ""
+    opening = before or (found[1] if (found := _TAG.search(text[:thought])) else "")
+    closing = between.removesuffix(lead).strip()
+    return ((opening, closing), *THINKING) if opening and closing else THINKING, (lead, tail)
+
+
+def _ends(chats: Conversations) -> tuple[frozenset[str], frozenset[str]]:
+    """The special tokens that end a turn, of an answer or of calls, and never stand within one; and what
+    follows on those that do."""
+    last: set[str] = set()
+    within: set[str] = set()
+    following: list[tuple[str, str]] = []
+    for messages, tools in _PROBES:
+        try:
+            shown = chats.rendered(messages, tools)
+        except DataError:
+            continue
+        for turn in filter(lambda turn: turn.spans, shown.turns):
+            end, inner = _marks(shown.text, turn, chats.special)
+            last |= {end}
+            within |= inner
+            after, asked, _ = shown.text[turn.spans[-1][1] :].partition(_ASKED)
+            if asked and not any(word in after for word in (_SAID, _SEEN)):
+                following.append((end, after.strip()))
+    return frozenset(last - within - {""}), frozenset(
+        text for end, text in following if end in within and text
+    )
+
+
+def _marks(text: str, turn: Turn, special: frozenset[str]) -> tuple[str, set[str]]:
+    """The special token at the end of a turn (empty where there is none), and those before it."""
+    said = "".join(text[start:end] for start, end in turn.spans).rstrip()
+    end = max((mark for mark in special if mark and said.endswith(mark)), key=len, default="")
+    said = said.removesuffix(end)
+    return end, {mark for mark in special if mark and mark in said}
+
+
+def read_answer(
+    text: str,
+    *,
+    prompt: str = "",
+    shape: Shape | None = None,
+    tools: Tools = None,
+    cut: bool = False,
+    calls: bool = True,
+    growing: bool = False,
+) -> Said:
+    """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
+    was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended it.
+    Without `calls`, those that are written in the answer stay there. `growing`: it is still being written,
+    and only what no later words can change is told."""
+    shape, cut = shape or Shape(), cut or growing
+    if shape.header and text.lstrip().startswith(shape.header):
+        text = text.lstrip().removeprefix(shape.header)
+    begun = prompt.rpartition(_START)[2] if _START in prompt else ""
+    begun = "" if _ENDS.search(begun) else begun
+    headed = _MESSAGE in begun + text or text.lstrip().startswith("<|channel|>")
+    if headed or (begun and growing):
+        said = _of_channels(begun + text, tools, cut, growing)
+    else:
+        reasoning, rest = _thinking(text, prompt, shape.thinking, cut)
+        said = Said(rest, (reasoning or "").strip())
+    if not said.reasoning:  # rows may hold theirs in their text, behind the template's own marks
+        reasoning, rest = _thinking(said.content, "", shape.thinking, cut)
+        said = replace(said, content=rest, reasoning=reasoning)
+    rest, found = _unwrapped(said.content, shape.around), list(said.tool_calls)
+    if growing:
+        rest = settled(rest, [mark for pair in shape.thinking for mark in pair], bool(tools))
+    elif calls and not found:
+        rest, found = taken_out(rest, tools, cut=cut)
+    return Said(
+        _without(rest, shape.special).strip(),
+        _without(said.reasoning or "", shape.special).strip() or None,
+        tuple(found),
+    )
+
+
+def _without(text: str, marks: Iterable[str]) -> str:
+    for mark in marks:
+        if mark and mark in text:
+            text = text.replace(mark, "")
+    return text
+
+
+def _unwrapped(text: str, around: tuple[str, str]) -> str:
+    before, behind = around
+    bare = text.strip()
+    if before and bare.startswith(before):
+        text = bare.removeprefix(before)
+    return text.rstrip().removesuffix(behind) if behind else text
+
+
+def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: bool) -> tuple[str | None, str]:
+    """The thinking, and the rest. An answer that ended without an end of its thinking is all answer: a model
+    that was taught to answer at once does so behind a prompt that opens thinking too."""
+    begun, asked = text.lstrip(), prompt.rstrip()
+    for opening, closing in pairs:
+        within = asked.endswith(opening)
+        if not within and not begun.startswith(opening):
+            continue
+        inside = begun.removeprefix(opening) if begun.startswith(opening) else text
+        thought, closed, rest = inside.partition(closing)
+        if closed:
+            return thought, rest
+        return (inside, "") if cut else (None, text)
+    for opening, closing in pairs:
+        thought, closed, rest = text.partition(closing)
+        if closed and opening not in thought:
+            return thought, rest
+    return None, text
+
+
+# -- messages with headers (gpt-oss, Muse) -----------------------------------------------------------------
+
+
+def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> Said:
+    """An answer of several messages, each with a header that says what it is."""
+    thoughts: list[str] = []
+    said: list[str] = []
+    calls: list[ToolCall] = []
+    for n, piece in enumerate(text.split(_START)):
+        header, headed, body = piece.partition(_MESSAGE)
+        if n and headed and not header.startswith("assistant"):
+            break  # the answer has ended; the model has gone on for somebody else
+        if not headed:
+            within = growing or (cut and _HEADER_BEGUN.fullmatch(piece))
+            said.append("" if within else piece.removeprefix("assistant"))
+            continue
+        whole = not cut or _ENDS.search(body)
+        body = _ENDS.sub("", body)
+        said.append(_RECIPIENT.sub("", header.partition("<|channel|>")[0].removeprefix("assistant")).strip())
+        channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
+        to = recipient[1] if recipient else "user"
+        if to == "self" or (to == "user" and channel and channel[1] == "analysis"):
+            thoughts.append(body)
+        elif to in ("user", "all", "assistant"):
+            said.append(body)
+        else:
+            called = _called(to, body, tools) if whole else []
+            calls += called
+            said += [] if called or growing else [piece if whole else body]
+    for n, call in enumerate(calls):
+        call.id = f"call_{n}"
+    return Said("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))
+
+
+def _called(to: str, body: str, tools: Tools) -> list[ToolCall]:
+    rest, calls = taken_out(body, tools)
+    if calls and not rest.strip():
+        return calls
+    name = to.removeprefix("functions.")
+    return taken_out(f"[TOOL_CALLS]{name}{body.strip()}")[1]

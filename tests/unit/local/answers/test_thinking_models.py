@@ -1,0 +1,218 @@
+"""Models that think before they answer, trained for a few steps: what evaluation, training by rewards and
+chat make of their answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.local.sessions import EXACT, make_session
+from tests.unit.local.thinkers import FAMILIES, make_family, write_rows
+
+from orchestrate.data import Dataset
+from orchestrate.errors import DataError
+from orchestrate.evaluation.asking import Asking
+from orchestrate.evaluation.contenders import by_generator
+from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.verdict import Demand
+from orchestrate.local.answers.answering import Answerer
+from orchestrate.local.objectives.grpo import PolicyObjective
+from orchestrate.types import Contender, Message, Reply, Sampling
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+COLOURS = {"Sky?": "blue", "Grass?": "green", "Snow?": "white"}
+LOOK = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"at": "town"}'}}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "description": "Looks.",
+            "parameters": {
+                "type": "object",
+                "properties": {"at": {"type": "string", "description": "Where."}},
+            },
+        },
+    }
+]
+
+
+class Trained:
+    """A family's model, tuned to answer about colours, and to look at towns."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.family, self.folder = family, folder
+        self.base = make_family(family, folder / "base", repetition_penalty=3.0, no_repeat_ngram_size=1)
+        thought = {"reasoning": "hm hm"} if family == "channels" else {}
+        rows: list[tuple[str, dict[str, Any]]] = [
+            (question, {"content": colour, **thought}) for question, colour in COLOURS.items()
+        ]
+        rows.append(("Town?", {"content": "", "tool_calls": [LOOK]}))
+        self.rows = write_rows(folder / "rows.jsonl", rows * 4)
+        self.test = write_rows(folder / "test.jsonl", rows[:3])
+        session = make_session(
+            folder,
+            self.rows,
+            method={"type": "sft"},
+            adapter={"type": "full"},
+            model=str(self.base),
+            hyper={"epochs": 12, "batch_size": 4},
+        )
+        session.loop.restore()
+        session.loop.run()
+        self.tuned = session.publish()
+        session.close()
+        self.answerer = Answerer({"model": str(self.base), "adapter": str(self.tuned), "threads": 1})
+
+    def ask(self, *questions: str, **more: Any) -> list[Reply]:
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        replies = self.answer(asked, **more)
+        for reply in replies:
+            if isinstance(reply, DataError):
+                raise reply
+        return [reply for reply in replies if isinstance(reply, Reply)]
+
+    def answer(self, prompts: Sequence[Any], **more: Any) -> list[Reply | DataError]:
+        sent: list[dict[str, Any]] = []
+        request = {"prompts": prompts, "seed": 0, "base": False, "stream": False, "max_tokens": 40}
+        self.answerer.answer({**request, "temperature": 0.0, **more}, sent.append)
+        return [
+            DataError(told["refused"]) if "refused" in told else Reply.from_dict(told)
+            for told in sent[-1]["replies"]
+        ]
+
+    def attempt(self, prompts: Sequence[Sequence[Message]], **more: Any) -> list[Reply | DataError]:
+        """As `Generator` does, whose process an `Answerer` is."""
+        return self.answer([[m.to_dict() for m in prompt] for prompt in prompts], **more)
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize(("max_tokens", "score"), [(40, 1.0), (4, 0.0)])
+def test_an_evaluation_is_of_the_answer(
+    trained: Trained, tmp_path: Path, max_tokens: int, score: float
+) -> None:
+    items = held_out(Dataset.open(str(trained.test))).items
+    sampling = Sampling(max_tokens=max_tokens)
+    contender = Contender(name="tuned", kind="tuned", model="m", provider="local", served_by="here")
+    generator: Any = trained
+    candidate = by_generator(contender, generator, sampling, "weights", base=False)
+    nobody: Any = None
+    asking = Asking(tmp_path / "answers")
+    metrics = registry.make(["exact_match"], Context(items, asking, nobody, nobody))
+    terms = Terms(metrics, sampling, {}, Demand())
+    result = evaluate("e", Subject(items, "t", "d"), [candidate], terms, asking, tmp_path / "items.jsonl")
+    found = result.score("tuned")
+    assert found is not None and (found.value, found.n) == (score, 3)
+    assert bool(result.notes) is (score == 0)
+    assert all(note.startswith("tuned: 3 of 3 answers: cut") for note in result.notes)
+
+
+def test_a_reward_is_of_the_answer(trained: Trained, tmp_path: Path) -> None:
+    with (tmp_path / "prompts.jsonl").open("w", encoding="utf-8") as out:
+        for question, colour in COLOURS.items():
+            row = {"messages": [{"role": "user", "content": question}], "answer": colour}
+            out.write(json.dumps(row) + "\n")
+    session = make_session(
+        tmp_path,
+        tmp_path / "prompts.jsonl",
+        method={"type": "rft", "grader": EXACT, "samples_per_prompt": 2},
+        adapter={"type": "lora"},
+        model=str(trained.tuned),
+        hyper={"max_new_tokens": 40},
+    )
+    objective = session.loop.objective
+    assert isinstance(objective, PolicyObjective)
+    values = objective.evaluate(session.loop.train, 4096)
+    assert (values["valid_reward"], values["valid_cut_answers"]) == (1.0, 0.0)
+    session.close()
+
+
+def test_a_reply_has_thinking_and_calls_apart(trained: Trained) -> None:
+    sky, town = trained.ask("Sky?", "Town?")
+    thought = "hm hm" if trained.family == "channels" else None
+    assert (sky.content, sky.reasoning, sky.tool_calls, sky.finish_reason) == ("blue", thought, (), "stop")
+    assert (town.content, town.tool_calls, town.finish_reason) == ("", (LOOK,), "tool_calls")
+
+
+def test_the_likeliest_token_is_the_models_own(trained: Trained) -> None:
+    """The judge is a plain loop; the model's own settings forbid to repeat any token."""
+    answerer = trained.answerer
+    prompt = answerer._prompt([{"role": "user", "content": "Sky?"}], None)  # pyright: ignore[reportPrivateUsage]
+    model, _ = answerer.model(base=False)
+    drawn: list[int] = []
+    while len(drawn) < 40 and (not drawn or drawn[-1] not in answerer.sampler.stops):
+        with torch.no_grad():
+            drawn.append(int(model(input_ids=torch.tensor([prompt + drawn])).logits[0, -1].argmax()))
+    [reply] = trained.ask("Sky?")
+    assert reply.completion_tokens == len(drawn)
+    said = answerer.template.said(drawn[:-1], prompt)
+    assert (reply.content, reply.reasoning) == (said.content, said.reasoning)
+    assert len(set(drawn)) < len(drawn) or trained.family == "thinks"  # something was repeated
+    assert model.generation_config.repetition_penalty == 3.0
+
+
+def test_an_answer_that_is_cut_says_so(trained: Trained) -> None:
+    length = trained.ask("Sky?")[0].completion_tokens or 0
+    [begun] = trained.ask("Sky?", max_tokens=3)
+    assert (begun.content, begun.finish_reason) == ("", "length")
+    [almost] = trained.ask("Sky?", max_tokens=length - 1)
+    assert (almost.content, almost.finish_reason) == ("blue", "length")
+    if trained.family == "channels":
+        cut = [trained.ask("Sky?", max_tokens=n)[0] for n in range(3, length)]
+        thinking = [reply for reply in cut if reply.reasoning and not reply.content]
+        assert len(thinking) > 3
+        assert {r.notes for r in thinking} == {("cut within its thinking, before there was an answer",)}
+        assert all("blue".startswith(r.content) for r in cut)
+
+
+def test_a_batch_changes_no_answer(trained: Trained) -> None:
+    questions = [*COLOURS, "Sky? " * 9 + "Grass?", "Town?"]
+    alone = [trained.ask(question)[0] for question in questions]
+    assert trained.ask(*questions, batch=1) == alone
+    assert [r.content for r in trained.ask(*questions)] == [r.content for r in alone]
+
+
+def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
+    context = trained.answerer.sampler.context
+    assert context == 1024
+    long = "Sky? " * 1024
+    told = r"the question has \d+ tokens; the model takes 1024, the answer among them"
+    with pytest.raises(DataError, match=told):
+        trained.ask(long)
+    refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])
+    assert isinstance(refused, DataError) and isinstance(answered, Reply) and answered.content == "blue"
+    size = (trained.ask("Sky?")[0].prompt_tokens or 0) - 1
+    per = (trained.ask("Sky? Sky?")[0].prompt_tokens or 0) - size - 1
+    nearly = "Sky? " * ((context - size - 4) // per)
+    [reply, short] = trained.ask(nearly, "Sky?", max_tokens=400)
+    assert context - 8 < (reply.prompt_tokens or 0) + (reply.completion_tokens or 0) <= context
+    assert reply.finish_reason == "stop" or reply.notes == ("cut where the model's 1024 tokens end",)
+    assert short.content == "blue"
+
+
+def test_a_stream_has_the_answer_alone(trained: Trained) -> None:
+    for question, content in (("Sky?", "blue"), ("Town?", "")):
+        sent: list[dict[str, Any]] = []
+        asked = {
+            "prompts": [[{"role": "user", "content": question}]],
+            "seed": 0,
+            "base": False,
+            "stream": True,
+        }
+        trained.answerer.answer({**asked, "max_tokens": 40, "temperature": 0.0}, sent.append)
+        *pieces, last = sent
+        assert all(piece["piece"] for piece in pieces)
+        assert "".join(piece["piece"] for piece in pieces) == last["replies"][0]["content"] == content

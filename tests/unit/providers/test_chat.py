@@ -1,0 +1,80 @@
+"""What a host's chat answer says, in the SDKs' own types: its fields for thinking and calls where it fills
+them, else what its text says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fireworks.types.chat
+import openai.types.chat
+import pytest
+import together.types.chat
+
+from orchestrate.providers.chat import Chat
+from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.types import Message, Reply
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}
+WRITTEN = '<tool_call>{"name": "look", "arguments": {"at": "x"}}</tool_call>'
+READ = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}
+
+
+def ask(sdk: Any, message: dict[str, Any], finish: str = "stop", **options: Any) -> Reply:
+    answer = sdk.model_validate(
+        {
+            "id": "a",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", **message}}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+            **({"prompt": []} if "prompt" in sdk.model_fields else {}),
+        }
+    )
+    chat = Chat(Wire("any", retry=Retry(attempts=1)), lambda **_: answer, "m", **options)
+    return chat.ask([Message(role="user", content="hi")])
+
+
+OPENAI = openai.types.chat.ChatCompletion
+TOGETHER = together.types.chat.ChatCompletion
+FIREWORKS = fireworks.types.chat.CompletionCreateResponse
+
+
+@pytest.mark.parametrize(
+    ("sdk", "message", "expected"),
+    [
+        (OPENAI, {"content": "blue"}, ("blue", None, ())),
+        (OPENAI, {"content": None, "tool_calls": [CALL]}, ("", None, (CALL,))),
+        (TOGETHER, {"content": "blue", "reasoning": "hm"}, ("blue", "hm", ())),
+        (TOGETHER, {"content": "blue", "reasoning_content": "hm"}, ("blue", "hm", ())),
+        (FIREWORKS, {"content": "blue", "reasoning_content": "hm"}, ("blue", "hm", ())),
+        (TOGETHER, {"content": "<think>\nhm\n</think>\n\nblue"}, ("blue", "hm", ())),
+        (FIREWORKS, {"content": "<think>\n\n</think>\n\nblue"}, ("blue", None, ())),
+        (FIREWORKS, {"content": f"Look.\n{WRITTEN}"}, ("Look.", None, (READ,))),
+        (TOGETHER, {"content": WRITTEN, "reasoning": "hm"}, ("", "hm", (READ,))),
+        (
+            TOGETHER,
+            {"content": "<think>as it is</think>", "reasoning": "hm"},
+            ("<think>as it is</think>", "hm", ()),
+        ),
+    ],
+)
+def test_thinking_and_calls_are_apart(sdk: Any, message: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    reply = ask(sdk, message)
+    shown = tuple({k: call[k] for k in ("id", "type", "function")} for call in reply.tool_calls)
+    assert (reply.content, reply.reasoning, shown) == expected
+    assert reply.notes == ()
+
+
+def test_an_answer_that_was_cut_while_it_thought_says_so() -> None:
+    for message in ({"content": "<think>\nhm"}, {"content": None, "reasoning_content": "hm"}):
+        reply = ask(FIREWORKS, message, finish="length")
+        assert (reply.content, reply.reasoning, reply.finish_reason) == ("", "hm", "length")
+        assert reply.notes == ("cut within its thinking, before there was an answer",)
+    assert ask(FIREWORKS, {"content": "bl"}, finish="length").notes == ()
+
+
+def test_a_text_that_may_hold_rows_keeps_the_calls_in_them() -> None:
+    """As data that a model is asked to write."""
+    row = '{"messages": [{"role": "assistant", "content": "<function=look></function>"}]}'
+    assert ask(OPENAI, {"content": f"<think>hm</think>{row}"}, calls=False).content == row
