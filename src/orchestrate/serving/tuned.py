@@ -61,6 +61,12 @@ class Tuned:
         return max(int(config["r"]), *pattern.values(), 1)
 
     @property
+    def four_bit(self) -> bool:
+        """Whether it was trained on the base in four bits."""
+        adapter: dict[str, Any] = self.passport.get("adapter") or {}
+        return adapter.get("type") == "qlora"
+
+    @property
     def base_name(self) -> str:
         """As the hub calls it, where it has a name there."""
         known = lookup(self.base)

@@ -31,6 +31,8 @@ BASE = "__base__"
 KINDS = ("DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
 """Of caches: those with columns for places in time, those with one state for each row, those with both, and
 those of layers that read an earlier one's. By name, since not all releases of transformers have all."""
+ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
+"""What PEFT cannot apply to some rows of a batch only."""
 PROMPTS_A_STEP = 4
 """Prompts that are read between two tokens of the rows that are being answered."""
 
@@ -48,6 +50,10 @@ class Row:
     """How its tokens are drawn."""
     room: int
     """The most tokens of the answer."""
+    stops: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    others: tuple[tuple[int, ...], ...] = ()
+    """What begins somebody else's turn, which ends it too."""
     copies: list[Row] = field(default_factory=list["Row"])
     """Other answers to the same prompt, which is read once."""
     ids: list[int] = field(default_factory=list[int])
@@ -95,8 +101,8 @@ class Batch:
         self.mask = mask[:, empty:]
         for layer in self.cache.layers:
             _select(layer, index)
-            if empty and isinstance(layer, DynamicLayer) and layer.keys is not None:
-                layer.keys, layer.values = layer.keys[..., empty:, :], layer.values[..., empty:, :]
+            for name in _columns(layer) if empty else ():
+                setattr(layer, name, getattr(layer, name)[..., empty:, :])
 
     def inputs(self) -> dict[str, Any]:
         """For the next token of each row; the mask grows by it."""
@@ -115,19 +121,19 @@ class Batch:
 class Batching:
     """All rows of one model and its adapters. `step` reads some prompts, or draws a token of each row."""
 
-    def __init__(
-        self, model: Any, stops: Sequence[int], *, most_rows: int, others: Sequence[Sequence[int]] = ()
-    ) -> None:
-        """`stops`: tokens that end an answer; `others`: what begins somebody else's turn, which ends it
-        too."""
+    def __init__(self, model: Any, *, most_rows: int) -> None:
         self.model = model
-        self.stops, self.others = frozenset(stops), [tuple(o) for o in others]
         self.most_rows = most_rows
         self.waiting: list[Row] = []
         self._batches: dict[str, Batch] = {}
         self._lies: bool | None = None
         self._cache, only_last = _takes(model)
         self._last = {"logits_to_keep": 1} if only_last else {}
+
+    def use(self, model: Any) -> Any:
+        """The same model, wrapped since; nothing of what is under way is lost."""
+        self.model = model
+        return model
 
     @property
     def rows(self) -> int:
@@ -192,8 +198,8 @@ class Batching:
         return "" if self._lies and self._mixes(row.adapter) else row.adapter
 
     def _mixes(self, adapter: str) -> bool:
-        configs: dict[str, Any] = getattr(self.model, "peft_config", {})
-        return adapter == BASE or not getattr(configs[adapter], "use_dora", False)
+        config = None if adapter == BASE else self.model.peft_config[adapter]
+        return not any(getattr(config, name, None) for name in ALONE)
 
     def _next(self, batch: Batch) -> Iterator[tuple[Row, Drawn]]:
         with self._as(batch.rows) as more:
@@ -205,11 +211,8 @@ class Batching:
             row.ids.append(drawn.id)
             row.counts[drawn.id] += 1
             over = len(row.ids) >= row.room
-            row.ended = over or drawn.id in self.stops or self._begins_another(row.ids)
+            row.ended = over or drawn.id in row.stops or _begins_another(row)
             yield row, drawn
-
-    def _begins_another(self, ids: Sequence[int]) -> bool:
-        return any(tuple(ids[-len(other) :]) == other for other in self.others)
 
     @contextmanager
     def _as(self, rows: Sequence[Row]) -> Generator[dict[str, Any]]:
@@ -226,6 +229,10 @@ class Batching:
             if self.model.active_adapter != names[0]:
                 self.model.set_adapter(names[0])
             yield {}
+
+
+def _begins_another(row: Row) -> bool:
+    return any(tuple(row.ids[-len(other) :]) == other for other in row.others)
 
 
 def new_cache(model: Any) -> Any:
@@ -251,13 +258,17 @@ def _lies(layer: Any) -> bool:
     return type(layer).__name__ in KINDS
 
 
+def _columns(layer: Any) -> tuple[str, ...]:
+    """What has a column for each place in time."""
+    return ("keys", "values") if getattr(layer, "keys", None) is not None else ()
+
+
 def _lay_together(mine: Any, theirs: Any) -> None:
-    if isinstance(mine, DynamicLayer) and mine.keys is not None:
-        for name in ("keys", "values"):
-            both: list[Tensor] = [getattr(mine, name), getattr(theirs, name)]
-            longest = max(t.shape[-2] for t in both)
-            joined = torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in both])
-            setattr(mine, name, joined)
+    for name in _columns(mine):
+        both: list[Tensor] = [getattr(mine, name), getattr(theirs, name)]
+        longest = max(t.shape[-2] for t in both)
+        joined = torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in both])
+        setattr(mine, name, joined)
     if hasattr(mine, "conv_states"):
         for name in ("conv_states", "recurrent_states"):
             states: dict[int, Tensor | None] = getattr(mine, name)
@@ -267,8 +278,8 @@ def _lay_together(mine: Any, theirs: Any) -> None:
 
 
 def _select(layer: Any, index: Tensor) -> None:
-    if isinstance(layer, DynamicLayer) and layer.keys is not None:
-        layer.keys, layer.values = layer.keys[index], layer.values[index]
+    for name in _columns(layer):
+        setattr(layer, name, getattr(layer, name)[index])
     if hasattr(layer, "conv_states"):
         for name in ("conv_states", "recurrent_states"):
             states: dict[int, Tensor | None] = getattr(layer, name)

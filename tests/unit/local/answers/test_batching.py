@@ -73,7 +73,7 @@ def run(batching: Batching, rows: list[Row], arrivals: int = 2) -> int:
 
 
 def row(adapter: str, prompt: list[int], room: int = 24, **luck: Any) -> Row:
-    return Row("k", adapter, prompt, Luck(**luck), room)
+    return Row("k", adapter, prompt, Luck(**luck), room, frozenset({STOP}))
 
 
 @pytest.mark.parametrize("names", [("a",), (BASE,), ("a", "b", BASE), ("a", "c", BASE)])
@@ -82,7 +82,7 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
 ) -> None:
     chance = random.Random(1)
     rows = [row(chance.choice(names), p, chance.randint(1, 24)) for p in prompts(30)]
-    batching = Batching(adapted, [STOP], most_rows=8)
+    batching = Batching(adapted, most_rows=8)
     assert run(batching, rows, arrivals=20) >= 4
     for one in rows:
         assert one.ids == alone(adapted, one.adapter, one.prompt, one.room)
@@ -95,7 +95,7 @@ def test_other_kinds_of_caches(kind: str) -> None:
     torch.manual_seed(0)
     model = other_model(kind).eval()
     rows = [row(BASE, [i % 90 + 3 for i in p], 12) for p in prompts(8)]
-    assert run(Batching(model, [STOP], most_rows=8), rows) > 3
+    assert run(Batching(model, most_rows=8), rows) > 3
     for one in rows:
         assert one.ids == alone(model, BASE, one.prompt, one.room)
 
@@ -134,7 +134,7 @@ def test_a_seed_draws_the_same_alone_and_in_company(adapted: Any) -> None:
             row("b", p, 20, temperature=1.0, generator=torch.Generator().manual_seed(n))
             for n, p in enumerate(prompts(company, 5))
         ]
-        run(Batching(adapted, [STOP], most_rows=8), [*others, mine], arrivals=3)
+        run(Batching(adapted, most_rows=8), [*others, mine], arrivals=3)
         return mine.ids
 
     assert drawn(0) == drawn(6)
@@ -146,14 +146,16 @@ def test_copies_share_one_reading_and_draw_their_own(adapted: Any) -> None:
         for n in range(4)
     ]
     first.copies = copies
-    run(Batching(adapted, [STOP], most_rows=2), [first])
+    run(Batching(adapted, most_rows=2), [first])
     assert len({tuple(r.ids) for r in (first, *copies)}) == 4
 
 
 def test_a_cancelled_row_leaves_and_the_others_go_on(adapted: Any) -> None:
     rows = [row("a", p, 20) for p in prompts(4)]
     rows[1].key = "gone"
-    batching = Batching(adapted, [], most_rows=8)
+    for one in rows:
+        one.stops = frozenset()
+    batching = Batching(adapted, most_rows=8)
     batching.waiting += rows
     for _ in range(5):
         list(batching.step())
@@ -166,7 +168,7 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(adapted: Any) -> None:
 
 def test_log_probabilities_are_the_models_own(adapted: Any) -> None:
     prompt = prompts(1)[0]
-    batching = Batching(adapted, [STOP], most_rows=2)
+    batching = Batching(adapted, most_rows=2)
     one = row(
         "a", prompt, 8, temperature=0.7, tops=3, presence=0.5, generator=torch.Generator().manual_seed(0)
     )
