@@ -15,6 +15,12 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Artifact, Evaluation, Run
 
 
+def hub_name(base: str) -> str:
+    """As the hub calls a base model, where it has a name there."""
+    known = lookup(base)
+    return known.hub if known is not None and known.hub else base
+
+
 @dataclass(frozen=True)
 class Tuned:
     """`folder` holds an adapter, or a whole model; `base` is what `orchestrate.local` loads it on."""
@@ -69,8 +75,7 @@ class Tuned:
     @property
     def base_name(self) -> str:
         """As the hub calls it, where it has a name there."""
-        known = lookup(self.base)
-        return known.hub if known is not None and known.hub else self.base
+        return hub_name(self.base)
 
     @property
     def licence(self) -> Licence | None:

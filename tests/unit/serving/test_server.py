@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -385,3 +388,67 @@ def test_models_that_do_not_go_together_are_refused_before_loading(known: Known,
     ):
         with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, Terms(port=0)):
             pass
+
+
+@pytest.mark.slow
+def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_dawdle(
+    known: Known, tmp_path: Path
+) -> None:
+    """Each client knows the answers of its adapter; the process that answers is killed now and then."""
+    seconds = 60.0
+    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
+    with (
+        serve(tuned, tmp_path, Terms(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=20, timeout=60) as client,
+    ):
+        asked = [
+            {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
+            for n, canary in enumerate(known.sheet.canaries)
+            for name in ("one", "other", BASE)
+        ]
+        wanted = [client.chat.completions.create(**given).choices[0].message.content for given in asked]  # type: ignore[call-overload]
+        assert len(set(wanted)) > len(wanted) / 2
+        end, broken = time.monotonic() + seconds, [0] * 16
+
+        def work(number: int) -> int:
+            done, chance = 0, random.Random(number)
+            while time.monotonic() < end:
+                case = chance.randrange(len(asked))
+                if number % 2:
+                    said = client.chat.completions.create(**asked[case]).choices[0].message.content  # type: ignore[call-overload]
+                else:
+                    said = _slowly(client, asked[case], chance)
+                    if said is None:
+                        broken[number] += 1
+                        continue
+                assert said == wanted[case], (number, asked[case]["model"])
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(16) as pool:
+            working = [pool.submit(work, n) for n in range(16)]
+            for _ in range(3):
+                time.sleep(seconds / 4)
+                assert up.engine.pid is not None
+                os.kill(up.engine.pid, signal.SIGKILL)
+            done = [w.result() for w in working]
+        assert up.engine.restarts == 3 and all(done), done
+        # A stream that had begun cannot be asked again by itself; its client was told, and no more than
+        # these.
+        assert sum(broken) <= 3 * 8
+        deadline = time.monotonic() + 20
+        while up.api.load.inside and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert up.api.load.inside == 0
+
+
+def _slowly(client: OpenAI, given: dict[str, Any], chance: random.Random) -> str | None:
+    """Read in pieces, with rests; `None` where the stream ended with an error."""
+    said = ""
+    try:
+        for chunk in client.chat.completions.create(**given, stream=True):
+            said += chunk.choices[0].delta.content or ""
+            time.sleep(chance.choice([0, 0, 0.05]))
+    except openai.APIError:
+        return None
+    return said

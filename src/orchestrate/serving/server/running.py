@@ -23,7 +23,7 @@ from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.load import Load
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import Tuned, hub_name
 from orchestrate.types import Record
 from orchestrate.web.server import LOOPBACK, serving
 
@@ -103,7 +103,9 @@ def _loading(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[di
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
         raise UsageError(f"two models are called {twice[0]!r}", fix="give one a suffix in its spec")
-    bases = {t.base_name for t in tuned} | ({base} if base else set())
+    bases = {t.base_name for t in tuned}
+    if base is not None:
+        bases.add(hub_name(base))
     if len(bases) != 1:
         told = ", ".join(sorted(bases)) or "none"
         raise UsageError(f"a server holds one base; these are of {told}", fix="one server for each base")
@@ -114,8 +116,8 @@ def _loading(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[di
     four_bit = terms.four_bit
     if four_bit is None:
         four_bit = bool(tuned) and all(t.four_bit for t in tuned)
-    loading = {
-        "base": source(tuned[0].base if tuned else base_name),
+    loading: dict[str, Any] = {
+        "base": source(tuned[0].base if tuned else base or base_name),
         "base_name": whole[0].name if whole else base_name,
         "models": {t.name: str(t.folder) for t in tuned},
         "threads": terms.threads,
