@@ -173,15 +173,21 @@ def prove(ft: Orchestrator, up: Up, names: Sequence[str]) -> list[Proof]:
 
 
 def add(
-    ft: Orchestrator, names: Sequence[str], url: str | None, accept_licence: Sequence[str]
+    ft: Orchestrator, names: Sequence[str], url: str, accept_licence: Sequence[str]
 ) -> list[tuple[str, str, float]]:
-    """Adds adapters to a server that runs; name, URL and seconds of each. Raises `UsageError`."""
+    """Adds adapters to a server that runs: one of this home's, or a vLLM. Name, URL and seconds of each.
+    Raises `UsageError`, `HostUnavailable`."""
+    root = url.rstrip("/").removesuffix("/v1")
+    own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
     for name in names:
         tuned = models.of(ft, subject(ft, name))
         models.agree(ft, tuned, accept_licence)
-        note, seconds = running.add(ft.settings.home, tuned, url)
-        found.append((tuned.name, note.url, seconds))
+        if own:
+            seconds = running.add(ft.settings.home, tuned, root)
+        else:
+            seconds = engines.load_into(root, tuned.name, _exported(ft, tuned, "vllm", Options()))
+        found.append((tuned.name, root, seconds))
     return found
 
 

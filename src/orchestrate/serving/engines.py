@@ -16,7 +16,7 @@ from typing import IO
 
 import httpx
 
-from orchestrate.errors import RunFailed, SetupError
+from orchestrate.errors import HostUnavailable, RunFailed, SetupError
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
@@ -76,6 +76,24 @@ def vllm(
     else:
         words = [shutil.which("vllm") or "vllm", "serve", model, *more]
     return Command(tuple(words), _url(host, port), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
+
+
+def load_into(url: str, name: str, folder: Path) -> float:
+    """Adds an adapter to a vLLM that runs; the seconds that it took. It must be able to read the folder, and
+    must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises `HostUnavailable`, `SetupError`."""
+    begun = time.perf_counter()
+    body = {"lora_name": name, "lora_path": str(folder)}
+    try:
+        done = httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=300)
+    except httpx.HTTPError as error:
+        raise HostUnavailable(url, f"no answer: {error}") from error
+    if done.status_code != 200:
+        raise SetupError(
+            f"{url} does not add {name} ({done.status_code}): {done.text[:300]}",
+            fix="start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank "
+            "that fits",
+        )
+    return time.perf_counter() - begun
 
 
 def llama_server(tuned: Tuned, file: Path, *, host: str, port: int, parallel: int) -> Command:

@@ -24,7 +24,7 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.server import keys as client_keys
-from orchestrate.serving.server.running import Served, Terms, add, running, serve
+from orchestrate.serving.server.running import Served, Terms, add, notes, serve
 from orchestrate.serving.tuned import Tuned
 
 pytestmark = [
@@ -259,8 +259,8 @@ def test_an_adapter_is_added_while_others_are_answered(
     third = Tuned("third", random_adapter(tmp_path / "t", 5, use_dora=True), BASE, "adapter")
     with ThreadPoolExecutor(4) as pool:
         before = [pool.submit(ask, client, "one", max_tokens=200) for _ in range(4)]
-        [note] = running(home)
-        _, seconds = add(home, third, note.url)
+        [note] = notes(home)
+        seconds = add(home, third, note.url)
         assert seconds < 30
         given: dict[str, Any] = {"temperature": 1.9, "seed": 1, "max_tokens": 40}
         said = {

@@ -142,29 +142,25 @@ def _noted(home: Path, note: Note) -> Generator[None]:
         path.unlink(missing_ok=True)
 
 
-def running(home: Path) -> list[Note]:
-    """The servers that were started from this home and answer."""
+def notes(home: Path) -> list[Note]:
+    """The servers that were started from this home and run."""
     found: list[Note] = []
     for path in sorted((home / "servers").glob("*.json")):
-        with suppress(OSError, msgspec.MsgspecError, httpx.HTTPError):
-            note = Note.from_json(path.read_bytes())
-            httpx.get(f"{note.url}/health", timeout=5)
-            found.append(note)
+        with suppress(OSError, msgspec.MsgspecError):
+            found.append(Note.from_json(path.read_bytes()))
     return found
 
 
-def add(home: Path, tuned: Tuned, url: str | None) -> tuple[Note, float]:
-    """Adds an adapter to a running server; the seconds that it took there. Raises `UsageError`,
-    `HostUnavailable`."""
-    known = [n for n in running(home) if url is None or n.url == url.rstrip("/").removesuffix("/v1")]
-    if len(known) != 1:
-        told = ", ".join(n.url for n in known) or "none"
-        raise UsageError(f"say which server: {told} of this home answer", fix="--into URL")
-    [note] = known
+def add(home: Path, tuned: Tuned, url: str) -> float:
+    """Adds an adapter to a server of this home; the seconds that it took there. Raises `UsageError`,
+    `HostUnavailable`, and `SetupError` with what the server says."""
+    note = next((n for n in notes(home) if n.url == url), None)
+    if note is None:
+        raise UsageError(f"no server of this home runs at {url}")
     if note.base != source(tuned.base):
-        raise UsageError(f"{note.url} serves {note.base}, and {tuned.name} is an adapter of {tuned.base}")
+        raise UsageError(f"{url} serves {note.base}, and {tuned.name} is an adapter of {tuned.base}")
     body = _post(note, "/v1/load_lora_adapter", {"lora_name": tuned.name, "lora_path": str(tuned.folder)})
-    return note, float(body["seconds"])
+    return float(body["seconds"])
 
 
 def _post(note: Note, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
