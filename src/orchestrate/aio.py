@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from orchestrate.deployment import DeploymentHandle
 from orchestrate.handle import RunHandle
 from orchestrate.service import Orchestrator
-from orchestrate.types import Deployment, DeploymentState, JobStatus, Run
+from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
+    from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
     from orchestrate.tracking import Store
@@ -117,6 +119,8 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     undeploy = _then(RunHandle.undeploy, _Threaded[RunHandle]._maybe_deployment)
     chat = _in_thread(RunHandle.chat)
     evaluate = _in_thread(RunHandle.evaluate)
+    export = _in_thread(RunHandle.export)
+    verify = _in_thread(RunHandle.verify)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
@@ -203,5 +207,25 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
         """As `Orchestrator.compare`."""
-        given = [run.sync_api if isinstance(run, AsyncRunHandle) else run for run in runs]
+        given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.compare(given))
+
+    async def evaluate(
+        self,
+        runs: Sequence[AsyncRunHandle | RunHandle | str],
+        test: str | Path | None = None,
+        *,
+        metrics: Sequence[str] = ("auto",),
+        **order: Any,
+    ) -> Evaluation:
+        """As `Orchestrator.evaluate`."""
+        given = [_blocking(run) for run in runs]
+        return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
+
+    async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
+        """As `Orchestrator.regress`."""
+        return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
+
+
+def _blocking(run: AsyncRunHandle | _T) -> RunHandle | _T:
+    return run.sync_api if isinstance(run, AsyncRunHandle) else run

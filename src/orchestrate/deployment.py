@@ -67,3 +67,13 @@ def hourly(found: Sequence[DeploymentHandle]) -> str:
     known = sum((price for price in prices if price is not None), Decimal(0))
     more = " and an unknown amount" if None in prices else ""
     return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
+
+
+def used(home: Home, run_id: str) -> None:
+    """Says that a run's deployment was asked: it is not idle."""
+    from orchestrate.tracking.hosting import states
+
+    known = home.store.deployments.of_run(run_id)
+    if known is not None and not known.state.over:
+        now = home.store.clock.now()
+        home.store.deployments.apply(known.id, lambda d: states.used(d, now))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.deployment import DeploymentHandle as DeploymentHandle
-from orchestrate.deployment import deployer_of
+from orchestrate.deployment import deployer_of, used
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.types import (
@@ -327,7 +327,7 @@ class RunHandle:
         [reply] = self._here().generate(
             self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )
-        self.used()
+        used(self._ft, self.id)
         return reply
 
     def evaluate(
@@ -348,15 +348,6 @@ class RunHandle:
         from orchestrate import tuned
 
         return tuned.verify(self._ft, self, at, tuned.Asking(**asking))
-
-    def used(self) -> None:
-        """A deployment that is asked is not idle."""
-        from orchestrate.tracking.hosting import states
-
-        known = self.deployment()
-        if known is not None and not known.record.state.over:
-            now = self._ft.store.clock.now()
-            self._ft.store.deployments.apply(known.id, lambda d: states.used(d, now))
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

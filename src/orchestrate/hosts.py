@@ -14,11 +14,22 @@ from urllib.parse import urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
 from orchestrate.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
-from orchestrate.profile import Profile, built_in, built_in_folders, plug_ins, profile
+from orchestrate.profile import (
+    DESCRIBED,
+    OWN_DESCRIPTIONS,
+    Profile,
+    built_in,
+    built_in_folders,
+    describe_from,
+    described,
+    plug_ins,
+    profile,
+)
 
 _log = logging.getLogger(__name__)
 _HOST_FIELDS = {
     "type",
+    "profile",
     "base_url",
     "key_variable",
     "account_id",
@@ -35,7 +46,10 @@ class HostConfig:
 
     name: str
     type: str | None = None
-    """The class to use, when it is not the name itself: an OpenAI-compatible host has `openai`."""
+    """The class to use, when it is not the name itself: a host that a YAML file describes has
+    `openai-compatible`."""
+    profile: str | None = None
+    """The name of that file; by default the host's own."""
     base_url: str | None = None
     api_key: Secret | None = None
     key_variable: str | None = None
@@ -52,9 +66,15 @@ class HostConfig:
     """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
+    management_token: Secret | None = None
+    """Of the API that deploys, where it has a login of its own; from the environment only."""
+    management_url: str | None = None
+    """Its address, in the place of the described one; from the environment only."""
 
     @property
     def kind(self) -> str:
+        if self.type == DESCRIBED:
+            return self.profile or self.name
         return self.type or self.name
 
     @property
@@ -94,6 +114,7 @@ class Hosts(Mapping[str, HostConfig]):
             for name, value in table(configured, path, "hosts").items()
         }
         self._env, self._path = dict(env), path
+        describe_from(key_file(env).with_name(OWN_DESCRIPTIONS))
         self._stored = read_keys(key_file(env))
         self._found: dict[str, HostConfig] = {}
         given = [name for name in built_in_folders() if f"{_word(name)}_BASE_URL" in env]
@@ -104,16 +125,38 @@ class Hosts(Mapping[str, HostConfig]):
     def types(self) -> dict[str, str]:
         """Of the configured hosts that are instances of another backend's class."""
         types = {name: table.get("type") for name, table in self._tables.items()}
-        return {name: type for name, type in types.items() if type not in (None, name)}
+        kinds = {
+            name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
+        }
+        return {name: kinds.get(name, type) for name, type in types.items() if type not in (None, name)}
+
+    @property
+    def described(self) -> list[str]:
+        """Hosts that a YAML file describes and for which there is a key, without more said of them; and an
+        address, where each customer has one of his own."""
+        return [name for name in described() if name not in self._tables and self._in_use(name)]
+
+    def _in_use(self, name: str) -> bool:
+        if f"{_word(name)}_BASE_URL" in self._env:
+            return True
+        if name not in self._stored and f"{_word(name)}_API_KEY" not in self._env:
+            return False
+        known = known_profile(name)
+        return known is None or known.url is not None
+
+    def address(self, name: str) -> str | None:
+        """The base URL of a host; its key is not looked for."""
+        return self._described(name).base_url
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*built_in(), *self._tables, *plug_ins()]))
+        return iter(dict.fromkeys([*built_in(), *self._tables, *self.described, *plug_ins()]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tables or name in built_in_folders() or name in plug_ins()
+        known = name in self._tables or name in built_in_folders() or name in plug_ins()
+        return known or name in described()
 
     def __getitem__(self, name: str) -> HostConfig:
         if name not in self._found:
@@ -126,7 +169,9 @@ class Hosts(Mapping[str, HostConfig]):
         """All but the key."""
         own, env, path = self._tables.get(name, {}), self._env, self._path
         reject_unknown(own, _HOST_FIELDS, str(path), f"hosts.{name}.")
-        known = known_profile(own.get("type") or name)
+        known = known_profile(self.types.get(name) or own.get("type") or name)
+        if own.get("profile") is not None and own.get("type") != DESCRIBED:
+            raise ConfigError(f'{path}: hosts.{name}.profile goes with  type = "{DESCRIBED}"  only')
         # A further instance is another's server: it shares what the host understands, not its address and
         # keys.
         mine = known if known is not None and known.kind == name else None
@@ -138,6 +183,7 @@ class Hosts(Mapping[str, HostConfig]):
         return HostConfig(
             name=name,
             type=own.get("type"),
+            profile=own.get("profile"),
             base_url=url.rstrip("/") if url else None,
             key_variable=own.get("key_variable") or (mine and mine.key_variable) or f"{_word(name)}_API_KEY",
             account_id=env.get((mine and mine.account_variable) or "") or own.get("account_id"),
@@ -147,7 +193,17 @@ class Hosts(Mapping[str, HostConfig]):
             options={**wandb, **table(own.get("options", {}), path, f"hosts.{name}.options")},
             pins=pin_file(env),
             url_from_file=not given and url != (mine and mine.url),
+            **self._management(name, known),
         )
+
+    def _management(self, name: str, known: Profile | None) -> dict[str, Any]:
+        """The key and address of the API that deploys; never from a file, which may be another's."""
+        if known is None or not known.management_login:
+            return {}
+        token, url = (self._env.get(f"{_word(name)}_MANAGEMENT_{word}") for word in ("TOKEN", "URL"))
+        if url is not None:
+            require_safe_url(url, name)
+        return {"management_token": Secret(token) if token else None, "management_url": url}
 
     def _with_key(self, host: HostConfig) -> HostConfig:
         """A backend that needs no key, or of which nothing can be known, has none looked for in the

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from keyword import iskeyword
+from math import isfinite
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -89,6 +91,9 @@ class LoRA(Part):
     dropout: Float | None = Field(default=None, ge=0, lt=1)
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
+    target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Weights of experts, which are one tensor for all of them, that are adapted too: ends of their names,
+    such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
@@ -276,3 +281,31 @@ OptimizerChoice = Annotated[Optimizer, _tagged("adamw")]
 Method = Annotated[SFT | DPO | RFT, Field(discriminator="type"), _tagged("sft")]
 Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), _tagged("lora")]
 Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]
+
+
+_OF_TEMPLATES = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "true", "false", "none"}
+)
+"""Names that have their meaning in every chat template."""
+
+
+def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not name.isidentifier() or iskeyword(name) or name.startswith("_") or name in _OF_TEMPLATES:
+            raise ValueError(f"{name!r} is no name that a template may be given")
+        if not _of_json(value):
+            raise ValueError(f"{name} must be text, a number, true, false, or a list or mapping of these")
+    return values
+
+
+def _of_json(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_of_json, cast("list[object]", value)))
+    if isinstance(value, dict):
+        table = cast("dict[object, object]", value)
+        return all(isinstance(key, str) for key in table) and all(map(_of_json, table.values()))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
+
+
+TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
+"""Read by a chat template beside the conversation."""

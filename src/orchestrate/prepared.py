@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from orchestrate import text
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.providers.overrides import overrides
+from orchestrate.specfile import with_template
 from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepar
     """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
     and `UsageError` for what it lacks; among several they are its problems."""
     alone = len(backends) == 1
+    spec = with_template(spec)
     own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
     tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
     named = (spec.train, spec.validation, spec.test if terms.checked else None)
@@ -280,7 +282,7 @@ def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]
     for name, spec in specs.items():
         try:
             model = catalog.resolve(spec.model_for(name), settings.host(name).kind)
-            tokenizer = costing.tokenizer_for(model)
+            tokenizer = costing.tokenizer_for(model, spec)
             counting.counter(tokenizer)
         except (SpecError, MissingExtra):
             continue  # that backend says what it lacks; the others can be counted

@@ -2,7 +2,8 @@
 
 Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
 settings. Built-in ones lie in `orchestrate.providers.<kind>.profile`; a package registers its own by an entry
-point in the group `orchestrate.providers`, whose name is the backend's kind.
+point in the group `orchestrate.providers`, whose name is the backend's kind. A host that speaks OpenAI's
+fine-tuning API is described by a YAML file, of ours or in the user's configuration; its name is the kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrate.errors import SetupError, UsageError
 
@@ -29,7 +31,17 @@ if TYPE_CHECKING:
     from orchestrate.types import Job
 
 GROUP = "orchestrate.providers"
+DESCRIBED = "openai-compatible"
+"""The type of hosts that a YAML file describes."""
+OWN_DESCRIPTIONS = "hosts"
+"""The folder of the user's own, beside the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+class Readable(Protocol):
+    """A file of the package or of the user."""
+
+    def read_text(self, encoding: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,9 @@ class Profile:
     delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
     """Reads a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is right
     and fresh."""
+    management_login: str = ""
+    """How the key of its management API is got, where deployments need another than training; it is in
+    NAME_MANAGEMENT_TOKEN."""
     sdk: str | None = None
     """The distribution of its official SDK; the least version is that of Orchestrate's own requirements."""
 
@@ -177,16 +192,64 @@ def kinds() -> list[str]:
     return list(dict.fromkeys([*built_in(), *plug_ins()]))
 
 
+_described_in: dict[Path, None] = {}
+"""Folders of the user's own descriptions."""
+
+
+def describe_from(folder: Path) -> None:
+    """Has the hosts known that the YAML files of this folder describe; one of ours gives way to one of the
+    same name."""
+    if folder.is_dir():
+        _described_in[folder] = None
+
+
+def described() -> dict[str, tuple[Readable, str]]:
+    """Kind -> (file, how people know it) of the hosts that a YAML file describes; none is read."""
+    found = dict(_ours())
+    for folder in _described_in:
+        for file in sorted(folder.glob("*.yaml")):
+            if file.stem not in built_in_folders():
+                found[file.stem] = file, str(file)
+    return found
+
+
 @cache
+def _ours() -> Mapping[str, tuple[Readable, str]]:
+    entries = files(GROUP).joinpath("compatible", "profiles").iterdir()
+    named = {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.endswith(".yaml")}
+    return {kind: (named[kind], named[kind].name) for kind in sorted(named) if kind != TEMPLATE}
+
+
+TEMPLATE = "template"
+"""The name of the commented one, which describes no host."""
+
+
+def template() -> str:
+    """The commented description, to be copied."""
+    return files(GROUP).joinpath("compatible", "profiles", f"{TEMPLATE}.yaml").read_text(encoding="utf-8")
+
+
 def profile(kind: str) -> Profile:
-    """Raises `UsageError` for an unknown kind, `SetupError` for a broken plug-in."""
+    """Raises `UsageError` for an unknown kind, `ConfigError` for a wrong description, `SetupError` for a
+    broken plug-in."""
     if kind in built_in():
         return built_in()[kind]
+    if (entry := described().get(kind)) is not None:
+        return _described(kind, *entry)
+    return _plugged(kind)
+
+
+@cache
+def _described(kind: str, file: Readable, name: str) -> Profile:
+    return import_module(f"{GROUP}.compatible.described").profile_of(kind, file, name)
+
+
+@cache
+def _plugged(kind: str) -> Profile:
     point = plug_ins().get(kind)
     if point is None:
-        raise UsageError(
-            f"no backend is called {kind!r}; known: {', '.join(kinds())}", fix="orchestrate providers"
-        )
+        known = ", ".join([*kinds(), *described()])
+        raise UsageError(f"no backend is called {kind!r}; known: {known}", fix="orchestrate providers")
     try:
         found = point.load()
     except Exception as error:

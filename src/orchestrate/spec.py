@@ -18,7 +18,17 @@ from orchestrate.errors import SpecError
 from orchestrate.methods import DPO as DPO
 from orchestrate.methods import RFT as RFT
 from orchestrate.methods import SFT as SFT
-from orchestrate.methods import Adapter, Float, Int, Method, OptimizerChoice, Part, Train, Usd
+from orchestrate.methods import (
+    Adapter,
+    Float,
+    Int,
+    Method,
+    OptimizerChoice,
+    Part,
+    TemplateSettings,
+    Train,
+    Usd,
+)
 from orchestrate.methods import EarlyStopping as EarlyStopping
 from orchestrate.methods import Full as Full
 from orchestrate.methods import LoRA as LoRA
@@ -60,6 +70,12 @@ class JobSpec(Part):
 
     added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None, min_length=1, description="Texts that become one token each, trained with the adapter"
+    )
+    chat_template: str | None = Field(
+        default=None, min_length=1, description="In place of the model's own: a file, or the template itself"
+    )
+    chat_template_kwargs: TemplateSettings | None = Field(
+        default=None, description="What the chat template is to go by, as {enable_thinking: false}"
     )
     epochs: Int | None = Field(default=None, ge=1, le=100)
     max_steps: Int | None = Field(
@@ -233,7 +249,18 @@ class JobSpec(Part):
             raise SpecError("the spec is not valid:", errors=spec_errors(error)) from error
 
 
-_LATER = frozenset({"added_tokens", "max_steps", "optimizer", "eval_steps", "keep_best", "checkpoint_steps"})
+_LATER = frozenset(
+    {
+        "added_tokens",
+        "chat_template",
+        "chat_template_kwargs",
+        "max_steps",
+        "optimizer",
+        "eval_steps",
+        "keep_best",
+        "checkpoint_steps",
+    }
+)
 _LATER_METHOD = frozenset({"earlier_thinking", "label_smoothing"})
 _LATER_ADAPTER = frozenset(
     {
@@ -242,6 +269,7 @@ _LATER_ADAPTER = frozenset(
         "alpha_pattern",
         "layers_to_transform",
         "exclude_modules",
+        "target_parameters",
         "modules_to_save",
         "loraplus_lr_ratio",
     }

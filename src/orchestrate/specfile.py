@@ -41,6 +41,10 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     for name in _DATA_FIELDS:
         if name in values:
             values[name] = _files_from(values[name], path.parent)
+    values = _with_template_from(values, path.parent)
+    if isinstance(values.get("overrides"), dict):
+        each = _as_table(values["overrides"]).items()
+        values["overrides"] = {n: _with_template_from(own, path.parent) for n, own in each}
     if isinstance(model := values.get("model"), str):
         values["model"] = _local_model(model, path.parent)
     elif isinstance(model, dict):
@@ -75,19 +79,19 @@ def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines
     return []
 
 
-def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") -> dict[str, Any]:
     """`["adapter.r=16", "schedule=cosine"]` as values; the right side is read as YAML. Raises
     `UsageError`."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"--set takes name=value, as in --set adapter.r=16; got {pair!r}")
+            raise UsageError(f"{example.split()[0]} takes name=value, as in {example}; got {pair!r}")
         try:
             require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
             values[name.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {name}: {text!r} is not a YAML value") from error
+            raise UsageError(f"{example.split()[0]} {name}: {text!r} is not a YAML value") from error
     return values
 
 
@@ -123,7 +127,44 @@ def anchored(spec: JobSpec) -> JobSpec:
     """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
-    return spec.model_copy(update=full)
+    return with_template(spec.model_copy(update=full))
+
+
+def with_template(spec: JobSpec) -> JobSpec:
+    """The spec with the text of its chat template in the place of the file's path: the file may change.
+    Raises `SpecError` for one that cannot be read."""
+    if spec.chat_template is None or _is_template(spec.chat_template):
+        return spec
+    return spec.model_copy(update={"chat_template": template_text(spec.chat_template)})
+
+
+def template_text(given: str) -> str:
+    """Of a chat template, or of the file with one. Raises `SpecError`."""
+    if _is_template(given):
+        return given
+    path = Path(given).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(
+            f"chat_template: {path} cannot be read: {error}", fix="name a file with a Jinja template"
+        ) from error
+    if not _is_template(text):
+        raise SpecError(f"chat_template: {path} holds no Jinja template", fix="name another file")
+    return text
+
+
+def _with_template_from(values: Any, folder: Path) -> Any:
+    """With the path of a chat template taken from `folder`."""
+    template = _as_table(values).get("chat_template") if isinstance(values, dict) else None
+    if not isinstance(template, str) or _is_template(template):
+        return values
+    return {**_as_table(values), "chat_template": _from_folder(template, folder)}
+
+
+def _is_template(text: str) -> bool:
+    """Not a file's name."""
+    return "{{" in text or "{%" in text
 
 
 def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:

@@ -199,6 +199,17 @@ def test_preview_marks_what_is_trained(tmp_path: Path) -> None:
     assert f"⟦{trained}⟧" in run(*arguments, cwd=tmp_path).out
 
 
+def test_preview_goes_by_the_chat_template_of_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}{{ mark }}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    arguments = ("preview", ORDERS / "train.jsonl", "--model", TINY, "--chat-template", "own.jinja")
+    report = json_of(*arguments, "--chat-template-kwargs", "mark=': '", cwd=tmp_path)
+    text = "".join(token["text"] for token in report["rows"][0]["tokens"])
+    assert text.startswith("user: ") and "<|im_end|>assistant: " in text
+    assert "cannot be read" in run(*arguments[:-1], "none.jinja", cwd=tmp_path, code=2).err
+
+
 def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:
     pictures = run("preview", GOOD / "openai_images.jsonl", "--model", TINY, cwd=tmp_path)
     assert "images are left out" in pictures.err

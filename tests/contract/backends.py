@@ -18,6 +18,7 @@ from tests.sending import create, upload
 
 from orchestrate import config
 from orchestrate.data import TrainingData
+from orchestrate.profile import described
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
@@ -38,6 +39,8 @@ class Backend:
     create_path: Mapping[str, str] = field(default_factory=dict)
     """Where the create request of each method goes; hosted backends only."""
     grader: Mapping[str, Any] = field(default_factory=lambda: {"type": "any"})
+    configured: str = ""
+    """Lines of an `orchestrate.toml`."""
 
     @property
     def hosted(self) -> bool:
@@ -45,6 +48,8 @@ class Backend:
 
     def make(self, env: Mapping[str, str], home: Path) -> Provider:
         own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
+        if self.configured:
+            (home / config.CONFIG_NAME).write_text(self.configured)
         settings = config.load(env={**env, **own}, cwd=home)
         if self.name == "shelf":
             if str(PLUGIN) not in sys.path:
@@ -99,10 +104,26 @@ BACKENDS = (
         },
         grader={"evaluator": "accounts/sandbox/evaluators/same"},
     ),
+    Backend(
+        name="azure",
+        model="gpt-4.1-mini",
+        other_models={"rft": "o4-mini"},
+        create_path={m: "/openai/v1/fine_tuning/jobs" for m in ("sft", "dpo", "rft")},
+        grader=SAME,
+        configured="""
+            [hosts.azure]
+            type = "openai-compatible"
+            options = {subscription = "s", resource_group = "g", resource = "r"}
+        """,
+    ),
+    Backend(name="nebius", model="llama-3.1-8b", create_path={"sft": "/v1/fine_tuning/jobs"}),
+    Backend(name="crusoe", model="qwen3.5-9b", create_path={"sft": "/v1/fine_tuning/jobs"}),
     Backend(name="local", model="tiny-chat", grader=SAME),
     Backend(name="shelf", model="any"),
 )
 HOSTED = tuple(b for b in BACKENDS if b.hosted)
+DESCRIBED = tuple(described())
+"""Hosts that a YAML file describes; the sandbox stands in for each in its own dialect."""
 
 
 def data_files(folder: Path) -> dict[str, str]:
@@ -184,6 +205,8 @@ def new_ref() -> str:
 
 
 TRAINED = [(backend, method) for backend in HOSTED for method in backend.create_path]
+PUBLISHED = [(backend, method) for backend, method in TRAINED if backend.name not in DESCRIBED]
+"""Those of hosts with an SDK and an API description of their own."""
 ABSENT = [(backend, method) for backend in HOSTED for method in METHODS if method not in backend.create_path]
 """Hosted backends and the methods that each trains, and does not."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.backends import BACKENDS, HOSTED, Backend, data_files
+from tests.contract.backends import BACKENDS, DESCRIBED, HOSTED, Backend, data_files
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.providers.base import Provider
@@ -20,7 +20,8 @@ from orchestrate.sandbox.server import Sandbox
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    with sandboxes.running(train=False, speed=50, waits=Durations(file=0, training=60)) as running:
+    waits = Durations(file=0, training=60)
+    with sandboxes.running(train=False, speed=50, waits=waits, also=DESCRIBED) as running:
         yield running
 
 

@@ -28,12 +28,13 @@ def full_spec(backend: Backend, provider: Provider, files: dict[str, str], metho
     while refused := provider.translate(spec).refused:
         before = spec
         for row in refused:
-            spec = _without(spec, row.name)
+            spec = _without(spec, row.name, row.instead)
         assert spec != before, f"cannot leave out {refused}"
     return spec
 
 
-def _without(spec: JobSpec, name: str) -> JobSpec:
+def _without(spec: JobSpec, name: str, instead: Any) -> JobSpec:
+    """With the nearest value that is taken, where there is one."""
     values: Any = spec.model_dump(mode="python", exclude_unset=True)
     for tagged in ("method", "adapter"):  # a type that was not written is not among what was asked
         values[tagged] = {"type": getattr(spec, tagged).type, **values.get(tagged, {})}
@@ -41,7 +42,10 @@ def _without(spec: JobSpec, name: str) -> JobSpec:
     inner = values
     for key in path:
         inner = inner.get(key, {})
-    inner.pop(last, None)
+    if instead is None:
+        inner.pop(last, None)
+    else:
+        inner[last] = {"type": instead} if name in ("method", "adapter") else instead
     return JobSpec(**values)
 
 

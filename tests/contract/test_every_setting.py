@@ -15,7 +15,7 @@ from tests.contract.backends import BACKENDS, Backend
 from orchestrate.methods import OPTIMIZERS
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec, LoRA
-from orchestrate.types import Outcome
+from orchestrate.types import Feature, Outcome
 
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.5])
 POSITIVE = st.sampled_from([1e-6, 0.01, 1.0])
@@ -44,6 +44,7 @@ LORA = {
     "alpha_pattern": st.just({"q_proj": 4.0}),
     "layers_to_transform": st.sampled_from([[0], [1, 99]]),
     "exclude_modules": st.sampled_from([["v_proj"], ".*v_proj"]),
+    "target_parameters": st.just(["experts.down_proj"]),
     "modules_to_save": st.just(["lm_head"]),
     "loraplus_lr_ratio": st.sampled_from([1, 16.0]),
 }
@@ -74,8 +75,12 @@ METHODS = st.one_of(
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "test": st.just("test.jsonl"),
     "method": METHODS,
-    "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")),
+    "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")).filter(
+        lambda a: not (a.get("dora") and a.get("init_lora_weights") == "loftq")
+    ),  # the spec refuses both at once
     "added_tokens": st.just(["<|note|>"]),
+    "chat_template": st.sampled_from(["{{ messages[0].content }}", "{% if", "no-such-file.jinja"]),
+    "chat_template_kwargs": st.just({"enable_thinking": False}),
     "optimizer": st.one_of(
         kind("adamw", betas=st.just([0.9, 0.95]), eps=POSITIVE),
         st.sampled_from(sorted(OPTIMIZERS)).map(lambda name: {"type": name}),
@@ -118,7 +123,7 @@ def translator(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, Provid
     backend: Backend = request.param
     env = {
         f"{name}_{what}": value
-        for name in ("OPENAI", "TOGETHER", "FIREWORKS")
+        for name in map(str.upper, HOSTED)
         for what, value in (("API_KEY", "sandbox-tests"), ("BASE_URL", "http://127.0.0.1:9"))
     }
     with tempfile.TemporaryDirectory() as home:
@@ -175,6 +180,8 @@ def test_early_stopping_by_its_defaults_is_asked_for(
 
 ENGINE_SETTINGS: list[dict[str, Any]] = [
     {"added_tokens": ["<|note|>"]},
+    {"chat_template": "{{ messages[0].content }}"},
+    {"chat_template": "{{ enable_thinking }}", "chat_template_kwargs": {"enable_thinking": False}},
     {"max_steps": 7},
     {"optimizer": {"type": "adamw", "betas": [0.9, 0.95]}},
     {"optimizer": {"type": "lion_8bit"}},
@@ -191,6 +198,7 @@ ENGINE_SETTINGS: list[dict[str, Any]] = [
             {"alpha_pattern": {"q_proj": 4.0}},
             {"layers_to_transform": [0]},
             {"exclude_modules": ["v_proj"]},
+            {"target_parameters": ["experts.down_proj"]},
             {"modules_to_save": ["lm_head"]},
             {"loraplus_lr_ratio": 16},
         )
@@ -218,7 +226,14 @@ def test_what_only_an_engine_does_is_refused_by_name_where_no_api_has_it(
         assert f"{backend.name} has no such setting" not in rows[0].rule or backend.name not in HOSTED
 
 
-HOSTED = {"openai": "OpenAI ", "together": "Together ", "fireworks": "Fireworks "}
+HOSTED = {
+    "openai": "OpenAI ",
+    "together": "Together ",
+    "fireworks": "Fireworks ",
+    "azure": "Azure ",
+    "nebius": "Nebius ",
+    "crusoe": "Crusoe ",
+}
 
 
 def test_what_a_host_does_anyway_is_kept(translator: tuple[Backend, Provider]) -> None:
@@ -228,6 +243,8 @@ def test_what_a_host_does_anyway_is_kept(translator: tuple[Backend, Provider]) -
         "method": {"type": "dpo", "label_smoothing": 0},
         "adapter": {"type": "lora", "loraplus_lr_ratio": 1},
     }
+    if Feature.DPO not in provider.features:
+        del asked["method"]
     if backend.name in HOSTED:
         found = provider.translate(JobSpec.parse({"model": backend.model, "train": "t", **asked}))
         assert not found.refused

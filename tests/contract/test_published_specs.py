@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.contract.backends import ABSENT, SPECS, TRAINED, Backend, named
+from tests.contract.backends import ABSENT, PUBLISHED, SPECS, Backend, named
 from tests.contract.known_fields import (
     description,
     leaves,
@@ -47,7 +47,7 @@ def test_an_absent_method_has_a_reason(
     assert make(hosted).missing[Feature(method)]
 
 
-@pytest.mark.parametrize(**named(TRAINED))
+@pytest.mark.parametrize(**named(PUBLISHED))
 def test_bodies_are_as_published(
     hosted: Backend,
     make: Callable[[Backend], Provider],
@@ -70,7 +70,7 @@ def test_bodies_are_as_published(
         assert list(check.iter_errors({**published, "loraAlpha": 16}))
 
 
-@pytest.mark.parametrize(**named(TRAINED))
+@pytest.mark.parametrize(**named(PUBLISHED))
 def test_what_is_said_to_be_of_a_description_is_in_it(hosted: Backend, method: str) -> None:
     table = tables(hosted.name, method)
     published, sdk = of_description(hosted.name, method), of_sdk(hosted.name, method)
@@ -78,7 +78,7 @@ def test_what_is_said_to_be_of_a_description_is_in_it(hosted: Backend, method: s
     assert set(table.documentation.split()).isdisjoint(published | sdk)
 
 
-@pytest.mark.parametrize(**named(TRAINED))
+@pytest.mark.parametrize(**named(PUBLISHED))
 def test_the_sandbox_takes_no_field_that_its_host_has_not(hosted: Backend, method: str) -> None:
     """Whole: fields that the SDKs, the descriptions or the hosts' pages name."""
     host = hosted.name

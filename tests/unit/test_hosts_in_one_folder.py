@@ -11,11 +11,11 @@ import pytest
 from tests.paths import ROOT
 
 from orchestrate.data.shapes.known import BY_NAME
-from orchestrate.profile import built_in, this_machine
+from orchestrate.profile import DESCRIBED, built_in, described, this_machine
 
 SOURCE = ROOT / "src" / "orchestrate"
 HOME = this_machine().kind
-AWAY = [kind for kind in built_in() if kind != HOME]
+AWAY = [kind for kind in [*built_in(), *described()] if kind != HOME]
 FORMATS = "|".join(sorted(BY_NAME, key=len, reverse=True))
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(AWAY)})(?![a-z])", re.IGNORECASE)
 AS_BACKEND = re.compile(rf"(--provider|-p|provider_options[.:\s{{]+)[\s=]*{HOME}\b")
@@ -24,7 +24,7 @@ TAKES_A_BACKEND = re.compile(r"provider|profile|host|backend|resolve|ids|kind|ta
 
 
 def mentions(text: str) -> bool:
-    return bool(NAMED.search(re.sub(FORMATS, "", text)) or AS_BACKEND.search(text))
+    return bool(NAMED.search(re.sub(f"{FORMATS}|{DESCRIBED}", "", text)) or AS_BACKEND.search(text))
 
 
 def in_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -95,6 +95,7 @@ def test_no_shared_module_names_a_host() -> None:
         'found = resolve("tiny-chat", "local")',
         'raise UsageError("no", fix="orchestrate quote --provider local")',
         'note("Together serves on dedicated endpoints only")',
+        'if host.kind == "azure": pass',
         "def fireworks_models(): ...",
         "from orchestrate.providers.openai.reading import job",
         "from orchestrate.sandbox import together",

@@ -216,7 +216,13 @@ def test_later_fields_leave_the_hashes_of_earlier_specs_as_they_were() -> None:
     assert known.hash() == "0ea67ebaadf463626c48b79eb7fb4f4da7b200f25fa8de44c18e6a9537cea33c"
     rft = {"model": "m", "train": "t", "adapter": "full", "method": {"type": "rft", "grader": {"a": 1}}}
     assert JobSpec.parse(rft).hash() == "5201dba5710f193e8fecd66eeff3e746314371e55a264cd5ead4d15b3990a5c5"
-    for later in ({"max_steps": 3}, {"optimizer": "adamw"}, {"adapter": {"rank_pattern": {"q": 1}}}):
+    for later in (
+        {"max_steps": 3},
+        {"optimizer": "adamw"},
+        {"adapter": {"rank_pattern": {"q": 1}}},
+        {"chat_template": "{{ x }}"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ):
         assert JobSpec.parse(full | later).hash() != known.hash()
 
 
@@ -311,3 +317,45 @@ def test_a_windows_editors_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "finetune.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel: m\r\ntrain: t\r\nepochs: 2\r\n")
     assert specfile.load(path).epochs == 2
+
+
+def test_a_chat_template_is_a_file_beside_the_spec_or_its_text(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    path = write(
+        tmp_path,
+        "model: m\ntrain: t\nchat_template: own.jinja\nchat_template_kwargs: {enable_thinking: false}\n"
+        "overrides:\n  local: {chat_template: own.jinja}\n",
+    )
+    spec = specfile.load(path)
+    assert spec.chat_template == str(tmp_path / "own.jinja") == spec.on("local").chat_template
+    kept = specfile.anchored(spec)
+    assert (
+        kept.chat_template == "{{ messages[0].content }}" == specfile.anchored(spec.on("local")).chat_template
+    )
+    # What the file holds decides, not its name.
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    assert specfile.anchored(spec).hash() != kept.hash()
+    for text in ("no template", None):
+        (tmp_path / "own.jinja").unlink()
+        if text:
+            (tmp_path / "own.jinja").write_text(text)
+        with pytest.raises(SpecError, match=r"chat_template: .*own.jinja (holds no|cannot be read)"):
+            specfile.with_template(spec)
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("{messages: 1}", "no name that a template may be given"),
+        ("{two words: 1}", "no name that a template may be given"),
+        ("{__class__: 1}", "no name that a template may be given"),
+        ("{x: .inf}", "x must be text, a number"),
+        ("{x: 2026-01-01}", "x must be text, a number"),
+        ("{}", "must not be empty"),
+    ],
+)
+def test_what_a_template_cannot_go_by_is_said(tmp_path: Path, written: str, reason: str) -> None:
+    path = write(tmp_path, f"model: m\ntrain: t\nchat_template_kwargs: {written}\n")
+    with pytest.raises(SpecError, match="line 3: chat_template_kwargs") as told:
+        specfile.load(path)
+    assert reason in str(told.value)

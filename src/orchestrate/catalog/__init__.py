@@ -11,6 +11,7 @@ from orchestrate.catalog.models import (
     ended_method,
     find,
     known_hosts,
+    lookup,
     search,
     shutdown_warning,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "ended_method",
     "comparison",
     "find",
+    "lookup",
     "resolve",
     "search",
     "shutdown_warning",

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from orchestrate import description
+from orchestrate.description import Described
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.types import Record
@@ -33,6 +35,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     context: tuple[int, int] | None = None
     """Most tokens of a training row: SFT, DPO. `None` where the host does not publish it."""
     max_rank: int | None = None
+    no_new_jobs_after: date | None = None
+    """From this day on the host takes no new jobs for it."""
     shutdown: date | None = None
     """The last day: then the base model and every tune made on it stop answering."""
     successor: str | None = None
@@ -93,6 +97,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
+        if (found := _catalog().described.get(provider, {}).get(self.name)) is not None:
+            return found
         if provider in _catalog().host_names or self.local_id is None:
             return None
         return HostModel(id=self.local_id, methods=_DISK_METHODS, adapters=_DISK_ADAPTERS)
@@ -117,6 +123,8 @@ class _Catalog(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     by_name: dict[str, Model]
     host_names: frozenset[str]
+    described: dict[str, dict[str, HostModel]]
+    """Of the hosts that a YAML file describes, by the names of the models."""
     comparison: str
 
 
@@ -124,9 +132,16 @@ def _checkout() -> Path:
     return Path(__file__).resolve().parents[3]
 
 
-@cache
 def _catalog() -> _Catalog:
+    return _read(description.entries())
+
+
+@cache
+def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
+    """`entries` are the hosts whose models their own files list."""
     import yaml
+
+    described = description.readable(entries)
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = files("orchestrate.catalog").joinpath("models.yaml").read_text(encoding="utf-8")
@@ -142,7 +157,11 @@ def _catalog() -> _Catalog:
         models=models,
         sources=sources,
         by_name=_index(models),
-        host_names=frozenset(defaults),
+        host_names=frozenset([*defaults, *(kind for kind, told in described.items() if not told.hub)]),
+        described={
+            kind: {name: _described_host(told, model) for name, model in told.models.items()}
+            for kind, told in described.items()
+        },
         comparison=raw["comparison"],
     )
 
@@ -153,6 +172,13 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
         merged["tunable"] = "yes" if merged["tunable"] else "no"
     merged["sources"] = [sources[key] for key in merged["sources"]]
     return merged
+
+
+def _described_host(told: Described, model: description.Model) -> HostModel:
+    given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
+    own = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
+    sources = tuple(told.sources.get(key, key) for key in model.sources)
+    return HostModel(**{**own, **given, "sources": sources})
 
 
 def _index(models: Iterable[Model]) -> dict[str, Model]:

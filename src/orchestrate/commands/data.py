@@ -138,6 +138,12 @@ class Shown:
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
     max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="In place of the model's own, as in a spec.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As enable_thinking=false; repeatable.")
+    ] = None
 
 
 @app.command()
@@ -158,6 +164,7 @@ def preview(
     """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
     run by its host's own account of them."""
     from orchestrate.service import data
+    from orchestrate.specfile import parse_settings
 
     if model is None and not Path(file).exists():
         with orchestrator(context) as ft:
@@ -165,6 +172,8 @@ def preview(
     elif model is None:
         raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
     else:
+        given = shown.chat_template_kwargs or ()
+        settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")
         report = data.read_preview(
             file,
             model,
@@ -173,6 +182,7 @@ def preview(
             shown.max_length,
             shown.train_on_inputs,
             columns_read(columns, ignored),
+            {"chat_template": shown.chat_template, "chat_template_kwargs": settings},
         )
     if html is not None:
         html.write_text(data.html(report), encoding="utf-8")

@@ -135,13 +135,13 @@ def evaluate(
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
     it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
     """
-    from orchestrate.service.evaluation import metric_names
+    from orchestrate.service.evaluation import PreparedEvaluation, metric_names
 
     if list_metrics:
         print_json(metric_names()) if json else print_text("\n".join(metric_names()))
         return
     order = _order(rivals, rows, decision)
-    with orchestrator(context) as ft, ft.prepare_evaluation(run or [], order) as prepared:
+    with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
         plan = prepared.plan()
         _tell(plan)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:

@@ -276,7 +276,9 @@ def show_memory(plan: MemoryPlan) -> None:
 
 
 def _value(value: Any) -> str:
-    return "" if value is None else str(value)
+    shown = "" if value is None else str(value)
+    # A chat template is no value to read in a table.
+    return f"{shown.strip()[:40]}... ({len(shown):,} characters)" if len(shown) > 300 else shown
 
 
 def _concerns(problem: Problem, provider: str) -> bool:

@@ -38,6 +38,10 @@ TrainOpt = Annotated[
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
 SlotsOpt = Annotated[int, typer.Option("--slots", min=1, help="Trainings at once.")]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
+AlsoOpt = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="A host that a file describes, as in azure; on a free port. Repeatable."),
+]
 PortOpt = Annotated[
     int, typer.Option("--port", min=0, max=65533, help="The first of three ports; 0 takes free ones.")
 ]
@@ -53,6 +57,7 @@ class Hosts:
     model: ModelOpt = None
     slots: SlotsOpt = 1
     threads: ThreadsOpt = 1
+    also: AlsoOpt = None
 
 
 @app.callback()
@@ -108,7 +113,7 @@ def run(
 def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
     from orchestrate.service.sandbox import running
 
-    return running(port, **vars(hosts))
+    return running(port, **(vars(hosts) | {"also": hosts.also or ()}))
 
 
 def _default_home(context: typer.Context) -> Path:

@@ -98,7 +98,8 @@ def keys_set(
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
-    known = [*backends.with_keys(settings), *config.other_secrets()]
+    also = backends.described_only(settings)
+    known = [*backends.with_keys(settings, also), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(
             f"there is no key of this name (not shown, as it may be a key itself); known: {', '.join(known)}"
@@ -257,8 +258,19 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         raise typer.Exit(3)
 
 
-def providers(context: typer.Context, json: Json = False) -> None:
+def providers(
+    context: typer.Context,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Backends, what each of them can do, and why something is missing."""
+    from orchestrate.service import backends as known
+
+    if template:
+        print_text(known.template().rstrip())
+        return
     today = date.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
@@ -291,6 +303,8 @@ def providers(context: typer.Context, json: Json = False) -> None:
                 note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
             for feature, reason in b.ended(today).items():
                 note(f"{b.config.name} has no {feature.value} any more: {reason}")
+        if also := known.described_only(ft.settings):
+            note(f"described, and yours with a key: {', '.join(also)}   (orchestrate keys set NAME)")
 
 
 def _has(backend: Provider, feature: Feature, today: date) -> Text:

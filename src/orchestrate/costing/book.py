@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate import description
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.types import Confidence, Record
 
@@ -262,14 +263,26 @@ def _in_force(rates: list[Rate], on: date) -> Rate:
 # -- reading -----------------------------------------------------------------------------------------------
 
 
-@cache
 def built_in() -> RateBook:
-    """The rates that come with the package."""
+    """The rates that come with the package, and those of hosts that a file describes."""
+    return _built_in(description.entries())
+
+
+@cache
+def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
     folder = files("orchestrate.costing").joinpath("rates")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     rates = [
         rate for name in names for rate in parse(folder.joinpath(name).read_text(encoding="utf-8"), name)
     ]
+    for kind, told in description.readable(entries).items():
+        document = {
+            "provider": kind,
+            "sources": told.sources,
+            "undated": told.undated,
+            "rates": [*told.rates],
+        }
+        rates += _rates(document, f"{kind}.yaml")
     return RateBook((tuple(rates),))
 
 

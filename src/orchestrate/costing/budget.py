@@ -28,9 +28,9 @@ class Spending(Record, frozen=True, kw_only=True):
 
 def spending(run: Run) -> Spending:
     """What one run takes out of a budget. A run in a sandbox costs nothing, and neither does one that has no
-    job. One that ended, however, is held at its quote until its bill is known: where a host bills nothing for
-    a failure, the bill says so."""
-    if run.sandbox or run.phase is SubmitPhase.REFUSED:
+    job, and one that was imported after its end. One that ended, however, is held at its quote until its bill
+    is known: where a host bills nothing for a failure, the bill says so."""
+    if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.bill is not None and (run.bill.final or run.status.terminal):
         return Spending(spent_usd=run.bill.usd)

@@ -163,6 +163,22 @@ class Speed(Record, frozen=True, kw_only=True):
     """Which of the two: "measured on this machine on ...", "modelled from ..."."""
     band: float = 0.5
     """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
+    factor: float | None = None
+    """In place of `band`: the speed is between it divided and it multiplied by this."""
+
+    @property
+    def slowest_and_fastest(self) -> tuple[float, float]:
+        """Over the speed."""
+        if self.factor is not None:
+            return 1 / self.factor, self.factor
+        return 1 - min(self.band, 0.9), 1 + min(self.band, 0.9)
+
+    @property
+    def told(self) -> str:
+        if self.factor is None:
+            return f"{self.source}, +/-{self.band:.0%}"
+        low, high = (self.tokens_per_second * share for share in self.slowest_and_fastest)
+        return f"{low:,.0f} to {high:,.0f}; {self.source}"
 
     def __post_init__(self) -> None:
         if self.tokens_per_second <= 0:
@@ -174,22 +190,23 @@ def quote_hours_job(
     *,
     speed: Speed,
     hourly: HourlyRate,
-    startup_seconds: float = 30.0,
+    startup_seconds: float | tuple[float, float, float] = 30.0,
     answers: Answers | None = None,
 ) -> Quote:
-    """Hours x rate, the hours from the speed. `answers` for reinforcement fine-tuning."""
+    """Hours x rate, the hours from the speed. `startup_seconds`: what comes besides training, or (least,
+    likely, most) of it; `answers` for reinforcement fine-tuning."""
     size = measure(work)
     read_only = _read_only(work.spec, size)
     per_second = Decimal(str(speed.tokens_per_second))
-    start = Decimal(str(startup_seconds))
+    besides = startup_seconds if isinstance(startup_seconds, tuple) else (startup_seconds,) * 3
+    soonest, start, latest = (Decimal(str(seconds)) for seconds in besides)
     least, likely, most = (_work(size, answers, n, read_only) / per_second for n in range(3))
-    spread = min(Decimal(str(speed.band)), Decimal("0.9"))
+    slow, fast = (Decimal(str(share)) for share in speed.slowest_and_fastest)
     tokens = Decimal(str(size.band))
-    fastest = least * (1 - tokens) / (1 + spread)
-    slowest = most * (1 + tokens) / (1 - spread)
+    fastest, slowest = least * (1 - tokens) / fast, most * (1 + tokens) / slow
     seconds = likely + start
     hours = seconds / 3600
-    entry = hourly.line(hours, "0.0001", low=(fastest + start) / 3600, high=(slowest + start) / 3600)
+    entry = hourly.line(hours, "0.0001", low=(fastest + soonest) / 3600, high=(slowest + latest) / 3600)
     return summed(
         provider=work.provider,
         model=work.resolved.name,
@@ -197,7 +214,7 @@ def quote_hours_job(
         assumptions=[
             *size.notes,
             f"{size.passes:.4g} epochs and {size.evals} evaluations "
-            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.source}, +/-{speed.band:.0%})",
+            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.told})",
             *_drawn(answers),
             *_judged(work.spec, read_only),
             hourly.label,

@@ -151,6 +151,8 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
     if closed := profile.closed(on):
         return closed
     host = resolved.host
+    if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
+        return f"{profile.title} has taken no new jobs for {resolved.name} since {host.no_new_jobs_after}"
     if host is not None and host.tunable == "no":
         return (
             next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
@@ -163,6 +165,10 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
     if not any(rate.provider == kind for rate in prices.book):
         reason = f"there are no rates for {kind}"
+    elif not any(
+        rate.provider == kind and {method, spec.method.type} & {*rate.methods} for rate in prices.book
+    ):
+        reason = f"no price of {spec.method.type} on {kind} is known"
     elif resolved.params_b is None:
         reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.data.tokens import counting
+from orchestrate.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, Translation
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 def measure(work: Work) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
-    name = tokenizer_for(resolved)
+    name = tokenizer_for(resolved, spec)
     limit = _whole(effective(translation, "max_seq_length", spec.max_seq_length)) or resolved.context(
         spec.method.type
     )
@@ -251,9 +252,17 @@ def _file(
     )
 
 
-def tokenizer_for(resolved: ModelOnHost) -> str:
-    """The name of the best counter on this machine, for `Dataset.tokens`."""
-    return counting.for_model(tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder)
+def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
+    """The name of the best counter on this machine, for `Dataset.tokens`; with the chat template of a
+    `spec`. Raises `SpecError` for one that cannot be read."""
+    chat: dict[str, Any] = {}
+    if spec is not None and spec.chat_template is not None:
+        chat["chat_template"] = template_text(spec.chat_template)
+    if spec is not None and spec.chat_template_kwargs:
+        chat["chat_template_kwargs"] = spec.chat_template_kwargs
+    return counting.for_model(
+        tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder, chat=chat
+    )
 
 
 def _counted(count: TokenCount) -> str:

@@ -321,7 +321,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         trained_tokens=kept.trained,
         rows=facts.rows,
         longest=max(sequences, default=0),
-        tokenizer=tokenizer,
+        tokenizer=counting.told(tokenizer),
         exact=band == 0,
         error_band=band,
         lengths=sequences,

@@ -295,10 +295,13 @@ class _Round:
                 purse.spent_usd += worst
             return error
         for question, answer in zip(batch, answers, strict=True):
+            if answer.error is not None:
+                self.refused[question.digest] = answer
+                continue
             priced = self._priced(question, answer)
             self._log.append(Got(question.digest, priced))
             purse.count(self._respondent.key, [(question.digest, priced)])
-        self._answered += len(batch)
+            self._answered += 1
         self._told(len(batch))
         return None
 

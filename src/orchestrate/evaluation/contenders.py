@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
 
 LOCAL_BATCH = 64
-Likelihood = Callable[[Sequence[Item]], list[tuple[float, int]]]
-"""For each item the nats of its expected answer, and how many tokens these are."""
+Likelihood = Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, int, bool]]]
+"""As `local.Generator.likelihoods`."""
 
 
 class Asks(Protocol):
@@ -83,11 +84,18 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
     """The same model, shown the examples first."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
-    return Candidate(contender, candidate.respondent, shots)
+    return Candidate(contender, candidate.respondent, shots)  # its likelihoods would be without them
 
 
-def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price | None) -> Candidate:
-    """Asked through the chat completions API, as many questions at a time as the host takes. Raises
+def by_chat(
+    contender: Contender,
+    chat: Asks,
+    sampling: Sampling,
+    price: Price | None,
+    first_seconds: Callable[[], float | None] | None = None,
+) -> Candidate:
+    """Asked through the chat completions API, as many questions at a time as the host takes. `first_seconds`
+    tells when the first token of this thread's last answer came, where answers are streamed. Raises
     `UsageError` where they are to be answered in batches."""
     if sampling.batch is not None:
         raise UsageError(
@@ -99,12 +107,15 @@ def by_chat(contender: Contender, chat: Asks, sampling: Sampling, price: Price |
         [question] = questions
         started = time.monotonic()
         reply = chat.ask(question.messages, question.tools)
-        return [answer_of(reply, seconds=time.monotonic() - started)]
+        answer = answer_of(reply, seconds=time.monotonic() - started)
+        return [replace(answer, first_token_seconds=first_seconds()) if first_seconds else answer]
 
     identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
+    # Answers without that time are none for those who want it.
+    streamed = {"stream": True} if first_seconds else dict[str, Any]()
     respondent = Respondent(
         name=contender.name,
-        identity={**identity, "kind": contender.kind, **_way(sampling)},
+        identity={**identity, "kind": contender.kind, **_way(sampling), **streamed},
         ask=ask,
         parallel=chat.threads,
         max_tokens=sampling.max_tokens,
@@ -144,7 +155,19 @@ def by_generator(
         max_tokens=sampling.max_tokens,
         price=_nothing,
     )
-    return Candidate(contender, respondent)
+
+    return Candidate(contender, respondent, likelihood=partial(generator.likelihoods, base=base))
+
+
+def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
+    """Nats and tokens of each item's expected answer; of an item without a question of its text."""
+    assert candidate.likelihood is not None  # noqa: S101  asked before
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        messages = [m.to_dict() for m in item.prompt]
+        asked = {"messages": messages, "answer": item.expected, "tools": list(item.tools)}
+        rows.append(asked if messages else {"text": item.expected})
+    return [(nats, tokens) for nats, tokens, _ in candidate.likelihood(rows)]
 
 
 def _told(reply: Reply | DataError) -> Answer:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.asking import Asking
-from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.contenders import Candidate, expected_likelihoods
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
 from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import NEEDS
@@ -140,7 +140,7 @@ def evaluate(
         flat = asking.ask(candidate.respondent, candidate.questions(items, samples))
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
         if candidate.likelihood is not None and "likelihood" in needed:
-            answers = _with_likelihood(items, answers, candidate)
+            answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
         contenders.append(_counted(candidate, flat))
     scored = scoring.score(items, sides, terms.metrics, terms.rivals)
@@ -170,11 +170,11 @@ def evaluate(
     )
 
 
-def _with_likelihood(
+def with_likelihood(
     items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
 ) -> list[tuple[Answer, ...]]:
-    assert candidate.likelihood is not None  # noqa: S101  asked before
-    told = candidate.likelihood(items)
+    """The answers, each with how likely the model takes the expected one to be."""
+    told = expected_likelihoods(candidate, items)
     return [
         tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
         for own, (nats, tokens) in zip(answers, told, strict=True)

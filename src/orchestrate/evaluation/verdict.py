@@ -105,9 +105,9 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float) -> _Par
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:
-        return _Part("ship", f"{said}: {_wish(metric, margin, 'is')}")
+        return _Part("ship", f"{said}: it {_wish(metric, margin, 'is')}")
     if worse:
-        return _Part("do not ship", f"{said}: {_wish(metric, margin, 'is not')}")
+        return _Part("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
     rows = _rows(score, sign * margin)
     return _Part(
         "not enough evidence",

@@ -21,6 +21,11 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
 
+    @property
+    def word(self) -> str:
+        """What decides about the work for each row."""
+        return "sft"
+
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
     """DPO and ORPO over pairs, KTO over unpaired answers. What is not set has the default of its loss."""
@@ -35,6 +40,10 @@ class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo"
     undesirable_weight: float | None = None
 
     @property
+    def word(self) -> str:
+        return "simpo" if self.simpo_gamma is not None and self.loss in (None, "dpo") else self.loss or "dpo"
+
+    @property
     def unpaired(self) -> bool:
         return self.loss == "kto"
 
@@ -43,6 +52,10 @@ class Reinforcement(Record, frozen=True, kw_only=True, tag_field="type", tag="rf
     grader: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     samples_per_prompt: int | None = None
     kl_beta: float | None = None
+
+    @property
+    def word(self) -> str:
+        return "rft"
 
     @property
     def samples(self) -> int:
@@ -141,6 +154,9 @@ class Hyper(Record, frozen=True, kw_only=True):
     momentum: float | None = None
     gradient_checkpointing: bool = False
     neftune_alpha: float | None = None
+    router_aux_loss: float | None = None
+    """Weight of the loss that spreads tokens over the experts of a mixture; `None`: where all weights are
+    trained, as the model's configuration has it, else none."""
     nan_policy: str = "stop"
     """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
     spike_factor: float | None = None
@@ -183,6 +199,10 @@ class LocalJob(Record, frozen=True, kw_only=True):
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
     """Texts that the tokenizer gets as tokens, and the model a row of its embeddings for each."""
+    chat_template: str | None = None
+    """In the place of the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    """What holds in the chat template where nobody says otherwise."""
     seed: int = 0
     threads: int | None = None
     device: str | None = None
@@ -194,4 +214,6 @@ class LocalJob(Record, frozen=True, kw_only=True):
     continue_from: str | None = None
     """Folder of an adapter to go on from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    paces: str | None = None
+    """The file to which the worker adds how fast the run was (`speed.paces`)."""
     created_at: datetime

@@ -42,6 +42,7 @@ from orchestrate.types import (
     Reply,
     Sheet,
     Standing,
+    Told,
     Translation,
 )
 
@@ -224,6 +225,16 @@ class Provider(ABC):
         where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
         del job
         return None
+
+    def asked_for(self, job: Job) -> Told:
+        """What a job that was made without this store was asked for, as far as the answer at hand says."""
+        del job
+        return Told()
+
+    def fetch_file(self, id: str, file: Path) -> None:
+        """Brings a data file of the account here, by the id that a job names. Raises `NotFound` where it is
+        gone."""
+        raise Unsupported(self.name, "data files", "it does not hand out the files of its jobs")
 
     def billing(self) -> Billing:
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and

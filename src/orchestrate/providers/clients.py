@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 CONNECT_S = 10.0
 
 
-def connect(config: HostConfig) -> OpenAI:
-    """Nothing is sent yet. Raises `MissingKey`.
+def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
+    """Nothing is sent yet; `key_header` carries the key, too, where a host asks for that. Raises
+    `MissingKey`.
 
     Retries are off: `orchestrate.providers.hosted.Wire` has them. Redirects are not followed: a POST that is
     redirected might be sent twice or become a GET.
@@ -46,6 +47,8 @@ def connect(config: HostConfig) -> OpenAI:
         "http_client": openai.DefaultHttpxClient(timeout=timeout, follow_redirects=False),
         "default_headers": {str(k): str(v) for k, v in config.options.get("headers", {}).items()},
     }
+    if key_header is not None:
+        shared["default_headers"][key_header] = shared["api_key"]
     version = config.options.get("api_version")
     if version is None:
         client = openai.OpenAI(base_url=config.base_url, **shared)

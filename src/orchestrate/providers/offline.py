@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from orchestrate import costing
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
-from orchestrate.data.tokens import counting
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.spec import method_word
 from orchestrate.text import count
@@ -91,7 +90,7 @@ def _of_file(
     provider: Provider, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
     target = provider.target
-    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    counter = costing.tokenizer_for(model, spec)
     tokens = dataset.tokens(counter)
     found = rules.check(
         dataset,

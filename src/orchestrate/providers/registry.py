@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import SetupError, UsageError
-from orchestrate.profile import built_in, not_loaded, plug_ins, profile
+from orchestrate import description
+from orchestrate.errors import ConfigError, SetupError, UsageError
+from orchestrate.profile import built_in, described, not_loaded, plug_ins, profile
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 def names(settings: Settings) -> list[str]:
     """All backends, built-in first, then configured hosts, then plug-ins."""
-    return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *plug_ins()]))
+    return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *settings.hosts.described, *plug_ins()]))
+
+
+def known(settings: Settings) -> list[str]:
+    """`names` with the hosts that only a YAML file describes, which can be asked for by name."""
+    return list(dict.fromkeys([*names(settings), *described()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
@@ -27,9 +34,22 @@ def broken(settings: Settings) -> dict[str, SetupError]:
         try:
             if kind not in built_in():
                 provider_class(kind)
+            if kind in described() and settings.hosts.address(name) is None:
+                raise no_address(name, kind)
         except SetupError as error:
             found[name] = error
     return found
+
+
+def no_address(name: str, kind: str) -> ConfigError:
+    """Of a host where each customer has an address of his own."""
+    address = description.read(*described()[kind]).address
+    like = f": it looks like {address}" if address else ""
+    return ConfigError(
+        f"the address of {name} is not known{like}",
+        fix=f"[hosts.{name}] base_url = ...   in orchestrate.toml, or the variable "
+        f"{name.upper().replace('-', '_')}_BASE_URL",
+    )
 
 
 def usable(settings: Settings) -> list[str]:
@@ -38,9 +58,9 @@ def usable(settings: Settings) -> list[str]:
     return [name for name in names(settings) if name not in unusable]
 
 
-def with_keys(settings: Settings) -> dict[str, HostConfig]:
-    """The usable backends that are asked with a key."""
-    hosts = {name: settings.host(name) for name in usable(settings)}
+def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
+    """The usable backends that are asked with a key; `also` are further ones."""
+    hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
 
@@ -48,7 +68,7 @@ def provider_class(kind: str) -> type[Provider]:
     """The class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for a broken
     plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
-    if kind in built_in():
+    if kind in built_in() or kind in described():
         return getattr(import_module(module), attribute)
     try:
         return getattr(import_module(module), attribute)
@@ -68,8 +88,8 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
     from orchestrate.data.targets.dialects import target
 
     if wanted == "all":
-        known = ((name, profile(settings.host(name).kind)) for name in usable(settings))
-        return tuple(target(name, one) for name, one in known if one.rules is not None)
+        profiles = ((name, profile(settings.host(name).kind)) for name in usable(settings))
+        return tuple(target(name, one) for name, one in profiles if one.rules is not None)
     given = [name.strip() for name in wanted.split(",") if name.strip()]
     return tuple(target(name, profile(settings.host(name).kind)) for name in given)
 
@@ -80,6 +100,6 @@ def format_of(settings: Settings, name: str) -> Target:
 
     if name in FORMATS:
         return tool(name)
-    if name not in (known := names(settings)):
-        raise UsageError(f"no format {name!r}; known: {', '.join([*known, *FORMATS])}")
+    if name not in (backends := known(settings)):
+        raise UsageError(f"no format {name!r}; known: {', '.join([*backends, *FORMATS])}")
     return targets(settings, name)[0]

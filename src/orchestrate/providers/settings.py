@@ -38,6 +38,8 @@ KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "added_tokens": ("trains with the model's own tokenizer", None),
+    "chat_template": ("renders rows with a template of its own", None),
+    "chat_template_kwargs": ("renders rows with a template of its own", None),
     "max_steps": ("trains whole epochs: give epochs", None),
     "optimizer": ("chooses the optimiser itself", None),
     "eval_steps": ("takes no number of steps between evaluations", None),
@@ -49,6 +51,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.alpha_pattern": ("has one scale for all modules", None),
     "adapter.layers_to_transform": ("adapts all layers", None),
     "adapter.exclude_modules": ("takes no modules to leave out", None),
+    "adapter.target_parameters": ("takes no single weights of experts to adapt", None),
     "adapter.modules_to_save": ("trains no module whole beside the adapter", None),
     "adapter.loraplus_lr_ratio": ("has one learning rate for all of the adapter", 1),
 }

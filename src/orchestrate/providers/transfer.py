@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 200 * 10**9
 """Of a model whose size is not known: 100 billion parameters in 16 bits."""
+MOST_FILE_BYTES = 60 * 10**9
+"""Of a file of training data: more than any host takes."""
 _BESIDE_WEIGHTS = 10**9
 """Tokenizers, configurations, archives."""
 _STALLS = 5

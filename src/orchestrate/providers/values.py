@@ -26,6 +26,20 @@ def ref_in(*names: Any) -> str | None:
     return next((refs[-1] for refs in found if refs), None)
 
 
+REF_LENGTH = 16
+
+
+def suffix_room(most: int) -> int:
+    """Characters of the user's own suffix that fit beside a ref."""
+    return max(most - REF_LENGTH - 1, 0)
+
+
+def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
+    """The ref, behind as much of the user's suffix as fits into `most` characters."""
+    front = (suffix or "")[: max(most - len(ref) - 1, 0)].rstrip("-_.")
+    return f"{front}-{ref}" if front else ref[:most]
+
+
 def tagged(ref: str, *names: Any) -> bool:
     """Whether one of the names holds `ref` as a whole word between `-`, `_`, `.`, `/`, `:` or the ends."""
     word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")

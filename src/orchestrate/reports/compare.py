@@ -13,6 +13,7 @@ from orchestrate import costing
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import documents, html, terminal
 from orchestrate.reports.judgement import findings, notes, reasons
 from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore
@@ -82,14 +83,15 @@ def compare(
     *,
     between: Sequence[RunDifference] = (),
     answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]] | None = None,
+    regressions: Mapping[str, Regression] | None = None,
     people: Sequence[str] = (),
 ) -> Comparison:
     """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
 
     `between` has the paired differences of runs, `answers` for each run what changed in its newest evaluation
-    and how it stands to an earlier one, `people` what was said in reviews. With `translations` the settings
-    shown are those that each backend was sent, not only those asked for. Raises `UsageError` when there is
-    no run.
+    and how it stands to an earlier one, `regressions` what it kept, `people` what was said in reviews. With
+    `translations` the settings shown are those that each backend was sent, not only those asked for. Raises
+    `UsageError` when there is no run.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")
@@ -105,13 +107,7 @@ def compare(
         )
         for run in unique
     )
-    told = answers or {}
-    compared = tuple(
-        replace(c, flips=tuple(told[c.run.id][0]), asked_again=tuple(told[c.run.id][1]))
-        if c.run.id in told
-        else c
-        for c in compared
-    )
+    compared = tuple(_with_answers(c, answers or {}, regressions or {}) for c in compared)
     return Comparison(
         runs=compared,
         reasons=tuple(reasons(compared)),
@@ -119,6 +115,16 @@ def compare(
         notes=tuple(notes(compared)),
         between=tuple(between),
     )
+
+
+def _with_answers(
+    c: Compared,
+    answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]],
+    regressions: Mapping[str, Regression],
+) -> Compared:
+    changed, again = answers.get(c.run.id, ((), ()))
+    probed = regressions.get(c.run.id)
+    return replace(c, flips=tuple(changed), asked_again=tuple(again), regression=probed)
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
@@ -169,8 +175,8 @@ def _compared(
         tokens=tokens,
         tokens_per_second=speed,
         train_loss=train[-1].value if train else None,
-        valid_loss=valid[-1].value if valid else None,
-        reward=reward[-1].value if reward else None,
+        valid_loss=_result(ordered, "valid_loss", valid),
+        reward=_result(ordered, "valid_reward", reward),
         train_curve=_thinned(train),
         valid_curve=_thinned(valid),
         tokens_known=known,
@@ -202,6 +208,12 @@ def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> 
         for p in points
         if name in p.values and abs(p.values[name]) != float("inf") and p.values[name] == p.values[name]
     ]
+
+
+def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[Point]) -> float | None:
+    """Of the weights that the run left: those of its best evaluation where it says so, else the last ones."""
+    told = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
+    return told[-1] if told else curve[-1].value if curve else None
 
 
 def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:

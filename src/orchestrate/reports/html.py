@@ -149,8 +149,13 @@ def _evaluations(comparison: ComparedRuns) -> str:
             newest_of.append(one)
             shown[one.id] = f"<h2>{escape(one.id)}</h2>" + sections.evaluation(one, c.flips, charts=False)
     again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]
+    kept = "".join(
+        f"<h2>Did {escape(c.label)} forget anything</h2>{sections.regression(c.regression)}"
+        for c in comparison.runs
+        if c.regression is not None
+    )
     plots = sections.quality(newest_of) if newest_of else ""
-    return plots + "".join(shown.values()) + sections.changed(again)
+    return plots + "".join(shown.values()) + kept + sections.changed(again)
 
 
 def _costs(comparison: ComparedRuns) -> str:

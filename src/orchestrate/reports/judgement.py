@@ -106,7 +106,7 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
 def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> list[str]:
     """Sentences about cost and scores, drawn only where the runs may be compared in that respect."""
     done = [c for c in runs if ended(c)]
-    return [*_cheapest(done), *_best(done, between), *_each(done), *_again(done)]
+    return [*_cheapest(done), *_best(done, between), *_each(done), *_forgot(done), *_again(done)]
 
 
 def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
@@ -203,7 +203,8 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             d = e.difference
             if d is None:
                 continue
-            rival = "its base model" if d.against.startswith("base") else d.against
+            plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
+            rival = "its base model" if plain else d.against
             flips = f"; {d.gained} rows gained, {d.lost} lost of {d.score.n}" if d.gained or d.lost else ""
             gap = f"{_gap(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
@@ -214,6 +215,13 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             else:
                 word = "worse" if worse else "better"
                 yield f"{c.label} is {word} than {rival} on {e.metric.name}: {gap}."
+
+
+def _forgot(runs: Sequence[Compared]) -> Iterable[str]:
+    for c in runs:
+        for r in c.regression.forgotten if c.regression else ():
+            kind = "shows catastrophic forgetting of" if r.catastrophic else "has forgotten some of"
+            yield f"{c.label} {kind} {r.probe}: {r.reason} ({text.count(r.difference.score.n, 'item')})."
 
 
 def _again(runs: Sequence[Compared]) -> Iterable[str]:

@@ -100,8 +100,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     first = priced[0]
     if len(priced) == 1:
         return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
-    second = priced[1]
-    if first.undecided or first.open_end:
+    # Of a range without a table only its middle could be ranked.
+    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.expected_usd), None)
+    second = perhaps or priced[1]
+    if first.undecided or first.open_end or perhaps:
         return (
             f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
             f"{second.provider} {_usd(second)}."
@@ -121,7 +123,7 @@ def _why(first: Quote, second: Quote) -> str:
     if topped is not None and second.expected_usd - topped.usd <= first.expected_usd:
         return (
             f"{second.provider}'s own rate would be lower, but its minimum per job adds "
-            f"{text.money(topped.usd)}"
+            f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
         )
     unit = next((e for e in first.lines if e.component == "training"), None)
     other = next((e for e in second.lines if e.component == "training"), None)
@@ -195,13 +197,15 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     if total.training.unlisted:
         end += f"; {total.training.unlisted}"
     compared = total.base is not None
+    training = total.training
+    once = text.span(training.low_usd, training.high_usd)
     return (
         total.place,
         total.model,
-        text.money(total.training.expected_usd),
+        once if training.undecided else text.money(training.expected_usd),
         text.money(total.monthly_usd),
         text.money(total.expected_usd),
-        text.span(total.low_usd, total.high_usd),
+        text.span(total.low_usd, total.high_usd) + (" and more" if training.open_end else ""),
         pays if compared else text.NOTHING,
         _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
         total.serving + end,

@@ -9,6 +9,7 @@ import msgspec
 from orchestrate import costing, text
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 
 
@@ -77,6 +78,8 @@ class Compared(Record, frozen=True, kw_only=True):
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
     """Of its newest evaluation."""
+    regression: Regression | None = None
+    """Its newest one."""
     asked_again: tuple[Pairing, ...] = ()
     """Its newest evaluation against an earlier one of the same items."""
     serving: str | None = None

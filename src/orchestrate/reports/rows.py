@@ -45,6 +45,7 @@ def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
     newest = [max(c.scores, key=lambda r: r.evaluation.created_at, default=None) for c in runs]
     found += [
         ("verdict", [_verdict(r) for r in newest]),
+        ("forgot", [_forgot(c) for c in runs]),
         ("answered by", [r.contender.served_by if r else text.NOTHING for r in newest]),
         ("cost an answer", [text.money(r.contender.usd_per_answer) if r else text.NOTHING for r in newest]),
         ("time an answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
@@ -81,6 +82,18 @@ def _asked(found: RunScore | None) -> str:
         return text.NOTHING
     digest, count = found.rows
     return f"{count:,} ({digest[:12]})"
+
+
+def _forgot(compared: Compared) -> str:
+    """`languages`, or how many abilities were kept and how many are open."""
+    probed = compared.regression
+    if probed is None:
+        return text.NOTHING
+    if probed.forgotten:
+        return text.joined([r.probe for r in probed.forgotten])
+    kept = sum(r.decision == "kept" for r in probed.results)
+    open_ = sum(r.decision == "inconclusive" for r in probed.results)
+    return f"nothing shown: {kept} kept, {open_} inconclusive"
 
 
 def _verdict(found: RunScore | None) -> str:

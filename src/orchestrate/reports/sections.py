@@ -9,11 +9,13 @@ from html import escape
 
 from orchestrate.evaluation.flips import Flip, Flips
 from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import scores, svg
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
 """Broken and fixed items on a page, of each."""
+_EMPTY = "<em>(empty)</em>"
 _MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
 
@@ -32,7 +34,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for first, *rest in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    whole = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{whole}</div>'
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charts: bool = True) -> str:
@@ -133,8 +136,8 @@ def _flip(found: Flips, item: Flip) -> str:
     return (
         f'<div class="flip"><p class="question">{escape(item.question)}</p>'
         f'<p class="expected"><b>expected</b> {escape(item.expected)}</p>{note}'
-        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before}</p></div>'
-        f"<div><b>{escape(found.contender)}</b><p>{after}</p></div></div></div>"
+        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before or _EMPTY}</p></div>'
+        f"<div><b>{escape(found.contender)}</b><p>{after or _EMPTY}</p></div></div></div>"
     )
 
 
@@ -162,6 +165,22 @@ def _confusion(one: Evaluation, number: int) -> str:
     return (
         f"<h3>Confusion of {escape(found.contender)}</h3><p>Rows: expected; columns: answered.</p>"
         + table(["", *found.labels], rows)
+    )
+
+
+def regression(found: Regression) -> str:
+    """What was kept and what was forgotten."""
+    rows: list[list[str]] = []
+    for r in found.results:
+        base, tuned = (scores.value(r.metric, s.value) for s in (r.base, r.tuned))
+        rows.append([r.probe, r.title, base, tuned, r.decision, r.reason, f"{r.difference.score.n:,}"])
+    head = ("ability", "measured on", "base", "tuned", "", "why", "n")
+    told = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
+    answered = (
+        f"Answered by {found.tuned.served_by}, and {found.base.served_by}; {found.created_at:%Y-%m-%d}."
+    )
+    return (
+        table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{told}</ul>" if told else "")
     )
 
 

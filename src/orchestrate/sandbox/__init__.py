@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["running"]
 
 
-def running(
+def running(  # noqa: PLR0913  each is a setting of its own
     *,
     home: str | Path | None = None,
     speed: float = 1.0,
@@ -36,6 +36,7 @@ def running(
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
+    also: Sequence[str] = (),
 ) -> AbstractContextManager[Sandbox]:
     """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
 
@@ -47,6 +48,7 @@ def running(
     slots, threads   trainings at once, and threads of each; further jobs stay queued.
     ports            of OpenAI, Together, Fireworks; 0 takes any free one.
     waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
+    also             further hosts, of those that a YAML file describes, each on a free port.
 
     Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
     """
@@ -57,7 +59,7 @@ def running(
     if train:
         from orchestrate.local.run.launching import require_packages
 
-        require_packages("training in the sandbox")
+        require_packages("training in the sandbox", "sandbox")
     from orchestrate.sandbox.server import serve
 
     return serve(
@@ -69,4 +71,5 @@ def running(
         threads=threads,
         ports=ports,
         waits=waits,
+        also=also,
     )

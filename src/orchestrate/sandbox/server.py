@@ -31,6 +31,13 @@ from orchestrate.sandbox.training import Trainer
 from orchestrate.web.server import listen, running
 
 
+def dialect(kind: str) -> type[Host]:
+    """The stand-in of a host that a file describes, by the one module that speaks so. Raises `UsageError` for
+    another kind."""
+    [file] = Path(__file__).parent.glob("*/dialect.py")
+    return import_module(f"orchestrate.sandbox.{file.parent.name}.dialect").dialect(kind)
+
+
 def stand_ins() -> list[type[Host]]:
     """One for each folder with a `host` module, in the order of their ports."""
     here = Path(__file__).parent
@@ -101,7 +108,7 @@ class Sandbox:
 
 
 @contextmanager
-def serve(
+def serve(  # noqa: PLR0913  each is a setting of its own
     *,
     home: str | Path | None = None,
     speed: float = 1.0,
@@ -111,17 +118,20 @@ def serve(
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
+    also: Sequence[str] = (),
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
-        base, sockets = _model(model, train), [opened.enter_context(closing(listen(port))) for port in ports]
+        kinds = [*stand_ins(), *(dialect(kind) for kind in also)]
+        wanted = [*ports, *(0 for _ in also)]
+        base, sockets = _model(model, train), [opened.enter_context(closing(listen(port))) for port in wanted]
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations())
         trainer = Trainer(state, clock, settings, model=base, slots=slots, threads=threads)
-        hosts = {kind.name: kind(state, clock, trainer, settings) for kind in stand_ins()}
+        hosts = {kind.name: kind(state, clock, trainer, settings) for kind in kinds}
         fronts: dict[str, Front] = {}
         urls: dict[str, str] = {}
         key = _key(state)

@@ -1,12 +1,18 @@
-"""Backends: those that need a key, and those that other packages add."""
+"""Backends: those that need a key, those that other packages add, and those that a file describes."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from orchestrate.errors import SetupError
-from orchestrate.profile import plug_ins
+from orchestrate.profile import described, plug_ins
+from orchestrate.profile import template as template
 from orchestrate.providers import registry
 from orchestrate.providers.registry import with_keys as with_keys
 from orchestrate.types import Record
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
 
 
 class Plugin(Record, frozen=True, kw_only=True):
@@ -19,6 +25,11 @@ class Plugin(Record, frozen=True, kw_only=True):
     """Where its profile lies, as `package.module:NAME`."""
     error: str | None
     """Why it cannot be used; `None`: it can."""
+
+
+def described_only(settings: Settings) -> list[str]:
+    """Hosts that a YAML file describes and that nothing here uses yet."""
+    return [name for name in described() if name not in registry.names(settings)]
 
 
 def plugins() -> list[Plugin]:

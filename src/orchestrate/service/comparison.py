@@ -13,6 +13,7 @@ from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.evaluation.review.results import told
 from orchestrate.handle import RunHandle
 from orchestrate.service import reviewing
+from orchestrate.service.regression import regressions
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
@@ -28,6 +29,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     sent = {r.id: found for r in records if (found := _sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
+    probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
     return reports.compare(
         records,
         metrics,
@@ -35,6 +37,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         sent,
         between=_between([r.id for r in records], newest),
         answers=answers,
+        regressions=probed,
         people=_people(ft, {r.id for r in records}),
     )
 

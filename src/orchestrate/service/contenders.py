@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.profile import this_machine
-from orchestrate.providers.chat import chat_with
+from orchestrate.providers.chat import Chat, chat_with
 from orchestrate.providers.clients import connect
 from orchestrate.providers.endpoints import model_at
 from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.streaming import Timed
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Feature, JobHandle, Message, Reply, Sampling
 
@@ -41,10 +42,18 @@ class Contenders:
     """Makes candidates; ends with its context what it started on this machine. Starts nothing that bills."""
 
     def __init__(
-        self, ft: Orchestrator, sampling: Sampling, on: str, key_variable: str | None = None
+        self,
+        ft: Orchestrator,
+        sampling: Sampling,
+        on: str,
+        key_variable: str | None = None,
+        *,
+        stream: bool = False,
     ) -> None:
         """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
-        `auto` takes the first that is possible. `key_variable` has the key for models at an address."""
+        `auto` takes the first that is possible. `key_variable` has the key for models at an address. With
+        `stream` hosts write their answers bit by bit, and the first token has its time."""
+        self._stream = stream
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._generators: dict[str, Generator] = {}
@@ -94,7 +103,14 @@ class Contenders:
         contender = Contender(
             name=written, kind="model", model=at.model, provider=at.host.name, served_by=at.address
         )
-        return by_chat(contender, chat, self._sampling, completion_price(at.model, at.host.base_url))
+        return self._asked(contender, chat, completion_price(at.model, at.host.base_url))
+
+    def _asked(self, contender: Contender, chat: Chat, price: Price | None) -> Candidate:
+        if not self._stream:
+            return by_chat(contender, chat, self._sampling, price)
+        timed = Timed(chat.create)
+        streaming = replace(chat, create=timed)
+        return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds)
 
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
@@ -142,8 +158,12 @@ class Contenders:
                 max_tokens=self._sampling.max_tokens,
                 temperature=self._sampling.temperature,
             )
-            asked = chat or _OneByOne(provider, job, one.kind == "base", self._sampling)
-            found.append(by_chat(one, asked, self._sampling, self._host_price(handle, one)))
+            price = self._host_price(handle, one)
+            if chat is not None:
+                found.append(self._asked(one, chat, price))
+            else:
+                alone = _OneByOne(provider, job, one.kind == "base", self._sampling)
+                found.append(by_chat(one, alone, self._sampling, price))
         return found
 
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:

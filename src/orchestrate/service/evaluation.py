@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from orchestrate.data import Dataset
+from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import rubric
@@ -113,7 +114,9 @@ class PreparedEvaluation:
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers", Purse(order.max_cost_usd), fresh=order.fresh
         )
-        self._contenders = Contenders(ft, order.sampling, order.on, order.key_variable)
+        self._contenders = Contenders(
+            ft, order.sampling, order.on, order.key_variable, stream=registry.needs(order.metrics, "stream")
+        )
         try:
             self._prepare(named)
         except BaseException:
@@ -210,7 +213,7 @@ class PreparedEvaluation:
         )
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
-            handle.used()
+            used(self._ft, handle.id)
         return found
 
 

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
+    from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.quoting import Ownership
     from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
-    from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
     from orchestrate.service.models import ModelChanges
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
@@ -114,7 +114,7 @@ class Orchestrator:
 
         if wanted == "all":
             return registry.usable(self.settings)
-        known = registry.names(self.settings)
+        known = registry.known(self.settings)
         names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
         if unknown := [n for n in names if n not in known]:
             raise UsageError(
@@ -383,19 +383,19 @@ class Orchestrator:
         """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
         with one another, and kept with the runs. `order`: the further fields of
         `orchestrate.service.evaluation.EvaluationOrder`."""
-        from orchestrate.service.evaluation import EvaluationOrder
+        from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
 
-        with self.prepare_evaluation(runs, EvaluationOrder(test=test, metrics=metrics, **order)) as prepared:
+        wanted = EvaluationOrder(test=test, metrics=metrics, **order)
+        with PreparedEvaluation(self, runs, wanted) as prepared:
             return prepared.run()
 
-    def prepare_evaluation(
-        self, runs: Sequence[RunHandle | str], order: EvaluationOrder
-    ) -> PreparedEvaluation:
-        """The same in two steps: its `plan()` tells the price, and what so many rows can show, before
-        anything is sent. A context."""
-        from orchestrate.service.evaluation import PreparedEvaluation
+    def regress(self, run: RunHandle | str, **order: Any) -> Regression:
+        """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
+        of `orchestrate.service.regression.RegressionOrder`."""
+        from orchestrate.service.regression import PreparedRegression, RegressionOrder
 
-        return PreparedEvaluation(self, runs, order)
+        with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
+            return prepared.run()
 
     def evaluations(self, run_id: str) -> list[Evaluation]:
         """Those of one run, oldest first."""
@@ -413,4 +413,4 @@ class Orchestrator:
         from orchestrate import specfile
         from orchestrate.providers import registry
 
-        specfile.require_backends(spec, registry.names(self.settings))
+        specfile.require_backends(spec, registry.known(self.settings))

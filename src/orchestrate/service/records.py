@@ -11,6 +11,7 @@ from orchestrate.data.operations.preview import PreviewReport as PreviewReport
 from orchestrate.data.operations.review import ExportReport as ExportReport
 from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
+from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.local.speed.throughput import Bench as Bench
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice
@@ -21,6 +22,7 @@ from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.service.backends import Plugin as Plugin
 from orchestrate.service.doctor import Check as Check
+from orchestrate.service.importing import Taken as Taken
 from orchestrate.service.judging import JudgeReport as JudgeReport
 from orchestrate.service.models import ModelChanges as ModelChanges
 from orchestrate.service.reviewing import Exported as Exported

@@ -22,9 +22,14 @@ def new_run_id(at: datetime) -> str:
     return new_id(RUN_PREFIX, at)
 
 
-def new_id(prefix: str, at: datetime) -> str:
+def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
+    """`mark`, a hash, takes the place of chance: then the same time in seconds and mark give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
-    return prefix + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4), 4)
+    if mark is not None:
+        age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)
+    return (
+        prefix + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4) if mark is None else mark % 32**4, 4)
+    )
 
 
 def ref_of(run_id: str) -> str:

@@ -147,6 +147,15 @@ class Recalled(Record, frozen=True, kw_only=True):
     average_turns: float = 1.0
 
 
+class Told(Record, frozen=True, kw_only=True):
+    """What a host tells of a job that was made without this store."""
+
+    spec: dict[str, Any] = {}
+    """Settings under the spec's own names."""
+    files: dict[str, str] = {}
+    """train, validation -> the file's id at the host."""
+
+
 class Event(Record, frozen=True, kw_only=True):
     """`id` is stable for one provider and job, so that a repeated read adds nothing."""
 
@@ -163,7 +172,8 @@ class Event(Record, frozen=True, kw_only=True):
 class MetricPoint(Record, frozen=True, kw_only=True):
     """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
     tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second;
-    a host's other values keep the host's name."""
+    result_step and result_valid_loss where the weights left are those of an earlier step; a host's other
+    values keep the host's name."""
 
     step: int
     values: dict[str, float]
@@ -265,6 +275,9 @@ class Run(Record, frozen=True, kw_only=True):
     made_by: str | None = None
     """`user@machine`, or whom `--by` named; `None` for recovered runs and those from before it was kept."""
 
+    imported: bool = False
+    """Made without this store, and taken into it from the host's list: once it has ended no budget counts
+    it."""
     abandoned: str | None = None
     """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
     budget but its last bill."""

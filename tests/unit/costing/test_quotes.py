@@ -312,17 +312,17 @@ def test_a_second_host_with_rates_of_its_own(
     data: TrainingData, translated: Callable[..., Translation]
 ) -> None:
 
-    resolved = catalog.ModelOnHost(provider="azure", id="gpt-4.1-2025-04-14", model=catalog.find("gpt-4.1"))
+    resolved = catalog.ModelOnHost(provider="attic", id="gpt-4.1-2025-04-14", model=catalog.find("gpt-4.1"))
     spec = JobSpec.parse({"model": "gpt-4.1", "train": "t"})
-    told = translated("azure", resolved.id, epochs=2)
+    told = translated("attic", resolved.id, epochs=2)
 
     def price(prices: str | None) -> Quote:
         return costing.quote_tokens_job(
-            costing.Work("azure", profile("openai"), spec, data, told, resolved),
-            prices=costing.Prices(prices or "azure", on=TODAY),
+            costing.Work("attic", profile("openai"), spec, data, told, resolved),
+            prices=costing.Prices(prices or "attic", on=TODAY),
         )
 
-    assert "there are no rates for azure" in (price(None).unavailable or "")
+    assert "there are no rates for attic" in (price(None).unavailable or "")
     assert price("openai").expected_usd > 0
 
 

@@ -50,7 +50,7 @@ def unit_of(rate: Rate, method: str) -> str:
     quantity."""
     if method.startswith(("sft", "dpo", "inference_", "training_api_")):
         return "usd_per_mtok"
-    if method == "rft" and rate.provider == "openai":
+    if method == "rft" and rate.provider in ("openai", "azure"):
         return "usd_per_hour"  # of the core loop, whatever it runs on
     return {
         "rft": "usd_per_gpu_hour",

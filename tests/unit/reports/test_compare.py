@@ -10,16 +10,20 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
-from orchestrate.reports import Comparison, compare
+from orchestrate.evaluation.pairing import Pairing
+from orchestrate.reports import Comparison, RunDifference, compare
 from orchestrate.types import (
     Bill,
+    Difference,
     Evaluation,
     JobStatus,
     MetricPoint,
     Outcome,
     Run,
+    Score,
     Setting,
     Translation,
 )
@@ -148,6 +152,18 @@ def test_long_curves_are_thinned_and_bad_values_left_out(run: Make, points: Poin
     assert all(p.value == p.value for p in curve)
 
 
+def test_the_loss_is_that_of_the_weights_that_a_run_left(run: Make) -> None:
+    a, b = run("local"), run("together")
+    points = [
+        MetricPoint(step=step, values={"train_loss": loss, "valid_loss": loss})
+        for step, loss in ((1, 0.9), (2, 0.4), (3, 0.6))
+    ]
+    best = MetricPoint(step=3, values={**points[2].values, "result_step": 2.0, "result_valid_loss": 0.4})
+    found = compare([a, b], {a.id: [*points[:2], best], b.id: points}).runs
+    assert {c.run.id: c.valid_loss for c in found} == {a.id: 0.4, b.id: 0.6}
+    assert [p.value for p in found[0].valid_curve] == [0.9, 0.4, 0.6]
+
+
 def test_settings_as_sent(run: Make) -> None:
     a = run("together")
     told = Translation(
@@ -204,3 +220,82 @@ def test_saving_by_ending(run: Make, tmp_path: Path) -> None:
         found.save(tmp_path / "report.pdf")
     with pytest.raises(UsageError, match="reports are written as"):
         found.render("pdf")
+
+
+# -- scores ------------------------------------------------------------------------------------------------
+
+
+def gap(value: float, p: float, items: int = 10, first: int = 10, second: int = 10) -> RunDifference:
+    """Of fireworks minus together."""
+    score = Score(value=value, low=value - 0.3, high=value + 0.3, n=items)
+    found = Difference(contender="b", against="a", metric="exact_match", score=score, p_value=p)
+    pairing = Pairing(
+        first="e1",
+        second="e2",
+        items=items,
+        first_items=first,
+        second_items=second,
+        same_answers=4,
+        differences=(found,),
+    )
+    return RunDifference(first="run-together", second="run-fireworks", pairing=pairing)
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        (gap(0.0, 1.0), "On exact_match together and fireworks score the same"),
+        (gap(0.3, 0.125), "On exact_match no difference is shown between together and fireworks"),
+        (gap(0.3, 0.01), "On exact_match fireworks scores higher than together"),
+        (gap(-0.3, 0.01), "On exact_match together scores higher than fireworks"),
+    ],
+)
+def test_two_runs_are_told_apart_by_the_test_of_their_pairs(
+    run: Make, result: Result, between: RunDifference, said: str
+) -> None:
+    a, b = run("together"), run("fireworks")
+    found = compare([a, b], {}, {a.id: [result(a, 0.5)], b.id: [result(b, 0.8)]}, between=[between])
+    [told] = [line for line in found.findings if line.startswith("On exact_match")]
+    assert told.startswith(said) and "10 rows" in told
+    assert "intervals overlap" not in " ".join(found.findings)
+
+
+def test_other_rows_are_compared_by_those_that_both_answered(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks")
+    scores = {a.id: [result(a, 0.5, items=10)], b.id: [result(b, 0.8, items=20, items_digest="e" * 64)]}
+    found = compare([a, b], {}, scores, between=[gap(0.3, 0.01, first=10, second=20)])
+    [reason] = [r.text for r in found.reasons if r.aspect == "scores"]
+    assert "together on 10 rows (ffffffffffff); fireworks on 20 rows (eeeeeeeeeeee)" in reason
+    assert any("10 rows that both answered" in line for line in found.findings)
+    apart = compare([a, b], {}, scores)
+    assert not any("fireworks" in line and "together" in line for line in apart.findings if "exact" in line)
+
+
+def test_the_words_are_those_of_the_p_value(run: Make, result: Result) -> None:
+    a = run("together")
+    one = result(a, 0.5)
+    [d] = one.differences
+    no = replace(d, gained=3, lost=0, p_value=0.125, p_corrected=0.125, score=replace(d.score, low=0.1, n=10))
+    [told] = compare([a], {}, {a.id: [replace(one, differences=(no,))]}).findings
+    assert "shows no difference to its base model" in told
+    assert "p = 0.1250" in told and "3 rows gained, 0 lost of 10" in told
+    [told] = compare([a], {}, {a.id: [one]}).findings
+    assert "is better than its base model" in told
+
+
+def test_a_host_that_answers_otherwise_is_told(run: Make, result: Result) -> None:
+    a = run("together")
+    for p, said in ((0.01, "may have changed the model"), (0.6, "no score moved by more than chance")):
+        pairing = gap(0.2, p).pairing
+        found = compare([a], {}, {a.id: [result(a, 0.5)]}, answers={a.id: ([], [pairing])})
+        assert any(said in line and "6 of 10 answers" in line for line in found.findings)
+    assert "Asked again" in found.render("html")
+
+
+def test_each_number_says_rows_and_who_answered(run: Make, result: Result) -> None:
+    a = run("together")
+    found = compare([a], {}, {a.id: [result(a, 0.5)]})
+    for format in ("table", "md", "html", "csv"):
+        text = found.render(format)
+        for told in ("the adapter on this machine", "ffffffffffff", "200", "0.002"):
+            assert told in text, (format, told)

@@ -6,6 +6,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+from msgspec.structs import replace
+
 from orchestrate import catalog
 from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
 from orchestrate.profile import profile
@@ -96,6 +98,17 @@ def test_a_range_without_a_table_is_no_price() -> None:
     assert verdict([open_minimum, quote("b", line("50"))]) == (
         "No cheapest can be named: a would cost $4.00 to $60.00, b $50.00."
     )
+    assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
+        "No cheapest can be named: b would cost $10.00, a $4.00 to $60.00."
+    )
+
+
+def test_of_a_minimum_without_a_table_no_middle_is_told() -> None:
+    topped = line("31", component="minimum", usd_low=Decimal(3), usd_high=Decimal(59))
+    least, most = Decimal(4), Decimal(60)
+    wide = quote("a", line("1"), topped, low_usd=least, high_usd=most, undecided="by model")
+    found = verdict([quote("b", line("2.50")), wide])
+    assert "b is the cheapest" in found and "its minimum per job adds $3.00 to $59.00" in found
 
 
 def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
@@ -163,6 +176,15 @@ def test_ownership_rows_and_verdict() -> None:
     assert "at this traffic tuning does not save money; tuning pays from" in verdict
     assert "never" in rows[0] and "at once" in rows[2]
     assert "dedicated H100" in plain_text(ownership_table(found))
+
+
+def test_totals_tell_of_the_training_what_its_quote_does() -> None:
+    total = totals()[0]
+    wide = replace(total.training, low_usd=Decimal(4), high_usd=Decimal(60), undecided="by model")
+    row = ownership_markdown([replace(total, training=wide)]).splitlines()[2]
+    assert "| $4.00 to $60.00 |" in row and "| $1.00 |" not in row
+    unended = replace(total.training, open_end="3 images")
+    assert " and more |" in ownership_markdown([replace(total, training=unended)]).splitlines()[2]
 
 
 def test_ownership_that_saves() -> None:

@@ -194,3 +194,30 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
     assert done.exit_code == 0 and "1,000 rows mixed of" in " ".join(done.output.split()), done.output
     planned = CliRunner().invoke(app, ["plan", "--provider", "local", "--json"])
     assert "train.jsonl x 2 + " in planned.output
+
+
+def test_a_quote_counts_by_the_chat_template_that_trains(home: Path) -> None:
+    from orchestrate.data.dataset import Dataset
+    from orchestrate.local.encoding.encoding import Template, encode
+    from orchestrate.local.model.loading import load_tokenizer
+
+    own = "{% for m in messages %}{{ m.role * 5 }}{{ m.content }}{{ eos_token * 4 }}{{ more }}{% endfor %}"
+    settings = {"more": "and more and more"}
+    plain = written(home)
+    (home / "own.jinja").write_text(own)
+    asked = {"chat_template": str(home / "own.jinja"), "chat_template_kwargs": settings}
+    spec = plain.model_copy(update=asked)
+    template = Template(load_tokenizer(TINY, own, settings))
+    rows = list(Dataset.open(str(spec.train)).examples())
+    tokens = sum(len(encode(row, template).ids) for row in rows)
+    with Orchestrator(config.load()) as ft:
+        prepared = {name: ft.prepare(one, ["local"]) for name, one in (("own", spec), ("plain", plain))}
+    shown = {name: str(one.offer("local").quote.to_dict()) for name, one in prepared.items()}
+    assert f"{tokens:,}" in shown["own"] or str(tokens) in shown["own"], shown["own"]
+    assert f"{tokens:,}" not in shown["plain"] and str(tokens) not in shown["plain"]
+    offer = prepared["own"].offer("local")
+    assert offer.translation.body["chat_template"] == own
+    assert offer.translation.body["chat_template_kwargs"] == settings
+    # The file may change; what was shown stays.
+    (home / "own.jinja").write_text("{{ messages }}")
+    assert offer.spec.chat_template == own

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from orchestrate.errors import DataError
+from orchestrate.files import opener
 
 E = TypeVar("E")
 
@@ -38,7 +39,7 @@ class Journal(Generic[E]):
                 ) from error
 
     def append(self, entry: E) -> None:
-        with self.path.open("ab") as file:
+        with open(self.path, "ab", opener=opener) as file:
             if self._torn:
                 file.truncate(self._whole)
                 self._torn = False

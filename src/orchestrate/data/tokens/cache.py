@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.lengths import Lengths, Remark
 from orchestrate.files import private_folder, sha256, write_whole
 
@@ -102,7 +103,7 @@ def _version(counter: str) -> str:
         with suppress(PackageNotFoundError):
             parts.append(f"{library} {version(library)}")
     if counter.startswith("hf:"):
-        parts += _contents(Path(counter[3:]))
+        parts += _contents(counting.folder_of(counter))
     return _hash(*parts)
 
 

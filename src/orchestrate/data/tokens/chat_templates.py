@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 from jinja2 import Template as Compiled
 from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -68,6 +68,34 @@ def chosen(templates: object, *, tools: bool = False) -> str | None:
     return str(templates) if templates else None
 
 
+def with_settings(templates: object, settings: Mapping[str, Any] | None) -> object:
+    """The templates with `settings` as what holds where nobody says otherwise. So they go wherever the text
+    goes: into the result of training, its exports and the servers of these."""
+    if not settings:
+        return templates
+    begun = "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in settings.items()
+    )
+    if isinstance(templates, dict):
+        return {name: f"{begun}\n{text}" for name, text in cast("dict[str, str]", templates).items()}
+    return f"{begun}\n{templates}" if templates else templates
+
+
+def require_template(text: str) -> None:
+    """Raises `DataError` for what Jinja cannot read."""
+    try:
+        _compiled(text)
+    except TemplateSyntaxError as error:
+        raise DataError(f"line {error.lineno}: {error.message}") from error
+
+
+def reads(templates: object, name: str) -> bool:
+    """Whether one of the templates looks at a setting of this name."""
+    texts = cast("dict[str, str]", templates).values() if isinstance(templates, dict) else [str(templates)]
+    return any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
+
+
 def message(of: ChatMessage) -> dict[str, Any]:
     """A message as chat templates expect it: arguments of tool calls as an object, thinking as
     `reasoning_content`."""
@@ -102,12 +130,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
-    names: Mapping[str, Any],
+    names: Mapping[str, str],
     answer_next: bool = False,
 ) -> tuple[str, Spans]:
     """The text and, in characters, the spans that the template marks as the assistant's. `names` are the
-    special tokens that it may write, such as `bos_token`, and its further settings; `answer_next` ends with
-    what precedes an answer. Raises `DataError` when the template refuses the conversation."""
+    special tokens that it may write, such as `bos_token`; `answer_next` ends with what precedes
+    an answer. Raises `DataError` when the template refuses the conversation."""
     blocks: list[str] = []
     spans: Spans = []
     tracked = _tracked.set((blocks, spans))

@@ -21,11 +21,12 @@ renders them, and images as nothing: such counts say `exact=False`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -95,7 +96,9 @@ def counter(name: str) -> Counter:
     if name.startswith("hf:"):
         from orchestrate.data.tokens.hub_tokens import HubCounter
 
-        return HubCounter(Path(name[3:]))
+        _, _, given = name.partition("\n")
+        chat: dict[str, Any] = msgspec.json.decode(given, type=dict[str, Any]) if given else {}
+        return HubCounter(folder_of(name), **chat)
     band = error_band(name)
     vocabulary, overhead, _ = _VOCABULARIES[base(name)]
     return BpeCounter(name, vocabulary, overhead, band)
@@ -118,20 +121,37 @@ def error_band(name: str) -> float:
     return STAND_IN_BANDS.get(family, OTHER_BAND) if family else _VOCABULARIES[name][2]
 
 
+def folder_of(name: str) -> Path:
+    """Of a counter `hf:FOLDER`."""
+    return Path(told(name)[3:])
+
+
+def told(name: str) -> str:
+    """A counter's name as people read it."""
+    return name.partition("\n")[0]
+
+
 def for_model(
-    *, tokenizer: str | None = None, hub: str | None = None, folder: str | Path | None = None
+    *,
+    tokenizer: str | None = None,
+    hub: str | None = None,
+    folder: str | Path | None = None,
+    chat: Mapping[str, Any] | None = None,
 ) -> str:
     """The name of the best counter on this machine for a model; every argument is optional.
 
     `folder` is a local model folder, `tokenizer` what the catalog says (a counter's name, or a family such as
-    `llama-3`), `hub` the model's id on the hub, whose tokenizer is used when it is in the hub's local cache.
+    `llama-3`), `hub` the model's id on the hub, whose tokenizer is used when it is in the hub's local cache;
+    `chat` has the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer is to render rows
+    in place of its own.
     """
+    given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):
-        return f"hf:{Path(folder).resolve()}"
+        return f"hf:{Path(folder).resolve()}{given}"
     if tokenizer in _VOCABULARIES:
         return tokenizer
     if hub is not None and (cached := _cached_tokenizer(hub)) is not None:
-        return f"hf:{cached}"
+        return f"hf:{cached}{given}"
     return f"{tokenizer or 'unknown'}~o200k"
 
 

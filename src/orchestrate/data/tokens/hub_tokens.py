@@ -3,7 +3,7 @@ that only where a tokenizer's files do not say all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.chat_templates import carries
+from orchestrate.data.tokens.chat_templates import carries, with_settings
 from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, answered
@@ -66,10 +66,16 @@ class HubCounter:
 
     error_band = 0.0
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self.name = f"hf:{folder}"
         self._tokenizer = read(folder) or of_transformers(load(folder))
-        self._chats = Conversations(self._tokenizer.template, self._tokenizer.names, self._tokenizer.marks)
+        templates = with_settings(chat_template or self._tokenizer.template, chat_template_kwargs)
+        self._chats = Conversations(templates, self._tokenizer.names, self._tokenizer.marks)
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         lengths = Lengths()

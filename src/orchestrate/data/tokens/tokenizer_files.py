@@ -175,6 +175,15 @@ def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
     return all(token in added for token in _json(folder / "added_tokens.json"))
 
 
+def chat_templates(folder: Path) -> object:
+    """As transformers has them: a text, several by name, or None."""
+    try:
+        config = _json(folder / "tokenizer_config.json")
+    except (OSError, msgspec.DecodeError):
+        config = {}
+    return _templates(folder, config.get("chat_template"))
+
+
 def _templates(folder: Path, written: object) -> object:
     """Files come before what the configuration holds."""
     found = {file.stem: file for file in (folder / "additional_chat_templates").glob("*.jinja")}

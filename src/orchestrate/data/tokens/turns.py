@@ -122,8 +122,6 @@ class Conversations:
     templates: object
     names: Mapping[str, str]
     special: frozenset[str]
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Handed to the template beside the conversation, such as `enable_thinking`."""
     _known: dict[tuple[object, ...], tuple[Form, _Pieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
 
     @property
@@ -183,8 +181,7 @@ class Conversations:
         return [self._ended(text, marks) if marks else turn for marks, turn in zip(mine, turns, strict=True)]
 
     def _render(self, messages: Messages, tools: Tools, *, answer_next: bool = False) -> tuple[str, Spans]:
-        names = {**self.names, **self.settings}
-        return render(self.source(tools), messages, tools, names=names, answer_next=answer_next)
+        return render(self.source(tools), messages, tools, names=self.names, answer_next=answer_next)
 
     def _shown(
         self, messages: Sequence[ChatMessage], tools: Tools, *, answer_next: bool = False

@@ -99,6 +99,11 @@ def split(written: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in found if name))
 
 
+def needs(written: Sequence[str], what: str) -> bool:
+    """Whether a metric needs something of the answers: see `NEEDS`."""
+    return any(NEEDS.get(name) == what for name in split(written))
+
+
 def check(written: Sequence[str]) -> None:
     """Raises `UsageError` for a name that is none, before anything is opened or asked."""
     for one in split(written):

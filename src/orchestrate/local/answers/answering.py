@@ -64,7 +64,7 @@ class Answerer:
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
-        self.template = Template(self.tokenizer, _table(self.passport.get("chat_template_kwargs")))
+        self.template = Template(self.tokenizer)
         cut_at = _table(self.passport.get("settings")).get("max_seq_length")
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
@@ -133,6 +133,13 @@ class Answerer:
             }
         )
 
+    def likelihoods(self, request: dict[str, Any], send: Send) -> None:
+        from orchestrate.local.answers.likelihood import likelihoods
+
+        model, adapter = self.model(request["base"])
+        with adapter:
+            send({"likelihoods": likelihoods(model, self.template, self.device, request["likelihoods"])})
+
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
 
@@ -200,6 +207,8 @@ def main() -> int:
             if answerer is None:
                 answerer = Answerer(request)
                 send({"ready": True})
+            elif "likelihoods" in request:
+                answerer.likelihoods(request, send)
             else:
                 answerer.answer(request, send)
         except BrokenPipeError:

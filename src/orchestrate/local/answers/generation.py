@@ -148,6 +148,17 @@ class Generator:
         if whole.startswith(sent) and whole != sent:
             yield whole[len(sent) :]
 
+    def likelihoods(
+        self, rows: Sequence[Mapping[str, Any]], *, base: bool = False
+    ) -> list[tuple[float, int, bool]]:
+        """For each row its nats, over how many tokens, and whether each of them was the likeliest: of a
+        `text`, after a `context` where there is one, or of an `answer` to `messages` (with `tools`)."""
+        if not rows:
+            return []
+        self.start()
+        self._send({"likelihoods": [dict(row) for row in rows], "base": base})
+        return msgspec.convert(self._receive()["likelihoods"], list[tuple[float, int, bool]])
+
     def close(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:

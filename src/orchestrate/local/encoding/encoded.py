@@ -1,5 +1,5 @@
-"""Encoded rows on disk: written once per job, memory-mapped afterwards, so that going on needs no
-encoding."""
+"""Encoded rows on disk: written once per job, one after the other, and memory-mapped afterwards. Data may be
+larger than memory, and going on needs no encoding."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -7,11 +7,13 @@ encoding."""
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +53,7 @@ class Rows:
     tools: Sequence[list[dict[str, Any]] | None] = ()
     """Those that each prompt offers, there."""
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each example; a pair counts with its longer side."""
         lengths = np.diff(self.offsets)
@@ -73,16 +75,11 @@ class Rows:
         """Row numbers of the examples; for pairs all preferred ones first, then all rejected."""
         return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
 
-    def batches(self, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    def batches(self, batch_size: int, seed: int, epoch: int) -> Batches:
         """The examples of each optimiser step of one epoch. Answers that are judged keep the order of chance:
         good and bad ones differ in length, and sorted would meet only their like."""
         window = 16 if self.labels is None else 1
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
-
-    def save(self, folder: Path) -> None:
-        with whole_folder(folder) as draft:
-            for name in ("ids", "weights", "offsets", *(() if self.labels is None else ("labels",))):
-                np.save(draft / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:
@@ -131,9 +128,70 @@ class Report:
             yield "warning", f"{name}: in {count} rows {note}"
 
 
+class _Growing:
+    """An array in a file that is written piece by piece, of a length that is known at its end only."""
+
+    HEADER = 128
+    """Bytes: what numpy itself writes for such an array."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._file = path.open("wb")
+        self._kind = np.dtype(kind)
+        self._length = 0
+        self._file.write(bytes(self.HEADER))
+
+    def extend(self, values: Sequence[float]) -> None:
+        piece = np.array(values, dtype=self._kind)
+        self._length += len(piece)
+        self._file.write(piece.tobytes())
+
+    def close(self) -> None:
+        said = {"descr": self._kind.str, "fortran_order": False, "shape": (self._length,)}
+        start = b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little")
+        self._file.seek(0)
+        self._file.write(start + f"{said!r}".ljust(self.HEADER - 11).encode("ascii") + b"\n")
+        self._file.close()
+
+
+class _Written:
+    """The rows of a file on their way to the disk; in memory is where each begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ids, self._weights = (
+            _Growing(folder / "ids.npy", "<i4"),
+            _Growing(folder / "weights.npy", "<f4"),
+        )
+        self._offsets = array("q", [0])
+        self._labels = bytearray()
+
+    def add(self, rows: Sequence[Encoded], label: bool | None) -> None:
+        for row in rows:
+            self._ids.extend(row.ids)
+            self._weights.extend(row.weights)
+            self._offsets.append(self._offsets[-1] + len(row.ids))
+        if label is not None:
+            self._labels.append(label)
+
+    @property
+    def rows(self) -> int:
+        return len(self._offsets) - 1
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ids.close()
+        self._weights.close()
+        np.save(self._folder / "offsets.npy", np.frombuffer(self._offsets, dtype=np.int64))
+        if self._labels:
+            np.save(self._folder / "labels.npy", np.frombuffer(self._labels, dtype=np.bool_))
+
+
 def encode_file(
     path: Path,
     template: Template,
+    folder: Path,
     *,
     pairs: bool = False,
     labelled: bool = False,
@@ -141,13 +199,12 @@ def encode_file(
     train_on_inputs: bool = False,
     earlier: Earlier = "train",
 ) -> tuple[Rows, Report]:
-    """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind.
+    """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind. They
+    are written to `folder`, from where they are read as they are needed.
 
     Raises `DataError` naming the row that cannot be encoded."""
     report = Report(notes=Counter())
-    sides: list[Encoded] = []
-    labels: list[bool] = []
-    with path.open("rb") as lines:
+    with path.open("rb") as lines, whole_folder(folder) as draft, _Written(draft) as written:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -173,14 +230,15 @@ def encode_file(
             # Of a pair both sides are needed; the parts of a row that was split stand each for itself.
             good = [e for e in new if e.trained]
             if len(good) == len(new) or (good and not pairs):
-                sides.extend(good)
-                labels.extend([example.label] if labelled else [])
+                written.add(good, example.label if labelled else None)
             else:
                 report.dropped += 1
-    if not sides:
-        raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
-    rows = stacked(sides, pairs)
-    return (replace(rows, labels=np.array(labels, dtype=np.bool_)) if labelled else rows), report
+        if not written.rows:
+            raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
+    rows = Rows.open(folder, pairs=pairs, labelled=labelled)
+    if rows is None:
+        raise OSError(f"{folder} cannot be read back")
+    return rows, report
 
 
 def _encode_sides(example: Any, template: Template, max_length: int | None) -> list[Encoded]:
@@ -216,38 +274,67 @@ def stacked(sides: list[Encoded], pairs: bool = False) -> Rows:
     return Rows(ids, weights, np.cumsum(lengths), pairs)
 
 
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[list[int]]):
+    """The examples of each optimiser step of an epoch, of which no more is held than their order."""
+
+    order: npt.NDArray[np.int64]
+    """All examples; a batch is a run of them."""
+    begins: array[int]
+    """Where in `order` each batch begins."""
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> list[int] | Batches:
+        if isinstance(index, slice):
+            return replace(self, begins=self.begins[index])
+        begin = self.begins[index]
+        return self.order[begin : begin + self.size].tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batches) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = 16
-) -> list[list[int]]:
+) -> Batches:
     """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone
     back to.
 
     Rows are shuffled, sorted by length within a `window` of so many batches so that little is padded, and the
     batches are shuffled again. Every row occurs once; the last batch may be smaller.
     """
-    order = list(range(len(lengths)))
     chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
-    chance.shuffle(order)
+    shuffled = array("q", range(len(lengths)))
+    chance.shuffle(shuffled)
+    order = np.frombuffer(shuffled, dtype=np.int64)
     span = window * batch_size
-    batches: list[list[int]] = []
     for start in range(0, len(order), span):
-        near = sorted(order[start : start + span], key=lambda i: int(lengths[i]))
-        batches.extend(near[i : i + batch_size] for i in range(0, len(near), batch_size))
-    chance.shuffle(batches)
-    return batches
+        near = order[start : start + span]
+        near[:] = near[np.argsort(lengths[near], kind="stable")]
+    begins = array("q", range(0, len(order), batch_size))
+    chance.shuffle(begins)
+    return Batches(order, begins, batch_size)
 
 
 def micro_batches(
     batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int
-) -> list[list[int]]:
+) -> Iterator[list[int]]:
     """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or
     `max_rows`."""
-    parts: list[list[int]] = []
+    numbers = np.asarray(batch, dtype=np.int64)
     part: list[int] = []
-    for i in sorted(batch, key=lambda i: int(lengths[i])):
+    for i in numbers[np.argsort(lengths[numbers], kind="stable")]:
         if part and (len(part) >= max_rows or (len(part) + 1) * int(lengths[i]) > max_tokens):
-            parts.append(part)
+            yield part
             part = []
-        part.append(i)
-    parts.append(part)
-    return parts
+        part.append(int(i))
+    yield part

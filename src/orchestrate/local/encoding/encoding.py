@@ -7,7 +7,7 @@ none at a row's end, the tokenizer's own is put there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,16 +61,13 @@ _END_OF_PROMPT = 64
 class Template:
     """A tokenizer with its chat templates."""
 
-    def __init__(self, tokenizer: Any, settings: Mapping[str, Any] | None = None) -> None:
-        """`tokenizer`: a fast transformers tokenizer; `settings` are handed to its chat template
-        (`enable_thinking`)."""
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: a fast transformers tokenizer."""
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.tokenizer = tokenizer
         self.special = frozenset(added) | frozenset(tokenizer.all_special_ids)
         marks = {str(t.content) for t in added.values()} | set(tokenizer.all_special_tokens)
-        self.chats = Conversations(
-            tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks), settings or {}
-        )
+        self.chats = Conversations(tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks))
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The ids with which the model is asked for the next answer."""

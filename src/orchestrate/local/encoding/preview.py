@@ -13,10 +13,12 @@ from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import visible
 from orchestrate.data.tokens import counting
+from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import load, special_ids
 from orchestrate.errors import DataError, SetupError
 from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
+from orchestrate.specfile import template_text
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
 LONGEST = 2_000_000
@@ -31,9 +33,15 @@ def read_preview(
     max_length: int | None,
     train_on_inputs: bool,
     columns: Mapping[str, str],
+    chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """Raises `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row."""
+    """`chat`: `chat_template` and `chat_template_kwargs`, as a spec has them. Raises `SetupError` when
+    the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError` for a chat template
+    that cannot be read."""
     tokenizer = load(_folder(model))
+    given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
+    own = template_text(given) if given else tokenizer.chat_template or CHATML
+    tokenizer.chat_template = with_settings(own, settings)
     template, special = Template(tokenizer), special_ids(tokenizer)
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrate.local.job import Adapter
-from orchestrate.local.model.targets import matches
 from orchestrate.tensors import tensors
 
 
@@ -55,8 +54,8 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, 
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     wanted = _tables(model)[: 1 if tied else 2]
     names = [name for name, module in model.named_modules() if any(module is table for table in wanted)]
-    saved = adapter.modules_to_save or ()
-    return {name: list(ids) for name in names if not matches(saved, name)} or None
+    saved = tuple(adapter.modules_to_save or ())
+    return {name: list(ids) for name in names if not (saved and name.endswith(saved))} or None
 
 
 def rows_of(adapter: Path) -> int:
@@ -68,7 +67,7 @@ def rows_of(adapter: Path) -> int:
     for name, tensor in tensors(adapter / "adapter_model.safetensors").items():
         module = name.removesuffix(".weight")
         if len(tensor.shape) == 2 and any(end in module for end in ("embed_tokens", "lm_head", "wte")):
-            most.append(tensor.shape[0] if matches(tuple(saved), module) else 0)
+            most.append(tensor.shape[0] if saved and module.endswith(tuple(saved)) else 0)
     return max(most, default=0)
 
 

@@ -62,8 +62,11 @@ class Loaded:
     """Modules and parameters that got no adapter, each with the reason, for the user."""
     taken_out: Path | None = None
     """The folder of the adapter's first weights, where these were taken out of the base."""
-    taken_out: Path | None = None
-    """The folder of the adapter's first weights, where these were taken out of the base."""
+    balancing: float = 0.0
+    """Weight of the loss that spreads tokens over the experts of a mixture; with it `hidden` leaves what the
+    routers said in `routed`."""
+    routed: tuple[torch.Tensor, ...] | None = None
+    """Of each layer with experts: [tokens, experts]"""
     own_logits: bool = False
     """The architecture does something between its layers and its logits that we do not know: `hidden` gives
     its logits, and the head leaves them as they are."""
@@ -89,12 +92,18 @@ class Loaded:
         if "layout" in inputs:
             # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if self.balancing:
+            inputs["output_router_logits"] = True
         if self.own_logits:
-            return self.inner(input_ids=ids, use_cache=False, **inputs).logits
+            out = self.inner(input_ids=ids, use_cache=False, **inputs)
+            self.routed = getattr(out, "router_logits", None)
+            return out.logits
         if self.trained_only is not None:
             self.trained_only.places = places
         try:
-            return decoder_of(self.inner)(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+            out = decoder_of(self.inner)(input_ids=ids, use_cache=False, **inputs)
+            self.routed = getattr(out, "router_logits", None)
+            return out.last_hidden_state
         finally:
             if self.trained_only is not None:
                 self.trained_only.places = None

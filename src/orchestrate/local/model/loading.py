@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrate.data.tokens.chat_templates import CHATML
+from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import experts
@@ -24,6 +24,7 @@ from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.quantised import Quantised
 from orchestrate.local.model.quantising import nf4
 from orchestrate.local.model.saved_modules import in_32_bits, saves_tied
 from orchestrate.local.model.shortcuts import turn_on
@@ -43,7 +44,10 @@ def pick_device(wanted: str | None) -> torch.device:
     return device
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(
+    folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Any:
+    """With `template` in the place of its own chat template, and `settings` as what holds in it."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UsageError(
@@ -51,21 +55,28 @@ def load_tokenizer(folder: Path) -> Any:
         )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHATML
+    tokenizer.chat_template = with_settings(template or tokenizer.chat_template, settings)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The base model; NF4 with double quantisation when `four_bit`. `dtype`: of products and of weights that
-    are not in four bits; `None` takes what suits the device."""
+    """The base model; NF4 with double quantisation when `four_bit`, unless its files hold it in few bits
+    anyway. `dtype`: of products and of weights that are not in few bits; `None` takes what suits the device.
+    Raises `QuantisedUnreadable` where the library that reads the files is missing."""
+    held = Quantised.of(ModelFolder(folder).config)
+    if held is not None:
+        held.require()
     dtype = dtype or DTYPES[precision(None, device.type).name]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # Said as `None` it would hide what the files say.
+    quantisation = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        quantization_config=nf4(dtype) if four_bit else None,
+        **quantisation,
         device_map={"": device} if device.type != "cpu" else None,
         use_safetensors=True,
         local_files_only=True,
@@ -123,6 +134,11 @@ def load(
     if choice.name == "unsloth":
         model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length, dtype)
     elif kind == "full":
+        if (held := Quantised.of(folder.config)) is not None:
+            raise RunFailed(
+                f"the model's files hold it in {held.told}; such weights cannot be trained",
+                fix="adapter: lora",
+            )
         # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
         inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
         if vocabulary[1]:
@@ -130,6 +146,7 @@ def load(
         model = inner
     else:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype)
+        _require_trainable(inner, folder)
         if vocabulary[1]:
             make_room(inner, *vocabulary)
         model, without_adapter = _adapted(inner, job, beginning, vocabulary[1])
@@ -155,6 +172,16 @@ def load(
         loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
+
+
+def _require_trainable(inner: Any, folder: ModelFolder) -> None:
+    """Of bases in few bits: raises `RunFailed` where nothing can be trained over them."""
+    held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
+    if held is not None and quantiser is not None and not quantiser.is_trainable:
+        raise RunFailed(
+            f"the model's files hold it in {held.told}, over which transformers trains no adapter",
+            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
+        )
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:

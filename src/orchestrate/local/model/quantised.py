@@ -3,7 +3,7 @@ Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
@@ -56,9 +56,10 @@ class Quantised:
     def told(self) -> str:
         return f"{self.bits} bits by {self.method}" if self.bits else f"few bits by {self.method}"
 
-    def require(self) -> None:
-        """Raises `QuantisedUnreadable` where a package is missing; imports none."""
-        missing = [name for name in PACKAGES.get(self.method, ()) if find_spec(name) is None]
+    def require(self, find: Callable[[str], object | None] = find_spec) -> None:
+        """Raises `QuantisedUnreadable` where a package is missing; imports none. `find`: whether one is
+        here."""
+        missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
                 f"the model's files hold it in {self.told}; what reads them is not installed",

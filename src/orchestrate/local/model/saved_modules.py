@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.job import Adapter
-from orchestrate.local.model.targets import matches
 
 
 def saves_tied(inner: Any, adapter: Adapter) -> bool:
@@ -21,7 +20,7 @@ def saves_tied(inner: Any, adapter: Adapter) -> bool:
         return False
     tables = (inner.get_input_embeddings(), inner.get_output_embeddings())
     named = [name for name, module in inner.named_modules() if any(module is table for table in tables)]
-    return any(matches(adapter.modules_to_save, name) for name in named)
+    return any(name.endswith(tuple(adapter.modules_to_save)) for name in named)
 
 
 def in_32_bits(model: Any) -> None:

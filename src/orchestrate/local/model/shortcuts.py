@@ -37,6 +37,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
             f"this model cannot be trained as it is: {reason}",
             fix="adapter.targets: fewer modules, or engine: plain; worker.log has the whole message",
         )
+    _balance(loaded, job)
     if fused:
         _rows(loaded, job)
     if job.hyper.packing:
@@ -50,6 +51,24 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
             undo_compiling(loaded.inner)
             loaded.choice = Choice("plain", f"compiled, {reason}")
             loaded.left_out["torch.compile"] = reason
+
+
+def _balance(loaded: Loaded, job: LocalJob) -> None:
+    """The routers' own loss, as asked; where all weights are trained, by default as the model's configuration
+    has it."""
+    config, asked = loaded.inner.config.get_text_config(), job.hyper.router_aux_loss
+    if asked is None and job.adapter.full and getattr(config, "output_router_logits", False):
+        asked = float(getattr(config, "router_aux_loss_coef", 0.0))
+    if not asked:
+        return
+    loaded.balancing = asked
+    with loaded.judging(), torch.no_grad():
+        loaded.hidden(probes.made_up(loaded))
+    if not loaded.routed:
+        raise RunFailed(
+            f"router_aux_loss: a {config.model_type} model does not tell what its routers say, or has none",
+            fix="leave router_aux_loss out",
+        )
 
 
 def _layers(loaded: Loaded, job: LocalJob) -> None:
@@ -88,6 +107,7 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
     if reason:
         loaded.left_out["rows in one line"] = reason
     loaded.shares = not probes.draws(loaded)
-    if not job.hyper.gradient_checkpointing and not loaded.own_logits:
-        # A layer that is computed again would no longer know which places were meant.
+    if not job.hyper.gradient_checkpointing and not loaded.own_logits and not loaded.balancing:
+        # A layer that is computed again would no longer know which places were meant, and routers speak of
+        # all tokens.
         probes.trained_only(loaded)

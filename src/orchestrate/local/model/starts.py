@@ -139,7 +139,7 @@ def eva_batches(rows: Rows, least: int, seed: int, device: torch.device) -> list
     parts: list[list[int]] = []
     part: list[int] = []
     trained = width = 0
-    for number in rows.rows_of([i for batch in rows.batches(1, seed, 0) for i in batch]):
+    for number in (number for batch in rows.batches(1, seed, 0) for number in rows.rows_of(batch)):
         ids, weights = rows.row(number)
         part.append(number)
         trained += int(np.count_nonzero(weights))

@@ -116,7 +116,7 @@ def require_saved(inner: Any, adapter: Adapter) -> None:
     """Raises `RunFailed` for one of `modules_to_save` that the model does not have; peft passes over it."""
     names = [name for name, _ in inner.named_modules()]
     for wanted in adapter.modules_to_save or ():
-        if not any(matches([wanted], name) for name in names):
+        if not any(name.endswith(wanted) for name in names):
             raise RunFailed(
                 f"the adapter does not fit the model: it has no module {wanted} to save",
                 fix="adapter.modules_to_save: such as embed_tokens, lm_head, or a layer's whole name",

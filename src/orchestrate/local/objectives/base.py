@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class Batch:
     """[trained] number, within this batch, of the row that the token belongs to."""
     tokens: int
     """Of the rows as they are, without padding."""
+    real: Tensor
+    """[lines, tokens] 1, or 0 for padding."""
     rows: int
     inputs: dict[str, Any]
     """Position ids for packed rows; also the layout of a line."""
@@ -82,8 +84,12 @@ def collate(
     parts = [_Row.of(*row) for row in whole]
     if line:
         ids, starts, inputs = _in_line(parts, rows.pairs, share)
+        real = np.ones(ids.shape, dtype=np.float32)
     else:
         ids, starts, inputs = _side_by_side(parts, pad, packing)
+        real = np.zeros(ids.shape, dtype=np.float32)
+        for start, part in zip(starts, parts, strict=True):
+            real.reshape(-1)[start : start + len(part.ids)] = 1
 
     def tensor(values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -95,6 +101,7 @@ def collate(
         weights=tensor(np.concatenate([p.weights for p in parts])),
         row=tensor(np.repeat(np.arange(len(parts)), [len(p.places) for p in parts])),
         tokens=sum(len(ids) for ids, _ in whole),
+        real=tensor(real),
         rows=len(parts),
         inputs={k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()},
     )
@@ -161,6 +168,9 @@ class Sums:
 class Objective:
     """Supervised training. Preferences and rewards (`preferences`, `policy`) override what differs."""
 
+    divisible: ClassVar[bool] = True
+    """Whether `run` does for any part of a batch."""
+
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded
         self.pad = pad
@@ -220,13 +230,20 @@ class Objective:
         batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
             loss, correct, shown = self.loss(rows, numbers, batch)
+            weight = self.weight_of(rows, examples)
+            if self.loaded.balancing:
+                spread = balance(self.loaded, batch)
+                shown = {**(shown or {}), "router_loss": spread.item() * weight}
+                loss, alone = loss + self.loaded.balancing * weight * spread, loss
+            else:
+                alone = loss
             if backward:
                 (loss / total).backward()
         return Sums(
-            loss=loss.item(),
+            loss=alone.item(),
             correct=correct.item(),
             trained=len(batch.targets),
-            weight=self.weight_of(rows, examples),
+            weight=weight,
             tokens=batch.tokens,
             shown=shown,
         )
@@ -246,6 +263,18 @@ class Objective:
             for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
         return {f"valid_{k}": v for k, v in means(sums).items()}
+
+
+def balance(loaded: Loaded, batch: Batch) -> Tensor:
+    """How unevenly the routers spread the batch's tokens over the experts (Fedus et al. 2021, eq. 4 to 6,
+    over all layers, as transformers has it)."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    assert loaded.routed  # noqa: S101  looked at as the model was loaded
+    told: Any = loaded.routed
+    used = loaded.inner.config.get_text_config().num_experts_per_tok
+    found: Any = load_balancing_loss_func(told, told[0].shape[-1], used, batch.real)
+    return found
 
 
 def add(sums: Sums, more: Sums) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import torch
@@ -50,6 +50,8 @@ class Rollouts:
 
 class PolicyObjective(Objective):
     """Draws answers, has them graded and raises the odds of the better ones."""
+
+    divisible: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ def _answer(weights: npt.NDArray[np.float32]) -> int:
 
 class UnpairedObjective(JudgedObjective):
     """KTO's loss. Rewards are shown as means over the answers of their label."""
+
+    divisible: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -3,6 +3,7 @@ pass. Torch-free."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ LONGEST = 2048
 """Tokens that the longest row is taken to have where neither the spec nor the data tell."""
 
 
-def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) -> Setup:
+def setup_of(
+    method: Method, adapter: Adapter, hyper: Hyper, *, precision: str, added_tokens: int = 0
+) -> Setup:
     """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
     once."""
     unpaired = isinstance(method, Preferences) and method.unpaired
@@ -29,6 +32,8 @@ def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) 
         adapter=adapter.type,
         precision=precision,
         targets=adapter.targets,
+        lora=adapter if added_tokens or _is_particular(adapter) else None,
+        added_tokens=added_tokens,
         rank=adapter.rank,
         dropout=bool(adapter.dropout),
         dora=adapter.dora,
@@ -41,13 +46,24 @@ def setup_of(method: Method, adapter: Adapter, hyper: Hyper, *, precision: str) 
     )
 
 
-def rows_of(method: Method, hyper: Hyper, lengths: Sequence[int]) -> tuple[Sequence[int], int]:
-    """For `fit`: tokens of what is trained on, and how many of them at once at most. Where answers are drawn
-    these are the prompts with an answer of full length each."""
+def _is_particular(adapter: Adapter) -> bool:
+    """Whether more than its rank and its targets says how large it is."""
+    more = (
+        adapter.rank_pattern,
+        adapter.layers_to_transform,
+        adapter.exclude_modules,
+        adapter.modules_to_save,
+    )
+    return any(setting is not None for setting in more)
+
+
+def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
+    """For `fit`: tokens of what is trained on, with the number of examples of so many, and how many of them
+    at once at most. Where answers are drawn these are the prompts with an answer of full length each."""
     samples = _samples(method)
     if not samples:
         return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
-    answered = [n + hyper.max_new_tokens for n in lengths for _ in range(samples)]
+    answered = {n + hyper.max_new_tokens: count * samples for n, count in lengths.items()}
     return answered, hyper.micro_batch or hyper.batch_size * samples
 
 
@@ -59,7 +75,7 @@ def _samples(method: Method) -> int:
 def fit(
     shape: Shape,
     setup: Setup,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | Mapping[int, int],
     *,
     most_rows: int,
     device: str,
@@ -69,11 +85,12 @@ def fit(
 
     Starts from the engine's usual number and halves it until the plan fits, as the engine does when memory
     runs out; one example goes in any case, whether it fits or not. `lengths`: tokens of the examples, a pair
-    with its longer side; `most_rows`: examples at once. Packed rows need no more than these.
-    """
-    tokens, longest = DEFAULT_TOKENS[device], max(lengths)
+    with its longer side, or how many have so many; `most_rows`: examples at once. Packed rows need no more
+    than these."""
+    counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
+    tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:
-        passes = _passes(lengths, tokens, most_rows)
+        passes = _passes(counts, tokens, most_rows)
         each = 2 if setup.pairs else 1
         plans = [
             plan(
@@ -100,15 +117,23 @@ def drawn_at_once(tokens: int, longest: int) -> int:
     return max(1, 4 * tokens // longest)
 
 
-def _passes(lengths: Sequence[int], tokens: int, most_rows: int) -> list[tuple[int, int]]:
+def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> list[tuple[int, int]]:
     """(examples, tokens of the longest) of the forward passes that can need most: the one with the most
-    tokens, padding included, and the one with the longest row."""
-    parts: list[list[int]] = [[]]
-    for n in sorted(int(n) for n in lengths):
-        if parts[-1] and (len(parts[-1]) >= most_rows or (len(parts[-1]) + 1) * n > tokens):
-            parts.append([])
-        parts[-1].append(n)
-    passes = [(len(part), part[-1]) for part in parts]
+    tokens, padding included, and the one with the longest row. `counts`: (tokens, examples) by tokens."""
+    passes: list[tuple[int, int]] = []
+    rows = longest = 0  # of the pass that is being filled
+    for longest_now, count in counts:
+        most = min(most_rows, tokens // longest_now)
+        taken = min(count, max(0, most - rows)) if rows else 0
+        if count > taken:
+            if rows + taken:
+                passes.append((rows + taken, longest_now if taken else longest))
+            full, rest = divmod(count - taken, max(1, most))
+            if full:
+                passes.append((max(1, most), longest_now))
+            rows, taken = rest or max(1, most), 0
+        rows, longest = rows + taken, longest_now
+    passes.append((rows, longest))
     return [max(passes, key=lambda p: p[0] * p[1]), passes[-1]]
 
 
@@ -127,6 +152,12 @@ def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | N
     return shape, (
         f"its configuration is not on this machine: a usual shape of {shape.parameters / 1e9:.1f}B was taken"
     )
+
+
+def active_parameters(model: str, billions: float | None) -> float | None:
+    """That a token goes through, of a folder's or a hub's model; `None` where nobody knows its size."""
+    found = shape_of(model, billions)
+    return None if found is None else float(found[0].active_parameters)
 
 
 def of_job(
@@ -151,14 +182,20 @@ def of_job(
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
     if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
-    lengths, most_rows = rows_of(method, hyper, [longest] * hyper.batch_size)
+    lengths, most_rows = rows_of(method, hyper, {longest: hyper.batch_size})
     if adapter.targets:
         notes.append("activations are counted as for an adapter on all linear layers")
     device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
     products = engines.precision(body.get("precision"), device, full=adapter.full)
     _, found_plan = fit(
         shape,
-        setup_of(method, adapter, hyper, precision=products.name),
+        setup_of(
+            method,
+            adapter,
+            hyper,
+            precision=products.name,
+            added_tokens=len(body.get("added_tokens", ())),
+        ),
         lengths,
         most_rows=most_rows,
         device=device,

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrate.local import machine
-from orchestrate.local.job import AdapterKind, option
+from orchestrate.local.job import Adapter, AdapterKind, option
+from orchestrate.local.plan.adapters import trained_parameters
 from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.local.plan.states import state_bytes
 from orchestrate.text import size
@@ -46,6 +47,9 @@ class Setup(Record, frozen=True, kw_only=True):
     dora: bool = False
     targets: str | tuple[str, ...] | None = None
     """Of the adapter; activations are counted as for all linear layers."""
+    lora: Adapter | None = None
+    """The adapter itself, where more of it decides than `rank`, `targets` and `dora`."""
+    added_tokens: int = 0
     packing: bool = False
     """`rows` are then lines, each filled up to `longest`."""
     rows: int = 1
@@ -132,6 +136,8 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
 
 
 def _adapter(shape: Shape, setup: Setup) -> int:
+    if setup.lora is not None and not setup.lora.full:
+        return trained_parameters(shape, setup.lora, setup.added_tokens)
     return shape.adapter_parameters(setup.rank, dora=setup.dora, targets=setup.targets)
 
 
@@ -142,8 +148,9 @@ def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> in
 
 
 def _weights(shape: Shape, setup: Setup) -> float:
-    four_bit = shape.linear_parameters if setup.adapter == "qlora" else 0
-    return NF4_BYTES * four_bit + setup.bytes * (shape.parameters - four_bit)
+    few_bits = shape.linear_parameters if setup.adapter == "qlora" or shape.held is not None else 0
+    each = NF4_BYTES if shape.held is None else shape.held
+    return each * few_bits + setup.bytes * (shape.parameters - few_bits)
 
 
 class _Layer(NamedTuple):
@@ -233,7 +240,8 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     yield _Moment("the output layer", kept + chosen, max(logits, head_gradient), gradients)
     yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
     # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
-    weight = {"qlora": b, "lora": 0, "full": 4}[setup.adapter] * h * shape.feed_forward
+    kind = setup.adapter if full or shape.held is None else "qlora"
+    weight = {"qlora": b, "lora": 0, "full": 4}[kind] * h * shape.feed_forward
     weight += experts / shape.layers  # the gradient of such a copy
     if setup.dora:
         # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
@@ -311,5 +319,5 @@ def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, obj
             {"optimizer": "paged_adamw_8bit"},
         )
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}
-    if setup.adapter != "qlora":
+    if setup.adapter != "qlora" and shape.held is None:
         yield "hold the base in 4 bits: adapter: qlora", {"adapter": "qlora"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.local.model.quantised import Quantised
 from orchestrate.types import Record
 
 LLAMA_LIKE = frozenset(
@@ -58,6 +59,8 @@ class Shape(Record, frozen=True, kw_only=True):
     """Their width is `feed_forward`."""
     experts_used: int = 1
     family: str = "llama"
+    held: float | None = None
+    """Bytes of a parameter of its linear layers, where the model's files hold these in few bits."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -67,6 +70,7 @@ class Shape(Record, frozen=True, kw_only=True):
         experts = cls.experts_in(c)
         wide = c.get("moe_intermediate_size") if experts > 1 else None
         family = str(c.get("model_type") or config.get("model_type") or "llama").removesuffix("_text")
+        quantised = Quantised.of(config)
         return cls(
             hidden=int(c["hidden_size"]),
             layers=int(c["num_hidden_layers"]),
@@ -80,6 +84,7 @@ class Shape(Record, frozen=True, kw_only=True):
             experts=experts,
             experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
             family=family,
+            held=quantised.bytes if quantised else None,
         )
 
     @staticmethod
@@ -135,6 +140,12 @@ class Shape(Record, frozen=True, kw_only=True):
         if self.qk_norm:
             norms += 2 * self.layers * self.head_dim
         return self.linear_parameters + self.expert_parameters + self.embedding_parameters + norms
+
+    @property
+    def active_parameters(self) -> int:
+        """That one token goes through: of the experts only those that are used."""
+        idle = self.experts - self.experts_used
+        return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
 
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None

@@ -35,6 +35,9 @@ class Progress(Record, frozen=True, kw_only=True):
     max_tokens: int | None = None
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """Latest evaluation."""
+    best_step: int | None = None
+    best_metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
+    """The best evaluation, where its weights are held."""
     kept: bool = True
     """False for one that only serves to go on from."""
 

@@ -91,6 +91,8 @@ def passport(
         "adapter": job.adapter,
         "added_tokens": job.added_tokens,
         "settings": job.hyper.to_dict(),
+        "chat_template_given": job.chat_template is not None,
+        "chat_template_kwargs": job.chat_template_kwargs,
         "seed": job.seed,
         "spec": job.spec,
         "trained": progress,

@@ -42,11 +42,11 @@ development."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 
-def require_packages(what: str = "training on this machine") -> None:
+def require_packages(what: str = "training on this machine", extra: str = "local") -> None:
     """Raises `MissingExtra` naming the first package that is not installed; imports none of them."""
     for package in PACKAGES:
         if find_spec(package) is None:
-            raise MissingExtra("local", what, package)
+            raise MissingExtra(extra, what, package)
         require_recent(package)
 
 

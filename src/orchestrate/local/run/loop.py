@@ -25,6 +25,7 @@ from orchestrate.local.objectives.base import Objective, Sums, learning_rate, me
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
+from orchestrate.local.run.guard import Guard
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import (
     given_out,
@@ -33,14 +34,14 @@ from orchestrate.local.run.optimizers import (
     set_rate,
     state_tensors,
 )
+from orchestrate.local.run.remaining import Work
 from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run.schedule import random_state, set_random_state, spread
 from orchestrate.text import size
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
 """Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
-MOST_SKIPPED = 10
-"""Steps skipped one after the other before the run is given up."""
 
 
 class Stopped(Exception):
@@ -78,7 +79,7 @@ class Loop:
         self.optimizer = make_optimizer(self.parameters, self.hyper, job.adapter.loraplus_lr_ratio)
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
-        self.skipped = 0
+        self.guard = Guard(run, self.hyper)
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf
@@ -91,6 +92,7 @@ class Loop:
             self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
         every = self.hyper.checkpoint_steps or self.per_epoch
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, every)
+        self.work = Work(train, valid, self.eval_steps, self.per_epoch, total)
 
     # -- going on --------------------------------------------------------------------------------------------
 
@@ -119,6 +121,8 @@ class Loop:
         best = {n: tensors[f"best.{n}"] for n in self.parameters if f"best.{n}" in tensors}
         self.best = best or None
         self.progress = whole.progress
+        patience = self.hyper.early_stopping_patience
+        self.early_stopped = patience is not None and whole.progress.worse >= patience
         self.max_tokens = whole.progress.max_tokens or self.max_tokens
         self.dir.repair(whole.progress.step)
         self.dir.add_event(
@@ -175,6 +179,7 @@ class Loop:
 
     def _run(self) -> None:
         self.loaded.model.train()
+        self._measure()
         while self.progress.step < self.progress.total_steps and not self.early_stopped:
             epoch, first = divmod(self.progress.step, self.per_epoch)
             batches = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)
@@ -188,6 +193,25 @@ class Loop:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
+
+    def _measure(self) -> None:
+        """A look at the speed before the first step."""
+        if self.work.measured or self.progress.step >= self.progress.total_steps:
+            return
+        epoch, first = divmod(self.progress.step, self.per_epoch)
+        batch = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)[first]
+        speed = self.work.measure(self.objective, batch)
+        self.optimizer.zero_grad()
+        self.report(speed, force=True)
+
+    @property
+    def result(self) -> tuple[int, dict[str, float]]:
+        """The step whose weights are the result, and the evaluation that they had; of a run that has
+        ended."""
+        p = self.progress
+        if self.best is not None and p.best_step is not None:
+            return p.best_step, p.best_metrics
+        return p.step, p.metrics
 
     def _one(self, batch: list[int]) -> None:
         begun = time.perf_counter()
@@ -203,8 +227,11 @@ class Loop:
             self._looked_at_gpu = time.monotonic()
             if load := self.gpu_load():
                 values.update(load.to_dict())
-        self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         last = step == self.progress.total_steps or self.early_stopped
+        if last and self.best is not None:
+            told, metrics = self.result
+            values.update({"result_step": float(told), **{f"result_{k}": v for k, v in metrics.items()}})
+        self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         word = self.asked()
         if step in self.checkpoint_steps or last:
             self.save(kept=True)
@@ -244,7 +271,7 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.hyper.max_grad_norm).item()
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
-        if self._acceptable(values["loss"], norm) and norm > 0:
+        if self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
             set_rate(self.optimizer, rate)
             self.optimizer.step()
             mean = self.progress.loss_mean
@@ -282,34 +309,6 @@ class Loop:
             step=self.progress.step,
         )
 
-    def _acceptable(self, loss: float, norm: float) -> bool:
-        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says
-        stop."""
-        mean, factor = self.progress.loss_mean, self.hyper.spike_factor
-        if math.isfinite(loss) and math.isfinite(norm):
-            if not (factor and mean is not None and self.progress.step > 20 and loss > factor * mean):
-                self.skipped = 0
-                return True
-            what = f"the loss jumped to {loss:.3g} (running mean {mean:.3g})"
-        else:
-            what = f"loss {loss:.3g} or gradient norm {norm:.3g} is not finite"
-            if self.hyper.nan_policy == "stop":
-                raise RunFailed(
-                    f"step {self.progress.step + 1}: {what}",
-                    fix="lower the learning rate, check the rows (orchestrate data check), "
-                    f"or set {option('nan_policy')}: skip",
-                )
-        self.skipped += 1
-        if self.skipped >= MOST_SKIPPED:
-            raise RunFailed(f"{self.skipped} steps in a row were skipped; the last because {what}")
-        self.dir.add_event(
-            f"step {self.progress.step + 1} was skipped: {what}",
-            level="warning",
-            type="skipped",
-            step=self.progress.step + 1,
-        )
-        return False
-
     def _evaluate(self, step: int) -> dict[str, float]:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
         with given_out(self.optimizer, self.parameters):
@@ -332,6 +331,7 @@ class Loop:
             worse=0 if better else self.progress.worse + 1,
         )
         if better and self.hyper.holds_best:
+            self.progress = msgspec.structs.replace(self.progress, best_step=step, best_metrics=values)
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
         if patience is not None and self.progress.worse >= patience:
             self.early_stopped = True
@@ -373,28 +373,10 @@ class Loop:
                 trained_tokens=p.trained_tokens,
                 seconds=p.seconds,
                 tokens_per_second=tokens_per_second or old.tokens_per_second,
+                remaining_seconds=self.work.remaining(p.step, p.seen_tokens, p.seconds),
                 early_stopped=self.early_stopped,
             )
         )
-
-
-def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Steps after which something happens `count` times, evenly, the last step included; `None` is after
-    `every` so many steps, and after the last."""
-    if count is None:
-        return {*range(every, total + 1, every), total}
-    return {round(total * k / count) for k in range(1, count + 1)} - {0}
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    cuda = {"random.cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {}
-    return {"random.cpu": torch.get_rng_state(), **cuda}
-
-
-def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
 def _disk_is_full(error: BaseException) -> bool:

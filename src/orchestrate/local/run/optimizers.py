@@ -79,7 +79,18 @@ def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[G
         else:
             plain[name] = parameter
     found = [(plain, 1.0), (embedded, EMBEDDING_RATE / hyper.learning_rate), (fast, ratio or 1.0)]
-    return [{"named": members, "lr_ratio": rate} for members, rate in found if members]
+    return [
+        {"named": part, "lr_ratio": rate, "weight_decay": decay}
+        for members, rate in found
+        for part, decay in zip(_decayed(members), (hyper.weight_decay, 0.0), strict=True)
+        if part
+    ]
+
+
+def _decayed(parameters: Parameters) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
+    """(matrices, which weight decay shrinks; norms, biases and the like, which it leaves)."""
+    matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
+    return matrices, {name: p for name, p in parameters.items() if name not in matrices}
 
 
 def _bare(group: Group) -> Group:

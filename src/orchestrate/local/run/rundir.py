@@ -67,6 +67,8 @@ class State(Record, frozen=True, kw_only=True):
     trained_tokens: int = 0
     seconds: float = 0.0
     tokens_per_second: float | None = None
+    remaining_seconds: float | None = None
+    """Of training, by the work that is left; `None` before it is known."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     early_stopped: bool = False
@@ -81,6 +83,8 @@ class State(Record, frozen=True, kw_only=True):
 
     @property
     def eta_seconds(self) -> float | None:
+        if self.remaining_seconds is not None:
+            return self.remaining_seconds
         if not self.total_steps or not self.step or self.seconds <= 0:
             return None
         return self.seconds / self.step * (self.total_steps - self.step)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
@@ -33,7 +35,9 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.proving import keep_sheet
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.speed import throughput
+from orchestrate.local.speed.paces import READ_SHARE, Pace
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
@@ -47,12 +51,14 @@ class Session:
     ) -> None:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
+        self.read_seconds: float | None = None
+        """For what a method reads before the first step."""
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self.device = pick_device(job.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self._words())
+        self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)
         added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
         self.template = Template(self.tokenizer)
         set_stage("encoding")
@@ -77,8 +83,10 @@ class Session:
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
             set_stage("judging the rows by the model as it is")
+            begun = time.monotonic()
             train = self._with_reference(objective, "train", train)
             valid = valid and self._with_reference(objective, "validation", valid)
+            self.read_seconds = time.monotonic() - begun
         self.loop = Loop(
             run,
             job,
@@ -141,9 +149,15 @@ class Session:
             return
         hyper = self.job.hyper
         setup = fitting.setup_of(
-            self.job.method, self.job.adapter, hyper, precision=self.loaded.precision.name
+            self.job.method,
+            self.job.adapter,
+            hyper,
+            precision=self.loaded.precision.name,
+            added_tokens=len(self.job.added_tokens),
         )
-        lengths, most = fitting.rows_of(self.job.method, hyper, rows.lengths.tolist())
+        counts = np.unique(rows.lengths, return_counts=True)
+        counted = dict(zip(*(c.tolist() for c in counts), strict=True))
+        lengths, most = fitting.rows_of(self.job.method, hyper, counted)
         tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
@@ -232,17 +246,17 @@ class Session:
         if rows := Rows.open(folder, pairs=pairs, labelled=labelled):
             return rows
         _require(path)
+        folder.parent.mkdir(exist_ok=True)
         rows, report = encode_file(
             path,
             self.template,
+            folder,
             pairs=pairs,
             labelled=labelled,
             max_length=self.limit,
             train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
             earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
         )
-        folder.parent.mkdir(exist_ok=True)
-        rows.save(folder)
         for level, message in report.messages(name, self.limit):
             self.run.add_event(message, level=level, type="data")
         return rows
@@ -267,21 +281,59 @@ class Session:
             count(p.trained_tokens, "trained token"),
             f"{duration(p.seconds)} of training",
         ]
-        if "valid_reward" in p.metrics:
-            parts.append(f"validation reward {p.metrics['valid_reward']:.4f}")
-        elif "valid_loss" in p.metrics:
-            parts.append(f"validation loss {p.metrics['valid_loss']:.4f}")
+        step, metrics = self.loop.result
+        at = f" at step {step}, whose weights are kept" if step != p.step else ""
+        if "valid_reward" in metrics:
+            parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
+        elif "valid_loss" in metrics:
+            parts.append(f"validation loss {metrics['valid_loss']:.4f}{at}")
         return ", ".join(parts)
 
+    def pace(self, seconds: float) -> Pace | None:
+        """How fast the run was, of which all took so long; `None` where that tells nothing of another:
+        answers of unknown lengths were drawn, or the model's size is not known."""
+        method = self.job.method
+        parameters = fitting.active_parameters(str(self.folder.path), None)
+        if parameters is None or isinstance(method, Reinforcement) or self.loop.progress.seconds <= 0:
+            return None
+        kind = throughput.kind_of(
+            parameters=parameters,
+            adapter=self.job.adapter.type,
+            method=method.word,
+            precision=self.loaded.precision.name,
+            threads=torch.get_num_threads(),
+            device=self.device.type,
+        )
+        loop, p = self.loop, self.loop.progress
+        read = 0.0
+        if self.read_seconds is not None:
+            valid = 0 if loop.valid is None else loop.valid.tokens
+            read = float(loop.train.tokens + valid)
+            if method.word == "kto":  # and another row's answer after each prompt, there and in the steps
+                read += 2 * p.seen_tokens + valid * sum(step <= p.step for step in loop.eval_steps)
+        trained = p.seconds + (self.read_seconds or 0.0)
+        home = None if self.job.paces is None else Path(self.job.paces).parent
+        told = None if home is None else throughput.estimate(home, kind)
+        return Pace(
+            kind=kind,
+            at=now(),
+            tokens=loop.work.done(p.step, p.seen_tokens) + READ_SHARE * read,
+            seconds=trained,
+            besides_seconds=max(0.0, seconds - trained),
+            told=None if told is None else told.tokens_per_second,
+            told_by="" if told is None else told.told_by,
+        )
+
     def publish(self) -> Path:
-        p = self.loop.progress
+        p, (step, metrics) = self.loop.progress, self.loop.result
         trained = {
             "steps": p.step,
             "trained_tokens": p.trained_tokens,
             "seen_tokens": p.seen_tokens,
             "seconds": p.seconds,
             "early_stopped": self.loop.early_stopped,
-            "metrics": p.metrics,
+            "weights_of_step": step,
+            "metrics": metrics,
         }
         passport = export.passport(
             self.job,

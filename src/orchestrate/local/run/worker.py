@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,8 +25,12 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.space import disk_is_full
+from orchestrate.local.speed import paces
 from orchestrate.text import duration
 from orchestrate.types import JobError
+
+if TYPE_CHECKING:
+    from orchestrate.local.run.session import Session
 
 HEARTBEAT_S = 2.0
 
@@ -151,9 +155,20 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
             return
     _set(run, "saving", stage="saving")
     result = session.publish()
+    _keep_pace(run, job, session)
     session.keep_sheet()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
     _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
+
+
+def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
+    """For the quotes of later runs; of a run that one worker took from its start to its end."""
+    state = run.written_state()
+    if job.paces is None or state.attempt != 1 or state.started_at is None:
+        return
+    with suppress(OSError):
+        if pace := session.pace((now() - state.started_at).total_seconds()):
+            paces.add(Path(job.paces), pace)
 
 
 def _pause(run: RunDir, asked: Callable[[], str | None], step: int) -> str | None:

@@ -1,14 +1,15 @@
-"""How fast this machine trains: measured by `orchestrate local bench`, or modelled from what it has.
-Torch-free.
+"""How fast this machine trains: by what finished runs took, measured by `orchestrate local bench`, or
+modelled from what it has. Torch-free.
 
 A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
 fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
-training step, carries over from the measured model to others of like size.
+training step, carries over from what was measured to models of like size.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from datetime import date
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate import text
 from orchestrate.errors import RunFailed
 from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.speed import paces
+from orchestrate.local.speed.paces import Kind, Pace, Point
 from orchestrate.types import Record
 
 CPU_THREAD_OPERATIONS = 6e10
@@ -38,6 +42,15 @@ GPU_OPERATIONS = {
 """Per second: about 35 to 45% of each card's dense bf16 peak as its maker states it."""
 OTHER_GPU_OPERATIONS = 3e13
 UNKNOWN_PARAMETERS = 8e9
+CPU_32_BITS = 0.5
+"""Of a CPU's speed, where it does not multiply in 16 bits."""
+UNMEASURED = 0.8
+"""How far, in logarithms, a machine of which nothing is known is from what is expected: a factor of 2.2, and
+of 3.7 in one case of ten."""
+UNPROVED = 0.4
+"""The same for an estimate that no later run has proved yet: other processes, other rows."""
+STARTUP = Point(log=math.log(10.0), off=0.6)
+"""Seconds for libraries, model and encoding, where no run has shown them."""
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -59,15 +72,16 @@ class Bench(Record, frozen=True, kw_only=True):
 
 
 class Throughput(Record, frozen=True, kw_only=True):
-    """`band` is the relative half-width of the estimate."""
+    """Of training on this machine."""
 
     tokens_per_second: float
+    factor: float
+    """Nine times in ten the speed lies between it divided and it multiplied by this."""
     source: str
-    band: float
-
-
-def operations_per_token(parameters: float, *, full: bool) -> float:
-    return (6 if full else 4) * parameters
+    told_by: str
+    """`model`, `bench` or `runs`."""
+    besides: paces.Estimate
+    """Seconds of a run beside training."""
 
 
 def bench_file(home: Path) -> Path:
@@ -125,45 +139,78 @@ def measure(
     return bench
 
 
-def estimate(
-    home: Path,
+def kind_of(
     *,
     parameters: float | None,
-    full: bool = False,
+    adapter: str = "qlora",
+    method: str = "sft",
+    precision: str | None = None,
     threads: int | None = None,
     device: str | None = None,
-) -> Throughput:
-    """Tokens per second of training on this machine."""
-    size = parameters or UNKNOWN_PARAMETERS
+) -> Kind:
+    """Of a run on this machine, as it would be started now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
-    name = gpu.name if gpu else "cpu"
-    work = operations_per_token(size, full=full)
-    fits = [b for b in read(home) if b.device == name and (gpu or b.threads == (threads or machine.cores()))]
-    if fits:
-        # Utilisation grows with the model: the measurement nearest in size tells most.
-        nearest = min(fits, key=lambda b: abs(_log_ratio(size, b.parameters)))
-        away = abs(_log_ratio(size, nearest.parameters))
-        return Throughput(
-            tokens_per_second=nearest.operations_per_second / work,
-            source=f"measured on this machine with {nearest.model} on {nearest.measured_on}",
-            band=min(0.7, 0.15 + 0.1 * away),
-        )
-    if gpu is not None:
-        speed = next((v for key, v in GPU_OPERATIONS.items() if key in gpu.name), OTHER_GPU_OPERATIONS)
-        return Throughput(
-            tokens_per_second=speed / work,
-            source=f"modelled for {gpu.name}; orchestrate local bench measures it",
-            band=0.6,
-        )
-    count = threads or machine.cores()
-    return Throughput(
-        tokens_per_second=CPU_THREAD_OPERATIONS * count / work,
-        source=f"modelled for {count} CPU threads; orchestrate local bench measures it",
-        band=0.6,
+    return Kind(
+        device=gpu.name if gpu else "cpu",
+        threads=1 if gpu else threads or machine.cores(),
+        parameters=parameters or UNKNOWN_PARAMETERS,
+        adapter=adapter,
+        method=method,
+        precision=precision,
     )
 
 
-def _log_ratio(a: float, b: float) -> float:
-    import math
+def estimate(home: Path, kind: Kind) -> Throughput:
+    """From what finished runs took, a measurement, and what such a machine is expected to do; nothing is
+    measured now."""
+    ran = paces.read(paces.file_of(home))
+    runs, benches = paces.speeds(kind, ran), _benches(kind, read(home))
+    told_by = "runs" if runs else "bench" if benches else "model"
+    speed = paces.combined(
+        [*runs, *benches, _expected(kind)], least=UNPROVED, errors=paces.errors(kind, ran, told_by)
+    )
+    return Throughput(
+        tokens_per_second=speed.value / kind.operations,
+        factor=speed.factor,
+        source=_source(kind, ran, home, told_by),
+        told_by=told_by,
+        besides=paces.combined([*paces.startups(kind, ran), STARTUP], least=UNPROVED),
+    )
 
-    return math.log10(max(a, 1.0) / max(b, 1.0))
+
+def _benches(kind: Kind, measured: list[Bench]) -> list[Point]:
+    points: list[Point] = []
+    for bench in measured:
+        threads = bench.threads if bench.device == "cpu" else 1
+        other = Kind(device=bench.device, threads=threads, parameters=bench.parameters)
+        apart = paces.alike(kind, other)
+        if apart is not None and kind.threads == threads:
+            points.append(Point(log=math.log(bench.operations_per_second), off=0.3 + apart))
+    return points
+
+
+def _expected(kind: Kind) -> Point:
+    """Of a machine of which nothing is known."""
+    if kind.device == "cpu":
+        operations = CPU_THREAD_OPERATIONS * kind.threads
+        if kind.precision == "fp32":
+            operations *= CPU_32_BITS
+    else:
+        known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device)
+        operations = next(known, OTHER_GPU_OPERATIONS)
+    return Point(log=math.log(operations), off=UNMEASURED)
+
+
+def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str) -> str:
+    if told_by == "runs":
+        last = max(pace.at for pace in ran if paces.alike(kind, pace.kind) is not None)
+        count = sum(paces.alike(kind, pace.kind) is not None for pace in ran)
+        return f"fitted to {text.count(count, 'finished run')} on this machine, the last on {last.date()}"
+    if told_by == "bench":
+        nearest = min(
+            (b for b in read(home) if b.device == kind.device),
+            key=lambda b: paces.decades(kind.parameters, b.parameters),
+        )
+        return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
+    what = text.count(kind.threads, "CPU thread") if kind.device == "cpu" else kind.device
+    return f"modelled for {what}; orchestrate local bench, or a first run, measures it"

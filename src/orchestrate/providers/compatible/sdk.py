@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.errors import (
@@ -28,10 +30,11 @@ from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.pages import made_since
-from orchestrate.providers.transfer import work_folder
+from orchestrate.providers.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
 from orchestrate.types import (
     Checkpoint,
     Event,
+    Feature,
     Job,
     JobHandle,
     JobStatus,
@@ -40,6 +43,7 @@ from orchestrate.types import (
     Recalled,
     RemoteDataset,
     Reply,
+    Told,
     Translation,
 )
 
@@ -82,6 +86,9 @@ class SdkProvider(Provider):
     @cached_property
     def client(self) -> OpenAI:
         """The SDK's client, retries off. Raises `MissingKey`."""
+        return self.connect()
+
+    def connect(self) -> OpenAI:
         return connect(self.config)
 
     def close(self) -> None:
@@ -93,6 +100,17 @@ class SdkProvider(Provider):
             return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
         except (NotFound, PermissionRefused):
             return False
+
+    def asked_for(self, job: Job) -> Told:
+        return recalled.told(job)
+
+    def fetch_file(self, id: str, file: Path) -> None:
+        content: Any = self.client.files.with_streaming_response.content
+
+        def opened(headers: dict[str, str]) -> AbstractContextManager[Stream]:
+            return content(id, extra_headers=headers)
+
+        fetch(self._wire, opened, file, limit_bytes=MOST_FILE_BYTES)
 
     def recall(self, job: Job) -> Recalled:
         return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
@@ -120,7 +138,7 @@ class SdkProvider(Provider):
             body["validation_file"] = remote.validation_id
         body |= self.tag(spec, ref)
         jobs = self.client.fine_tuning.jobs
-        known, further = _fields(body)
+        known, further = _fields(self.sent(body))
         job = self._wire.send_once(
             ref, lambda: jobs.create(**known, extra_body=further or None), lambda answer: answer.id
         )
@@ -130,6 +148,10 @@ class SdkProvider(Provider):
         """The fields of the create request by which its job is found again."""
         del spec
         return {"metadata": {reading.REF_KEY: ref}}
+
+    def sent(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request as it goes out."""
+        return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
         """What the list of jobs is narrowed down by, where the host can."""
@@ -198,9 +220,11 @@ class SdkProvider(Provider):
         self._act(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def pause(self, job: JobHandle) -> None:
+        self.require(Feature.PAUSE)
         self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
 
     def resume(self, job: JobHandle) -> None:
+        self.require(Feature.RESUME)
         going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
         self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
 
@@ -216,6 +240,7 @@ class SdkProvider(Provider):
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the tuned model. The record of the job stays."""
+        self.require(Feature.DELETE)
         tuned = self.get(job).tuned_model
         if tuned is None:
             return
@@ -230,6 +255,10 @@ class SdkProvider(Provider):
         """The name under which a tuned model is asked; `None` while nothing answers."""
         deployment = self.config.options.get("deployment")
         return str(deployment) if deployment else job.tuned_model
+
+    def _base(self, job: Job) -> str | None:
+        """The name under which its base model is asked."""
+        return job.model
 
     @property
     def chat_limit(self) -> str:
@@ -253,7 +282,7 @@ class SdkProvider(Provider):
     ) -> Chat:
         """Raises `UsageError` while the job has no model yet."""
         known = self.get(job)
-        model = known.model if base else self._answering(known)
+        model = self._base(known) if base else self._answering(known)
         if model is None:
             raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
         # Reasoning models take neither max_tokens nor a temperature.

@@ -20,6 +20,7 @@ from orchestrate.errors import (
     NotFound,
     UnexpectedAnswer,
 )
+from orchestrate.providers import transfer
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.values import plain, table, text, whole
@@ -73,6 +74,17 @@ class Datasets:
             return plain(self._wire.read(lambda: api.get(dataset_id, account_id=self._account())))
         except NotFound:
             return None
+
+    def fetch(self, dataset_id: str, file: Path) -> None:
+        """Its one file, over a signed URL. Raises `NotFound` where it has none."""
+        api = self._client().datasets
+        answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
+        urls = table(plain(answer).get("filenameToSignedUrls"))
+        if len(urls) != 1:
+            raise NotFound(self._wire.provider, f"dataset {dataset_id} has {len(urls)} files, not one")
+        [url] = urls.values()
+        opened = transfer.signed(self._http(), require_safe(url))
+        transfer.fetch(self._wire, opened, file, limit_bytes=transfer.MOST_FILE_BYTES)
 
     def examples(self, name: str) -> int | None:
         """Rows of a dataset, by its resource name or id."""

@@ -68,6 +68,7 @@ from orchestrate.types import (
     RemoteDataset,
     Reply,
     Standing,
+    Told,
     Translation,
 )
 
@@ -133,6 +134,12 @@ class FireworksProvider(Provider):
         return recalled.of(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
+
+    def asked_for(self, job: Job) -> Told:
+        return recalled.told(job)
+
+    def fetch_file(self, id: str, file: Path) -> None:
+        self._datasets.fetch(id, file)
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None

@@ -21,6 +21,7 @@ _STRUCTURE = (
     "alpha_pattern",
     "layers_to_transform",
     "exclude_modules",
+    "target_parameters",
     "modules_to_save",
 )
 """Of an adapter; peft's words."""
@@ -97,6 +98,7 @@ def _structure(
 
 
 _RULES = {
+    "target_parameters": "weights of experts, adapted one expert at a time",
     "modules_to_save": "trained whole, in 32 bits, and saved with the adapter",
     "exclude_modules": "taken out of the targets",
 }
@@ -106,6 +108,8 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
     """Why the engine cannot do this with this model."""
     if name == "init_lora_weights":
         return _unfit_start(asked, held)
+    if name == "target_parameters" and (asked.dropout or asked.dora):
+        return f"peft adapts such weights without {'dropout' if asked.dropout else 'DoRA'}: leave one out"
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
     if name == "layers_to_transform" and isinstance(layers, int):

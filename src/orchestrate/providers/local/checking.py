@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate import catalog
-from orchestrate.data.tokens import counting
+from orchestrate import catalog, costing
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.local.model import models
+from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.run import launching
 from orchestrate.providers.local.translation import memory
 from orchestrate.text import count, size
@@ -43,6 +43,8 @@ def problems(
     targets = getattr(spec.adapter, "targets", None)
     if folder is not None and isinstance(targets, tuple):
         yield from _targets(name, folder, cast("tuple[str, ...]", targets))
+    if getattr(spec.adapter, "target_parameters", None):
+        yield from _experts(name, translation.model)
     yield from _memory(spec, data, translation, options)
 
 
@@ -63,6 +65,19 @@ def _targets(name: str, folder: ModelFolder, targets: Sequence[str]) -> Iterator
     )
 
 
+def _experts(name: str, model: str) -> Iterator[Problem]:
+    config = models.config_of(model)
+    if config is not None and Shape.experts_in(config.get("text_config") or config) == 1:
+        yield Problem(
+            code="unknown-target",
+            message="adapter.target_parameters: the model has no experts",
+            severity=Severity.ERROR,
+            field="adapter.target_parameters",
+            providers=(name,),
+            fix="leave it out; adapter.targets names linear layers",
+        )
+
+
 def _problem(name: str, code: str, error: OrchestrateError, field: str | None = None) -> Problem:
     return Problem(
         code=code,
@@ -79,7 +94,7 @@ def memory_of_rows(
 ) -> MemoryPlan | None:
     """By the longest row of the data."""
     model = catalog.resolve(spec.model_for("local"), "local")
-    counter = counting.for_model(tokenizer=model.tokenizer, hub=model.hub, folder=model.folder)
+    counter = costing.tokenizer_for(model, spec)
     return memory(spec, translation, options, data.train.tokens(counter).longest)
 
 

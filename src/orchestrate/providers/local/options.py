@@ -42,6 +42,7 @@ OPTIONS: Mapping[str, Option] = {
     "optimizer": Option(str, words=tuple(OPTIMIZERS)),
     "gradient_checkpointing": Option(bool),
     "neftune_alpha": Option(NUMBER, above=0),
+    "router_aux_loss": Option(NUMBER, least=0),
     "nan_policy": Option(str, words=("stop", "skip")),
     "spike_factor": Option(NUMBER, above=1),
     "recovery_seconds": Option(NUMBER, least=0),
@@ -132,6 +133,8 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
         return f"must be at least {option.least:g}, got {value!r}"
     if option.above is not None and value <= option.above:
         return f"must be more than {option.above:g}, got {value!r}"
+    if key == "router_aux_loss" and method == "rft":
+        return "not of reinforcement fine-tuning: its loss is over drawn answers alone"
     if key == "spike_factor" and method == "rft":
         return (
             "the loss of reinforcement fine-tuning is about 0 at every step; there is no spike to see in it"

@@ -19,6 +19,7 @@ from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
+from orchestrate.local.plan import fitting
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.local.speed import throughput
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
 
-STARTUP_SECONDS = 10.0
-"""Libraries, model and encoding, before the first step."""
 MOST_RESTARTS = 5
 """Automatic ones; a worker that dies this often would die again."""
 
@@ -146,22 +145,24 @@ class LocalProvider(Provider):
         spec = self._as_local(spec)
         resolved = self.resolve(spec)
         body = translation.body
-        size = resolved.params_b * 1e9 if resolved.params_b else weights.parameters(translation.model)
-        speed = throughput.estimate(
-            self.home,
-            parameters=size,
-            full=body["adapter"]["type"] == "full",
+        kind = throughput.kind_of(
+            parameters=fitting.active_parameters(translation.model, resolved.params_b)
+            or weights.parameters(translation.model),
+            adapter=body["adapter"]["type"],
+            method=msgspec.convert(body["method"], Method).word,
+            precision=body["precision"],
             threads=body.get("threads"),
             device=body.get("device"),
         )
+        speed = throughput.estimate(self.home, kind)
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
             costing.Work(self.name, self.profile, spec, data, translation, resolved),
             speed=costing.Speed(
-                tokens_per_second=speed.tokens_per_second, source=speed.source, band=speed.band
+                tokens_per_second=speed.tokens_per_second, source=speed.source, factor=speed.factor
             ),
             hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
-            startup_seconds=STARTUP_SECONDS,
+            startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
             answers=reinforcement.answers(spec),
         )
 
@@ -218,6 +219,8 @@ class LocalProvider(Provider):
             precision=body["precision"],
             continue_from=body.get("continue_from"),
             added_tokens=tuple(body.get("added_tokens", ())),
+            chat_template=body.get("chat_template"),
+            chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
             created_at=now(),
         )

@@ -36,7 +36,7 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
     except UsageError:
         return []  # the translation's row of the model says so
     context = spec.max_seq_length or model.context("rft")
-    count = dataset.tokens(costing.tokenizer_for(model))
+    count = dataset.tokens(costing.tokenizer_for(model, spec))
     if context is None or count.longest <= (room := context - max_new_tokens(spec)):
         return []
     long = sum(1 for length in count.lengths if length > room)

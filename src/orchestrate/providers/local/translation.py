@@ -18,6 +18,7 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.plan.states import LION_RATE
 from orchestrate.providers.local import options as own_options
 from orchestrate.providers.local.adapting import adapter
+from orchestrate.providers.local.templates import chat_template
 from orchestrate.providers.settings import Rows
 from orchestrate.spec import RFT, EarlyStopping, method_word
 from orchestrate.types import MemoryPlan, Translation
@@ -37,6 +38,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     model = _model(rows, spec)
     _method(rows, spec, code=options.get("allow_grader_code") is True)
     adapter(rows, spec, model)
+    chat_template(rows, spec, model)
     _steps(rows, spec)
     _optimiser(rows, spec)
     _data(rows, spec)

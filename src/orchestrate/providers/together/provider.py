@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
@@ -66,6 +66,7 @@ from orchestrate.types import (
     RemoteDataset,
     Reply,
     Standing,
+    Told,
     Translation,
 )
 
@@ -129,6 +130,17 @@ class TogetherProvider(Provider):
 
     def recall(self, job: Job) -> Recalled:
         return recalled.of(job, self._files.get)
+
+    def asked_for(self, job: Job) -> Told:
+        return recalled.told(job)
+
+    def fetch_file(self, id: str, file: Path) -> None:
+        content: Any = self._client().files.with_streaming_response.content
+
+        def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
+            return content(id, extra_headers=headers)
+
+        transfer.fetch(self._wire, opened, file, limit_bytes=transfer.MOST_FILE_BYTES)
 
     # -- submitting ----------------------------------------------------------------------------------------
 

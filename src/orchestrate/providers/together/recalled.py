@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrate.providers.values import table, text, whole
-from orchestrate.types import Job, Recalled
+from orchestrate.providers.values import number, table, text, whole
+from orchestrate.types import Job, Recalled, Told
 
 
 def of(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
@@ -33,3 +33,28 @@ def of(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
 
 def _file(name: Any, file: Callable[[str], Mapping[str, Any]], asked: bool) -> Mapping[str, Any]:
     return file(name) if asked and isinstance(name, str) and name else {}
+
+
+def told(job: Job) -> Told:
+    """Settings and files of a job."""
+    raw = job.payload
+    kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
+    spec: dict[str, Any] = {}
+    for name, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("n_evals", "evals")):
+        if value := whole(raw.get(name)):
+            spec[ours] = value
+    if (rate := number(raw.get("learning_rate"))) is not None:
+        spec["learning_rate"] = rate
+    if text(method.get("method")) == "dpo":
+        beta = number(method.get("dpo_beta"))
+        spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
+    if text(kind.get("type")) == "Full":
+        spec["adapter"] = {"type": "full"}
+    elif rank := whole(kind.get("lora_r")):
+        alpha = number(kind.get("lora_alpha"))
+        spec["adapter"] = {"type": "lora", "r": rank} | ({"alpha": alpha} if alpha else {})
+    named = {"train": "training_file", "validation": "validation_file"}
+    files = {split: id for split, field in named.items() if (id := text(raw.get(field)))}
+    if "validation" not in files:
+        spec.pop("evals", None)
+    return Told(spec=spec, files=files)

@@ -15,11 +15,11 @@ from orchestrate.errors import UsageError
 from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.providers.together.fields import FIELDS
 from orchestrate.providers.together.profile import PROFILE
+from orchestrate.providers.values import suffix_room, suffix_tag
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 
 SUFFIX_LIMIT = 40
-REF_LENGTH = 16
 """Of the tags that Orchestrate makes. A user's suffix stands before it and is cut where it does not fit."""
 BASE_LEARNING_RATE = 1e-5
 """The SDK's default; Together publishes no rate of its own for each model."""
@@ -68,9 +68,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
 
 def tag(suffix: str | None, ref: str) -> str:
     """The `suffix` of the request: the ref, behind as much of the user's suffix as fits."""
-    room = SUFFIX_LIMIT - len(ref) - 1
-    front = (suffix or "")[: max(room, 0)].rstrip("-_.")
-    return f"{front}-{ref}" if front else ref[:SUFFIX_LIMIT]
+    return suffix_tag(suffix, ref, SUFFIX_LIMIT)
 
 
 # -- what is trained on what -------------------------------------------------------------------------------
@@ -249,7 +247,7 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
 
 def _names(rows: Rows) -> None:
     suffix = rows.given("suffix")
-    room = SUFFIX_LIMIT - REF_LENGTH - 1
+    room = suffix_room(SUFFIX_LIMIT)
     if suffix is not None:
         cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
         rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"

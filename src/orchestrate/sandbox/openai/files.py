@@ -27,10 +27,15 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 class OpenAIFiles:
     """Routes over the files of the OpenAI host."""
 
-    def __init__(self, files: Files, result: Callable[[str], tuple[str, bytes] | None]) -> None:
+    def __init__(
+        self,
+        files: Files,
+        result: Callable[[str], tuple[str, bytes] | None],
+        status: Callable[[StoredFile], str],
+    ) -> None:
         """`result` gives name and content of a job's result file, by its id."""
         self.files = files
-        self._result = result
+        self._result, self._status = result, status
         self.host = files.host
 
     def routes(self) -> list[BaseRoute]:
@@ -82,7 +87,7 @@ class OpenAIFiles:
             "bytes": file.bytes,
             "created_at": int(file.created_at),
             "expires_at": None,
-            "status": "processed" if self.files.ready(file) else "uploaded",
+            "status": self._status(file),
             "status_details": None,
             "sandbox": True,
         }

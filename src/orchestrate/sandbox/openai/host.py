@@ -73,7 +73,7 @@ class OpenAIHost(Host):
     def routes(self) -> list[BaseRoute]:
         jobs = "/v1/fine_tuning/jobs"
         return [
-            *OpenAIFiles(self.files, self.result_file).routes(),
+            *OpenAIFiles(self.files, self.result_file, self.file_status).routes(),
             route(jobs, "POST", self.create),
             route(jobs, "GET", self.list_jobs),
             route(f"{jobs}/{{id}}", "GET", self.retrieve),
@@ -84,7 +84,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
             *graders.routes(),
             *Permissions(self, self.tuned).routes(),
-            *OpenAIModels(self, self.tuned).routes(),
+            *OpenAIModels(self, self.tuned, self.asked_model).routes(),
         ]
 
     # -- creating ------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class OpenAIHost(Host):
         asked = parse(CreateJob, body)
         train = self._file(asked.training_file, "training_file")
         valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
-        continued, step = self.tuned(asked.model) if asked.model.startswith("ft:") else (None, None)
+        continued, step = self.tuned(asked.model) if self.is_tuned(asked.model) else (None, None)
         base = continued.base if continued else self._base(asked.model, asked.kind())
         id = f"ftjob-{token()}"
         tokenizer = tokenizer_of(base, self.name)
@@ -135,7 +135,7 @@ class OpenAIHost(Host):
             examples=examples,
             tokens=tokens,
             validation_tokens=validation_tokens,
-            output=f"ft:{base}:sandbox:{asked.suffix or ''}:{id[-8:]}",
+            output=self.output_name(base, asked.suffix or "", id[-8:]),
             continues=continued.id if continued else None,
             continues_step=step,
             created_at=now,
@@ -228,6 +228,25 @@ class OpenAIHost(Host):
         raise HostError(
             404, f"The model `{name}` does not exist or you do not have access to it.", code="model_not_found"
         )
+
+    def output_name(self, base: str, suffix: str, id: str) -> str:
+        """Of a tuned model."""
+        return f"ft:{base}:sandbox:{suffix}:{id}"
+
+    def is_tuned(self, name: str) -> bool:
+        return name.startswith("ft:")
+
+    def asked_model(self, name: str) -> tuple[Job | None, int | None]:
+        """Whose answer is asked for: a job and a step of it, or a base model. Raises `HostError` 404."""
+        if self.is_tuned(name):
+            return self.tuned(name)
+        if base_model(name, self.name, undated=True) is None:
+            raise HostError(
+                404,
+                f"The model `{name}` does not exist or you do not have access to it.",
+                code="model_not_found",
+            )
+        return None, None
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -352,6 +371,9 @@ class OpenAIHost(Host):
             text = csv_of(rendered_points(self.trainer.metrics(job, self.clock.now())))
             return "step_metrics.csv", base64.b64encode(text)
         return None
+
+    def file_status(self, file: StoredFile) -> str:
+        return "processed" if self.files.ready(file) else "uploaded"
 
     # -- acting --------------------------------------------------------------------------------------------
 

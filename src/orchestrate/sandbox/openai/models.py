@@ -28,9 +28,14 @@ def organization() -> str:
 class OpenAIModels:
     """Routes over the models of the OpenAI host."""
 
-    def __init__(self, host: Host, tuned: Callable[[str], tuple[Job, int | None]]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        tuned: Callable[[str], tuple[Job, int | None]],
+        asked: Callable[[str], tuple[Job | None, int | None]],
+    ) -> None:
         self.host = host
-        self._tuned = tuned
+        self._tuned, self._asked = tuned, asked
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -88,16 +93,8 @@ class OpenAIModels:
         return json_answer(responses.of_chat(asked, json.loads(bytes(reply.body))))
 
     def _chat(self, asked: answers.ChatRequest) -> Response:
-        if asked.model.startswith("ft:"):
-            job, step = self._tuned(asked.model)
-            return answers.complete(self.host, asked, job, step)
-        if base_model(asked.model, "openai", undated=True) is None:
-            raise HostError(
-                404,
-                f"The model `{asked.model}` does not exist or you do not have access to it.",
-                code="model_not_found",
-            )
-        return answers.complete(self.host, asked, None)
+        job, step = self._asked(asked.model)
+        return answers.complete(self.host, asked, job, step)
 
 
 def _base_model(id: str, shutdown: Any) -> dict[str, Any]:

@@ -376,3 +376,54 @@ def test_a_template_cannot_leave_its_sandbox() -> None:
     for inside in ("''.__class__.__mro__", "dict.__init__", "namespace(_x=1)", "raise_exception('no')"):
         with pytest.raises(DataError):
             chat_templates.render("{{ " + inside + ".y }}", [], names={})
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"enable_thinking": False},
+    {"enable_thinking": True, "keep_thinking": True},
+    {"reasoning_effort": "low", "model_identity": 'You are "it"\n\\ and 日本 \U0001f600'},
+    {"truncate_history_thinking": False, "unread": [1, 2.5, None, {"a": "b'\""}]},
+]
+
+
+@pytest.mark.parametrize("name", sorted(n for n in TEMPLATES if not n.endswith("_training")))
+def test_settings_in_the_template_are_those_that_are_handed_to_it(name: str) -> None:
+    """As transformers hands them in; and one that is handed to it later goes before them."""
+    from jinja2 import TemplateError
+    from transformers.utils import chat_template_utils
+
+    def judged(template: object, chat: list[ChatMessage], tools: Any, **more: Any) -> str | None:
+        try:
+            return chat_template_utils.render_jinja_template(
+                conversations=[[chat_templates.message(m) for m in chat]],
+                tools=tools,
+                chat_template=str(template),
+                add_generation_prompt=True,
+                **{**NAMES, **more},
+            )[0][0]
+        except (TemplateError, TypeError, KeyError):
+            return None
+
+    template = TEMPLATES[name]
+    for handed in SETTINGS:
+        held = chat_templates.with_settings(template, handed)
+        for kind in ("plain", "turns", "reasoning", "tools"):
+            chat, tools = CHATS[kind]
+            expected = judged(template, chat, tools, **handed)
+            assert judged(held, chat, tools) == expected
+            other = {key: None for key in handed}
+            assert judged(held, chat, tools, **other) == judged(template, chat, tools, **other)
+            mine = by_us(str(held), chat, tools, answer_next=True)
+            assert (mine[0] if isinstance(mine, tuple) else mine) == expected
+    assert chat_templates.with_settings(template, None) == template
+    assert chat_templates.with_settings({"default": template}, {"x": 1}) == {
+        "default": chat_templates.with_settings(template, {"x": 1})
+    }
+
+
+def test_a_template_that_jinja_cannot_read_is_said() -> None:
+    with pytest.raises(DataError, match="line 2: "):
+        chat_templates.require_template("{{ messages }}\n{% if %}")
+    chat_templates.require_template(TEMPLATES["qwen3_training"])
+    assert chat_templates.reads(TEMPLATES["qwen3"], "enable_thinking")
+    assert not chat_templates.reads({"default": TEMPLATES["llama3"]}, "enable_thinking")

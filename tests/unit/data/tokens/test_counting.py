@@ -6,6 +6,7 @@ import gzip
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -24,7 +25,7 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.counting import batch_counter, counter, for_model, names
+from orchestrate.data.tokens.counting import batch_counter, counter, for_model, names, told
 from orchestrate.errors import SetupError, UsageError
 
 TINY = FIXTURES / "models" / "tiny-chat"
@@ -170,6 +171,40 @@ def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     counted = counter(f"hf:{TINY}").count(rows)
     assert list(counted.tokens) == [len(e.ids) for e in encoded]
     assert list(counted.trained) == [sum(1 for w in e.weights if w) for e in encoded]
+
+
+def test_counts_go_by_the_chat_template_of_a_spec() -> None:
+    """As transformers renders rows when it is handed both."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
+    own = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '!' * loud }}{{ eos_token }}{% endfor %}"
+        "{{ 'and so on' if more }}"
+    )
+    chat = {"chat_template": own, "chat_template_kwargs": {"loud": 3, "more": True}}
+    name = for_model(folder=TINY, chat=chat)
+    rows = [
+        ChatExample(
+            messages=[ChatMessage(role="user", content=a), ChatMessage(role="assistant", content="b")]
+        )
+        for a in ("one", "and two of it")
+    ]
+    expected = [
+        len(
+            tokenizer.apply_chat_template(
+                [{"role": m.role, "content": m.content} for m in row.messages],
+                chat_template=own,
+                return_dict=True,
+                loud=3,
+                more=True,
+            )["input_ids"]
+        )
+        for row in rows
+    ]
+    assert list(counter(name).count(rows).tokens) == expected
+    assert list(counter(f"hf:{TINY}").count(rows).tokens) != expected
+    assert told(name) == f"hf:{TINY.resolve()}" and name != for_model(folder=TINY)
 
 
 # -- names

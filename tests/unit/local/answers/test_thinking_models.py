@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.local.sessions import EXACT, make_session
-from tests.unit.local.thinkers import FAMILIES, make_family, write_rows
+from tests.unit.local.thinkers import CHANNELS, FAMILIES, make_family, write_rows
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError
@@ -216,3 +216,43 @@ def test_a_stream_has_the_answer_alone(trained: Trained) -> None:
         *pieces, last = sent
         assert all(piece["piece"] for piece in pieces)
         assert "".join(piece["piece"] for piece in pieces) == last["replies"][0]["content"] == content
+
+
+def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_path: Path) -> None:
+    """From the job to the rows, the result's files as anybody reads them, and the questions of a chat."""
+    from transformers import AutoTokenizer
+
+    if trained.family == "channels":
+        own = CHANNELS.replace("m.reasoning_content and loop.last", "false")
+        own = own.replace("'<|start|>assistant'", "'<|start|>assistant<|channel|>final<|message|>'")
+        asked: dict[str, Any] = {"chat_template": own}
+        opened = "<|start|>assistant<|channel|>final<|message|>"
+    else:
+        asked = {"chat_template_kwargs": {"enable_thinking": False}}
+        opened = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    session = make_session(
+        tmp_path,
+        trained.rows,
+        method={"type": "sft"},
+        adapter={"type": "lora"},
+        model=str(trained.base),
+        hyper={"epochs": 1},
+        **asked,
+    )
+    ids, weights = session.loop.train.row(0)
+    learnt = session.tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w])
+    assert learnt == ("blue<|return|>" if trained.family == "channels" else "blue<|im_end|>")
+    session.loop.restore()
+    session.loop.run()
+    folder = session.publish()
+    session.close()
+    passport = json.loads((folder / "passport.json").read_text())
+    assert passport["chat_template_kwargs"] == asked.get("chat_template_kwargs", {})
+    assert passport["chat_template_given"] is ("chat_template" in asked)
+    talk = [{"role": "user", "content": "Sky?"}]
+    read: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert read.apply_chat_template(talk, add_generation_prompt=True, tokenize=False).endswith(opened)
+    answerer = Answerer({"model": str(trained.base), "adapter": str(folder), "threads": 1})
+    prompt = answerer._prompt(talk, None)  # pyright: ignore[reportPrivateUsage]
+    assert prompt == read.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert answerer.template.said(answerer.tokenizer("blue")["input_ids"], prompt).content == "blue"

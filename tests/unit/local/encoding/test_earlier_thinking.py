@@ -21,7 +21,7 @@ def test_it_is_trained_as_asked(tmp_path: Path) -> None:
     file.write_text(json.dumps({"messages": [asked[0], said[0], asked[1], said[1]]}) + "\n")
     found: dict[str, list[str]] = {}
     for earlier in get_args(Earlier):
-        rows, report = encode_file(file, of, max_length=None, earlier=earlier)
+        rows, report = encode_file(file, of, tmp_path / earlier, max_length=None, earlier=earlier)
         found[earlier] = [
             of.tokenizer.decode([i for i, w in zip(*rows.row(n), strict=True) if w])
             for n in range(rows.examples)

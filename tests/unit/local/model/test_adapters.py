@@ -113,6 +113,12 @@ def logits_of(model: Any, made: Session) -> torch.Tensor:
     return out[batch["attention_mask"].bool()]
 
 
+def planned(made: Session) -> None:
+    """The memory plan counts what is trained."""
+    trained = sum(p.numel() for p in made.loaded.trainable.values())
+    assert made.memory_plan is not None and made.memory_plan.parts["optimiser"] == 8 * trained
+
+
 def same_training(made: Session, model: Any) -> None:
     wanted = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(made.loaded.trainable) == wanted
@@ -170,6 +176,7 @@ def test_it_is_pefts_in_a_plain_loop(
                 spread * (1 if start == "gaussian" else math.sqrt(0.5)), rel=0.1
             )
     start_alike(made, model)
+    planned(made)
     same_training(made, model)
     folder = made.publish()
     again = load_adapter(base(), folder)
@@ -376,6 +383,7 @@ def test_added_tokens_are_pefts_trainable_tokens_in_a_plain_loop(
     start_alike(made, model)
     for name, value in dict(made.loaded.model.named_parameters()).items():
         assert torch.allclose(value, dict(model.named_parameters())[name], atol=1e-6), name
+    planned(made)
     same_training(made, model)
     result = made.publish()
     fresh: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

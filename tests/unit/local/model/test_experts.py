@@ -32,8 +32,8 @@ def trained(tmp_path: Path, family: str, adapter: dict[str, Any], **job: Any) ->
         method={"type": "sft"},
         adapter=adapter,
         model=str(make(family, tmp_path / "model", dtype="bfloat16")),
-        hyper={"epochs": 1, "learning_rate": 2e-2},
-        precision="fp32",
+        hyper={"epochs": 1, "learning_rate": 2e-2, **job.pop("hyper", {})},
+        precision=None if adapter["type"] == "full" else "fp32",
         **job,
     )
     session.loop.run()
@@ -96,3 +96,49 @@ def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
         trained(
             tmp_path, "mixtral", {"type": "lora", "dropout": 0.1, "target_parameters": BOTH}, ref="dropout"
         )
+
+
+def test_the_routers_own_loss_is_that_of_transformers(tmp_path: Path) -> None:
+    """Losses and gradients of one step over padded rows, all weights trained."""
+    from transformers import AutoModelForCausalLM
+
+    session = trained(tmp_path, "qwen3_moe", {"type": "full"}, hyper={"router_aux_loss": 0.5})
+    objective, rows, batch = session.loop.objective, session.loop.train, [0, 1, 2, 5]
+    session.loaded.line_limit = 0
+    model: Any = AutoModelForCausalLM.from_pretrained(session.publish(), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter, ours in zip(model.parameters(), session.loaded.inner.parameters(), strict=True):
+            parameter.copy_(ours)
+    session.loop.optimizer.zero_grad()
+    sums = objective.run(rows, batch, objective.weight_of(rows, batch), backward=True)
+    ids, weights = (
+        torch.nn.utils.rnn.pad_sequence([torch.from_numpy(rows.row(i)[k].copy()) for i in batch], True)
+        for k in (0, 1)
+    )
+    read = (
+        int((weights[:, 1:] > 0).nonzero()[:, 1].max()) + 1
+    )  # what follows predicts nothing that is trained
+    lengths = [(weights[r, 1:] > 0).nonzero().max().item() + 1 for r in range(len(batch))]
+    mask = (torch.arange(read)[None] < torch.tensor(lengths)[:, None]).long()
+    labels = ids.long().masked_fill(weights == 0, -100)
+    out = model(
+        input_ids=ids[:, :read].long(), attention_mask=mask, output_router_logits=True, use_cache=False
+    )
+    each = torch.nn.functional.cross_entropy(
+        out.logits.flatten(0, 1), labels[:, 1 : read + 1].flatten(), ignore_index=-100
+    )
+    assert sums.shown is not None
+    assert sums.loss / sums.weight == pytest.approx(each.item(), rel=1e-5)
+    assert sums.shown["router_loss"] / sums.weight == pytest.approx(out.aux_loss.item(), rel=1e-5)
+    (each + 0.5 * out.aux_loss).backward()
+    gates = 0
+    for (name, mine), theirs in zip(session.loop.parameters.items(), model.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        gates += "gate.weight" in name
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+    assert gates == 2
+
+
+def test_a_model_without_routers_has_no_such_loss(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="router_aux_loss: a llama model does not tell"):
+        trained(tmp_path, "llama", {"type": "lora"}, hyper={"router_aux_loss": 0.1})

@@ -1,8 +1,7 @@
 """Each architecture, with each of the engine's ways to lay out rows, against a plain loop of transformers,
 peft and torch, row by row: the losses and the weights after some steps are the same to rounding.
 
-The whole table is slow; a run of it with ORCHESTRATE_FAMILIES=docs/families.json keeps its record there, from
-which docs/families.py makes the table of docs/local.md.
+The whole table is slow; a run of it with ORCHESTRATE_FAMILIES=FILE keeps its record there.
 """
 
 from __future__ import annotations

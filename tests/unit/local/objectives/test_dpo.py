@@ -155,6 +155,7 @@ def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
     encoded, report = encode_file(
         Path(remote.train_id),
         Template(load_tokenizer(TINY)),
+        tmp_path / "encoded",
         pairs=True,
         max_length=None,
         train_on_inputs=False,

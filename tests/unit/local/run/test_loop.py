@@ -227,7 +227,8 @@ def test_noise_trains(make: Make) -> None:
 
 
 def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
-    session = make("a", validation=True, epochs=10, learning_rate=0.05, evals=25, early_stopping_patience=2)
+    given = {"validation": True, "epochs": 10, "learning_rate": 0.05, "evals": 25}
+    session = make("a", **given, early_stopping_patience=2)
     session.loop.run()
     assert session.loop.early_stopped
     assert session.loop.progress.step < session.loop.progress.total_steps
@@ -235,6 +236,26 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
     assert session.loop.valid is not None
     again = session.loop.objective.evaluate(session.loop.valid, session.loop.max_tokens)
     assert again["valid_loss"] == pytest.approx(min(valid), rel=1e-6)
+    by_step = {p.step: p.values for p in session.run.metrics()}
+    best = min((p for p in by_step if "valid_loss" in by_step[p]), key=lambda p: by_step[p]["valid_loss"])
+    assert best < session.loop.progress.step
+    kept = json.loads((session.publish() / "passport.json").read_bytes())["trained"]
+    assert (kept["weights_of_step"], kept["steps"]) == (best, session.loop.progress.step)
+    assert kept["metrics"]["valid_loss"] == min(valid)
+    assert f"validation loss {min(valid):.4f} at step {best}, whose weights are kept" in session.outcome
+    last = by_step[max(by_step)]
+    assert (last["result_step"], last["result_valid_loss"]) == (best, min(valid))
+    assert last["valid_loss"] > min(valid)
+    # A worker that died between the last step and the result has nothing more to train.
+    again_after = make(
+        "a", validation=True, epochs=10, learning_rate=0.05, evals=25, early_stopping_patience=2
+    )
+    again_after.loop.restore()
+    again_after.loop.run()
+    assert again_after.loop.progress.step == session.loop.progress.step
+    assert again_after.loop.result == session.loop.result
+    for name, value in weights(session).items():
+        assert torch.equal(weights(again_after)[name], value), name
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.unit.local.families import make
 
 from orchestrate.local.job import Hyper
 from orchestrate.local.plan import states
@@ -55,7 +56,10 @@ def reference(kind: str, params: Params) -> list[Any]:
     from transformers.optimization import Adafactor
 
     bnb: Any = import_module("bitsandbytes.optim")
-    values = list(params.values())
+    # A norm is not shrunk.
+    matrix, embeddings, vector = params.values()
+    values: list[Any] = [{"params": [matrix, embeddings]}, {"params": [vector], "weight_decay": 0.0}]
+    others: list[Any] = [{"params": [embeddings]}, {"params": [vector], "weight_decay": 0.0}]
     moments: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
     decay: dict[str, Any] = {"weight_decay": 0.1}
     make: dict[str, Callable[[], list[Any]]] = {
@@ -71,8 +75,8 @@ def reference(kind: str, params: Params) -> list[Any]:
             Adafactor(values, lr=1e-3, scale_parameter=False, relative_step=False, **decay)
         ],
         "muon": lambda: [
-            torch.optim.Muon(values[:1], momentum=0.8, adjust_lr_fn="match_rms_adamw", **decay),
-            torch.optim.AdamW(values[1:], **moments),
+            torch.optim.Muon([matrix], momentum=0.8, adjust_lr_fn="match_rms_adamw", **decay),
+            torch.optim.AdamW(others, **moments),
         ],
         "schedule_free_adamw": lambda: [schedulefree.AdamWScheduleFree(values, **moments)],
     }
@@ -144,13 +148,14 @@ def test_what_is_given_out_is_the_average_and_training_goes_on_to_the_bit() -> N
     train(mine, optimizer, range(3, 5))
     for name, parameter in mine.items():
         assert torch.equal(parameter, straight[name]), name
-    reference = schedulefree.AdamWScheduleFree(
-        list(theirs.values()), betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1
-    )
+    *matrices, vector = theirs.values()
+    groups = [{"params": matrices}, {"params": [vector], "weight_decay": 0.0}]
+    reference = schedulefree.AdamWScheduleFree(groups, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
     reference.train()
     for step in range(3):
         learn(theirs, step)
-        reference.param_groups[0]["lr"] = RATES[step]
+        for group in reference.param_groups:
+            group["lr"] = RATES[step]
         reference.step()
     trained = {name: parameter.detach().clone() for name, parameter in theirs.items()}
     reference.eval()
@@ -205,3 +210,19 @@ def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it() -> 
     assert error.value.fix == "pip install schedulefree"
     for kind in OPTIMIZERS.keys() - {"schedule_free_adamw"}:
         states.require(kind, find=lambda name: None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize("family", ["qwen2", "olmo2", "gemma3_text", "starcoder2"])
+def test_what_decays_is_what_transformers_lets_decay(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(make(family, tmp_path))
+    params = dict(loaded.named_parameters())
+    optimizer = make_optimizer(params, Hyper(weight_decay=0.1))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    wanted = set(get_parameter_names(loaded, [torch.nn.LayerNorm], patterns))
+    assert {name for name, p in params.items() if id(p) in decayed} == wanted & params.keys()
+    assert 0 < len(decayed) < len(params)

@@ -289,6 +289,10 @@ def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
     )
     (some,) = (p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "unknown-target")
     assert some.severity.value == "warning" and "q_proj" in str(some.fix)
+    experts = {"type": "lora", "target_parameters": ["experts.down_proj"]}
+    assert "no experts" in errors_of(ready, adapter=experts)["unknown-target"]
+    refused = errors_of(ready, adapter={**experts, "dropout": 0.1})["setting-refused"]
+    assert "without dropout" in refused
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,270 @@
+"""What a host that speaks OpenAI's fine-tuning API takes and how, read from its YAML file.
+
+`profiles/template.yaml` explains each field. A description is data: what it says wrongly is told with file
+and field, and nothing of it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import ConfigError
+from orchestrate.profile import Readable, described
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file; a field that it does not have is a mistake."""
+
+
+class SettingRule(Table, frozen=True, kw_only=True):
+    """What one setting of a spec becomes: exactly one of `field`, `always` and `refused`."""
+
+    field: str | None = None
+    """Of the create request, dotted; `{method}` is the host's word for the method."""
+    default: Any = None
+    """What the host takes when nothing is sent, as it would be written in the spec."""
+    least: Decimal | None = None
+    most: Decimal | None = None
+    one_of: tuple[Any, ...] = ()
+    words: dict[str, Any] = {}
+    """A value of the spec, as text -> what is sent for it."""
+    inexact: tuple[str, ...] = ()
+    """Of `words`, those that do not mean quite the same."""
+    always: Any = msgspec.UNSET
+    """What the host does whatever is asked: no field for it. `null`: what it does has no value in a spec."""
+    refused: str | None = None
+    """Why it cannot be had."""
+    rule: str | None = None
+    """What a reader of the plan should know."""
+    methods: tuple[str, ...] = ()
+    """The methods for which it holds; all when empty."""
+
+    def __post_init__(self) -> None:
+        given = (self.field is not None) + (self.always is not msgspec.UNSET) + (self.refused is not None)
+        if given != 1:
+            raise ValueError("a setting has exactly one of field, always and refused")
+        if self.always is not msgspec.UNSET and self.rule is None:
+            raise ValueError("always needs a rule, which is what the plan says of it")
+
+
+class Rows(Table, frozen=True, kw_only=True):
+    """What the host says of the rows of a file."""
+
+    kinds: tuple[str, ...] = ("chat",)
+    least: int = 1
+    most: int | None = None
+    most_bytes: int | None = None
+    most_tokens: int | None = None
+    refuses: tuple[str, ...] = ()
+    """Traits of rows, by the names of `orchestrate.providers.compatible.described.TRAITS`."""
+    developer: str = "developer"
+    names: bool = True
+
+
+class Files(Table, frozen=True, kw_only=True):
+    ready: tuple[str, ...] = ("processed",)
+    refused: tuple[str, ...] = ("error", "deleted")
+    waiting: tuple[str, ...] = ("uploaded",)
+    """Words of a file that is not ready yet; any other word is waited out, too."""
+    whole_bytes: int | None = None
+    """The largest file that goes up in one request; larger ones go in parts. `None`: as at OpenAI."""
+
+
+class Suffix(Table, frozen=True, kw_only=True):
+    most: int = 64
+
+
+class Model(Table, frozen=True, kw_only=True):
+    """A base model as the host offers it, under the catalog's name."""
+
+    id: str
+    methods: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    context: tuple[int, int] | None = None
+    max_rank: int | None = None
+    no_new_jobs_after: date | None = None
+    shutdown: date | None = None
+    note: str | None = None
+    sources: tuple[str, ...] = ()
+
+
+class Closing(Table, frozen=True, kw_only=True):
+    no_new_jobs_after: date | None = None
+    source: str = ""
+    gates: tuple[tuple[date, str], ...] = ()
+
+
+class Request(Table, frozen=True, kw_only=True):
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    query: dict[str, str] = {}
+
+
+class Listed(Table, frozen=True, kw_only=True):
+    """A list of deployments, and where its entries say what."""
+
+    path: str
+    query: dict[str, str] = {}
+    entries: str
+    name: str
+    model: str
+    state: str
+    created: str | None = None
+    tier: str | None = None
+    job: str | None = None
+    """Where it says of which job it is, up to a colon; `None`: its name does."""
+
+
+class Deployment(Table, frozen=True, kw_only=True):
+    """How a tuned model is put up, where it does not answer by itself. Paths and bodies hold `{name}`,
+    `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own options."""
+
+    url: str | None = None
+    """`None`: beside the base URL, see `root`."""
+    root: str = ""
+    """In the place of the base URL's path."""
+    login: str = ""
+    """How the key of this API is got, where it is another one than that of training; it is read from the
+    variable NAME_MANAGEMENT_TOKEN."""
+    options: dict[str, str] = {}
+    """What `[hosts.NAME.options]` has to say, and what it is."""
+    tiers: tuple[str, ...] = ()
+    """What `deploy --set tier=...` takes, the usual one first; each has a rate `hosting` of that tier."""
+    name_pattern: str = "orc-{job}"
+    make: Request
+    list: Listed
+    remove: Request
+    bills: dict[str, bool | None] = {}
+    """Whether a deployment in this state bills by the hour."""
+    up: tuple[str, ...] = ()
+    """The states in which it answers."""
+    tuned: str = ""
+    """A text in the name of a tuned model, by which those of base models are told apart."""
+    answers_as: str = "name"
+    """What is asked: the deployment's own `name`, or the `model` that the list names."""
+    note: str = ""
+    source: str
+
+
+class Described(Table, frozen=True, kw_only=True):
+    """A whole file."""
+
+    title: str
+    sources: dict[str, str]
+    inferred: dict[str, str] = {}
+    """What no page of the host says and was taken from elsewhere: field -> from where."""
+    url: str | None = None
+    address: str = ""
+    """What a base URL looks like, where each customer has one of his own."""
+    paths: tuple[str, ...] = ("/v1",)
+    """The paths that the base URL may end in; the stand-in serves all of them."""
+    key_header: str | None = None
+    account: str = "key"
+    """`key`: whose jobs these are is told by the key's fingerprint; `address`: by the base URL."""
+    ref: str = "suffix"
+    """Where a job carries the tag by which it is found again: `suffix` or `metadata`."""
+    suffix: Suffix = Suffix()
+    rows: Rows = Rows()
+    files: Files = Files()
+    statuses: dict[str, str] = {}
+    """The host's further words for a job -> ours."""
+    page: int = 100
+    features: tuple[str, ...]
+    missing: dict[str, str]
+    methods: dict[str, str]
+    """Of the spec -> the host's word."""
+    method_type: str | None = None
+    """The field that names the method."""
+    adapters: dict[str, dict[str, Any]] = {}
+    """Of the spec -> fields of the create request; none at all: the host chooses how it adapts the
+    weights."""
+    settings: dict[str, SettingRule] = {}
+    fields: tuple[str, ...] = ()
+    """Further fields of the create request, for `provider_options`."""
+    versions: dict[str, str] = {}
+    """A field of `provider_options`, or `field=value` -> the API version without which it is not known."""
+    wandb_in_request: bool = False
+    """Whether the W&B key goes with the request; else it is stored at the host."""
+    weights: bool = False
+    """Whether a checkpoint lists the files of its weights."""
+    tuned_name: str | None = None
+    """A regular expression of a tuned model's name, with the base model as its group `base`."""
+    default_epochs: int | None = None
+    models: dict[str, Model] = {}
+    hub: bool = True
+    """Whether other models are named by their ids on the hub."""
+    closing: Closing = Closing()
+    rates: tuple[dict[str, Any], ...] = ()
+    undated: tuple[str, ...] = ()
+    """Keys of sources without a date."""
+    deployment: Deployment | None = None
+    chat_limit: str = "max_tokens"
+    serving_note: str = ""
+    cap_gap: str = ""
+
+    def rule(self, name: str, method: str) -> SettingRule | None:
+        found = self.settings.get(name)
+        return found if found is not None and (not found.methods or method in found.methods) else None
+
+    def field(self, rule: SettingRule, method: str) -> str:
+        return (rule.field or "").replace("{method}", self.methods.get(method, method))
+
+    @property
+    def known_fields(self) -> Mapping[str, None]:
+        """Of the create request."""
+        plain = ["model", "training_file", "validation_file", "seed", "suffix", "metadata", *self.fields]
+        for method in self.methods:
+            plain += [self.field(rule, method) for rule in self.settings.values() if rule.field]
+        adapter = [field for fields in self.adapters.values() for field in fields]
+        return dict.fromkeys([*plain, *adapter, *([self.method_type] if self.method_type else [])])
+
+
+@cache
+def read(file: Readable, name: str) -> Described:
+    """The description in a file; `name` is how people know that file. Raises `ConfigError`."""
+    import yaml
+
+    from orchestrate.expansion import require_bounded
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=loader)
+        if node is not None:
+            require_bounded(node)
+        values: Any = yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, the C one where built
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
+    try:
+        return msgspec.convert(values, Described)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: {error}", fix="orchestrate providers --template  explains each field"
+        ) from error
+
+
+Entry = tuple[str, tuple[Readable, str]]
+
+
+def entries() -> tuple[Entry, ...]:
+    """Of the hosts that a file describes; what is made of all of them is kept by this."""
+    return tuple(described().items())
+
+
+def readable(entries: Iterable[Entry]) -> dict[str, Described]:
+    """Kind -> description, of those that can be read: a wrong one says so when its host is used."""
+    found: dict[str, Described] = {}
+    for kind, (file, name) in entries:
+        with suppress(ConfigError):
+            found[kind] = read(file, name)
+    return found

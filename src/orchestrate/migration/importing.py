@@ -1,0 +1,293 @@
+"""Past jobs of an account become runs: first all of them from the lists, then what belongs to each.
+
+Nothing is changed on the host. A job is one run however often it is imported, since its run's id is made of
+the job; what was fetched is not fetched again, so that an import that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate.errors import (
+    DataError,
+    InvalidRequest,
+    NotFound,
+    OrchestrateError,
+    PermissionRefused,
+    SpecError,
+    Unsupported,
+    UsageError,
+)
+from orchestrate.files import private_folder
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
+from orchestrate.tracking.sweep import conclude, fetch_details
+from orchestrate.tracking.worth import valued
+from orchestrate.types import Job, JobStatus, Run, SubmitPhase, Told
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.providers.base import Provider
+    from orchestrate.tracking.store import Store
+
+FILES = "host-file"
+DETAILS = "import"
+"""Kinds of records in the store."""
+THREADS = 4
+_LOST = (NotFound, PermissionRefused, InvalidRequest, Unsupported)
+_PREFIX, _REF_PREFIX = "run-", "imp-"
+
+
+class HostFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a job as the host has it, or had."""
+
+    id: str
+    sha256: str | None = None
+    bytes: int = 0
+    path: str | None = None
+    rows_digest: str | None = None
+    """Of its rows, by which the same data are known again."""
+    gone: str | None = None
+    """Why it cannot be had."""
+
+
+class ImportReport(msgspec.Struct, kw_only=True):
+    provider: str
+    account: str = ""
+    imported: list[str] = []
+    known: int = 0
+    """Jobs that are runs already."""
+    left_out: int = 0
+    """Jobs that made no model, without `all`."""
+    files: int = 0
+    """Fetched now."""
+    files_gone: int = 0
+    problems: dict[str, str] = {}
+    """Run id -> what could not be fetched; the same command tries it again."""
+
+
+Tell = Callable[[str, int, int], object]
+"""Called with what is done, how many of them, and of how many (0: not known)."""
+
+
+class Importer:
+    """One account into one store."""
+
+    def __init__(
+        self, store: Store, provider: Provider, folder: Path, rates: RateBook, tell: Tell | None = None
+    ) -> None:
+        """`folder` is where files go, by their content."""
+        self._store, self._provider, self._folder, self._rates = store, provider, folder, rates
+        self._tell: Tell = tell or _silent
+
+    def run(
+        self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
+    ) -> ImportReport:
+        """`every`: also jobs that failed or were cancelled. Raises `ProviderError` where the list cannot be
+        read."""
+        account = accounts.account_of(self._store, self._provider)
+        report = ImportReport(provider=self._provider.config.name, account=account)
+        for number, job in enumerate(self._provider.list(since=since), 1):
+            self._tell("jobs listed", number, 0)
+            if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:
+                report.left_out += 1
+            elif (run := self._run_of(job, account)) is None:
+                report.known += 1
+            else:
+                self._store.runs.restore(run)
+                report.imported.append(run.id)
+        if details:
+            self._complete(report, files=files)
+        return report
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def _run_of(self, job: Job, account: str) -> Run | None:
+        """`None` where the store has it."""
+        ref = job.handle.ref if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref) else None
+        now = self._store.clock.now()
+        if ref is not None:
+            if self._store.runs.of_refs([ref]):
+                return None
+            run_id = run_id_of(ref)
+        else:
+            found = self._free_id(job, job.created_at or now)
+            if found is None:
+                return None
+            run_id, ref = found, _REF_PREFIX + found.removeprefix(_PREFIX)
+        worth = valued(self._provider, job, self._rates)
+        spec = _spec(job, self._provider.asked_for(job), worth.spec)
+        run = Run(
+            id=run_id,
+            ref=ref,
+            provider=self._provider.config.name,
+            model=job.model or "unknown",
+            spec=spec,
+            spec_hash="",
+            dataset_digest="",
+            host=self._provider.host,
+            account=account,
+            sandbox=self._provider.sandbox,
+            phase=SubmitPhase.SUBMITTED,
+            status=JobStatus.SUBMITTING,
+            job_id=job.handle.job_id,
+            job_kind=job.handle.kind,
+            created_at=job.created_at or now,
+            updated_at=now,
+            quote=worth.quote,
+            bill=worth.bill,
+            tags={"imported": now.date().isoformat()},
+            imported=True,
+        )
+        return transitions.observed(run, job, now)
+
+    def _free_id(self, job: Job, at: datetime) -> str | None:
+        """An id made of the job, so that a second import gives the same one; `None` where it is there."""
+        for salt in range(8):
+            words = (self._provider.config.name, self._provider.host, job.handle.job_id, str(salt))
+            mark = int(hashlib.sha256("\0".join(words).encode()).hexdigest(), 16)
+            run_id = new_id(_PREFIX, at, mark)
+            there = self._store.runs.of_ids([run_id])
+            if not there:
+                return run_id
+            if there[0].job_id == job.handle.job_id:
+                return None
+        raise UsageError(f"no id is free for job {job.handle.job_id}")
+
+    # -- what belongs to them ------------------------------------------------------------------------------
+
+    def _complete(self, report: ImportReport, *, files: bool) -> None:
+        done = {record.run_id for record in self._store.history.records(DETAILS)}
+        name, host = self._provider.config.name, self._provider.host
+        open_runs = [
+            run
+            for run in self._store.runs.matching(provider=name, host=host)
+            if run.imported and run.id not in done
+        ]
+        told = {run.id: self._answer(run, report) for run in open_runs} if files else {}
+        if files:
+            self._fetch(sorted({id for _, one in told.values() for id in one.files.values()}), report)
+        known = {file.id: file for file in self.files()}
+
+        def one(run: Run) -> tuple[Run, str | None]:
+            try:
+                self._detail(run, told.get(run.id), known)
+            except OrchestrateError as error:
+                return run, error.message
+            return run, None
+
+        with ThreadPoolExecutor(max_workers=THREADS) as pool:
+            for number, (run, problem) in enumerate(pool.map(one, open_runs), 1):
+                self._tell("runs completed", number, len(open_runs))
+                if problem is not None:
+                    report.problems[run.id] = problem
+
+    def _answer(self, run: Run, report: ImportReport) -> tuple[Job | None, Told]:
+        try:
+            job = self._provider.get(run.handle)
+        except OrchestrateError as error:
+            report.problems[run.id] = error.message
+            return None, Told()
+        return job, self._provider.asked_for(job)
+
+    def _detail(self, run: Run, told: tuple[Job | None, Told] | None, known: dict[str, HostFile]) -> None:
+        job = told[0] if told is not None else None
+        fetch_details(self._store, self._provider, run)
+        ids = told[1].files if told is not None else {}
+        mine = {split: known[id] for split, id in ids.items() if id in known}
+        if mine:
+            self._store.runs.apply(run.id, lambda current: _with_files(current, mine), note="files fetched")
+        if run.status.terminal:
+            conclude(self._store, self._provider, run, job or self._provider.get(run.handle), None)
+        record = {"files": {split: msgspec.to_builtins(file) for split, file in mine.items()}}
+        if told is not None and len(mine) == len(ids) and run.status.terminal:
+            self._store.history.add_record(run.id, DETAILS, record)
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def files(self) -> Iterator[HostFile]:
+        """Those of this host that were fetched, or found gone."""
+        for record in self._store.history.records(FILES, [self._place]):
+            yield msgspec.convert(record.data, HostFile)
+
+    @property
+    def _place(self) -> str:
+        return f"{self._provider.config.name} {self._provider.host}"[:64]
+
+    def _fetch(self, ids: Sequence[str], report: ImportReport) -> None:
+        known = {file.id for file in self.files()}
+        waiting = [id for id in ids if id not in known]
+        for number, id in enumerate(waiting, 1):
+            try:
+                found = self._fetched(id)
+            except _LOST as error:
+                found = HostFile(id=id, gone=error.message)
+            except OrchestrateError as error:
+                report.problems[f"file {id}"] = error.message
+                continue
+            self._store.history.add_record(self._place, FILES, found)
+            report.files += found.gone is None
+            report.files_gone += found.gone is not None
+            self._tell("files fetched", number, len(waiting))
+
+    def _fetched(self, id: str) -> HostFile:
+        folder = private_folder(self._folder)
+        draft = folder / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.download"
+        self._provider.fetch_file(id, draft)
+        content = hashlib.sha256()
+        with draft.open("rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+        size, path = draft.stat().st_size, folder / f"{content.hexdigest()}.jsonl"
+        draft.replace(path)
+        return HostFile(
+            id=id, sha256=content.hexdigest(), bytes=size, path=str(path), rows_digest=_rows_digest(path)
+        )
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    del what, done, of
+
+
+def _rows_digest(path: Path) -> str | None:
+    from orchestrate.data import Dataset
+
+    try:
+        return Dataset.open(path).digest
+    except DataError:
+        return None
+
+
+def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:
+    """As much of the spec as the host tells and as can be read back."""
+    spec = {**least, **told.spec, "model": job.model or "unknown"}
+    for name in list(told.spec):
+        try:
+            JobSpec.parse(spec)
+            break
+        except SpecError:
+            spec.pop(name, None)
+    try:
+        JobSpec.parse(spec)
+    except SpecError:
+        return least
+    return spec
+
+
+def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
+    paths = {split: file.path for split, file in files.items() if file.path is not None}
+    if not paths:
+        return run
+    digests = [file.rows_digest for split in ("train", "validation") if (file := files.get(split))]
+    parts = [digests[0], digests[1] if len(digests) > 1 else "-"] if digests and digests[0] else []
+    whole = hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest() if parts else ""
+    spec = {**run.spec, **paths}
+    return msgspec.structs.replace(run, spec=spec, dataset_digest=whole)

@@ -1,0 +1,124 @@
+"""What a team stands to lose: each tuned model, when it falls silent, what it cost, and what can be made
+again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate import catalog, description
+from orchestrate.errors import SpecError
+from orchestrate.types import JobStatus, Record, Run
+
+if TYPE_CHECKING:
+    from orchestrate.migration.importing import HostFile
+    from orchestrate.profile import Profile
+
+
+class Held(Record, frozen=True, kw_only=True):
+    """One run, as it stands."""
+
+    run_id: str
+    provider: str
+    model: str
+    tuned_model: str | None
+    status: JobStatus
+    made_at: datetime
+    silent_on: date | None
+    """The last day on which it answers; `None` where none is announced."""
+    days_left: int | None
+    cost_usd: Decimal | None
+    trained_tokens: int | None
+    last_use: datetime | None
+    """As this store saw it; the hosts do not tell."""
+    data: str
+    """`here` (a file of this machine), `gone` (with why), or `unknown`."""
+    data_path: str | None = None
+    rebuild: str
+    """Whether it can be made again, and of what."""
+
+
+class Inventory(Record, frozen=True, kw_only=True):
+    rows: tuple[Held, ...]
+    cost_usd: Decimal
+    """Of the runs whose cost is known."""
+    uncosted: int
+    silent: tuple[tuple[date, int], ...]
+    """Day -> models that fall silent on it, soonest first."""
+    data_here: int
+    data_gone: int
+
+
+def inventory(
+    runs: Iterable[Run], profile: Profile, files: Iterable[HostFile], today: date, used: dict[str, datetime]
+) -> Inventory:
+    """`used`: run id -> when a model was last asked from this store."""
+    gone = {file.id: file.gone for file in files if file.gone is not None}
+    rows = sorted(
+        (_held(run, profile, gone, today, used.get(run.id)) for run in runs),
+        key=lambda held: (held.silent_on or date.max, held.made_at),
+    )
+    answering = [row for row in rows if row.tuned_model is not None and row.silent_on is not None]
+    days = sorted({row.silent_on for row in answering if row.silent_on is not None})
+    costs = [row.cost_usd for row in rows if row.cost_usd is not None]
+    return Inventory(
+        rows=tuple(rows),
+        cost_usd=sum(costs, Decimal(0)),
+        uncosted=len(rows) - len(costs),
+        silent=tuple((day, sum(row.silent_on == day for row in answering)) for day in days),
+        data_here=sum(row.data == "here" for row in rows),
+        data_gone=sum(row.data.startswith("gone") for row in rows),
+    )
+
+
+def _held(run: Run, profile: Profile, gone: dict[str, str], today: date, used: datetime | None) -> Held:
+    silent_on = _shutdown(run.model, profile)
+    path = run.spec.get("train")
+    here = isinstance(path, str) and path != "unknown"
+    data = "here" if here else "gone: " + next(iter(gone.values())) if gone else "unknown"
+    return Held(
+        run_id=run.id,
+        provider=run.provider,
+        model=run.model,
+        tuned_model=run.tuned_model,
+        status=run.status,
+        made_at=run.created_at,
+        silent_on=silent_on,
+        days_left=(silent_on - today).days if silent_on is not None else None,
+        cost_usd=run.bill.usd if run.bill is not None else None,
+        trained_tokens=run.trained_tokens,
+        last_use=used,
+        data=data,
+        data_path=str(path) if here else None,
+        rebuild=_rebuild(run.model, profile, today) if here else "no: its training rows are not here",
+    )
+
+
+def _shutdown(model: str, profile: Profile) -> date | None:
+    try:
+        host = catalog.resolve(model, profile).host
+    except SpecError:
+        return None
+    return host.shutdown if host is not None else None
+
+
+def _rebuild(name: str, profile: Profile, today: date) -> str:
+    """The nearest ways to make it again: the same base elsewhere while it can be tuned, then open models."""
+    base = profile.tuned_base(name) if profile.tuned_base else None
+    model = catalog.lookup(base or name)
+    if model is None:
+        return "yes, on any open model"
+    ways = [f"the same base on {kind} until {until}" for kind, until in elsewhere(model, profile.kind, today)]
+    ways += [other.name for other in catalog.alternatives(model)[:2]]
+    return f"yes: {', or '.join(ways)}" if ways else "yes, on any open model"
+
+
+def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
+    """Hosts that still tune the same closed base, with the day on which they stop."""
+    if model.open:
+        return []
+    offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]
+    days = [(other, host.no_new_jobs_after) for other, host in offers if host is not None]
+    return [(other, day) for other, day in days if day is not None and day > today]

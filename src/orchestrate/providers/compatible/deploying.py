@@ -1,0 +1,257 @@
+"""Putting a tuned model up at a described host: requests of its description, with names that a second call
+finds again.
+
+A deployment is named by its job. What a request changes is asked of the host's list, and nothing is believed
+that the list does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from orchestrate.description import Deployment, Described, Request
+from orchestrate.errors import MissingKey, NotFound, ProviderError, UsageError
+from orchestrate.providers.dedicated import Replicas
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.payloads import payload
+from orchestrate.providers.values import plain, table, text, when
+from orchestrate.types import Endpoint, Job, JobStatus, Standing
+
+if TYPE_CHECKING:
+    import httpx
+
+    from orchestrate.config import HostConfig
+
+
+class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `deploy` takes."""
+
+    tier: str | None = None
+    """How it is served; without one the first of the description."""
+
+
+class Deploying:
+    def __init__(self, told: Described, how: Deployment, config: HostConfig, wire: Wire) -> None:
+        self._told, self._how, self._config, self._wire = told, how, config, wire
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        """Raises `MissingKey` with how the key is got."""
+        import httpx
+
+        how, config = self._how, self._config
+        headers: dict[str, str] = {}
+        if how.login:
+            token = config.management_token
+            if token is None:
+                variable = f"{config.name.upper().replace('-', '_')}_MANAGEMENT_TOKEN"
+                missing = MissingKey(f"{self._told.title}'s API of deployments", variable)
+                missing.fix = f'export {variable}="$({how.login})"'
+                raise missing
+            headers["authorization"] = f"Bearer {token.reveal()}"
+        else:
+            headers["authorization"] = f"Bearer {config.require_key().reveal()}"
+        root = how.url
+        if config.management_url is not None:
+            root = config.management_url
+        elif root is None:
+            base = urlsplit(config.base_url or "")
+            root = f"{base.scheme}://{base.netloc}{how.root}"
+        return httpx.Client(base_url=root, headers=headers, timeout=config.timeout_s, follow_redirects=False)
+
+    def close(self) -> None:
+        if (http := vars(self).pop("_http", None)) is not None:
+            http.close()
+
+    # -- what is asked -------------------------------------------------------------------------------------
+
+    def price(self, options: Mapping[str, Any] | None) -> Decimal | None:
+        """US dollars per hour of `deploy` with these options."""
+        return self._hourly(self._tier(self._wanted(options)))
+
+    def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
+        """`checkpoint` gives the last one's id. Raises `OutcomeUnknown` when the answer to the request that
+        bills was lost."""
+        wanted = self._wanted(options)
+        there = self._find(job.handle.job_id)
+        if there is None:
+            tier = self._tier(wanted)
+            wanted.require(self._config.name, self._hourly(tier))
+            values = self._values(job, tier, wanted, checkpoint)
+            name = values["name"]
+            try:
+                self._wire.send_once(name, lambda: self._send(self._how.make, values), lambda _: name)
+            except ProviderError:
+                # What was refused may have been made all the same, by this request or by another process.
+                there = self._find(job.handle.job_id)
+                if there is None:
+                    raise
+            there = there or self._find(job.handle.job_id)
+        return self._endpoint(job, there)
+
+    def remove(self, job_id: str) -> None:
+        there = self._find(job_id)
+        if there is None:
+            return
+        values = {**self._own_options(), "name": str(there["name"]), "job": job_id}
+        try:
+            self._wire.read(lambda: self._send(self._how.remove, values))
+        except NotFound:
+            return  # gone already
+
+    def find(self, job: Job) -> Endpoint | None:
+        return self._endpoint(job, there) if (there := self._find(job.handle.job_id)) is not None else None
+
+    def standing(self) -> Iterator[Standing]:
+        """Of tuned models; those of base models are asked by the token and stand apart."""
+        for entry in self._all():
+            bills = self._how.bills.get(entry["state"]) if entry["tuned"] else False
+            hourly = self._hourly(entry["tier"]) if entry["tuned"] else Decimal(0)
+            yield Standing(
+                provider=self._config.name,
+                kind="deployment",
+                id=entry["name"],
+                name=entry["name"],
+                state=entry["state"].lower(),
+                bills=False if hourly == 0 else bills,
+                usd_per_hour=hourly,
+                job_id=entry["job"],
+                created_at=when(entry["created"]),
+                note=entry["model"],
+                payload=payload(entry["raw"]),
+            )
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def _wanted(self, options: Mapping[str, Any] | None) -> DeployOptions:
+        wanted = DeployOptions.read(self._config.name, options)
+        if wanted.tier is not None and wanted.tier not in self._how.tiers:
+            known = ", ".join(self._how.tiers) or "none"
+            raise UsageError(
+                f"{self._told.title} has no tier {wanted.tier!r} of deployments; it has: {known}"
+            )
+        return wanted
+
+    def _tier(self, wanted: DeployOptions) -> str | None:
+        return wanted.tier or next(iter(self._how.tiers), None)
+
+    def _hourly(self, tier: str | None) -> Decimal | None:
+        """By the description's rates."""
+        for rate in self._told.rates:
+            if rate.get("method") == "hosting" and (
+                tier is None or str(rate.get("tier")).lower() == tier.lower()
+            ):
+                return Decimal(str(rate["usd_per_hour"]))
+        return None
+
+    def _own_options(self) -> dict[str, str]:
+        given = self._config.options
+        if lacking := [name for name in self._how.options if not given.get(name)]:
+            wanted = ", ".join(f'{name} = "{self._how.options[name]}"' for name in lacking)
+            raise UsageError(
+                f"{self._told.title}'s API of deployments needs {', '.join(lacking)}",
+                fix=f"[hosts.{self._config.name}.options] {wanted}   in orchestrate.toml",
+            )
+        return {name: str(given[name]) for name in self._how.options}
+
+    def _values(
+        self, job: Job, tier: str | None, wanted: DeployOptions, checkpoint: Callable[[], str]
+    ) -> dict[str, str]:
+        if job.status is not JobStatus.SUCCEEDED:
+            raise UsageError(f"job {job.handle.job_id} has no model yet (it is {job.status})")
+        needed = "{checkpoint}" in str(self._how.make.body)
+        return {
+            **self._own_options(),
+            "checkpoint": checkpoint() if needed else "",
+            "name": self.name(job.handle.job_id),
+            "job": job.handle.job_id,
+            "model": job.tuned_model or "",
+            "base": job.model or "",
+            "tier": tier or "",
+            "capacity": str(wanted.max_replicas),
+        }
+
+    def _send(self, request: Request, values: Mapping[str, str]) -> dict[str, Any]:
+        answer = self._http.request(
+            request.method,
+            _filled(request.path, values),
+            params=request.query or None,
+            json=None if request.body is None else _filled(request.body, values),
+        )
+        answer.raise_for_status()
+        return plain(answer.json()) if answer.content else {}
+
+    def _all(self) -> Iterator[dict[str, Any]]:
+        how = self._how.list
+        path = _filled(how.path, self._own_options())
+
+        def ask() -> object:
+            answer = self._http.get(path, params=how.query or None)
+            answer.raise_for_status()
+            return answer.json()
+
+        for raw in self._wire.entries(ask, how.entries):
+            model, name = (text(_at(raw, path)) or "" for path in (how.model, how.name))
+            yield {
+                "raw": raw,
+                "name": name,
+                "job": self._job_id(name) if how.job is None else _before_colon(text(_at(raw, how.job))),
+                "model": model,
+                "state": text(_at(raw, how.state)) or "unknown",
+                "tier": text(_at(raw, how.tier)) if how.tier else None,
+                "created": _at(raw, how.created) if how.created else None,
+                "tuned": self._how.tuned in model,
+            }
+
+    def _find(self, job_id: str) -> dict[str, Any] | None:
+        return next((entry for entry in self._all() if entry["job"] == job_id.lower()), None)
+
+    def name(self, job_id: str) -> str:
+        return self._how.name_pattern.replace("{job}", job_id).lower()
+
+    def _job_id(self, name: str) -> str | None:
+        """Of a deployment that is named as we name them."""
+        before, _, _ = self._how.name_pattern.lower().partition("{job}")
+        return name.lower().removeprefix(before) if name.lower().startswith(before) else None
+
+    def _endpoint(self, job: Job, there: Mapping[str, Any] | None) -> Endpoint:
+        name = self.name(job.handle.job_id)
+        entry = there or {"name": name, "state": "starting", "tier": None, "raw": {}, "model": name}
+        return Endpoint(
+            provider=self._config.name,
+            id=str(entry["name"]),
+            model=str(entry[self._how.answers_as]),
+            state="ready" if entry["state"] in self._how.up else str(entry["state"]).lower(),
+            base_url=self._config.base_url,
+            usd_per_hour=self._hourly(entry["tier"]),
+            payload=payload(entry["raw"]),
+        )
+
+
+def _filled(value: Any, values: Mapping[str, str]) -> Any:
+    """Texts with `{name}` and the like replaced; a text that is nothing but a number then is one."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner, values) for key, inner in table(value).items()}
+    if isinstance(value, list):
+        return [_filled(inner, values) for inner in value]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    found = value
+    for name, word in values.items():
+        found = found.replace(f"{{{name}}}", word)
+    return int(found) if value == "{capacity}" else found
+
+
+def _before_colon(value: str | None) -> str | None:
+    return value.partition(":")[0].lower() if value else None
+
+
+def _at(raw: Mapping[str, Any], path: str) -> Any:
+    value: Any = raw
+    for key in path.split("."):
+        value = table(value).get(key)
+    return value

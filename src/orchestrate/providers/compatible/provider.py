@@ -1,0 +1,269 @@
+"""Any host that speaks OpenAI's fine-tuning API and is described by a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.config import HostConfig
+from orchestrate.description import Described
+from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
+from orchestrate.files import new_folder
+from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers.base import Progress
+from orchestrate.providers.clients import connect
+from orchestrate.providers.compatible import checking, reading
+from orchestrate.providers.compatible.deploying import Deploying
+from orchestrate.providers.compatible.sdk import SdkProvider
+from orchestrate.providers.compatible.translation import translate
+from orchestrate.providers.compatible.weights import fetch
+from orchestrate.providers.hosted import Wire
+from orchestrate.providers.registry import no_address
+from orchestrate.providers.values import plain, rows, suffix_tag, table, whole
+from orchestrate.types import (
+    Account,
+    Artifact,
+    Billing,
+    Endpoint,
+    Feature,
+    Job,
+    JobHandle,
+    JobStatus,
+    Problem,
+    RemoteDataset,
+    Standing,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+
+class CompatibleProvider(SdkProvider):
+    """The classes of the hosts are made of this one by `orchestrate.providers.compatible.backends`."""
+
+    told: ClassVar[Described]
+
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+        if config.base_url is None:
+            raise no_address(config.name, config.kind)
+        if self.told.files.whole_bytes is not None:
+            options = {"multipart_bytes": self.told.files.whole_bytes, **config.options}
+            config = replace(config, options=options)
+        super().__init__(config, wire=wire)
+        how = self.told.deployment
+        self._deploying = Deploying(self.told, how, self.config, self._wire) if how else None
+
+    def connect(self) -> OpenAI:
+        return connect(self.config, key_header=self.told.key_header)
+
+    def close(self) -> None:
+        super().close()
+        if self._deploying is not None:
+            self._deploying.close()
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def resolve(self, spec: JobSpec) -> ModelOnHost:
+        found = super().resolve(spec)
+        if found.folder is not None:
+            raise SpecError(
+                f"{found.id} is a folder of this machine, and {self.title} trains its own models by name",
+                fix=f"orchestrate models --provider {self.name}",
+            )
+        return found
+
+    def translate(self, spec: JobSpec) -> Translation:
+        version = self.config.options.get("api_version")
+        return translate(self.told, self.name, spec, self.resolve(spec), version)
+
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        return checking.check(self, spec, data, translation)
+
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """None of these hosts tells whose a key is; where each customer has an address of his own, that
+        does."""
+        if self.told.account == "address":
+            return Account(id=f"resource {self.host}", told=True)
+        return accounts.of_key(self.config, self.host)
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
+        if self.told.ref == "metadata":
+            return super().tag(spec, ref)
+        return {"suffix": suffix_tag(spec.suffix, ref, self.told.suffix.most)}
+
+    def wanted(self, ref: str) -> dict[str, Any]:
+        return super().wanted(ref) if self.told.ref == "metadata" else {}
+
+    def sent(self, body: dict[str, Any]) -> dict[str, Any]:
+        """With the W&B key, which no translation holds."""
+        if self.told.wandb_in_request:
+            for entry in rows(body.get("integrations")):
+                table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
+        return body
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        if spec.wandb is not None and self.told.wandb_in_request:
+            offline.wandb_key(self.config)  # before anything is sent
+        return super().create(spec, remote, translation, ref)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def billing(self) -> Billing:
+        if self._deploying is None:
+            unseen = "deployments of tuned models, for which no list of it is described"
+            return standing.of_jobs(self, unseen)
+        deploying = self._deploying
+        parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
+        try:
+            return standing.joined(self, parts)
+        except (MissingKey, UsageError) as error:
+            note = f"deployments of {self.title}: {error.message} ({error.fix})"
+            found = standing.of_jobs(self)
+            return Billing(items=found.items, partial=True, unseen=(note,))
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """File by file, as the checkpoint lists them; a file that came whole is not fetched again."""
+        self.require(Feature.DOWNLOAD)
+        archives.require_empty(dest)
+        known = self.get(job)
+        name, ids = self._weights_of(job, checkpoint)
+        waiting = new_folder(dest.parent) / f".{dest.name}.{name}.download"
+        most = transfer.limit_bytes(self.config, self.size_of(known.model))
+        fetch(self.client, self._wire, ids, waiting, most, progress)
+        with archives.staged(dest) as folder:
+            for path in sorted(waiting.iterdir()):
+                path.rename(folder / path.name)
+            waiting.rmdir()
+            files = archives.inspect(folder)
+        return Artifact(
+            kind=archives.kind_of(files),
+            folder=str(dest),
+            files=files,
+            base_model=archives.base_of(dest) or known.model,
+            provider=self.name,
+            job_id=job.job_id,
+        )
+
+    def _weights_of(self, job: JobHandle, checkpoint: str | None) -> tuple[str, list[str]]:
+        """A checkpoint's id and the ids of its files; the last one by default."""
+        source = self.client.fine_tuning.jobs.checkpoints
+        pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
+        found = sorted((plain(c) for page in pages for c in page.data), key=_step)
+        chosen = [c for c in found if checkpoint in (None, c.get("id"))]
+        if not chosen:
+            raise UsageError(
+                f"job {job.job_id} has no checkpoint {checkpoint or 'yet'}", fix="orchestrate checkpoints RUN"
+            )
+        ids = [str(id) for id in cast("list[Any]", chosen[-1].get("result_files") or [])]
+        return str(chosen[-1].get("id")), ids
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        return self._deployer.price(options)
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """`options`: see `deploying.DeployOptions`."""
+        return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
+
+    def undeploy(self, job: JobHandle) -> None:
+        self._deployer.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._deployer.standing()
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        if self._deploying is not None:
+            return self._deploying.find(self.get(job))
+        tuned = self._answering(self.get(job))
+        if tuned is None:
+            return None
+        return Endpoint(
+            provider=self.name, id=tuned, model=tuned, state="serverless", base_url=self.config.base_url
+        )
+
+    @property
+    def _deployer(self) -> Deploying:
+        """Raises `Unsupported`."""
+        self.require(Feature.DEPLOY)
+        if self._deploying is None:
+            raise AssertionError("DEPLOY is a feature of hosts whose deployments are described")
+        return self._deploying
+
+    def _last_checkpoint(self, job: JobHandle) -> str:
+        found = self.checkpoints(job)
+        if not found:
+            raise UsageError(f"job {job.job_id} has no checkpoint to deploy")
+        return found[-1].id
+
+    def _answering(self, job: Job) -> str | None:
+        """The configured deployment, else that of the job: by its name, or as the host's list calls it."""
+        configured = super()._answering(job)
+        how = self.told.deployment
+        if how is None or self.config.options.get("deployment"):
+            return configured
+        if how.answers_as == "name":
+            return self._deployer.name(job.handle.job_id)
+        found = self._deployer.find(job)
+        return found.model if found is not None else None
+
+    def _base(self, job: Job) -> str | None:
+        """Where every model needs a deployment, its base does too."""
+        how = self.told.deployment
+        if how is None or how.answers_as != "name":
+            return job.model
+        if deployed := self.config.options.get("base_deployment"):
+            return str(deployed)
+        raise UsageError(
+            f"{self.title} answers by deployments only, and that of the base model {job.model} is not known",
+            fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
+        )
+
+
+def _step(checkpoint: Mapping[str, Any]) -> int:
+    return whole(checkpoint.get("step_number")) or 0
+
+
+def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
+    """Those that are there, and the reasons of the others. Raises `ConfigError` unless they are all of
+    them."""
+    known = {feature.value: feature for feature in Feature}
+    for field, words in (("features", told.features), ("missing", tuple(told.missing))):
+        if unknown := sorted(set(words) - set(known)):
+            raise ConfigError(f"{name}: {field}: {unknown[0]} is no feature; known: {', '.join(known)}")
+    have, reasons = set(told.features), set(told.missing)
+    if wrong := sorted(have & reasons):
+        raise ConfigError(f"{name}: {wrong[0]} is in features and in missing")
+    if lacking := sorted(set(known) - have - reasons):
+        raise ConfigError(f"{name}: {lacking[0]} is neither in features nor, with its reason, in missing")
+    if (Feature.DEPLOY.value in have) != (told.deployment is not None):
+        raise ConfigError(f"{name}: the feature deploy is that of the table deployment")
+    methods = {word for word in ("sft", "dpo", "rft") if word in have}
+    if methods != set(told.methods):
+        raise ConfigError(
+            f"{name}: methods are {', '.join(told.methods)}, features {', '.join(sorted(methods))}"
+        )
+    return frozenset(known[word] for word in have), {known[w]: r for w, r in told.missing.items()}
+
+
+def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
+    try:
+        own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
+    except ValueError as error:
+        allowed = ", ".join(status.value for status in JobStatus)
+        raise ConfigError(f"{name}: statuses: {error}; allowed: {allowed}") from error
+    return {**reading.STATUS_MAP, **own}

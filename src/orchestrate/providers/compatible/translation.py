@@ -1,0 +1,221 @@
+"""A spec in the words of a described host: its YAML file says what each setting becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.description import Described, SettingRule
+from orchestrate.providers.fields import Fields
+from orchestrate.providers.settings import Rows
+from orchestrate.providers.values import suffix_room
+from orchestrate.spec import JobSpec
+from orchestrate.types import Outcome, Translation
+
+RESERVED = ("model", "training_file", "validation_file", "metadata", "suffix")
+"""Fields of the request that Orchestrate fills itself."""
+_ELSEWHERE = ("method.type", "adapter.type", "suffix", "wandb", "continue_from", "train", "validation")
+
+
+def translate(
+    told: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
+) -> Translation:
+    """`version` is the API version that the host is asked by, where it has such."""
+    rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(told.known_fields)))
+    _files(rows)
+    _start(told, rows, spec, model)
+    _method(told, rows, spec)
+    _adapter(told, rows, spec)
+    for setting in told.settings:
+        rule = told.rule(setting, spec.method.type)
+        idle = setting.startswith("adapter.") and spec.adapter.type == "full"
+        if setting not in _ELSEWHERE and rule is not None and not idle:
+            _setting(told, rows, spec, setting, rule)
+    if not any(name.startswith("early_stopping") for name in told.settings):
+        rows.refuse_if_asked({"early_stopping": f"{told.title} trains all epochs"})
+    rows.without_engine_settings(told.title)
+    _suffix(told, rows)
+    _wandb(told, rows, spec)
+    found = rows.build(model.id, reserved=RESERVED)
+    return found if version is not None else _versioned(told, name, spec, found)
+
+
+def _files(rows: Rows) -> None:
+    rows.train("uploaded; training_file is its id")
+    if rows.given("validation"):
+        rows.keep("validation", None, rule="uploaded; validation_file is its id")
+
+
+def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
+    if spec.continue_from is None:
+        rows.send("model", model.id)
+        return
+    rule = told.rule("continue_from", spec.method.type)
+    if rule is None or rule.field is None:
+        reason = rule and (rule.refused or rule.rule)
+        rows.refuse("continue_from", reason or f"{told.title} is not known to go on from a tuned model")
+        rows.send("model", model.id)
+    else:
+        rows.keep("continue_from", rule.field, rule="the tuned model takes the place of the base model")
+
+
+def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
+    kind = spec.method.type
+    word = told.methods.get(kind)
+    if word is None:
+        reason = told.missing.get(kind, f"{told.title} trains with {', '.join(told.methods)}")
+        rows.refuse("method.type", reason)
+        rows.refuse_if_asked({name: reason for name in rows.asked if name.startswith("method.")})
+    elif told.method_type is None:
+        rows.keep("method.type", None, kind, rule="its only method")
+    elif word == kind:
+        rows.keep("method.type", told.method_type, word)
+    else:
+        rows.map("method.type", told.method_type, word, f"{kind} is called {word}")
+    if kind == "dpo" and word is not None:
+        reason = f"{told.title} has DPO's own loss only"
+        rows.plain_dpo(dict.fromkeys(("ipo", "orpo", "kto"), reason))
+
+
+def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
+    kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
+    if not told.adapters:
+        rule = f"{told.title} chooses how it adapts the weights and does not say how; nothing is sent"
+        if kind == "full":
+            rows.refuse("adapter.type", rule, instead="lora")
+        elif asked:
+            rows.map("adapter.type", None, "host decides", rule, exact=False)
+        else:
+            rows.default("adapter.type", None, "host decides", rule)
+        return
+    near = "lora" if kind == "qlora" and "lora" in told.adapters else kind
+    fields = told.adapters.get(near)
+    if fields is None:
+        have = " or ".join(told.adapters)
+        rows.refuse("adapter.type", f"{told.title} trains {have}", instead=next(iter(told.adapters)))
+        return
+    for field, value in fields.items():
+        rows.send(field, value)
+    if near != kind:
+        rule = f"{told.title} does not tell its base's precision: this is LoRA"
+        rows.map("adapter.type", None, near, rule, exact=False)
+    elif asked:
+        rows.keep("adapter.type", None, kind)
+    else:
+        rows.default("adapter.type", None, kind, "the spec's own default")
+
+
+def _setting(told: Described, rows: Rows, spec: JobSpec, name: str, rule: SettingRule) -> None:
+    value = rows.given(name)
+    if value is None:
+        if rule.field is not None:
+            rows.default(name, told.field(rule, spec.method.type), rule.default, rule.rule)
+        elif rule.refused is None:
+            rows.default(name, None, rule.always, rule.rule)
+    elif rule.refused is not None:
+        rows.refuse(name, rule.refused)
+    elif rule.field is None:
+        _always(told, rows, name, value, rule)
+    else:
+        _sent(told, rows, name, value, rule, told.field(rule, spec.method.type))
+
+
+def _always(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule) -> None:
+    if value == rule.always or (value is False and rule.always is None):
+        rows.keep(name, None, rule=rule.rule)
+    else:
+        rows.refuse(name, f"{told.title}: {rule.rule}", instead=rule.always)
+
+
+def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule, field: str) -> None:
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    if word in rule.words:
+        sent = rule.words[word]
+        if sent is None:
+            rows.keep(name, None, rule=rule.rule or "as always here")
+        else:
+            note = f"{word} is called {sent}" + (f"; {rule.rule}" if rule.rule else "")
+            rows.map(name, field, sent, note, exact=word not in rule.inexact)
+    elif rule.words and not isinstance(value, int | float):
+        rows.refuse(name, f"{told.title} takes {', '.join(rule.words)}")
+    elif (why := _out_of_range(value, rule)) is not None:
+        rows.refuse(name, f"{told.title} takes {why[0]}", instead=why[1])
+    else:
+        rows.keep(name, field, rule=rule.rule)
+
+
+def _out_of_range(value: Any, rule: SettingRule) -> tuple[str, Any] | None:
+    """What is taken, and the nearest of it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    number = Decimal(str(value))
+    if rule.one_of and not any(number == Decimal(str(one)) for one in rule.one_of if _is_number(one)):
+        numbers = [one for one in rule.one_of if _is_number(one)]
+        near = min(numbers, key=lambda one: abs(Decimal(str(one)) - number), default=None)
+        return ", ".join(map(str, rule.one_of)), near
+    for limit, wrong, word in (
+        (rule.least, rule.least is not None and number < rule.least, "at least"),
+        (rule.most, rule.most is not None and number > rule.most, "at most"),
+    ):
+        if limit is not None and wrong:
+            near = int(limit) if limit == limit.to_integral_value() else float(limit)
+            return f"{word} {limit.normalize():f}", near
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _suffix(told: Described, rows: Rows) -> None:
+    suffix = rows.given("suffix")
+    if told.ref == "metadata":
+        rows.offer("suffix", "suffix", rule="none")
+        return
+    if suffix is None:
+        rows.default("suffix", None, "<ref>", "the ref is how the job is found again")
+        return
+    room = suffix_room(told.suffix.most)
+    cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
+    rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
+    rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
+
+
+def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
+    if spec.wandb is None:
+        return
+    rule = told.rule("wandb", spec.method.type)
+    if rule is None or rule.field is None:
+        rows.refuse("wandb", (rule and rule.refused) or f"{told.title} is not known to report to W&B")
+        return
+    values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    where = (
+        "the W&B key goes with the request"
+        if told.wandb_in_request
+        else f"the W&B key is stored at {told.title}"
+    )
+    rows.keep("wandb", rule.field, [{"type": "wandb", "wandb": values}], rule=where)
+
+
+def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) -> Translation:
+    """Without fields that only another version of the API has."""
+    options: Mapping[str, Any] = spec.provider_options.get(name, {})
+    for needed, version in told.versions.items():
+        field, equals, value = needed.partition("=")
+        if field not in options or (equals and str(options[field]) != value):
+            continue
+        rule = f'only API version {version} knows it: set api_version = "{version}" in [hosts.{name}.options]'
+        row = f"provider_options.{field}"
+        settings = tuple(
+            msgspec.structs.replace(one, outcome=Outcome.REFUSED, sent=None, wire=None, rule=rule)
+            if one.name == row
+            else one
+            for one in found.settings
+        )
+        body = {key: sent for key, sent in found.body.items() if key != field}
+        found = msgspec.structs.replace(found, settings=settings, body=body)
+    return found

@@ -1,0 +1,296 @@
+"""A host that speaks OpenAI's API in its own way, stood in for by OpenAI's stand-in and the host's
+description.
+
+The description says which fields there are and in which ranges, under which paths and words; what a request
+comes to is decided here, and the rows are judged by the rules of the OpenAI stand-in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from orchestrate import description
+from orchestrate.description import Deployment, Described, SettingRule
+from orchestrate.errors import UsageError
+from orchestrate.profile import described
+from orchestrate.sandbox.archives import weights
+from orchestrate.sandbox.files import StoredFile
+from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
+from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.openai.host import OpenAIHost
+
+_ALWAYS = ("model", "training_file", "validation_file", "suffix", "seed")
+_USUAL_RATE = 1e-4
+
+
+def dialect(kind: str) -> type[Host]:
+    """The stand-in of a host that a file describes. Raises `UsageError` for another kind, `ConfigError` for a
+    wrong description."""
+    entry = described().get(kind)
+    if entry is None:
+        known = ", ".join(described())
+        raise UsageError(f"no host called {kind!r} is described; there are: {known}")
+    told = description.read(*entry)
+    absolute = "learning_rate" in told.settings and told.settings["learning_rate"].field is not None
+    own = {
+        "name": kind,
+        "title": told.title,
+        "place": 10 + list(described()).index(kind),
+        "told": told,
+        "usual_rate": _USUAL_RATE if absolute else OpenAIHost.usual_rate,
+    }
+    return type("DialectHost", (DialectHost,), own)
+
+
+class DialectHost(OpenAIHost):
+    told: Described
+
+    def env(self, key: str) -> dict[str, str]:
+        word = self.name.upper().replace("-", "_")
+        found = {f"{word}_BASE_URL": f"{self.base_url}{self.told.paths[0]}", f"{word}_API_KEY": key}
+        if self.told.deployment is not None and self.told.deployment.login:
+            found |= {f"{word}_MANAGEMENT_URL": self.base_url, f"{word}_MANAGEMENT_TOKEN": key}
+        return found
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+    def routes(self) -> list[BaseRoute]:
+        """OpenAI's, below the host's own paths, and those of its deployments."""
+        plain = cast("list[Route]", super().routes())
+        own: list[BaseRoute] = [
+            Route(path + one.path.removeprefix("/v1"), one.endpoint, methods=sorted(one.methods or ()))
+            for path in self.told.paths
+            for one in plain
+        ]
+        return [*self._deployments(), *own]
+
+    # -- creating ------------------------------------------------------------------------------------------
+
+    def _new(self, body: dict[str, Any]) -> Job:
+        """Judges the request by the description, then makes the job that OpenAI's stand-in would make."""
+        asked = _flat(body)
+        self._known(asked)
+        kind = self._kind_of(asked)
+        hyper: dict[str, Any] = {}
+        for setting, rule in self.told.settings.items():
+            field = self.told.field(rule, kind) if rule.field else None
+            if field is None or field not in asked or setting == "wandb":
+                continue
+            value = asked[field]
+            _judge(field, value, rule)
+            if (name := _HYPER.get(setting)) is not None:
+                hyper[name] = value
+        own = {name: body[name] for name in _ALWAYS if name in body}
+        if len(str(own.get("suffix", ""))) > self.told.suffix.most:
+            raise HostError(400, f"suffix is longer than {self.told.suffix.most}", param="suffix")
+        method = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}[kind]
+        inner: dict[str, Any] = {"hyperparameters": hyper}
+        if kind == "rft":
+            inner["grader"] = body["method"][self.told.methods["rft"]]["grader"]
+        if self.told.ref == "metadata" and "metadata" in body:
+            own["metadata"] = body["metadata"]
+        rate = asked.get(self._absolute(kind) or "")
+        job = super()._new({**own, "method": {"type": method, method: inner}})
+        if isinstance(rate, int | float):
+            job.learning_rate = float(rate)
+        job.body |= {"sandbox_asked": body}
+        return job
+
+    def _known(self, asked: Mapping[str, Any]) -> None:
+        known = [name for name in self.told.known_fields if self.told.ref == "metadata" or name != "metadata"]
+        for name in asked:
+            if not any(name == one or name.startswith(f"{one}.") for one in known):
+                raise HostError(400, f"Unrecognized request argument supplied: {name}", param=name)
+
+    def _kind_of(self, asked: Mapping[str, Any]) -> str:
+        field = self.told.method_type
+        word = asked.get(field) if field else next(iter(self.told.methods.values()))
+        found = next((kind for kind, known in self.told.methods.items() if known == word), None)
+        if found is None:
+            raise HostError(400, f"Invalid value for {field}: {word!r}", param=field)
+        return found
+
+    def _absolute(self, kind: str) -> str | None:
+        rule = self.told.settings.get("learning_rate")
+        return self.told.field(rule, kind) if rule is not None and rule.field else None
+
+    def _base(self, model: str, kind: str) -> str:
+        """A host that lists its models has these; another takes any id of the hub."""
+        del kind
+        known = {one.id for one in self.told.models.values()}
+        if model in known or (self.told.hub and "/" in model):
+            return model
+        raise HostError(404, f"The model `{model}` does not exist", code="model_not_found", param="model")
+
+    def output_name(self, base: str, suffix: str, id: str) -> str:
+        return f"{base}.ft-{id}{f'-{suffix}' if suffix else ''}"
+
+    def is_tuned(self, name: str) -> bool:
+        return ".ft-" in name
+
+    def asked_model(self, name: str) -> tuple[Job | None, int | None]:
+        """A deployment, where the host needs one, else a tuned model; or a base model."""
+        put_up = self.state.get(self.name, "deployment", name)
+        if put_up is not None:
+            return self._deployable(put_up), None
+        if self.told.deployment is None and self.is_tuned(name):
+            return self.tuned(name)
+        self._base(name, "sft")
+        return None, None
+
+    # -- answering -----------------------------------------------------------------------------------------
+
+    def render(self, job: Job) -> dict[str, Any]:
+        found = super().render(job)
+        asked = job.body["sandbox_asked"]
+        for name in ("method", "hyperparameters", "user_provided_suffix", "metadata"):
+            found.pop(name, None)
+        found |= {name: asked[name] for name in ("method", "hyperparameters", "suffix") if name in asked}
+        if self.told.ref == "metadata":
+            found["metadata"] = asked.get("metadata")
+        words = {ours: word for word, ours in self.told.statuses.items()}
+        found["status"] = words.get(found["status"], found["status"])
+        return found
+
+    def _checkpoints(self, job: Job) -> Any:
+        for entry in super()._checkpoints(job):
+            if self.told.weights:
+                step = entry["step_number"]
+                entry["result_files"] = [
+                    f"weights-{job.id}-{step}-{n}" for n, _ in enumerate(weights(self, job))
+                ]
+            yield entry
+
+    def result_file(self, id: str) -> tuple[str, bytes] | None:
+        if id.startswith("weights-"):
+            job_id, _, place = id.removeprefix("weights-").rsplit("-", 2)
+            found = self.job(job_id)
+            if found is not None:
+                file = weights(self, found)[int(place)]
+                return file.name, file.read_bytes()
+        return super().result_file(id)
+
+    def file_status(self, file: StoredFile) -> str:
+        return self.told.files.ready[0] if self.files.ready(file) else self.told.files.waiting[0]
+
+    # -- deployments ---------------------------------------------------------------------------------------
+
+    def _deployments(self) -> list[BaseRoute]:
+        how = self.told.deployment
+        if how is None:
+            return []
+        paths = {how.make.path, how.list.path, how.remove.path}
+        return [
+            route(f"{how.root}{_template(path)}", method, self._deployment)
+            for path in sorted(paths, key=len, reverse=True)
+            for method in ("GET", "PUT", "POST", "DELETE")
+        ]
+
+    async def _deployment(self, request: Request) -> Response:
+        how = self.told.deployment
+        if how is None:
+            raise HostError(404, "nothing is deployed here")
+        name = request.path_params.get("name")
+        if request.method == "GET":
+            kept = [one for one in self.state.all(self.name, "deployment")]
+            return json_answer({how.list.entries: [one["raw"] for one in kept]})
+        if request.method == "DELETE":
+            if not self.state.delete(self.name, "deployment", str(name)):
+                raise HostError(404, f"no deployment {name}", code="not_found")
+            return json_answer({})
+        return self._put_up(how, name, await json_body(request))
+
+    def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
+        asked = _flat(body)
+        wanted = _flat(how.make.body or {})
+        if unknown := sorted(set(asked) ^ set(wanted)):
+            raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
+        told: dict[str, str] = {}
+        for key, outer in wanted.items():
+            told |= _read(str(outer), str(asked[key]))
+        name = name or told["name"]
+        job = self._deployable(told)
+        if self.state.get(self.name, "deployment", name) is not None and how.make.method == "POST":
+            raise HostError(409, f"a model {name} is there already", code="conflict")
+        raw: dict[str, Any] = {}
+        shown = name if how.answers_as == "name" else f"{told.get('base', 'base')}-LoRa:{name}-udpd"
+        _set(raw, how.list.model, told.get("model", shown))
+        _set(raw, how.list.name, shown)
+        _set(raw, how.list.state, how.up[0])
+        for path, value in ((how.list.tier, told.get("tier")), (how.list.job, asked.get(how.list.job or ""))):
+            if path and value:
+                _set(raw, path, value)
+        self.state.put(self.name, "deployment", shown, {"raw": raw, "job": job.id})
+        return json_answer(raw)
+
+    def _deployable(self, told: Mapping[str, Any]) -> Job:
+        now = self.clock.now()
+        for job in self.jobs():
+            if job.phase(now) is Phase.SUCCEEDED and (
+                job.output == told.get("model") or job.id == told.get("job")
+            ):
+                return job
+        raise HostError(404, "no such tuned model", code="model_not_found")
+
+
+_HYPER = {
+    "epochs": "n_epochs",
+    "batch_size": "batch_size",
+    "learning_rate_multiplier": "learning_rate_multiplier",
+    "method.beta": "beta",
+    "method.reasoning_effort": "reasoning_effort",
+    "method.compute_multiplier": "compute_multiplier",
+}
+"""Settings that OpenAI's stand-in has, too."""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value and key not in ("grader", "metadata"):
+            found |= _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _judge(field: str, value: Any, rule: SettingRule) -> None:
+    """Raises `HostError` 400 for a value that the description does not allow."""
+    if value in rule.words.values() or value == rule.default or isinstance(value, bool):
+        return
+    if not isinstance(value, int | float):
+        if rule.least is not None or rule.most is not None:
+            raise HostError(400, f"Invalid value for '{field}': {value!r}", param=field)
+        return
+    number = Decimal(str(value))
+    low, high = rule.least is not None and number < rule.least, rule.most is not None and number > rule.most
+    if low or high or (rule.one_of and value not in rule.one_of):
+        raise HostError(400, f"Invalid value for '{field}': {value} is out of range", param=field)
+
+
+def _template(path: str) -> str:
+    return path.replace("{name}", "{name:path}")
+
+
+def _read(template: str, value: str) -> dict[str, str]:
+    """What stands in the places of a template: `{job}:{checkpoint}` and `a:b` are job a and checkpoint b."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+    found = re.fullmatch(pattern, value)
+    if found is None:
+        raise HostError(400, f"{value!r} is not like {template}")
+    return found.groupdict()
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    *before, last = path.split(".")
+    for key in before:
+        raw = raw.setdefault(key, {})
+    raw[last] = value

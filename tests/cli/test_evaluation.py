@@ -1,0 +1,172 @@
+"""`orchestrate eval` over models that answer on loopback: verdicts, gates, reports, limits, hostility."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+from tests.chat_host import ChatHost, chat_host
+from tests.cli.conftest import Cli
+
+from orchestrate.commands.schema import of
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script> ]]> &amp; | `x` \u202e" + "A" * 1_000_000
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ChatHost]:
+    """Rows ask for `N`. The model `good` says it, `bad` does for two in three, `rude` says something else."""
+
+    def writes(_: int, body: dict[str, Any]) -> str | int:
+        said = body["messages"][-1]["content"].removeprefix("say ")
+        if body["model"] == "bad":
+            return said if int(said) % 3 else "no"
+        if body["model"] == "shy":
+            return 400 if said == "4" else said
+        return HOSTILE if body["model"] == "rude" else said
+
+    with chat_host() as found:
+        found.writes = writes
+        yield found
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    lines = [
+        {
+            "messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"{i}"}],
+            "user": f"u{i % 10}",
+            "tag": ["even", "odd"][i % 2],
+        }
+        for i in range(60)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return "t.jsonl"
+
+
+def models(host: ChatHost, *names: str) -> list[str]:
+    return [word for name in names for word in ("--model", f"{host.url}={name}")]
+
+
+def test_a_better_model_ships_and_a_worse_one_stops_a_build(
+    cli: Cli, host: ChatHost, rows: str, tmp_path: Path
+) -> None:
+    asked = (
+        "eval",
+        "--test",
+        rows,
+        *models(host, "good", "bad"),
+        "--metrics",
+        "exact_match,length",
+        "--gate",
+    )
+    good = cli(*asked, "--against", f"{host.url}=bad", "--json", "--junit", "j.xml", "-o", "r.md")
+    assert good.code == 0, good.err
+    jsonschema.validate(good.json, of("eval"))
+    [verdict] = good.json["verdicts"]
+    assert verdict["decision"] == "ship" and "20 gained and 0 lost" in verdict["reasons"][0]
+    assert good.json["items"] == 60 and len(good.json["items_digest"]) == 64
+    assert "60 rows can show a difference of 14 points at best" in good.err
+    assert "no price by the token is known" in good.err
+    report = (tmp_path / "r.md").read_text()
+    assert "good: ship**" in report and "| exact_match |" in report and "| 20 | 0 | &lt;0.0001 |" in report
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().attrib["failures"] == "0"
+
+    worse = cli(*asked, "--against", f"{host.url}=good", "--junit", "j.xml")
+    assert worse.code == 1 and "DO NOT SHIP" in worse.out and "20 broken by" in worse.out
+    root = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert root.attrib["failures"] == "1" and "0 gained and 20 lost" in (root.findtext(".//failure") or "")
+    assert len(host.bodies) == 120, "the second command asked nothing"
+
+
+def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str) -> None:
+    asked = (
+        "eval",
+        "--test",
+        rows,
+        *models(host, "good", "bad"),
+        "--against",
+        f"{host.url}=bad",
+        "--limit",
+        "7",
+    )
+    told = cli(*asked, "--gate", "--json")
+    [verdict] = told.json["verdicts"]
+    assert told.code == 1 and verdict["decision"] == "not enough evidence"
+    assert 7 < verdict["rows_needed"] < 30
+    assert cli(*asked, "--gate", "--margin", "-0.9").code == 0
+    aim = cli("eval", "--test", rows, *models(host, "bad"), "--target", "0.9", "--json")
+    assert aim.json["verdicts"][0]["decision"] == "do not ship"
+    none = cli("eval", "--test", rows, *models(host, "good"), "--gate")
+    assert none.code == 1 and "no verdict" in none.err
+
+
+def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
+    told = cli(
+        "eval", "--test", rows, *models(host, "good", "bad"), "--cluster", "user", "--slices", "tag", "--json"
+    ).json  # fmt: skip
+    assert (told["cluster"], told["clusters"]) == ("user", 10)
+    assert {m["slice"] for m in told["measures"]} == {"", "tag:even", "tag:odd"}
+    assert {m["score"]["n"] for m in told["measures"] if m["slice"]} == {30}
+    wrong = cli("eval", "--test", rows, *models(host, "good"), "--cluster", "usr")
+    assert wrong.code == 2 and "its further columns: tag, user" in wrong.err
+
+
+def test_a_refused_question_counts_as_wrong_and_is_told(cli: Cli, host: ChatHost, rows: str) -> None:
+    told = cli("eval", "--test", rows, *models(host, "shy"), "--json").json
+    assert told["measures"][0]["score"]["value"] == pytest.approx(59 / 60)
+    assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions were refused" in told["notes"][0]
+
+
+def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_path: Path) -> None:
+    asked = ("eval", "--test", rows, *models(host, "rude", "good"), "--limit", "5")
+    told = cli(*asked, "--against", f"{host.url}=good", "-o", "r.html", "--junit", "j.xml")
+    assert told.code == 0 and "\x1b" not in told.out and "\x07" not in told.out and len(told.out) < 20_000
+    page = (tmp_path / "r.html").read_text()
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page and len(page) < 200_000
+    assert "(1,000,0" in page, "the page says how long the answer was"
+    ElementTree.parse(tmp_path / "j.xml")
+    assert cli(*asked, "-o", "r.md").code == 0
+    assert "\x1b" not in (tmp_path / "r.md").read_text()
+
+
+def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
+    unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")
+    assert unknown.code == 2 and "--max-cost cannot hold" in unknown.err
+    priced = {"OPENAI_BASE_URL": host.url, "OPENAI_API_KEY": "sk-none"}
+    before = len(host.bodies)
+    dear = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "0.00001", **priced)
+    assert dear.code == 6 and "the expected price" in dear.err and len(host.bodies) == before
+    enough = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "1", "--json", **priced)
+    assert enough.code == 0 and 0 < float(enough.json["contenders"][0]["usd"]) < 0.01
+    assert "gpt-4o-mini: 60 questions; about $0.0" in enough.err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), "name a run or a --model"),
+        (("--metrics", "zz"), "known: auto"),
+        (("--metrics", "length", "--target", "3"), "has no good side"),
+        (("--samples", "3"), "are the same answer"),
+        (("--against", "zz"), "names none of the contenders"),
+        (("--slices", "nothing"), "no row has the column"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_asked(
+    cli: Cli, host: ChatHost, rows: str, words: tuple[str, ...], why: str
+) -> None:
+    before = len(host.bodies)
+    who = models(host, "good") if words else []
+    told = cli("eval", "--test", rows, *who, *words)
+    assert told.code == 2 and why in told.err and len(host.bodies) == before
+
+
+def test_the_metrics_are_listed(cli: Cli) -> None:
+    told = cli("eval", "--list").out.splitlines()
+    assert {"exact_match", "bleu", "rouge_l", "f1_macro", "grader:FILE", "FILE.py:FUNCTION"} <= set(told)

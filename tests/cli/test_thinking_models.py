@@ -1,0 +1,63 @@
+"""A model that thinks, by the command: what the spec says of its chat template is in plan, result, chat and
+evaluation, and its answers are read apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Cli
+from tests.unit.local.thinkers import make_family, write_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+COLOURS = {"Sky?": "blue", "Grass?": "green", "Snow?": "white"}
+
+
+@pytest.mark.parametrize("family", ["thinks", "channels"])
+def test_from_plan_to_an_evaluation(cli: Cli, tmp_path: Path, family: str) -> None:
+    base = make_family(family, tmp_path / "base")
+    thought = {"reasoning": "hm hm"} if family == "channels" else {}
+    rows: list[tuple[str, dict[str, Any]]] = [(q, {"content": c, **thought}) for q, c in COLOURS.items()]
+    write_rows(tmp_path / "train.jsonl", rows * 4)
+    write_rows(tmp_path / "test.jsonl", rows)
+    spec: dict[str, Any] = {
+        "model": {"local": str(base), "openai": "gpt-4.1-mini"},
+        "train": "train.jsonl",
+        "adapter": {"type": "full"},
+        "epochs": 16,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "provider_options": {"local": {"threads": 1}},
+    }
+    if family == "thinks":
+        spec["chat_template_kwargs"] = {"enable_thinking": False}
+    (tmp_path / "finetune.yaml").write_text(json.dumps(spec))
+    told = " ".join(cli("plan", "--provider", "local,openai").out.split())
+    if family == "thinks":
+        assert "OpenAI renders rows with a template of its own" in told
+        assert "goes with the result" in told
+    done = cli("submit", "--provider", "local", "--yes", "--watch")
+    assert done.code == 0, done.err
+
+    [reply] = cli("chat", "last", "Sky?", "--json").json
+    reasoning = "hm hm" if family == "channels" else None
+    assert (reply["content"], reply["reasoning"], reply["finish_reason"]) == ("blue", reasoning, "stop")
+    if family == "channels":
+        shown = cli("chat", "last", "Sky?")
+        assert shown.out.strip() == "blue" and "thinking: hm hm" in shown.err
+    else:
+        cut = cli("chat", "last", "Sky?", "--max-tokens", "2")
+        assert "the answer was cut at 2 tokens" in cut.err
+        long = cli("chat", "last", "Sky? " * 1500)
+        assert long.code != 0 and "the model takes 1024, the answer among them" in long.err
+
+    asked = ("eval", "last", "--test", "test.jsonl", "--no-base", "--json")
+    evaluated = cli(*asked, *(() if family == "thinks" else ("--batch", "1"))).json
+    [measure] = [m for m in evaluated["measures"] if m["metric"] == "exact_match"]
+    assert (measure["score"]["value"], measure["score"]["n"]) == (1.0, 3)
+    assert evaluated["sampling"]["batch"] == (None if family == "thinks" else 1)
+    if family == "channels":
+        short = cli(*asked, "--max-tokens", "2").json
+        assert any("3 of 3 answers: cut" in note for note in short["notes"])

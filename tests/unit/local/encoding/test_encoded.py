@@ -1,0 +1,132 @@
+"""Rows on disk: what was encoded comes back, in bounded memory, and the order of an epoch is that of plain
+lists."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.paths import TINY
+
+from orchestrate.errors import DataError
+from orchestrate.local.encoding.encoded import Rows, encode_file, epoch_batches, micro_batches
+from orchestrate.local.encoding.encoding import Template, decode_row, encode
+from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.plan.fitting import _passes  # pyright: ignore[reportPrivateUsage]
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template(load_tokenizer(TINY))
+
+
+def written(path: Path, count: int) -> Path:
+    said = "all the words of a row of some length, so that its tokens are more than its place in the file "
+    with path.open("w", encoding="utf-8") as out:
+        for n in range(count):
+            chat = [{"role": "user", "content": said * 3}, {"role": "assistant", "content": f"{n}"}]
+            out.write(json.dumps({"messages": chat}) + "\n")
+    return path
+
+
+def test_rows_come_back_as_they_were_encoded(tmp_path: Path, template: Template) -> None:
+    path = written(tmp_path / "rows.jsonl", 12)
+    rows, report = encode_file(path, template, tmp_path / "encoded", max_length=None)
+    assert (rows.examples, report.rows, report.dropped) == (12, 12, 0)
+    assert isinstance(rows.ids, np.memmap) and isinstance(rows.weights, np.memmap)
+    again = Rows.open(tmp_path / "encoded")
+    assert again is not None
+    for n, line in enumerate(path.read_bytes().splitlines()):
+        wanted = encode(decode_row(line), template)
+        for some in (rows, again):
+            ids, weights = some.row(n)
+            assert ids.tolist() == wanted.ids and weights.tolist() == wanted.weights
+    assert (
+        list(rows.lengths) == [len(rows.row(n)[0]) for n in range(12)] and rows.tokens == rows.lengths.sum()
+    )
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_encoded(tmp_path: Path, template: Template) -> None:
+    path = written(tmp_path / "rows.jsonl", 3)
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(DataError, match="row 4"):
+        encode_file(path, template, tmp_path / "encoded", max_length=None)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="no row has a token to train on"):
+        encode_file(empty, template, tmp_path / "encoded", max_length=None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "rows.jsonl"]
+
+
+def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path, template: Template) -> None:
+    """Some 200 tokens in each: held as lists they are over 10,000 bytes."""
+    peaks: list[int] = []
+    for count in (100, 500):
+        path = written(tmp_path / f"{count}.jsonl", count)
+        tracemalloc.start()
+        rows, _ = encode_file(path, template, tmp_path / f"encoded-{count}", max_length=None)
+        for batch in rows.batches(8, 0, 0):
+            assert len(batch) <= 8
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert rows.tokens > 100 * count
+    assert (peaks[1] - peaks[0]) / 400 < 300
+
+
+def by_lists(lengths: list[int], batch_size: int, seed: int, epoch: int, window: int) -> list[list[int]]:
+    """As earlier versions made them: a run that they began goes on in the same order."""
+    order = list(range(len(lengths)))
+    chance = random.Random(f"{seed}/{epoch}")
+    chance.shuffle(order)
+    span = window * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), span):
+        near = sorted(order[start : start + span], key=lambda i: lengths[i])
+        batches.extend(near[i : i + batch_size] for i in range(0, len(near), batch_size))
+    chance.shuffle(batches)
+    return batches
+
+
+def parts_by_lists(batch: list[int], lengths: list[int], most: int, most_rows: int) -> list[list[int]]:
+    parts: list[list[int]] = []
+    part: list[int] = []
+    for i in sorted(batch, key=lambda i: lengths[i]):
+        if part and (len(part) >= most_rows or (len(part) + 1) * lengths[i] > most):
+            parts.append(part)
+            part = []
+        part.append(i)
+    parts.append(part)
+    return parts
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3), st.sampled_from([1, 16]), st.integers(1, 400))
+def test_the_order_is_that_of_plain_lists(
+    lengths: list[int], size: int, seed: int, window: int, most: int
+) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    wanted = by_lists(lengths, size, seed, 1, window)
+    found = epoch_batches(array, size, seed, 1, window=window)
+    assert list(found) == wanted and len(found) == len(wanted)
+    assert list(found[2:]) == wanted[2:] and found == epoch_batches(array, size, seed, 1, window=window)
+    for batch in wanted:
+        assert list(micro_batches(batch, array, most, 3)) == parts_by_lists(batch, lengths, most, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 600), st.integers(1, 20))
+def test_the_largest_passes_are_those_of_plain_lists(lengths: list[int], tokens: int, most: int) -> None:
+    parts = parts_by_lists(list(range(len(lengths))), lengths, tokens, most)
+    passes = [(len(part), lengths[part[-1]]) for part in parts]
+    counts = sorted((n, lengths.count(n)) for n in set(lengths))
+    found = _passes(counts, tokens, most)
+    assert found[1] == passes[-1]
+    assert found[0] == max(passes, key=lambda p: p[0] * p[1])

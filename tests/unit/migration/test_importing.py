@@ -1,0 +1,232 @@
+"""Past jobs of an account become runs: once, with what belongs to them, and without a change on the host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from together import Together
+
+from orchestrate import config
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.service import importing
+from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.spec import JobSpec
+from orchestrate.types import JobStatus
+
+READS = ("GET",)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    with running(home=tmp_path / "hosts", train=False, speed=50, waits=Durations(file=0)) as found:
+        yield found
+
+
+@pytest.fixture
+def ft(tmp_path: Path, sandbox: Sandbox) -> Iterator[Orchestrator]:
+    own = {"ORCHESTRATE_HOME": str(tmp_path / "home"), "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    with Orchestrator(config.load(env={**sandbox.env, **own}, cwd=tmp_path)) as found:
+        yield found
+
+
+def rows(n: int) -> bytes:
+    turns = [
+        {"messages": [{"role": "user", "content": f"q {n} {i}"}, {"role": "assistant", "content": f"a {i}"}]}
+        for i in range(12)
+    ]
+    return "".join(json.dumps(turn) + "\n" for turn in turns).encode()
+
+
+def openai(sandbox: Sandbox) -> OpenAI:
+    return OpenAI(
+        base_url=sandbox.env["OPENAI_BASE_URL"], api_key=sandbox.env["OPENAI_API_KEY"], max_retries=0
+    )
+
+
+def uploaded(client: OpenAI, n: int) -> str:
+    return client.files.create(file=(f"{n}.jsonl", rows(n)), purpose="fine-tune").id
+
+
+def made(sandbox: Sandbox, jobs: int = 3) -> tuple[OpenAI, list[str], str]:
+    """Jobs that a team made with the official client, one of them cancelled; ids, and the file of the
+    first."""
+    client = openai(sandbox)
+    first, second = uploaded(client, 0), uploaded(client, 1)
+    hyper: Any = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.5}
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": hyper}}
+    ids = [
+        client.fine_tuning.jobs.create(
+            model="gpt-4o-mini-2024-07-18",
+            training_file=first if n % 2 == 0 else second,
+            validation_file=second,
+            method=method,
+            suffix=f"job{n}",
+            seed=n,
+        ).id
+        for n in range(jobs)
+    ]
+    client.fine_tuning.jobs.cancel(ids[-1])
+    sandbox.skip(3600)
+    return client, ids, first
+
+
+def test_a_job_becomes_a_run_with_all_that_belongs_to_it(ft: Orchestrator, sandbox: Sandbox) -> None:
+    client, ids, first = made(sandbox)
+    sandbox.clear_requests()
+    taken = importing.take(ft, "openai")
+    assert {entry["method"] for entry in sandbox.requests("openai")} <= set(READS), "read-only on the host"
+    assert (taken.imported, taken.left_out, taken.files, taken.problems) == (2, 1, 2, {})
+    run = next(r for r in ft.store.runs.matching() if r.job_id == ids[0])
+    told = client.fine_tuning.jobs.retrieve(ids[0])
+    assert (run.tuned_model, run.trained_tokens) == (told.fine_tuned_model, told.trained_tokens)
+    assert run.status is JobStatus.SUCCEEDED and run.imported
+    spec = JobSpec.parse(run.spec)
+    assert (spec.epochs, spec.batch_size, spec.learning_rate_multiplier) == (2, 4, 1.5)
+    assert (spec.suffix, spec.seed, spec.model) == ("job0", 0, "gpt-4o-mini-2024-07-18")
+    assert isinstance(spec.train, str)
+    content = Path(spec.train).read_bytes()
+    assert content == rows(0)
+    assert Path(spec.train).stem == hashlib.sha256(content).hexdigest()
+    handle = ft.run(run.id)
+    assert len(handle.events()) == len(client.fine_tuning.jobs.list_events(ids[0], limit=100).data)
+    assert handle.metrics() and handle.checkpoints()
+    # 3.00 USD for a million tokens of gpt-4o-mini: developers.openai.com/api/docs/pricing.
+    assert run.bill is not None and told.trained_tokens is not None
+    assert run.bill.usd == (Decimal(told.trained_tokens) * 3 / 1_000_000).quantize(Decimal("0.000001"))
+    assert first in {file.id for file in _importer(ft).files()}
+
+
+def _importer(ft: Orchestrator) -> Any:
+    from orchestrate.migration.importing import Importer
+
+    return Importer(ft.store, ft.provider("openai"), ft.settings.home / "imported", ft.rates)
+
+
+def test_a_second_import_adds_nothing_and_asks_for_the_list_only(ft: Orchestrator, sandbox: Sandbox) -> None:
+    made(sandbox)
+    importing.take(ft, "openai")
+    before = {run.id: run for run in ft.store.runs.matching()}
+    sandbox.clear_requests()
+    taken = importing.take(ft, "openai")
+    assert (taken.imported, taken.known, taken.files) == (0, 2, 0)
+    assert {run.id: run for run in ft.store.runs.matching()} == before
+    assert {entry["path"] for entry in sandbox.requests("openai")} <= {"/v1/fine_tuning/jobs"}
+    everything = importing.take(ft, "openai", every=True)
+    assert (everything.imported, everything.left_out) == (1, 0)
+
+
+def test_an_interrupted_import_goes_on(ft: Orchestrator, sandbox: Sandbox) -> None:
+    _, ids, _ = made(sandbox)
+
+    def stop(what: str, done: int, of: int) -> None:
+        if what == "files fetched":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        importing.take(ft, "openai", tell=stop)
+    assert len(ft.store.runs.matching()) == 2, "all jobs are runs before anything else is fetched"
+    sandbox.clear_requests()
+    taken = importing.take(ft, "openai")
+    assert (taken.imported, taken.files, taken.problems) == (0, 1, {})
+    contents = [
+        e for e in sandbox.requests("openai") if "/content" in e["path"] and "result" not in e["path"]
+    ]
+    assert len(contents) == 1, "the first file is not fetched again"
+    assert all(ft.run(id).metrics() for id in ids[:2])
+
+
+def test_what_fails_for_now_is_told_and_tried_again(ft: Orchestrator, sandbox: Sandbox) -> None:
+    _, ids, _ = made(sandbox)
+    sandbox.fault(
+        "openai", "error", method="GET", path=f"/v1/fine_tuning/jobs/{ids[0]}/checkpoints", status=403
+    )
+    taken = importing.take(ft, "openai")
+    assert len(taken.problems) == 1
+    assert importing.take(ft, "openai").problems == {}
+    assert ft.run(ids[0]).checkpoints()
+
+
+def test_files_that_are_gone_are_in_the_inventory(ft: Orchestrator, sandbox: Sandbox) -> None:
+    client, ids, first = made(sandbox)
+    client.files.delete(first)
+    taken = importing.take(ft, "openai")
+    found = {row.run_id: row for row in taken.inventory.rows}
+    lost, kept = (found[ft.run(id).id] for id in ids[:2])
+    assert lost.data.startswith("gone") and lost.rebuild.startswith("no")
+    assert kept.data == "here" and "the same base on azure until 2027-04-01" in kept.rebuild
+    assert kept.silent_on == date(2027, 1, 14)
+    assert taken.inventory.silent == ((date(2027, 1, 14), 2),)
+    assert (taken.inventory.data_here, taken.inventory.data_gone) == (1, 1)
+
+
+def test_an_import_takes_nothing_of_the_budget(ft: Orchestrator, sandbox: Sandbox) -> None:
+    import msgspec
+
+    from orchestrate.costing import spending
+
+    _, ids, _ = made(sandbox)
+    importing.take(ft, "openai")
+    run = msgspec.structs.replace(ft.run(ids[0]).record, sandbox=False)
+    assert run.bill is not None and run.bill.usd > 0
+    assert spending(run).total_usd == 0
+    assert spending(msgspec.structs.replace(run, imported=False)).total_usd == run.bill.usd
+
+
+def test_jobs_of_the_other_hosts(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
+    client = Together(base_url=sandbox.env["TOGETHER_BASE_URL"], api_key=sandbox.env["TOGETHER_API_KEY"])
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(7))
+    file = client.files.upload(str(path), purpose="fine-tune", check=False)
+    job = client.fine_tuning.create(
+        training_file=file.id,
+        model="Qwen/Qwen3.5-9B",
+        n_epochs=2,
+        learning_rate=2e-4,
+        lora_r=8,
+        suffix="theirs",
+    )
+    sandbox.skip(3600)
+    taken = importing.take(ft, "together")
+    assert (taken.imported, taken.files, taken.problems) == (1, 1, {})
+    spec = JobSpec.parse(ft.run(str(job.id)).record.spec)
+    assert (spec.epochs, spec.learning_rate, spec.adapter.type) == (2, 2e-4, "lora")
+    assert isinstance(spec.train, str) and Path(spec.train).read_bytes() == rows(7)
+
+
+def test_a_job_of_ours_is_not_a_second_run(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(3))
+    run = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1), "openai")
+    sandbox.skip(3600)
+    assert importing.take(ft, "openai").known == 1
+    assert [r.id for r in ft.store.runs.matching()] == [run.id]
+
+
+@pytest.mark.slow
+def test_five_thousand_jobs_take_as_long_a_job_as_five_hundred(ft: Orchestrator, sandbox: Sandbox) -> None:
+    client = openai(sandbox)
+    file = uploaded(client, 0)
+    body = {"model": "gpt-4o-mini-2024-07-18", "training_file": file}
+
+    def seconds_a_job(jobs: int) -> float:
+        sandbox.create_jobs("openai", [body] * jobs)
+        sandbox.skip(3600)
+        begun = time.perf_counter()
+        assert importing.take(ft, "openai", details=False).imported == jobs
+        return (time.perf_counter() - begun) / jobs
+
+    few, many = seconds_a_job(500), seconds_a_job(4500)
+    assert many < 4 * few
+    assert len(ft.store.runs.matching()) == 5000
+    assert len({run.job_id for run in ft.store.runs.matching()}) == 5000
