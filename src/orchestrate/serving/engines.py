@@ -20,6 +20,7 @@ from orchestrate.errors import HostUnavailable, RunFailed, SetupError
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
+from orchestrate.wire.openai.servers import VLLM
 
 PATIENCE_S = 900.0
 """For an engine to load its model."""
@@ -72,7 +73,7 @@ def vllm(
     else:
         more += ["--served-model-name", tuned[0].name]
     if python is not None:
-        words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, *more]
+        words = [str(python), "-m", VLLM, "--model", model, *more]
     else:
         words = [shutil.which("vllm") or "vllm", "serve", model, *more]
     return Command(tuple(words), _url(host, port), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})

@@ -83,7 +83,7 @@ class Batch:
             longest = max(length, self.mask.shape[1])
             self.mask = torch.cat([pad(m, (longest - m.shape[1], 0)) for m in (self.mask, mask)])
             for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                _lay_together(mine, theirs)
+                _side_by_side(mine, theirs)
         self.rows += rows
 
     def drop_ended(self) -> None:
@@ -263,7 +263,7 @@ def _columns(layer: Any) -> tuple[str, ...]:
     return ("keys", "values") if getattr(layer, "keys", None) is not None else ()
 
 
-def _lay_together(mine: Any, theirs: Any) -> None:
+def _side_by_side(mine: Any, theirs: Any) -> None:
     for name in _columns(mine):
         both: list[Tensor] = [getattr(mine, name), getattr(theirs, name)]
         longest = max(t.shape[-2] for t in both)

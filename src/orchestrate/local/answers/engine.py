@@ -31,7 +31,7 @@ import torch
 
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.local.answers.answering import SMALL_MODEL_BYTES, read_passport
+from orchestrate.local.answers.answering import SMALL_MODEL_BYTES
 from orchestrate.local.answers.batching import BASE, Batching, Row
 from orchestrate.local.answers.drawing import Luck
 from orchestrate.local.answers.speech import Model, Speech
@@ -127,8 +127,7 @@ class Engine:
     def _described(self, name: str, adapter: str, own: Path | None) -> Model:
         has_own = own is not None and (own / "tokenizer.json").is_file()
         tokenizer = load_tokenizer(own if has_own and own else self.folder.path)
-        settings: dict[str, Any] = read_passport(own).get("chat_template_kwargs") or {}
-        template = Template(tokenizer, settings)
+        template = Template(tokenizer)
         sampler = Sampler.of(template, self.folder, self.device)
         return Model(name, adapter, template, sampler, None if own is None else str(own))
 
