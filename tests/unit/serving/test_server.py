@@ -154,6 +154,7 @@ def test_completions_of_text_and_of_ids(client: OpenAI, served: Served) -> None:
     assert "".join(c.choices[0].text for c in streamed if c.choices) == text.choices[0].text
 
 
+@pytest.mark.slow
 def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
     """A base that says one call, whatever it is asked: its template puts the words before the answer."""
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
@@ -328,6 +329,7 @@ def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
     assert served.api.load.inside == 0
 
 
+@pytest.mark.slow
 def test_sixteen_clients_get_more_than_four_times_the_tokens_of_one(served: Served) -> None:
     def tokens_a_second(clients: int) -> float:
         async def run() -> float:
