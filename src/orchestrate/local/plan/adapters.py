@@ -23,7 +23,9 @@ def trained_parameters(shape: Shape, adapter: Adapter, added_tokens: int = 0) ->
     if shape.experts > 1:
         layers = adapter.layers_to_transform
         share = 1.0 if layers is None else min(1.0, len(set(layers)) / shape.layers)
-        return int(share * shape.adapter_parameters(adapter.rank, dora=adapter.dora)) + whole + tokens
+        low = shape.adapter_parameters(adapter.rank, dora=adapter.dora)
+        low += shape.expert_adapter_parameters(adapter.rank, adapter.target_parameters or ())
+        return int(share * low) + whole + tokens
     linears = dict(_linears(shape))
     targets = adapter.targets or ALL_LINEAR
     chosen = [n for n in linears if targets == ALL_LINEAR or _matches(targets, n)] or list(linears)

@@ -17,7 +17,7 @@ import msgspec
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, AdapterKind, option
 from orchestrate.local.plan.adapters import trained_parameters
-from orchestrate.local.plan.sizes import MOE_LAYER, OTHER_LAYER, Shape
+from orchestrate.local.plan.sizes import FROZEN_MOE_LAYER, MOE_LAYER, OTHER_LAYER, Shape
 from orchestrate.local.plan.states import state_bytes
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
@@ -148,7 +148,9 @@ def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> in
 
 
 def _weights(shape: Shape, setup: Setup) -> float:
-    few_bits = shape.linear_parameters if setup.adapter == "qlora" or shape.held is not None else 0
+    few_bits = 0
+    if setup.adapter == "qlora" or shape.held is not None:
+        few_bits = shape.linear_parameters + shape.expert_parameters
     each = NF4_BYTES if shape.held is None else shape.held
     return each * few_bits + setup.bytes * (shape.parameters - few_bits)
 
@@ -189,8 +191,10 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
         attention, forward, backward = attention + b * scores, (4 + copied) * scores, (8 + copied) * scores
     else:
         attention, forward, backward = attention + 4 * shape.heads, b * q, b * (q + 2 * kv)
-    low = 0 if full else b * setup.rank * (4 + 3 * shape.experts_used)
+    low = 0 if full else b * setup.rank * (4 + (0 if shape.experts > 1 else 3))
     feed_forward = 4 * b * wide
+    if shape.experts > 1 and not full:
+        feed_forward = _experts(shape, setup)
     if setup.dropout and not full:
         # peft's own forward: a 32-bit input after dropout and its mask for each linear layer, and what these
         # read is not kept besides.
@@ -205,8 +209,18 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
         low *= 2
     kept = 2 * norm + attention + b * q + feed_forward + low
     if shape.remark is not None:
-        kept *= MOE_LAYER if shape.experts > 1 else OTHER_LAYER
+        mixture = MOE_LAYER if full else FROZEN_MOE_LAYER
+        kept *= mixture if shape.experts > 1 else OTHER_LAYER
     return _Layer(norm, b * h, work, attention, forward, backward, kept)
+
+
+def _experts(shape: Shape, setup: Setup) -> float:
+    """Kept of the experts by `model.experts`: the pair and its gate, the answers before they are weighed; with
+    an adapter also what its products read."""
+    h, wide = shape.hidden, shape.feed_forward
+    adapted = setup.lora is not None and bool(setup.lora.target_parameters)
+    each = 3 * wide + h + (h + wide + 3 * setup.rank if adapted else 0)
+    return setup.bytes * each * shape.experts_used
 
 
 def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
@@ -218,10 +232,8 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     layer = _layer(shape, setup, device)
     trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
-    # Products in 16 bits read the adapter in as many, and peft adds it to the weights of experts before these
-    # are used; backward keeps those copies.
-    experts = 0 if full else b * shape.expert_parameters
-    copies = (2 * trainable if b == 2 else 0) + experts
+    # Products in 16 bits read the adapter in as many; backward keeps those copies.
+    copies = 2 * trainable if b == 2 else 0
     # With frozen embeddings the first norm needs no gradient.
     first = 0 if full else layer.norm - layer.norm_output
     if setup.gradient_checkpointing:
@@ -242,7 +254,6 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
     # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
     kind = setup.adapter if full or shape.held is None else "qlora"
     weight = {"qlora": b, "lora": 0, "full": 4}[kind] * h * shape.feed_forward
-    weight += experts / shape.layers  # the gradient of such a copy
     if setup.dora:
         # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
         weight += 4 * shape.feed_forward * (shape.feed_forward + 3 * h)

@@ -70,6 +70,34 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak(
     assert sum(parts.values()) - parts["overhead"] == pytest.approx(sum(found.values()), rel=0.1)
 
 
+def test_thirty_billion_in_a_mixture_fit_a_card_of_24_gb() -> None:
+    """Qwen3-30B-A3B's published configuration."""
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    }
+    shape = Shape.of(config)
+    assert (round(shape.parameters / 1e9, 1), round(shape.active_parameters / 1e9, 1)) == (30.5, 3.4)
+    card = 24 * 10**9
+
+    def fits(**setup: Any) -> bool | None:
+        asked = Setup(longest=2048, gradient_checkpointing=True, **setup)
+        return plan(shape, asked, device="cuda", available_bytes=card).fits
+
+    assert fits() and not fits(adapter="lora")
+    few = Adapter(type="qlora", r=4, target_parameters=("mlp.experts.down_proj",))
+    assert fits(lora=few) and not fits(lora=msgspec.structs.replace(few, r=64))
+
+
 def test_a_cache_of_keys_and_values_is_what_transformers_holds() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
