@@ -94,6 +94,9 @@ class Trained:
         """As `Generator` does, whose process an `Answerer` is."""
         return self.answer([[m.to_dict() for m in prompt] for prompt in prompts], **more)
 
+    def likelihoods(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
