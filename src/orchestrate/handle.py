@@ -343,11 +343,11 @@ class RunHandle:
 
         return tuned.export(self._ft, self, form, Path(folder), **options)
 
-    def verify(self, at: str | None = None, **options: Any) -> Proof:
-        """See `orchestrate.tuned.verify`."""
+    def verify(self, at: str | None = None, **asking: Any) -> Proof:
+        """See `orchestrate.tuned.verify`; `asking`: fields of `orchestrate.tuned.Asking`."""
         from orchestrate import tuned
 
-        return tuned.verify(self._ft, self, at, **options)
+        return tuned.verify(self._ft, self, at, tuned.Asking(**asking))
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

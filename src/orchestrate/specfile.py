@@ -156,10 +156,13 @@ def template_text(given: str) -> str:
 
 def _with_template_from(values: Any, folder: Path) -> Any:
     """With the path of a chat template taken from `folder`."""
-    template = _as_table(values).get("chat_template") if isinstance(values, dict) else None
-    if not isinstance(template, str) or _is_template(template):
+    if not isinstance(values, dict):
         return values
-    return {**_as_table(values), "chat_template": _from_folder(template, folder)}
+    table = _as_table(cast("Any", values))
+    template = table.get("chat_template")
+    if isinstance(template, str) and not _is_template(template):
+        table["chat_template"] = _from_folder(template, folder)
+    return table
 
 
 def _is_template(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def of(home: Home, subject: RunHandle | Path) -> Tuned:
     return Tuned.of(subject.record, artifact, home.store.history.evaluations(subject.id))
 
 
-def key(subject: RunHandle | Path) -> str:
+def key_of(subject: RunHandle | Path) -> str:
     """Under which proofs are kept: the run's id, or the hash of the folder's weights."""
     if isinstance(subject, Path):
         return f"weights-{(forms.weights_hash(subject) or 'none')[:16]}"
@@ -65,7 +65,7 @@ def _of_folder(folder: Path) -> Tuned:
 
 def sheet(home: Home, subject: RunHandle | Path, tuned: Tuned | None = None) -> Sheet:
     """By what the model is known: kept at the end of its training, or found once from its files."""
-    file = private_folder(home.settings.home / "proofs") / f"{key(subject)}.json"
+    file = private_folder(home.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
     found = None if isinstance(subject, Path) else subject.provider.sheet(subject.record.handle)
@@ -128,30 +128,37 @@ def export(
         return msgspec.structs.replace(made, notes=(*made.notes, f"not proved here: {error} ({error.fix})"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a place is asked. `model`, `base`: the names under which they answer at a URL."""
+
+    model: str | None = None
+    base: str | None = None
+    key_variable: str | None = None
+    """With the key for a URL."""
+    key: str | None = None
+    base_gguf: Path | None = None
+    """On which an adapter in GGUF is laid."""
+
+
 def verify(
     home: Home,
     subject: RunHandle | Path,
     at: str | None = None,
+    asking: Asking | None = None,
     *,
-    model: str | None = None,
-    base: str | None = None,
-    key_variable: str | None = None,
-    base_gguf: Path | None = None,
     tuned: Tuned | None = None,
 ) -> Proof:
     """Whether what answers at a URL, in a folder, or (`None`, or the backend's name) at the run's backend is
-    what was trained. Kept in the store, whatever it says.
-
-    `model`, `base`: the names under which they answer at a URL. Raises a `ProviderError` where nothing can be
-    asked.
-    """
+    what was trained. Kept in the store, whatever it says. Raises a `ProviderError` where nothing can be
+    asked."""
+    asking = asking or Asking()
     name = subject.name if isinstance(subject, Path) else _name(subject)
     if at is not None and at.startswith(("http://", "https://")):
         known = sheet(home, subject, tuned)
-        found = secret(key_variable, key_variable) if key_variable else None
-        place = UrlPlace(at, model=model or name, base=base, key=found.reveal() if found else None)
+        place = UrlPlace(at, model=asking.model or name, base=asking.base, key=_key(asking))
         try:
-            return _kept(home, judge(known, place, run_id=key(subject)))
+            return _kept(home, judge(known, place, run_id=key_of(subject)))
         finally:
             place.close()
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
@@ -165,9 +172,14 @@ def verify(
         raise UsageError(f"{at} is no URL, no folder and not the run's backend")
     tuned = tuned or of(home, subject)
     known = sheet(home, subject, tuned)
-    place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=base_gguf)
+    place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
     weights = forms.weights_hash(tuned.folder)
-    return _kept(home, judge(known, place, run_id=key(subject), weights=weights))
+    return _kept(home, judge(known, place, run_id=key_of(subject), weights=weights))
+
+
+def _key(asking: Asking) -> str | None:
+    found = secret(asking.key_variable, asking.key_variable) if asking.key_variable else None
+    return found.reveal() if found else asking.key
 
 
 def _name(run: RunHandle) -> str:
@@ -213,7 +225,7 @@ def merge(
     for one in tuned:
         agree(home, one, accept_licence)
     made = combining.combine(
-        tuned, [key(p) for p in parts], folder, method=method, weights=weights, density=density, rank=rank
+        tuned, [key_of(p) for p in parts], folder, method=method, weights=weights, density=density, rank=rank
     )
     subject = Path(made.folder)
     return msgspec.structs.replace(made, proof=verify(home, subject, made.folder))

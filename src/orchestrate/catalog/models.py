@@ -176,9 +176,10 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
 
 def _described_host(told: Described, model: description.Model) -> HostModel:
     given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
-    own = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
+    own: dict[str, Any] = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
     sources = tuple(told.sources.get(key, key) for key in model.sources)
-    return HostModel(**{**own, **given, "sources": sources})
+    fields: dict[str, Any] = {**own, **given, "sources": sources}
+    return HostModel(**fields)
 
 
 def _index(models: Iterable[Model]) -> dict[str, Model]:

@@ -78,7 +78,7 @@ def export(
 
     with orchestrator(context) as ft:
         subject = serving.subject(ft, run)
-        accepted = _agreed(ft, [run], accept_licence)
+        accepted = agreed(ft, [run], accept_licence)
         made = serving.export(
             ft,
             subject,
@@ -154,7 +154,7 @@ def merge(
     from orchestrate.service import serving
 
     with orchestrator(context) as ft:
-        accepted = _agreed(ft, run, accept_licence)
+        accepted = agreed(ft, run, accept_licence)
         made = serving.merge(
             ft,
             [serving.subject(ft, name) for name in run],
@@ -205,7 +205,8 @@ def verify(context: typer.Context, *, run: ModelArg, at: At, json: Json = False)
     from orchestrate.service import serving
 
     with orchestrator(context) as ft:
-        proof = serving.verify(ft, serving.subject(ft, run), **vars(at))
+        asking = {name: value for name, value in vars(at).items() if name != "at"}
+        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.Asking(**asking))
     if json:
         print_json(proof)
     else:
@@ -231,7 +232,7 @@ def show_proof(proof: Proof) -> None:
             warn(f"{stage.name}: {stage.fix}")
 
 
-def _agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
+def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
     """The licences that are agreed to: those of the flag, and those that a person at a terminal says yes
     to."""
     from orchestrate.service import serving

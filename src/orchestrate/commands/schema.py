@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from orchestrate.commands.console import ErrorLine, print_json
+from orchestrate.commands.serve import Added, Serving
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
     Accuracy,
@@ -180,6 +181,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "export": (Export,),
     "merge": (Merged,),
     "verify": (Proof,),
+    "serve": (Serving, list[Added]),
     "deploy": (Deployment,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),

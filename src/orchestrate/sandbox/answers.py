@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from orchestrate.errors import DataError
 from orchestrate.sandbox.host import Body, Host, HostError, json_answer, parse
 from orchestrate.sandbox.state import token
 from orchestrate.types import Message, Reply
+from orchestrate.wire.openai import chat
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.jobs import Job
@@ -67,45 +67,24 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
 
 
 def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
-    prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
-    if host.thinking_field and reply.reasoning:
-        message[host.thinking_field] = reply.reasoning
-    if reply.tool_calls:
-        message["tool_calls"] = reply.tool_calls
-    return {
-        "id": f"chatcmpl-{token()}",
-        "object": "chat.completion",
-        "created": int(host.clock.now()),
-        "model": asked.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "finish_reason": reply.finish_reason or "stop",
-                "logprobs": None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        },
-        "sandbox": True,
-        "sandbox_model": reply.model,
-    }
+    message = chat.message(reply.content, refusal=None)
+    body = chat.completion(
+        f"chatcmpl-{token()}",
+        int(host.clock.now()),
+        asked.model,
+        [chat.choice(0, message, reply.finish_reason or "stop")],
+        chat.usage(reply.prompt_tokens or 0, reply.completion_tokens or 0),
+    )
+    return {**body, "sandbox": True, "sandbox_model": reply.model}
 
 
 def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
-    """One chunk with the whole message, one that ends it."""
-    base = {**body, "object": "chat.completion.chunk"}
+    """One chunk with the whole text, one that ends it."""
+    base = {**body, "object": chat.CHUNK}
     del base["usage"]
-    calls = [{"index": n, **call} for n, call in enumerate(reply.tool_calls)]
-    message = {k: v for k, v in body["choices"][0]["message"].items() if k not in ("refusal", "tool_calls")}
     for delta, reason in (
-        (message | ({"tool_calls": calls} if calls else {}), None),
+        ({"role": "assistant", "content": reply.content}, None),
         ({}, reply.finish_reason or "stop"),
     ):
-        chunk = {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-        yield f"data: {json.dumps(chunk)}\n\n"
-    yield "data: [DONE]\n\n"
+        yield chat.event({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+    yield chat.DONE

@@ -13,8 +13,8 @@ from orchestrate.local.model import engines
 from orchestrate.local.plan import fitting, memory
 from orchestrate.local.plan.memory import Setup as Setup
 from orchestrate.local.plan.sizes import Shape
-from orchestrate.local.speed.throughput import bench_file as bench_file
-from orchestrate.local.speed.throughput import measure as measure
+from orchestrate.local.plan.throughput import bench_file as bench_file
+from orchestrate.local.speed.measuring import measure as measure
 from orchestrate.profile import this_machine
 
 if TYPE_CHECKING:

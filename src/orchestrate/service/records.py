@@ -12,7 +12,7 @@ from orchestrate.data.operations.review import ExportReport as ExportReport
 from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
 from orchestrate.evaluation.regression.regress import Regression as Regression
-from orchestrate.local.speed.throughput import Bench as Bench
+from orchestrate.local.plan.throughput import Bench as Bench
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice
 from orchestrate.quoting import Ownership as Ownership

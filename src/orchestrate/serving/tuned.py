@@ -15,6 +15,12 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Artifact, Evaluation, Run
 
 
+def hub_name(base: str) -> str:
+    """As the hub calls a base model, where it has a name there."""
+    known = lookup(base)
+    return known.hub if known is not None and known.hub else base
+
+
 @dataclass(frozen=True)
 class Tuned:
     """`folder` holds an adapter, or a whole model; `base` is what `orchestrate.local` loads it on."""
@@ -61,10 +67,15 @@ class Tuned:
         return max(int(config["r"]), *pattern.values(), 1)
 
     @property
+    def four_bit(self) -> bool:
+        """Whether it was trained on the base in four bits."""
+        adapter: dict[str, Any] = self.passport.get("adapter") or {}
+        return adapter.get("type") == "qlora"
+
+    @property
     def base_name(self) -> str:
         """As the hub calls it, where it has a name there."""
-        known = lookup(self.base)
-        return known.hub if known is not None and known.hub else self.base
+        return hub_name(self.base)
 
     @property
     def licence(self) -> Licence | None:

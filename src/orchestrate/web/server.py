@@ -30,6 +30,12 @@ def serving(app: ASGIApp, *, host: str = LOOPBACK, port: int = 0, grace_s: float
         yield f"http://{name}:{sock.getsockname()[1]}"
 
 
+def free_port(host: str = LOOPBACK) -> int:
+    """A port that nobody has now, for another program; it may be taken by the time that one asks for it."""
+    with closing(listen(0, host)) as sock:
+        return int(sock.getsockname()[1])
+
+
 def listen(port: int, host: str = LOOPBACK) -> socket.socket:
     """A socket that takes connections. Raises `SetupError` when the port or the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

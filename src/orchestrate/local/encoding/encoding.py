@@ -85,16 +85,19 @@ class Template:
         *,
         tools: Any = None,
         cut: bool = False,
+        calls: bool = True,
         growing: bool = False,
     ) -> Said:
         """What an answer says: `ids` without the token that ended it, or with `cut` as far as it came, or
         with `growing` as far as it is sure; `asked` are the ids with which the model was asked, `tools` those
-        that were offered."""
+        that were offered. Without `calls` those in the answer stay words."""
         text, prompt = (
             self.tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
             for part in (ids, asked[-_END_OF_PROMPT:])
         )
-        return read_answer(text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, growing=growing)
+        return read_answer(
+            text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
+        )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its place in the text."""

@@ -197,9 +197,9 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
     embeddings.register_forward_hook(noisy)
 
 
-def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """The base model with the adapter of a folder. Raises `UsageError` without safetensors: where there are
-    none peft would load a pickle."""
+def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
+    """The base model with the adapter of a folder, under peft's `name` for it. Raises `UsageError` without
+    safetensors: where there are none peft would load a pickle."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -207,7 +207,7 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
             f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
         )
     make_room(base, rows_of(folder))
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
     if any(experts.held_of(base)):
         experts.adapt(model)
     spare(model)

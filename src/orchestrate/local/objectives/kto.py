@@ -37,7 +37,7 @@ class Mismatch:
     limit: int | None = None
     """Tokens at which a row is cut."""
 
-    def batches(self, rows: Rows, epoch: int) -> list[list[int]]:
+    def batches(self, rows: Rows, epoch: int) -> Sequence[list[int]]:
         """Those that the loop will take."""
         return rows.batches(self.batch_size, self.seed, epoch)
 

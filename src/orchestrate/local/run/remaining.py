@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from orchestrate.local.encoding.encoded import Rows
 from orchestrate.local.objectives.base import Objective
+from orchestrate.local.plan.paces import READ_SHARE
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.schedule import random_state, set_random_state
-from orchestrate.local.speed.paces import READ_SHARE
 
 MOST_TOKENS = 2048
 """Of the measured pass; one row goes through in any case."""

@@ -31,13 +31,12 @@ from orchestrate.local.objectives.grading import Grader, refusal
 from orchestrate.local.objectives.grpo import PolicyObjective, encode_prompts
 from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
 from orchestrate.local.objectives.losses import Desirability, Preference
-from orchestrate.local.plan import fitting
+from orchestrate.local.plan import fitting, throughput
+from orchestrate.local.plan.paces import READ_SHARE, Pace
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.local.speed import throughput
-from orchestrate.local.speed.paces import READ_SHARE, Pace
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 

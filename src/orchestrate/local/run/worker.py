@@ -22,10 +22,10 @@ import msgspec
 from orchestrate.errors import OrchestrateError
 from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
+from orchestrate.local.plan import paces
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.space import disk_is_full
-from orchestrate.local.speed import paces
 from orchestrate.text import duration
 from orchestrate.types import JobError
 

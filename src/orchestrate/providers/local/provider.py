@@ -19,10 +19,9 @@ from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.plan import fitting
+from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
-from orchestrate.local.speed import throughput
 from orchestrate.profile import Profile
 from orchestrate.providers import offline, settings, standing
 from orchestrate.providers.base import Progress, Provider

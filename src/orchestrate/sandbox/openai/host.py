@@ -26,6 +26,8 @@ from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.openai.permissions import Permissions
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
+from orchestrate.wire.openai.errors import error_body
+from orchestrate.wire.openai.pages import page
 
 MIN_EXAMPLES = 10
 WORDS = {
@@ -65,9 +67,8 @@ class OpenAIHost(Host):
         return {"OPENAI_BASE_URL": f"{self.base_url}/v1", "OPENAI_API_KEY": key}
 
     def error(self, error: HostError) -> Response:
-        body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
         headers = {"x-request-id": f"req_{token()}", **error.headers}
-        return json_answer({"error": body}, error.status, headers)
+        return json_answer(error_body(error), error.status, headers)
 
     def routes(self) -> list[BaseRoute]:
         jobs = "/v1/fine_tuning/jobs"
@@ -323,7 +324,7 @@ class OpenAIHost(Host):
             if name.startswith("metadata[") and name.endswith("]"):
                 where = (f'$.body.metadata."{name[9:-1]}"', value)
         jobs, more = page_of(self.jobs(after=request.query_params.get("after"), where=where), limit)
-        return json_answer({"object": "list", "data": [self.render(job) for job in jobs], "has_more": more})
+        return json_answer(page([self.render(job) for job in jobs], more=more))
 
     def retrieve(self, request: Request) -> Response:
         return self._answer(self._found(request.path_params["id"]))
@@ -401,15 +402,8 @@ def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int)
         places = [n for n, item in enumerate(newest_first) if item["id"] == after]
         newest_first = newest_first[places[0] + 1 :] if places else []
     data = newest_first[:limit]
-    return json_answer(
-        {
-            "object": "list",
-            "data": data,
-            "has_more": len(newest_first) > limit,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-        }
-    )
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return json_answer({**page(data, more=len(newest_first) > limit), **ends})
 
 
 def _result_id(job: Job) -> str:

@@ -143,7 +143,7 @@ def _peft(draft: Draft) -> None:
         f'model = AutoPeftModelForCausalLM.from_pretrained("{draft.target}", dtype="auto")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{draft.target}")'
     )
-    if _four_bit(draft.tuned):
+    if draft.tuned.four_bit:
         draft.notes.append(
             "it was trained on the base in four bits (NF4): on 16-bit weights its answers differ a little; "
             "evaluate what you serve"
@@ -167,7 +167,7 @@ def _merged(draft: Draft) -> None:
             ]
         )
         draft.dress = merged[1]
-        if _four_bit(tuned):
+        if tuned.four_bit:
             draft.notes.append(
                 f"merged into the base's own {dtype} weights, not into the four bits that it was trained on: "
                 "evaluate the result"
@@ -329,11 +329,6 @@ def weights_hash(folder: Path) -> str | None:
     """Of the weights in a folder: one hash over those of its files."""
     hashes: Sequence[str] = [sha256(p) for p in sorted(folder.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else None if not hashes else "+".join(h[:16] for h in hashes)
-
-
-def _four_bit(tuned: Tuned) -> bool:
-    adapter: dict[str, Any] = tuned.passport.get("adapter") or {}
-    return adapter.get("type") == "qlora"
 
 
 def _gguf_form(draft: Draft) -> None:

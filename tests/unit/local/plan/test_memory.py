@@ -19,10 +19,11 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
 from orchestrate.local.model import models
+from orchestrate.local.plan import throughput
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
-from orchestrate.local.speed import throughput
-from orchestrate.local.speed.throughput import Bench
+from orchestrate.local.plan.throughput import Bench
+from orchestrate.local.speed import measuring
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 
@@ -92,7 +93,7 @@ def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_this_machine_can_be_measured(tmp_path: Path) -> None:
-    found = throughput.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
+    found = measuring.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
     assert found.tokens_per_second > 100 and found.parameters > 1_000_000
     assert throughput.read(tmp_path) == [found]
 

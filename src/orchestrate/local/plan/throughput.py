@@ -8,22 +8,17 @@ training step, carries over from what was measured to models of like size.
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
 import msgspec
 
 from orchestrate import text
-from orchestrate.errors import RunFailed
 from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
-from orchestrate.local.run.launching import require_packages, worker_environment
-from orchestrate.local.speed import paces
-from orchestrate.local.speed.paces import Kind, Pace, Point
+from orchestrate.local.plan import paces
+from orchestrate.local.plan.paces import Kind, Pace, Point
 from orchestrate.types import Record
 
 CPU_THREAD_OPERATIONS = 6e10
@@ -101,42 +96,6 @@ def remember(home: Path, bench: Bench) -> None:
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
     private_folder(home)
     write_whole(bench_file(home), msgspec.json.format(msgspec.json.encode([*kept, bench])))
-
-
-def measure(
-    home: Path,
-    *,
-    model: Path | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    seconds: float = 20.0,
-) -> Bench:
-    """Trains for about `seconds` in a process of its own and remembers the result for later quotes.
-
-    Raises `MissingExtra`, or `RunFailed` with what the process said; what was measured before stays.
-    """
-    require_packages("measuring this machine")
-    request = {
-        "model": str(model) if model else None,
-        "threads": threads,
-        "device": device,
-        "seconds": seconds,
-    }
-    out = subprocess.run(
-        [sys.executable, "-P", "-m", "orchestrate.local.speed.bench", json.dumps(request)],
-        capture_output=True,
-        text=True,
-        env=worker_environment(threads),
-        check=False,
-    )
-    if out.returncode != 0:
-        raise RunFailed(f"the measurement failed:\n{out.stderr[-2000:].strip()}", fix="orchestrate doctor")
-    answer = msgspec.json.decode(out.stdout.splitlines()[-1])
-    if "error" in answer:
-        raise RunFailed(f"the measurement failed: {answer['error']}", fix=answer["fix"])
-    bench = Bench.from_dict(answer)
-    remember(home, bench)
-    return bench
 
 
 def kind_of(

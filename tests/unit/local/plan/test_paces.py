@@ -17,11 +17,11 @@ from tests.unit.local.sessions import make_session
 from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
+from orchestrate.local.plan import paces, throughput
+from orchestrate.local.plan.paces import Kind, Pace
+from orchestrate.local.plan.throughput import Bench, estimate
 from orchestrate.local.run import worker
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.local.speed import paces, throughput
-from orchestrate.local.speed.paces import Kind, Pace
-from orchestrate.local.speed.throughput import Bench, estimate
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
 

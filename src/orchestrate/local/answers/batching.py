@@ -1,0 +1,288 @@
+"""Continuous batching: rows join and leave while the others go on, each with its own adapter and its own
+luck.
+
+A new prompt is read alone, without padding, so that its first token is the one that it gets when nobody else
+asks; its cache then joins those of the rows that are being answered, padded on the left. That needs nothing
+of an architecture but caches that can be laid side by side, which is looked at before the first join: rows of
+other models take turns. Imports torch."""
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from orchestrate.local.answers.drawing import Drawn, Luck, draw
+
+BASE = "__base__"
+"""PEFT's name for rows without an adapter."""
+KINDS = ("DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
+"""Of caches: those with columns for places in time, those with one state for each row, those with both, and
+those of layers that read an earlier one's. By name, since not all releases of transformers have all."""
+ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
+"""What PEFT cannot apply to some rows of a batch only."""
+PROMPTS_A_STEP = 4
+"""Prompts that are read between two tokens of the rows that are being answered."""
+
+
+@dataclass
+class Row:
+    """One answer on its way."""
+
+    key: str
+    """By which it is cancelled; several rows may share one."""
+    adapter: str
+    """PEFT's name of it, or `BASE`."""
+    prompt: list[int]
+    luck: Luck
+    """How its tokens are drawn."""
+    room: int
+    """The most tokens of the answer."""
+    stops: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    others: tuple[tuple[int, ...], ...] = ()
+    """What begins somebody else's turn, which ends it too."""
+    copies: list[Row] = field(default_factory=list["Row"])
+    """Other answers to the same prompt, which is read once."""
+    ids: list[int] = field(default_factory=list[int])
+    counts: Counter[int] = field(default_factory=Counter[int])
+    ended: bool = False
+
+
+class Batch:
+    """Rows that are answered in one forward pass a token. The cache's columns are places in time; a row that
+    came later begins with empty ones."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.cache: Any = None
+        self.mask: Tensor | None = None
+        """[rows, columns]: 1 where a row has a token."""
+
+    def join(self, rows: Sequence[Row], cache: Any, length: int, device: torch.device) -> None:
+        """`cache`: of one row of `length` columns, which all of `rows` share."""
+        times = torch.zeros(len(rows), dtype=torch.long, device=device)
+        for layer in cache.layers:
+            _select(layer, times)
+        mask = torch.ones(len(rows), length, dtype=torch.long, device=device)
+        if self.cache is None or self.mask is None:
+            self.cache, self.mask = cache, mask
+        else:
+            longest = max(length, self.mask.shape[1])
+            self.mask = torch.cat([pad(m, (longest - m.shape[1], 0)) for m in (self.mask, mask)])
+            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+                _side_by_side(mine, theirs)
+        self.rows += rows
+
+    def drop_ended(self) -> None:
+        """Rows that have ended leave, and so do columns that are empty for all that stay."""
+        kept = [n for n, row in enumerate(self.rows) if not row.ended]
+        if len(kept) == len(self.rows) or self.mask is None:
+            return
+        self.rows = [self.rows[n] for n in kept]
+        if not kept:
+            self.cache = self.mask = None
+            return
+        index = torch.tensor(kept, device=self.mask.device)
+        mask = self.mask[index]
+        empty = int((mask.sum(dim=0) > 0).long().argmax())
+        self.mask = mask[:, empty:]
+        for layer in self.cache.layers:
+            _select(layer, index)
+            for name in _columns(layer) if empty else ():
+                setattr(layer, name, getattr(layer, name)[..., empty:, :])
+
+    def inputs(self) -> dict[str, Any]:
+        """For the next token of each row; the mask grows by it."""
+        mask = self.mask
+        assert mask is not None  # noqa: S101  there are rows
+        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=mask.device)
+        places = mask.sum(dim=1, keepdim=True)
+        self.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        return {
+            "input_ids": ids,
+            "attention_mask": self.mask,
+            "position_ids": places,
+        }
+
+
+class Batching:
+    """All rows of one model and its adapters. `step` reads some prompts, or draws a token of each row."""
+
+    def __init__(self, model: Any, *, most_rows: int) -> None:
+        self.model = model
+        self.most_rows = most_rows
+        self.waiting: list[Row] = []
+        self._batches: dict[str, Batch] = {}
+        self._lies: bool | None = None
+        self._cache, only_last = _takes(model)
+        self._last = {"logits_to_keep": 1} if only_last else {}
+
+    def use(self, model: Any) -> Any:
+        """The same model, wrapped since; nothing of what is under way is lost."""
+        self.model = model
+        return model
+
+    @property
+    def rows(self) -> int:
+        return sum(len(batch.rows) for batch in self._batches.values())
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.rows
+
+    def uses(self, adapter: str) -> bool:
+        """Whether a row is being answered, or waits, with it."""
+        active = (row for batch in self._batches.values() for row in batch.rows)
+        return any(row.adapter == adapter for row in (*active, *self.waiting))
+
+    def cancel(self, key: str) -> None:
+        self.waiting = [row for row in self.waiting if row.key != key]
+        for batch in self._batches.values():
+            for row in batch.rows:
+                row.ended |= row.key == key
+            batch.drop_ended()
+
+    def step(self) -> Iterator[tuple[Row, Drawn]]:
+        """Each row with its next token. Rows that end are marked; who takes the token may end more of
+        them."""
+        with torch.inference_mode():
+            for name in list(self._batches):
+                batch = self._batches[name]
+                batch.drop_ended()
+                if batch.rows:
+                    yield from self._next(batch)
+                    batch.drop_ended()
+                if not batch.rows:
+                    del self._batches[name]
+            for _ in range(PROMPTS_A_STEP):
+                if not self.waiting or self.rows + 1 + len(self.waiting[0].copies) > self._room():
+                    break
+                yield from self._begin(self.waiting.pop(0))
+
+    def _room(self) -> int:
+        """How many rows may be answered at once; one group of copies at least."""
+        if self._lies is False:
+            return 0 if self.rows else 1 + len(self.waiting[0].copies)
+        return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
+
+    def _begin(self, row: Row) -> Iterator[tuple[Row, Drawn]]:
+        device = self.model.device
+        cache = new_cache(self.model)
+        ids = torch.tensor([row.prompt], device=device)
+        with self._as([row]) as more:
+            out = self.model(input_ids=ids, use_cache=True, **{self._cache: cache}, **self._last, **more)
+        logits, rows = out.logits[:, -1], [row, *row.copies]
+        if self._lies is None:
+            self._lies = all(_lies(layer) for layer in cache.layers)
+        yield from self._take(rows, logits.expand(len(rows), -1))
+        going = [r for r in rows if not r.ended]
+        if going:
+            batch = self._batches.setdefault(self._batch_of(row), Batch())
+            batch.join(going, cache, len(row.prompt), device)
+
+    def _batch_of(self, row: Row) -> str:
+        """Rows of adapters that PEFT cannot mix are answered apart."""
+        return "" if self._lies and self._mixes(row.adapter) else row.adapter
+
+    def _mixes(self, adapter: str) -> bool:
+        config = None if adapter == BASE else self.model.peft_config[adapter]
+        return not any(getattr(config, name, None) for name in ALONE)
+
+    def _next(self, batch: Batch) -> Iterator[tuple[Row, Drawn]]:
+        with self._as(batch.rows) as more:
+            out = self.model(**batch.inputs(), use_cache=True, **{self._cache: batch.cache}, **more)
+        yield from self._take(batch.rows, out.logits[:, -1])
+
+    def _take(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[Row, Drawn]]:
+        for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
+            row.ids.append(drawn.id)
+            row.counts[drawn.id] += 1
+            over = len(row.ids) >= row.room
+            row.ended = over or drawn.id in row.stops or _begins_another(row)
+            yield row, drawn
+
+    @contextmanager
+    def _as(self, rows: Sequence[Row]) -> Generator[dict[str, Any]]:
+        """What the forward pass has to be told of the rows' adapters."""
+        names = [row.adapter for row in rows]
+        if not hasattr(self.model, "peft_config"):
+            yield {}
+        elif len(set(names)) > 1:
+            yield {"adapter_names": names}
+        elif names[0] == BASE:
+            with self.model.disable_adapter():
+                yield {}
+        else:
+            if self.model.active_adapter != names[0]:
+                self.model.set_adapter(names[0])
+            yield {}
+
+
+def _begins_another(row: Row) -> bool:
+    return any(tuple(row.ids[-len(other) :]) == other for other in row.others)
+
+
+def new_cache(model: Any) -> Any:
+    """An empty one, whose layers keep all columns: those of a sliding window would drop other ones of each
+    row, and the mask looks after the window."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def _takes(model: Any) -> tuple[str, bool]:
+    """The name under which the model takes a cache, and whether it can leave out the logits of all places but
+    the last."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = signature(inner.forward).parameters
+    return "cache" if "cache" in names else "past_key_values", "logits_to_keep" in names
+
+
+def _lies(layer: Any) -> bool:
+    """Whether caches of this kind can be laid side by side."""
+    return type(layer).__name__ in KINDS
+
+
+def _columns(layer: Any) -> tuple[str, ...]:
+    """What has a column for each place in time."""
+    return ("keys", "values") if getattr(layer, "keys", None) is not None else ()
+
+
+def _side_by_side(mine: Any, theirs: Any) -> None:
+    for name in _columns(mine):
+        both: list[Tensor] = [getattr(mine, name), getattr(theirs, name)]
+        longest = max(t.shape[-2] for t in both)
+        joined = torch.cat([pad(t, (0, 0, longest - t.shape[-2], 0)) for t in both])
+        setattr(mine, name, joined)
+    if hasattr(mine, "conv_states"):
+        for name in ("conv_states", "recurrent_states"):
+            states: dict[int, Tensor | None] = getattr(mine, name)
+            for key, state in states.items():
+                if state is not None:
+                    states[key] = torch.cat([state, getattr(theirs, name)[key]])
+
+
+def _select(layer: Any, index: Tensor) -> None:
+    for name in _columns(layer):
+        setattr(layer, name, getattr(layer, name)[index])
+    if hasattr(layer, "conv_states"):
+        for name in ("conv_states", "recurrent_states"):
+            states: dict[int, Tensor | None] = getattr(layer, name)
+            for key, state in states.items():
+                if state is not None:
+                    states[key] = state[index]

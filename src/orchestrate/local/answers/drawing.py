@@ -1,0 +1,91 @@
+"""The next token of each row, by that row's own settings and random numbers. Imports torch."""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Luck:
+    """How a row's tokens are drawn. Temperature 0 takes the likeliest. The same seed draws the same, whoever
+    else is answered at the time."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is all."""
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    tops: int | None = None
+    """How many of the likeliest tokens are told beside the one drawn; `None` tells no log-probabilities."""
+    generator: torch.Generator | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is all that is wanted."""
+        return not (self.temperature or self.presence or self.frequency or self.bias) and self.tops is None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    id: int
+    logprob: float | None = None
+    """Nats, by the model itself: before temperature, penalties and biases."""
+    tops: tuple[tuple[int, float], ...] = ()
+
+
+def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
+    """`logits`: [rows, vocabulary]. Each row comes with the tokens that it has drawn so far."""
+    likeliest: list[int] = logits.argmax(dim=-1).tolist()
+    return [
+        Drawn(likeliest[n]) if luck.plain else _one(logits[n].float().cpu(), luck, counts)
+        for n, (luck, counts) in enumerate(rows)
+    ]
+
+
+def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
+    """`logits`: [vocabulary]."""
+    told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
+    id = _chosen(_changed(logits, luck, counts), luck)
+    if told is None:
+        return Drawn(id)
+    tops: tuple[tuple[int, float], ...] = ()
+    if luck.tops:
+        values, ids = told.topk(min(luck.tops, len(told)))
+        tops = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Drawn(id, told[id].item(), tops)
+
+
+def _changed(logits: Tensor, luck: Luck, counts: Counter[int]) -> Tensor:
+    if not (luck.bias or ((luck.presence or luck.frequency) and counts)):
+        return logits
+    logits = logits.clone()
+    for id, bias in luck.bias.items():
+        logits[id] += bias
+    for id, count in counts.items():
+        logits[id] -= luck.presence + luck.frequency * count
+    return logits
+
+
+def _chosen(logits: Tensor, luck: Luck) -> int:
+    if luck.temperature <= 0:
+        return int(logits.argmax())
+    odds = torch.softmax(logits / luck.temperature, dim=-1)
+    if luck.top_k or luck.top_p < 1:
+        values, ids = odds.sort(descending=True, stable=True)
+        before = values.cumsum(dim=0) - values
+        kept = before < luck.top_p
+        if luck.top_k:
+            kept[luck.top_k :] = False
+        kept[0] = True
+        odds = torch.zeros_like(odds).scatter(0, ids[kept], values[kept])
+    return int(torch.multinomial(odds, 1, generator=luck.generator))

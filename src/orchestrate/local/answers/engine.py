@@ -1,0 +1,386 @@
+"""The process behind `orchestrate serve`: one base, its adapters, and the rows of all requests in one batch.
+
+JSON lines on standard input ask, JSON lines on standard output answer; each has the `id` of what was asked.
+
+    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `Wish`
+    {"op": "cancel", "id"}
+    {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
+    {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
+
+The first line says what to load. Prompts are turned into tokens while rows are being answered, by the thread
+that reads. Imports torch.
+"""
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.local.answers.answering import SMALL_MODEL_BYTES
+from orchestrate.local.answers.batching import BASE, Batching, Row
+from orchestrate.local.answers.drawing import Luck
+from orchestrate.local.answers.speech import Model, Speech
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model import models
+from orchestrate.local.model.added_tokens import rows_of
+from orchestrate.local.model.loading import dequantize, load_adapter, load_base, load_tokenizer, pick_device
+from orchestrate.local.model.sampling import Sampler
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
+    """What the first line says."""
+
+    base: str
+    base_name: str
+    """Under which the base answers."""
+    models: dict[str, str] = {}
+    """Name -> folder of an adapter, or of a whole tuned model, which is then the only one."""
+    threads: int | None = None
+    device: str | None = None
+    four_bit: bool = False
+    most_rows: int = 32
+    most_tokens: int = 2048
+    """Of an answer to a request that does not say."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, in the words of the chat completions API."""
+
+    id: str
+    model: str
+    messages: list[ChatMessage] | None = None
+    text: str | None = None
+    ids: list[int] | None = None
+    tools: list[dict[str, Any]] | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[str, float] = {}
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told; `None` tells no log-probabilities."""
+    stream: bool = False
+    tells_ids: bool = False
+
+
+class Refused(UsageError):
+    """A request that cannot be answered as it is. `code` is the API's word."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Engine:
+    def __init__(self, loading: Loading) -> None:
+        if loading.threads:
+            torch.set_num_threads(loading.threads)
+        self.loading = loading
+        self.device = pick_device(loading.device)
+        self.folder = models.fetch(loading.base)
+        self.models: dict[str, Model] = {}
+        self._speeches: dict[int, Speech] = {}
+        self._numbered = 0
+        whole = [f for f in loading.models.values() if not _is_adapter(Path(f))]
+        if whole and len(loading.models) > 1:
+            raise UsageError("a whole tuned model is served alone: it shares no weights with others")
+        self.model = self._loaded(Path(whole[0]) if whole else None)
+        self.batching = Batching(self.model, most_rows=loading.most_rows)
+        if whole:
+            [name] = loading.models
+            self.models[name] = self._described(name, BASE, Path(whole[0]))
+            return
+        self.models[loading.base_name] = self._described(loading.base_name, BASE, None)
+        for name, folder in loading.models.items():
+            self.load(name, folder)
+
+    def _loaded(self, whole: Path | None) -> Any:
+        if whole is not None:
+            return load_base(whole, four_bit=False, device=self.device).eval()
+        model = load_base(self.folder.path, four_bit=self.loading.four_bit, device=self.device).eval()
+        if self.loading.four_bit and sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES:
+            dequantize(model)
+        return model
+
+    def _described(self, name: str, adapter: str, own: Path | None) -> Model:
+        has_own = own is not None and (own / "tokenizer.json").is_file()
+        tokenizer = load_tokenizer(own if has_own and own else self.folder.path)
+        template = Template(tokenizer)
+        sampler = Sampler.of(template, self.folder, self.device)
+        return Model(name, adapter, template, sampler, None if own is None else str(own))
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def load(self, name: str, folder: str) -> float:
+        """Puts one more adapter on the base; the seconds that it took. Raises `UsageError`."""
+        begun, path = time.perf_counter(), Path(folder)
+        if name in self.models:
+            raise UsageError(f"a model is called {name!r} already")
+        if not _is_adapter(path):
+            raise UsageError(f"{folder} is no adapter: only adapters are added to a running server")
+        adapted = hasattr(self.model, "peft_config")
+        self._numbered += 1
+        adapter = f"a{self._numbered}"
+        try:
+            if not adapted:
+                self.model = self.batching.use(load_adapter(self.model, path, name=adapter).eval())
+            elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
+                raise UsageError(f"{name} has tokens of its own: it is served without other adapters")
+            else:
+                self.model.load_adapter(str(path), adapter_name=adapter)
+                self.model.eval()
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(f"the adapter in {folder} does not fit this base: {str(error)[:400]}") from error
+        self.models[name] = self._described(name, adapter, path)
+        return time.perf_counter() - begun
+
+    def unload(self, name: str) -> None:
+        found = self.models.get(name)
+        if found is None or found.adapter == BASE:
+            raise UsageError(f"no adapter is called {name!r}")
+        if self.batching.uses(found.adapter):
+            raise UsageError(f"{name} is answering: try again when it has ended")
+        del self.models[name]
+        if len(self.model.peft_config) > 1:
+            others = [a for a in self.model.peft_config if a != found.adapter]
+            self.model.set_adapter(others[0])
+            self.model.delete_adapter(found.adapter)
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def prompt(self, wish: Wish) -> list[int]:
+        """The ids of a request's prompt. Raises `Refused`, `DataError`."""
+        template = self._model(wish.model).template
+        if wish.messages is not None:
+            return template.asked(wish.messages, wish.tools)
+        if wish.ids is not None:
+            if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
+                raise Refused("the prompt has ids that the tokenizer does not have", "invalid_prompt")
+            return wish.ids
+        ids = template.tokens(wish.text or "")[0]
+        start = template.tokenizer.bos_token_id
+        return ids if start is None or ids[:1] == [start] else [start, *ids]
+
+    def _model(self, name: str) -> Model:
+        found = self.models.get(name)
+        if found is None:
+            raise Refused(
+                f"The model {name!r} does not exist; this server has {', '.join(self.models)}",
+                "model_not_found",
+            )
+        return found
+
+    def rows(self, wish: Wish, prompt: list[int]) -> tuple[Row, list[Speech]]:
+        """The row of a request with its copies, and their speeches. Raises `Refused`."""
+        model = self._model(wish.model)
+        if not prompt:
+            raise Refused("the prompt is empty", "invalid_prompt")
+        room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
+        if room < (wish.max_tokens or 1):
+            most = model.sampler.context
+            raise Refused(
+                f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, and "
+                f"{wish.max_tokens or 1} were asked for",
+                "context_length_exceeded",
+            )
+        rows = [
+            Row(
+                wish.id,
+                model.adapter,
+                prompt,
+                self._luck(wish, n),
+                room,
+                frozenset(model.sampler.stops),
+                model.sampler.others,
+            )
+            for n in range(wish.n)
+        ]
+        speeches = [
+            Speech(
+                row,
+                model,
+                n,
+                chat=wish.messages is not None,
+                stream=wish.stream,
+                stop=wish.stop,
+                tools=wish.tools,
+                tells_tokens=wish.logprobs is not None or wish.tells_ids,
+            )
+            for n, row in enumerate(rows)
+        ]
+        rows[0].copies = rows[1:]
+        return rows[0], speeches
+
+    def _luck(self, wish: Wish, n: int) -> Luck:
+        generator = torch.Generator()
+        if wish.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(wish.seed + n)
+        return Luck(
+            temperature=wish.temperature,
+            top_p=wish.top_p,
+            top_k=wish.top_k,
+            presence=wish.presence_penalty,
+            frequency=wish.frequency_penalty,
+            bias={int(id): bias for id, bias in wish.logit_bias.items()},
+            tops=wish.logprobs,
+            generator=generator,
+        )
+
+    def add(self, wish: Wish, prompt: list[int], send: Send) -> None:
+        row, speeches = self.rows(wish, prompt)
+        for speech in speeches:
+            self._speeches[id(speech.row)] = speech
+        told = {"prompt_ids": prompt} if wish.tells_ids else {}
+        send({"id": wish.id, "prompt_tokens": len(prompt), **told})
+        self.batching.waiting.append(row)
+
+    def step(self, send: Send) -> None:
+        for row, drawn in self.batching.step():
+            speech = self._speeches[id(row)]
+            if message := speech.take(drawn):
+                send({"id": row.key, **message})
+            if row.ended:
+                self._speeches.pop(id(row), None)
+
+    def cancel(self, key: str) -> None:
+        self.batching.cancel(key)
+        for number, speech in list(self._speeches.items()):
+            if speech.row.key == key:
+                del self._speeches[number]
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+# -- the process -------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """Takes lines in one thread, and does the model's work in the other."""
+
+    def __init__(self, engine: Engine, send: Send) -> None:
+        self.engine, self._send = engine, send
+        self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
+
+    def read(self, lines: Any) -> None:
+        """Turns each line into a piece of work; at the end of the lines what is under way still ends."""
+        for line in lines:
+            asked = msgspec.json.decode(line, type=dict[str, Any])
+            self._guarded(asked, lambda asked=asked: self._take(asked))
+        self._asked.put(None)
+
+    def _take(self, asked: dict[str, Any]) -> None:
+        engine, op = self.engine, asked.pop("op")
+        if op == "add":
+            wish = msgspec.convert(asked, Wish)
+            prompt = engine.prompt(wish)
+            self._put(asked, lambda: engine.add(wish, prompt, self._send))
+        elif op == "tokenize":
+            self._send({"id": asked["id"], "ids": engine.prompt(msgspec.convert(asked, Wish))})
+        elif op == "cancel":
+            self._put(asked, lambda: engine.cancel(asked["id"]))
+        elif op == "load":
+            self._put(asked, lambda: self._loaded(asked))
+        elif op == "unload":
+            self._put(asked, lambda: self._unloaded(asked))
+
+    def _loaded(self, asked: dict[str, Any]) -> None:
+        self._send({"id": asked["id"], "seconds": self.engine.load(asked["name"], asked["folder"])})
+
+    def _unloaded(self, asked: dict[str, Any]) -> None:
+        self.engine.unload(asked["name"])
+        self._send({"id": asked["id"], "done": True})
+
+    def _put(self, asked: dict[str, Any], work: Callable[[], None]) -> None:
+        self._asked.put(lambda: self._guarded(asked, work))
+
+    def _guarded(self, asked: dict[str, Any], work: Callable[[], None]) -> None:
+        """What goes wrong with one request is told to the one who asked."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001
+            if not isinstance(error, OrchestrateError):
+                traceback.print_exc()
+            code = getattr(error, "code", type(error).__name__)
+            self._send({"id": asked.get("id"), "error": str(error), "code": code})
+
+    def work(self) -> None:
+        """Until the lines have ended and all is answered. A step that fails ends the process: its rows are
+        lost, and whoever started it starts another."""
+        open_ = True
+        while open_ or not self.engine.batching.idle:
+            while open_ and (self.engine.batching.idle or not self._asked.empty()):
+                work = self._asked.get()
+                open_ = work is not None
+                if work is not None:
+                    work()
+            if not self.engine.batching.idle:
+                self.engine.step(self._send)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    del arguments
+    # What libraries print must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    writing = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with writing:
+            answers.write(msgspec.json.encode(message) + b"\n")
+            answers.flush()
+
+    try:
+        loading = msgspec.json.decode(sys.stdin.buffer.readline(), type=Loading)
+        begun = time.perf_counter()
+        engine = Engine(loading)
+        context = engine.folder.context
+        send(
+            {
+                "ready": True,
+                "models": list(engine.models),
+                "context": context,
+                "seconds": time.perf_counter() - begun,
+            }
+        )
+        desk = Desk(engine, send)
+        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
+        desk.work()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        traceback.print_exc()
+        fix = error.fix if isinstance(error, OrchestrateError) else None
+        send({"error": str(error), "kind": type(error).__name__, "fix": fix})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""One answer as text while it grows: what of it is certain, where a stop word cuts it, how it ended."""
+
+# transformers describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from orchestrate.data.tokens.answers import Said
+from orchestrate.local.answers.batching import Row
+from orchestrate.local.answers.drawing import Drawn
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model.sampling import Sampler
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+EVERY_TOKEN = 64
+"""Up to so many tokens each one is looked at; a longer answer is read in ever longer pieces, so that reading
+it again and again costs no more than writing it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models that an engine serves."""
+
+    name: str
+    adapter: str
+    """PEFT's name."""
+    template: Template
+    sampler: Sampler
+    folder: str | None = None
+
+
+@dataclass
+class Speech:
+    """`chat` answers are read as the template writes them; others are text as it comes. With `stream` each
+    piece is told as soon as it is certain, else the whole."""
+
+    row: Row
+    model: Model
+    choice: int
+    chat: bool
+    stream: bool
+    stop: tuple[str, ...] = ()
+    tools: Sequence[dict[str, Any]] | None = None
+    tells_tokens: bool = False
+    _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    _told: tuple[str, str] = ("", "")
+    """Content and thinking that were told."""
+
+    def take(self, drawn: Drawn) -> dict[str, Any] | None:
+        """What there is to tell after a token. Ends the row where a stop word ends it."""
+        if self.tells_tokens:
+            self._tokens.append(token_of(self.model.template.tokenizer, drawn))
+        ids, stopped = self.model.sampler.said(self.row.ids)
+        if not self.row.ended and not self._looks(len(self.row.ids)):
+            return None
+        said = self._said(ids, growing=not self.row.ended, cut=not stopped)
+        cut = min((at for stop in self.stop if (at := said.content.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self.row.ended = True
+            said = Said(said.content[:cut], said.reasoning)
+        if self.row.ended:
+            return self._final(said, "stop" if cut is not None or stopped else "length")
+        return self._piece(said) if self.stream else None
+
+    def _looks(self, count: int) -> bool:
+        return (self.stream or bool(self.stop)) and (
+            bool(self.stop) or count % max(1, count // EVERY_TOKEN) == 0
+        )
+
+    def _said(self, ids: list[int], *, growing: bool, cut: bool) -> Said:
+        template = self.model.template
+        if not self.chat:
+            return Said(template.tokenizer.decode(ids, skip_special_tokens=True))
+        return template.said(
+            ids,
+            self.row.prompt,
+            tools=self.tools or None,
+            cut=cut and not growing,
+            calls=bool(self.tools),
+            growing=growing,
+        )
+
+    def _piece(self, said: Said) -> dict[str, Any] | None:
+        """As much as no later token can change: half a letter, or what may begin a stop word, waits."""
+        content = said.content.rstrip("\ufffd")
+        for stop in self.stop:
+            held = next((n for n in range(len(stop) - 1, 0, -1) if content.endswith(stop[:n])), 0)
+            content = content[: len(content) - held]
+        return self._more(content, (said.reasoning or "").rstrip("\ufffd"))
+
+    def _more(self, content: str, reasoning: str) -> dict[str, Any] | None:
+        told, thought = self._told
+        new = content[len(told) :] if content.startswith(told) else ""
+        new_thought = reasoning[len(thought) :] if reasoning.startswith(thought) else ""
+        if not new and not new_thought:
+            return None
+        self._told = told + new, thought + new_thought
+        tokens, self._tokens = self._tokens, []
+        return {"choice": self.choice, "content": new, "reasoning": new_thought, "tokens": tokens}
+
+    def _final(self, said: Said, reason: str) -> dict[str, Any]:
+        last: dict[str, Any] = {
+            "content": said.content,
+            "reasoning": said.reasoning or "",
+            "tokens": self._tokens,
+        }
+        if self.stream:
+            empty = {"content": "", "reasoning": "", "tokens": self._tokens}
+            last = self._more(said.content, said.reasoning or "") or empty
+        calls = [msgspec.to_builtins(call) for call in said.tool_calls]
+        return {
+            **last,
+            "choice": self.choice,
+            "tool_calls": calls,
+            "reason": "tool_calls" if calls and reason == "stop" else reason,
+            "ids": self.row.ids if self.tells_tokens else [],
+            "completion_tokens": len(self.row.ids),
+        }
+
+
+def token_of(tokenizer: Any, drawn: Drawn) -> dict[str, Any]:
+    tops = [{"logprob": value, **_written(tokenizer, id)} for id, value in drawn.tops]
+    return {"logprob": drawn.logprob, **_written(tokenizer, drawn.id), "tops": tops}
+
+
+def _written(tokenizer: Any, id: int) -> dict[str, Any]:
+    text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return {"token": text, "bytes": list(bytes_of(tokenizer, id, text))}
+
+
+def bytes_of(tokenizer: Any, id: int, text: str) -> bytes:
+    """Of one token, which may be a part of a letter that `text` cannot show."""
+    if "\ufffd" not in text:
+        return text.encode()
+    word = str(tokenizer.convert_ids_to_tokens(id))
+    if found := _BYTE.fullmatch(word):
+        return bytes([int(found[1], 16)])
+    known = _letters()
+    return bytes(known[c] for c in word) if all(c in known for c in word) else text.encode()
+
+
+def _letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write for bytes."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [n for n in range(256) if n not in shown]
+    return {chr(n): n for n in shown} | {chr(256 + place): n for place, n in enumerate(hidden)}

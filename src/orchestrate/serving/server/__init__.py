@@ -1,0 +1,1 @@
+"""`orchestrate serve`: one base and its adapters behind the chat completions API."""

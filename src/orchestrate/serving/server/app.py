@@ -1,0 +1,239 @@
+"""The server's routes: the chat completions API and its neighbours, over an engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from orchestrate.serving.server import keys as client_keys
+from orchestrate.serving.server.answers import Answering
+from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
+from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.load import Load
+from orchestrate.serving.server.refusals import asking
+from orchestrate.web.guard import Guard
+from orchestrate.wire.bodies import Body, HostError, json_body, parse
+from orchestrate.wire.openai.errors import error_body
+from orchestrate.wire.openai.pages import page
+from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, TokenizeRequest
+
+OPEN = ("/health", "/ping")
+"""Paths that need no key."""
+MOST_BODY = 4 << 20
+
+
+class NewAdapter(Body):
+    """As vLLM has it."""
+
+    lora_name: str
+    lora_path: str
+
+
+class Api:
+    """All state of a server but the models', which the engine has."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        base_name: str,
+        load: Load,
+        keys: Mapping[str, str] | None = None,
+        admin_key: str | None = None,
+    ) -> None:
+        """`keys`: name -> hash; with any, requests must bring one. `admin_key` alone may add and remove
+        models."""
+        self.engine, self.load = engine, load
+        self.base_name, self.keys, self.admin_key = base_name, dict(keys or {}), admin_key
+        self.created = int(time.time())
+        self.answering = Answering(engine, load)
+
+    def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Guard:
+        """With the guard of all local servers before it."""
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/chat/completions", self._counted(self.chat), methods=["POST"]),
+            Route("/v1/completions", self._counted(self.completions), methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/ping", self.health),
+            Route("/metrics", self.metrics),
+            Route("/v1/load_lora_adapter", self.add, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", self.remove, methods=["POST"]),
+        ]
+        handlers: dict[Any, Any] = {HostError: _told, 404: _missing, 405: _missing, 500: _broken}
+        inner = Starlette(routes=routes, exception_handlers=handlers)
+
+        async def keyed(scope: Any, receive: Any, send: Any) -> None:
+            if refusal := self._refusal(scope):
+                await _told_error(refusal)(scope, receive, send)
+            else:
+                await inner(scope, receive, send)
+
+        return Guard(keyed, names=names, origins=origins, max_body=MOST_BODY, refuse=_refused)
+
+    def _refusal(self, scope: Mapping[str, Any]) -> HostError | None:
+        if scope["path"] in OPEN or not self.keys:
+            return None
+        key = _bearer(scope)
+        if key is not None and (key == self.admin_key or client_keys.holder(self.keys, key)):
+            return None
+        told = "a key is needed: Authorization: Bearer KEY" if key is None else "the key is not known here"
+        return HostError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+    # -- what there is -------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        whole = list(self.engine.models) if self.whole else [self.base_name, *self.engine.models]
+        return list(dict.fromkeys(whole))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights were tuned: then the base does not answer here."""
+        return self.base_name in self.engine.models
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        parent = None if name == self.base_name else self.base_name
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "orchestrate",
+            "parent": parent,
+            "max_model_len": self.engine.context,
+        }
+
+    async def models(self, request: Request) -> Response:
+        del request
+        return JSONResponse(page([self._shown(name) for name in self.names()], more=False))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.names():
+            raise no_model(name, self.names())
+        return JSONResponse(self._shown(name))
+
+    async def health(self, request: Request) -> Response:
+        del request
+        body = {"status": "ok" if self.engine.up else "starting", "models": self.names()}
+        return JSONResponse(body, 200 if self.engine.up else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        del request
+        text = self.load.text(self.engine.up, self.engine.restarts)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def _counted(
+        self, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Requests by model and status, for the metrics."""
+
+        async def counted(request: Request) -> Response:
+            try:
+                done = await answer(request)
+            except HostError as error:
+                done = _told_error(error)
+            name = str(getattr(request.state, "model", ""))
+            self.load.requests[name if name in self.names() else "", done.status_code] += 1
+            return done
+
+        return counted
+
+    async def chat(self, request: Request) -> Response:
+        asked = parse(ChatRequest, await json_body(request))
+        self._require(asked.model, request)
+        return await self.answering.chat(request, asked, chat_wish(asked))
+
+    async def completions(self, request: Request) -> Response:
+        asked = parse(CompletionRequest, await json_body(request))
+        self._require(asked.model, request)
+        return await self.answering.completions(request, asked, completion_wishes(asked))
+
+    def _require(self, name: str, request: Request) -> None:
+        """A wrong name is never answered by another model."""
+        request.state.model = name
+        if name not in self.names():
+            raise no_model(name, self.names())
+
+    async def tokenize(self, request: Request) -> Response:
+        asked = parse(TokenizeRequest, await json_body(request))
+        name = asked.model or self.names()[0]
+        self._require(name, request)
+        if (asked.messages is None) == (asked.prompt is None):
+            raise HostError(400, "give messages or a prompt, not both", param="messages")
+        given: dict[str, Any] = {"text": asked.prompt}
+        if asked.messages is not None:
+            given = {"messages": [message(m, n) for n, m in enumerate(asked.messages)], "tools": asked.tools}
+        with asking():
+            ids = (await self.engine.ask("tokenize", model=name, **given))["ids"]
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.engine.context})
+
+    # -- adding and removing -------------------------------------------------------------------------------
+
+    def _require_admin(self, request: Request) -> None:
+        key = _bearer(request.scope)
+        if self.admin_key is None or key is None or not secrets.compare_digest(key, self.admin_key):
+            raise HostError(403, "only who started this server may change its models", code="not_allowed")
+
+    async def add(self, request: Request) -> Response:
+        self._require_admin(request)
+        asked = parse(NewAdapter, await json_body(request))
+        with asking():
+            seconds = await self.engine.load(asked.lora_name, asked.lora_path)
+        return JSONResponse({"model": asked.lora_name, "seconds": seconds})
+
+    async def remove(self, request: Request) -> Response:
+        self._require_admin(request)
+        name = str((await json_body(request)).get("lora_name"))
+        with asking():
+            await self.engine.unload(name)
+        return JSONResponse({"model": name, "removed": True})
+
+
+def no_model(name: str, known: list[str]) -> HostError:
+    told = f"The model {name!r} does not exist; this server has {', '.join(known)}"
+    return HostError(404, told, code="model_not_found", param="model")
+
+
+def _bearer(scope: Mapping[str, Any]) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, key = value.decode("latin-1").partition(" ")
+            return key.strip() if kind.lower() == "bearer" else None
+    return None
+
+
+def _told(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HostError)  # noqa: S101  registered for this class only
+    return _told_error(error)
+
+
+def _told_error(error: HostError) -> Response:
+    return JSONResponse(error_body(error), error.status, headers=error.headers)
+
+
+def _missing(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    return _told_error(
+        HostError(status, f"{request.method} {request.url.path} is not served here", code="not_found")
+    )
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    del request
+    return _told_error(HostError(500, f"the server failed: {type(error).__name__}", type="server_error"))
+
+
+def _refused(status: int, text: str) -> Response:
+    return _told_error(HostError(status, text))

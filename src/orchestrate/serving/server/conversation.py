@@ -1,0 +1,102 @@
+"""Requests of the API as the engine takes them, and what cannot be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, Message, Sampling
+
+REFUSED = {
+    "response_format": "answers are not held to a format here; ask for it in the prompt and check what comes",
+    "reasoning_effort": "the chat template decides how long the model thinks",
+    "modalities": "the model writes text only",
+}
+"""Fields that would change an answer and cannot be kept."""
+
+
+def chat_wish(asked: ChatRequest) -> dict[str, Any]:
+    """For the engine. Raises `HostError` 400."""
+    for name, why in REFUSED.items():
+        value: Any = getattr(asked, name)
+        if value not in (None, ["text"]) and value != {"type": "text"}:
+            raise HostError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
+    tools = None if asked.tool_choice == "none" else asked.tools
+    if asked.tool_choice not in (None, "auto", "none"):
+        raise HostError(
+            400,
+            "tool_choice takes auto or none here: a model cannot be made to call a tool",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+    tops = (asked.top_logprobs or 0) if asked.logprobs else None
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise HostError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    return {
+        **_sampling(asked),
+        "messages": [message(m, n) for n, m in enumerate(asked.messages)],
+        "tools": tools or None,
+        "max_tokens": asked.max_completion_tokens or asked.max_tokens,
+        "logprobs": tops,
+    }
+
+
+def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
+    """One for each prompt. Raises `HostError` 400."""
+    for name in ("echo", "suffix", "best_of"):
+        if getattr(asked, name) not in (None, False, 1):
+            raise HostError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+    prompts: Sequence[str | list[int]]
+    if isinstance(asked.prompt, str):
+        prompts = [asked.prompt]
+    elif asked.prompt and isinstance(asked.prompt[0], int):
+        prompts = [asked.prompt]  # type: ignore[list-item]
+    else:
+        prompts = asked.prompt  # type: ignore[assignment]
+    if not 1 <= len(prompts) <= 16:
+        raise HostError(400, "prompt takes from 1 to 16 prompts", param="prompt")
+    more = {**_sampling(asked), "max_tokens": asked.max_tokens or 16, "logprobs": asked.logprobs}
+    return [{**more, "text" if isinstance(p, str) else "ids": p} for p in prompts]
+
+
+def _sampling(asked: Sampling) -> dict[str, Any]:
+    return {
+        "model": asked.model,
+        "n": asked.n,
+        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "top_p": asked.top_p or 1.0,
+        "top_k": asked.top_k or 0,
+        "seed": asked.seed,
+        "stop": asked.stops,
+        "presence_penalty": asked.presence_penalty or 0.0,
+        "frequency_penalty": asked.frequency_penalty or 0.0,
+        "logit_bias": asked.logit_bias or {},
+        "stream": bool(asked.stream),
+        "tells_ids": bool(asked.return_token_ids),
+    }
+
+
+def message(given: Message, place: int) -> dict[str, Any]:
+    """As rows of training data have it. Raises `HostError` 400 for what is no text."""
+    content = given.content
+    if isinstance(content, list):
+        for part in content:
+            if part.type != "text":
+                raise HostError(
+                    400, f"this model reads text only, not {part.type}", param=f"messages.{place}.content"
+                )
+        content = "".join(part.text or "" for part in content)
+    found: dict[str, Any] = {"role": given.role, "content": content}
+    if given.tool_calls:
+        found["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": c.function.model_dump()} for c in given.tool_calls
+        ]
+    for name, value in (
+        ("name", given.name),
+        ("tool_call_id", given.tool_call_id),
+        ("reasoning", given.reasoning_content),
+    ):
+        if value is not None:
+            found[name] = value
+    return found

@@ -1,0 +1,175 @@
+"""A server from its start to its end, and the note by which others find it: who started it may add
+adapters."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from orchestrate.errors import HostUnavailable, SetupError, UsageError
+from orchestrate.files import private_folder, write_whole
+from orchestrate.hosts import is_loopback
+from orchestrate.local.model.models import source
+from orchestrate.serving.server import keys as client_keys
+from orchestrate.serving.server.app import Api
+from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.load import Load
+from orchestrate.serving.tuned import Tuned, hub_name
+from orchestrate.types import Record
+from orchestrate.web.server import LOOPBACK, serving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a server runs."""
+
+    host: str = LOOPBACK
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    """Further host names by which it may be asked."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask it."""
+    most_at_once: int = 32
+    most_waiting: int = 128
+    most_tokens: int = 2048
+    """Of an answer whose request does not say."""
+    threads: int | None = None
+    device: str | None = None
+    four_bit: bool | None = None
+    """`None`: as the adapters were trained."""
+    grace_s: float = 30.0
+    """For answers under way when it is asked to end."""
+
+
+class Note(Record, frozen=True, kw_only=True):
+    """A server that runs here."""
+
+    url: str
+    pid: int
+    base: str
+    admin_key: str
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    engine: Engine
+    api: Api
+
+    @property
+    def models(self) -> list[str]:
+        return self.api.names()
+
+
+@contextmanager
+def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None = None) -> Generator[Served]:
+    """Serves adapters of one base under their names, and the base under its own; with no tuned model the base
+    alone. Raises `UsageError` for models that do not go together, and without keys for an address that others
+    can reach; `SetupError` for a port that is taken."""
+    keys = client_keys.read(home)
+    if not is_loopback(terms.host) and not keys:
+        raise UsageError(
+            f"{terms.host} can be reached by others: a server there needs keys",
+            fix="orchestrate serve --new-key NAME  makes one",
+        )
+    loading, base_name = _loading(tuned, terms, base)
+    admin_key = client_keys.PREFIX + secrets.token_urlsafe(32)
+    engine = Engine(loading)
+    try:
+        engine.start()
+        load = Load(terms.most_at_once, terms.most_waiting)
+        api = Api(engine, base_name=base_name, load=load, keys=keys, admin_key=admin_key)
+        app = api.app(names=terms.names, origins=terms.origins)
+        with ExitStack() as ending:
+            url = ending.enter_context(serving(app, host=terms.host, port=terms.port, grace_s=terms.grace_s))
+            note = Note(url=url, pid=os.getpid(), base=loading["base"], admin_key=admin_key)
+            ending.enter_context(_noted(home, note))
+            yield Served(url, engine, api)
+    finally:
+        engine.close()
+
+
+def _loading(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
+    """For the engine, and the name of the base."""
+    names = [t.name for t in tuned]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise UsageError(f"two models are called {twice[0]!r}", fix="give one a suffix in its spec")
+    bases = {t.base_name for t in tuned}
+    if base is not None:
+        bases.add(hub_name(base))
+    if len(bases) != 1:
+        told = ", ".join(sorted(bases)) or "none"
+        raise UsageError(f"a server holds one base; these are of {told}", fix="one server for each base")
+    [base_name] = bases
+    whole = [t for t in tuned if not t.adapter]
+    if whole and len(tuned) > 1:
+        raise UsageError(f"{whole[0].name} is a whole tuned model: it is served alone")
+    four_bit = terms.four_bit
+    if four_bit is None:
+        four_bit = bool(tuned) and all(t.four_bit for t in tuned)
+    loading: dict[str, Any] = {
+        "base": source(tuned[0].base if tuned else base or base_name),
+        "base_name": whole[0].name if whole else base_name,
+        "models": {t.name: str(t.folder) for t in tuned},
+        "threads": terms.threads,
+        "device": terms.device,
+        "four_bit": four_bit,
+        "most_rows": terms.most_at_once,
+        "most_tokens": terms.most_tokens,
+    }
+    return loading, loading["base_name"]
+
+
+# -- finding it again --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _noted(home: Path, note: Note) -> Generator[None]:
+    path = private_folder(home / "servers") / f"{urlsplit(note.url).port}.json"
+    write_whole(path, note.to_json(), private=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def notes(home: Path) -> list[Note]:
+    """The servers that were started from this home and run."""
+    found: list[Note] = []
+    for path in sorted((home / "servers").glob("*.json")):
+        with suppress(OSError, msgspec.MsgspecError):
+            found.append(Note.from_json(path.read_bytes()))
+    return found
+
+
+def add(home: Path, tuned: Tuned, url: str) -> float:
+    """Adds an adapter to a server of this home; the seconds that it took there. Raises `UsageError`,
+    `HostUnavailable`, and `SetupError` with what the server says."""
+    note = next((n for n in notes(home) if n.url == url), None)
+    if note is None:
+        raise UsageError(f"no server of this home runs at {url}")
+    if note.base != source(tuned.base):
+        raise UsageError(f"{url} serves {note.base}, and {tuned.name} is an adapter of {tuned.base}")
+    body = _post(note, "/v1/load_lora_adapter", {"lora_name": tuned.name, "lora_path": str(tuned.folder)})
+    return float(body["seconds"])
+
+
+def _post(note: Note, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {note.admin_key}"}
+    try:
+        done = httpx.post(note.url + path, json=dict(body), headers=headers, timeout=300)
+    except httpx.HTTPError as error:
+        raise HostUnavailable(note.url, f"no answer: {error}") from error
+    answer: dict[str, Any] = done.json()
+    if done.status_code != 200:
+        raise SetupError(answer["error"]["message"])
+    return answer

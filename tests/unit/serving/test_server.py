@@ -1,0 +1,457 @@
+"""The server, judged by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from tests.paths import TINY
+from tests.unit.serving.conftest import Known, random_adapter
+
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.serving.proof.url import UrlPlace
+from orchestrate.serving.proof.verify import verify
+from orchestrate.serving.server import keys as client_keys
+from orchestrate.serving.server.running import Served, Terms, add, notes, serve
+from orchestrate.serving.tuned import Tuned
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+QUESTION = [{"role": "user", "content": "Order 12: 3 lamps to Lima for Ana Ruiz, please."}]
+BASE = str(TINY)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serving-home")
+
+
+@pytest.fixture(scope="module")
+def served(known: Known, home: Path) -> Iterator[Served]:
+    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
+    with serve(tuned, home, Terms(port=0, threads=1, most_at_once=16, most_waiting=4, four_bit=False)) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def ask(client: OpenAI, model: str = "one", **more: Any) -> Any:
+    given = {"messages": QUESTION, "temperature": 0, "max_tokens": 24, **more}
+    return client.chat.completions.create(model=model, **given)
+
+
+def test_the_models_are_the_adapters_and_their_base(client: OpenAI) -> None:
+    shown = client.models.list().data
+    assert [m.id for m in shown] == [BASE, "one", "other"]
+    assert client.models.retrieve("one").model_dump()["parent"] == BASE
+
+
+def test_each_name_is_answered_by_its_own_weights(client: OpenAI, known: Known) -> None:
+    for canary in known.sheet.canaries[:3]:
+        for name, wanted in (("one", canary.tuned), (BASE, canary.base)):
+            done = ask(client, name, messages=canary.messages, max_tokens=len(wanted.ids))
+            assert done.choices[0].message.content.strip() == wanted.text.strip()
+
+
+def test_a_wrong_name_is_not_answered_by_the_base(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        ask(client, "onne")
+    assert raised.value.code == "model_not_found" and "one" in raised.value.message
+
+
+def test_a_stream_says_the_same_as_the_whole(client: OpenAI) -> None:
+    whole = ask(client)
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage and whole.usage.completion_tokens > 1
+    assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) > 1
+
+
+def test_the_clients_own_stream_helper_and_the_async_client(served: Served) -> None:
+    async def both() -> tuple[str, str]:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+            given: dict[str, Any] = {"model": "one", "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+            whole = await client.chat.completions.create(**given)
+            async with client.chat.completions.stream(**given) as stream:
+                async for _ in stream:
+                    pass
+                final = await stream.get_final_completion()
+            return whole.choices[0].message.content or "", final.choices[0].message.content or ""
+
+    one, other = asyncio.run(both())
+    assert one == other
+
+
+def test_a_stop_word_ends_an_answer_and_is_not_told(client: OpenAI) -> None:
+    whole = ask(client).choices[0].message.content
+    stop = whole[len(whole) // 2 :][:3]
+    cut = ask(client, stop=[stop, "never there"])
+    assert cut.choices[0].message.content == whole[: whole.find(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    streamed = "".join(c.choices[0].delta.content or "" for c in ask(client, stop=stop, stream=True))
+    assert streamed == cut.choices[0].message.content
+    assert ask(client, max_tokens=2).choices[0].finish_reason == "length"
+
+
+def test_several_answers_differ_and_a_seed_repeats_them(client: OpenAI) -> None:
+    def drawn(seed: int) -> list[str | None]:
+        done = ask(client, n=4, temperature=1.5, seed=seed)
+        assert [c.index for c in done.choices] == [0, 1, 2, 3]
+        return [c.message.content for c in done.choices]
+
+    assert drawn(3) == drawn(3) and len(set(drawn(3))) > 1 and drawn(4) != drawn(3)
+    streamed: dict[int, str] = {}
+    for chunk in ask(client, n=4, temperature=1.5, seed=3, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
+    assert [streamed[n] for n in range(4)] == drawn(3)
+
+
+def test_log_probabilities_belong_to_the_tokens_of_the_answer(client: OpenAI) -> None:
+    done = ask(client, logprobs=True, top_logprobs=2)
+    entries = done.choices[0].logprobs.content
+    assert len(entries) == done.usage.completion_tokens
+    text = b"".join(bytes(e.bytes) for e in entries).decode().removesuffix("<|im_end|>")
+    assert text.strip() == done.choices[0].message.content
+    for entry in entries:
+        assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob) and entry.logprob <= 0
+    chunks = ask(client, logprobs=True, stream=True)
+    streamed = [e for c in chunks for choice in c.choices if choice.logprobs for e in choice.logprobs.content]
+    assert [e.token for e in streamed] == [e.token for e in entries]
+
+
+def test_completions_of_text_and_of_ids(client: OpenAI, served: Served) -> None:
+    given: dict[str, Any] = {"model": "one", "max_tokens": 8, "temperature": 0}
+    text = client.completions.create(prompt="Paris is", logprobs=2, **given)
+    asked = {"model": "one", "prompt": "Paris is"}
+    ids = httpx.post(f"{served.url}/tokenize", json=asked).json()["tokens"]
+    assert client.completions.create(prompt=ids, **given).choices[0].text == text.choices[0].text
+    assert len(text.choices[0].logprobs.tokens) == text.usage.completion_tokens  # type: ignore[union-attr]
+    both = client.completions.create(prompt=["Paris is", "Oslo is"], **given)
+    assert both.choices[0].text == text.choices[0].text and len(both.choices) == 2
+    streamed = client.completions.create(prompt="Paris is", stream=True, **given)
+    assert "".join(c.choices[0].text for c in streamed if c.choices) == text.choices[0].text
+
+
+@pytest.mark.slow
+def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
+    """A base that says one call, whatever it is asked: its template puts the words before the answer."""
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+    said = '<tool_call>{"name": "get_weather", "arguments": {"city": "Lima"}}</tool_call>'
+    base = parrot(tmp_path / "parrot", said)
+    with (
+        serve([], home / "parrot", Terms(port=0, threads=1), base=str(base)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="none") as client,
+    ):
+        given: dict[str, Any] = {"model": str(base), "messages": QUESTION, "temperature": 0, "tools": tools}
+        done = client.chat.completions.create(**given)
+        [call] = done.choices[0].message.tool_calls or []
+        assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Lima"})
+        assert done.choices[0].finish_reason == "tool_calls" and not done.choices[0].message.content
+        with client.chat.completions.stream(**given) as stream:
+            final = stream.get_final_completion()
+        [streamed] = final.choices[0].message.tool_calls or []
+        assert streamed.function.name == "get_weather" and final.choices[0].finish_reason == "tool_calls"
+        plain = client.chat.completions.create(**{**given, "tool_choice": "none"})
+        assert plain.choices[0].message.tool_calls is None or said in (plain.choices[0].message.content or "")
+        back = [
+            *QUESTION,
+            done.choices[0].message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+        ]
+        assert (
+            client.chat.completions.create(**{**given, "messages": back}).usage.prompt_tokens
+            > done.usage.prompt_tokens
+        )  # type: ignore[union-attr]
+
+
+def parrot(folder: Path, said: str) -> Path:
+    """A model that answers `said`, which is one word of its vocabulary, to everything."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", said]
+    own = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    own.decoder = decoders.Fuse()
+    marks = {"pad_token": words[0], "eos_token": words[2], "unk_token": words[3]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, extra_special_tokens=[words[1]], **marks)
+    tokenizer.chat_template = (TINY / "chat_template.jinja").read_text()
+    tokenizer.save_pretrained(folder)
+    shape = LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=1024, eos_token_id=2, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        embed, head = model.model.embed_tokens.weight, model.lm_head.weight
+        for table in (embed, head):
+            table.zero_()
+        embed[:4, 0] = embed[4, 1] = head[4, 0] = head[2, 1] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"messages": []}, "messages"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_tokens": 5000}, "maximum context length is 1024 tokens"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
+        ({"extra_body": {"guided_regex": "a+"}}, "Unrecognized request argument supplied: guided_regex"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "text only",
+        ),
+        ({"messages": [{"role": "priest", "content": "x"}]}, "role"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_with_the_field(
+    more: dict[str, Any], said: str, client: OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        ask(client, **more)
+
+
+def test_tokenize_gives_the_trainers_ids(served: Served, known: Known) -> None:
+    for probe in known.sheet.probes:
+        body = {"model": "one", "messages": probe.messages, "tools": probe.tools}
+        done = httpx.post(f"{served.url}/tokenize", json=body)
+        assert tuple(done.json()["tokens"]) == probe.ids, probe.kind
+
+
+def test_the_server_is_proved_and_a_swapped_name_is_caught(served: Served, known: Known) -> None:
+    for model, state in (("one", "proved"), ("other", "failed"), (BASE, "failed")):
+        place = UrlPlace(served.url, model=model)
+        proof = verify(known.sheet, place, run_id="r")
+        place.close()
+        assert proof.state == state and proof.engine == "orchestrate", proof
+        assert place.notes == []
+
+
+def test_an_adapter_is_added_while_others_are_answered(
+    served: Served, client: OpenAI, home: Path, tmp_path: Path
+) -> None:
+    third = Tuned("third", random_adapter(tmp_path / "t", 5, use_dora=True), BASE, "adapter")
+    with ThreadPoolExecutor(4) as pool:
+        before = [pool.submit(ask, client, "one", max_tokens=200) for _ in range(4)]
+        [note] = notes(home)
+        seconds = add(home, third, note.url)
+        assert seconds < 30
+        given: dict[str, Any] = {"temperature": 1.9, "seed": 1, "max_tokens": 40}
+        said = {
+            name: ask(client, name, **given).choices[0].message.content for name in ("third", "one", BASE)
+        }
+        assert len(set(said.values())) == 3
+        assert len({f.result().choices[0].message.content for f in before}) == 1
+    with pytest.raises(SetupError, match="already"):
+        add(home, third, note.url)
+    refused = httpx.post(f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/etc"})
+    assert refused.status_code == 403
+    admin = {"authorization": f"Bearer {note.admin_key}"}
+    gone = httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "third"}, headers=admin)
+    assert gone.status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "third")
+    wrong = Tuned("wrong", third.folder, "another/base", "adapter")
+    with pytest.raises(UsageError):
+        add(home, wrong, note.url)
+
+
+def test_more_than_can_wait_is_told_to_come_back(served: Served) -> None:
+    async def all_at_once() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as http:
+            body = {"model": "one", "messages": QUESTION, "max_tokens": 60, "temperature": 1.9, "seed": 1}
+            asked = [http.post(f"{served.url}/v1/chat/completions", json=body) for _ in range(40)]
+            return await asyncio.gather(*asked)
+
+    done = asyncio.run(all_at_once())
+    statuses = [d.status_code for d in done]
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 20, statuses
+    refused = next(d for d in done if d.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["code"] == "queue_full"
+    assert len({d.json()["choices"][0]["message"]["content"] for d in done if d.status_code == 200}) == 1
+
+
+def test_metrics_and_health(served: Served, client: OpenAI) -> None:
+    ask(client)
+    text = httpx.get(f"{served.url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['orchestrate_requests_total{model="one",status="200"}']) >= 1
+    assert float(values['orchestrate_tokens_total{model="one",kind="completion"}']) > 0
+    assert values["orchestrate_up"] == "1" and values["orchestrate_requests_running"] == "0"
+    assert float(values['orchestrate_answer_seconds_bucket{le="+Inf"}']) == float(
+        values["orchestrate_answer_seconds_count"]
+    )
+    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{served.url}/v1/nothing").status_code == 404
+
+
+def test_pages_of_other_sites_cannot_ask(served: Served) -> None:
+    body = {"model": "one", "messages": QUESTION}
+    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+        done = httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
+        assert done.status_code in (403, 404) and "choices" not in done.json()
+
+
+def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
+    body = {"model": "one", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body) as stream:
+        next(stream.iter_lines())
+    deadline = time.monotonic() + 20
+    while served.api.load.inside and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert served.api.load.inside == 0
+
+
+@pytest.mark.slow
+def test_sixteen_clients_share_the_steps_of_one_batch(served: Served) -> None:
+    def tokens_a_second(clients: int) -> float:
+        async def run() -> float:
+            async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+                begun = time.perf_counter()
+                done = await asyncio.gather(
+                    *(
+                        client.chat.completions.create(
+                            model=("one", "other")[n % 2],
+                            messages=QUESTION,
+                            temperature=1.9,
+                            seed=n,
+                            max_tokens=80,
+                            logit_bias={"2": -100},  # type: ignore[arg-type]
+                        )
+                        for n in range(clients)
+                    )
+                )
+                return sum(d.usage.completion_tokens for d in done if d.usage) / (time.perf_counter() - begun)
+
+        return max(asyncio.run(run()) for _ in range(2))
+
+    one, sixteen = tokens_a_second(1), tokens_a_second(16)
+    # Four times and more on a quiet machine; neighbours take a part of that. Taken in turn it would be once.
+    assert sixteen >= 2.5 * one, (one, sixteen)
+
+
+def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="needs keys"),
+        serve([], tmp_path, Terms(host="0.0.0.0", port=0), base=BASE),
+    ):
+        pass
+    key = client_keys.make(tmp_path, "ci")
+    assert key not in client_keys.path_of(tmp_path).read_text()
+    assert client_keys.holder(client_keys.read(tmp_path), key) == "ci"
+    assert client_keys.holder(client_keys.read(tmp_path), key + "x") is None
+    with serve([], tmp_path, Terms(port=0, threads=1), base=BASE) as up:
+        for given, status in ((None, 401), ("orc-wrong", 401), (key, 200)):
+            headers = {"authorization": f"Bearer {given}"} if given else {}
+            assert httpx.get(f"{up.url}/v1/models", headers=headers).status_code == status
+        assert httpx.get(f"{up.url}/health").status_code == 200
+        place = UrlPlace(up.url, model=BASE, key=key)
+        assert place.engine == "orchestrate"
+        place.close()
+    client_keys.revoke(tmp_path, "ci")
+    assert client_keys.read(tmp_path) == {}
+    with pytest.raises(UsageError, match="no key is called"):
+        client_keys.revoke(tmp_path, "ci")
+
+
+def test_models_that_do_not_go_together_are_refused_before_loading(known: Known, tmp_path: Path) -> None:
+    one = Tuned("one", known.adapter, BASE, "adapter")
+    for tuned, said in (
+        ([one, Tuned("one", known.other, BASE, "adapter")], "two models are called 'one'"),
+        ([one, Tuned("b", known.other, "another/base", "adapter")], "one base"),
+        ([one, Tuned("w", TINY, BASE, "full")], "served alone"),
+        ([], "one base"),
+    ):
+        with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, Terms(port=0)):
+            pass
+
+
+@pytest.mark.slow
+def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_dawdle(
+    known: Known, tmp_path: Path
+) -> None:
+    """Each client knows the answers of its adapter; the process that answers is killed now and then."""
+    seconds = 60.0
+    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
+    with (
+        serve(tuned, tmp_path, Terms(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=20, timeout=60) as client,
+    ):
+        asked = [
+            {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
+            for n, canary in enumerate(known.sheet.canaries)
+            for name in ("one", "other", BASE)
+        ]
+        wanted = [client.chat.completions.create(**given).choices[0].message.content for given in asked]  # type: ignore[call-overload]
+        assert len(set(wanted)) > len(wanted) / 2
+        end, broken = time.monotonic() + seconds, [0] * 16
+
+        def work(number: int) -> int:
+            done, chance = 0, random.Random(number)
+            while time.monotonic() < end:
+                case = chance.randrange(len(asked))
+                if number % 2:
+                    said = client.chat.completions.create(**asked[case]).choices[0].message.content  # type: ignore[call-overload]
+                else:
+                    said = _slowly(client, asked[case], chance)
+                    if said is None:
+                        broken[number] += 1
+                        continue
+                assert said == wanted[case], (number, asked[case]["model"])
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(16) as pool:
+            working = [pool.submit(work, n) for n in range(16)]
+            for _ in range(3):
+                time.sleep(seconds / 4)
+                assert up.engine.pid is not None
+                os.kill(up.engine.pid, signal.SIGKILL)
+            done = [w.result() for w in working]
+        assert up.engine.restarts == 3 and all(done), done
+        # A stream that had begun cannot be asked again by itself; its client was told, and no more than
+        # these.
+        assert sum(broken) <= 3 * 8
+        deadline = time.monotonic() + 20
+        while up.api.load.inside and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert up.api.load.inside == 0
+
+
+def _slowly(client: OpenAI, given: dict[str, Any], chance: random.Random) -> str | None:
+    """Read in pieces, with rests; `None` where the stream ended with an error."""
+    said = ""
+    try:
+        for chunk in client.chat.completions.create(**given, stream=True):
+            said += chunk.choices[0].delta.content or ""
+            time.sleep(chance.choice([0, 0, 0.05]))
+    except openai.APIError:
+        return None
+    return said
