@@ -36,11 +36,15 @@ _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
 _HEADER_BEGUN = re.compile(
-    r"(?:assistant)?\s*(?:to=\S*)?\s*(?:<[|\w]*|<\|channel\|>[^<]*(?:<.*)?)?", re.DOTALL
+    r"(?:assistant|user|system|developer|tool|functions[.\w]*)?\s*(?:to=\S*)?\s*"
+    r"(?:<[|\w]*|<\|channel\|>[^<]*(?:<.*)?)?",
+    re.DOTALL,
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _ASKED, _SAID, _THOUGHT, _SEEN = "zq1question", "zq2answer", "zq3thought", "zq4result"
+_BY_NAME = frozenset({"<|eom_id|>"})
+"""Ends of turns that templates write only for tools of their own kinds (Llama 3: those that are built in)."""
 _USER, _ANSWER = ChatMessage(role="user", content=_ASKED), ChatMessage(role="assistant", content=_SAID)
 _THINKS = ChatMessage(role="assistant", content=_SAID, reasoning=_THOUGHT)
 _CALLS = ChatMessage(
@@ -147,6 +151,7 @@ def _ends(chats: Conversations) -> tuple[frozenset[str], frozenset[str]]:
             after, asked, _ = shown.text[turn.spans[-1][1] :].partition(_ASKED)
             if asked and not any(word in after for word in (_SAID, _SEEN)):
                 following.append((end, after.strip()))
+    last |= {mark for mark in _BY_NAME & chats.special if mark in chats.source(_TOOLS)}
     return frozenset(last - within - {""}), frozenset(
         text for end, text in following if end in within and text
     )

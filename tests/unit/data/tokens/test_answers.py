@@ -455,7 +455,7 @@ def test_marks_that_nobody_knows_are_learnt_from_the_template() -> None:
         ("glm4moe", {"<|user|>", "<|observation|>"}),
         ("gemma4", {"<turn|>", "<|tool_response>"}),
         ("qwen3", {"<|im_end|>"}),
-        ("llama3_1", {"<|eot_id|>"}),
+        ("llama3_1", {"<|eot_id|>", "<|eom_id|>"}),
         ("lfm2_2_5", {"<|im_end|>"}),
         ("deepseekv3", {"<｜end▁of▁sentence｜>"}),
         ("muse_glimmer", {"<|eot|>"}),

@@ -239,7 +239,7 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
         method={"type": "sft"},
         adapter={"type": "lora"},
         model=str(trained.base),
-        hyper={"epochs": 1},
+        hyper={"epochs": 1, "max_seq_length": 64},
         **asked,
     )
     ids, weights = session.loop.train.row(0)
@@ -259,3 +259,17 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     prompt = answerer._prompt(talk, None)  # pyright: ignore[reportPrivateUsage]
     assert prompt == read.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert answerer.template.said(answerer.tokenizer("blue")["input_ids"], prompt).content == "blue"
+    sent: list[dict[str, Any]] = []
+    talks = [[{"role": "user", "content": "Sky? " * n}] for n in (1, 60)]
+    asked_of = {
+        "prompts": talks,
+        "seed": 0,
+        "base": False,
+        "stream": False,
+        "max_tokens": 4,
+        "temperature": 0.0,
+    }
+    answerer.answer(asked_of, sent.append)
+    short, long = (reply["notes"] for reply in sent[-1]["replies"])
+    told = "the question is longer than the 64 tokens of the rows in training"
+    assert told in long and told not in short

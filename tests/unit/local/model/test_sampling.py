@@ -1,0 +1,110 @@
+"""Drawing answers: what a batch may change, and where an answer ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.local.families import FAMILIES, make
+from tests.unit.local.thinkers import make_family
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.sampling import Sampler
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+CPU = torch.device("cpu")
+FAST = ("gpt2", "llama", "mamba2")
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11] * 3, [12] * 7, [13, 14]]
+GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+
+
+def sampler(**more: Any) -> Sampler:
+    return Sampler(**{"stops": (2,), "others": (), "pad": 0, "device": CPU, "context": 1024, **more})
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in FAST else [pytest.mark.slow]) for f in sorted(FAMILIES)],
+)
+def test_a_batch_changes_no_answer(family: str, tmp_path: Path) -> None:
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(make(family, tmp_path / "m"), dtype=torch.float32).eval()
+    alone = [sampler().draw(model, [p], most_rows=1, **GREEDY)[0] for p in PROMPTS]
+    assert sampler().draw(model, PROMPTS, most_rows=64, **GREEDY) == alone
+    assert len({tuple(a) for a in alone}) > 1
+
+
+class LooksAtPadding(LlamaForCausalLM):
+    """As architectures do that take no mask."""
+
+    def forward(self, *args: Any, **more: Any) -> Any:  # type: ignore[override]
+        return super().forward(*args, **{**more, "attention_mask": None, "position_ids": None})
+
+
+def test_prompts_of_several_lengths_meet_only_where_padding_is_not_seen(tmp_path: Path) -> None:
+    kind: Any = LooksAtPadding
+    model = kind.from_pretrained(make("llama", tmp_path / "m"), dtype=torch.float32).eval()
+    alone = [sampler().draw(model, [p], most_rows=1, **GREEDY)[0] for p in PROMPTS]
+    assert sampler().draw(model, PROMPTS, most_rows=64, **GREEDY) == alone
+    careless = sampler(_bears_padding=True)
+    assert careless.draw(model, PROMPTS, most_rows=64, **GREEDY) != alone
+
+
+def test_no_answer_goes_beyond_the_context_and_shortens_another(tmp_path: Path) -> None:
+    """gpt2 has no position behind its last one."""
+    kind: Any = AutoModelForCausalLM
+    folder = ModelFolder(make("gpt2", tmp_path / "m", n_positions=16, max_position_embeddings=16))
+    model = kind.from_pretrained(folder.path, dtype=torch.float32).eval()
+    draws = sampler(stops=(), context=folder.context)
+    assert folder.context == 16
+    answers = draws.draw(model, [[5] * 14, [6] * 3, [7] * 15], most_rows=64, max_tokens=8, temperature=0.0)
+    assert [len(a) for a in answers] == [2, 8, 1]
+    assert draws.room([5] * 16, 8) == draws.room([5] * 20, 8) == 0
+
+
+class Scripted(LlamaForCausalLM):
+    """Writes the same tokens to every prompt."""
+
+    script: tuple[int, ...] = ()
+    start = 0
+
+    def forward(self, input_ids: Any, *args: Any, **more: Any) -> Any:  # type: ignore[override]
+        out: Any = super().forward(input_ids, *args, **more)
+        written = out.past_key_values.get_seq_length() - self.start
+        logits = torch.zeros_like(out.logits)
+        logits[:, -1, self.script[min(written, len(self.script) - 1)]] = 9.0
+        out.logits = logits
+        return out
+
+
+def test_who_begins_somebody_elses_turn_has_ended_its_own(tmp_path: Path) -> None:
+    """As a model does that was trained on earlier turns, which gpt-oss's template ends with the token that
+    ends its thinking too."""
+    folder = ModelFolder(make_family("channels", tmp_path / "m"))
+    template = Template(load_tokenizer(folder.path))
+    draws = Sampler.of(template, folder, CPU)
+    ends = [template.tokenizer.convert_tokens_to_ids(t) for t in ("<|return|>", "<|call|>", "<|im_end|>")]
+    assert set(ends[:2]) <= set(draws.stops)
+    kind: Any = Scripted
+    model = kind.from_pretrained(folder.path, dtype=torch.float32).eval()
+    written = (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>blue<|end|>"
+        "<|start|>user<|message|>And then?<|end|>"
+    )
+    prompt = template.tokens("<|start|>user<|message|>Sky?<|end|><|start|>assistant")[0]
+    model.script, model.start = tuple(template.tokens(written)[0]), len(prompt)
+    [ids] = draws.draw(model, [prompt], most_rows=1, max_tokens=100, temperature=0.0)
+    assert template.tokenizer.decode(ids).endswith("blue<|end|><|start|>user<|message|>")
+    own, ended = draws.said(ids)
+    said = template.said(own, prompt, cut=not ended)
+    assert ended and (said.content, said.reasoning) == ("blue", "hm")
+    [cut] = draws.draw(model, [prompt], most_rows=1, max_tokens=len(ids) - 1, temperature=0.0)
+    assert not draws.said(cut)[1] and template.said(cut, prompt, cut=True).content == "blue"
