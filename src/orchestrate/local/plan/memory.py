@@ -215,8 +215,8 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
 
 
 def _experts(shape: Shape, setup: Setup) -> float:
-    """Kept of the experts by `model.experts`: the pair and its gate, the answers before they are weighed; with
-    an adapter also what its products read."""
+    """Kept of the experts by `model.experts`: the pair and its gate, the answers before they are weighed;
+    with an adapter also what its products read."""
     h, wide = shape.hidden, shape.feed_forward
     adapted = setup.lora is not None and bool(setup.lora.target_parameters)
     each = 3 * wide + h + (h + wide + 3 * setup.rank if adapted else 0)
