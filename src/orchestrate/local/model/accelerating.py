@@ -52,14 +52,32 @@ def use_liger(inner: Any) -> None:
         )
 
 
+NOT_UNSLOTH = (
+    "dora",
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "modules_to_save",
+    "target_parameters",
+)
+"""Settings of an adapter that it is not told."""
+
+
 def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """(peft model, the transformers model inside it), loaded and patched by Unsloth. Masks and loss stay
     ours: it gives hidden states only. It needs a GPU."""
-    if job.hyper.packing or job.continue_from:
-        what = "packing" if job.hyper.packing else "continue_from"
-        raise RunFailed(f"engine unsloth does not support {what}", fix="engine: auto")
-    fast: Any = import_module("unsloth").FastLanguageModel
     adapter = job.adapter
+    asked = {
+        "packing": job.hyper.packing,
+        "continue_from": job.continue_from,
+        "added_tokens": job.added_tokens,
+    }
+    asked |= {f"adapter.{name}": getattr(adapter, name) for name in NOT_UNSLOTH}
+    if unfit := [name for name, value in asked.items() if value]:
+        raise RunFailed(f"engine unsloth does not support {', '.join(unfit)}", fix="engine: auto")
+    fast: Any = import_module("unsloth").FastLanguageModel
     model, _ = fast.from_pretrained(
         model_name=folder,
         max_seq_length=length or 2048,

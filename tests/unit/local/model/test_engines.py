@@ -7,14 +7,19 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from tests.unit.local.sessions import TINY, make_session
 
-from orchestrate.errors import UsageError
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import machine
+from orchestrate.local.job import LocalJob
 from orchestrate.local.model import engines
+from orchestrate.local.model.accelerating import load_unsloth
 from orchestrate.local.model.engines import COMPILE_TOKENS, EngineMissing, choose
+from orchestrate.local.run.rundir import now
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting, Translation
@@ -53,6 +58,29 @@ def test_an_engine_asked_for_and_absent_is_refused_with_the_way_to_it(
     assert choose(engine, "cuda").name == engine
     with pytest.raises(EngineMissing, match="needs an NVIDIA GPU"):
         choose(engine, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("what", "job"),
+    [
+        ("adapter.dora", {"adapter": {"type": "lora", "dora": True}}),
+        ("adapter.rank_pattern", {"adapter": {"type": "qlora", "rank_pattern": {"q_proj": 4}}}),
+        ("packing", {"hyper": {"packing": True}}),
+        ("added_tokens", {"added_tokens": ["<|note|>"]}),
+    ],
+)
+def test_unsloth_is_not_given_what_it_would_not_do(what: str, job: dict[str, Any]) -> None:
+    values = {
+        "ref": "r",
+        "model": str(TINY),
+        "model_name": "tiny",
+        "train": "t.jsonl",
+        "method": {"type": "sft"},
+    }
+    made = {"adapter": {"type": "lora"}, "created_at": now(), **values}
+    asked = LocalJob.from_dict({**made, **job})
+    with pytest.raises(RunFailed, match=what):
+        load_unsloth(asked, str(TINY), None, torch.bfloat16)
 
 
 def test_an_unknown_engine_is_named_with_those_there_are() -> None:
