@@ -138,7 +138,7 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
 def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")
     assert unknown.code == 2 and "--max-cost cannot hold" in unknown.err
-    priced = {"OPENAI_BASE_URL": host.url, "OPENAI_API_KEY": "sk-none"}
+    priced = {"OPENAI_BASE_URL": host.url, "OPENAI_API_KEY": "a-key-of-tests"}
     before = len(host.bodies)
     dear = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "0.00001", **priced)
     assert dear.code == 6 and "the expected price" in dear.err and len(host.bodies) == before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.attributes import late
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.profile import this_machine
+from orchestrate.profile import profile, this_machine
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -147,12 +147,15 @@ def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
     if (known := counting.of_tiktoken(model)) is not None:
         return known
     failed: OrchestrateError | None = None
-    for kind in dict.fromkeys((*kinds, this_machine().kind, *sorted(catalog.known_hosts()))):
+    asked = tuple(kinds)
+    for kind in dict.fromkeys((*asked, this_machine().kind, *sorted(catalog.known_hosts()))):
         try:
             found = catalog.resolve(model, kind)
         except OrchestrateError as error:
             failed = failed or error
             continue
+        if found.model is None and kind not in asked and profile(kind).ids is None:
+            continue  # it takes any name, which tells nothing about this one
         return counting.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
     assert failed is not None  # noqa: S101  the loop ran at least once
     raise failed

@@ -70,7 +70,7 @@ def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def asked(url: str, model: str) -> tuple[Chat, Timed]:
-    client = OpenAI(base_url=url, api_key="none", max_retries=0)
+    client = OpenAI(base_url=url, api_key="a-key-of-tests", max_retries=0)
     timed = Timed(client.chat.completions.create)
     return Chat(Wire("host", retry=Retry(attempts=1)), timed, model), timed
 

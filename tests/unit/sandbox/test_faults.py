@@ -233,7 +233,7 @@ def test_the_clock_can_be_put_forward(sandbox: Sandbox, openai: OpenAI, create: 
 def test_jobs_in_bulk(sandbox: Sandbox, openai: OpenAI, file: str) -> None:
     bodies = [{"model": MODEL, "training_file": file, "metadata": {"bulk": str(n)}} for n in range(250)]
     url = f"{sandbox.urls['openai']}/_sandbox/jobs"
-    ids = httpx.post(url, json=bodies).json()["ids"]
+    ids = httpx.post(url, json=bodies, timeout=60).json()["ids"]
     assert len(set(ids)) == 250
     assert [job.id for job in openai.fine_tuning.jobs.list(limit=100)][:250] == ids[::-1]
     wrong = httpx.post(url, json=[bodies[0], {"model": MODEL}])
