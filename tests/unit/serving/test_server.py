@@ -50,7 +50,7 @@ def served(known: Known, home: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+    with OpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests", max_retries=0) as made:
         yield made
 
 
@@ -90,7 +90,7 @@ def test_a_stream_says_the_same_as_the_whole(client: OpenAI) -> None:
 
 def test_the_clients_own_stream_helper_and_the_async_client(served: Served) -> None:
     async def both() -> tuple[str, str]:
-        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests") as client:
             given: dict[str, Any] = {"model": "one", "messages": QUESTION, "temperature": 0, "max_tokens": 24}
             whole = await client.chat.completions.create(**given)
             async with client.chat.completions.stream(**given) as stream:
@@ -162,7 +162,7 @@ def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
     base = parrot(tmp_path / "parrot", said)
     with (
         serve([], home / "parrot", Terms(port=0, threads=1), base=str(base)) as up,
-        OpenAI(base_url=f"{up.url}/v1", api_key="none") as client,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
     ):
         given: dict[str, Any] = {"model": str(base), "messages": QUESTION, "temperature": 0, "tools": tools}
         done = client.chat.completions.create(**given)
@@ -333,7 +333,7 @@ def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
 def test_sixteen_clients_share_the_steps_of_one_batch(served: Served) -> None:
     def tokens_a_second(clients: int) -> float:
         async def run() -> float:
-            async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+            async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests") as client:
                 begun = time.perf_counter()
                 done = await asyncio.gather(
                     *(
@@ -402,7 +402,7 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
     tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
     with (
         serve(tuned, tmp_path, Terms(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
-        OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=20, timeout=60) as client,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=60) as client,
     ):
         asked = [
             {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
