@@ -33,8 +33,8 @@ def section(record: dict[str, dict[str, dict[str, Any]]]) -> str:
         f"{len(record)} architectures, each as a small random model, trained here and by a plain loop of\n"
         "transformers, peft and torch that goes row by row, on a CPU in 32 bits\n"
         f"({used}). The last two columns are the largest relative distances\n"
-        "that were seen, of a loss and of the weights over how far they went. Made by `python docs/families.py`\n"
-        "from the record of `tests/unit/local/model/test_families.py`.\n\n"
+        "that were seen, of a loss and of the weights over how far they went. Made by\n"
+        "`python docs/families.py` from the record of `tests/unit/local/model/test_families.py`.\n\n"
         "| family (`model_type`) | adapters | short rows in one line | packing | loss | weights |\n"
         "| --- | --- | --- | --- | ---: | ---: |\n"
     )
