@@ -331,7 +331,10 @@ class Provider(ABC):
     ) -> list[Reply]:
         """One reply per conversation, from the tuned model, or with `base` from the model it was tuned
         from."""
-        raise self._unsupported(Feature.CHAT)
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        if chat is None:
+            raise self._unsupported(Feature.CHAT)
+        return chat.replies(prompts)
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0

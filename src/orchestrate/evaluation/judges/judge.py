@@ -18,7 +18,7 @@ import msgspec
 from orchestrate.evaluation.asking import Asking, Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.judges import prompts
-from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.keys import masked_url
 from orchestrate.types import Message, MetricUsed, Rubric
 
@@ -113,7 +113,7 @@ class _Held:
 
 
 @dataclass
-class ScoreJudge(_Held):
+class ScoreJudge(_Held, MeanOfMarks):
     """A `Metric`: each answer alone, by all criteria, 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
@@ -128,12 +128,6 @@ class ScoreJudge(_Held):
         """What the judge is asked, one question for each pair."""
         rubric = self.judge.rubric
         return [prompts.to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
-
-    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        return None
-
-    def total(self, sums: Totals) -> float:
-        raise NotImplementedError("the judge's score is a mean")
 
 
 @dataclass

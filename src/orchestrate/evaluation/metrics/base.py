@@ -38,8 +38,19 @@ class Metric(Protocol):
         ...
 
 
+class MeanOfMarks:
+    """What makes the number of a `Metric` the mean of its marks: nothing of it adds up otherwise."""
+
+    def parts(self, item: Item, answer: Answer, mark: Mark) -> None:
+        return None
+
+    def total(self, sums: Totals) -> float:
+        """Never asked, since there are no parts."""
+        raise TypeError(f"{type(self).__name__} is a mean")
+
+
 @dataclass(frozen=True)
-class PerAnswer:
+class PerAnswer(MeanOfMarks):
     """A metric that looks at one answer at a time and whose number is the mean."""
 
     used: MetricUsed
@@ -47,13 +58,6 @@ class PerAnswer:
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [Mark(self.score(item, answer)) for item, answer in pairs]
-
-    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        del item, answer, mark
-        return None
-
-    def total(self, sums: Totals) -> float:
-        raise NotImplementedError(f"{self.used.name} is a mean")
 
 
 class PairMetric(Protocol):

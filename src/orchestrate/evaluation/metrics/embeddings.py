@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item, Mark
-from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.evaluation.metrics.context import Embed
 from orchestrate.types import MetricUsed
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(MeanOfMarks):
     """The cosine between the vectors of the answer and of the expected answer, 0 where it is below."""
 
     used: MetricUsed
@@ -24,13 +24,6 @@ class Similarity:
         texts = list(dict.fromkeys(t for i, a in pairs for t in (i.expected, a.text) if t.strip()))
         vectors = dict(zip(texts, self.embed(texts), strict=True)) if texts else {}
         return [Mark(_cosine(vectors.get(i.expected), vectors.get(a.text))) for i, a in pairs]
-
-    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        del item, answer, mark
-        return None
-
-    def total(self, sums: Totals) -> float:
-        raise NotImplementedError(f"{self.used.name} is a mean")
 
 
 def _cosine(a: Sequence[float] | None, b: Sequence[float] | None) -> float:

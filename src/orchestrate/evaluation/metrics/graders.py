@@ -16,7 +16,7 @@ import yaml
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.asking import Question
 from orchestrate.evaluation.items import Answer, Item, Mark
-from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.evaluation.metrics.context import Context
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.grading import Grader, GradingError, Score
@@ -31,7 +31,7 @@ _MODEL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Grading:
+class Grading(MeanOfMarks):
     """A grade for each answer; one that could not be graded has 0 and says why."""
 
     used: MetricUsed
@@ -43,13 +43,6 @@ class Grading:
             texts = [answer.text for _, answer in pairs]
             grades = grader.grade(texts, [row(item) for item, _ in pairs])
         return [Mark(min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
-
-    def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        del item, answer, mark
-        return None
-
-    def total(self, sums: Totals) -> float:
-        raise NotImplementedError(f"{self.used.name} is a mean")
 
     def _asked(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
         """How a `score_model` scores: all its questions are asked at once, then looked up."""

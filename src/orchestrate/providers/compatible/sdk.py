@@ -7,7 +7,7 @@ tuned model is asked. Each says so in its subclass; the SDK is imported with the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,11 +38,9 @@ from orchestrate.types import (
     Job,
     JobHandle,
     JobStatus,
-    Message,
     MetricPoint,
     Recalled,
     RemoteDataset,
-    Reply,
     Told,
     Translation,
 )
@@ -264,18 +262,6 @@ class SdkProvider(Provider):
     def chat_limit(self) -> str:
         """What the host calls the most tokens of an answer."""
         return self.profile.chat_limit
-
-    def generate(
-        self,
-        job: JobHandle,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        base: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> list[Reply]:
-        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
-        return chat.replies(prompts)
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0

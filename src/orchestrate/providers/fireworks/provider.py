@@ -61,12 +61,10 @@ from orchestrate.types import (
     Job,
     JobHandle,
     JobStatus,
-    Message,
     MetricPoint,
     Quote,
     Recalled,
     RemoteDataset,
-    Reply,
     Standing,
     Told,
     Translation,
@@ -340,18 +338,6 @@ class FireworksProvider(Provider):
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         raw, _ = self._at.find(job)
         return self._serving.find(job.job_id, reading.tuned_model(raw))
-
-    def generate(
-        self,
-        job: JobHandle,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        base: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> list[Reply]:
-        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
-        return chat.replies(prompts)
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0

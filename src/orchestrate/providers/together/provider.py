@@ -59,12 +59,10 @@ from orchestrate.types import (
     Feature,
     Job,
     JobHandle,
-    Message,
     MetricPoint,
     Quote,
     Recalled,
     RemoteDataset,
-    Reply,
     Standing,
     Told,
     Translation,
@@ -319,18 +317,6 @@ class TogetherProvider(Provider):
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         return self._serving.find(job.job_id)
-
-    def generate(
-        self,
-        job: JobHandle,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        base: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> list[Reply]:
-        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
-        return chat.replies(prompts)
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0

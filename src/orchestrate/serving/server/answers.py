@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
@@ -159,7 +160,7 @@ async def _gone(request: Request) -> None:
 # -- forms -------------------------------------------------------------------------------------------------
 
 
-class Form:
+class Form(ABC):
     """How an answer is written. `tells_usage`: in the last piece of a stream."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
@@ -167,19 +168,19 @@ class Form:
         self.tells_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         self._tells_ids = bool(asked.return_token_ids)
 
+    @abstractmethod
     def whole(
         self, choices: list[dict[str, Any]], usage: dict[str, Any], prompt_ids: list[Any]
-    ) -> dict[str, Any]:
-        raise NotImplementedError
+    ) -> dict[str, Any]: ...
 
-    def opening(self, choices: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def opening(self, choices: int) -> str: ...
 
-    def pieces(self, message: dict[str, Any]) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def pieces(self, message: dict[str, Any]) -> list[str]: ...
 
-    def closing(self, usage: dict[str, Any]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def closing(self, usage: dict[str, Any]) -> str: ...
 
 
 class ChatForm(Form):
