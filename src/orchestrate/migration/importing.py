@@ -27,11 +27,12 @@ from orchestrate.errors import (
 )
 from orchestrate.files import private_folder
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking import accounts
 from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
+from orchestrate.tracking.recovery import run_of
 from orchestrate.tracking.sweep import conclude, fetch_details
 from orchestrate.tracking.worth import valued
-from orchestrate.types import Job, JobStatus, Run, SubmitPhase, Told
+from orchestrate.types import Job, JobStatus, Run, Told
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -119,35 +120,24 @@ class Importer:
                 return None
             run_id = run_id_of(ref)
         else:
-            found = self._free_id(job, job.created_at or now)
-            if found is None:
+            free = self._free_id(job, job.created_at or now)
+            if free is None:
                 return None
-            run_id, ref = found, _REF_PREFIX + found.removeprefix(_PREFIX)
+            run_id, ref = free, _REF_PREFIX + free.removeprefix(_PREFIX)
         worth = valued(self._provider, job, self._rates)
-        spec = _spec(job, self._provider.asked_for(job), worth.spec)
-        run = Run(
+        return run_of(
+            job,
+            self._provider,
+            account,
+            now,
             id=run_id,
             ref=ref,
-            provider=self._provider.config.name,
-            model=job.model or "unknown",
-            spec=spec,
-            spec_hash="",
-            dataset_digest="",
-            host=self._provider.host,
-            account=account,
-            sandbox=self._provider.sandbox,
-            phase=SubmitPhase.SUBMITTED,
-            status=JobStatus.SUBMITTING,
-            job_id=job.handle.job_id,
-            job_kind=job.handle.kind,
-            created_at=job.created_at or now,
-            updated_at=now,
+            how="imported",
+            spec=_spec(job, self._provider.asked_for(job), worth.spec),
             quote=worth.quote,
             bill=worth.bill,
-            tags={"imported": now.date().isoformat()},
             imported=True,
         )
-        return transitions.observed(run, job, now)
 
     def _free_id(self, job: Job, at: datetime) -> str | None:
         """An id made of the job, so that a second import gives the same one; `None` where it is there."""

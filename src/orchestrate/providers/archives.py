@@ -139,6 +139,16 @@ def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
     return "full" if full else "merged"
 
 
+def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
+    """The files that came one by one into `waiting` become the model in `dest`. Raises as `staged` and
+    `inspect` do."""
+    with staged(dest) as folder:
+        for path in sorted(waiting.iterdir()):
+            path.rename(folder / path.name)
+        waiting.rmdir()
+        return inspect(folder)
+
+
 def base_of(folder: Path) -> str | None:
     """The base model that the adapter itself names; `None` for whole models and unreadable configurations."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -151,8 +151,19 @@ class _Books(NamedTuple):
 def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
     ref, report = str(jobs[0].handle.ref), books.report
     worth = valued(provider, jobs[0], books.rates)
-    run = _run_of(store, provider, account, ref, jobs[0])
-    run = msgspec.structs.replace(run, spec=worth.spec, quote=worth.quote, bill=worth.bill)
+    run = run_of(
+        jobs[0],
+        provider,
+        account,
+        store.clock.now(),
+        id=run_id_of(ref),
+        ref=ref,
+        how="recovered",
+        spec=worth.spec,
+        estimate_usd=jobs[0].cost_usd,
+        quote=worth.quote,
+        bill=worth.bill,
+    )
     store.runs.restore(run)
     report.recovered.append(run.id)
     if worth.words is not None:
@@ -165,14 +176,16 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         Submitter(store, provider).alarm(run, set(others))
 
 
-def _run_of(store: Store, provider: Provider, account: str, ref: str, job: Job) -> Run:
-    now = store.clock.now()
+def run_of(
+    job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
+) -> Run:
+    """As the host tells the job at `at`. `how` it was found is kept as a tag; `known`: further fields of the
+    run."""
     run = Run(
-        id=run_id_of(ref),
+        id=id,
         ref=ref,
         provider=provider.config.name,
         model=job.model or "unknown",
-        spec={},
         spec_hash="",
         dataset_digest="",
         host=provider.host,
@@ -182,9 +195,9 @@ def _run_of(store: Store, provider: Provider, account: str, ref: str, job: Job) 
         status=JobStatus.SUBMITTING,
         job_id=job.handle.job_id,
         job_kind=job.handle.kind,
-        created_at=job.created_at or now,
-        updated_at=now,
-        estimate_usd=job.cost_usd,
-        tags={"recovered": now.date().isoformat()},
+        created_at=job.created_at or at,
+        updated_at=at,
+        tags={how: at.date().isoformat()},
+        **known,
     )
-    return transitions.observed(run, job, now)
+    return transitions.observed(run, job, at)

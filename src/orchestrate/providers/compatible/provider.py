@@ -146,11 +146,7 @@ class CompatibleProvider(SdkProvider):
         waiting = new_folder(dest.parent) / f".{dest.name}.{name}.download"
         most = transfer.limit_bytes(self.config, self.size_of(known.model))
         fetch(self.client, self._wire, ids, waiting, most, progress)
-        with archives.staged(dest) as folder:
-            for path in sorted(waiting.iterdir()):
-                path.rename(folder / path.name)
-            waiting.rmdir()
-            files = archives.inspect(folder)
+        files = archives.settled(waiting, dest)
         return Artifact(
             kind=archives.kind_of(files),
             folder=str(dest),

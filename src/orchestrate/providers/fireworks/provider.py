@@ -305,11 +305,7 @@ class FireworksProvider(Provider):
         waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}.download"
         base = text(reading.settings_of(raw).get("baseModel"))
         self._weights.fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
-        with archives.staged(dest) as folder:
-            for path in sorted(waiting.iterdir()):
-                path.rename(folder / path.name)
-            waiting.rmdir()
-            files = archives.inspect(folder)
+        files = archives.settled(waiting, dest)
         return Artifact(
             kind=archives.kind_of(files),
             folder=str(dest),
