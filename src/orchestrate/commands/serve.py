@@ -24,7 +24,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
+    from orchestrate.service import Orchestrator, serving
 
 
 class Serving(TypedDict):
@@ -135,33 +135,10 @@ def serve(
         if instead.into is not None:
             _add(serving.add(ft, names, instead.into, accepted), json)
             return
-        terms = serving.Terms(
-            host=where.host,
-            port=where.port,
-            names=tuple(where.names or ()),
-            origins=tuple(where.origins or ()),
-            most_at_once=how.most_at_once,
-            most_waiting=how.most_waiting,
-            most_tokens=how.most_tokens,
-            threads=how.threads,
-            device=how.device,
-            four_bit=how.four_bit,
-        )
+        terms, choice = _terms(where, how), _choice(how)
         with (
             ended_by_signal() as ended,
-            serving.serve(
-                ft,
-                names,
-                terms,
-                serving.Choice(
-                    engine=how.engine,
-                    base=how.base,
-                    python=how.python,
-                    quantise=how.quantise,
-                    more=tuple(how.engine_args or ()),
-                ),
-                accept_licence=accepted,
-            ) as up,
+            serving.serve(ft, names, terms, choice, accept_licence=accepted) as up,
         ):
             proofs = serving.prove(ft, up, names) if prove else []
             failed = [p for p in proofs if p.state == "failed"]
@@ -170,22 +147,49 @@ def serve(
             if failed:
                 warn("nothing is served; --no-prove serves it all the same")
                 raise typer.Exit(1)
+            shown = Serving(
+                url=f"{up.url}/v1",
+                engine=up.engine,
+                models=list(up.models),
+                command=up.command,
+                proofs=proofs,
+            )
             if json:
-                shown = Serving(
-                    url=f"{up.url}/v1",
-                    engine=up.engine,
-                    models=list(up.models),
-                    command=up.command,
-                    proofs=proofs,
-                )
                 print_json(shown)
             else:
-                print_text(f"{up.url}/v1")
-                for name in up.models:
-                    print_text(f"  {name}")
+                print_text("\n  ".join([shown["url"], *shown["models"]]))
             sys.stdout.flush()
             note("Ctrl-C lets answers under way end, and stops")
             ended.wait()
+
+
+def _terms(where: Where, how: How) -> serving.Terms:
+    from orchestrate.service import serving
+
+    return serving.Terms(
+        host=where.host,
+        port=where.port,
+        names=tuple(where.names or ()),
+        origins=tuple(where.origins or ()),
+        most_at_once=how.most_at_once,
+        most_waiting=how.most_waiting,
+        most_tokens=how.most_tokens,
+        threads=how.threads,
+        device=how.device,
+        four_bit=how.four_bit,
+    )
+
+
+def _choice(how: How) -> serving.Choice:
+    from orchestrate.service import serving
+
+    return serving.Choice(
+        engine=how.engine,
+        base=how.base,
+        python=how.python,
+        quantise=how.quantise,
+        more=tuple(how.engine_args or ()),
+    )
 
 
 def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ NOTES = {
     "very rough and advise against it; svd and cat are precise",
     "svd": "svd keeps the given rank and drops the rest; cat drops nothing and its rank is the sum of all",
 }
+ADVICE = "evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served"
 
 
 def combine(
@@ -59,28 +61,17 @@ def combine(
             ]
         )
         notes = [NOTES[method]] if method in NOTES else []
-        notes.append(
-            "evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served"
-        )
+        notes.append(ADVICE)
+        merging = {"method": told["method"], "density": density, "error": told["error"]}
+        merging["parts"] = [
+            _part(name, weight, r, p)
+            for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
+        ]
         passport = {
             "kind": "adapter",
             "base_model": base.base,
             "base_model_hash": dress["base_hash"],
-            "merged": {
-                "method": told["method"],
-                "density": density,
-                "error": told["error"],
-                "parts": [
-                    {
-                        "of": name,
-                        "weight": weight,
-                        "rank": r,
-                        "weights": weights_hash(p.folder),
-                        "passport": p.passport,
-                    }
-                    for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
-                ],
-            },
+            "merged": merging,
             "created_at": datetime.now(UTC),
         }
         write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
@@ -100,6 +91,11 @@ def combine(
         error=told["error"],
         notes=tuple(notes),
     )
+
+
+def _part(name: str, weight: float, rank: int, tuned: Tuned) -> dict[str, Any]:
+    weights = weights_hash(tuned.folder)
+    return {"of": name, "weight": weight, "rank": rank, "weights": weights, "passport": tuned.passport}
 
 
 def _require(

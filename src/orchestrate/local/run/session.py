@@ -98,24 +98,30 @@ class Session:
         )
         self._plan_memory(train)
         self._look_at_disk()
-        trainable = sum(p.numel() for p in self.loop.parameters.values())
-        total = sum(p.numel() for p in self.loaded.model.parameters())
-        self.facts: dict[str, Any] = {
+        self.facts = self._facts(train)
+
+    def _facts(self, train: Rows) -> dict[str, Any]:
+        facts: dict[str, Any] = {
             "rows": train.examples,
             "tokens_per_epoch": train.tokens,
             "steps": self.loop.progress.total_steps,
-            "trainable_parameters": trainable,
+            "trainable_parameters": sum(p.numel() for p in self.loop.parameters.values()),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "tokens_at_once": self.loop.max_tokens,
         }
         if self.memory_plan is not None:
-            self.facts["planned_memory_bytes"] = self.memory_plan.total_bytes
-        self.summary = (
-            f"{train.examples} rows, {train.tokens} tokens per epoch, "
-            f"{self.loop.progress.total_steps} steps, "
-            f"{trainable:,} trainable parameters ({trainable / max(total, 1):.1%}), "
-            f"{self.device} with {torch.get_num_threads()} threads"
+            facts["planned_memory_bytes"] = self.memory_plan.total_bytes
+        return facts
+
+    @property
+    def summary(self) -> str:
+        facts = self.facts
+        share = facts["trainable_parameters"] / max(sum(p.numel() for p in self.loaded.model.parameters()), 1)
+        return (
+            f"{facts['rows']} rows, {facts['tokens_per_epoch']} tokens per epoch, {facts['steps']} steps, "
+            f"{facts['trainable_parameters']:,} trainable parameters ({share:.1%}), "
+            f"{facts['device']} with {facts['threads']} threads"
         )
 
     def _words(self) -> Path:
