@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.errors import OrchestrateError
+from orchestrate.local import pipe
 
 MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
@@ -191,15 +189,7 @@ class Answerer:
 
 
 def main() -> int:
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-
-    def send(message: dict[str, Any]) -> None:
-        answers.write(msgspec.json.encode(message) + b"\n")
-        answers.flush()
-
+    send = pipe.answering()
     answerer: Answerer | None = None
     for line in sys.stdin.buffer:
         try:
@@ -214,9 +204,7 @@ def main() -> int:
         except BrokenPipeError:
             return 0
         except Exception as error:  # noqa: BLE001  the asking process gets it
-            traceback.print_exc()
-            fix = error.fix if isinstance(error, OrchestrateError) else None
-            send({"error": str(error), "kind": type(error).__name__, "fix": fix})
+            send(pipe.failure(error))
     return 0
 
 

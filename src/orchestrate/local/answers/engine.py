@@ -16,7 +16,6 @@ that reads. Imports torch.
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
@@ -31,6 +30,7 @@ import torch
 
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.local import pipe
 from orchestrate.local.answers.answering import SMALL_MODEL_BYTES
 from orchestrate.local.answers.batching import BASE, Batching, Row
 from orchestrate.local.answers.drawing import Luck
@@ -345,17 +345,7 @@ class Desk:
 
 def main(arguments: Sequence[str] = ()) -> int:
     del arguments
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    writing = threading.Lock()
-
-    def send(message: dict[str, Any]) -> None:
-        with writing:
-            answers.write(msgspec.json.encode(message) + b"\n")
-            answers.flush()
-
+    send = pipe.answering()
     try:
         loading = msgspec.json.decode(sys.stdin.buffer.readline(), type=Loading)
         begun = time.perf_counter()
@@ -375,9 +365,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001  the asking process gets it
-        traceback.print_exc()
-        fix = error.fix if isinstance(error, OrchestrateError) else None
-        send({"error": str(error), "kind": type(error).__name__, "fix": fix})
+        send(pipe.failure(error))
         return 1
     return 0
 

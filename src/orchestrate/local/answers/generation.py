@@ -16,8 +16,8 @@ from typing import IO, Any, Self
 
 import msgspec
 
-from orchestrate import errors
-from orchestrate.errors import DataError, OrchestrateError, RunFailed
+from orchestrate.errors import DataError, RunFailed
+from orchestrate.local import pipe
 from orchestrate.local.model.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
@@ -162,13 +162,8 @@ class Generator:
     def close(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            assert worker.stdin is not None and worker.stdout is not None  # noqa: S101  opened as pipes
-            worker.stdin.close()
-            try:
-                worker.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+            pipe.end(worker)
+            assert worker.stdout is not None  # noqa: S101  opened as a pipe
             worker.stdout.close()
         if self._log is not None:
             self._log.close()
@@ -193,7 +188,7 @@ class Generator:
             raise self._died()
         answer = msgspec.json.decode(line, type=dict[str, Any])
         if "error" in answer:
-            raise _error(answer)
+            raise pipe.raised(answer)
         return answer
 
     def _died(self) -> RunFailed:
@@ -229,10 +224,3 @@ def _question(
 
 def _reply(told: dict[str, Any]) -> Reply | DataError:
     return DataError(told["refused"], fix=told["fix"]) if "refused" in told else msgspec.convert(told, Reply)
-
-
-def _error(answer: dict[str, Any]) -> OrchestrateError:
-    kind = getattr(errors, str(answer.get("kind")), None)
-    if kind in (errors.UsageError, errors.ConfigError, errors.DataError, errors.RunFailed):
-        return kind(answer["error"], fix=answer.get("fix"))
-    return RunFailed(answer["error"], fix=answer.get("fix"))

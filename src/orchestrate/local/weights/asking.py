@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from orchestrate import errors
-from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.errors import RunFailed
+from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
 
 
@@ -43,11 +43,5 @@ def ask_all(
         names = ", ".join(str(task["task"]) for task in tasks)
         raise RunFailed(f"{names} ended with {done.returncode}:\n{said}", fix="orchestrate doctor") from None
     if "error" in answer:
-        raise _error(answer)
+        raise pipe.raised(answer)
     return answer["results"]
-
-
-def _error(answer: dict[str, Any]) -> OrchestrateError:
-    kind = getattr(errors, str(answer.get("kind")), None)
-    known = (errors.UsageError, errors.ConfigError, errors.DataError, errors.RunFailed, errors.SetupError)
-    return (kind if kind in known else RunFailed)(answer["error"], fix=answer.get("fix"))

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import msgspec
 
-from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
 
 MOST_RESTARTS = 5
@@ -92,10 +92,8 @@ class Engine:
         self._reader.start()
 
     def _error(self, told: Mapping[str, Any]) -> OrchestrateError:
-        kind = getattr(errors, str(told.get("kind")), None)
-        known = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupError)
         if told:
-            return (kind if kind in known else RunFailed)(str(told["error"]), fix=told.get("fix"))
+            return pipe.raised(told)
         return RunFailed(f"the process that answers did not start:\n{self._tail()}", fix="orchestrate doctor")
 
     def _tail(self) -> str:
@@ -109,14 +107,7 @@ class Engine:
         self._closing = True
         worker = self._worker
         if worker is not None:
-            with suppress(OSError):
-                assert worker.stdin is not None  # noqa: S101  opened as a pipe
-                worker.stdin.close()
-            try:
-                worker.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+            pipe.end(worker)
         if self._reader is not None:
             self._reader.join(5)
         if self._log is not None:
