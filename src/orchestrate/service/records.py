@@ -13,6 +13,8 @@ from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.local.plan.throughput import Bench as Bench
+from orchestrate.migration.proposals import Migration as Migration
+from orchestrate.migration.proposals import Proposal as Proposal
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice
 from orchestrate.quoting import Ownership as Ownership
@@ -25,6 +27,9 @@ from orchestrate.service.doctor import Check as Check
 from orchestrate.service.importing import Taken as Taken
 from orchestrate.service.judging import JudgeReport as JudgeReport
 from orchestrate.service.models import ModelChanges as ModelChanges
+from orchestrate.service.recording import Due as Due
+from orchestrate.service.recording import FromRecord as FromRecord
+from orchestrate.service.recording import Recording as Recording
 from orchestrate.service.reviewing import Exported as Exported
 from orchestrate.service.reviewing import FromReview as FromReview
 from orchestrate.service.reviewing import Imported as Imported
