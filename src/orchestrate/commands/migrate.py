@@ -100,11 +100,12 @@ def migrate(
     Proposes models, tells what becomes of each setting, quotes, asks, trains, then compares old and new on
     held-out prompts. The same command goes on where it was interrupted: nothing is submitted or asked twice.
     """
+    order = _order(where, serving, proof)
     if where.every or where.plan is not None:
-        raise UsageError("--all and --plan are not there yet")
+        _account(context, run, where, order, spending, steps, json=json)
+        return
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
-    order = _order(where, serving, proof)
     with orchestrator(context, made_by=spending.by) as ft:
         from orchestrate.service.migrating import PreparedMigration
 
@@ -124,6 +125,32 @@ def migrate(
     _show(found, steps.output, json=json)
     if any(moved.problem and proof.proof for moved in found.moved) or (steps.gate and not found.parity):
         raise typer.Exit(1)
+
+
+def _account(
+    context: typer.Context,
+    run: str | None,
+    where: Where,
+    order: MigrationOrder,
+    spending: SpendingOptions,
+    steps: Steps,
+    *,
+    json: bool,
+) -> None:
+    from orchestrate.commands import migrate_account
+
+    if run is not None or where.plan is None:
+        raise UsageError(
+            "--all goes with --plan FILE and without a run",
+            fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
+        )
+    with orchestrator(context, made_by=spending.by) as ft:
+        if where.every:
+            migrate_account.write(ft, where.plan, order, json=json)
+        else:
+            migrate_account.carry_out(
+                ft, where.plan, order, yes=spending.yes, again=spending.again, dry=steps.dry_run, json=json
+            )
 
 
 def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrder:

@@ -48,13 +48,11 @@ def held_out(
     limit: int | None = None,
     cluster: str | None = None,
     slices: Sequence[str] = (),
-    unanswered: bool = False,
 ) -> HeldOut:
     """The rows that can be asked about, at most the first `limit` of them.
 
     `cluster` is the column whose values group rows; `slices` are columns, `length` (of the question) or
-    `label` (the expected answer). With `unanswered` a row that ends with a question is one too, which expects
-    nothing. Raises `DataError` when no row can be asked about, `UsageError` for a
+    `label` (the expected answer). Raises `DataError` when no row can be asked about, `UsageError` for a
     column that no row has.
     """
     items: list[Item] = []
@@ -65,7 +63,7 @@ def held_out(
             continue
         if limit is not None and len(items) >= limit:
             break
-        found = _item(row.example, row.unread, unanswered=unanswered)
+        found = _item(row.example, row.unread)
         if isinstance(found, str):
             left_out[found] += 1
             continue
@@ -82,7 +80,7 @@ def held_out(
     return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out))
 
 
-def _item(example: Example, unread: Mapping[str, Any], *, unanswered: bool = False) -> Item | str:
+def _item(example: Example, unread: Mapping[str, Any]) -> Item | str:
     """The item of a row, or why it is none."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)
@@ -92,8 +90,6 @@ def _item(example: Example, unread: Mapping[str, Any], *, unanswered: bool = Fal
         return _made(example.messages, "", (), tools, {**example.fields, **fields})
     if isinstance(example, ChatExample) and example.messages and example.messages[-1].role == "assistant":
         *prompt, answer = example.messages
-    elif isinstance(example, ChatExample) and unanswered and example.messages:
-        return _made(example.messages, "", (), tools, fields)
     elif isinstance(example, UnpairedExample):
         if not example.label:
             return "answers to avoid, which say nothing of the one to expect"

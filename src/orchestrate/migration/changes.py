@@ -134,4 +134,6 @@ def _changed(what: str, was: str, now: str, why: str) -> Change:
 def _template(profile: Profile, model: Model | None) -> str:
     if model is not None and model.template:
         return model.template
-    return "the model's own" if model is not None and model.open else f"{profile.title}'s own, not published"
+    return (
+        f"{profile.title}'s own, not published" if model is not None and not model.open else "the model's own"
+    )

@@ -77,7 +77,7 @@ def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequen
         return []
     kind = profile.kind
     found: dict[str, tuple[catalog.Model, str]] = {}
-    if _open_to_jobs(source, profile, today):
+    if source.on(kind) is not None:
         found[source.name] = (source, "the same base model")
     for place, other in enumerate(catalog.alternatives(source, kind), 1):
         found.setdefault(other.name, (other, f"number {place} of the open models nearest to {source.name}"))
@@ -129,8 +129,8 @@ def _judged(
         against.append("it reads no images, which the rows hold")
     if needs.method not in host.methods:
         against.append(f"{profile.title} tunes it by {', '.join(host.methods) or 'no method'}")
-    if _ended(host, today):
-        against.append(f"{profile.title} has closed it")
+    if _ended(host, today) or host.tunable != "yes":
+        against.append(f"{profile.title} does not tune it today")
     elif host.shutdown is not None:
         reasons.append(f"{profile.title} shuts it down after {host.shutdown}")
     reasons.append(f"licence {model.licence}" if model.licence else "its licence is not in the catalog")

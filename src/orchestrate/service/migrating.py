@@ -104,11 +104,8 @@ class PreparedMigration:
         self.prepared: Prepared | None = None
         if chosen:
             models = {name: one.suited.model for name, one in chosen.items()}
-            spec = self._spec.model_copy(update={"model": models})
-            without = {t.provider: t.overrides for t in self._ft.plan(spec, list(models)) if t.overrides}
-            self._without: Mapping[str, Mapping[str, Any]] = without
-            values = spec.asked() | ({"overrides": without} if without else {})
-            self.prepared = self._ft.prepare(JobSpec.parse(values), list(models))
+            spec, self._without = self._to(models)
+            self.prepared = self._ft.prepare(spec, list(models))
 
     def _suited(self, name: str) -> list[Suited]:
         provider, profile = self._ft.provider(name), self._ft.provider(name).profile
@@ -122,14 +119,20 @@ class PreparedMigration:
     def _price(
         self, models: Mapping[str, str], suits: Mapping[str, Sequence[Suited]], place: int
     ) -> dict[str, Priced]:
-        names = list(models)
-        spec = self._spec.model_copy(update={"model": dict(models)})
+        names, (spec, _) = list(models), self._to(models)
         quotes = {q.provider: q for q in self._ft.prepare(spec, names, checked=False).quotes}
         found: dict[str, Priced] = {}
         for name in names:
             [total] = quoting.ownership(self._ft, spec.on(name), [quotes[name]], self._use)
             found[name] = _with_serving(suits[name][place], quotes[name], total)
         return found
+
+    def _to(self, models: Mapping[str, str]) -> tuple[JobSpec, Mapping[str, Mapping[str, Any]]]:
+        """The spec for these backends (name -> model), and what each of them has to go without."""
+        spec = self._spec.model_copy(update={"model": dict(models)})
+        without = {t.provider: t.overrides for t in self._ft.plan(spec, list(models)) if t.overrides}
+        values = spec.asked() | ({"overrides": without} if without else {})
+        return JobSpec.parse(values), without
 
     def _proposed(self, held: HeldOutRows | None, data: TrainingData) -> Proposal:
         profile = self._ft.provider(self.old.provider).profile

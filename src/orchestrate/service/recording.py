@@ -101,7 +101,7 @@ class PreparedRecording:
         self._ft, self._order = ft, order
         run = ft.store.runs.get(name) if ft.store.runs.exists(name) else None
         path = str(order.prompts) if order.prompts is not None else _own_prompts(run, name)
-        found = held_out(Dataset.open(path), unanswered=True)
+        found = held_out(Dataset.open(path))
         self._covering = covering(found.items, order.most)
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)

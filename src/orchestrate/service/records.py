@@ -22,6 +22,8 @@ from orchestrate.quoting import Rate as Rate
 from orchestrate.quoting import Reconciliation as Reconciliation
 from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
+from orchestrate.service.account import Carried as Carried
+from orchestrate.service.account import PlannedMove as PlannedMove
 from orchestrate.service.backends import Plugin as Plugin
 from orchestrate.service.doctor import Check as Check
 from orchestrate.service.importing import Taken as Taken
