@@ -56,6 +56,8 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "Spent, committed, left; all that still bills, on every account.",
     ),
     (_RUNS, "import", "importing:take", "Past jobs of an account become runs; what falls silent when."),
+    (_MODELS, "migrate", "migrate:migrate", "Move a tuned model to other backends, with proof of parity."),
+    (_MODELS, "record", "record:record", "Keep a model's answers while it answers."),
     (_RUNS, "recover", "worker:recover", "Rebuild a lost store from the hosts' lists."),
     (_MODELS, "eval", "judge:evaluate", "Base against tuned on held-out rows."),
     (_MODELS, "regress", "regress:regress", "Did it forget anything? Tuned against base, with margins."),
