@@ -78,6 +78,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "data:app",
         "Inspect, check, convert, split, dedupe, preview, generate, review and judge training data.",
     ),
+    (
+        _MODELS,
+        "gateway",
+        "gateway:app",
+        "OpenAI's API for fine-tuning over any backend: existing code changes its base URL.",
+    ),
     (_DATA, "advise", "advise:advise", "Prompt, few-shot, retrieval or tuning? With reasons. Offline."),
     (_DATA, "models", "models:app", "Base models and their names on each backend."),
     (_DATA, "prices", "prices:app", "Prices, their sources and their age."),

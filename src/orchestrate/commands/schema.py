@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from orchestrate.commands.console import ErrorLine, print_json
+from orchestrate.commands.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.serve import Added, Serving
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
@@ -54,6 +55,7 @@ from orchestrate.service.records import (
 )
 from orchestrate.types import (
     Artifact,
+    AuditEntry,
     Checkpoint,
     Deployment,
     Evaluation,
@@ -191,6 +193,10 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "merge": (Merged,),
     "verify": (Proof,),
     "serve": (Serving, list[Added]),
+    "gateway": (GatewayShown,),
+    "gateway keys add": (KeyMade,),
+    "gateway keys ls": (list[KeyShown],),
+    "gateway log": (list[AuditEntry],),
     "deploy": (Deployment,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),
