@@ -10,8 +10,17 @@ from typing import Any
 import pytest
 from tests.cli.conftest import Cli
 from tests.unit.local.thinkers import make_family, write_rows
+from transformers import AutoTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string", "description": "Where."}}},
+    },
+}
 COLOURS = {"Sky?": "blue", "Grass?": "green", "Snow?": "white"}
 
 
@@ -21,6 +30,11 @@ def test_from_plan_to_an_evaluation(cli: Cli, tmp_path: Path, family: str) -> No
     thought = {"reasoning": "hm hm"} if family == "channels" else {}
     rows: list[tuple[str, dict[str, Any]]] = [(q, {"content": c, **thought}) for q, c in COLOURS.items()]
     write_rows(tmp_path / "train.jsonl", rows * 4)
+    (tmp_path / "tools.json").write_text(json.dumps([LOOK]))
+    with (tmp_path / "train.jsonl").open("a") as out:
+        call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": "town"}'}}
+        asked_for = [{"role": "user", "content": "Town?"}, {"role": "assistant", "tool_calls": [call]}]
+        out.write((json.dumps({"messages": asked_for, "tools": [LOOK]}) + "\n") * 4)
     write_rows(tmp_path / "test.jsonl", rows)
     spec: dict[str, Any] = {
         "model": {"local": str(base), "openai": "gpt-4.1-mini"},
@@ -52,6 +66,22 @@ def test_from_plan_to_an_evaluation(cli: Cli, tmp_path: Path, family: str) -> No
         assert "the answer was cut at 2 tokens" in cut.err
         long = cli("chat", "last", "Sky? " * 1500)
         assert long.code != 0 and "the model takes 1024, the answer among them" in long.err
+
+    [called] = cli("chat", "last", "Town?", "--tools", "tools.json", "--json").json
+    assert [c["function"] for c in called["tool_calls"]] == [{"name": "look", "arguments": '{"at": "town"}'}]
+    assert called["finish_reason"] == "tool_calls"
+    result = cli("chat", "last", "Town?", "It rains.", "--tools", "tools.json", "--json")
+    assert result.code == 0 and len(result.json) == 2, result.err
+    if family == "thinks":  # whose template shows the tools
+        assert called["prompt_tokens"] > cli("chat", "last", "Town?", "--json").json[0]["prompt_tokens"] + 20
+
+    made = cli("export", "last", "out", "--to", "merged", "--no-prove")
+    assert made.code == 0, made.err
+    [result] = (tmp_path / "home").rglob("full/chat_template.jinja")
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == result.read_bytes()
+    config = json.loads((tmp_path / "out" / "generation_config.json").read_bytes())
+    ends = AutoTokenizer.from_pretrained(base).convert_ids_to_tokens(config["eos_token_id"])
+    assert ("<|im_end|>" if family == "thinks" else "<|call|>") in ends
 
     asked = ("eval", "last", "--test", "test.jsonl", "--no-base", "--json")
     evaluated = cli(*asked, *(() if family == "thinks" else ("--batch", "1"))).json

@@ -71,10 +71,12 @@ class Chat:
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
         return said.content, reasoning or said.reasoning, calls
 
-    def replies(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
+    def replies(
+        self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
-            return list(pool.map(self.ask, prompts))
+            return list(pool.map(lambda messages: self.ask(messages, tools), prompts))
 
 
 def chat_with(

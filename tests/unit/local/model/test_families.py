@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.local.families import FAMILIES, make
+from tests.unit.local.families import FAMILIES, SEEING, make
 from tests.unit.local.sessions import make_session
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from orchestrate.local.model.experts import held_of
 from orchestrate.local.model.loading import keep_four_bit_weights
@@ -118,7 +118,8 @@ def base(folder: Path, session: Session) -> Any:
         bnb_4bit_use_double_quant=True,
         llm_int8_skip_modules=[n.removesuffix(".base_layer") for n in kept if ".lora_" not in n],
     )
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loader: Any = AutoModelForImageTextToText if folder.name in SEEING else AutoModelForCausalLM
+    model: Any = loader.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
