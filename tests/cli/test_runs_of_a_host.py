@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
         (("eval", "last", "zz"), "no run is called"),
         (("chat", "last", " "), "the message is empty"),
         (("chat", "last", "a", "--tools", "nosuch.json"), "nosuch.json cannot be read"),
-        (("chat", "last", "a", "--tools", str(project / "train.jsonl")), "is not JSON"),
+        (("chat", "last", "a", "--tools", str(project / "train.jsonl")), "no list of tools"),
         (("chat", "last", "a", "--tools", str(project / "finetune.json")), "no list of tools"),
         (("pause", "last"), "nothing to pause"),
         (("resume", "last"), "nothing to resume"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from orchestrate.commands.console import (
@@ -85,24 +87,24 @@ def chat(
 
 
 def _tools(file: Path) -> list[dict[str, Any]]:
-    """Of a file that holds them in a list, or in the field `tools` of a row."""
+    """Of a file that holds them in a list."""
     fix = '[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]'
     try:
-        given: Any = loads(file.read_bytes())
+        given = file.read_bytes()
     except OSError as error:
         raise UsageError(f"--tools: {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--tools: {file} is not JSON: {error}", fix=fix) from error
-    found: Any = given.get("tools") if isinstance(given, dict) else given
-    named = isinstance(found, list) and found and all(_names(tool) for tool in found)
-    if not named:
-        raise UsageError(f"--tools: {file} holds no list of tools, each with the name of a function", fix=fix)
-    return found
+    with suppress(msgspec.MsgspecError):
+        if msgspec.json.decode(given, type=list[_Tool]):
+            return msgspec.json.decode(given, type=list[dict[str, Any]])
+    raise UsageError(f"--tools: {file} holds no list of tools, each with the name of a function", fix=fix)
 
 
-def _names(tool: Any) -> bool:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    return isinstance(function, dict) and bool(function.get("name"))
+class _Function(msgspec.Struct):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Tool(msgspec.Struct):
+    function: _Function
 
 
 def _show(reply: Reply, max_tokens: int) -> None:

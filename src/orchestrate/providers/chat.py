@@ -75,8 +75,12 @@ class Chat:
         self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
+
+        def ask(messages: Sequence[Message]) -> Reply:
+            return self.ask(messages, tools)
+
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
-            return list(pool.map(lambda messages: self.ask(messages, tools), prompts))
+            return list(pool.map(ask, prompts))
 
 
 def chat_with(

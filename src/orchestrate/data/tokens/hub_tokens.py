@@ -77,7 +77,8 @@ class HubCounter:
         added_tokens: Sequence[str] = (),
         earlier_thinking: Earlier = "train",
     ) -> None:
-        self.name, self._earlier = f"hf:{folder}", earlier_thinking
+        self.name = f"hf:{folder}"
+        self._earlier: Earlier = earlier_thinking
         self._tokenizer = read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
         templates = with_settings(chat_template or self._tokenizer.template, chat_template_kwargs)
         self._chats = Conversations(templates, self._tokenizer.names, self._tokenizer.marks)

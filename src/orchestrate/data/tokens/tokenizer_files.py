@@ -102,7 +102,7 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added_tokens])
+    cast("Any", tokenizer).add_tokens([AddedToken(text, normalized=False) for text in added_tokens])
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
         encoding = tokenizer.encode(text, add_special_tokens=False)

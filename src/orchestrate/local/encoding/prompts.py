@@ -27,7 +27,7 @@ class Prompts(Sequence[RLExample]):
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """`places`: the bytes at which they begin."""
-        self._file, self._places = path.open("rb"), places
+        self._path, self._places = path, places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -39,8 +39,9 @@ class Prompts(Sequence[RLExample]):
     def __getitem__(self, index: int | slice) -> RLExample | Sequence[RLExample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        self._file.seek(int(self._places[index]))
-        return decode_prompt(self._file.readline())
+        with self._path.open("rb") as file:
+            file.seek(int(self._places[index]))
+            return decode_prompt(file.readline())
 
 
 def open_prompts(path: Path, folder: Path) -> Rows | None:

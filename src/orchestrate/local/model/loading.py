@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
@@ -74,7 +74,11 @@ def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torc
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # Said as `None` it would hide what the files say.
-    quantisation = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
+    quantisation: dict[str, Any] = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
+    if held is not None and (kernel := held.kernel(device.type)):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.quantization_config = {**config.quantization_config, "backend": kernel}
+        quantisation = {"config": config}
     model = auto_class(folder).from_pretrained(
         folder,
         dtype=dtype,

@@ -76,9 +76,7 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
     linear = [
         name
         for name, module in every
-        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
-        and name.startswith(prefix)
-        and module is not head
+        if _is_linear(module) and name.startswith(prefix) and module is not head
     ]
     experts = expert_parameters(inner)
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
@@ -94,6 +92,12 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
         ),
         experts=tuple(experts),
     )
+
+
+def _is_linear(module: Any) -> bool:
+    """Also those whose weight is held by groups in few bits (GPTQ, AWQ), which are classes of their own."""
+    grouped = all(hasattr(module, name) for name in ("qweight", "scales", "in_features", "out_features"))
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D" or grouped
 
 
 def expert_parameters(inner: Any) -> list[str]:
