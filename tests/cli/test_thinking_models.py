@@ -1,14 +1,16 @@
 """A model that thinks, by the command: what the spec says of its chat template is in plan, result, chat and
-evaluation, and its answers are read apart."""
+evaluation, and its answers are read apart, there and behind a server."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from openai import OpenAI
 from tests.cli.conftest import Cli
+from tests.cli.serving import served
 from tests.unit.local.thinkers import make_family, write_rows
 from transformers import AutoTokenizer
 
@@ -25,7 +27,7 @@ COLOURS = {"Sky?": "blue", "Grass?": "green", "Snow?": "white"}
 
 
 @pytest.mark.parametrize("family", ["thinks", "channels"])
-def test_from_plan_to_an_evaluation(cli: Cli, tmp_path: Path, family: str) -> None:
+def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path: Path, family: str) -> None:
     base = make_family(family, tmp_path / "base")
     thought = {"reasoning": "hm hm"} if family == "channels" else {}
     rows: list[tuple[str, dict[str, Any]]] = [(q, {"content": c, **thought}) for q, c in COLOURS.items()]
@@ -75,10 +77,24 @@ def test_from_plan_to_an_evaluation(cli: Cli, tmp_path: Path, family: str) -> No
     if family == "thinks":  # whose template shows the tools
         assert called["prompt_tokens"] > cli("chat", "last", "Town?", "--json").json[0]["prompt_tokens"] + 20
 
+    [run] = [row["id"] for row in cli("runs", "--json").json]
+    with served(run, tmp_path, cli_env) as told, OpenAI(base_url=told["url"], api_key="none") as client:
+        messages: Any = [{"role": "user", "content": "Sky?"}]
+        [choice] = client.chat.completions.create(model=run, messages=messages, temperature=0).choices
+        assert (choice.message.content, choice.finish_reason) == ("blue", "stop")
+        assert (choice.message.model_extra or {}).get("reasoning_content") == reasoning
+        messages, tools = [{"role": "user", "content": "Town?"}], cast("Any", [LOOK])
+        [choice] = client.chat.completions.create(
+            model=run, messages=messages, tools=tools, temperature=0
+        ).choices
+        [call] = choice.message.tool_calls or []
+        assert call.type == "function" and call.function.name == "look" and not choice.message.content
+
     made = cli("export", "last", "out", "--to", "merged", "--no-prove")
     assert made.code == 0, made.err
-    [result] = (tmp_path / "home").rglob("full/chat_template.jinja")
-    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == result.read_bytes()
+    [passport] = (tmp_path / "home").rglob("full/passport.json")
+    template = passport.with_name("chat_template.jinja").read_bytes()
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == template
     config = json.loads((tmp_path / "out" / "generation_config.json").read_bytes())
     ends = AutoTokenizer.from_pretrained(base).convert_ids_to_tokens(config["eos_token_id"])
     assert ("<|im_end|>" if family == "thinks" else "<|call|>") in ends

@@ -40,8 +40,8 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
     if config is None:
         rows.refuse("continue_from", "on this machine it is the folder of an adapter (adapter_config.json)")
     elif spec.adapter.type == "full":
-        reason = "it is an adapter's, and all weights are to be trained; merge it first (orchestrate merge)"
-        rows.refuse("continue_from", f"{reason}, then take the folder for the model")
+        reason = "it is an adapter, and all weights are to be trained: take the merged model for the model"
+        rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
     elif (kind := config.get("peft_type")) != "LORA":
         rows.refuse("continue_from", f"an adapter of the kind {kind}; the engine goes on from LoRA")
     else:
