@@ -3,6 +3,7 @@ holds."""
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 from tests.unit.local.model.test_line import chats
-from tests.unit.local.sessions import make_session, pairs
+from tests.unit.local.sessions import make_session
 
 from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import paces
+from orchestrate.local.plan.throughput import estimate
 from orchestrate.local.run import worker
+from orchestrate.local.run.session import Session
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
+from orchestrate.types import Quote
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,83 +42,91 @@ RUNS: list[tuple[str, str, int, int]] = [
 """Adapter, method, rows, epochs."""
 
 
+def as_pair(line: str) -> str:
+    """As a host takes it."""
+    asked, said = json.loads(line)["messages"]
+    other = {**said, "content": "I would rather not say"}
+    pair = {"input": {"messages": [asked]}, "preferred_output": [said], "non_preferred_output": [other]}
+    return json.dumps(pair) + "\n"
+
+
 class Machine:
     """One home, whose runs are quoted, trained and kept one after the other."""
 
     def __init__(self, home: Path) -> None:
         self.provider = LocalProvider(HostConfig(name="local", options={"home": str(home), "device": "cpu"}))
+        self.paces = paces.file_of(self.provider.home)
         self.folder = home
         self.ran = 0
 
-    def run(
-        self, adapter: str, method: str, rows: int, epochs: int, slow: float = 0.0
-    ) -> tuple[bool, float, float]:
-        """Whether the quote's band holds what the run took from its start to its end, how far the middle of
-        the quote was off, as a factor, and the width of the band. `slow`: seconds that each token takes
-        longer than here."""
+    def session(self, adapter: str, method: str, rows: int, epochs: int) -> Session:
         self.ran += 1
         train = self.folder / f"{self.ran}.jsonl"
-        (pairs if method == "dpo" else chats)(train, rows)
-        given = {"model": str(TINY), "train": str(train), "adapter": adapter, "method": method}
-        given |= {"epochs": epochs, "batch_size": 8, "provider_options": {"local": {"threads": 1}}}
-        spec, data = JobSpec.parse(given), TrainingData.open(str(train), None)
-        quote = self.provider.quote(spec, data, self.provider.translate(spec), built_in())
-        session = make_session(
+        chats(train, rows, None)
+        if method == "dpo":
+            train.write_text("".join(as_pair(line) for line in train.read_text().splitlines()))
+        return make_session(
             self.provider.home,
             train,
             method={"type": method},
             adapter={"type": adapter},
             hyper={"epochs": epochs},
-            precision=None,
             ref=f"orc-{self.ran}",
-            paces=str(paces.file_of(self.provider.home)),
+            paces=str(self.paces),
         )
-        session.close()
-        run = session.run
-        if slow:
-            took = self._slowly(session, slow)
-        else:
-            assert worker.main(str(run.path)) == 0
-            state = run.state()
-            assert state.status == "succeeded" and state.started_at and state.finished_at
-            took = (state.finished_at - state.started_at).total_seconds()
-        assert quote.train_seconds is not None
-        off = took / quote.train_seconds
-        low, high = (float(usd / quote.expected_usd) for usd in (quote.low_usd, quote.high_usd))
-        return low <= off <= high, max(off, 1 / off), high / low
 
-    def _slowly(self, session: Any, slow: float) -> float:
-        """As a worker does it, on a machine that takes so much longer for a token."""
-        honest = session.loop.objective.run
-
-        def run(rows: Any, examples: Any, total: float, *, backward: bool) -> Any:
-            time.sleep(slow * sum(int(rows.lengths[i]) for i in examples))
-            return honest(rows, examples, total, backward=backward)
-
-        session.loop.objective.run = run
-        begun = time.monotonic()
-        session.loop.restore()
-        session.loop.run()
-        took = time.monotonic() - begun
-        paces.add(paces.file_of(self.provider.home), session.pace(took))
-        return took
+    def quote(self, session: Session) -> Quote:
+        job = session.job
+        given = {"model": str(TINY), "train": job.train, "adapter": job.adapter.type, "batch_size": 8}
+        given |= {"method": job.method.word, "epochs": job.hyper.epochs}
+        spec = JobSpec.parse({**given, "provider_options": {"local": {"threads": 1}}})
+        data = TrainingData.open(job.train, None)
+        return self.provider.quote(spec, data, self.provider.translate(spec), built_in())
 
 
 def test_quotes_of_real_runs_hold(tmp_path: Path) -> None:
     """Of a band for nine in ten, on a machine whose other work comes and goes: three of eight may miss."""
     machine = Machine(tmp_path)
-    told = [machine.run(*run) for run in RUNS]
-    assert len(paces.read(paces.file_of(machine.provider.home))) == len(RUNS)
-    assert sum(held for held, _, _ in told) >= len(told) - 3, told
-    later = sorted(off for _, off, _ in told[3:])
+    told: list[tuple[bool, float]] = []
+    for asked in RUNS:
+        session = machine.session(*asked)
+        quote = machine.quote(session)
+        session.close()
+        assert worker.main(str(session.run.path)) == 0
+        state = session.run.state()
+        assert state.status == "succeeded" and state.started_at and state.finished_at and quote.train_seconds
+        off = (state.finished_at - state.started_at).total_seconds() / quote.train_seconds
+        low, high = (float(usd / quote.expected_usd) for usd in (quote.low_usd, quote.high_usd))
+        told.append((low <= off <= high, max(off, 1 / off)))
+    assert len(paces.read(machine.paces)) == len(RUNS)
+    assert sum(held for held, _ in told) >= len(told) - 3, told
+    later = sorted(off for _, off in told[3:])
     assert later[len(later) // 2] < 2.0, told
 
 
 def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path) -> None:
-    """Ten times slower than such a machine is expected to be, without a measurement."""
+    """Ten times slower than such a machine is expected to be, for which each token sleeps."""
     machine = Machine(tmp_path)
-    told = [machine.run("qlora", "sft", 16 + 4 * n, 1, slow=5e-3) for n in range(5)]
-    assert not told[0][0] and told[0][1] > 2, told
-    assert all(held for held, _, _ in told[1:]), told
-    assert all(off < 1.5 for _, off, _ in told[1:]), told
-    assert told[-1][2] < told[1][2] < told[0][2], told
+    told: list[tuple[float, float]] = []
+    for n in range(5):
+        session = machine.session("qlora", "sft", 16 + 4 * n, 1)
+        honest = session.loop.objective.run
+
+        def run(rows: Any, examples: Any, total: float, *, backward: bool, honest: Any = honest) -> Any:
+            time.sleep(4e-3 * sum(int(rows.lengths[i]) for i in examples))
+            return honest(rows, examples, total, backward=backward)
+
+        session.loop.objective.run = run  # type: ignore[method-assign]
+        begun = time.monotonic()
+        session.loop.restore()
+        session.loop.run()
+        pace = session.pace(time.monotonic() - begun)
+        assert pace is not None
+        before = estimate(machine.provider.home, pace.kind)
+        off = pace.tokens / pace.seconds / before.tokens_per_second
+        told.append((max(off, 1 / off), before.factor))
+        paces.add(machine.paces, pace)
+    (first, wide), *later = told
+    assert first > wide, told
+    assert all(off < factor for off, factor in later), told
+    assert later[-1][1] < later[0][1] < wide, told
