@@ -109,7 +109,8 @@ def _structure(
 
 def _names(rows: Rows, spec: JobSpec, model: str) -> None:
     """Of what names modules: refuses a setting that fits nothing, tells what of others does not."""
-    adapter = Adapter.from_dict(spec.adapter.model_dump(mode="json"))
+    given = spec.adapter.model_dump(mode="json")
+    adapter = Adapter.from_dict(given)
     if wrong := no_pattern(adapter):
         field, reason = wrong
         rows.refuse(f"adapter.{field}", reason)
@@ -122,8 +123,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
         if one.useless:
             rows.refuse(row, f"{one.told}; {one.fix}")
         else:
-            sent = getattr(spec.adapter, one.field)
-            rows.map(row, row, list(sent) if isinstance(sent, tuple) else sent, one.told, exact=False)
+            rows.map(row, row, given[one.field], one.told, exact=False)
     if unseen is not None and isinstance(spec.adapter, LoRA):
         for field in naming.named(spec.adapter):
             rows.tell(f"adapter.{field}", f"names not looked at: {unseen}")

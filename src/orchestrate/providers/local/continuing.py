@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.local.model.names import ALL_LINEAR, ends, matches
+from orchestrate.local.model.names import ends, matches
 from orchestrate.providers.settings import Rows
 from orchestrate.text import count
 
@@ -61,13 +61,14 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
     """A row for each: what is asked for and differs is refused, as peft would pass over it."""
+    values = asked.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
-        row, given, own = f"adapter.{ours}", getattr(asked, ours), config.get(theirs)
+        row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
         if given is None or given is False:
             if own:
                 rows.default(row, row, own, OWN, send=True)
         elif _plain(given) == _plain(own):
-            rows.keep(row, row, _listed(given), rule=OWN)
+            rows.keep(row, row, given, rule=OWN)
         else:
             rows.refuse(row, f"the adapter that the run goes on from has {_said(own)}", instead=own)
     if asked.init_lora_weights is not None:
@@ -81,7 +82,7 @@ def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[
     told = f"{OWN}: {shown}" + ("" if isinstance(own, str) else f" ({count(len(own), 'module')})")
     if given is None:
         rows.default(row, None, shown, told)
-    elif given == own or (given == ALL_LINEAR or isinstance(given, str)):
+    elif isinstance(given, str):
         rows.map(row, None, shown, told, exact=given == own)
     elif isinstance(own, str) or not _the_same(given, own):
         rows.refuse(row, f"the adapter that the run goes on from has {shown}")
@@ -97,16 +98,11 @@ def _the_same(given: Sequence[str], own: Sequence[str]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return sorted(value)  # peft keeps them as sets
-    return value or None
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """peft keeps lists as sets."""
+    return sorted(cast("list[Any]", value)) if isinstance(value, list) else value or None
 
 
 def _said(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, cast("list[Any]", value)))
     return "none" if value in (None, False, {}) else f"{value}"
