@@ -152,11 +152,13 @@ async def _behind(first: str | None, rest: AsyncIterable[str]) -> AsyncGenerator
         yield piece
 
 
-async def _events(stream: responses.Stream, pieces: AsyncIterable[Any]) -> AsyncGenerator[str]:
+async def _events(
+    stream: responses.Stream, pieces: AsyncIterable[str | bytes | memoryview[int]]
+) -> AsyncGenerator[str]:
     for event in stream.begin():
         yield event
     async for piece in pieces:
-        text = bytes(piece).decode() if isinstance(piece, bytes | memoryview) else str(piece)
+        text = piece if isinstance(piece, str) else bytes(piece).decode()
         for line in text.splitlines():
             data = line.removeprefix("data: ")
             if data == line or data == "[DONE]":
