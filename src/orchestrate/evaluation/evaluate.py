@@ -211,12 +211,16 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
             yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
-        found[_CUT] += sum(answer.finish_reason == "length" and not answer.notes for answer in answers)
+        found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
         for note, number in (+found).items():
             yield f"{one.name}: {number} of {one.answers} answers: {note}"
 
 
 _CUT = "cut at the most tokens of an answer (--max-tokens)"
+
+
+def _says_cut(notes: Sequence[str]) -> bool:
+    return any(note.startswith("cut ") for note in notes)
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:

@@ -1,0 +1,46 @@
+"""Which answers hang on the rounding of 16 bits: a batch adds products up in another order, and where two
+tokens are about as likely the other one wins. Imports torch."""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLOSE = 0.2
+"""Of the standard deviation of all tokens' logits: rounding turns no greater lead of one over another."""
+
+
+class Leads:
+    """A logits processor that changes nothing: keeps how far the likeliest token of each step was ahead."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        two = scores.topk(2, dim=-1).values
+        self._steps.append((two[:, 0] - two[:, 1]) / scores.std(dim=-1))
+        return scores
+
+    def close(self, lengths: Sequence[int]) -> list[bool]:
+        """Of each row, whether one of its first tokens, so many of each, was hardly ahead."""
+        leads = torch.stack(self._steps)
+        return [bool((leads[:length, row] < CLOSE).any()) for row, length in enumerate(lengths)]
+
+
+def rounds(model: Any, device: torch.device) -> bool:
+    """Whether the model computes in 16 bits."""
+    return model.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+
+
+def otherwise_alone(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether an answer has a token that is not the likeliest one when the row is read alone, in one pass."""
+    read = torch.tensor([[*prompt, *ids[:-1]]], device=model.device)
+    logits = model(input_ids=read).logits[0, len(prompt) - 1 :]
+    return bool((logits.argmax(dim=-1) != torch.tensor(ids, device=logits.device)).any())
