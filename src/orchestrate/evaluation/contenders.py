@@ -212,6 +212,14 @@ def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
+    """Where an hour is billed and no token, the candidate with the answers that are to be had for it."""
+    if candidate.contender.usd_per_hour is None or answers_per_hour is None:
+        return candidate
+    contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
+    return dataclasses.replace(candidate, contender=contender)
+
+
 def renamed(candidate: Candidate, name: str) -> Candidate:
     if name == candidate.contender.name:
         return candidate

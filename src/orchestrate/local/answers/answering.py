@@ -109,7 +109,7 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
-        from orchestrate.local.model.rounding import otherwise_alone, rounds
+        from orchestrate.local.model.rounding import rounds
 
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()
@@ -128,7 +128,7 @@ class Answerer:
                 watch=self._watch(prompts[0], tools, send) if request["stream"] else None,
                 close=close if looks else None,
             )
-            turned = {i for i in close if otherwise_alone(model, fitting[i], answers[i])}
+            turned = self.sampler.turned(model, fitting, answers, close)
         drawn = iter(enumerate(answers))
         replies: list[dict[str, Any]] = []
         for prompt in prompts:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrate.local.model.caches import in_common, read_once, takes
+
 CLOSE = 0.2
 """Of the standard deviation of all tokens' logits: rounding turns no greater lead of one over another."""
 
@@ -39,8 +41,20 @@ def rounds(model: Any, device: torch.device) -> bool:
     return model.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
 
 
-def otherwise_alone(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> bool:
-    """Whether an answer has a token that is not the likeliest one when the row is read alone, in one pass."""
-    read = torch.tensor([[*prompt, *ids[:-1]]], device=model.device)
-    logits = model(input_ids=read).logits[0, len(prompt) - 1 :]
-    return bool((logits.argmax(dim=-1) != torch.tensor(ids, device=logits.device)).any())
+def otherwise_alone(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
+) -> list[bool]:
+    """Of each answer, whether it has a token that is not the likeliest one when its row is read alone, in one
+    pass; with `share` what all prompts begin with is read once."""
+    begins = in_common(prompts) if share else 0
+    read = read_once(model, prompts[0][:begins], 1) if begins else {}
+    begins = begins if read else 0
+    found: list[bool] = []
+    for prompt, ids in zip(prompts, answers, strict=True):
+        row = torch.tensor([[*prompt[begins:], *ids[:-1]]], device=model.device)
+        more = {"logits_to_keep": len(ids)} if takes(model)[1] else {}
+        logits = model(input_ids=row, **read, **more).logits[0, -len(ids) :]
+        found.append(bool((logits.argmax(dim=-1) != torch.tensor(ids, device=logits.device)).any()))
+        for cache in read.values():
+            cache.crop(begins)
+    return found

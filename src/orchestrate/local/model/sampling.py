@@ -102,6 +102,16 @@ class Sampler:
                     close |= {i for i, one in zip(part, near, strict=True) if one}
         return answers
 
+    def turned(
+        self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
+    ) -> set[int]:
+        """Which of the answers at the places that `draw` gave as `close` rounding did turn."""
+        places = sorted(close)
+        asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
+        share = self.shares and self._bears_sharing is True
+        found = rounding.otherwise_alone(model, asked, given, share=share) if places else []
+        return {i for i, one in zip(places, found, strict=True) if one}
+
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
         """An answer without what ended it, and whether the model ended it itself."""
         if ids and ids[-1] in self.stops:
