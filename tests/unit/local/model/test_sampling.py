@@ -72,6 +72,18 @@ def test_a_beginning_is_read_once(tmp_path: Path) -> None:
     assert read == [4 * 53, 48, 4 * 5]
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_an_answer_that_is_another_one_alone_is_found(shares: bool, tmp_path: Path) -> None:
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(make("llama", tmp_path / "m"), dtype=torch.float32).eval()
+    draws = sampler(shares=shares, _bears_sharing=True)
+    answers = draws.draw(model, SHARING, most_rows=64, **GREEDY)
+    answers[2][-1] += 1
+    with torch.inference_mode():
+        assert draws.turned(model, SHARING, answers, {0, 1, 2, 3}) == {2}
+        assert draws.turned(model, SHARING, answers, {0, 1, 3}) == draws.turned(model, [], [], set()) == set()
+
+
 class LooksBack(LlamaForCausalLM):
     """As one that forgets what a cache holds."""
 
