@@ -56,5 +56,5 @@ def otherwise_alone(
         logits = model(input_ids=row, **read, **more).logits[0, -len(ids) :]
         found.append(bool((logits.argmax(dim=-1) != torch.tensor(ids, device=logits.device)).any()))
         for cache in read.values():
-            cache.crop(begins)
+            cache.crop(-row.shape[1])
     return found
