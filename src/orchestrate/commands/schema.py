@@ -78,6 +78,11 @@ class Quoted(TypedDict):
 class RunShown(Run, frozen=True, kw_only=True):
     evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
+    proofs: tuple[Proof, ...] = ()
+
+
+class DeploymentMade(Deployment, frozen=True, kw_only=True):
+    proof: Proof | None = None
 
 
 class Stopped(TypedDict):
@@ -182,7 +187,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "merge": (Merged,),
     "verify": (Proof,),
     "serve": (Serving, list[Added]),
-    "deploy": (Deployment,),
+    "deploy": (DeploymentMade,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),
     "data inspect": (InspectReport,),

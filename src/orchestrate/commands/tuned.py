@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -21,20 +22,33 @@ from orchestrate.commands.console import (
     print_text,
     warn,
 )
+from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.types import Message, Reply
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Whom, and how."""
+
+    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="HOST", help="Another host that it was deployed to.")
+    ] = None
+
+
+@grouped
 def chat(
     context: typer.Context,
+    *,
     run: RunArg,
     message: Annotated[
         list[str] | None, typer.Argument(help="Ask this and leave; or type at the prompt.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    asking: Asking,
     json: Json = False,
 ) -> None:
     """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
@@ -49,11 +63,11 @@ def chat(
         replies: list[Reply] = []
         for text in message or _typed():
             conversation.append(Message(role="user", content=text))
-            reply = handle.chat(conversation, base=base, max_tokens=max_tokens, temperature=temperature)
+            reply = handle.chat(conversation, **vars(asking))
             conversation.append(Message(role="assistant", content=reply.content))
             replies.append(reply)
             if not json:
-                _show(reply, max_tokens)
+                _show(reply, asking.max_tokens)
     if json:
         print_json(replies)
 

@@ -21,6 +21,8 @@ from orchestrate.types.evaluation import Reply as Reply
 from orchestrate.types.evaluation import Sampling as Sampling
 from orchestrate.types.evaluation import Score as Score
 from orchestrate.types.evaluation import Verdict as Verdict
+from orchestrate.types.hosting import ADAPTER_JOB as ADAPTER_JOB
+from orchestrate.types.hosting import Adapter as Adapter
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentState as DeploymentState
@@ -53,6 +55,7 @@ from orchestrate.types.planning import QuoteLine as QuoteLine
 from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
 from orchestrate.types.planning import Translation as Translation
+from orchestrate.types.proof import NOT_PROVED as NOT_PROVED
 from orchestrate.types.proof import Canary as Canary
 from orchestrate.types.proof import Probe as Probe
 from orchestrate.types.proof import Proof as Proof

@@ -7,11 +7,14 @@ comes to is decided here, and the rows are judged by the rules of the OpenAI sta
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -20,11 +23,13 @@ from orchestrate import description
 from orchestrate.description import Deployment, Described, SettingRule
 from orchestrate.errors import UsageError
 from orchestrate.profile import described
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.openai.host import OpenAIHost
+from orchestrate.sandbox.state import token
 
 _ALWAYS = ("model", "training_file", "validation_file", "suffix", "seed")
 _USUAL_RATE = 1e-4
@@ -188,11 +193,30 @@ class DialectHost(OpenAIHost):
         if how is None:
             return []
         paths = {how.make.path, how.list.path, how.remove.path}
-        return [
+        bring = [] if how.adapters is None else [how.adapters.path]
+        return [route(f"{how.root}{path}", "POST", self._bring) for path in bring] + [
             route(f"{how.root}{_template(path)}", method, self._deployment)
             for path in sorted(paths, key=len, reverse=True)
             for method in ("GET", "PUT", "POST", "DELETE")
         ]
+
+    async def _bring(self, request: Request) -> Response:
+        """An archive of an adapter."""
+        how = self.told.deployment
+        if how is None or how.adapters is None:
+            raise HostError(404, "nothing is taken here")
+        form = await request.form()
+        given = form.get(how.adapters.field)
+        if not isinstance(given, UploadFile):
+            raise HostError(400, f"Missing file: {how.adapters.field}", param=how.adapters.field)
+        id = f"file-{token(16)}"
+        folder = brought.folder_of(self, id)
+        with zipfile.ZipFile(io.BytesIO(await given.read())) as archive:
+            for name in brought.FILES & set(archive.namelist()):
+                (folder / name).write_bytes(archive.read(name))
+        job = brought.made(self, id, given.filename or id, "brought")
+        self.state.put(self.name, "brought", id, job.to_dict())
+        return json_answer({how.adapters.id: id, "object": "file", "filename": given.filename})
 
     async def _deployment(self, request: Request) -> Response:
         how = self.told.deployment
@@ -211,6 +235,8 @@ class DialectHost(OpenAIHost):
     def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
         asked = _flat(body)
         wanted = _flat(how.make.body or {})
+        if how.adapters is not None and self.state.get(self.name, "brought", str(asked.get("source"))):
+            wanted = _flat(how.adapters.body)
         if unknown := sorted(set(asked) ^ set(wanted)):
             raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
         told: dict[str, str] = {}
@@ -232,6 +258,9 @@ class DialectHost(OpenAIHost):
         return json_answer(raw)
 
     def _deployable(self, told: Mapping[str, Any]) -> Job:
+        values = self.state.get(self.name, "brought", str(told.get("file") or told.get("job")))
+        if values is not None:
+            return Job.from_dict(values)
         now = self.clock.now()
         for job in self.jobs():
             if job.phase(now) is Phase.SUCCEEDED and (

@@ -13,6 +13,7 @@ from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
+from orchestrate.sandbox.together.bringing import Bringing
 from orchestrate.sandbox.together.registry import Registry, listed
 
 
@@ -70,6 +71,7 @@ class Endpoints:
         root = "/v2/projects/{project}/endpoints"
         below = f"{root}/{{endpoint}}/deployments"
         return [
+            *Bringing(self.host, self.registry).routes(),
             *self.registry.routes(),
             route(root, "POST", self.create),
             route(root, "GET", self.list_endpoints),

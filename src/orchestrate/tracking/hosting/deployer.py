@@ -20,6 +20,7 @@ import msgspec
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
+    OtherAccount,
     OutcomeUnknown,
     OverBudget,
     PermissionRefused,
@@ -30,7 +31,16 @@ from orchestrate.text import duration
 from orchestrate.tracking import accounts
 from orchestrate.tracking.hosting import states
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
-from orchestrate.types import Deployment, DeploymentState, Endpoint, JobHandle, Run, Standing
+from orchestrate.types import (
+    ADAPTER_JOB,
+    Adapter,
+    Deployment,
+    DeploymentState,
+    Endpoint,
+    JobHandle,
+    Run,
+    Standing,
+)
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -63,14 +73,21 @@ class Deployer:
     provider: Provider
     timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
+    adapter: Adapter | None = None
+    """What is put up, where that is not the tuned model of a job of this backend: it is uploaded first."""
+    progress: Callable[[int, int], None] | None = None
+    """Of the upload, in bytes."""
 
     # -- making --------------------------------------------------------------------------------------------
 
     def price(self, run: Run, terms: Terms) -> Decimal | None:
         """US dollars per hour, once the terms allow it. Raises `OverBudget`, `UsageError`, `OtherAccount`."""
-        self._require_host(run)
-        accounts.require(self.store, self.provider, run)
-        price = self.provider.deployment_price(run.handle, options=terms.options)
+        if self.adapter is not None:
+            price = self.provider.adapters().price(self.adapter, terms.options)
+        else:
+            self._require_host(run)
+            accounts.require(self.store, self.provider, run)
+            price = self.provider.deployment_price(run.handle, options=terms.options)
         self._require_terms(price, terms)
         return price
 
@@ -90,11 +107,14 @@ class Deployer:
             else:
                 deployment = self._apply(deployment, lambda d, _: _agreed(d, terms, price))
             self.reached("after-intent")
+            if self.adapter is not None:
+                self.provider.adapters().upload(self.adapter, self.progress)
+                self.reached("after-upload")
             return self._make(deployment, _with_limit(terms, price))
 
     def _begun(self, run: Run) -> Deployment | None:
         """What an earlier call left, once it is known what became of it."""
-        deployment = self.store.deployments.of_run(run.id)
+        deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.ENDING:
@@ -114,7 +134,7 @@ class Deployer:
         return None if deployment.state.over else deployment
 
     def _intent(self, run: Run, terms: Terms, price: Decimal | None) -> Deployment:
-        now = self.store.clock.now()
+        now, adapter = self.store.clock.now(), self.adapter
         fresh = Deployment(
             id=self.store.deployments.new_id(),
             run_id=run.id,
@@ -122,9 +142,9 @@ class Deployer:
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
-            job_id=run.handle.job_id,
-            job_kind=run.job_kind,
-            model=run.tuned_model,
+            job_id=run.handle.job_id if adapter is None else adapter.id,
+            job_kind=run.job_kind if adapter is None else ADAPTER_JOB,
+            model=run.tuned_model if adapter is None else adapter.id,
             state=DeploymentState.INTENT,
             created_at=now,
             updated_at=now,
@@ -235,6 +255,14 @@ class Deployer:
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:
+            return
+        if deployment.job_kind == ADAPTER_JOB:
+            # The run's own account is one of another host.
+            if here is False or not self._sees(deployment):
+                now = accounts.account_of(self.store, self.provider)
+                raise OtherAccount(
+                    self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                )
             return
         run = self.store.runs.get(deployment.run_id)
         if here is None and self._sees(deployment):
