@@ -121,6 +121,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     evaluate = _in_thread(RunHandle.evaluate)
     export = _in_thread(RunHandle.export)
     verify = _in_thread(RunHandle.verify)
+    proofs = _in_thread(RunHandle.proofs)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):

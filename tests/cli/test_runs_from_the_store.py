@@ -57,7 +57,7 @@ def test_the_badge_of_a_proof_is_shown_wherever_the_run_is(
 ) -> None:
     made = cli("submit", "-p", "openai", "--yes", "--watch", "--again", "--json", **hosts.env).json[0]
     run = made["id"]
-    asked = ("eval", run, "--test", "train.jsonl", "--limit", "2", "--no-base", "--yes", "--json")
+    asked = ("eval", run, "--test", "train.jsonl", "--limit", "2", "--json")
 
     def answered() -> str | None:
         [tuned] = [c for c in cli(*asked, **hosts.env).json["contenders"] if c["run_id"] == run]

@@ -125,12 +125,12 @@ def test_a_limit_ends_it_as_any_other(bringer: Bringer) -> None:
 
 
 def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(bringer: Bringer) -> None:
-    spec = JobSpec(model="qwen2.5-7b", train=str(bringer.shop.rows), epochs=1)
+    spec = JobSpec(model="qwen3.5-4b", train=str(bringer.shop.rows), epochs=1)
     only = bringer.ft.submit(spec, provider="together")
     bringer.hosts.skip(100_000)
     bringer.ft.sync()
     bringer.hosts.clear_requests()
-    with pytest.raises(UsageError, match=r"does not serve qwen2\.5-7b"):
+    with pytest.raises(UsageError, match=r"does not serve qwen3\.5-4b"):
         only.deploy("fireworks")
     refused = bringer.shop.type("deploy", bringer.runs["together"].id, "--to", "openai", "--yes")
     assert isinstance(refused.exception, Unsupported)

@@ -19,6 +19,10 @@ from tests.unit.serving.conftest import Known
 
 from orchestrate.files import sha256
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 SCRIPT = """
 import sys
 from orchestrate.errors import OrchestrateError

@@ -201,7 +201,8 @@ class CompatibleProvider(SdkProvider):
         how = self.told.deployment
         if self._deploying is None or how is None or how.adapters is None:
             return super().adapters()
-        return DescribedAdapters(self.profile, how.adapters, self._deploying)
+        bases = {model.id for model in self.told.models.values()}
+        return DescribedAdapters(self.profile, how.adapters, self._deploying, bases)
 
     def get(self, job: JobHandle) -> Job:
         """An uploaded adapter in the form of the job that would have made it."""
