@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host
 
 KIND = "brought"
-"""Of the job; no list of jobs shows it."""
+"""Of the job, which is kept apart from the host's jobs."""
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -32,8 +33,22 @@ def folder_of(host: Host, id: str) -> Path:
 def add(host: Host, id: str, name: str, base: str) -> Job:
     """Files that are there become an adapter that can be deployed. Raises `HostError` for what is none."""
     job = made(host, id, name, base)
-    host.save(job)
+    keep(host, job)
     return job
+
+
+def keep(host: Host, job: Job) -> None:
+    host.state.put(host.name, KIND, job.id, job.to_dict())
+
+
+def every(host: Host) -> Iterator[Job]:
+    for values in host.state.all(host.name, KIND):
+        yield Job.from_dict(values)
+
+
+def found(host: Host, id: str) -> Job | None:
+    values = host.state.get(host.name, KIND, id)
+    return Job.from_dict(values) if values else None
 
 
 def made(host: Host, id: str, name: str, base: str) -> Job:

@@ -124,7 +124,7 @@ class Bringing:
         model = self._found(request)
         job = brought.add(self.host, model["id"], model["name"], model["peftDetails"]["baseModel"])
         if job.lora_rank != model["peftDetails"]["r"]:
-            self.host.state.delete("fireworks", "job", job.id)
+            self.host.state.delete("fireworks", brought.KIND, job.id)
             raise HostError(
                 400, f"the adapter has rank {job.lora_rank}, and {model['peftDetails']['r']} was told"
             )

@@ -60,6 +60,7 @@ class Models:
         for job in self.host.jobs():
             if job.phase(now) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
                 yield job
+        yield from brought.every(self.host)
 
     def job_of(self, name: str) -> Job | None:
         """The job that made a tuned model, by its full or short name."""

@@ -215,7 +215,7 @@ class DialectHost(OpenAIHost):
             for name in brought.FILES & set(archive.namelist()):
                 (folder / name).write_bytes(archive.read(name))
         job = brought.made(self, id, given.filename or id, "brought")
-        self.state.put(self.name, "brought", id, job.to_dict())
+        brought.keep(self, job)
         return json_answer({how.adapters.id: id, "object": "file", "filename": given.filename})
 
     async def _deployment(self, request: Request) -> Response:
@@ -235,7 +235,7 @@ class DialectHost(OpenAIHost):
     def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
         asked = _flat(body)
         wanted = _flat(how.make.body or {})
-        if how.adapters is not None and self.state.get(self.name, "brought", str(asked.get("source"))):
+        if how.adapters is not None and brought.found(self, str(asked.get("source"))) is not None:
             wanted = _flat(how.adapters.body)
         if unknown := sorted(set(asked) ^ set(wanted)):
             raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
@@ -258,9 +258,8 @@ class DialectHost(OpenAIHost):
         return json_answer(raw)
 
     def _deployable(self, told: Mapping[str, Any]) -> Job:
-        values = self.state.get(self.name, "brought", str(told.get("file") or told.get("job")))
-        if values is not None:
-            return Job.from_dict(values)
+        if (own := brought.found(self, str(told.get("file") or told.get("job")))) is not None:
+            return own
         now = self.clock.now()
         for job in self.jobs():
             if job.phase(now) is Phase.SUCCEEDED and (

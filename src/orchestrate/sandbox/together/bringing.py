@@ -70,7 +70,7 @@ class Bringing:
             route(root, "POST", self.create),
             route(f"{root}/upload/create", "POST", self.begin),
             route(f"{root}/upload/complete", "POST", self.complete),
-            route("/_signed/part/{upload}/{number}", "PUT", self.receive),
+            route("/_signed/model-part/{upload}/{number}", "PUT", self.receive),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -126,7 +126,7 @@ class Bringing:
             parts = [
                 {
                     "partNumber": n,
-                    "url": self.host.signed(f"part/{upload}/{n}"),
+                    "url": self.host.signed(f"model-part/{upload}/{n}"),
                     "headers": {"x-part": str(n)},
                 }
                 for n in range(1, file.numParts + 1)

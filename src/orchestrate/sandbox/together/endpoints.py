@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
@@ -286,7 +287,8 @@ class Endpoints:
             routed = [s["deploymentId"] for s in endpoint["trafficSplit"] if s["weight"] > 0]
             for deployment in self._below(endpoint["id"]):
                 if deployment["id"] in routed and self._state(deployment) == "DEPLOYMENT_STATE_READY":
-                    return self.host.job(deployment["sandbox_job"]) if deployment["sandbox_job"] else None
+                    id = deployment["sandbox_job"]
+                    return (self.host.job(id) or brought.found(self.host, id)) if id else None
             raise HostError(
                 503,
                 f"endpoint {model} has no deployment that is ready and gets traffic",

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import answers, archives, brought
+from orchestrate.sandbox import answers, archives
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model, nano_usd
 from orchestrate.sandbox.files import Files, StoredFile
@@ -251,9 +251,7 @@ class TogetherHost(Host):
         return max(at for at in (*moments, job.cancelled_at, job.failed_at) if at is not None and at <= now)
 
     def list_jobs(self, request: Request) -> Response:
-        return json_answer(
-            {"data": [self.render(job, whole=False) for job in self.jobs() if job.kind != brought.KIND]}
-        )
+        return json_answer({"data": [self.render(job, whole=False) for job in self.jobs()]})
 
     def retrieve(self, request: Request) -> Response:
         return json_answer(self.render(self._found(request)))

@@ -71,13 +71,11 @@ class Registry:
         """Registry id -> (name, job) of all finished weights."""
         found: dict[str, tuple[str, Job]] = {}
         for job in self.host.jobs():
-            if job.kind == brought.KIND:
-                found[job.id] = (job.output, job)
-            elif job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
+            if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
                 ids = registry_of(job)
                 found[ids["model_object_id"]] = (ids["model_object_name"], job)
                 found[ids["adapter_object_id"]] = (ids["adapter_object_name"], job)
-        return found
+        return found | {job.id: (job.output, job) for job in brought.every(self.host)}
 
     def models(self, request: Request) -> Response:
         there = self.weights()
