@@ -147,6 +147,7 @@ class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
         return self.sync_api.spent_usd
 
     refresh = _in_thread(DeploymentHandle.refresh)
+    answers = _in_thread(DeploymentHandle.answers)
     undeploy = _in_thread(DeploymentHandle.undeploy)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
 from orchestrate.text import count, rate
-from orchestrate.types import Adapter, Deployment, DeploymentState, JobHandle
+from orchestrate.types import Adapter, Deployment, DeploymentState
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home
@@ -59,7 +59,7 @@ class DeploymentHandle:
         provider, clock = self._ft.provider(self.record.provider), self._ft.store.clock
         until = clock.uptime().seconds + patience_s
         while True:
-            endpoint = provider.endpoint(handle_of(self.record))
+            endpoint = provider.endpoint(self.record.handle)
             if endpoint is not None and endpoint.state == READY:
                 return True
             if clock.uptime().seconds >= until:
@@ -93,10 +93,6 @@ def require_open(home: Home, run_id: str, at: str) -> Deployment:
     if found is None or found.state.over:
         raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
     return found
-
-
-def handle_of(deployment: Deployment) -> JobHandle:
-    return JobHandle(provider=deployment.provider, job_id=deployment.job_id, kind=deployment.job_kind)
 
 
 def hourly(found: Sequence[DeploymentHandle]) -> str:

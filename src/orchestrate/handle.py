@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.deployment import DeploymentHandle as DeploymentHandle
-from orchestrate.deployment import deployer_of, deployer_to, handle_of, require_open, used
+from orchestrate.deployment import deployer_of, deployer_to, require_open, used
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.types import (
@@ -346,7 +346,7 @@ class RunHandle:
             self.provider.require(Feature.CHAT)
             provider, job = self._here(), self.record.handle
         else:
-            provider, job = self._ft.provider(at), handle_of(require_open(self._ft, self.id, at))
+            provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
         [reply] = provider.generate(
             job, [messages], base=base, max_tokens=max_tokens, temperature=temperature
         )

@@ -7,6 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
+from orchestrate.types.jobs import JobHandle
 from orchestrate.types.record import Record
 
 
@@ -133,6 +134,10 @@ class Deployment(Record, frozen=True, kw_only=True):
     billed_by_month: dict[str, float] = {}
     """`billed_s` by month as `2026-11`, in UTC; what an earlier version counted is in none."""
     billing_since: datetime | None = None
+
+    @property
+    def handle(self) -> JobHandle:
+        return JobHandle(provider=self.provider, job_id=self.job_id, kind=self.job_kind)
 
     @property
     def limited(self) -> bool:

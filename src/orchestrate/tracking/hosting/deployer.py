@@ -37,7 +37,6 @@ from orchestrate.types import (
     Deployment,
     DeploymentState,
     Endpoint,
-    JobHandle,
     Run,
     Standing,
 )
@@ -155,7 +154,7 @@ class Deployer:
         deployment = self._apply(deployment, states.creating, new_attempt=True)
         self.reached("after-creating")
         try:
-            endpoint = self.provider.deploy(_handle(deployment), options=options)
+            endpoint = self.provider.deploy(deployment.handle, options=options)
         except OutcomeUnknown as error:
             endpoint = self._found(deployment, options, error)
         except OrchestrateError as error:
@@ -172,7 +171,7 @@ class Deployer:
         try:
             there = self.look(deployment)
             if there.state not in states.UNSETTLED and not there.state.over:
-                return self.provider.deploy(_handle(deployment), options=options)
+                return self.provider.deploy(deployment.handle, options=options)
         except OrchestrateError as error:
             problem = error.message
             self._apply(deployment, lambda d, at: states.failed(d, problem, at))
@@ -181,7 +180,7 @@ class Deployer:
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
         """The error, with what stands in spite of it."""
         try:
-            items = self.provider.deployed(_handle(deployment))
+            items = self.provider.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: states.outcome_unknown(d, error.message, at))
             error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
@@ -223,7 +222,7 @@ class Deployer:
 
     def _end(self, deployment: Deployment) -> Deployment:
         try:
-            self.provider.undeploy(_handle(deployment))
+            self.provider.undeploy(deployment.handle)
             self.reached("after-end-request")
             deployment = self.look(deployment)
         except ProviderError as error:
@@ -241,7 +240,7 @@ class Deployer:
         there; that it is not is asked for itself. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
-            there = list(self.provider.deployed(_handle(deployment)))
+            there = list(self.provider.deployed(deployment.handle))
         settled = self.store.deployments.waited(deployment.id) >= self.timing.settle_s(self.provider)
         patience = timedelta(seconds=self.timing.margin_s)
         return self._apply(
@@ -279,7 +278,7 @@ class Deployer:
 
     def _sees(self, deployment: Deployment) -> bool:
         try:
-            return bool(self.provider.deployed(_handle(deployment)))
+            return bool(self.provider.deployed(deployment.handle))
         except (NotFound, PermissionRefused):
             return False
 
@@ -335,10 +334,6 @@ class Deployer:
 
 def lease_name(run_id: str) -> str:
     return f"deployment:{run_id}"
-
-
-def _handle(deployment: Deployment) -> JobHandle:
-    return JobHandle(provider=deployment.provider, job_id=deployment.job_id, kind=deployment.job_kind)
 
 
 def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None) -> Deployment:
