@@ -107,7 +107,7 @@ def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
     bringer.hosts.clear_requests()
     for _ in range(6):
         bringer.ft.sync()
-        bringer.clock.ahead += timedelta(seconds=5)
+        bringer.clock.ahead += timedelta(minutes=1)
     assert bringer.deployer(run, to, "none").deploy(run.record, Terms()).complete
     puts = len(bringer.hosts.requests(to, method="PUT"))
     assert puts == (2 if point == "after-intent" else 0)

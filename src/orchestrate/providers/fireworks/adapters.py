@@ -42,7 +42,7 @@ class FireworksAdapters(adapters.Adapters):
 
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
         base = self._base(adapter)
-        if self.find(adapter.id) is not None:
+        if (self.find(adapter.id) or {}).get("state") == READY:
             return self._serving.price(adapter.id, self.name(adapter.id), base, options)
         return self._serving.price(adapter.id, base, base, options)
 

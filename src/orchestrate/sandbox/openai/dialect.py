@@ -205,18 +205,19 @@ class DialectHost(OpenAIHost):
         how = self.told.deployment
         if how is None or how.adapters is None:
             raise HostError(404, "nothing is taken here")
-        form = await request.form()
-        given = form.get(how.adapters.field)
-        if not isinstance(given, UploadFile):
-            raise HostError(400, f"Missing file: {how.adapters.field}", param=how.adapters.field)
+        async with request.form() as form:
+            given = form.get(how.adapters.field)
+            if not isinstance(given, UploadFile):
+                raise HostError(400, f"Missing file: {how.adapters.field}", param=how.adapters.field)
+            sent, name = await given.read(), given.filename
         id = f"file-{token(16)}"
         folder = brought.folder_of(self, id)
-        with zipfile.ZipFile(io.BytesIO(await given.read())) as archive:
-            for name in brought.FILES & set(archive.namelist()):
-                (folder / name).write_bytes(archive.read(name))
-        job = brought.made(self, id, given.filename or id, "brought")
+        with zipfile.ZipFile(io.BytesIO(sent)) as archive:
+            for file in brought.FILES & set(archive.namelist()):
+                (folder / file).write_bytes(archive.read(file))
+        job = brought.made(self, id, name or id, "brought")
         brought.keep(self, job)
-        return json_answer({how.adapters.id: id, "object": "file", "filename": given.filename})
+        return json_answer({how.adapters.id: id, "object": "file", "filename": name})
 
     async def _deployment(self, request: Request) -> Response:
         how = self.told.deployment
