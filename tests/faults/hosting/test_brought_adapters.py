@@ -30,7 +30,8 @@ class Bringer:
     def __init__(self, folder: Path, hosts: Any) -> None:
         self.hosts, self.shop = hosts, Shop(folder, hosts)
         self.ft = self.shop.ft
-        self.clock = self.ft.store.clock = Moved()  # type: ignore[assignment]
+        self.clock = Moved()
+        self.ft.store.clock = self.ft.store.database.clock = self.clock  # type: ignore[misc]
         spec = JobSpec(model="qwen3.5-9b", train=str(self.shop.rows), epochs=1)
         self.runs = {name: self.ft.submit(spec, provider=name) for name in OTHER}
         hosts.skip(100_000)
