@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -338,17 +338,20 @@ class RunHandle:
         base: bool = False,
         max_tokens: int = 512,
         temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
         at: str | None = None,
     ) -> Reply:
-        """One answer of the tuned model, or with `base` of the model that it was tuned from; `at`: another
-        host to which its adapter was deployed."""
+        """One answer of the tuned model, or with `base` of the model that it was tuned from. `tools`: those
+        that it may call, as the chat completions API has them; `at`: another host to which its adapter was
+        deployed."""
         if at is None or at == self.record.provider:
             self.provider.require(Feature.CHAT)
             provider, job = self._here(), self.record.handle
         else:
             provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
+        more: dict[str, Any] = {"tools": tools} if tools else {}
         [reply] = provider.generate(
-            job, [messages], base=base, max_tokens=max_tokens, temperature=temperature
+            job, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
         )
         used(self._ft, self.id, at)
         return reply
