@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from openai import AsyncOpenAI
@@ -55,7 +56,7 @@ def made(folder: Path) -> Tuned:
     own.train_from_iterator((file.read_text() for file in sorted((ROOT / "docs").glob("*.md"))), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, pad_token=marks[0], eos_token=marks[2])
     tokenizer.chat_template = (ROOT / "fixtures/models/tiny-chat/chat_template.jinja").read_text()
-    tokenizer.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(str(folder / "base"))
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -95,7 +96,7 @@ def best(work: Callable[[], int]) -> float:
     return max(found)
 
 
-def over_http(url: str, requests: int, clients: int, more: dict[str, object]) -> int:
+def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> int:
     """`clients` at a time, each of which asks for the next when its answer is there."""
 
     async def run() -> int:
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--no-llama", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    no_end = {"logit_bias": {"2": -100}}
+    no_end: dict[str, Any] = {"logit_bias": {"2": -100}}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         tuned = made(home)

@@ -193,12 +193,15 @@ class DialectHost(OpenAIHost):
         if how is None:
             return []
         paths = {how.make.path, how.list.path, how.remove.path}
-        bring = [] if how.adapters is None else [how.adapters.path]
-        return [route(f"{how.root}{path}", "POST", self._bring) for path in bring] + [
+        own: list[BaseRoute] = []
+        if how.adapters is not None:
+            own.append(route(f"{how.root}{how.adapters.path}", "POST", self._bring))
+        own += [
             route(f"{how.root}{_template(path)}", method, self._deployment)
             for path in sorted(paths, key=len, reverse=True)
             for method in ("GET", "PUT", "POST", "DELETE")
         ]
+        return own
 
     async def _bring(self, request: Request) -> Response:
         """An archive of an adapter."""
