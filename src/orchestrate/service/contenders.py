@@ -21,9 +21,9 @@ from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat import Chat, chat_with
-from orchestrate.providers.clients import connect
+from orchestrate.providers.clients import connect, wire_of
 from orchestrate.providers.endpoints import model_at
-from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.hosted import Retry
 from orchestrate.providers.streaming import Timed
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Feature, JobHandle, Message, Reply, Sampling
@@ -115,7 +115,7 @@ class Contenders:
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
         at = model_at(self._ft.settings, written, self._key_variable)
-        wire, client = Wire(at.host.name), connect(at.host)
+        wire, client = wire_of(at.host), connect(at.host)
 
         def embed(texts: Sequence[str]) -> list[list[float]]:
             found: list[list[float]] = []

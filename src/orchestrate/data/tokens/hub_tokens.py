@@ -45,7 +45,14 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     }
 
 
+def opened(folder: Path) -> HubTokenizer:
+    """The tokenizer of a folder, by transformers only where its files do not say all. Raises as `load`."""
+    return read(folder) or of_transformers(load(folder))
+
+
 def of_transformers(tokenizer: Any) -> HubTokenizer:
+    """Of a transformers tokenizer."""
+
     def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         return out["input_ids"], out.get("offset_mapping", [])
@@ -54,6 +61,9 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
     marks = {str(token.content) for token in added.values() if token.special}
     return HubTokenizer(
         encode,
+        lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
         tokenizer.special_tokens_map,
         special_ids(tokenizer),
         frozenset(marks | set(cast("list[str]", tokenizer.all_special_tokens))),
@@ -73,7 +83,7 @@ class HubCounter:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = f"hf:{folder}"
-        self._tokenizer = read(folder) or of_transformers(load(folder))
+        self._tokenizer = opened(folder)
         templates = with_settings(chat_template or self._tokenizer.template, chat_template_kwargs)
         self._chats = Conversations(templates, self._tokenizer.names, self._tokenizer.marks)
 
