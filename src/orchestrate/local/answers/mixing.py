@@ -30,11 +30,11 @@ class Mixing:
 
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
-        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._groups: list[tuple[str, Tensor]] = []
         self._hooks: list[Any] = []
         for layer in self._layers:
-            layer._disable_adapters = True
+            layer._disable_adapters = True  # as `enable_adapters(False)`, without its pass over gradients
             self._hooks.append(layer.register_forward_hook(_Adding(self, _matrices(layer))))
 
     def end(self) -> None:
