@@ -25,8 +25,16 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
 from orchestrate.wire.openai.servers import VLLM
 
-BINDINGS = "llama_cpp.server"
-"""The module of llama-cpp-python that serves."""
+BINDINGS = """
+from llama_cpp.server import types
+for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
+    request.model_fields["repeat_penalty"].default = 1.0
+    request.model_rebuild(force=True)
+from llama_cpp.server.__main__ import main
+main()
+"""
+"""llama-cpp-python's server, without its penalty of 1.1 on repeated tokens: no flag sets that, it holds at
+temperature 0 too, and what answers would not be what was trained (seen by the proof)."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Of an adapter's configuration: what vLLM does not apply."""
@@ -117,7 +125,7 @@ def llama_server(
         python = Path(sys.executable)
     where = ("--host", host, "--port", str(port))
     if python is not None:
-        words = (str(python), "-m", BINDINGS, "--model", str(file), "--model_alias", tuned.name)
+        words = (str(python), "-c", BINDINGS, "--model", str(file), "--model_alias", tuned.name)
         return Command((*words, "--n_ctx", "0", *where), _url(host, port), alive="/v1/models")
     words = (tool or "llama-server", "-m", str(file), "--alias", tuned.name, "--jinja", *where)
     return Command((*words, "--parallel", str(parallel)), _url(host, port))
