@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 import typer
 
+from orchestrate.commands.ab import ABListed, ABServing, Sized
 from orchestrate.commands.console import ErrorLine, print_json
 from orchestrate.commands.serve import Added, Serving
 from orchestrate.errors import UsageError
@@ -30,6 +31,7 @@ from orchestrate.service.records import (
     LivePrice,
     Model,
     ModelChanges,
+    OutcomesTaken,
     Ownership,
     Planned,
     Plugin,
@@ -51,6 +53,7 @@ from orchestrate.types import (
     Deployment,
     Evaluation,
     Event,
+    ExperimentReport,
     Export,
     MemoryPlan,
     Merged,
@@ -182,6 +185,11 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "merge": (Merged,),
     "verify": (Proof,),
     "serve": (Serving, list[Added]),
+    "ab serve": (ABServing,),
+    "ab status": (ExperimentReport, list[ABListed]),
+    "ab record": (OutcomesTaken,),
+    "ab stop": (ExperimentReport,),
+    "ab size": (Sized,),
     "deploy": (Deployment,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 4
+VERSION = 5
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -255,6 +255,63 @@ calibrations = Table(
     Column("record", Text, nullable=False),
 )
 
+# A tuned model among real users.
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# Only added to; of two processes that decide at once, one adds a number.
+experiment_phases = Table(
+    "experiment_phases",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# A user, as a hash, who was given a model in a phase; `chance`: to be given the tuned one.
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("person", String(64), primary_key=True),
+    Column("phase", Integer, primary_key=True),
+    Column("tuned", Boolean, nullable=False),
+    Column("chance", Float, nullable=False),
+    Column("at", String(40), nullable=False),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("experiment", String(64), nullable=False),
+    Column("person", String(64), nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("value", Float, nullable=False),
+    Column("at", String(40), nullable=False),
+    # The caller's own, so that what is sent twice counts once; a hash.
+    Column("key", String(64)),
+    Index("outcomes_of", "experiment", "metric"),
+    Index("outcomes_once", "experiment", "key", unique=True),
+)
+
+# What is counted beside: answers of the base in the tuned model's place, requests without a user.
+experiment_counts = Table(
+    "experiment_counts",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", Integer, nullable=False),
+)
+
 
 def _to_2(connection: Connection) -> None:
     """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
@@ -280,7 +337,13 @@ def _to_4(connection: Connection) -> None:
     metadata.create_all(connection, tables=[reviews, ratings, calibrations])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4}
+def _to_5(connection: Connection) -> None:
+    """Tuned models among real users, and what came of it."""
+    tables = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
+    metadata.create_all(connection, tables=tables)
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
 """From the schema in the key to the next one."""
 
 

@@ -10,6 +10,7 @@ from orchestrate.tracking import engines
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
+from orchestrate.tracking.experiments import Experiments
 from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
@@ -32,6 +33,7 @@ class Store:
         self.watching = Agenda(self.database, self.leases)
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
+        self.experiments = Experiments(self.database)
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:

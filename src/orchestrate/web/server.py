@@ -22,10 +22,13 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def serving(app: ASGIApp, *, host: str = LOOPBACK, port: int = 0, grace_s: float = 3.0) -> Generator[str]:
+def serving(
+    app: ASGIApp, *, host: str = LOOPBACK, port: int = 0, grace_s: float = 3.0, lifespan: bool = False
+) -> Generator[str]:
     """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
     address of this machine, and without a guard nobody else's is safe. Raises `SetupError`."""
-    with closing(listen(port, host)) as sock, running([(app, sock)], grace_s=grace_s):
+    sockets = closing(listen(port, host))
+    with sockets as sock, running([(app, sock)], grace_s=grace_s, lifespan=lifespan):
         name = f"[{host}]" if ":" in host else host
         yield f"http://{name}:{sock.getsockname()[1]}"
 
@@ -56,16 +59,17 @@ def running(
     *,
     protocol: type[asyncio.Protocol] | None = None,
     grace_s: float = 3.0,
+    lifespan: bool = False,
 ) -> Generator[None]:
     """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of uvicorn's own."""
+    place of uvicorn's own; with `lifespan` the apps are told of the beginning and the end."""
     servers = [
         uvicorn.Server(
             uvicorn.Config(
                 app,
                 http=protocol or "auto",
                 ws="none",
-                lifespan="off",
+                lifespan="on" if lifespan else "off",
                 log_config=None,
                 access_log=False,  # an address may hold a token
                 server_header=False,
