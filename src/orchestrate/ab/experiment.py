@@ -34,6 +34,8 @@ _REMEMBERED = 200_000
 """Users of the present phase, so that the store is not asked at each request."""
 _AT_ONCE = 500
 """Outcomes in a transaction."""
+_LONGEST = 64
+"""Name of what is counted."""
 _STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
     "ship": "shipped",
     "roll back": "rolled back",
@@ -197,7 +199,9 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Something beside the metrics that the report tells."""
+        """Something beside the metrics that the report tells, in at most 64 characters."""
+        if not 0 < len(what) <= _LONGEST or "\0" in what:
+            raise UsageError(f"what is counted needs a name of 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
 
     def _told(self, taken: OutcomesTaken) -> OutcomesTaken:

@@ -105,7 +105,7 @@ class Proxy:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         del app
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(timeout=self._timeout, limits=limits, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=self._timeout, limits=limits) as client:
             self._client = client
             yield
 

@@ -135,9 +135,7 @@ def test_what_is_computed_user_by_user_is_what_was_simulated() -> None:
     shown = evidence(RIGHT, there, 0.05)
     best = 0.0
     for end in range(1, len(there) + 1):
-        cells = {
-            (t, v): sum(u.tuned == t and u.value == v for u in there[:end]) for t in (0, 1) for v in (0, 1)
-        }
+        seen = Counter((u.tuned, u.value) for u in there[:end])
         log_e = 0.0
         for value in (0, 1):
             of_both = np.float64(seen[True, value] + seen[False, value])
