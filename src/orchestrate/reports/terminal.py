@@ -76,6 +76,7 @@ def _line(text: str) -> str:
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Cells of any length under their names."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in head:
         table.add_column(Text(name), overflow="fold")

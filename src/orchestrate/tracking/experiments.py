@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, select, update
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
+from orchestrate.tracking import experiment_tables as tables
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
 from orchestrate.tracking.ids import new_id
@@ -49,24 +49,24 @@ class Experiments:
 
     def add(self, record: ExperimentRecord, first: ExperimentPhase) -> bool:
         """With its first phase, or not at all: `False` where another one has the name."""
-        table, at = schema.experiments, stamp(record.created_at)
+        table, at = tables.experiments, stamp(record.created_at)
         values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing()
         with self._db.writing() as connection:
             if connection.execute(insert).rowcount != 1:
                 return False
-            connection.execute(schema.experiment_phases.insert().values(_phase_row(record.id, first)))
+            connection.execute(tables.experiment_phases.insert().values(_phase_row(record.id, first)))
         return True
 
     def all(self) -> list[ExperimentRecord]:
         """Newest first."""
-        table = schema.experiments
+        table = tables.experiments
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
         return [ExperimentRecord.from_json(row) for row in rows]
 
     def named(self, name: str) -> ExperimentRecord | None:
-        table = schema.experiments
+        table = tables.experiments
         with self._db.reading() as connection:
             row = connection.execute(select(table.c.record).where(table.c.name == name)).scalar()
         return None if row is None else ExperimentRecord.from_json(row)
@@ -83,21 +83,21 @@ class Experiments:
         return found[0]
 
     def phases(self, id: str) -> list[ExperimentPhase]:
-        table = schema.experiment_phases
+        table = tables.experiment_phases
         query = select(table.c.record).where(table.c.experiment == id).order_by(table.c.number)
         with self._db.reading() as connection:
             return [ExperimentPhase.from_json(row) for row in connection.execute(query).scalars()]
 
     def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
         """`False` where another process has added this number before."""
-        insert = self._db.insert(schema.experiment_phases).values(_phase_row(id, phase))
+        insert = self._db.insert(tables.experiment_phases).values(_phase_row(id, phase))
         with self._db.writing() as connection:
             return connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
 
     # -- users ---------------------------------------------------------------------------------------------
 
     def last_exposure(self, id: str, person: str) -> Exposure | None:
-        table = schema.exposures
+        table = tables.exposures
         query = select(table).where(table.c.experiment == id, table.c.person == person)
         with self._db.reading() as connection:
             row = connection.execute(query.order_by(table.c.phase.desc()).limit(1)).first()
@@ -105,7 +105,7 @@ class Experiments:
 
     def expose(self, id: str, *given: Exposure) -> None:
         """Each once for a user and a phase; the first one stands."""
-        insert = self._db.insert(schema.exposures).on_conflict_do_nothing()
+        insert = self._db.insert(tables.exposures).on_conflict_do_nothing()
         with self._db.writing() as connection:
             for one in given:
                 row = {"person": one.user, "phase": one.phase, "tuned": one.arm == "tuned"}
@@ -114,7 +114,7 @@ class Experiments:
 
     def exposures(self, id: str) -> list[Exposure]:
         """In the order in which they came."""
-        table = schema.exposures
+        table = tables.exposures
         query = select(table).where(table.c.experiment == id)
         with self._db.reading() as connection:
             rows = connection.execute(query.order_by(table.c.at, table.c.phase, table.c.person)).all()
@@ -128,7 +128,7 @@ class Experiments:
         if not given:
             return 0
         at = stamp(self.clock.now())
-        insert = self._db.insert(schema.outcomes).on_conflict_do_nothing()
+        insert = self._db.insert(tables.outcomes).on_conflict_do_nothing()
         new = 0
         with self._db.writing() as connection:
             for one in given:
@@ -137,7 +137,7 @@ class Experiments:
 
     def outcomes(self, id: str, metric: str) -> list[Recorded]:
         """Of one metric, in the order in which they were recorded."""
-        table = schema.outcomes
+        table = tables.outcomes
         query = select(table.c.person, table.c.phase, table.c.value, table.c.at)
         query = query.where(table.c.experiment == id, table.c.metric == metric).order_by(table.c.seq)
         with self._db.reading() as connection:
@@ -147,7 +147,7 @@ class Experiments:
     # -- counts --------------------------------------------------------------------------------------------
 
     def count(self, id: str, name: str, more: int = 1) -> None:
-        table = schema.experiment_counts
+        table = tables.experiment_counts
         there = update(table).where(table.c.experiment == id, table.c.name == name)
         insert = self._db.insert(table).values(experiment=id, name=name, value=more)
         with self._db.writing() as connection:
@@ -156,7 +156,7 @@ class Experiments:
                 connection.execute(there.values(value=table.c.value + more))
 
     def counts(self, id: str) -> dict[str, int]:
-        table = schema.experiment_counts
+        table = tables.experiment_counts
         query = select(table.c.name, table.c.value).where(table.c.experiment == id).order_by(table.c.name)
         with self._db.reading() as connection:
             return {name: value for name, value in connection.execute(query).all()}

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
@@ -25,11 +24,18 @@ from sqlalchemy import (
     text,
 )
 
+from orchestrate.tracking.experiment_tables import (
+    experiment_counts,
+    experiment_phases,
+    experiments,
+    exposures,
+    outcomes,
+)
+from orchestrate.tracking.metadata import metadata
+
 VERSION = 5
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
-
-metadata = MetaData()
 
 meta = Table(
     "orchestrate_meta",
@@ -255,61 +261,56 @@ calibrations = Table(
     Column("record", Text, nullable=False),
 )
 
-# A tuned model among real users.
-experiments = Table(
-    "experiments",
+gateway_keys = Table(
+    "gateway_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("record", Text, nullable=False),
+)
+
+# Files, uploads, their parts, permissions.
+gateway_objects = Table(
+    "gateway_objects",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("parent", String(255)),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("gateway_objects_by_age", "kind", "project", "at"),
+    Index("gateway_objects_of", "kind", "parent"),
+)
+
+gateway_jobs = Table(
+    "gateway_jobs",
     metadata,
     Column("id", String(64), primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
+    Column("key", String(64), nullable=False),
+    Column("project", String(64), nullable=False),
     Column("at", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("fewest_retries", Integer, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("run_id", String(64)),
+    Column("open", Boolean, nullable=False),
+    Column("tuned", String(255), nullable=False),
     Column("record", Text, nullable=False),
+    Index("gateway_jobs_by_age", "project", "at"),
+    Index("gateway_jobs_by_request", "key", "digest"),
+    Index("gateway_jobs_by_key", "key", "idempotency_key", unique=True),
+    Index("gateway_jobs_by_model", "tuned"),
+    Index("gateway_jobs_open", "open"),
 )
 
-# Only added to; of two processes that decide at once, one adds a number.
-experiment_phases = Table(
-    "experiment_phases",
-    metadata,
-    Column("experiment", String(64), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("at", String(40), nullable=False),
-    Column("record", Text, nullable=False),
-)
-
-# A user, as a hash, who was given a model in a phase; `chance`: to be given the tuned one.
-exposures = Table(
-    "exposures",
-    metadata,
-    Column("experiment", String(64), primary_key=True),
-    Column("person", String(64), primary_key=True),
-    Column("phase", Integer, primary_key=True),
-    Column("tuned", Boolean, nullable=False),
-    Column("chance", Float, nullable=False),
-    Column("at", String(40), nullable=False),
-)
-
-outcomes = Table(
-    "outcomes",
+gateway_audit = Table(
+    "gateway_audit",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("experiment", String(64), nullable=False),
-    Column("person", String(64), nullable=False),
-    Column("phase", Integer, nullable=False),
-    Column("metric", String(64), nullable=False),
-    Column("value", Float, nullable=False),
     Column("at", String(40), nullable=False),
-    # The caller's own, so that what is sent twice counts once; a hash.
-    Column("key", String(64)),
-    Index("outcomes_of", "experiment", "metric"),
-    Index("outcomes_once", "experiment", "key", unique=True),
-)
-
-# What is counted beside: answers of the base in the tuned model's place, requests without a user.
-experiment_counts = Table(
-    "experiment_counts",
-    metadata,
-    Column("experiment", String(64), primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("value", Integer, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("record", Text, nullable=False),
 )
 
 
@@ -338,9 +339,10 @@ def _to_4(connection: Connection) -> None:
 
 
 def _to_5(connection: Connection) -> None:
-    """Tuned models among real users, and what came of it."""
-    tables = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
-    metadata.create_all(connection, tables=tables)
+    """Tuned models among real users; the gateway's keys, files, jobs and audit."""
+    users = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
+    gateway = [gateway_keys, gateway_objects, gateway_jobs, gateway_audit]
+    metadata.create_all(connection, tables=[*users, *gateway])
 
 
 STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}

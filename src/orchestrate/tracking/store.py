@@ -11,6 +11,9 @@ from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
 from orchestrate.tracking.experiments import Experiments
+from orchestrate.tracking.gateway.jobs import GatewayJobs
+from orchestrate.tracking.gateway.keys import GatewayKeys
+from orchestrate.tracking.gateway.objects import GatewayObjects
 from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
@@ -34,6 +37,9 @@ class Store:
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)
+        self.gateway_keys = GatewayKeys(self.database)
+        self.gateway_objects = GatewayObjects(self.database)
+        self.gateway_jobs = GatewayJobs(self.database)
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:

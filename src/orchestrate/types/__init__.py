@@ -32,6 +32,9 @@ from orchestrate.types.experiments import ExperimentRecord as ExperimentRecord
 from orchestrate.types.experiments import ExperimentReport as ExperimentReport
 from orchestrate.types.experiments import Exposure as Exposure
 from orchestrate.types.experiments import PlannedMetric as PlannedMetric
+from orchestrate.types.gateway import AuditEntry as AuditEntry
+from orchestrate.types.gateway import GatewayJob as GatewayJob
+from orchestrate.types.gateway import GatewayKey as GatewayKey
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentState as DeploymentState
