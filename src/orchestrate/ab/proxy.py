@@ -8,10 +8,10 @@ one is answered by the base, and is no part of the experiment.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import httpx
@@ -102,7 +102,7 @@ class Proxy:
         return Guard(keyed, names=names, origins=origins, max_body=_MOST_BODY, refuse=refused)
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         del app
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         async with httpx.AsyncClient(timeout=self._timeout, limits=limits) as client:
@@ -217,7 +217,7 @@ class Proxy:
     async def report(self, request: Request) -> Response:
         del request
         found = await run_in_threadpool(self._experiment.report)
-        return JSONResponse(cast("dict[str, Any]", found.to_dict()))
+        return JSONResponse(found.to_dict())
 
     async def health(self, request: Request) -> Response:
         del request

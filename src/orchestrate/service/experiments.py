@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from orchestrate.ab.experiment import Experiment
 from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
@@ -159,8 +159,8 @@ def _arms(
     ft: Orchestrator, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
 ) -> dict[Arm, Upstream]:
     """Where each arm is asked. What runs on this machine is served until the end."""
-    written = {arm: cast("str", getattr(plan, arm)) for arm in ARMS}
-    here = {arm: name for arm, name in written.items() if _is_here(ft, name)}
+    written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
+    here: dict[Arm, str] = {arm: written[arm] for arm in ARMS if _is_here(ft, written[arm])}
     places: dict[Arm, Upstream] = {}
     if here:
         names = list(dict.fromkeys(here.values()))

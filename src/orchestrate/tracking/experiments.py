@@ -51,9 +51,9 @@ class Experiments:
         """With its first phase, or not at all: `False` where another one has the name."""
         table, at = tables.experiments, stamp(record.created_at)
         values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
-        insert = self._db.insert(table).values(values).on_conflict_do_nothing()
+        insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
         with self._db.writing() as connection:
-            if connection.execute(insert).rowcount != 1:
+            if connection.execute(insert).first() is None:
                 return False
             connection.execute(tables.experiment_phases.insert().values(_phase_row(record.id, first)))
         return True
@@ -90,9 +90,10 @@ class Experiments:
 
     def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
         """`False` where another process has added this number before."""
-        insert = self._db.insert(tables.experiment_phases).values(_phase_row(id, phase))
+        table = tables.experiment_phases
+        insert = self._db.insert(table).values(_phase_row(id, phase)).on_conflict_do_nothing()
         with self._db.writing() as connection:
-            return connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
+            return connection.execute(insert.returning(table.c.number)).first() is not None
 
     # -- users ---------------------------------------------------------------------------------------------
 
@@ -128,11 +129,12 @@ class Experiments:
         if not given:
             return 0
         at = stamp(self.clock.now())
-        insert = self._db.insert(tables.outcomes).on_conflict_do_nothing()
+        insert = self._db.insert(tables.outcomes).on_conflict_do_nothing().returning(tables.outcomes.c.seq)
         new = 0
         with self._db.writing() as connection:
             for one in given:
-                new += connection.execute(insert.values(experiment=id, at=at, **one._asdict())).rowcount
+                row = {"experiment": id, "at": at, **one._asdict()}
+                new += connection.execute(insert.values(row)).first() is not None
         return new
 
     def outcomes(self, id: str, metric: str) -> list[Recorded]:
@@ -151,8 +153,8 @@ class Experiments:
         there = update(table).where(table.c.experiment == id, table.c.name == name)
         insert = self._db.insert(table).values(experiment=id, name=name, value=more)
         with self._db.writing() as connection:
-            new = connection.execute(insert.on_conflict_do_nothing()).rowcount
-            if not new:
+            insert = insert.on_conflict_do_nothing().returning(table.c.value)
+            if connection.execute(insert).first() is None:
                 connection.execute(there.values(value=table.c.value + more))
 
     def counts(self, id: str) -> dict[str, int]:
