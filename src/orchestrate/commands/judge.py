@@ -37,7 +37,9 @@ class Rivals:
     ] = 0
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="A further model: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
+        typer.Option(
+            "--model", help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID."
+        ),
     ] = None
     key_variable: Annotated[
         str | None, typer.Option(help="The variable with the key for addresses; none is sent without it.")
