@@ -138,12 +138,40 @@ class ValidateGrader(Body):
     grader: dict[str, Any]
 
 
-class ModelGrader(Body):
-    """What graders that ask a model must have at least."""
+class _Asked(Body):
+    """Read to the letter: what is asked is answered back as it came."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
-    type: Literal["score_model", "label_model"]
+
+class GraderSampling(_Asked):
+    seed: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    max_completions_tokens: Annotated[int, Field(ge=1)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class GraderInput(_Asked):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | dict[str, Any] | list[Any]
+
+
+class ScoreModelGrader(_Asked):
+    """What graders that ask a model must have."""
+
+    type: Literal["score_model"]
     name: str
     model: str
-    input: list[dict[str, Any]]
+    input: list[GraderInput]
+    range: list[float] = Field(default_factory=list[float])
+    sampling_params: GraderSampling = GraderSampling()
+
+
+class LabelModelGrader(_Asked):
+    type: Literal["label_model"]
+    name: str
+    model: str
+    input: list[GraderInput]
+    labels: list[str]
+    passing_labels: list[str]
