@@ -74,15 +74,16 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
-    if live.unavailable or offline is None:
-        live_usd = None if live.unavailable else live.expected_usd
+    told = live.counted_usd
+    if live.unavailable or quote.unavailable:
+        live_usd = None if live.unavailable else told
         return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
     return LivePrice(
         provider=name,
         offline_usd=offline,
-        live_usd=live.expected_usd,
-        relative=float((offline - live.expected_usd) / live.expected_usd) if live.expected_usd else None,
-        within_band=quote.low_usd <= live.expected_usd <= quote.high_usd,
+        live_usd=told,
+        relative=float((offline - told) / told) if told and offline is not None else None,
+        within_band=quote.low_usd <= told <= quote.high_usd,
     )
 
 

@@ -100,10 +100,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     first = priced[0]
     if len(priced) == 1:
         return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
-    # Of a range without a table only its middle could be ranked.
-    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.expected_usd), None)
+    # An undecided price is ranked by its high end, and may be anything down to its low one.
+    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.counted_usd), None)
     second = perhaps or priced[1]
-    if first.undecided or first.open_end or perhaps:
+    if first.open_end or perhaps:
         return (
             f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
             f"{second.provider} {_usd(second)}."
@@ -120,7 +120,7 @@ def verdict(quotes: Sequence[Quote]) -> str:
 
 def _why(first: Quote, second: Quote) -> str:
     topped = next((e for e in second.lines if e.component == "minimum" and e.usd > 0), None)
-    if topped is not None and second.expected_usd - topped.usd <= first.expected_usd:
+    if topped is not None and second.counted_usd - topped.usd <= first.counted_usd:
         return (
             f"{second.provider}'s own rate would be lower, but its minimum per job adds "
             f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
@@ -204,7 +204,7 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         total.model,
         once if training.undecided else text.money(training.expected_usd),
         text.money(total.monthly_usd),
-        text.money(total.expected_usd),
+        text.span(total.least_usd, total.counted_usd),
         text.span(total.low_usd, total.high_usd) + (" and more" if training.open_end else ""),
         pays if compared else text.NOTHING,
         _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
@@ -228,7 +228,7 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
             t.unavailable is not None,
             not t.training.ranked,
             t.serves_until is not None,
-            t.expected_usd,
+            t.counted_usd,
         ),
     )
 
@@ -239,20 +239,36 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     if best is None:
         return "No backend with a known price serves the tuned model for the whole period."
     months = f"{best.months} month{'s' if best.months != 1 else ''}"
-    words = f"Over {months} {best.place} is the cheapest, {text.money(best.expected_usd)}: {best.serving}."
+    paid = text.span(best.least_usd, best.counted_usd)
+    perhaps = _perhaps_cheaper(totals, best)
+    if perhaps is not None:
+        words = (
+            f"Over {months} no cheapest can be named: {best.place} would cost {paid}, "
+            f"{perhaps.place} {text.span(perhaps.least_usd, perhaps.counted_usd)}."
+        )
+    else:
+        words = f"Over {months} {best.place} is the cheapest, {paid}: {best.serving}."
     if best.base is None or best.base_usd is None:
         return words
     words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
-    if best.expected_usd < best.base_usd:
+    if best.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
         always = f"; above this traffic it pays always from {since:,} requests a day on" if steps else ""
-        return f"{words}, {text.money(best.base_usd - best.expected_usd)} more{always}."
-    less = f"{text.money(best.expected_usd - best.base_usd)} less: at this traffic tuning does not save money"
+        return f"{words}, {text.money(best.base_usd - best.counted_usd)} more{always}."
+    less = f"{text.money(best.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
     if since is None:
         return f"{words}, {less}, and at no higher one either."
     upto = f", as far as it carries more, {most:,}" if most is not None else ""
     return f"{words}, {less}; tuning pays from {since:,} requests a day on{upto}."
+
+
+def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership) -> Ownership | None:
+    """One whose training is undecided, so that it may be cheaper than the cheapest for sure."""
+    same = (best.provider, best.server)
+    ways = (way for total in totals for way in total.options if (way.provider, way.server) != same)
+    had = (w for w in ways if not (w.unavailable or w.serves_until) and w.training.ranked)
+    return next((way for way in had if way.expected_usd is None and way.least_usd < best.counted_usd), None)
 
 
 def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
@@ -315,8 +331,3 @@ def markdown_text(value: str) -> str:
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
     # Readers make links of bare addresses too.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")
-
-
-def total_usd(quotes: Sequence[Quote]) -> Decimal:
-    """Sum of the expected prices of those that have one."""
-    return sum((q.expected_usd for q in quotes if q.unavailable is None), Decimal(0))
