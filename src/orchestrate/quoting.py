@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import catalog, costing
+from orchestrate import catalog, costing, days
 from orchestrate.costing import Accuracy as Accuracy
 from orchestrate.costing import Lookup as Lookup
 from orchestrate.costing import Ownership as Ownership
@@ -120,7 +119,7 @@ def use(
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
     else:
-        base = costing.default_base(asked, months, date.today(), saved_tokens=saved_tokens)
+        base = costing.default_base(asked, months, days.today(), saved_tokens=saved_tokens)
     most = Decimal(str(utilisation)) if utilisation else UTILISATION
     return Use(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
 

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+from orchestrate import days
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
@@ -47,7 +48,7 @@ def search(
         raise UsageError(
             f"no model matches {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
         )
-    today = date.today()
+    today = days.today()
     shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))
     for m in found:
         shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
@@ -69,7 +70,7 @@ def show(
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
     if told := _told(model):
         out.print(told)
-    today = date.today()
+    today = days.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
         host = model.on(provider)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from orchestrate import days
 from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
@@ -52,7 +52,7 @@ def list_prices(
     book = book_of(context, rate)
     found = [
         r
-        for r in (book if all else current(book, date.today()))
+        for r in (book if all else current(book, days.today()))
         if (provider is None or r.provider == provider) and (method is None or method in r.methods)
     ]
     if not found:
@@ -70,7 +70,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Every price that concerns one model, on each backend that tunes it."""
-    entry, found = prices_of(book_of(context, rate), model, date.today())
+    entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
             f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
@@ -86,7 +86,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
-    today = date.today()
+    today = days.today()
     stale = [
         r
         for r in current(book_of(context), today)
@@ -152,7 +152,7 @@ def _print(rates: list[Rate], *, json: bool) -> None:
     if json:
         print_json(rates)
         return
-    today = date.today()
+    today = days.today()
     shown = table(
         "provider", "method", "for", "USD", "unit", "since", "age", "known", "source", right=("USD", "age")
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from orchestrate import config
+from orchestrate import config, days
 from orchestrate.commands.console import (
     Json,
     note,
@@ -271,7 +271,7 @@ def providers(
     if template:
         print_text(known.template().rstrip())
         return
-    today = date.today()
+    today = days.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
         if json:

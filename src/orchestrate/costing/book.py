@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate import description
+from orchestrate import days, description
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.types import Confidence, Record
 
@@ -409,4 +409,4 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
             book = book.over(msgspec.structs.replace(rate, own=str(path)) for rate in load(path))
-    return book.over(parse_flag(flag, today or date.today()) for flag in flags)
+    return book.over(parse_flag(flag, today or days.today()) for flag in flags)

@@ -232,6 +232,11 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
 def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
+    if age < -1:  # a day earlier is still the same one elsewhere
+        found.append(
+            f"this machine's clock says {on}, before the price was read ({rate.last_checked}): "
+            "set it, closing dates and prices go by it"
+        )
     if rate.undated:
         found.append(f"the price is from a copy without a date: {rate.source}")
     elif rate.confidence is Confidence.INFERRED:

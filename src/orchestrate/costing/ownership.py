@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import msgspec
 
-from orchestrate import catalog, text
+from orchestrate import catalog, days, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import capacity
 from orchestrate.costing.baseline import BasePrice
@@ -279,7 +279,7 @@ def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
     """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
-    prices = Prices(provider, book or built_in(), today or date.today())
+    prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
     except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog

@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import text
+from orchestrate import days, text
 from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
 from orchestrate.types import Confidence, Quote
 
@@ -66,7 +66,7 @@ def _price_age(quote: Quote, today: date) -> str:
     dated = any(entry.as_of and entry.as_of != "undated" for entry in quote.lines)
     if age is None and not dated and any(entry.as_of for entry in quote.lines):
         return f"undated{word}"
-    return f"{age} days old{word}" if age is not None else known.value
+    return f"{max(0, age)} days old{word}" if age is not None else known.value
 
 
 def _remarks(quote: Quote) -> list[str]:
@@ -152,7 +152,7 @@ def quote_table(quotes: Sequence[Quote], today: date | None = None) -> Renderabl
     from rich.table import Table
     from rich.text import Text
 
-    on = today or date.today()
+    on = today or days.today()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in _QUOTE_COLUMNS:
         table.add_column(
@@ -173,7 +173,7 @@ def quote_table(quotes: Sequence[Quote], today: date | None = None) -> Renderabl
 
 def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
     """The same as a Markdown table and a sentence."""
-    rows = [_row(quote, today or date.today()) for quote in _sorted(quotes)]
+    rows = [_row(quote, today or days.today()) for quote in _sorted(quotes)]
     return f"{markdown_table(_QUOTE_COLUMNS, rows)}\n\n{verdict(quotes)}\n"
 
 

@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
-from orchestrate import quoting
+from orchestrate import days, quoting
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.keys import is_masked
@@ -80,7 +79,7 @@ class PreparedMigration:
         registry.check(order.metrics)
         handle = ft.run(run) if isinstance(run, str) else run
         self._ft, self.order, self.old = ft, order, handle.record
-        self.today = date.today()
+        self.today = days.today()
         self._names = ft.backends(list(order.to))
         self._spec = _moved(self.old, self._names)
         data = ft.data(self._spec)

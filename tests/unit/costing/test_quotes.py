@@ -297,6 +297,15 @@ def test_openai_closes(quote: Quoting) -> None:
     assert quote("openai", "gpt-4.1", epochs=1, today=after, sandbox=True).unavailable is None
 
 
+def test_a_clock_that_is_wrong_is_told(quote: Quoting) -> None:
+    said = "clock says 2025-11-26, before the price was read"
+    behind = quote("together", "qwen3.5-9b", epochs=1, today=date(2025, 11, 26))
+    assert behind.expected_usd == 4 and any(said in text for text in behind.warnings)
+    ahead = quote("together", "qwen3.5-9b", epochs=1, today=date(2027, 11, 26))
+    assert ahead.expected_usd == 4 and any("was last checked" in text for text in ahead.warnings)
+    assert not any("clock" in text for text in quote("together", "qwen3.5-9b", epochs=1).warnings)
+
+
 def test_rft_needs_hours(quote: Quoting) -> None:
     spec = {"method": {"type": "rft", "grader": {"evaluator": "x"}}}
     found = quote("fireworks", "qwen3-8b", spec=spec, epochs=1)
