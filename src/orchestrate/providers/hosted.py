@@ -120,6 +120,7 @@ def hosted_error(
             fix=fix,
         )
         refusal.certain = known is not None
+        refusal.param = _param(error)
         return refusal
     if _names(error) & _TRANSPORT:
         reason = _reason(error)
@@ -153,9 +154,7 @@ def status_of(error: BaseException) -> int | None:
 def words_of(error: BaseException) -> tuple[str | None, str]:
     """(code, message) of the host's error body, whatever its shape: `{error: {...}}`, `{error: "..."}`,
     gRPC `{code, message}`, or text."""
-    body = getattr(error, "body", None)
-    if body is None:
-        body = _body(error)
+    body = _told(error)
     if isinstance(body, Mapping):
         body = cast("Mapping[str, Any]", body)
         inner = body.get("error", body)
@@ -166,6 +165,14 @@ def words_of(error: BaseException) -> tuple[str | None, str]:
             return (str(code) if code else None), _short(str(message))
         return None, _short(str(inner))
     return None, _short(_strip_tags(str(body or error)))
+
+
+def _param(error: BaseException) -> str | None:
+    """The field of the request that an error body names, as OpenAI's do."""
+    body = _told(error)
+    inner = cast("Mapping[str, Any]", body).get("error", body) if isinstance(body, Mapping) else None
+    param = cast("Mapping[str, Any]", inner).get("param") if isinstance(inner, Mapping) else None
+    return param if isinstance(param, str) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -214,6 +221,12 @@ def _names(error: BaseException) -> set[str]:
 def headers_of(error: BaseException) -> Mapping[str, str]:
     """Those of the answer that an SDK or httpx error came with; empty when none came."""
     return getattr(getattr(error, "response", None), "headers", None) or {}
+
+
+def _told(error: BaseException) -> object:
+    """The body of the host's error, as the SDK read it or as it lies in the response."""
+    body = getattr(error, "body", None)
+    return _body(error) if body is None else body
 
 
 def _body(error: BaseException) -> object:

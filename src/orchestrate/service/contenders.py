@@ -155,7 +155,9 @@ class Contenders:
     def _on_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
         provider, job = handle.provider, handle.record.handle
         served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
-        kinds = [msgspec.structs.replace(tuned, served_by=served_by)]
+        endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
+        per_hour = None if endpoint is None else endpoint.usd_per_hour or None
+        kinds = [msgspec.structs.replace(tuned, served_by=served_by, usd_per_hour=per_hour)]
         if base:
             kinds.append(_base_of(tuned, served_by))
         found: list[Candidate] = []
@@ -264,5 +266,11 @@ def _served(contender: Contender, served_by: str) -> Contender:
 def _base_of(tuned: Contender, served_by: str) -> Contender:
     short = tuned.model.rstrip("/").rsplit("/", 1)[-1]
     return msgspec.structs.replace(
-        tuned, name=f"base {short}", kind="base", served_by=served_by, run_id=None, checkpoint=None
+        tuned,
+        name=f"base {short}",
+        kind="base",
+        served_by=served_by,
+        run_id=None,
+        checkpoint=None,
+        usd_per_hour=None,
     )

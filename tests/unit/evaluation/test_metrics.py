@@ -280,3 +280,23 @@ def test_a_metric_of_the_users_own(context: Make, tmp_path: Path) -> None:
     for wrong, why in ((f"{path}:nothing", "has no nothing"), (f"{tmp_path}/no.py:x", "no Python file")):
         with pytest.raises(UsageError, match=why):
             registry.make([wrong], context([item]))
+
+
+def test_a_metric_of_another_package(context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "tone-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tone\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[orchestrate.metrics]\npolite = tone_metric:polite\ngone = tone_metric:gone\n"
+    )
+    (tmp_path / "tone_metric.py").write_text(
+        "def polite(expected: str, answer: str) -> bool:\n    return 'please' in answer\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    item = make_item()
+    [polite] = registry.make(["polite"], context([item]))
+    marks = polite.marks([(item, Answer(text="please wait")), (item, Answer(text="wait"))])
+    assert [m.value for m in marks] == [1, 0] and polite.used.kind == "right-or-wrong"
+    assert {"polite", "gone"} <= set(registry.names())
+    with pytest.raises(UsageError, match="gone cannot be loaded"):
+        registry.make(["gone"], context([item]))
