@@ -68,6 +68,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_MODELS, "export", "exporting:export", "Write a tuned model out for another engine, and prove it."),
     (_MODELS, "merge", "exporting:merge", "Make one adapter of several of one base."),
     (_MODELS, "serve", "serve:serve", "Serve tuned models by name behind the chat completions API."),
+    (_MODELS, "ab", "ab:app", "A tuned model against its base among real users, with a rule written before."),
     (_MODELS, "verify", "exporting:verify", "Prove that what is served is what was trained."),
     (_MODELS, "deploy", "hosting:deploy", "Put a tuned model on GPUs of its host. Bills by the hour."),
     (_MODELS, "undeploy", "hosting:undeploy", "Take a deployed model down, until its host shows that it is."),

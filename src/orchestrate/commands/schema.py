@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 import typer
 
+from orchestrate.commands.ab import ABListed, ABServing, Sized
 from orchestrate.commands.console import ErrorLine, print_json
 from orchestrate.commands.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.serve import Added, Serving
@@ -35,6 +36,7 @@ from orchestrate.service.records import (
     Migration,
     Model,
     ModelChanges,
+    OutcomesTaken,
     Ownership,
     Planned,
     PlannedMove,
@@ -60,6 +62,7 @@ from orchestrate.types import (
     Deployment,
     Evaluation,
     Event,
+    ExperimentReport,
     Export,
     MemoryPlan,
     Merged,
@@ -193,6 +196,11 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "merge": (Merged,),
     "verify": (Proof,),
     "serve": (Serving, list[Added]),
+    "ab serve": (ABServing,),
+    "ab status": (ExperimentReport, list[ABListed]),
+    "ab record": (OutcomesTaken,),
+    "ab stop": (ExperimentReport,),
+    "ab size": (Sized,),
     "gateway": (GatewayShown,),
     "gateway keys add": (KeyMade,),
     "gateway keys ls": (list[KeyShown],),

@@ -21,6 +21,17 @@ from orchestrate.types.evaluation import Reply as Reply
 from orchestrate.types.evaluation import Sampling as Sampling
 from orchestrate.types.evaluation import Score as Score
 from orchestrate.types.evaluation import Verdict as Verdict
+from orchestrate.types.experiments import Arm as Arm
+from orchestrate.types.experiments import DecisionRule as DecisionRule
+from orchestrate.types.experiments import Evidence as Evidence
+from orchestrate.types.experiments import EvidencePoint as EvidencePoint
+from orchestrate.types.experiments import ExperimentDecision as ExperimentDecision
+from orchestrate.types.experiments import ExperimentPhase as ExperimentPhase
+from orchestrate.types.experiments import ExperimentPlan as ExperimentPlan
+from orchestrate.types.experiments import ExperimentRecord as ExperimentRecord
+from orchestrate.types.experiments import ExperimentReport as ExperimentReport
+from orchestrate.types.experiments import Exposure as Exposure
+from orchestrate.types.experiments import PlannedMetric as PlannedMetric
 from orchestrate.types.gateway import AuditEntry as AuditEntry
 from orchestrate.types.gateway import GatewayJob as GatewayJob
 from orchestrate.types.gateway import GatewayKey as GatewayKey
