@@ -7,7 +7,8 @@ from datetime import date
 
 from orchestrate import days
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing.book import Rate, RateBook, built_in
+from orchestrate.costing.book import RateBook, built_in
+from orchestrate.costing.rate import Rate
 
 
 @dataclass(frozen=True)
