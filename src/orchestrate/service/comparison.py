@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate import reports
+from orchestrate import reports, tuned
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
@@ -30,7 +30,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
     probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
-    return reports.compare(
+    found = reports.compare(
         records,
         metrics,
         evaluations,
@@ -40,6 +40,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         regressions=probed,
         people=_people(ft, {r.id for r in records}),
     )
+    return reports.with_proofs(found, {r.id: tuned.proofs(ft, r.id) for r in records})
 
 
 def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:
@@ -61,18 +62,22 @@ def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
 
 
 def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
-    """The newest evaluation against the one before it of the same items, where the answers were asked for
-    anew."""
-    newest = found[-1]
-    mine = _contender(newest, run_id)
-    for earlier in reversed(found[:-1]):
-        theirs = _contender(earlier, run_id)
-        if mine is None or theirs is None or not newest.items_digest:
-            return []
-        if earlier.items_digest == newest.items_digest and theirs.asked_at != mine.asked_at:
-            pairing = between((earlier, theirs.name), (newest, mine.name))
-            return [pairing] if pairing is not None else []
-    return []
+    mine = _contender(found[-1], run_id)
+    pairing = None if mine is None else asked_before(found[:-1], found[-1], mine.name)
+    return [] if pairing is None else [pairing]
+
+
+def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
+    """A contender of the newest evaluation against the same one of the last before it over the same items,
+    where the answers were asked for anew."""
+    mine = newest.contender(name)
+    for one in reversed(earlier):
+        theirs = next((c for c in one.contenders if c.name == name), None)
+        if theirs is None or not newest.items_digest or one.items_digest != newest.items_digest:
+            continue
+        if theirs.asked_at != mine.asked_at:
+            return between((one, name), (newest, name))
+    return None
 
 
 def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[reports.RunDifference]:
