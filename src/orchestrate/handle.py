@@ -316,13 +316,16 @@ class RunHandle:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         base: bool = False,
         max_tokens: int = 512,
         temperature: float = 0.0,
     ) -> Reply:
-        """One answer of the tuned model, or with `base` of the model that it was tuned from."""
+        """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
+        the user says."""
+        if isinstance(messages, str):
+            messages = [Message(role="user", content=messages)]
         self.provider.require(Feature.CHAT)
         [reply] = self._here().generate(
             self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.options import by_default
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.quoting import (
@@ -27,7 +28,7 @@ from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
-app = typer.Typer(no_args_is_help=True, help="Prices, their sources and their age.")
+app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their age.")
 
 ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
 
