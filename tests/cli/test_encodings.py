@@ -1,4 +1,4 @@
-"""What is written where the terminal or the redirect has not all characters: nothing ends, nothing is lost."""
+"""Terminals and redirects that have not all characters: no command ends, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def test_a_process_writes_in_any_encoding(project: Path, cli_env: dict[str, str]
 @pytest.mark.parametrize(
     "words",
     [
-        "check", "plan", "plan --all", "quote", "quote --format md", "runs", "models", "models show qwen3.5-9b",
-        "prices", "providers", "plugins", "keys", "doctor", "spending", "data inspect train.jsonl",
+        "check", "plan", "plan --all", "quote", "quote --format md", "runs", "models",
+        "models show qwen3.5-9b", "prices", "providers", "plugins", "keys", "doctor", "spending",
+        "data inspect train.jsonl",
         "data check train.jsonl", "data preview train.jsonl --model tiny-chat",
         "data convert train.jsonl --to sharegpt -o out.jsonl", "advise train.jsonl", "data split train.jsonl",
         f"show {TEXT.split()[0]}", f"data inspect {TEXT.split()[0]}", "--help", "quote --help",

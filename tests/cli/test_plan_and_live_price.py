@@ -101,7 +101,7 @@ def test_a_strict_submit_sends_nothing(cli: Cli, project: Path, sandbox: Sandbox
     asked = ("submit", "--provider", "together", "--yes", "--set", "adapter.type=qlora")
     refused = cli(*asked, "--strict", **sandbox.env)
     assert refused.code == 2 and "adapter.type" in refused.err
-    assert (sandbox.count(), cli("runs", "--json").json) == (0, [])
+    assert (sandbox.count(), cli("runs", "--sandbox", "--json").json) == (0, [])
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
     beside = [row | {"article": f"What the answer {n} is about"} for n, row in enumerate(rows)]
     (project / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beside))
@@ -119,7 +119,7 @@ def test_an_account_that_may_not_spend_so_much_creates_nothing(
     sandbox.set_credit(3)
     refused = cli("submit", "--provider", "together", "--yes", **sandbox.env)
     assert refused.code == 4 and "$4.00, above what the account may spend ($3.00)" in refused.err
-    [run] = cli("runs", "--json").json
+    [run] = cli("runs", "--sandbox", "--json").json
     assert (run["phase"], creates(sandbox)) == ("refused", 0)
     sandbox.set_credit(1000)
     assert cli("submit", "--provider", "together", "--yes", **sandbox.env).code == 0
@@ -212,7 +212,7 @@ def test_a_budget_that_holds_for_each_backend_but_not_for_all_sends_nothing(cli:
     told = json.loads(done.err.splitlines()[-1])["message"]
     shown = [float(amount) for amount in re.findall(r"\$(\d+\.\d+)", told)]
     assert told.startswith("box: ") and shown[0] > shown[-1] > 0, told
-    assert cli("runs", "--json").json == []
+    assert cli("runs", "--sandbox", "--json").json == []
 
 
 @pytest.mark.parametrize("backend", ["together", "fireworks", "local"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
-from orchestrate.text import limit, money, quoted
+from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.watching import UNSENT, UNSETTLED
 
@@ -44,17 +45,25 @@ def runs(
     provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
     status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
-        found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
+        asked = partial(ft.runs, provider=provider, status=status, limit=limit)
+        found = [run.record for run in asked(sandbox=sandbox or None)]
+        elsewhere = 0 if found or sandbox else len(asked(sandbox=True))
         deployed = ft.deployments()
     if json:
         print_json(found)
         return
     if not found:
         some = provider is not None or status is not None
+        if elsewhere:
+            note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
+            return
         note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
     from orchestrate.commands.live import cost_so_far
@@ -139,7 +148,8 @@ def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: J
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.EVENTS)
+        if refresh is not False:  # what is stored needs no backend
+            handle.provider.require(Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
     if json:
@@ -155,7 +165,8 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: 
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.METRICS)
+        if refresh is not False:  # what is stored needs no backend
+            handle.provider.require(Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
     if json:
@@ -189,7 +200,8 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.CHECKPOINTS)
+        if refresh is not False:  # what is stored needs no backend
+            handle.provider.require(Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
     if json:

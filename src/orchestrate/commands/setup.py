@@ -76,9 +76,7 @@ def init(
         print_text("\n".join(written))
 
 
-keys = typer.Typer(
-    cls=by_default("list"), help="Set, list and remove API keys, and the hosts they may go to."
-)
+keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")
 
 
 @keys.command("set")

@@ -133,12 +133,8 @@ def _rest(translation: Translation) -> None:
 
 def _verdict(translations: Sequence[Translation]) -> None:
     refused = [f"{s.name} on {t.provider}" for t in translations for s in t.refused]
-    inexact = [
-        f"{s.name} on {t.provider}"
-        for t in translations
-        for s in t.inexact
-        if s.outcome is not Outcome.REFUSED
-    ]
+    others = [(t, s) for t in translations for s in t.inexact if s.outcome is not Outcome.REFUSED]
+    inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
         out.print(Text(f"{len(inexact)} not exact, which --strict refuses: {joined(inexact)}", "yellow"))
     line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is refused"

@@ -88,8 +88,8 @@ class Division:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError` for those that add up neither to
-    100 nor to 1."""
+    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`, also for those
+    that add up neither to 100 nor to 1."""
     try:
         parts = [float(part) for part in re.split(r"[/:,]", text)]
     except ValueError:
