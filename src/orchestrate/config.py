@@ -33,15 +33,16 @@ from orchestrate.profile import built_in, this_machine
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
 """Its name in the key file."""
+GATEWAY_SECRET = "gateway-webhook"  # noqa: S105  the name of one
 NOTIFY_VARIABLES = {
     "command": "ORCHESTRATE_NOTIFY_COMMAND",
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
-PRIVATE_FOLDERS = ("counts", "data", "evaluations", "local", "models", "sandbox", "watchers")
+PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults"}
+_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Settings:
     config_named: bool = False
     """By the user, not found beside the work."""
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The file's table for `orchestrate.gateway`, which reads it."""
     notify: Notify = field(default_factory=Notify)
     made_by: str = ""
     """Kept with each run: who made it, as `user@machine` unless it is given."""
@@ -147,6 +150,7 @@ def load(
         hosts=Hosts(values.get("hosts", {}), env, path),
         pins=pin_file(env),
         local=table(values.get("local", {}), path, "local"),
+        gateway=table(values.get("gateway", {}), path, "gateway"),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
@@ -188,7 +192,11 @@ def _notify(env: Mapping[str, str]) -> Notify:
 
 def other_secrets() -> tuple[str, ...]:
     """Names in the key file that are no backend's."""
-    return NOTIFY_SECRET, *(f"{one.kind}-webhook" for one in built_in().values() if one.webhook_variable)
+    return (
+        NOTIFY_SECRET,
+        GATEWAY_SECRET,
+        *(f"{one.kind}-webhook" for one in built_in().values() if one.webhook_variable),
+    )
 
 
 # -- reading files -----------------------------------------------------------------------------------------

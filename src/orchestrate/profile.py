@@ -139,6 +139,8 @@ class Profile:
     cap_gap: str = ""
     """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
     Empty where it does."""
+    output_terms: str = ""
+    """What its terms say of training on answers of models that it hosts, with the address."""
     serving_note: str = ""
     """What a reader of the cost of a dedicated deployment should know."""
 

@@ -24,10 +24,10 @@ from tests.contract.test_sent_bodies import without
 
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD
-from orchestrate.sandbox.openai.bodies import CreateJob as OpenAIJob
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.together.bodies import CreateJob as TogetherJob
 from orchestrate.types import Feature
+from orchestrate.wire.openai.tuning import CreateJob as OpenAIJob
 
 pytestmark = pytest.mark.skipif(
     not SPECS.is_dir(),

@@ -28,6 +28,7 @@ from orchestrate.commands.data_options import (
 )
 from orchestrate.commands.data_views import show_check, show_inspect, show_preview
 from orchestrate.commands.options import grouped
+from orchestrate.commands.record import from_record
 from orchestrate.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
@@ -195,5 +196,6 @@ def preview(
 
 app.command()(generate)
 app.command()(review)
+app.command()(from_record)
 app.command()(from_review)
 app.command()(judge)

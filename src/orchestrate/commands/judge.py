@@ -143,7 +143,7 @@ def evaluate(
     order = _order(rivals, rows, decision)
     with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
         plan = prepared.plan()
-        _tell(plan)
+        tell_plan(plan)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     _show(found, decision, json=json)
@@ -184,7 +184,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
     )
 
 
-def _tell(plan: EvaluationPlan) -> None:
+def tell_plan(plan: EvaluationPlan) -> None:
     """Before anything is sent: what it can show, and what it costs."""
     more = " and ".join(f"{rows:,} for {100 * d:g}" for d, rows in plan.rows_for[-2:])
     note(

@@ -110,7 +110,7 @@ class SpecOptions:
         from orchestrate import specfile
 
         flags: dict[str, Any] = {
-            "model": _model(self.model),
+            "model": models_given(self.model),
             "train": self.train,
             "validation": self.validation,
             "method": self.method,
@@ -128,7 +128,7 @@ class SpecOptions:
         return specfile.load(self.spec or default, given)
 
 
-def _model(given: list[str] | None) -> str | dict[str, str] | None:
+def models_given(given: list[str] | None) -> str | dict[str, str] | None:
     """`--model M`, or `--model openai=M --model local=N`."""
     if not given:
         return None

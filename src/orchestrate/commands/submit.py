@@ -85,10 +85,10 @@ def submit(
         prepared = ft.prepare(spec, names)
         earlier = ft.earlier(prepared, names, idempotency_key=spending.key)
         new = [found for found in earlier if found.known is None]
-        caps = _require_agreement(ft, prepared, new, spending, strict=strict)
+        caps = require_agreement(ft, prepared, new, spending, strict=strict)
         runs: list[RunHandle] = []
         try:
-            failures = _submit_each(ft, prepared, earlier, caps, runs, strict=strict)
+            failures = submit_each(ft, prepared, earlier, caps, runs, strict=strict)
         except BaseException as error:
             _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
             if isinstance(error, KeyboardInterrupt):
@@ -103,7 +103,7 @@ def submit(
         _finish(runs, failures, watch=watch, json=json)
 
 
-def _require_agreement(
+def require_agreement(
     ft: Orchestrator, prepared: Prepared, new: list[Earlier], spending: SpendingOptions, *, strict: bool
 ) -> dict[str, Decimal | None]:
     """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
@@ -183,7 +183,7 @@ def _announce(
             warn(warning)
 
 
-def _submit_each(
+def submit_each(
     ft: Orchestrator,
     prepared: Prepared,
     earlier: list[Earlier],

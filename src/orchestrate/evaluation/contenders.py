@@ -189,6 +189,7 @@ def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         seconds=seconds,
+        logprobs=reply.logprobs,
         notes=reply.notes,
     )
 

@@ -47,6 +47,8 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     expected_nats: float | None = None
     """Of the expected answer under this model, where log-probabilities exist; over `expected_tokens`."""
     expected_tokens: int | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Of each token of the answer, where they were asked for and given."""
     usd: Decimal | None = None
     at: datetime | None = None
     error: str | None = None

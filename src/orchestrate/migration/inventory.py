@@ -74,7 +74,7 @@ def inventory(
 
 
 def _held(run: Run, profile: Profile, gone: dict[str, str], today: date, used: datetime | None) -> Held:
-    silent_on = _shutdown(run.model, profile)
+    silent_on = shutdown(run.model, profile)
     path = run.spec.get("train")
     here = isinstance(path, str) and path != "unknown"
     data = "here" if here else "gone: " + next(iter(gone.values())) if gone else "unknown"
@@ -96,7 +96,8 @@ def _held(run: Run, profile: Profile, gone: dict[str, str], today: date, used: d
     )
 
 
-def _shutdown(model: str, profile: Profile) -> date | None:
+def shutdown(model: str, profile: Profile) -> date | None:
+    """The last day on which a tune of this model answers; `None` where none is announced."""
     try:
         host = catalog.resolve(model, profile).host
     except SpecError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -54,6 +54,7 @@ class Chat:
             tool_calls=tuple(calls),
             prompt_tokens=whole(usage.get("prompt_tokens")),
             completion_tokens=whole(usage.get("completion_tokens")),
+            logprobs=_logprobs(table(choice.get("logprobs"))),
             finish_reason=finish,
             notes=(CUT_WITHIN_THINKING,) if within else (),
         )
@@ -71,10 +72,32 @@ class Chat:
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
         return said.content, reasoning or said.reasoning, calls
 
+    def with_logprobs(self) -> Chat:
+        """The same, asked for the log-probabilities of its tokens; a host that refuses to give them is asked
+        without."""
+
+        def create(**options: Any) -> Any:
+            try:
+                return self.create(**options, logprobs=True)
+            except Exception as error:
+                if getattr(error, "status_code", None) not in (400, 422):
+                    raise
+            return self.create(**options)
+
+        return replace(self, create=create)
+
     def replies(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
             return list(pool.map(self.ask, prompts))
+
+
+def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Of the tokens, in OpenAI's form or in the older one with a list of numbers."""
+    content = [part.get("logprob") for part in rows(told.get("content"))]
+    numbers = content or cast("list[Any]", told.get("token_logprobs") or [])
+    found = tuple(float(number) for number in numbers if isinstance(number, int | float))
+    return found or None
 
 
 def chat_with(

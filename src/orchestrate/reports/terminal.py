@@ -44,11 +44,11 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
     read."""
     parts: list[RenderableType] = [
         Text(scores.what_was_asked(one), style="dim"),
-        _listed(scores.SCORE_HEAD, scores.score_rows(one)),
+        listed(scores.SCORE_HEAD, scores.score_rows(one)),
     ]
     if sliced := scores.score_rows(one, sliced=True):
-        parts += [Text("\nSlices", style="bold"), _listed(scores.SCORE_HEAD, sliced)]
-    parts += [Text(), _listed(scores.CONTENDER_HEAD, scores.contender_rows(one))]
+        parts += [Text("\nSlices", style="bold"), listed(scores.SCORE_HEAD, sliced)]
+    parts += [Text(), listed(scores.CONTENDER_HEAD, scores.contender_rows(one))]
     for found in flips:
         for kind, items, total in (
             ("broken", found.broken, found.broken_count),
@@ -75,7 +75,8 @@ def _line(text: str) -> str:
     return one_line if len(one_line) <= 200 else one_line[:199] + "…"
 
 
-def _listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Cells of any length under their names."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in head:
         table.add_column(Text(name), overflow="fold")

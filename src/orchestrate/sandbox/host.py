@@ -21,6 +21,7 @@ from orchestrate.wire.bodies import Body as Body
 from orchestrate.wire.bodies import HostError as HostError
 from orchestrate.wire.bodies import json_body as json_body
 from orchestrate.wire.bodies import parse as parse
+from orchestrate.wire.openai.pages import number as number
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
@@ -154,20 +155,6 @@ def page_of(items: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
             return taken, True
         taken.append(item)
     return taken, False
-
-
-def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A query parameter. Raises `HostError` 400 outside its range."""
-    raw = request.query_params.get(name)
-    if raw is None or raw == "":
-        return default
-    try:
-        value = int(raw)
-    except ValueError as error:
-        raise HostError(400, f"Invalid value for '{name}': {raw!r} is not an integer", param=name) from error
-    if not low <= value <= high:
-        raise HostError(400, f"Invalid value for '{name}': must be from {low} to {high}", param=name)
-    return value
 
 
 def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:

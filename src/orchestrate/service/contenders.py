@@ -19,6 +19,7 @@ from orchestrate.costing.serving import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
+from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat import Chat, chat_with
 from orchestrate.providers.clients import connect
@@ -49,11 +50,13 @@ class Contenders:
         key_variable: str | None = None,
         *,
         stream: bool = False,
+        logprobs: bool = False,
     ) -> None:
         """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
         `auto` takes the first that is possible. `key_variable` has the key for models at an address. With
-        `stream` hosts write their answers bit by bit, and the first token has its time."""
-        self._stream = stream
+        `stream` hosts write their answers bit by bit, and the first token has its time; with `logprobs` they
+        are asked for those of their tokens."""
+        self._stream, self._logprobs = stream, logprobs
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._generators: dict[str, Generator] = {}
@@ -88,7 +91,10 @@ class Contenders:
         return self._here(handle, tuned, generator, base=base)
 
     def of_model(self, written: str) -> Candidate:
-        """Any model that answers somewhere, or with the name of this machine's backend a model on it."""
+        """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
+        `record:ID` one whose answers were recorded."""
+        if written.startswith(recordings.WRITTEN):
+            return recordings.candidate(recordings.find(self._ft.store, written))
         host, equals, model = written.partition("=")
         if equals and host == this_machine().kind:
             return self._plain_here(model, written)
@@ -106,6 +112,8 @@ class Contenders:
         return self._asked(contender, chat, completion_price(at.model, at.host.base_url))
 
     def _asked(self, contender: Contender, chat: Chat, price: Price | None) -> Candidate:
+        if self._logprobs:
+            chat = chat.with_logprobs()
         if not self._stream:
             return by_chat(contender, chat, self._sampling, price)
         timed = Timed(chat.create)

@@ -13,6 +13,8 @@ from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.local.plan.throughput import Bench as Bench
+from orchestrate.migration.proposals import Migration as Migration
+from orchestrate.migration.proposals import Proposal as Proposal
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice
 from orchestrate.quoting import Ownership as Ownership
@@ -20,11 +22,16 @@ from orchestrate.quoting import Rate as Rate
 from orchestrate.quoting import Reconciliation as Reconciliation
 from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
+from orchestrate.service.account import Carried as Carried
+from orchestrate.service.account import PlannedMove as PlannedMove
 from orchestrate.service.backends import Plugin as Plugin
 from orchestrate.service.doctor import Check as Check
 from orchestrate.service.importing import Taken as Taken
 from orchestrate.service.judging import JudgeReport as JudgeReport
 from orchestrate.service.models import ModelChanges as ModelChanges
+from orchestrate.service.recording import Due as Due
+from orchestrate.service.recording import FromRecord as FromRecord
+from orchestrate.service.recording import Recording as Recording
 from orchestrate.service.reviewing import Exported as Exported
 from orchestrate.service.reviewing import FromReview as FromReview
 from orchestrate.service.reviewing import Imported as Imported

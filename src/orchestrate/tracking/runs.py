@@ -377,6 +377,13 @@ class Runs:
         """Whether `run` would find exactly one."""
         return len(self._named(name.strip())) == 1
 
+    def of_key(self, idempotency_key: str) -> Run | None:
+        """The run of a caller's own key."""
+        query = select(schema.runs.c.record).where(schema.runs.c.idempotency_key == idempotency_key)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else Run.from_json(row)
+
     def of_refs(self, refs: Iterable[str]) -> list[Run]:
         """The runs, ended ones included, whose refs are among these."""
         return self._runs_among(schema.runs.c.ref, refs)

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 4
+VERSION = 5
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -255,6 +255,58 @@ calibrations = Table(
     Column("record", Text, nullable=False),
 )
 
+gateway_keys = Table(
+    "gateway_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("record", Text, nullable=False),
+)
+
+# Files, uploads, their parts, permissions.
+gateway_objects = Table(
+    "gateway_objects",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("parent", String(255)),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("gateway_objects_by_age", "kind", "project", "at"),
+    Index("gateway_objects_of", "kind", "parent"),
+)
+
+gateway_jobs = Table(
+    "gateway_jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("project", String(64), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("fewest_retries", Integer, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("run_id", String(64)),
+    Column("open", Boolean, nullable=False),
+    Column("tuned", String(255), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("gateway_jobs_by_age", "project", "at"),
+    Index("gateway_jobs_by_request", "key", "digest"),
+    Index("gateway_jobs_by_key", "key", "idempotency_key", unique=True),
+    Index("gateway_jobs_by_model", "tuned"),
+    Index("gateway_jobs_open", "open"),
+)
+
+gateway_audit = Table(
+    "gateway_audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", String(40), nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
 
 def _to_2(connection: Connection) -> None:
     """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
@@ -280,7 +332,12 @@ def _to_4(connection: Connection) -> None:
     metadata.create_all(connection, tables=[reviews, ratings, calibrations])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4}
+def _to_5(connection: Connection) -> None:
+    """The gateway's keys, files, jobs and audit."""
+    metadata.create_all(connection, tables=[gateway_keys, gateway_objects, gateway_jobs, gateway_audit])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
 """From the schema in the key to the next one."""
 
 

@@ -10,6 +10,9 @@ from orchestrate.tracking import engines
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
+from orchestrate.tracking.gateway.jobs import GatewayJobs
+from orchestrate.tracking.gateway.keys import GatewayKeys
+from orchestrate.tracking.gateway.objects import GatewayObjects
 from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
@@ -32,6 +35,9 @@ class Store:
         self.watching = Agenda(self.database, self.leases)
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
+        self.gateway_keys = GatewayKeys(self.database)
+        self.gateway_objects = GatewayObjects(self.database)
+        self.gateway_jobs = GatewayJobs(self.database)
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:

@@ -21,6 +21,9 @@ from orchestrate.types.evaluation import Reply as Reply
 from orchestrate.types.evaluation import Sampling as Sampling
 from orchestrate.types.evaluation import Score as Score
 from orchestrate.types.evaluation import Verdict as Verdict
+from orchestrate.types.gateway import AuditEntry as AuditEntry
+from orchestrate.types.gateway import GatewayJob as GatewayJob
+from orchestrate.types.gateway import GatewayKey as GatewayKey
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentState as DeploymentState

@@ -32,6 +32,8 @@ class Reply(Record, frozen=True, kw_only=True):
     """As the chat completions API has them."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Of each token of the answer, where they were asked for and the host gives them."""
     finish_reason: str | None = None
     """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
     notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,12 +23,23 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def serving(app: ASGIApp, *, host: str = LOOPBACK, port: int = 0, grace_s: float = 3.0) -> Generator[str]:
+def serving(
+    app: ASGIApp,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    grace_s: float = 3.0,
+    certificate: tuple[Path, Path] | None = None,
+) -> Generator[str]:
     """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
-    address of this machine, and without a guard nobody else's is safe. Raises `SetupError`."""
-    with closing(listen(port, host)) as sock, running([(app, sock)], grace_s=grace_s):
+    address of this machine, and without a guard nobody else's is safe. With a certificate and its key, as PEM
+    files, it speaks TLS. Raises `SetupError`."""
+    with (
+        closing(listen(port, host)) as sock,
+        running([(app, sock)], grace_s=grace_s, certificate=certificate),
+    ):
         name = f"[{host}]" if ":" in host else host
-        yield f"http://{name}:{sock.getsockname()[1]}"
+        yield f"http{'s' if certificate else ''}://{name}:{sock.getsockname()[1]}"
 
 
 def free_port(host: str = LOOPBACK) -> int:
@@ -56,9 +68,11 @@ def running(
     *,
     protocol: type[asyncio.Protocol] | None = None,
     grace_s: float = 3.0,
+    certificate: tuple[Path, Path] | None = None,
 ) -> Generator[None]:
     """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of uvicorn's own."""
+    place of uvicorn's own. Raises `SetupError` for a certificate that cannot be used."""
+    chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
             uvicorn.Config(
@@ -70,10 +84,18 @@ def running(
                 access_log=False,  # an address may hold a token
                 server_header=False,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
+                ssl_certfile=chain,
+                ssl_keyfile=key,
             )
         )
         for app, _ in apps
     ]
+
+    try:
+        for server in servers:
+            server.config.load()
+    except (OSError, ValueError) as error:  # of the certificate
+        raise SetupError(f"{chain} and {key} cannot be used for TLS: {error}") from error
 
     async def all_of_them() -> None:
         pairs = zip(servers, apps, strict=True)

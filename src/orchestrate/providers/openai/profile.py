@@ -148,6 +148,8 @@ PROFILE = Profile(
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
+    output_terms="OpenAI's Services Agreement does not let its output be used to develop models that compete "
+    "with OpenAI's; whether yours do is yours to judge: openai.com/policies/services-agreement, read 2026-11",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     # The days are in several copies of that page.
     gates=(

@@ -1,32 +1,12 @@
-"""Events and metric points in OpenAI's form."""
+"""What the OpenAI host says of a job as it goes on."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-from collections.abc import Sequence
 from typing import Any
 
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.training import Trainer
-from orchestrate.types import MetricPoint
-
-_NAMES = {
-    "train_loss": "train_loss",
-    "train_accuracy": "train_mean_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_accuracy": "valid_mean_token_accuracy",
-}
-
-
-def rendered_points(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
-    """One object per step, under OpenAI's names; the other values keep theirs."""
-    rows: dict[int, dict[str, Any]] = {}
-    for point in points:
-        row = rows.setdefault(point.step, {"step": point.step})
-        row |= {_NAMES.get(name, name): value for name, value in point.values.items()}
-    return [rows[step] for step in sorted(rows)]
+from orchestrate.wire.openai import objects
 
 
 def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
@@ -47,7 +27,7 @@ def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
     if job.trouble is None or (job.failed_at or 0) > job.validated_at:
         say(job.validated_at, "Files validated, moving job to queued state")
     say(job.started_at, "Fine-tuning job started")
-    for row in rendered_points(trainer.metrics(job, now)) if job.started_at else []:
+    for row in objects.metric_rows(trainer.metrics(job, now)) if job.started_at else []:
         step = row["step"]
         at = min(now, _time_of(job, step, now))
         say(
@@ -60,7 +40,7 @@ def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
         say(job.paused_at, "Fine-tuning job paused")
     if job.finished_at is not None and job.phase(now) is Phase.SUCCEEDED:
         for checkpoint in trainer.checkpoints(job, now)[:-1]:
-            name = f"{job.output}:ckpt-step-{checkpoint.step}"
+            name = objects.step_model(job.output, checkpoint.step)
             say(
                 job.finished_at,
                 f"Checkpoint created at step {checkpoint.step}",
@@ -84,28 +64,5 @@ def _time_of(job: Job, step: int, now: float) -> float:
 
 
 def _event(job: Job, at: float, level: str, type: str, message: str, data: dict[str, Any]) -> dict[str, Any]:
-    key = f"{job.id}\n{type}\n{message if type == 'message' else data.get('step')}"
-    return {
-        "object": "fine_tuning.job.event",
-        "id": f"ftevent-{hashlib.sha256(key.encode()).hexdigest()[:24]}",
-        "created_at": int(at),
-        "level": level,
-        "message": message,
-        "type": type,
-        "data": data,
-    }
-
-
-def csv_of(points: list[dict[str, Any]]) -> bytes:
-    names = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for point in points:
-        row = {**point, "train_accuracy": point.get("train_mean_token_accuracy")}
-        writer.writerow(["" if row.get(name) is None else row[name] for name in names])
-    return out.getvalue().encode()
-
-
-def short_hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    key = message if type == "message" else str(data.get("step"))
+    return objects.event(job.id, at, level, message, type=type, data=data, key=key)

@@ -15,13 +15,11 @@ from starlette.routing import BaseRoute
 from orchestrate.files import opener
 from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.openai.bodies import CompleteUpload, CreateUpload
 from orchestrate.sandbox.state import token
-
-MAX_FILE = 536_870_912
-MAX_PART = 67_108_864
-UPLOAD_LIFE_S = 3600
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+from orchestrate.wire.openai import objects
+from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES
+from orchestrate.wire.openai.pages import page_with_ends
+from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload
 
 
 class OpenAIFiles:
@@ -79,18 +77,9 @@ class OpenAIFiles:
         return self.files.add(id, name, purpose, size)
 
     def render(self, file: StoredFile) -> dict[str, Any]:
-        return {
-            "object": "file",
-            "id": file.id,
-            "purpose": file.purpose,
-            "filename": file.name,
-            "bytes": file.bytes,
-            "created_at": int(file.created_at),
-            "expires_at": None,
-            "status": self._status(file),
-            "status_details": None,
-            "sandbox": True,
-        }
+        shown = objects.file(file.id, file.name, file.purpose, file.bytes, file.created_at)
+        own = {"expires_at": None, "status": self._status(file), "status_details": None, "sandbox": True}
+        return {**shown, **own}
 
     def _found(self, id: str) -> StoredFile:
         file = self.files.get(id)
@@ -106,32 +95,15 @@ class OpenAIFiles:
         )
         files, more = page_of(iter(found), limit)
         data = [self.render(file) for file in files]
-        return json_answer(
-            {
-                "object": "list",
-                "data": data,
-                "has_more": more,
-                "first_id": data[0]["id"] if data else None,
-                "last_id": data[-1]["id"] if data else None,
-            }
-        )
+        return json_answer(page_with_ends(data, more=more))
 
     def retrieve(self, request: Request) -> Response:
         id = request.path_params["id"]
         if result := self._result(id):
             name, content = result
-            return json_answer(
-                {
-                    "object": "file",
-                    "id": id,
-                    "purpose": "fine-tune-results",
-                    "filename": name,
-                    "bytes": len(content),
-                    "created_at": int(self.host.clock.now()),
-                    "status": "processed",
-                    "sandbox": True,
-                }
-            )
+            now = self.host.clock.now()
+            shown = objects.file(id, name, objects.RESULTS, len(content), now, sandbox=True)
+            return json_answer(shown)
         return json_answer(self.render(self._found(id)))
 
     def content(self, request: Request) -> Response:
@@ -146,25 +118,15 @@ class OpenAIFiles:
     def delete(self, request: Request) -> Response:
         file = self._found(request.path_params["id"])
         self.files.remove(file.id)
-        return json_answer({"object": "file", "id": file.id, "deleted": True})
+        return json_answer(objects.deleted(file.id, "file"))
 
     # -- uploads in parts ----------------------------------------------------------------------------------
 
     async def create_upload(self, request: Request) -> Response:
         asked = parse(CreateUpload, await json_body(request))
         now = self.host.clock.now()
-        upload = {
-            "id": f"upload_{token()}",
-            "object": "upload",
-            "bytes": asked.bytes,
-            "created_at": int(now),
-            "filename": asked.filename,
-            "purpose": asked.purpose,
-            "status": "pending",
-            "expires_at": int(now) + UPLOAD_LIFE_S,
-            "file": None,
-            "sandbox": True,
-        }
+        made = objects.upload(f"upload_{token()}", asked.filename, asked.purpose, asked.bytes, now)
+        upload = {**made, "sandbox": True}
         self._save(upload)
         return json_answer(upload)
 
@@ -192,12 +154,7 @@ class OpenAIFiles:
             id = f"part_{token()}"
             with open(self.files.path(id), "wb", opener=opener) as out:
                 shutil.copyfileobj(data.file, out)
-        part = {
-            "id": id,
-            "object": "upload.part",
-            "created_at": int(self.host.clock.now()),
-            "upload_id": upload["id"],
-        }
+        part = objects.part(id, upload["id"], self.host.clock.now())
         self.host.state.put(self.host.name, "part", id, part, tag=upload["id"])
         return json_answer(part)
 

@@ -15,31 +15,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
-from orchestrate.sandbox.host import Body, HostError, json_answer, json_body, parse, route
-
-_ERRORS = (
-    "formula_parse_error",
-    "invalid_variable_error",
-    "model_grader_parse_error",
-    "model_grader_refusal_error",
-    "model_grader_server_error",
-    "other_error",
-    "python_grader_runtime_error",
-    "python_grader_server_error",
-    "sample_parse_error",
-    "truncated_observation_error",
-    "unresponsive_reward_error",
-)
-
-
-class Run(Body):
-    grader: dict[str, Any]
-    model_sample: str
-    item: dict[str, Any] | None = None
-
-
-class Validate(Body):
-    grader: dict[str, Any]
+from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
+from orchestrate.wire.openai.graders import graded
+from orchestrate.wire.openai.tuning import RunGrader, ValidateGrader
 
 
 def routes() -> list[BaseRoute]:
@@ -48,13 +26,13 @@ def routes() -> list[BaseRoute]:
 
 
 async def validate(request: Request) -> Response:
-    asked = parse(Validate, await json_body(request))
+    asked = parse(ValidateGrader, await json_body(request))
     _require(asked.grader)
     return json_answer({"grader": asked.grader})
 
 
 async def run(request: Request) -> Response:
-    asked = parse(Run, await json_body(request))
+    asked = parse(RunGrader, await json_body(request))
     _require(asked.grader)
     return json_answer(await run_in_threadpool(_graded, asked))
 
@@ -67,9 +45,9 @@ def _require(grader: dict[str, Any]) -> None:
         raise HostError(400, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 
 
-def _graded(asked: Run) -> dict[str, Any]:
+def _graded(asked: RunGrader) -> dict[str, Any]:
     grader, started = asked.grader, time.monotonic()
-    errors: dict[str, Any] = dict.fromkeys(_ERRORS, False)
+    errors: dict[str, Any] = {}
     reward = 0.0
     if grader.get("type") in ELSEWHERE:
         errors |= {
@@ -85,17 +63,4 @@ def _graded(asked: Run) -> dict[str, Any]:
         with Grader(grader) as graders:
             [grade] = graders.grade([asked.model_sample], [asked.item or {}])
         reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
-    return {
-        "reward": reward,
-        "sub_rewards": {},
-        "model_grader_token_usage_per_model": {},
-        "metadata": {
-            "name": str(grader.get("name") or ""),
-            "type": str(grader.get("type")),
-            "errors": errors,
-            "execution_time": time.monotonic() - started,
-            "scores": {},
-            "token_usage": None,
-            "sampled_model_name": None,
-        },
-    }
+    return graded(grader, reward, errors, time.monotonic() - started)

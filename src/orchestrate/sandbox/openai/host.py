@@ -19,15 +19,17 @@ from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.openai import graders
-from orchestrate.sandbox.openai.bodies import CreateJob, Dpo, Reinforcement
-from orchestrate.sandbox.openai.events import csv_of, events_of, rendered_points, short_hash
+from orchestrate.sandbox.openai.events import events_of
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.openai.permissions import Permissions
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
+from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.errors import error_body
-from orchestrate.wire.openai.pages import page
+from orchestrate.wire.openai.pages import metadata_filter, page
+from orchestrate.wire.openai.pages import page_of as asked_page
+from orchestrate.wire.openai.tuning import CreateJob, Dpo, Reinforcement
 
 MIN_EXAMPLES = 10
 WORDS = {
@@ -221,10 +223,10 @@ class OpenAIHost(Host):
 
     def tuned(self, name: str) -> tuple[Job, int | None]:
         """The job that made a tuned model, and the step when it is a checkpoint's. Raises `HostError` 404."""
-        output, _, step = name.partition(":ckpt-step-")
+        output, step = objects.split_step(name)
         for job in self.jobs(where=("$.output", output)):
             if job.phase(self.clock.now()) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
-                return job, int(step) if step.isdigit() else None
+                return job, step
         raise HostError(
             404, f"The model `{name}` does not exist or you do not have access to it.", code="model_not_found"
         )
@@ -269,16 +271,13 @@ class OpenAIHost(Host):
         ended = job.ended_at(now)
         finish = job.finished_at if not phase.ended and phase is Phase.RUNNING and not job.trained else None
         return {
-            "object": "fine_tuning.job",
-            "id": job.id,
+            **objects.job(job.id),
             "model": job.model,
             "created_at": int(job.created_at),
             "finished_at": int(ended) if ended is not None else None,
             "estimated_finish": int(finish) if finish else None,
             "status": WORDS[phase],
-            "error": {"code": trouble.code, "message": trouble.message, "param": trouble.param}
-            if trouble
-            else {},
+            "error": objects.error(trouble.code, trouble.message, trouble.param) if trouble else {},
             "fine_tuned_model": job.output if succeeded else None,
             "organization_id": organization(),
             "training_file": job.training_file,
@@ -320,9 +319,8 @@ class OpenAIHost(Host):
     def list_jobs(self, request: Request) -> Response:
         limit = number(request, "limit", 20, 1, 100)
         where = None
-        for name, value in request.query_params.items():
-            if name.startswith("metadata[") and name.endswith("]"):
-                where = (f'$.body.metadata."{name[9:-1]}"', value)
+        for name, value in metadata_filter(request).items():
+            where = (f'$.body.metadata."{name}"', value)
         jobs, more = page_of(self.jobs(after=request.query_params.get("after"), where=where), limit)
         return json_answer(page([self.render(job) for job in jobs], more=more))
 
@@ -332,34 +330,25 @@ class OpenAIHost(Host):
     def events(self, request: Request) -> Response:
         job = self._found(request.path_params["id"])
         found = events_of(job, self.clock.now(), self.trainer)
-        return _page(request, list(reversed(found)), default=20)
+        return json_answer(asked_page(request, found[::-1], default=20))
 
     def checkpoints(self, request: Request) -> Response:
         job = self._found(request.path_params["id"])
-        return _page(request, list(reversed(list(self._checkpoints(job)))), default=10)
+        return json_answer(asked_page(request, list(self._checkpoints(job))[::-1], default=10))
 
     def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
         """Oldest first; listed once the job has succeeded."""
         now = self.clock.now()
         if job.phase(now) is not Phase.SUCCEEDED:
             return
-        points = {p["step"]: p for p in rendered_points(self.trainer.metrics(job, now))}
+        points = {p["step"]: p for p in objects.metric_rows(self.trainer.metrics(job, now))}
         found = self.trainer.checkpoints(job, now)
         for place, checkpoint in enumerate(found):
             last = place == len(found) - 1
             metrics = points.get(checkpoint.step, {"step": checkpoint.step})
-            yield {
-                "object": "fine_tuning.job.checkpoint",
-                "id": f"ftckpt_{short_hash(job.id, str(checkpoint.step))}",
-                "created_at": int(checkpoint.at),
-                "fine_tuned_model_checkpoint": job.output
-                if last
-                else f"{job.output}:ckpt-step-{checkpoint.step}",
-                "step_number": checkpoint.step,
-                "fine_tuning_job_id": job.id,
-                "metrics": metrics,
-                "sandbox": True,
-            }
+            name = job.output if last else objects.step_model(job.output, checkpoint.step)
+            shown = objects.checkpoint(job.id, checkpoint.step, checkpoint.at, name, metrics)
+            yield {**shown, "sandbox": True}
 
     def result_file(self, id: str) -> tuple[str, bytes] | None:
         """Name and content of a job's metrics file; `None` when `id` is no such file."""
@@ -368,7 +357,7 @@ class OpenAIHost(Host):
         for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):
             if job.phase(self.clock.now()) is not Phase.SUCCEEDED:
                 return None
-            text = csv_of(rendered_points(self.trainer.metrics(job, self.clock.now())))
+            text = objects.metrics_csv(objects.metric_rows(self.trainer.metrics(job, self.clock.now())))
             return "step_metrics.csv", base64.b64encode(text)
         return None
 
@@ -393,17 +382,6 @@ class OpenAIHost(Host):
             status = WORDS[job.phase(self.clock.now())]
             raise HostError(400, f"Job has status {status} and cannot be {word}", code="invalid_job_status")
         return self._answer(job)
-
-
-def _page(request: Request, newest_first: list[dict[str, Any]], *, default: int) -> Response:
-    limit = number(request, "limit", default, 1, 100)
-    after = request.query_params.get("after")
-    if after:
-        places = [n for n, item in enumerate(newest_first) if item["id"] == after]
-        newest_first = newest_first[places[0] + 1 :] if places else []
-    data = newest_first[:limit]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return json_answer({**page(data, more=len(newest_first) > limit), **ends})
 
 
 def _result_id(job: Job) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +17,8 @@ from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.openai import responses
+from orchestrate.sandbox.state import token
+from orchestrate.wire.openai import objects, responses
 
 
 def organization() -> str:
@@ -80,7 +81,7 @@ class OpenAIModels:
             return True
 
         self.host.change(job.id, mark)
-        return json_answer({"id": id, "object": "model", "deleted": True})
+        return json_answer(objects.deleted(id, "model"))
 
     async def chat(self, request: Request) -> Response:
         asked = answers.parse_chat(await json_body(request))
@@ -88,31 +89,23 @@ class OpenAIModels:
 
     async def respond(self, request: Request) -> Response:
         asked = parse(responses.ResponseRequest, await json_body(request))
-        chat = responses.chat_of(asked)
-        reply = await run_in_threadpool(self._chat, chat)
-        return json_answer(responses.of_chat(asked, json.loads(bytes(reply.body))))
+        if asked.stream:
+            raise HostError(400, "this sandbox does not stream responses", param="stream")
+        reply = await run_in_threadpool(self._chat, answers.parse_chat(responses.chat_body(asked)))
+        chat = json.loads(bytes(reply.body))
+        shown = responses.of_chat(asked, chat, f"resp_{token()}")
+        return json_answer({**shown, "sandbox": True, "sandbox_model": chat["sandbox_model"]})
 
     def _chat(self, asked: answers.ChatRequest) -> Response:
         job, step = self._asked(asked.model)
         return answers.complete(self.host, asked, job, step)
 
 
-def _base_model(id: str, shutdown: Any) -> dict[str, Any]:
-    return {
-        "id": id,
-        "object": "model",
-        "created": int(datetime(2024, 7, 18, tzinfo=UTC).timestamp()),
-        "owned_by": "sandbox",
-        "shutdown_date": shutdown.isoformat() if shutdown else None,
-    }
+def _base_model(id: str, shutdown: date | None) -> dict[str, Any]:
+    created = datetime(2024, 7, 18, tzinfo=UTC).timestamp()
+    return objects.model(id, created, "sandbox", shutdown.isoformat() if shutdown else None)
 
 
 def _tuned_model(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.output,
-        "object": "model",
-        "created": int(job.finished_at or job.created_at),
-        "owned_by": organization(),
-        "shutdown_date": None,
-        "sandbox": True,
-    }
+    shown = objects.model(job.output, job.finished_at or job.created_at, organization(), None)
+    return {**shown, "sandbox": True}

@@ -1,4 +1,4 @@
-"""Create bodies of OpenAI's fine-tuning API, with the ranges that its documentation gives."""
+"""Request bodies of OpenAI's fine-tuning API, with the ranges that its documentation gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrate.sandbox.host import Body
+from orchestrate.wire.bodies import Body
 
 Auto = Literal["auto"]
 
@@ -120,3 +120,19 @@ class CreateUpload(Body):
 class CompleteUpload(Body):
     part_ids: Annotated[list[str], Field(min_length=1)]
     md5: str | None = None
+
+
+class Permit(Body):
+    """Which projects may use a checkpoint."""
+
+    project_ids: list[str] = Field(min_length=1)
+
+
+class RunGrader(Body):
+    grader: dict[str, Any]
+    model_sample: str
+    item: dict[str, Any] | None = None
+
+
+class ValidateGrader(Body):
+    grader: dict[str, Any]

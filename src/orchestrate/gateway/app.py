@@ -1,0 +1,155 @@
+"""The gateway's routes, with what stands before them: who may come, how often, and the log of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.gateway import refusals
+from orchestrate.gateway.calls import anonymous
+from orchestrate.types import AuditEntry, GatewayKey
+from orchestrate.web.guard import Guard
+from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.objects import MAX_FILE
+
+if TYPE_CHECKING:
+    from orchestrate.service.orchestrator import Orchestrator
+
+_log = logging.getLogger(__name__)
+_HEALTH = "/health"
+_READS = ("GET", "HEAD")
+
+
+def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> ASGIApp:
+    """`names`: host names by which it may be asked besides this machine's addresses."""
+    handlers: dict[Any, Any] = {
+        HostError: _told,
+        OrchestrateError: _told,
+        404: _missing,
+        405: _missing,
+        Exception: _broken,
+    }
+    inner = Starlette(routes=list(routes), exception_handlers=handlers)
+    return Guard(_Door(ft, inner), names=names, max_body=MAX_FILE + (1 << 20), refuse=_guarded)
+
+
+class _Door:
+    """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
+
+    def __init__(self, ft: Orchestrator, inner: ASGIApp) -> None:
+        self._ft, self._inner = ft, inner
+        self._keys = ft.store.gateway_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == _HEALTH:
+            await Response('{"status":"ok"}', media_type="application/json")(scope, receive, send)
+            return
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        key, code = None, None
+        try:
+            key = await run_in_threadpool(self._admitted, scope)
+            scope["gateway_key"], scope["state"] = key, {}
+            await self._inner(scope, receive, noting)
+        except HostError as error:
+            code = error.code
+            await refusals.answer(error)(scope, receive, noting)
+        except OrchestrateError as error:
+            await refusals.answer(refusals.refusal_of(error))(scope, receive, noting)
+        finally:
+            if scope["method"] not in _READS or status >= 400:
+                await run_in_threadpool(self._write, scope, key, status, code)
+
+    def _admitted(self, scope: Scope) -> GatewayKey:
+        """Raises `HostError` 401, 429."""
+        given = _bearer(scope)
+        key = self._keys.of(given) if given else None
+        now = self._ft.store.clock.now()
+        if key is None:
+            if self._keys.all():
+                told = "the key is not known here" if given else "a key is needed: Authorization: Bearer KEY"
+                raise _no_key(told)
+            return anonymous(now)
+        if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+            raise _no_key(f"the key {key.name} was {'revoked' if key.revoked_at else 'good until then only'}")
+        if key.per_minute is not None:
+            wait = self._ft.store.watching.take_tokens(
+                f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
+            )
+            if wait:
+                told = f"the key {key.name} may send {key.per_minute} requests a minute"
+                headers = {"retry-after": str(max(1, round(wait)))}
+                raise HostError(
+                    429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
+                )
+        return key
+
+    def _write(self, scope: Scope, key: GatewayKey | None, status: int, code: str | None) -> None:
+        client = scope.get("client")
+        entry = AuditEntry(
+            at=self._ft.store.clock.now(),
+            key=key.name if key else "",
+            method=scope["method"],
+            path=str(scope["path"])[:500],
+            status=status,
+            subject=scope.get("state", {}).get("subject"),
+            code=code,
+            address=client[0] if client else None,
+        )
+        try:
+            self._keys.log(entry)
+        except OrchestrateError as error:
+            _log.warning("the log of the gateway cannot be written: %s", error.message)
+
+
+def _bearer(scope: Mapping[str, Any]) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, key = value.decode("latin-1").partition(" ")
+            return key.strip() if kind.lower() == "bearer" else None
+    return None
+
+
+def _no_key(told: str) -> HostError:
+    headers = {"www-authenticate": "Bearer"}
+    return HostError(401, told, code="invalid_api_key", type="authentication_error", headers=headers)
+
+
+def _guarded(status: int, text: str) -> Response:
+    return refusals.answer(HostError(status, text))
+
+
+def _told(request: Request, error: Exception) -> Response:
+    del request
+    if isinstance(error, HostError):
+        return refusals.answer(error)
+    assert isinstance(error, OrchestrateError)  # noqa: S101  registered for these two only
+    return refusals.answer(refusals.refusal_of(error))
+
+
+def _missing(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    told = f"{request.method} {request.url.path} is not served here"
+    headers: dict[str, str] = getattr(error, "headers", None) or {}
+    return refusals.answer(HostError(status, told, code="not_found", headers=headers))
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    _log.error("%s %s", request.method, request.url.path, exc_info=error)
+    told = f"the gateway failed: {type(error).__name__}; its log says more"
+    return refusals.answer(HostError(500, told, type="server_error"))

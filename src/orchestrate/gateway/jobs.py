@@ -1,0 +1,255 @@
+"""Fine-tuning jobs: made once, shown as they stand, acted on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+from starlette.routing import BaseRoute
+
+from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.gateway import asking, showing, terms
+from orchestrate.gateway.calls import Call, endpoint
+from orchestrate.gateway.files import Files
+from orchestrate.gateway.refusals import no_job, no_model, refusal_of, wrong_state
+from orchestrate.gateway.submitting import Reached, Submitting
+from orchestrate.handle import RunHandle
+from orchestrate.text import count, money
+from orchestrate.tracking.gateway.jobs import Request, Use
+from orchestrate.types import Feature, GatewayJob, Run
+from orchestrate.wire.bodies import HostError, parse
+from orchestrate.wire.openai import objects
+from orchestrate.wire.openai.pages import metadata_filter, number, page, page_of
+from orchestrate.wire.openai.tuning import CreateJob
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.service.orchestrator import Orchestrator
+
+_JOBS = "/v1/fine_tuning/jobs"
+_LONGEST_KEY = 200
+
+
+class Jobs:
+    def __init__(
+        self,
+        ft: Orchestrator,
+        told: terms.Terms,
+        files: Files,
+        submitting: Submitting,
+        reached: Reached = lambda place: None,
+    ) -> None:
+        self._ft, self._terms, self._files, self._submitting = ft, told, files, submitting
+        self._reached = reached
+        self._jobs = ft.store.gateway_jobs
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            endpoint(_JOBS, "POST", self.create),
+            endpoint(_JOBS, "GET", self.listed),
+            endpoint(f"{_JOBS}/{{id}}", "GET", self.retrieve),
+            endpoint(f"{_JOBS}/{{id}}/cancel", "POST", self.cancel),
+            endpoint(f"{_JOBS}/{{id}}/pause", "POST", self.pause),
+            endpoint(f"{_JOBS}/{{id}}/resume", "POST", self.resume),
+            endpoint(f"{_JOBS}/{{id}}/events", "GET", self.events),
+            endpoint(f"{_JOBS}/{{id}}/checkpoints", "GET", self.checkpoints),
+        ]
+
+    # -- creating ------------------------------------------------------------------------------------------
+
+    def create(self, call: Call) -> Any:
+        """Everything that is wrong is told before the job is written down; from then on it is submitted, by
+        this process or by the next one."""
+        request = _request(call)
+        if known := self._jobs.known(request):
+            return self._answer(call, known)
+        asked = parse(CreateJob, call.body)
+        wish, backend, hashes, name = self._wish(call, asked)
+        prepared = self._prepare(wish.spec, backend)
+        quote = prepared.offer(backend).quote
+        id = f"ftjob-{secrets.token_hex(12)}"
+        job = GatewayJob(
+            id=id,
+            key=call.key.name,
+            project=call.project,
+            created_at=self._ft.store.clock.now(),
+            asked=call.body,
+            tuned=f"ft:{name}:{self._terms.organization}:{asked.suffix or ''}:{id[-8:]}",
+            backend=backend,
+            spec=wish.spec.asked(),
+            files=hashes,
+            quote_usd=None if quote.unavailable else quote.high_usd,
+            notes=(*wish.notes, _quoted(prepared, backend)),
+        )
+        self._reached("before-taken")
+        job, new = self._jobs.take(job, request, lambda use: self._allow(call, use, job))
+        self._reached("after-taken")
+        if new:
+            self._submitting.take(job, prepared)
+        return self._answer(call, job)
+
+    def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[str, ...], str]:
+        """What is to be trained, on which backend, on which contents, and the model's own name."""
+        earlier = self._earlier(call, asked.model) if asked.model.startswith("ft:") else None
+        name = earlier.tuned.split(":")[1] if earlier else asked.model
+        known = terms.names(self._terms.models, call.key)
+        target = terms.target_of(name, self._terms.models, call.key)
+        if target is None or (call.key.models and name not in call.key.models):
+            raise no_model(asked.model, known)
+        if call.key.backends and target.backend not in call.key.backends:
+            allowed = ", ".join(call.key.backends)
+            told = f"{asked.model} is on {target.backend} here; this key may use {allowed}"
+            raise HostError(403, told, code="backend_not_allowed", param="model")
+        train = self._files.found(call.project, asked.training_file, "training_file")
+        valid = None
+        if asked.validation_file is not None:
+            valid = self._files.found(call.project, asked.validation_file, "validation_file")
+        for param, file in (("training_file", train), ("validation_file", valid)):
+            if file is not None and file["purpose"] != "fine-tune":
+                told = f"File {file['id']} has purpose {file['purpose']!r}, not 'fine-tune'"
+                raise HostError(422, told, param=param)
+        hashes = [file["sha256"] for file in (train, valid) if file is not None]
+        paths = [str(self._files.contents.path(sha256)) for sha256 in hashes]
+        wish = asking.wish_of(
+            asked, target, paths[0], paths[1] if valid else None, earlier.run_id if earlier else None
+        )
+        return wish, target.backend, tuple(hashes), name
+
+    def _earlier(self, call: Call, name: str) -> GatewayJob:
+        """The job whose model is trained on."""
+        tuned, step = objects.split_step(name)
+        job = self._jobs.of_model(tuned, call.project)
+        if job is None or job.run_id is None or job.model_deleted:
+            raise no_model(name, terms.names(self._terms.models, call.key))
+        if step is not None:
+            told = "training goes on from a finished model, not from one of its checkpoints"
+            raise HostError(422, told, param="model", code="unsupported")
+        return job
+
+    def _prepare(self, spec: Any, backend: str) -> Prepared:
+        """Checked and quoted. Raises `HostError`."""
+        try:
+            self._ft.require(spec, backend)
+            prepared = self._ft.prepare(spec, backend)
+            self._ft.preflight(prepared, backend)
+        except DataError as error:
+            refusal = refusal_of(error)
+            refusal.code, refusal.param = "invalid_training_file", "training_file"
+            raise refusal from error
+        except OrchestrateError as error:
+            raise refusal_of(error) from error
+        return prepared
+
+    def _allow(self, call: Call, use: Use, job: GatewayJob) -> None:
+        """Raises `HostError` above a limit of the key."""
+        key = call.key
+        if key.concurrent is not None and use.open >= key.concurrent:
+            told = (
+                f"{count(use.open, 'job')} of the key {key.name} go on; it may have {key.concurrent} at once"
+            )
+            raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=_NO_RETRY)
+        if key.budget_usd is None:
+            return
+        if job.quote_usd is None:
+            told = f"there is no price for this, so the budget of the key {key.name} cannot be kept"
+            raise HostError(403, told, code="over_budget")
+        left = key.budget_usd - use.usd
+        if job.quote_usd > left:
+            told = f"the quote's high end, {money(job.quote_usd)}, is above what the key {key.name} has left"
+            raise HostError(403, f"{told}, {money(max(left, left * 0))}", code="over_budget")
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def found(self, call: Call) -> tuple[GatewayJob, Run | None]:
+        """Raises `HostError` 404."""
+        id = call.path("id")
+        job = self._jobs.get(id, call.project)
+        if job is None:
+            raise no_job(id)
+        return job, self._submitting.run_of(job)
+
+    def _answer(self, call: Call, job: GatewayJob, run: Run | None = None) -> dict[str, Any]:
+        call.about(job.id)
+        run = run or self._submitting.run_of(job)
+        return showing.job_body(job, run, self._terms.organization)
+
+    def retrieve(self, call: Call) -> Any:
+        return self._answer(call, *self.found(call))
+
+    def listed(self, call: Call) -> Any:
+        limit = number(call.request, "limit", 20, 1, 100)
+        metadata = metadata_filter(call.request)
+        found = self._jobs.listed(call.project, after=call.query("after"), limit=limit + 1, metadata=metadata)
+        runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
+        shown = [
+            showing.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
+            for job in found[:limit]
+        ]
+        return page(shown, more=len(found) > limit)
+
+    def events(self, call: Call) -> Any:
+        job, run = self.found(call)
+        history = self._ft.store.history
+        told = history.events(run.id) if run else []
+        points = history.metrics(run.id) if run else []
+        return page_of(call.request, showing.events(job, run, told, points), default=20)
+
+    def checkpoints(self, call: Call) -> Any:
+        job, run = self.found(call)
+        found: list[dict[str, Any]] = []
+        if run is not None:
+            history = self._ft.store.history
+            found = showing.checkpoints(job, run, history.checkpoints(run.id), history.metrics(run.id))
+        return page_of(call.request, found, default=10)
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, call: Call) -> Any:
+        job, run = self.found(call)
+        status = showing.status_of(job, run)
+        if status in ("succeeded", "failed") or (status == "cancelled" and not job.cancel_asked):
+            raise wrong_state(job, status, "cancelled")
+        if run is not None:
+            self._ft.provider(run.provider).require(Feature.CANCEL)
+        job = self._jobs.change(job.id, lambda job: replace(job, cancel_asked=True))
+        if run is not None and not run.status.terminal:
+            run = RunHandle(self._ft, run).cancel()
+        return self._answer(call, job, run)
+
+    def pause(self, call: Call) -> Any:
+        return self._act(call, "paused", RunHandle.pause)
+
+    def resume(self, call: Call) -> Any:
+        return self._act(call, "resumed", RunHandle.resume)
+
+    def _act(self, call: Call, word: str, act: Callable[[RunHandle], Run]) -> Any:
+        job, run = self.found(call)
+        status = showing.status_of(job, run)
+        if run is None or run.job_id is None or status in ("succeeded", "failed", "cancelled"):
+            raise wrong_state(job, status, word)
+        return self._answer(call, job, act(RunHandle(self._ft, run)))
+
+
+_NO_RETRY = {"x-should-retry": "false"}
+
+
+def _request(call: Call) -> Request:
+    """What tells it from others. Raises `HostError` 422 for a key that is none."""
+    headers = call.request.headers
+    key = headers.get("idempotency-key") or None
+    if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
+        raise HostError(422, f"Idempotency-Key has at most {_LONGEST_KEY} printable characters")
+    retries = headers.get("x-stainless-retry-count", "0")
+    number = int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 6 else 0
+    return Request(call.key.name, hashlib.sha256(call.raw).hexdigest(), number, key)
+
+
+def _quoted(prepared: Prepared, backend: str) -> str:
+    quote = prepared.offer(backend).quote
+    if quote.unavailable:
+        return f"Quote: none ({quote.unavailable})"
+    low, expected, high = (money(usd) for usd in (quote.low_usd, quote.expected_usd, quote.high_usd))
+    return f"Quote: {expected} on {backend}, between {low} and {high}"

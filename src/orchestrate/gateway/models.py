@@ -1,0 +1,204 @@
+"""Models that can be tuned and models that were, who else may use their checkpoints, and graders tried
+out."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+from starlette.routing import BaseRoute
+
+from orchestrate import catalog
+from orchestrate.errors import OrchestrateError
+from orchestrate.gateway import showing, terms
+from orchestrate.gateway.calls import Call, endpoint
+from orchestrate.gateway.refusals import no_model
+from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
+from orchestrate.wire.bodies import HostError, parse
+from orchestrate.wire.openai import objects
+from orchestrate.wire.openai.graders import graded
+from orchestrate.wire.openai.pages import page_with_ends
+from orchestrate.wire.openai.tuning import Permit, RunGrader, ValidateGrader
+
+if TYPE_CHECKING:
+    from orchestrate.service.orchestrator import Orchestrator
+
+_PERMISSION = "permission"
+_PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
+_GRADERS = "/v1/fine_tuning/alpha/graders"
+_CREATED = 1_721_260_800
+"""2024-07-18, of the names that are mapped."""
+
+
+class Models:
+    def __init__(self, ft: Orchestrator, told: terms.Terms) -> None:
+        self._ft, self._terms = ft, told
+        self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            endpoint("/v1/models", "GET", self.listed),
+            endpoint("/v1/models/{id:path}", "GET", self.retrieve),
+            endpoint("/v1/models/{id:path}", "DELETE", self.delete),
+            endpoint(_PERMISSIONS, "POST", self.permit),
+            endpoint(_PERMISSIONS, "GET", self.permissions),
+            endpoint(f"{_PERMISSIONS}/{{id}}", "DELETE", self.forbid),
+            endpoint(f"{_GRADERS}/validate", "POST", validate_grader),
+            endpoint(f"{_GRADERS}/run", "POST", self.run_grader),
+        ]
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def listed(self, call: Call) -> Any:
+        bases = [self._base(name, call.key) for name in terms.names(self._terms.models, call.key)]
+        found = self._jobs.listed(call.project)
+        runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
+        tuned = [
+            self._tuned(job, run)
+            for job in found
+            if (run := runs.get(job.run_id or "")) and _answers(job, run)
+        ]
+        return {"object": "list", "data": [*bases, *tuned]}
+
+    def retrieve(self, call: Call) -> Any:
+        id = call.path("id")
+        if id.startswith("ft:"):
+            job, run, _ = self.made(call.key, id)
+            return {**self._tuned(job, run), "id": id}
+        if id not in terms.names(self._terms.models, call.key):
+            raise no_model(id, terms.names(self._terms.models, call.key))
+        return self._base(id, call.key)
+
+    def delete(self, call: Call) -> Any:
+        """It is not answered for any more; what lies on its backend stays there."""
+        id = call.path("id")
+        if not id.startswith("ft:"):
+            raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
+        job, _, step = self.made(call.key, id)
+        if step is not None or job.project != call.project:
+            raise HostError(403, "Only a whole tuned model of one's own can be deleted")
+        self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
+        call.about(id)
+        return objects.deleted(id, "model")
+
+    def _base(self, name: str, key: GatewayKey) -> dict[str, Any]:
+        target = terms.target_of(name, self._terms.models, key)
+        shutdown = None
+        if target is not None:
+            with suppress(OrchestrateError):
+                profile = self._ft.provider(target.backend).profile
+                host = catalog.resolve(target.model, profile).host
+                shutdown = host.shutdown.isoformat() if host and host.shutdown else None
+        owner = target.backend if target else self._terms.organization
+        return objects.model(name, _CREATED, owner, shutdown)
+
+    def _tuned(self, job: GatewayJob, run: Run) -> dict[str, Any]:
+        base = self._base(job.tuned.split(":")[1], GatewayKey(name="", created_at=job.created_at))
+        made = (run.finished_at or run.updated_at).timestamp()
+        return objects.model(job.tuned, made, self._terms.organization, base["shutdown_date"])
+
+    def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
+        """The job that made a tuned model, its run, and the step when it is a checkpoint's. Raises
+        `HostError` 404."""
+        tuned, step = objects.split_step(name)
+        job = self._jobs.of_model(tuned, key.project) or self._permitted(key, name, tuned)
+        run = None
+        if job is not None and job.run_id is not None:
+            run = self._ft.store.runs.get(job.run_id)
+        if job is None or run is None or not _answers(job, run):
+            raise no_model(name, self._known(key))
+        if key.backends and job.backend not in key.backends:
+            raise HostError(403, f"this key may not use {job.backend}", code="backend_not_allowed")
+        return job, run, step
+
+    def _known(self, key: GatewayKey) -> list[str]:
+        """The names of the tuned models that answer."""
+        found = [job for job in self._jobs.listed(key.project, limit=100) if not job.model_deleted]
+        runs = self._ft.store.runs.of_ids(job.run_id for job in found if job.run_id)
+        done = {run.id for run in runs if run.status is JobStatus.SUCCEEDED}
+        return [job.tuned for job in found if job.run_id in done]
+
+    def _permitted(self, key: GatewayKey, name: str, tuned: str) -> GatewayJob | None:
+        """That of another project, which lets this one use it."""
+        job = self._jobs.of_model(tuned)
+        if job is None:
+            return None
+        for checkpoint in {name, tuned}:
+            for told in self._objects.listed(_PERMISSION, job.project, parent=checkpoint):
+                if told["project_id"] == key.project:
+                    return job
+        return None
+
+    # -- permissions ---------------------------------------------------------------------------------------
+
+    def permit(self, call: Call) -> Any:
+        checkpoint = self._own(call)
+        at = self._ft.store.clock.now().timestamp()
+        made = [
+            objects.permission(f"cp_{secrets.token_hex(12)}", project, at)
+            for project in parse(Permit, call.body).project_ids
+        ]
+        self._objects.add(_PERMISSION, call.project, made, parent=checkpoint)
+        call.about(checkpoint)
+        return page_with_ends(made, more=False)
+
+    def permissions(self, call: Call) -> Any:
+        checkpoint, project = self._own(call), call.query("project_id")
+        found = self._objects.listed(_PERMISSION, call.project, parent=checkpoint)
+        return page_with_ends([p for p in found if project in (None, p["project_id"])], more=False)
+
+    def forbid(self, call: Call) -> Any:
+        self._own(call)
+        id = call.path("id")
+        if self._objects.remove(_PERMISSION, call.project, id) is None:
+            raise HostError(404, f"No permission {id}", code="not_found")
+        call.about(id)
+        return objects.deleted(id, "checkpoint.permission")
+
+    def _own(self, call: Call) -> str:
+        checkpoint = call.path("checkpoint")
+        job, _, _ = self.made(call.key, checkpoint)
+        if job.project != call.project:
+            raise HostError(403, "only its own project says who may use a checkpoint")
+        return checkpoint
+
+    # -- graders -------------------------------------------------------------------------------------------
+
+    def run_grader(self, call: Call) -> Any:
+        """On this machine. What grades elsewhere (models behind an API), and code unless it is allowed here,
+        is answered as a grader that failed: a reward of 0 and the error's name."""
+        asked, begun = parse(RunGrader, call.body), time.monotonic()
+        _require_grader(asked.grader)
+        errors: dict[str, Any] = {}
+        reward = 0.0
+        if asked.grader.get("type") in ELSEWHERE:
+            told = "the gateway asks no model for grades"
+            errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
+        elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
+            told = "not allowed here: --allow-grader-code"
+            errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
+        else:
+            with Grader(asked.grader) as graders:
+                [grade] = graders.grade([asked.model_sample], [asked.item or {}])
+            reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
+        return graded(asked.grader, reward, errors, time.monotonic() - begun)
+
+
+def validate_grader(call: Call) -> Any:
+    asked = parse(ValidateGrader, call.body)
+    _require_grader(asked.grader)
+    return {"grader": asked.grader}
+
+
+def _require_grader(grader: dict[str, Any]) -> None:
+    """Raises `HostError` 422 for what is no grader."""
+    if grader.get("type") not in ELSEWHERE and (reason := refusal(grader, allow_code=True)):
+        raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
+
+
+def _answers(job: GatewayJob, run: Run) -> bool:
+    return not job.model_deleted and showing.status_of(job, run) == "succeeded"

@@ -1,0 +1,100 @@
+"""Refusals, so that a client's next step is the right one.
+
+The official clients send a request again after 408, 409, 429 and 5xx, and one that many use sends it again
+for ever after a 400. So what will not pass by itself is 403, 404 or 422, and says so in a header.
+"""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+
+from orchestrate.errors import (
+    DataError,
+    NotFound,
+    OrchestrateError,
+    OtherAccount,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    SetupError,
+    StoreError,
+    TrainingClosed,
+    Unsupported,
+)
+from orchestrate.types import GatewayJob, Problem, Severity
+from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.errors import error_body
+
+_SHOWN = 10
+"""Of the rows that are wrong."""
+
+
+def answer(error: HostError) -> JSONResponse:
+    passes = error.status == 429 or error.status >= 500
+    status = 422 if error.status in (400, 409) else error.status
+    headers = {"x-should-retry": "true" if passes else "false", **error.headers}
+    return JSONResponse(error_body(error), status, headers=headers)
+
+
+def refusal_of(error: OrchestrateError) -> HostError:
+    """In the API's form, with what to do."""
+    told = sentence(error)
+    status, code = _kind(error)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    wait = getattr(error, "retry_after_s", None)
+    headers = {"retry-after": str(max(1, round(wait)))} if isinstance(wait, int | float) else {}
+    return HostError(status, told, code=code, type=kind, headers=headers)
+
+
+def sentence(error: OrchestrateError) -> str:
+    """What is wrong, where, and what to do."""
+    if not isinstance(error, DataError):
+        return error.message if error.fix is None else f"{error.message}\n{error.fix}"
+    wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
+    return "\n".join([error.message, *map(_problem, wrong[:_SHOWN])])
+
+
+def _problem(problem: Problem) -> str:
+    row = "" if problem.row is None else f"row {problem.row}: "
+    field = f"{problem.field}: " if problem.field else ""
+    return f"  {row}{field}{problem.message}{f' ({problem.fix})' if problem.fix else ''}"
+
+
+def _kind(error: OrchestrateError) -> tuple[int, str]:
+    if error.retryable or (isinstance(error, StoreError)):
+        return 503, "unavailable"
+    match error:
+        case OverBudget():
+            return 403, "over_budget"
+        case TrainingClosed():
+            return 403, "training_closed"
+        case PermissionRefused() | OtherAccount() | SetupError():
+            return 403, "backend_refused"
+        case NotFound():
+            return 404, "not_found"
+        case OutcomeUnknown():
+            return 503, "outcome_unknown"
+        case Unsupported():
+            return 422, "unsupported"
+        case _:
+            return 422, "invalid_request"
+
+
+def no_file(id: str, param: str = "id") -> HostError:
+    return HostError(404, f"No such File object: {id}", param=param, code="file_not_found")
+
+
+def no_job(id: str) -> HostError:
+    told = f"Could not find fine tune: {id}"
+    return HostError(404, told, code="fine_tune_not_found", param="fine_tuning_job_id")
+
+
+def no_model(name: str, known: list[str]) -> HostError:
+    told = f"The model `{name}` does not exist here or you do not have access to it"
+    some = ", ".join(known[:20]) or "none"
+    return HostError(404, f"{told}; there are: {some}", code="model_not_found", param="model")
+
+
+def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
+    told = f"Job {job.id} has status {status} and cannot be {verb}"
+    return HostError(422, told, code="invalid_job_status")

@@ -1,0 +1,262 @@
+"""Jobs on their way to their runs: each is submitted once, by whichever worker comes to it, and goes on after
+a kill. Ends are told to a webhook."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from orchestrate.errors import DataError, OrchestrateError, OutcomeUnknown, ProviderError, StoreError
+from orchestrate.gateway import showing
+from orchestrate.gateway.files import Contents
+from orchestrate.gateway.refusals import sentence
+from orchestrate.gateway.terms import Terms
+from orchestrate.handle import RunHandle
+from orchestrate.spec import JobSpec
+from orchestrate.tracking.channels import NotDelivered, Webhook
+from orchestrate.tracking.leases import LeaseHeld
+from orchestrate.tracking.sweep import fetch_details
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import GatewayJob, JobError, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.tracking import Watcher
+
+_log = logging.getLogger(__name__)
+_TURN_S = 0.5
+_LEASE_S = 30.0
+_MOST_ATTEMPTS = 6
+_TELL_FOR = timedelta(days=1)
+_DETAILS_FOR = timedelta(minutes=1)
+Reached = Callable[[str], object]
+
+
+class Submitting:
+    """Starts with `start`, ends with `close`. Many of them, in many processes, may work on one store."""
+
+    def __init__(
+        self,
+        ft: Orchestrator,
+        terms: Terms,
+        contents: Contents,
+        watcher: Watcher,
+        reached: Reached = lambda place: None,
+    ) -> None:
+        """`reached` is told where a submit stands: tests kill the process there."""
+        self._ft, self._terms, self._contents, self._watcher = ft, terms, contents, watcher
+        self._reached = reached
+        self._jobs, self._runs = ft.store.gateway_jobs, ft.store.runs
+        self._prepared: dict[str, Prepared] = {}
+        self._at_work: set[str] = set()
+        self._failed_tells: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._stop, self._woken = threading.Event(), threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=terms.threads, thread_name_prefix="submitting")
+        self._threads = [
+            threading.Thread(target=self._watch, daemon=True, name="gateway-watcher"),
+            threading.Thread(target=self._turns, daemon=True, name="gateway-jobs"),
+        ]
+        url, secret = terms.webhook_url, terms.webhook_secret
+        self._webhook = Webhook(url, secret) if url else None
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """What is being sent is waited for; the rest goes on when a worker is there again."""
+        self._stop.set()
+        self._woken.set()
+        self._watcher.wake()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(15)
+
+    def take(self, job: GatewayJob, prepared: Prepared) -> None:
+        """A new one, with what was read and quoted for it already."""
+        self._prepared[job.id] = prepared
+        self._begin(job)
+
+    def run_of(self, job: GatewayJob) -> Run | None:
+        return self._runs.of_key(job.run_key)
+
+    # -- turns ---------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        with suppress(StoreError):
+            self._watcher.run(self._stop)
+
+    def _turns(self) -> None:
+        while not self._stop.is_set():
+            try:
+                for job in self._jobs.unended():
+                    self._look(job)
+            except StoreError as error:
+                _log.warning("%s", error.message)
+            self._woken.wait(_TURN_S)
+            self._woken.clear()
+
+    def _look(self, job: GatewayJob) -> None:
+        if self._due(job, self.run_of(job)):
+            self._begin(job)
+
+    def _due(self, job: GatewayJob, run: Run | None) -> bool:
+        """Whether there is something to do about it now."""
+        if job.ended_at is not None:
+            return self._ft.store.clock.uptime().seconds >= self._failed_tells.get(job.id, (0, 0.0))[1]
+        if job.again_at is not None:
+            return job.again_at <= self._ft.store.clock.now()
+        if job.error is not None or run is None or run.phase in UNSENT or run.id != job.run_id:
+            return True
+        return run.status.terminal
+
+    def _begin(self, job: GatewayJob) -> None:
+        with self._lock:
+            if job.id in self._at_work or self._stop.is_set():
+                return
+            self._at_work.add(job.id)
+        try:
+            self._pool.submit(self._work, job.id)
+        except RuntimeError:  # it is being closed
+            self._at_work.discard(job.id)
+
+    def _work(self, id: str) -> None:
+        try:
+            with self._ft.store.leases.hold(f"gateway:{id}", _LEASE_S):
+                self._step(id)
+        except LeaseHeld:
+            pass  # another worker is at it
+        except OrchestrateError as error:
+            _log.warning("%s: %s", id, error.message)
+        except Exception:  # noqa: BLE001  a defect must not leave the job without an end
+            _log.exception("%s", id)
+            failed = JobError(message="the gateway failed; its log says why", code="server_error")
+            with suppress(OrchestrateError):
+                self._jobs.change(id, lambda job: replace(job, error=failed))
+        finally:
+            self._at_work.discard(id)
+            self._woken.set()
+
+    # -- one job -------------------------------------------------------------------------------------------
+
+    def _step(self, id: str) -> None:
+        job = self._jobs.get(id)
+        run = self.run_of(job) if job else None
+        if job is None or job.told or not self._due(job, run):
+            return
+        if run is not None and run.id != job.run_id:
+            job = self._jobs.change(id, lambda job: replace(job, run_id=run.id))
+        unsent = run is None or run.phase in UNSENT
+        over = run.status.terminal if run else job.cancel_asked
+        if job.ended_at is not None or job.error is not None or (over and job.again_at is None):
+            self._end(job, run)
+        elif run is not None and unsent and job.cancel_asked:
+            RunHandle(self._ft, run).cancel()
+        elif unsent or job.again_at is not None:
+            self._submit(job)
+
+    def _submit(self, job: GatewayJob) -> None:
+        if job.again_at is not None:
+            job = self._jobs.change(job.id, lambda job: replace(job, again_at=None, attempt=job.attempt + 1))
+        self._reached("before-submit")
+        try:
+            run = self._run(job)
+        except OutcomeUnknown:
+            run = self.run_of(job)  # the watcher settles it
+        except OrchestrateError as error:
+            self._refused(job, error)
+            return
+        finally:
+            self._prepared.pop(job.id, None)
+        self._reached("after-submit")
+        if run is not None:
+            job = self._jobs.change(job.id, lambda job: replace(job, run_id=run.id))
+            self._watcher.wake()
+            if job.cancel_asked:
+                RunHandle(self._ft, run).cancel()
+
+    def _run(self, job: GatewayJob) -> Run:
+        spec = JobSpec.parse(job.spec)
+        prepared = self._prepared.get(job.id) or self._ft.prepare(spec, job.backend)
+        self._reached("prepared")
+        return self._ft.submit(
+            prepared, job.backend, idempotency_key=job.run_key, again=True, agree=lambda live: False
+        ).record
+
+    def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
+        """What may pass is tried again, in a run of its own: the refused one certainly made no job."""
+        run = self.run_of(job)
+        gone = run is None or run.phase is SubmitPhase.REFUSED
+        if isinstance(error, LeaseHeld) or not gone:
+            return
+        if error.retryable and job.attempt < _MOST_ATTEMPTS and isinstance(error, ProviderError):
+            wait = max(error.retry_after_s or 0.0, min(2.0 ** (job.attempt + 1), 60.0))
+            at = self._ft.store.clock.now() + timedelta(seconds=wait)
+            self._jobs.change(job.id, lambda job: replace(job, again_at=at))
+            return
+        param = "training_file" if isinstance(error, DataError) else None
+        code = getattr(error, "code", None) or ("invalid_training_file" if param else "refused")
+        failed = JobError(message=sentence(error), code=str(code), param=param)
+        self._jobs.change(job.id, lambda job: replace(job, error=failed))
+
+    # -- ends ----------------------------------------------------------------------------------------------
+
+    def _end(self, job: GatewayJob, run: Run | None) -> None:
+        if job.ended_at is None:
+            if run is not None and not self._complete(run):
+                return
+            now = self._ft.store.clock.now()
+            job = self._jobs.change(job.id, lambda job: replace(job, ended_at=now))
+            for sha256 in job.files:
+                self._contents.release(sha256)
+        if self._told(job, run):
+            self._jobs.change(job.id, lambda job: replace(job, told=True))
+
+    def _complete(self, run: Run) -> bool:
+        """Whether the last events, metrics and checkpoints are here, or will not come in reasonable time."""
+        store = self._ft.store
+        if run.job_id is None or store.runs.is_closed(run.id):
+            return True
+        try:
+            fetch_details(store, self._ft.provider(run.provider), run)
+        except OrchestrateError as error:
+            _log.warning("%s: %s", run.id, error.message)
+            return store.clock.now() - (run.finished_at or run.updated_at) > _DETAILS_FOR
+        return True
+
+    def _told(self, job: GatewayJob, run: Run | None) -> bool:
+        """Whether the webhook knows of the end, or never will."""
+        if self._webhook is None:
+            return True
+        clock = self._ft.store.clock
+        tries, _ = self._failed_tells.get(job.id, (0, 0.0))
+        ended = run.finished_at or run.updated_at if run else job.created_at
+        status = showing.status_of(job, run)
+        event = {
+            "id": f"evt_{job.id.removeprefix('ftjob-')}{status}",
+            "object": "event",
+            "created_at": showing.seconds(ended),
+            "type": f"fine_tuning.job.{status}",
+            "data": {"id": job.id},
+        }
+        try:
+            self._webhook.send_message(event)
+        except NotDelivered as error:
+            _log.warning("%s: %s", job.id, error.message)
+            if clock.now() - ended > _TELL_FOR:
+                return True
+            wait = min(2.0**tries, 600.0)
+            self._failed_tells[job.id] = (tries + 1, clock.uptime().seconds + wait)
+            return False
+        self._failed_tells.pop(job.id, None)
+        return True

@@ -1,0 +1,114 @@
+"""How the gateway runs: which model stands behind a name that clients ask for, and where it answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrate.errors import ConfigError
+from orchestrate.keys import Secret
+from orchestrate.types import GatewayKey
+from orchestrate.web.server import LOOPBACK
+
+DEFAULT = "default"
+"""Stands for every name that is not in the map."""
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
+
+class Target(BaseModel):
+    """What stands behind a name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: str
+    model: str
+    base_learning_rate: float | None = Field(default=None, gt=0)
+    """What a learning-rate multiplier of 1 means; without it the backend says."""
+    settings: dict[str, Any] = {}
+    """Further fields of the spec: `{adapter: qlora}`."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    files: str | None = None
+    webhook_url: str | None = None
+    models: dict[str, Target] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Build with `read`."""
+
+    host: str = LOOPBACK
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    """Further host names by which it may be asked."""
+    behind_proxy: bool = False
+    """Something before it speaks TLS, and it may be reached by others."""
+    certificate: tuple[Path, Path] | None = None
+    """Certificate and key, as PEM files: it speaks TLS itself."""
+    organization: str = "orchestrate"
+    models: Mapping[str, Target] = field(default_factory=dict[str, Target])
+    files: Path
+    """The folder of uploaded files; workers of one store share it."""
+    webhook_url: str | None = None
+    webhook_secret: Secret | None = None
+    threads: int = 4
+    """Jobs that are submitted at once."""
+    grace_s: float = 10.0
+
+
+def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Terms:
+    """Of the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
+    try:
+        told = _Table.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("gateway", *first["loc"]))
+        raise ConfigError(f"{where}: {place}: {first['msg']}") from error
+    files = Path(told.files).expanduser() if told.files else home / "gateway"
+    return Terms(
+        organization=told.organization,
+        models=told.models,
+        files=files,
+        webhook_url=told.webhook_url,
+        **more,
+    )
+
+
+def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Target | None:
+    """By the key's own names, the configuration's, without the date, and by default. `None`: unknown."""
+    own = {name: parse_target(told) for name, told in key.map.items()}
+    for known in (own, models):
+        for name in (asked, _DATE.sub("", asked)):
+            if name in known:
+                return known[name]
+        for name, target in known.items():
+            if _DATE.sub("", name) == asked:
+                return target
+    return own.get(DEFAULT) or models.get(DEFAULT)
+
+
+def parse_target(told: str) -> Target:
+    """`backend:model`. Raises `ConfigError`."""
+    backend, colon, model = told.partition(":")
+    if not colon or not backend or not model:
+        raise ConfigError(f"{told!r} is no BACKEND:MODEL", fix="as in together:qwen3-8b")
+    return Target(backend=backend, model=model)
+
+
+def names(models: Mapping[str, Target], key: GatewayKey) -> list[str]:
+    """All that a client may ask to tune."""
+    every = dict.fromkeys([*key.map, *models])
+    return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]
+
+
+def table(values: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", values) if isinstance(values, dict) else {}

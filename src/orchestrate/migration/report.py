@@ -1,0 +1,258 @@
+"""A migration as a table for a terminal, as HTML, Markdown and JSON: what to decide by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate import text
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.flips import Flips
+from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target
+from orchestrate.reports import html, sections
+from orchestrate.reports.quotes import markdown_table, markdown_text
+from orchestrate.reports.scores import CONTENDER_HEAD, contender_rows, interval
+from orchestrate.text import inert, inert_json
+from orchestrate.types import MetricUsed, Record
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table"}
+CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
+CHANGE_HEAD = ("what", "", "was", "becomes", "why")
+PARITY_HEAD = ("backend", "model", "on", "metric", "old", "new", "difference (95%)", "prompts", "parity")
+_MARKS = {"holds": "✓ holds", "does not hold": "✗ does not hold", "not shown": "? not shown"}
+
+
+class MigrationReport(Record, frozen=True, kw_only=True):
+    migration: Migration
+    flips: tuple[Flips, ...] = ()
+
+    def table(self) -> RenderableType:
+        """For a terminal: the verdict last, where it is read."""
+        return terminal(self.migration)
+
+    def render(self, format: str) -> str:
+        """As text in which nothing acts on a terminal: table, md, html, json. Raises `UsageError`."""
+        if format == "json":
+            return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        if format == "html":
+            return inert(page(self.migration, self.flips))
+        if format == "md":
+            return inert(markdown(self.migration))
+        if format == "table":
+            from orchestrate.reports.terminal import plain_text
+
+            return inert(plain_text(self.table()))
+        raise UsageError(f"a migration is written as table, md, html, json; got {format!r}")
+
+    def save(self, path: str | Path) -> Path:
+        """The file's ending decides: .html, .md, .json, .txt. Raises `UsageError`."""
+        target = Path(path)
+        format = _ENDINGS.get(target.suffix.lower())
+        if format is None:
+            raise UsageError(
+                f"{target.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format"
+            )
+        target.write_text(self.render(format), encoding="utf-8", newline="")
+        return target
+
+
+# -- in words ----------------------------------------------------------------------------------------------
+
+
+def headline(proposal: Proposal) -> str:
+    end = f", silent after {proposal.silent_on} ({proposal.days_left} days)" if proposal.silent_on else ""
+    return f"{proposal.tuned_model or proposal.run_id}: {proposal.model} on {proposal.provider}{end}"
+
+
+def findings(migration: Migration) -> list[str]:
+    """Where parity holds, where it does not, and where too few prompts decide."""
+    found: list[str] = []
+    for moved in migration.moved:
+        who = f"{moved.model} on {moved.provider}"
+        if moved.problem is not None:
+            found.append(f"{who}: {moved.problem}.")
+            continue
+        for word in ("holds", "does not hold", "not shown"):
+            where = [_where(part) for part in moved.parts if part.parity == word]
+            if where:
+                found.append(f"{who}: parity {word} {text.joined(where)}.")
+        share = f"{moved.same_answers:,} of {moved.prompts:,}"
+        found.append(f"{who} gives the very same answer as the old model to {share} prompts.")
+    for one in migration.forgotten:
+        if one.forgotten:
+            names = text.joined([r.probe for r in one.forgotten])
+            found.append(f"run {one.run_id} forgot what its base could: {names}.")
+    return found
+
+
+def _where(part: Part) -> str:
+    return f"on {part.slice}" if part.slice else "on all prompts"
+
+
+def candidate_rows(proposal: Proposal) -> list[tuple[str, ...]]:
+    """Under `CANDIDATE_HEAD`."""
+    rows: list[tuple[str, ...]] = []
+    for target in proposal.targets:
+        for one in target.candidates:
+            rows.append(_candidate(target, one))
+        if not target.candidates:
+            rows.append((target.provider, "-", "-", "-", "-", target.refused or ""))
+    return rows
+
+
+def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
+    quote = one.quote
+    price = "no price" if quote.unavailable else text.money(quote.expected_usd)
+    chosen = " (taken)" if one.suited.model == target.model else ""
+    why = "; ".join(one.suited.reasons)
+    if one.against:
+        why += "; AGAINST: " + "; ".join(one.against)
+    monthly = text.money(one.monthly_usd) if one.monthly_usd is not None else "-"
+    served = one.serving or one.unserved or ""
+    return (target.provider, one.suited.model + chosen, price, monthly, served, why)
+
+
+def change_rows(target: Target) -> list[tuple[str, ...]]:
+    """Under `CHANGE_HEAD`; what neither side was asked is left out."""
+    return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
+
+
+def parity_rows(migration: Migration) -> list[tuple[str, ...]]:
+    """Under `PARITY_HEAD`."""
+    evaluation = migration.evaluation
+    if evaluation is None:
+        return []
+    metric = evaluation.metrics[0]
+    return [_parity(moved, part, metric) for moved in migration.moved for part in moved.parts]
+
+
+def _parity(moved: Moved, part: Part, metric: MetricUsed) -> tuple[str, ...]:
+    return (
+        moved.provider,
+        moved.model,
+        part.slice or "all",
+        metric.name,
+        f"{part.old.value:.3f}",
+        f"{part.new.value:.3f}",
+        interval(metric, part.difference, signed=True),
+        f"{part.difference.n:,}",
+        _MARKS[part.parity],
+    )
+
+
+def margin_told(proposal: Proposal) -> str:
+    held = proposal.held_out
+    by = f"{text.count(held.rows, 'row')} of {held.path} ({held.origin})" if held else "nothing"
+    return (
+        f"Parity: worse by no more than {100 * proposal.margin:g} points of a hundred, by the whole 95% "
+        f"interval of the difference. Judged by {by}; the old model answered {proposal.old}."
+    )
+
+
+# -- forms -------------------------------------------------------------------------------------------------
+
+
+def proposal_table(proposal: Proposal) -> RenderableType:
+    """What is proposed, for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from orchestrate.reports.terminal import listed
+
+    parts: list[RenderableType] = [
+        Text(headline(proposal), style="bold"),
+        listed(CANDIDATE_HEAD, candidate_rows(proposal)),
+        Text(f"served at {proposal.traffic}", style="dim"),
+    ]
+    for target in proposal.targets:
+        if target.model is not None:
+            parts += [Text(f"\n{target.provider}: {target.model}", style="bold")]
+            parts += [listed(CHANGE_HEAD, change_rows(target))]
+        if target.refused:
+            parts += [Text(f"{target.provider} would refuse it: {target.refused}", style="red")]
+    if proposal.held_out is not None:
+        parts.append(Text(f"\n{margin_told(proposal)}", style="dim"))
+    return Group(*parts)
+
+
+def terminal(migration: Migration) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from orchestrate.reports.terminal import listed
+
+    parts: list[RenderableType] = [Text(headline(migration.proposal), style="bold")]
+    if migration.evaluation is not None:
+        parts += [
+            listed(PARITY_HEAD, parity_rows(migration)),
+            Text(),
+            listed(CONTENDER_HEAD, contender_rows(migration.evaluation)),
+            Text(f"\n{margin_told(migration.proposal)}", style="dim"),
+        ]
+    parts += [Text(note, style="dim") for note in migration.notes]
+    parts += [Text(line) for line in findings(migration)]
+    return Group(*parts)
+
+
+def markdown(migration: Migration) -> str:
+    parts = [f"# {markdown_text(headline(migration.proposal))}"]
+    parts.append("\n".join(f"- {markdown_text(line)}" for line in findings(migration)))
+    if migration.evaluation is not None:
+        parts.append(margin_told(migration.proposal))
+        parts.append(markdown_table(PARITY_HEAD, parity_rows(migration)))
+        parts.append(markdown_table(CONTENDER_HEAD, contender_rows(migration.evaluation)))
+    parts.append("## What changes")
+    for target in migration.proposal.targets:
+        parts.append(f"### {target.provider}: {target.model or 'nowhere'}")
+        parts.append(markdown_table(CHANGE_HEAD, change_rows(target)))
+    return "\n\n".join(parts) + "\n"
+
+
+def page(migration: Migration, flips: Sequence[Flips]) -> str:
+    """One file: no network, no script. Everything that came from outside is escaped."""
+    proposal = migration.proposal
+    sandbox = (
+        any("sandbox" in c.served_by for c in migration.evaluation.contenders)
+        if (migration.evaluation is not None)
+        else False
+    )
+    body = [
+        f"<h1>{escape(headline(proposal))}</h1>",
+        f'<p class="when">orchestrate, {migration.at:%Y-%m-%d %H:%M} UTC</p>',
+        _SANDBOX if sandbox else "",
+        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in findings(migration)) + "</ul>",
+        f"<p>{escape(margin_told(proposal))}</p>",
+    ]
+    if migration.evaluation is not None:
+        body += [
+            "<h2>Where parity holds</h2>",
+            sections.table(PARITY_HEAD, parity_rows(migration)),
+            "<h2>Answers side by side</h2>",
+            sections.evaluation(migration.evaluation, flips),
+        ]
+    if migration.forgotten:
+        body.append("<h2>What the new models forgot</h2>")
+        body += [f"<h3>{escape(one.run_id)}</h3>{sections.regression(one)}" for one in migration.forgotten]
+    body.append("<h2>What changes</h2>")
+    for target in proposal.targets:
+        body.append(f"<h3>{escape(target.provider)}: {escape(target.model or 'nowhere')}</h3>")
+        body.append(sections.table(CHANGE_HEAD, change_rows(target)))
+        if target.refused:
+            body.append(f"<p>Refused: {escape(target.refused)}</p>")
+    body.append("<h2>What was to choose from</h2>")
+    body.append(sections.table(CANDIDATE_HEAD, candidate_rows(proposal)))
+    body.append(f"<p>Served at {escape(proposal.traffic)}.</p>")
+    body.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in migration.notes) + "</ul>")
+    return html.document(f"Migration of {proposal.run_id}", "\n".join(part for part in body if part))
+
+
+_SANDBOX = (
+    '<div class="sandbox" role="note"><strong>SANDBOX</strong> Some of these models were trained by a local '
+    "stand-in on a tiny model, not by the host named. Nothing was billed.</div>"
+)

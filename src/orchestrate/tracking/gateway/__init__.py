@@ -1,0 +1,1 @@
+"""What the gateway keeps in the store: its clients' keys, files and jobs, and who did what."""

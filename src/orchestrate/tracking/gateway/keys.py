@@ -1,0 +1,95 @@
+"""The clients' keys, kept as hashes, and the log of what was done with them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime
+
+from msgspec.structs import replace
+from sqlalchemy import select
+
+from orchestrate.errors import UsageError
+from orchestrate.tracking import schema
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import Database
+from orchestrate.types import AuditEntry, GatewayKey
+
+PREFIX = "orc-gw-"
+
+
+class GatewayKeys:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, key: GatewayKey) -> str:
+        """A new key; it cannot be shown again. Raises `UsageError` for a name that is taken."""
+        if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
+            raise UsageError("a key's name, whose it is, has 1 to 64 characters")
+        made = PREFIX + secrets.token_urlsafe(32)
+        values = {"name": key.name, "hash": hashed(made), "record": key.to_json().decode()}
+        insert = self._db.insert(schema.gateway_keys).values(**values)
+        with self._db.writing() as connection:
+            done = connection.execute(
+                insert.on_conflict_do_nothing().returning(schema.gateway_keys.c.name)
+            ).scalar()
+        if done is None:
+            raise UsageError(
+                f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
+                fix="another name",
+            )
+        return made
+
+    def of(self, given: str) -> GatewayKey | None:
+        """Whose key it is, revoked or not."""
+        query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.hash == hashed(given))
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else GatewayKey.from_json(row)
+
+    def named(self, name: str) -> GatewayKey | None:
+        query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.name == name)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else GatewayKey.from_json(row)
+
+    def all(self) -> list[GatewayKey]:
+        """By name, the revoked ones too."""
+        query = select(schema.gateway_keys.c.record).order_by(schema.gateway_keys.c.name)
+        with self._db.reading() as connection:
+            return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
+
+    def revoke(self, name: str, at: datetime) -> GatewayKey:
+        """Raises `UsageError` for a name without a key."""
+        known = self.named(name)
+        if known is None:
+            names = ", ".join(key.name for key in self.all()) or "none"
+            raise UsageError(f"no key is called {name!r}; there are: {names}")
+        revoked = replace(known, revoked_at=known.revoked_at or at)
+        table = schema.gateway_keys
+        with self._db.writing() as connection:
+            connection.execute(
+                table.update().where(table.c.name == name).values(record=revoked.to_json().decode())
+            )
+        return revoked
+
+    # -- the log -------------------------------------------------------------------------------------------
+
+    def log(self, entry: AuditEntry) -> None:
+        values = {"at": stamp(entry.at), "key": entry.key, "record": entry.to_json().decode()}
+        with self._db.writing() as connection:
+            connection.execute(schema.gateway_audit.insert().values(values))
+
+    def entries(self, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
+        """The last ones, oldest first."""
+        table = schema.gateway_audit
+        query = select(table.c.record).order_by(table.c.seq.desc()).limit(limit)
+        if key is not None:
+            query = query.where(table.c.key == key)
+        with self._db.reading() as connection:
+            return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
+
+
+def hashed(key: str) -> str:
+    """Keys are random, so one round without salt is enough."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,85 @@
+"""What the gateway keeps: the jobs that its clients asked for, and who may ask."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from orchestrate.types.jobs import JobError
+from orchestrate.types.record import Record
+
+
+class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A client of the gateway. Limits that are `None`, and empty lists, allow all."""
+
+    name: str
+    created_at: datetime
+    project: str = "default"
+    """Keys of one project see the same files, jobs and models."""
+    backends: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """Names that clients may ask for."""
+    map: dict[str, str] = {}
+    """Names of this key's own, before those of the configuration: name -> `backend:model`."""
+    budget_usd: Decimal | None = None
+    """Over all its jobs: their bills, and of those that go on the quotes' high ends."""
+    per_minute: int | None = None
+    """Requests."""
+    concurrent: int | None = None
+    """Jobs that have not ended."""
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A job as a client asked for it; how it stands, its run says."""
+
+    id: str
+    key: str
+    """Name of the client's key."""
+    project: str
+    created_at: datetime
+    asked: dict[str, Any]
+    """The create request's body."""
+    tuned: str
+    """The name of the model that it is to make."""
+    backend: str
+    spec: dict[str, Any]
+    files: tuple[str, ...] = ()
+    """sha256 of the contents that are trained on."""
+    quote_usd: Decimal | None = None
+    """The quote's high end."""
+    notes: tuple[str, ...] = ()
+    """What was decided about it, told as its first events."""
+    run_id: str | None = None
+    attempt: int = 0
+    """How many runs of it were refused for a reason that passes."""
+    again_at: datetime | None = None
+    error: JobError | None = None
+    """Why it has no run."""
+    cancel_asked: bool = False
+    ended_at: datetime | None = None
+    told: bool = False
+    """Its end, to the webhook, where there is one."""
+    model_deleted: bool = False
+
+    @property
+    def run_key(self) -> str:
+        """The idempotency key of its run."""
+        return self.id if not self.attempt else f"{self.id}.{self.attempt}"
+
+
+class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A request that changed something, or was refused."""
+
+    at: datetime
+    key: str
+    method: str
+    path: str
+    status: int
+    subject: str | None = None
+    """The id of what was made or changed."""
+    code: str | None = None
+    """Of the refusal."""
+    address: str | None = None

@@ -1,0 +1,107 @@
+"""A gateway with a store of its own, over the sandbox's hosts and this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from tests.paths import TINY
+
+from orchestrate import config, watching
+from orchestrate.gateway import running, terms
+from orchestrate.sandbox import running as sandbox_running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.service.orchestrator import Orchestrator
+
+ASKED = "gpt-4o-mini-2024-07-18"
+MODELS: dict[str, Any] = {
+    ASKED: {"backend": "together", "model": "qwen3-8b"},
+    "gpt-4.1-mini-2025-04-14": {"backend": "fireworks", "model": "qwen3-8b", "base_learning_rate": 1e-4},
+    "gpt-4.1-nano-2025-04-14": {
+        "backend": "local",
+        "model": str(TINY),
+        "settings": {"provider_options": {"local": {"threads": 1}}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Gateway:
+    ft: Orchestrator
+    url: str
+
+    def client(self, key: str = "any", **more: Any) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, **{"max_retries": 0, **more})
+
+    def http(self, key: str = "any") -> httpx.Client:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    home = tmp_path_factory.mktemp("hosts")
+    with sandbox_running(home=home, train=False, speed=50, waits=Durations(file=0)) as found:
+        yield found
+
+
+@contextmanager
+def gateway_of(
+    home: Path, env: dict[str, str], table: dict[str, Any] | None = None, **more: Any
+) -> Iterator[Gateway]:
+    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
+    settings = config.load(env={**env, **own}, cwd=home)
+    with Orchestrator(settings) as ft:
+        told = terms.read({"models": MODELS, **(table or {})}, home, "here", port=0, **more)
+        with running.serve(ft, told, watching.watcher(ft)) as up:
+            yield Gateway(ft, up.url)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Gateway]:
+    with gateway_of(tmp_path_factory.mktemp("gateway"), sandbox.env) as found:
+        yield found
+
+
+@pytest.fixture
+def openai(gateway: Gateway) -> Iterator[OpenAI]:
+    with gateway.client() as client:
+        yield client
+
+
+def rows(n: int = 12, mark: str = "") -> bytes:
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{mark} {i}"},
+                {"role": "assistant", "content": f"a {i}"},
+            ]
+        }
+        for i in range(n)
+    ]
+    return "".join(json.dumps(turn) + "\n" for turn in turns).encode()
+
+
+def until(look: Callable[[], Any], patience_s: float = 60) -> Any:
+    deadline = time.monotonic() + patience_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+def ended(client: OpenAI, id: str, patience_s: float = 60) -> Any:
+    def look() -> Any:
+        job = client.fine_tuning.jobs.retrieve(id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return until(look, patience_s)

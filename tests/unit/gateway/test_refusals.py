@@ -1,0 +1,84 @@
+"""What is refused, and that no client tries it again for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
+
+
+@pytest.fixture(scope="module")
+def file(gateway: Gateway) -> str:
+    with gateway.client() as client:
+        return client.files.create(file=("train.jsonl", rows()), purpose="fine-tune").id
+
+
+WRONG: list[tuple[dict[str, Any], int, str]] = [
+    ({"model": "gpt-5"}, 404, "gpt-4o-mini-2024-07-18"),
+    ({"training_file": "file-none"}, 404, "file-none"),
+    ({"validation_file": "file-none"}, 404, "file-none"),
+    ({"model": f"ft:{ASKED}:orchestrate::none"}, 404, "does not exist"),
+    ({"colour": "red"}, 422, "colour"),
+    ({"hyperparameters": {"n_epochs": 0}}, 422, "n_epochs"),
+    ({"model": 3}, 422, "model"),
+    ({"method": {"type": "reinforcement"}}, 422, "grader"),
+    ({"method": {"type": "dpo"}}, 422, "prefer"),
+    (
+        {"model": "gpt-4.1-mini-2025-04-14", "integrations": [{"type": "wandb", "wandb": {}}]},
+        422,
+        "integrations",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "told"), WRONG, ids=[str(n) for n in range(len(WRONG))])
+def test_a_wrong_job_is_refused_for_good(
+    gateway: Gateway, file: str, body: dict[str, Any], status: int, told: str
+) -> None:
+    with gateway.http() as http:
+        answer = http.post("fine_tuning/jobs", json={"model": ASKED, "training_file": file, **body})
+        before = http.get("fine_tuning/jobs").json()["data"]
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert told in error["message"] and set(error) == {"message", "type", "param", "code"}
+    assert answer.headers["x-should-retry"] == "false"
+    assert not [job for job in before if job["status"] != "succeeded" and job["training_file"] == "file-none"]
+
+
+def test_rows_that_cannot_be_trained_on_are_refused_with_their_row(gateway: Gateway, openai: OpenAI) -> None:
+    bad = openai.files.create(file=("t.jsonl", rows() + b'{"messages": []}\n'), purpose="fine-tune")
+    with gateway.http() as http:
+        answer = http.post("fine_tuning/jobs", json={"model": ASKED, "training_file": bad.id})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "invalid_training_file")
+    assert "13" in error["message"], error
+
+
+def test_files_are_refused_by_what_they_are(gateway: Gateway) -> None:
+    with gateway.http() as http:
+        post = {
+            "no file": http.post("files", data={"purpose": "fine-tune"}),
+            "no purpose": http.post("files", files={"file": ("a.jsonl", b"{}")}),
+            "empty": http.post("files", files={"file": ("a.jsonl", b"")}, data={"purpose": "fine-tune"}),
+            "ending": http.post("files", files={"file": ("a.txt", b"{}")}, data={"purpose": "fine-tune"}),
+            "no form": http.post("files", content=b"x", headers={"content-type": "multipart/form-data"}),
+            "json": http.post("files", json={}),
+        }
+        assert {name: answer.status_code for name, answer in post.items()} == dict.fromkeys(post, 422)
+        assert all(answer.json()["error"]["message"] for answer in post.values())
+        assert http.get("files/file-none").status_code == http.delete("files/file-none").status_code == 404
+        assert http.get("nothing").json()["error"]["code"] == "not_found"
+
+
+def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file: str) -> None:
+    job = openai.fine_tuning.jobs.create(model=ASKED, training_file=file)
+    assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    assert ended(openai, job.id).status == "cancelled"
+    done = openai.fine_tuning.jobs.create(model=ASKED, training_file=file, suffix="b")
+    assert ended(openai, done.id).status == "succeeded"
+    with gateway.http() as http:
+        answer = http.post(f"fine_tuning/jobs/{done.id}/cancel")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_job_status")
+        assert http.post("fine_tuning/jobs/ftjob-none/cancel").status_code == 404

@@ -1,0 +1,345 @@
+"""A run is moved to other backends: what is proposed, what changes, one job, and the proof."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests import command
+from tests.paths import TINY
+from tests.unit.migration.conftest import chat_rows
+
+from orchestrate import JobSpec, Orchestrator, RunHandle, catalog, config, quoting
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.migration import plan as plans
+from orchestrate.migration import targets
+from orchestrate.migration.parity import parity
+from orchestrate.migration.targets import Needs
+from orchestrate.profile import profile
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.service import account
+from orchestrate.service.account import PreparedPlan
+from orchestrate.service.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.service.parity import PreparedProof, report, results
+from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
+
+AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)
+PLAIN = Needs(method="sft", rows=1000, longest=800)
+ALL = frozenset(Feature)
+
+
+def suited(source: str, kind: str, needs: Needs = PLAIN, today: date = AUTUMN) -> list[targets.Suited]:
+    return targets.suited(catalog.find(source), profile(kind), ALL, needs, today)
+
+
+def test_the_open_models_nearest_to_a_closed_one_are_proposed_in_their_order() -> None:
+    found = suited("gpt-4o-mini", "together")
+    assert [one.model for one in found] == [
+        m.name for m in catalog.alternatives(catalog.find("gpt-4o-mini"), "together")
+    ][: targets.MOST]
+    first = found[0]
+    host = catalog.find(first.model).on("together")
+    assert host is not None and host.context is not None and first.context == host.context[0]
+    assert first.licence == catalog.find(first.model).licence and not first.against
+
+
+def test_the_same_base_goes_first_where_it_is_still_trained() -> None:
+    assert suited("gpt-4o-mini", "azure")[0].model == "gpt-4o-mini"
+    # existing customers only until 2027-04-01: the retirement table in azure.yaml.
+    [late] = suited("gpt-4o-mini", "azure", today=date(2027, 4, 1))
+    assert "does not tune it today" in late.against[0]
+
+
+def test_an_open_model_stays_itself_on_another_backend() -> None:
+    assert suited("qwen3.5-9b", "fireworks")[0].model == "qwen3.5-9b"
+    assert suited("qwen3-8b", "local")[0].reasons[0] == "the same base model"
+
+
+@pytest.mark.parametrize(
+    ("needs", "word"),
+    [
+        (msgspec.structs.replace(PLAIN, longest=9_000_000), "would be cut"),
+        (msgspec.structs.replace(PLAIN, images=True), "reads no images"),
+        (msgspec.structs.replace(PLAIN, method="rft"), "tunes it by sft"),
+    ],
+)
+def test_what_speaks_against_a_model_is_said(needs: Needs, word: str) -> None:
+    found = [one for one in suited("gpt-4o-mini", "together", needs) if not one.vision or not needs.images]
+    assert found and all(any(word in why for why in one.against) for one in found)
+
+
+def test_a_host_without_tools_is_not_taken_for_rows_with_them() -> None:
+    needs = msgspec.structs.replace(PLAIN, tools=True)
+    [first, *_] = targets.suited(
+        catalog.find("gpt-4o-mini"), profile("together"), ALL - {Feature.TOOLS}, needs, AUTUMN
+    )
+    assert "calls of tools" in first.against[0]
+
+
+def test_a_host_that_has_closed_is_no_target() -> None:
+    assert all(
+        "no new fine-tuning jobs" in one.against[0] for one in suited("gpt-4o", "openai", today=WINTER)
+    )
+
+
+@pytest.mark.parametrize(
+    ("better", "low", "high", "found"),
+    [
+        ("higher", -0.04, 0.10, "holds"),
+        ("higher", -0.06, 0.10, "not shown"),
+        ("higher", -0.30, -0.06, "does not hold"),
+        ("lower", -0.30, 0.04, "holds"),
+        ("lower", 0.06, 0.30, "does not hold"),
+    ],
+)
+def test_parity_is_where_the_interval_lies(better: Any, low: float, high: float, found: str) -> None:
+    score = Score(value=(low + high) / 2, low=low, high=high, n=100)
+    assert parity(MetricUsed(name="m", kind="graded", better=better), score, 0.05) == found
+
+
+# -- one run -----------------------------------------------------------------------------------------------
+
+
+def order(*to: str, **more: Any) -> MigrationOrder:
+    values: dict[str, Any] = {"sampling": Sampling(max_tokens=8), "probes": ["none"]}
+    return MigrationOrder(to=to, **(values | more))
+
+
+def test_settings_are_translated_with_what_changes(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox
+) -> None:
+    sandbox.clear_requests()
+    use = quoting.use("20k req/day, 900 in, 150 out")
+    wanted = order("together", "fireworks", "local", models={"local": str(TINY)}, use=use)
+    found = PreparedMigration(ft, old, wanted)
+    assert not any(sandbox.requests(host) for host in ("openai", "together", "fireworks")), "offline"
+    by_name = {t.provider: t for t in found.proposal.targets}
+    together = {c.what: c for c in by_name["together"].changes}
+    # Together's default rate, 1e-5, is the one that a multiplier is of: docs.together.ai.
+    assert together["learning_rate_multiplier"].now == f"{1.8 * 1e-5:g} as learning_rate"
+    assert together["epochs"].becomes == together["batch_size"].becomes == "kept"
+    assert together["chat template"].becomes == together["tokenizer"].becomes == "changed"
+    assert together["system prompts"].becomes == "kept"
+    left = {c.what: c for c in by_name["fireworks"].changes}["learning_rate_multiplier"]
+    assert left.becomes == "left out" and by_name["fireworks"].refused is None
+    local = {c.what: c for c in by_name["local"].changes}
+    assert local["learning_rate_multiplier"].now == f"{1.8 * 2e-4:g} as learning_rate"
+    priced, data = by_name["together"].candidates[0], old.record.spec["train"]
+    spec = JobSpec(model=priced.suited.model, train=data)
+    [total] = quoting.ownership(ft, spec, [priced.quote], use)
+    assert priced.monthly_usd == min(w.monthly_usd for w in total.options if not w.unavailable)
+    assert found.ready == ["together", "fireworks", "local"]
+
+
+def made(sandbox: Sandbox, host: str) -> int:
+    """Jobs that were asked for."""
+    ends = ("/fine-tunes", "/fine_tuning/jobs")
+    return sum(e["method"] == "POST" and e["path"].endswith(ends) for e in sandbox.requests(host))
+
+
+def test_the_same_migration_is_one_job(ft: Orchestrator, old: RunHandle, sandbox: Sandbox) -> None:
+    first = PreparedMigration(ft, old, order("together")).submit("together")
+    again = PreparedMigration(ft, ft.run(old.id), order("together", "local")).submit("together")
+    assert again.id == first.id and first.record.tags[TAG] == old.id
+    assert made(sandbox, "together") == 1
+    first.cancel()
+    sandbox.skip(3600)
+    first.refresh()
+    other = PreparedMigration(ft, old, order("together", models={"together": "llama-3.1-8b"}))
+    assert other.submit("together").id != first.id
+    assert PreparedMigration(ft, old, order("together")).submit("together").status is JobStatus.CANCELLED
+    retried = PreparedMigration(ft, old, order("together")).submit("together", again=True)
+    assert retried.id not in (first.id, again.id) and retried.record.tags[TAG] == old.id
+
+
+def test_without_held_out_rows_nothing_is_sent(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
+    spec = JobSpec(model="gpt-4o-mini", train=chat_rows(tmp_path / "t.jsonl", 0, 12))
+    run = ft.submit(spec, "openai")
+    with pytest.raises(UsageError, match="no old model"):
+        PreparedMigration(ft, run, order("together"))
+    sandbox.skip(3600)
+    run.refresh()
+    with pytest.raises(UsageError, match="no held-out rows"):
+        PreparedMigration(ft, run, order("together"))
+    assert PreparedMigration(ft, run, order("together", proof=False)).ready == ["together"]
+
+
+def proved(ft: Orchestrator, sandbox: Sandbox, migration: PreparedMigration, name: str) -> Any:
+    handle = migration.submit(name)
+    sandbox.skip(3600)
+    handle.wait(poll_s=0.01)
+    with PreparedProof(ft, migration, [(name, handle)]) as proof:
+        return proof.run()
+
+
+def test_old_and_new_answer_the_same_prompts(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    migration = PreparedMigration(ft, old, order("openai", models={"openai": "gpt-4.1-mini"}, margin=0.2))
+    found = proved(ft, sandbox, migration, "openai")
+    [moved] = found.moved
+    # Models of a sandbox that does not train answer all with one text: no difference, in 30 prompts.
+    assert (moved.same_answers, moved.prompts, moved.parts[0].parity) == (30, 30, "holds")
+    assert {p.slice.partition(":")[0] for p in moved.parts} == {"", "length", "label"}
+    assert moved.decision == "ship" and found.parity
+    assert {c.name for c in found.evaluation.contenders} == {old.id, moved.run_id}
+    assert [m.at for m in results(ft, old.id)] == [found.at]
+    page = report(found).save(tmp_path / "r.html").read_text()
+    assert "✓ holds" in page and "SANDBOX" in page and "learning_rate_multiplier" in page
+    assert "30 of 30 prompts" in report(found).render("md")
+    assert json.loads(report(found).render("json"))["proposal"]["run_id"] == old.id
+
+
+def test_a_silent_model_is_compared_by_its_recording(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox
+) -> None:
+    wanted = order("openai", models={"openai": "gpt-4.1-mini"}, old="recorded", margin=0.2)
+    with pytest.raises(UsageError, match="nothing of it was"):
+        PreparedMigration(ft, old, wanted)
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=Sampling(max_tokens=8))) as prepared:
+        kept = prepared.run()
+    assert old.record.tuned_model is not None
+    migration = PreparedMigration(ft, old, wanted)
+    sandbox.clear_requests()
+    found = proved(ft, sandbox, migration, "openai")
+    asked = [e for e in sandbox.requests("openai") if e["path"].endswith("/chat/completions")]
+    assert len(asked) == 30, "the new model alone is asked"
+    assert found.old == f"record:{kept.id}" and found.moved[0].same_answers == 30
+    assert "recorded on" in found.evaluation.contender(found.old).served_by
+
+
+# -- a whole account ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(ft: Orchestrator, old: RunHandle, sandbox: Sandbox, tmp_path: Path) -> list[RunHandle]:
+    """Three that are at stake, one of them without held-out rows."""
+    made = [old]
+    for n, test in ((1, True), (2, False)):
+        values: dict[str, Any] = {"test": chat_rows(tmp_path / f"test{n}.jsonl", 300, 320)} if test else {}
+        train = chat_rows(tmp_path / f"train{n}.jsonl", 20 * n, 20 * n + 12)
+        made.append(ft.submit(JobSpec(model="gpt-4o-mini", train=train, epochs=n, **values), "openai"))
+    sandbox.skip(3600)
+    for run in made:
+        run.refresh()
+    return made
+
+
+def quiet(words: str) -> None:
+    del words
+
+
+def written(ft: Orchestrator, path: Path) -> plans.Plan:
+    wanted = order("openai", models={"openai": "gpt-4.1-mini"})
+    account.write_plan(path, account.proposed(ft, wanted, quiet), 0.2)
+    return plans.read(path)
+
+
+def test_a_plan_is_written_edited_and_carried_out(
+    ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    plan = written(ft, path)
+    assert {e.run for e in plan.runs} == {r.id for r in runs}
+    assert [e.proof for e in plan.runs if e.run == runs[2].id] == [False]
+    with pytest.raises(UsageError, match="is there already"):
+        written(ft, path)
+    text = path.read_text()
+    path.write_text(text.replace(f"budget_usd: {plan.budget_usd}", "budget_usd: 0.001"))
+    sandbox.clear_requests()
+    with pytest.raises(OverBudget):
+        PreparedPlan(ft, path, order()).run(tmp_path / "reports", quiet)
+    assert not sandbox.requests("openai")
+    path.write_text(
+        text.replace(f"- run: {runs[1].id}\n    to: openai", f"- run: {runs[1].id}\n    to: skip")
+    )
+    prepared = PreparedPlan(ft, path, order())
+    assert len(prepared.new) == 2
+    done = carried(prepared, sandbox, tmp_path)
+    by_run = {one.run_id: one for one in done}
+    assert set(by_run) == {runs[0].id, runs[2].id}
+    assert by_run[runs[0].id].parity == "holds" and by_run[runs[2].id].parity == ""
+    assert all(Path(one.report or "").is_file() and not one.problem for one in done)
+    sandbox.clear_requests()
+    again = PreparedPlan(ft, path, order())
+    assert not again.new and carried(again, sandbox, tmp_path) == done
+    assert {e["method"] for e in sandbox.requests("openai")} <= {"GET"}, "nothing is submitted or asked twice"
+
+
+def carried(prepared: PreparedPlan, sandbox: Sandbox, tmp_path: Path) -> list[account.Carried]:
+    def tell(words: str) -> None:
+        if ": run " in words:
+            sandbox.skip(3600)
+
+    return prepared.run(tmp_path / "reports", tell)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runs: 3",
+        "budget_usd: x\nruns: []",
+        "budget_usd: 1\nruns: [{run: a, to: b, modell: c}]",
+        "budget_usd: 1\nruns: [{run: a, to: b}, {run: a, to: c}]",
+        "[",
+    ],
+)
+def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"plan\.yaml"):
+        plans.read(path)
+
+
+def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle], tmp_path: Path) -> None:
+    plan = written(ft, tmp_path / "plan.yaml")
+    prepared = PreparedPlan(ft, tmp_path / "plan.yaml", order())
+    highs = [s.migration.proposal.targets[0].quote.high_usd for s in prepared.steps]  # type: ignore[union-attr]
+    assert prepared.high_usd == sum(highs, Decimal(0)) and plan.budget_usd >= prepared.high_usd
+    assert plan.budget_usd - prepared.high_usd < Decimal("0.01")
+
+
+class Killed:
+    """Carries a plan out in a process of its own, which ends itself at the first or second job."""
+
+    def __call__(self, arguments: list[str]) -> None:
+        import os
+
+        home, path, at = arguments
+        with Orchestrator(config.load(env=dict(os.environ), cwd=Path(home))) as ft:
+            seen = 0
+
+            def tell(words: str) -> None:
+                nonlocal seen
+                seen += ": run " in words
+                if seen == int(at):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            PreparedPlan(ft, Path(path), order()).run(Path(home) / "reports", tell)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_plan_goes_on_after_a_kill(
+    ft: Orchestrator,
+    runs: list[RunHandle],
+    own_env: dict[str, str],
+    sandbox: Sandbox,
+    tmp_path: Path,
+    at: int,
+) -> None:
+    written(ft, tmp_path / "plan.yaml")
+    sandbox.clear_requests()
+    arguments = [str(tmp_path), str(tmp_path / "plan.yaml"), str(at)]
+    ended = command.run(arguments, cwd=tmp_path, env=own_env, program=Killed())
+    assert ended.code == -signal.SIGKILL, ended.err.decode()
+    done = carried(PreparedPlan(ft, tmp_path / "plan.yaml", order()), sandbox, tmp_path)
+    assert len(done) == 3 and not any(one.problem for one in done)
+    assert made(sandbox, "openai") == 3
+    assert len(ft.store.runs.matching(tags={TAG: runs[0].id})) == 1

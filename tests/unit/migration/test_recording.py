@@ -1,0 +1,238 @@
+"""A model's answers are kept while it answers: which prompts, at what price, once, and what for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.chat_host import chat_host
+from tests.unit.migration.conftest import chat_rows
+
+from orchestrate import Orchestrator, RunHandle
+from orchestrate.data import Dataset
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.items import Item, item_id
+from orchestrate.migration.covering import covering
+from orchestrate.providers.chat import Chat
+from orchestrate.providers.hosted import Wire
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.sandbox.untrained import ANSWER
+from orchestrate.service import recording
+from orchestrate.service.contenders import Contenders
+from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.types import Message, Sampling
+
+SHORT = Sampling(max_tokens=16)
+
+
+def items(texts: Sequence[str]) -> list[Item]:
+    found: list[Item] = []
+    for place, text in enumerate(texts):
+        prompt = (Message(role="system", content="Answer."), Message(role="user", content=text))
+        found.append(Item(id=item_id(prompt, (), str(place), ()), prompt=prompt, expected=str(place)))
+    return found
+
+
+TOPICS = {
+    "refund": "I want my money back for the broken lamp with number {i} that you sent to me last week",
+    "invoice": "Please write another invoice {i} for our company with its new address and the tax number",
+    "delay": "The parcel {i} should have been here days ago, where is it now and when will it arrive at last",
+}
+
+
+def test_every_kind_of_prompt_is_among_those_that_are_taken() -> None:
+    texts = [TOPICS["refund"].format(i=i) for i in range(200)]
+    texts += [TOPICS[name].format(i=i) for name in ("invoice", "delay") for i in range(3)]
+    found = covering(items(texts), 12)
+    said = [item.prompt[-1].content for item in found.items]
+    assert len(said) == 12 and found.clusters == 6
+    for name, words in TOPICS.items():
+        assert any(text.startswith(words[:10]) for text in said), name
+
+
+def test_equal_prompts_are_taken_once_and_nearly_equal_ones_last() -> None:
+    long = " ".join(f"word{i}" for i in range(60))
+    texts = [
+        long,
+        long,
+        f"{long} more",
+        *(f"{i} " + " ".join(f"{i}x{k}" for k in range(20)) for i in range(5)),
+    ]
+    assert [covering(items(texts), n).equal for n in (None, 6)] == [1, 1]
+    assert len(covering(items(texts), None).items) == 7
+    six = covering(items(texts), 6)
+    assert six.near == 1 and sum("word59" in item.prompt[-1].content for item in six.items) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abc d", min_size=1, max_size=30), min_size=1, max_size=40), st.integers(1, 50))
+def test_so_many_as_asked_each_once_in_the_order_of_the_file(texts: list[str], most: int) -> None:
+    found = covering(items(texts), most)
+    prompts = [item.prompt for item in found.items]
+    assert len(prompts) == len(set(prompts)) == min(most, len(set(texts)))
+    places = [int(item.expected) for item in found.items]
+    assert places == sorted(places)
+    assert covering(items(texts), most) == found
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        # As OpenAI's stored completions, LiteLLM's and Langfuse's logs, and LangSmith's runs have them.
+        {
+            "object": "chat.completion",
+            "messages": [{"role": "user", "content": "hi"}],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}}],
+        },
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "response": {"choices": [{"message": {"role": "assistant", "content": "hello"}}]},
+        },
+        {"input": [{"role": "user", "content": "hi"}], "output": {"role": "assistant", "content": "hello"}},
+        {
+            "inputs": {"messages": [{"role": "user", "content": "hi"}]},
+            "outputs": {"choices": [{"message": {"role": "assistant", "content": "hello"}}]},
+        },
+    ],
+    ids=["stored", "litellm", "langfuse", "langsmith"],
+)
+def test_prompts_come_from_logs(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 2)
+    [first, _] = held_out(Dataset.open(path)).items
+    assert [(m.role, m.content) for m in first.prompt] == [("user", "hi")]
+    assert first.expected == "hello" and len(covering([first, first], None).items) == 1
+
+
+def asked(sandbox: Sandbox) -> int:
+    return sum(e["path"].endswith("/chat/completions") for e in sandbox.requests("openai"))
+
+
+def test_answers_are_paid_once(ft: Orchestrator, old: RunHandle, sandbox: Sandbox) -> None:
+    order = RecordOrder(sampling=SHORT)
+    with PreparedRecording(ft, old.id, order) as prepared:
+        plan = prepared.plan()
+        assert (plan.prompts, plan.taken, plan.silent_on) == (30, 30, date(2027, 1, 14))
+        high = plan.asked.high_usd
+        assert high is not None and plan.asked.expected_usd is not None
+        # gpt-4o-mini tuned: 0.30 USD a million tokens in, 1.20 out: developers.openai.com/api/docs/pricing.
+        assert high > 30 * 16 * Decimal("1.2") / 10**6
+        done = prepared.run()
+    assert (done.answered, done.prompts, done.refused, done.expected) == (30, 30, 0, 30)
+    first = asked(sandbox)
+    assert first == 30
+    with PreparedRecording(ft, old.id, order) as prepared:
+        assert prepared.plan().asked.kept == 30
+        assert prepared.run().id == done.id
+    assert asked(sandbox) == first
+    assert [one.id for one in recording.all_recordings(ft)] == [done.id]
+    lines = [json.loads(line) for line in done.rows_file.read_text().splitlines()]
+    source = [json.loads(line) for line in Path(str(old.record.spec["test"])).read_text().splitlines()]
+    assert lines == source, "the rows that the next model is asked are those of the file"
+
+
+def test_what_was_answered_before_a_limit_or_a_fault_is_kept(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox
+) -> None:
+    with (
+        PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT, max_cost_usd=Decimal("0.0000001"))) as low,
+        pytest.raises(OverBudget),
+    ):
+        low.run()
+    assert asked(sandbox) == 0
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT, most=10)) as some:
+        assert some.run().answered == 10
+    sandbox.fault("openai", "error", method="POST", path="/v1/chat/completions", status=403, count=0)
+    with (
+        PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest,
+        pytest.raises(Exception, match="403"),
+    ):
+        rest.run()
+    partial = recording.all_recordings(ft)[-1]
+    assert (partial.answered, partial.prompts, partial.complete) == (10, 30, False)
+
+
+def test_the_calendar_says_what_to_record_by_when(ft: Orchestrator, old: RunHandle) -> None:
+    [due] = recording.calendar(ft, date(2027, 1, 4))
+    assert (due.run_id, due.silent_on, due.days_left) == (old.id, date(2027, 1, 14), 10)
+    assert due.recorded == 0 and due.command == f"orchestrate record {old.id}"
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
+        prepared.run()
+    [due] = recording.calendar(ft, date(2027, 1, 4))
+    assert due.recorded == 30 and due.command is None
+    assert recording.calendar(ft, date(2027, 1, 15))[0].days_left == -1
+
+
+def test_recorded_answers_become_rows_with_the_terms_told(
+    ft: Orchestrator, old: RunHandle, tmp_path: Path
+) -> None:
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
+        done = prepared.run()
+    found = recording.from_record(ft, done.id[:8], tmp_path / "rows.jsonl")
+    rows = Dataset.open(tmp_path / "rows.jsonl")
+    assert found.rows == rows.rows == 30 and rows.format == "openai-chat"
+    assert {example.messages[-1].text for example in rows.examples()} == {ANSWER}  # type: ignore[union-attr]
+    assert any("compete" in line for line in found.terms)
+    with pytest.raises(UsageError, match="no recording"):
+        recording.from_record(ft, "rec-nothing", tmp_path / "x.jsonl")
+
+
+def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp_path: Path) -> None:
+    prompts = chat_rows(tmp_path / "log.jsonl", 0, 3)
+    with chat_host() as host:
+        host.writes = lambda number, body: f"answer {number}"
+        name = f"{host.url}=old-model"
+        with PreparedRecording(ft, name, RecordOrder(prompts=prompts, sampling=SHORT)) as prepared:
+            done = prepared.run()
+        assert all(body["logprobs"] for body in host.bodies) and done.answered == 3
+    silent = Contenders(ft, SHORT, "auto").of_model(f"record:{done.id}")
+    questions = silent.questions(held_out(Dataset.open(prompts)).items, 1)
+    assert {a.text for a in silent.respondent.ask(questions)} == {f"answer {n}" for n in (1, 2, 3)}
+    with pytest.raises(UsageError, match="name the prompts"):
+        PreparedRecording(ft, name, RecordOrder())
+
+
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": 0}]}
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (LOGPROBS, (-0.5, 0.0)),
+        ({"tokens": ["a"], "token_logprobs": [-1.5]}, (-1.5,)),
+        (None, None),
+    ],
+)
+def test_log_probabilities_are_read_where_they_are_given(told: Any, found: Any) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def create(**options: Any) -> dict[str, Any]:
+        sent.append(options)
+        return {"choices": [{"message": {"content": "ab"}, "logprobs": told}]}
+
+    chat = Chat(Wire("host"), create, "m").with_logprobs()
+    assert chat.ask([Message(role="user", content="hi")]).logprobs == found
+    assert [options["logprobs"] for options in sent] == [True]
+
+
+def test_a_host_that_takes_no_logprobs_is_asked_without() -> None:
+    class Refused(Exception):
+        status_code = 400
+
+    def create(**options: Any) -> dict[str, Any]:
+        if "logprobs" in options:
+            raise Refused
+        return {"choices": [{"message": {"content": "ab"}}]}
+
+    assert (
+        Chat(Wire("host"), create, "m").with_logprobs().ask([Message(role="user", content="hi")]).content
+        == "ab"
+    )
