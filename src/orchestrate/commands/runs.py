@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
 from orchestrate.commands.console import (
+    SANDBOX,
     Json,
     RunArg,
+    never_cut,
     note,
     orchestrator,
     out,
@@ -22,7 +24,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
-from orchestrate.text import count, limit, money, quoted
+from orchestrate.text import count, duration, limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.watching import UNSENT, UNSETTLED
 
@@ -38,6 +40,10 @@ Refresh = Annotated[
         "change any more.",
     ),
 ]
+
+
+_ROOM_FOR_TAGS = 110
+"""Characters of a line."""
 
 
 def runs(
@@ -68,22 +74,43 @@ def runs(
         return
     from orchestrate.commands.live import cost_so_far
 
-    names = ("run", "backend", "model", "status", "step", "cost", "created")
-    shown = table(*names, right=("step", "cost"), fold=("model",))
     now = datetime.now(UTC)
-    for run in found:
-        shown.add_row(
-            run.id,
-            run.provider,
-            run.model,
-            stage_text(run),
-            f"{run.step or 0}/{run.total_steps}" if run.total_steps else "",
-            money(cost_so_far(run)),
-            _ago(run.created_at, now),
-        )
+    cells: dict[str, list[str | Text]] = {
+        "run": [run.id for run in found],
+        "backend": [run.provider for run in found],
+        "model": [run.model for run in found],
+        "status": [stage_text(run, chip=not sandbox) for run in found],
+        "step": [f"{run.step or 0}/{run.total_steps}" if run.total_steps else "" for run in found],
+        "took": [_took(run, now) for run in found],
+        "cost": [money(cost_so_far(run)) for run in found],
+        "created": [_ago(run.created_at, now) for run in found],
+        "tags": [_tags(run) for run in found],
+    }
+    if not any(cells["step"]):
+        del cells["step"]
+    if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
+        del cells["tags"]
+    shown = table(*cells, right=("step", "took", "cost"), fold=("model", "tags"))
+    for row in zip(*cells.values(), strict=True):
+        shown.add_row(*row)
+    never_cut(shown, *(cells.keys() - {"model", "tags"}))
+    if sandbox:
+        out.print(SANDBOX)
     out.print(shown)
     if deployed:
         note(f"{hourly(deployed)}: orchestrate deployments")
+
+
+def _took(run: Run, now: datetime) -> str:
+    """From created to ended, or until now."""
+    if run.status.terminal and run.finished_at is None:
+        return ""
+    return duration(((run.finished_at or now) - run.created_at).total_seconds())
+
+
+def _tags(run: Run) -> str:
+    tags = cast("dict[str, str]", run.spec.get("tags") or {})
+    return ", ".join(f"{name}={value}" if value else name for name, value in tags.items())
 
 
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
