@@ -55,7 +55,7 @@ def submit(cli: Cli, tmp_path: Path, sandbox: Any) -> Callable[[], str]:
 
 
 def status(cli: Cli, run: str) -> str:
-    return next(r["status"] for r in cli("runs", "--json").json if r["id"] == run)
+    return next(r["status"] for r in cli("runs", "--sandbox", "--json").json if r["id"] == run)
 
 
 def test_a_closed_terminal_ends_the_view_and_not_the_watching(
@@ -156,7 +156,7 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     until(lambda: watchers(tmp_path), "the background watcher")
     terminal.close()
     sandbox.skip(1000)
-    runs = cli("runs", "--json").json
+    runs = cli("runs", "--sandbox", "--json").json
     until(lambda: sorted(told(tmp_path)) == sorted(r["id"] for r in runs), "a notification of each run")
     assert {status(cli, r["id"]) for r in runs} == {"succeeded"}
 
