@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -321,14 +321,16 @@ class RunHandle:
         base: bool = False,
         max_tokens: int = 512,
         temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Reply:
         """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
-        the user says."""
+        the user says. `tools`: those that it may call, as the chat completions API has them."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         self.provider.require(Feature.CHAT)
+        more: dict[str, Any] = {"tools": tools} if tools else {}
         [reply] = self._here().generate(
-            self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature
+            self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
         )
         used(self._ft, self.id)
         return reply

@@ -86,11 +86,15 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     cli: Cli, project: Path, host: dict[str, str]
 ) -> None:
     assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
+    (project / "finetune.json").write_text('[{"name": "look"}]')
     for wrong, why in (
         (("eval", "last", "--metric", "zz"), "known: auto"),
         (("eval", "last", "--on", "zz"), "--on takes"),
         (("eval", "last", "zz"), "no run is called"),
         (("chat", "last", " "), "the message is empty"),
+        (("chat", "last", "a", "--tools", "nosuch.json"), "nosuch.json cannot be read"),
+        (("chat", "last", "a", "--tools", str(project / "train.jsonl")), "no list of tools"),
+        (("chat", "last", "a", "--tools", str(project / "finetune.json")), "no list of tools"),
         (("pause", "last"), "nothing to pause"),
         (("resume", "last"), "nothing to resume"),
         (("download", "last"), "openai has no download"),

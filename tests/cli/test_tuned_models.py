@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AuthenticationError, OpenAI
-from tests import command
 from tests.cli.conftest import Cli
+from tests.cli.serving import served
 from tests.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,17 +67,7 @@ def test_serving_from_the_command_to_its_end(cli: Cli, cli_env: dict[str, str], 
     run = trained(cli, tmp_path)
     key = cli("serve", "--new-key", "me").out.strip()
     assert key.startswith("orc-") and key not in (tmp_path / "home" / "serve-keys.json").read_text()
-    streams = [tmp_path / name for name in ("in", "out.json", "err")]
-    streams[0].touch()
-    out = streams[1]
-    given = ["serve", run, "--port", "0", "--threads", "1", "--json"]
-    process = command.start(command.orchestrate, given, cwd=tmp_path, env=cli_env, streams=streams)
-    try:
-        deadline = time.monotonic() + 120
-        while not out.exists() or not out.read_text().strip().endswith("}"):
-            assert process.is_alive() and time.monotonic() < deadline, (tmp_path / "err").read_text()
-            time.sleep(0.1)
-        told = json.loads(out.read_text())
+    with served(run, tmp_path, cli_env) as told:
         assert told["models"][1:] == [run] and told["proofs"][0]["state"] in ("proved", "in part")
         with OpenAI(base_url=told["url"], api_key=key) as client:
             asked: Any = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -90,7 +77,4 @@ def test_serving_from_the_command_to_its_end(cli: Cli, cli_env: dict[str, str], 
             pytest.raises(AuthenticationError),
         ):
             stranger.models.list()
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-    assert command.ended(process, 60) in (0, 130)
     assert not list((tmp_path / "home" / "servers").iterdir())

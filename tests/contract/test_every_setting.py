@@ -198,7 +198,7 @@ ENGINE_SETTINGS: list[dict[str, Any]] = [
             {"alpha_pattern": {"q_proj": 4.0}},
             {"layers_to_transform": [0]},
             {"exclude_modules": ["v_proj"]},
-            {"target_parameters": ["experts.down_proj"]},
+            {"target_parameters": ["mlp.down_proj.weight"]},
             {"modules_to_save": ["lm_head"]},
             {"loraplus_lr_ratio": 16},
         )

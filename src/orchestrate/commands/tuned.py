@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from orchestrate.commands.console import (
@@ -21,41 +24,87 @@ from orchestrate.commands.console import (
     print_text,
     warn,
 )
+from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.types import Message, Reply
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How the model is asked."""
+
+    system: Annotated[str | None, typer.Option(help="System message.")] = None
+    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON list of tools that it may call, as in a row of the data."),
+    ] = None
+
+
+@grouped
 def chat(
     context: typer.Context,
     run: RunArg,
     message: Annotated[
         list[str] | None, typer.Argument(help="Ask this and leave; or type at the prompt.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    *,
+    asked: Asked,
     json: Json = False,
 ) -> None:
     """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
-    line."""
+    line. After an answer that calls tools, the next message is what the first of them gave, and so on."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty; nothing was asked")
-    opening = [Message(role="system", content=system)] if system else []
+    conversation = [Message(role="system", content=asked.system)] if asked.system else []
+    options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
+    options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.check()
-        conversation = list(opening)
         replies: list[Reply] = []
+        called: list[dict[str, Any]] = []
         for text in message or _typed():
-            conversation.append(Message(role="user", content=text))
-            reply = handle.chat(conversation, base=base, max_tokens=max_tokens, temperature=temperature)
-            conversation.append(Message(role="assistant", content=reply.content))
+            if called:
+                call = called.pop(0)
+                name = call["function"]["name"]
+                conversation.append(Message(role="tool", content=text, tool_call_id=call["id"], name=name))
+                if called:
+                    continue
+            else:
+                conversation.append(Message(role="user", content=text))
+            reply = handle.chat(conversation, **options)
+            said = Message(role="assistant", content=reply.content, tool_calls=reply.tool_calls)
+            conversation.append(said)
+            called = list(reply.tool_calls)
             replies.append(reply)
             if not json:
-                _show(reply, max_tokens)
+                _show(reply, asked.max_tokens)
     if json:
         print_json(replies)
+
+
+def _tools(file: Path) -> list[dict[str, Any]]:
+    """Of a file that holds them in a list."""
+    fix = '[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]'
+    try:
+        given = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--tools: {file} cannot be read: {error.strerror}") from error
+    with suppress(msgspec.MsgspecError):
+        if msgspec.json.decode(given, type=list[_Tool]):
+            return msgspec.json.decode(given, type=list[dict[str, Any]])
+    raise UsageError(f"--tools: {file} holds no list of tools, each with the name of a function", fix=fix)
+
+
+class _Function(msgspec.Struct):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Tool(msgspec.Struct):
+    function: _Function
 
 
 def _show(reply: Reply, max_tokens: int) -> None:

@@ -192,8 +192,11 @@ def _by_steps(work: Work, most: int, epochs: int | None) -> _Run:
 
 
 def _steps_per_epoch(work: Work) -> int:
+    """Rows that are split are several examples."""
     batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
-    return max(1, -(-work.data.train.rows // batch))
+    train = work.data.train
+    sequences = len(train.tokens(tokenizer_for(work.resolved, work.spec)).lengths)
+    return max(1, -(-(sequences // 2 if train.kind == "preference" else sequences) // batch))
 
 
 @dataclass(frozen=True)
@@ -254,12 +257,17 @@ def _file(
 
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
     """The name of the best counter on this machine, for `Dataset.tokens`; with the chat template of a
-    `spec`. Raises `SpecError` for one that cannot be read."""
+    `spec`, and what else of it changes what a row is read as. Raises `SpecError` for a template that cannot
+    be read."""
     chat: dict[str, Any] = {}
     if spec is not None and spec.chat_template is not None:
         chat["chat_template"] = template_text(spec.chat_template)
     if spec is not None and spec.chat_template_kwargs:
         chat["chat_template_kwargs"] = spec.chat_template_kwargs
+    if spec is not None and spec.added_tokens:
+        chat["added_tokens"] = spec.added_tokens
+    if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
+        chat["earlier_thinking"] = spec.method.earlier_thinking
     return counting.for_model(
         tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder, chat=chat
     )

@@ -46,8 +46,7 @@ class TokenCount:
     """Relative half-width of the count's uncertainty; 0 when exact."""
     lengths: Sequence[int] = ()
     """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
-    with each answer)."""
-
+    with each answer). Behind them those of rows that are split, where the counter splits some."""
     remarks: Sequence[Remark] = ()
     """What the model's own chat template did with the rows, by their numbers in the file; none of a stand-in.
     Rows that it refuses count as nothing."""

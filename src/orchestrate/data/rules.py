@@ -265,8 +265,10 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     if not limits or tokens.longest <= min(limits):
         return []
     limit = min(limits)
-    of_a_row = max(1, len(tokens.lengths) // max(1, data.rows))  # a pair is two sequences
-    long = sorted({i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit})
+    of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
+    places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
+    # Behind the rows are parts of them, which are no longer than the whole.
+    long = sorted(place for place in places if place < data.rows)
     rows = [data.number(place) for place in long[:5]]
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"
     longest = f"longest {tokens.longest:,}{counted}"

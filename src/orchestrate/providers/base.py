@@ -328,13 +328,14 @@ class Provider(ABC):
         base: bool = False,
         max_tokens: int = 256,
         temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
         """One reply per conversation, from the tuned model, or with `base` from the model it was tuned
-        from."""
+        from. `tools`: those that it may call, as the chat completions API has them."""
         chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
         if chat is None:
             raise self._unsupported(Feature.CHAT)
-        return chat.replies(prompts)
+        return chat.replies(prompts, tools)
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0

@@ -86,10 +86,16 @@ class Chat:
 
         return replace(self, create=create)
 
-    def replies(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
+    def replies(
+        self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Reply]:
         """One for each conversation, `threads` of them at a time."""
+
+        def ask(messages: Sequence[Message]) -> Reply:
+            return self.ask(messages, tools)
+
         with ThreadPoolExecutor(max_workers=self.threads) as pool:
-            return list(pool.map(self.ask, prompts))
+            return list(pool.map(ask, prompts))
 
 
 def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:

@@ -137,6 +137,12 @@ class Rows:
             if loss == "kto":
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
+    def tell(self, name: str, rule: str) -> None:
+        """Adds to the rule of a setting that is kept or mapped."""
+        row = self._rows[name]
+        if row.outcome is not Outcome.REFUSED:
+            self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
+
     def train(self, rule: str) -> None:
         """`rule`: what becomes of the training data; before it is said how several files become one."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))

@@ -20,9 +20,15 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     kill,
     wait,
 )
+from tests.unit.local.families import make
 
+from orchestrate.config import HostConfig
+from orchestrate.data import Dataset
+from orchestrate.data.operations.mix import open_mix
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Method, Preferences
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.spec import TrainFile
 
 Change = dict[str, dict[str, Any]]
 
@@ -39,6 +45,20 @@ KINDS: dict[str, Change] = {
         "adapter": {"type": "full"},
         "hyper": {"learning_rate": 3e-4, "optimizer": "paged_adamw_8bit"},
     },
+    "lion, 8 bits": {"adapter": {"r": 32}, "hyper": {"learning_rate": 2e-4, "optimizer": "lion_8bit"}},
+    "muon": {"adapter": {"type": "lora", "loraplus_lr_ratio": 4.0}, "hyper": {"optimizer": "muon"}},
+    "adafactor": {"adapter": {"type": "lora"}, "hyper": {"optimizer": "adafactor"}},
+    "schedule-free": {"hyper": {"optimizer": "schedule_free_adamw", "schedule": "constant"}},
+    "steps, and the best": {
+        "hyper": {"epochs": None, "max_steps": 15, "eval_steps": 2, "checkpoint_steps": 4, "keep_best": True}
+    },
+    "experts in 4 bits": {
+        "adapter": {"dropout": None, "target_parameters": ("experts.gate_up_proj", "experts.down_proj")},
+        "hyper": {"router_aux_loss": 0.01},
+        "job": {"model": "qwen3_moe"},
+    },
+    "added tokens": {"job": {"added_tokens": ("green", "<|note|>")}},
+    "mix": {"job": {"train": "mix"}},
     "dpo": {"method": {"type": "dpo", "rpo_alpha": 0.1}},
     "orpo": {"method": {"type": "dpo", "loss": "orpo"}, "adapter": {"type": "lora"}},
 }
@@ -50,8 +70,26 @@ def of_kind(base: LocalJob, change: Change) -> LocalJob:
         for path in (base.train, str(base.validation)):
             as_pairs(Path(path))
     adapter = msgspec.structs.replace(base.adapter, **change.get("adapter", {}))
-    hyper = msgspec.structs.replace(base.hyper, epochs=3, evals=4, **change.get("hyper", {}))
-    return msgspec.structs.replace(base, method=method, adapter=adapter, hyper=hyper)
+    hyper = msgspec.structs.replace(base.hyper, **{"epochs": 3, "evals": 4, **change.get("hyper", {})})
+    more = dict(change.get("job", {}))
+    folder = Path(base.train).parent
+    if family := more.get("model"):
+        more["model"] = str(make(family, folder / family))
+    if more.get("train"):
+        more["train"] = str(mixed(Path(base.train), folder))
+    return msgspec.structs.replace(base, method=method, adapter=adapter, hyper=hyper, **more)
+
+
+def mixed(rows: Path, folder: Path) -> Path:
+    """As many rows as there were, of two files with weights."""
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, some in (("a", lines[:16]), ("b", lines[16:32])):
+        (folder / f"{name}.jsonl").write_text("".join(some), encoding="utf-8")
+    weighed = [TrainFile(path=str(folder / "a.jsonl"), weight=1.5), TrainFile(path=str(folder / "b.jsonl"))]
+    mix = open_mix(weighed, folder / "mixes").mix
+    assert mix is not None and mix.facts.rows == len(lines)
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(folder)}))
+    return Dataset.of(mix).write(provider.target, folder)
 
 
 def as_pairs(path: Path) -> None:
@@ -90,7 +128,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(job: LocalJob, home:
     # Killed before its first checkpoint was written, it begins anew.
     begun = any(killed.checkpoints.glob("step-*"))
     assert begun or at == 1, told
-    if begun and "optimizer" in KINDS[kind].get("hyper", {}):
+    if begun and "8bit" in KINDS[kind].get("hyper", {}).get("optimizer", ""):
         assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimiser"
     assert resume(killed)
     assert finish(killed) == "succeeded", killed.log.read_text()

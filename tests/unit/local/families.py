@@ -53,6 +53,34 @@ SMALL_VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+
+SEEING: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {
+            **USUAL,
+            **HEADS,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "vision_config": SMALL_VISION,
+        "mm_tokens_per_image": 4,
+        "image_token_id": 9,
+        "boi_token_id": 10,
+        "eoi_token_id": 11,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama", **USUAL},
+        "vision_config": {"model_type": "clip_vision_model", **SMALL_VISION, "num_hidden_layers": 2},
+        "image_token_id": 9,
+    },
+    "qwen2_vl": {
+        "text_config": {**USUAL, **MROPE},
+        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 14},
+    },
+}
+"""Models with a vision tower, which are trained and asked in text here; sizes are those of their parts."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -163,6 +191,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "stablelm": {},
     "starcoder2": {"sliding_window": 16},
+    **SEEING,
 }
 """`model_type` -> what its configuration has beside, or instead of, the usual sizes."""
 
@@ -170,13 +199,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def make(family: str, folder: Path, *, dtype: str = "float32", **more: Any) -> Path:
     """Writes the model, the weights random and in `dtype`, norms and biases too."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind: Any = AutoConfig
-    given = {**USUAL, **FAMILIES[family], **more}
-    config = kind.for_model(family, **given)
+    usual, loader = ({}, AutoModelForImageTextToText) if family in SEEING else (USUAL, AutoModelForCausalLM)
+    config = kind.for_model(family, **{**usual, **FAMILIES[family], **more})
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config)
+    model: Any = loader.from_config(config)
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
-from orchestrate.data.tokens.calls import Tools, settled, taken_out
+from orchestrate.data.tokens.calls import CODE_MARK, Tools, settled, taken_out
 from orchestrate.data.tokens.turns import Conversations, Turn
 from orchestrate.errors import DataError
 
@@ -32,6 +32,8 @@ THINKING = (
 """What opens and closes thinking."""
 CUT_WITHIN_THINKING = "cut within its thinking, before there was an answer"
 """Told of an answer."""
+CODE = "the model wrote code for an interpreter (Llama 3's code_interpreter), and no such tool was offered"
+"""Told of an answer too."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
@@ -70,6 +72,8 @@ class Said:
     content: str
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What of it its reader may not expect."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,7 @@ def read_answer(
         _without(rest, shape.special).strip(),
         _without(said.reasoning or "", shape.special).strip() or None,
         tuple(found),
+        (CODE,) if calls and rest.lstrip().startswith(CODE_MARK) else (),
     )
 
 

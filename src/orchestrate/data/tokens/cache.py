@@ -36,7 +36,7 @@ class Kept(msgspec.Struct, frozen=True):
     """Counts of one dataset with one counter."""
 
     lengths: bytes
-    """Tokens of each sequence, as an `array("I")`."""
+    """Tokens of each sequence, as an `array("I")`; further ones of rows are behind those of all rows."""
     trained: int
     remarks: tuple[Remark, ...] = ()
 
@@ -59,7 +59,7 @@ def find(digest: str, counter: str, folder: Path | None) -> Kept | None:
 
 def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> Kept:
     kept = Kept(
-        lengths=lengths.tokens.tobytes(),
+        lengths=(lengths.tokens + lengths.further).tobytes(),
         trained=sum(lengths.trained),
         remarks=tuple(lengths.remarks.values()),
     )

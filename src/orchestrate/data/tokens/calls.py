@@ -43,6 +43,8 @@ _BLOCKS = {
 """What opens a block, and what closes it: nothing where it goes on to the next one, or to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
 """What of an opening belongs to the call inside; its closing does too."""
+CODE_MARK = "<|python_tag|>"
+_INTERPRETERS = ("code_interpreter", "ipython", "python")
 _SPACE = re.compile(r"\s*")
 _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS, key=len, reverse=True)))
 
@@ -58,7 +60,7 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
         if opening.start() < at:
             continue
         inside, after = _block(text, opening, cut)
-        calls = read(inside, tools) if inside is not None else []
+        calls = _calls(opening[0], inside, tools) if inside is not None else []
         if calls:
             kept.append(text[at : opening.start()])
             found += calls
@@ -70,6 +72,17 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
         ToolCall(id=call.id or f"call_{n}", function=FunctionCall(name=call.name, arguments=_written(call)))
         for n, call in enumerate(found)
     ]
+
+
+def _calls(mark: str, inside: str, tools: Tools) -> list[Call]:
+    """Of a block. Code for an interpreter that is among the tools is what Llama 3 writes there, too."""
+    calls, offered = read(inside, tools), parameter_types(tools)
+    known = bool(calls) and all(call.name in offered for call in calls)
+    interpreter = next((name for name in _INTERPRETERS if name in offered), None)
+    if mark != CODE_MARK or known or interpreter is None or not inside.strip():
+        return calls
+    fields = list(offered[interpreter])
+    return [Call(interpreter, {fields[0] if len(fields) == 1 else "code": inside.strip()})]
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:

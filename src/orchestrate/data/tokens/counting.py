@@ -143,7 +143,8 @@ def for_model(
     `folder` is a local model folder, `tokenizer` what the catalog says (a counter's name, or a family such as
     `llama-3`), `hub` the model's id on the hub, whose tokenizer is used when it is in the hub's local cache;
     `chat` has the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer is to render rows
-    in place of its own.
+    in place of its own, the `added_tokens` that it is to keep whole, and what is done with
+    `earlier_thinking`.
     """
     given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):

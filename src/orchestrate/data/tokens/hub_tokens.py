@@ -18,23 +18,26 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.chat_templates import carries, with_settings
 from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
+from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import DataError, SetupError
 from orchestrate.packages import needed
 
 
-def load(folder: Path) -> Any:
-    """The transformers tokenizer of a folder. Raises `SetupError` when it holds none, `MissingExtra` without
-    transformers."""
+def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
+    """The transformers tokenizer of a folder, with further texts that it keeps whole. Raises `SetupError`
+    when it holds none, `MissingExtra` without transformers."""
     if not has_tokenizer(folder):
         raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
     with needed("local", "reading a hub tokenizer", "transformers"):
-        from transformers import AutoTokenizer
+        from transformers import AddedToken, AutoTokenizer
     # A folder's own code is never run; left unsaid, transformers asks on the terminal.
-    return cast("Any", AutoTokenizer).from_pretrained(
+    tokenizer = cast("Any", AutoTokenizer).from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added_tokens])
+    return tokenizer
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -71,9 +74,12 @@ class HubCounter:
         folder: Path,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        added_tokens: Sequence[str] = (),
+        earlier_thinking: Earlier = "train",
     ) -> None:
         self.name = f"hf:{folder}"
-        self._tokenizer = read(folder) or of_transformers(load(folder))
+        self._earlier: Earlier = earlier_thinking
+        self._tokenizer = read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
         templates = with_settings(chat_template or self._tokenizer.template, chat_template_kwargs)
         self._chats = Conversations(templates, self._tokenizer.names, self._tokenizer.marks)
 
@@ -85,9 +91,11 @@ class HubCounter:
             except DataError as error:
                 lengths.remark(Remark(error.message, True, 1, (place,), error.fix))
                 sequences, notes = [(0, 0)] * (2 if isinstance(example, PreferenceExample) else 1), ()
-            for tokens, trained in sequences:
-                lengths.tokens.append(tokens)
-                lengths.trained.append(trained)
+            own = 2 if isinstance(example, PreferenceExample) else 1
+            # The last is the whole of a row that was split.
+            lengths.tokens.extend(tokens for tokens, _ in sequences[-own:])
+            lengths.further.extend(tokens for tokens, _ in sequences[:-own])
+            lengths.trained.extend(trained for _, trained in sequences)
             for note in notes:
                 lengths.remark(Remark(note, False, 1, (place,)))
         return lengths
@@ -97,7 +105,7 @@ class HubCounter:
         `DataError` where the template refuses it."""
         match example:
             case ChatExample():
-                sides = [example.messages]
+                sides = rows_of(self._chats, example.messages, example.tools, self._earlier)
             case PreferenceExample():
                 sides = [answered(example.prompt, side) for side in (example.preferred, example.rejected)]
             case UnpairedExample():
@@ -111,6 +119,8 @@ class HubCounter:
                 total, spans = self._plain(example.text) + 1, example.loss_spans
                 return [(total, total if spans is None else self._part(example.text, spans))], ()
         counted = [self._chat(messages, example.tools) for messages in sides]
+        if isinstance(example, ChatExample):  # parts of it in which nothing is trained are left out
+            counted = [one for one in counted if one[0][1]] or counted[-1:]
         return [count for count, _ in counted], dict.fromkeys(note for _, notes in counted for note in notes)
 
     def _plain(self, text: str) -> int:

@@ -31,16 +31,19 @@ class Lengths:
     """Tokens of each sequence and how many of them carry loss. A preference row is two sequences: the prompt
     with each of its answers, as a trainer feeds it."""
 
-    __slots__ = ("remarks", "tokens", "trained")
+    __slots__ = ("further", "remarks", "tokens", "trained")
 
     def __init__(self) -> None:
         self.tokens = array("I")
+        self.further = array("I")
+        """Tokens of sequences that rows give beside their first ones, in no order of the rows."""
         self.trained = array("I")
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
         """`number` makes a row's number here of the one there."""
         self.tokens.extend(other.tokens)
+        self.further.extend(other.further)
         self.trained.extend(other.trained)
         for remark in other.remarks.values():
             self.remark(msgspec.structs.replace(remark, first=tuple(map(number, remark.first))))

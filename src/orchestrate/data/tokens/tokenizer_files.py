@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 Json = dict[str, Any]
 
@@ -81,8 +81,9 @@ class HubTokenizer:
     """As transformers has it: a text, several by name, or None."""
 
 
-def read(folder: Path) -> HubTokenizer | None:
-    """The tokenizer of a folder, or None where transformers has to be asked for it."""
+def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
+    """The tokenizer of a folder, with further texts that it keeps whole, or None where transformers has to be
+    asked for it."""
     try:
         config = _json(folder / "tokenizer_config.json")
         file = _json(folder / "tokenizer.json")
@@ -101,6 +102,7 @@ def read(folder: Path) -> HubTokenizer | None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    cast("Any", tokenizer).add_tokens([AddedToken(text, normalized=False) for text in added_tokens])
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
         encoding = tokenizer.encode(text, add_special_tokens=False)

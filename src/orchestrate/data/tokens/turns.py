@@ -198,7 +198,7 @@ class Conversations:
             try:
                 text, spans = self._render(as_form(form, messages), tools, answer_next=answer_next)
             except DataError as error:
-                refused = error
+                refused = refused or error  # what it says of the row as it is
                 continue
             lost = 0 if form is usual else len(list(hidden(text, messages)))
             if best is None or lost < best[0]:

@@ -153,7 +153,7 @@ class Answerer:
 
         own, stopped = self.sampler.said(ids)
         said = self.template.said(own, prompt, tools=tools, cut=not stopped)
-        notes: list[str] = []
+        notes = list(said.notes)
         if not stopped and not said.content and not said.tool_calls and said.reasoning:
             notes.append(CUT_WITHIN_THINKING)
         if not stopped and self.sampler.room(prompt, most) < most:

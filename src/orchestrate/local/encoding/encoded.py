@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from orchestrate.data.rows.examples import RLExample
 from orchestrate.data.tokens.thinking import Earlier
 from orchestrate.errors import DataError
 from orchestrate.files import whole_folder
@@ -48,10 +49,8 @@ class Rows:
     """[epochs, rows] The log-probability of another row's answer after each prompt, as training began."""
     before: npt.NDArray[np.int32] | None = None
     """[epochs, rows] Which row's answer that is."""
-    items: Sequence[dict[str, Any]] = ()
-    """What a grader reads beside each prompt, where answers are drawn."""
-    tools: Sequence[list[dict[str, Any]] | None] = ()
-    """Those that each prompt offers, there."""
+    prompts: Sequence[RLExample] = ()
+    """Where answers are drawn: each row with the fields of its grader, as the file has it."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -153,7 +152,7 @@ class _Growing:
         self._file.close()
 
 
-class _Written:
+class Written:
     """The rows of a file on their way to the disk; in memory is where each begins."""
 
     def __init__(self, folder: Path) -> None:
@@ -177,7 +176,7 @@ class _Written:
     def rows(self) -> int:
         return len(self._offsets) - 1
 
-    def __enter__(self) -> _Written:
+    def __enter__(self) -> Written:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -204,7 +203,7 @@ def encode_file(
 
     Raises `DataError` naming the row that cannot be encoded."""
     report = Report(notes=Counter())
-    with path.open("rb") as lines, whole_folder(folder) as draft, _Written(draft) as written:
+    with path.open("rb") as lines, whole_folder(folder) as draft, Written(draft) as written:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
@@ -20,16 +20,18 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.model import experts
 from orchestrate.local.model.accelerating import Unfit, load_unsloth, use_liger
 from orchestrate.local.model.added_tokens import make_room, rows_of, spare, trained_rows
+from orchestrate.local.model.architectures import auto_class
 from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.names import fitting_keys
 from orchestrate.local.model.quantised import Quantised
 from orchestrate.local.model.quantising import nf4
 from orchestrate.local.model.saved_modules import in_32_bits, saves_tied
 from orchestrate.local.model.shortcuts import turn_on
 from orchestrate.local.model.starts import Beginning, begun
-from orchestrate.local.model.targets import expert_parameters, fitting_keys, require_saved, targets_of
+from orchestrate.local.model.targets import expert_parameters, targets_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -72,8 +74,12 @@ def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torc
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # Said as `None` it would hide what the files say.
-    quantisation = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
-    model = AutoModelForCausalLM.from_pretrained(
+    quantisation: dict[str, Any] = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
+    if held is not None and (kernel := held.kernel(device.type)):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.quantization_config = {**config.quantization_config, "backend": kernel}
+        quantisation = {"config": config}
+    model = auto_class(folder).from_pretrained(
         folder,
         dtype=dtype,
         **quantisation,
@@ -229,7 +235,6 @@ def _adapted(
     adapter = job.adapter
     start = adapter.init_lora_weights
     tokens = trained_rows(inner, added, adapter)
-    require_saved(inner, adapter)
 
     def config_of(modules: Sequence[str], parameters: Sequence[str] = ()) -> Any:
         return LoraConfig(

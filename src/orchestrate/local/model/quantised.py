@@ -14,8 +14,13 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "bitsandbytes": ("bitsandbytes",),
     "gptq": ("optimum", "gptqmodel"),
     "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "auto-round": ("auto_round",),
 }
 """What transformers needs to read a base of each kind."""
+_CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
+"""Of gptqmodel. What it takes by itself on a CPU repacks the weights at the first answer, and from then on
+gives no gradient to what is before them."""
 
 
 class QuantisedUnreadable(SetupError):
@@ -51,6 +56,13 @@ class Quantised:
         # For each group a scale in 16 bits and a zero point in as many bits as a weight.
         grouped = (2 + bits / 8) / group if isinstance(group, int) and group > 0 else 0.0
         return cls(method, bits, bits / 8 + grouped)
+
+    def kernel(self, device: str) -> str | None:
+        """What computes with the weights, where the library that reads them would take one that may give no
+        gradients."""
+        if self.method not in _CPU_KERNELS:
+            return None
+        return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
 
     @property
     def told(self) -> str:

@@ -10,20 +10,21 @@ left out that choose among experts, and those that peft or a kernel does not rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import Adapter
 from orchestrate.local.model.loaded import decoder_of
+from orchestrate.local.model.names import ALL_LINEAR, ModuleNames, ends, matches, misnamed, narrowed
 
-V = TypeVar("V")
-ALL_LINEAR = "all-linear"
 ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that choose and weigh experts: they stay as they are, so that no token moves to others."""
+_NEEDED = ("targets", "target_parameters", "modules_to_save")
+"""What cannot be done where the names fit nothing. Others leave the adapter as it would be without them."""
 
 
 @dataclass(frozen=True)
@@ -37,97 +38,66 @@ class Targets:
 
 
 def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]], Any]) -> Targets:
-    """`config_of` gives peft's configuration for a list of modules. Raises `RunFailed` when a name fits
-    nothing."""
-    prefix, head = _prefix(inner), inner.get_output_embeddings()
-    every = list(inner.named_modules())
-    inside = [
-        name
-        for name, module in every
-        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
-        and name.startswith(prefix)
-        and module is not head
-    ]
-    experts = expert_parameters(inner)
-    asked = adapter.targets or ALL_LINEAR
+    """`config_of` gives peft's configuration for a list of modules. Raises `RunFailed` for what the model
+    does not have: targets of which none is there, and any parameter or module to save."""
     told: list[str] = []
-    if asked == ALL_LINEAR:
-        routers = {name for name in inside if experts and ROUTERS.fullmatch(name)}
-        chosen = _without(told, inside, routers, "what chooses the experts stays as it is")
-        chosen = _without(told, chosen, _mixers(inner, chosen), "a state-space kernel reads them itself")
-    else:
-        named = [(name, module) for name, module in every if matches(asked, name)]
-        chosen = [name for name, module in named if name.startswith(prefix) or module is head]
-        if len(chosen) < len(named):
-            told.append(f"{len(named) - len(chosen)} modules outside the language model: text is trained on")
-        told += [f"{one}: the model has no such layer" for one in _unmatched(asked, [n for n, _ in named])]
-    chosen = _narrowed(told, chosen, adapter)
+    names = names_of(inner, told)
+    asked = adapter.targets or ALL_LINEAR
+    if asked != ALL_LINEAR:
+        everywhere = sum(matches(asked, name) for name in names.modules)
+        told = []
+        if outside := everywhere - len(names.asked(asked)):
+            told.append(f"{outside} modules outside the language model: text is trained on")
+    for one in misnamed(names, adapter):
+        if one.useless and one.field in _NEEDED:
+            raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
+        told.append(one.told)
+    chosen = narrowed(names.asked(asked), adapter)
     chosen = _without(
         told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would take them for experts"
     )
-    parameters = _parameters(inner, adapter.target_parameters or (), prefix)
-    if experts and not parameters and asked == ALL_LINEAR:
-        told.append(
-            f"the experts ({', '.join(_ends(experts))}): adapter.target_parameters names those that get one"
-        )
+    parameters = [name for name in names.parameters if matches(adapter.target_parameters or (), name)]
+    if names.experts and not parameters and asked == ALL_LINEAR:
+        those = ", ".join(ends(names.experts))
+        told.append(f"the experts ({those}): adapter.target_parameters names those that get one")
     if not chosen and not parameters:
         raise RunFailed(
-            f"the adapter does not fit the model: it has no {_words(asked)} in its language model",
-            fix=_fix(inside, experts),
+            "the adapter does not fit the model: no target is left", fix="see adapter in the spec"
         )
-    return Targets(tuple(chosen), tuple(parameters), tuple(told))
+    return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(told))
 
 
-def _narrowed(told: list[str], names: list[str], adapter: Adapter) -> list[str]:
-    """Without the modules and layers that are not to be adapted."""
-    excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
-    if excluded is not None:
-        found = [name for name in names if matches(excluded, name)]
-        told += [f"exclude_modules {one}: no target has this name" for one in _unmatched(excluded, found)]
-        if isinstance(excluded, str) and not found:
-            told.append(f"exclude_modules {excluded}: no target fits it")
-        names = [name for name in names if name not in set(found)]
-    if layers is not None:
-        names = [name for name in names if layer_of(name) in layers]
-    for field, patterns in (("rank_pattern", adapter.rank_pattern), ("alpha_pattern", adapter.alpha_pattern)):
-        fitting = fitting_keys(patterns, names)
-        told += [f"{field} {key}: no target fits it" for key in patterns or {} if key not in fitting]
-    return names
+def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
+    """Of a transformers model, which may be on the meta device. `told` gets what of its linear layers is not
+    adapted by default, and why."""
+    told = [] if told is None else told
+    prefix, head = _prefix(inner), inner.get_output_embeddings()
+    every = list(inner.named_modules())
+    linear = [
+        name
+        for name, module in every
+        if _is_linear(module) and name.startswith(prefix) and module is not head
+    ]
+    experts = expert_parameters(inner)
+    routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
+    linear = _without(told, linear, routers, "what chooses the experts stays as it is")
+    linear = _without(told, linear, _mixers(inner, linear), "a state-space kernel reads them itself")
+    return ModuleNames(
+        modules=tuple(name for name, _ in every),
+        linear=tuple(linear),
+        language=prefix,
+        head=next((name for name, module in every if module is head), None),
+        parameters=tuple(
+            name for name, p in inner.named_parameters() if name.startswith(prefix) and p.ndim in (2, 3)
+        ),
+        experts=tuple(experts),
+    )
 
 
-def layer_of(name: str) -> int | None:
-    """The number of the layer in a module's whole name."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found.group(1)) if found else None
-
-
-def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:
-    """Those of peft's `rank_pattern` or `alpha_pattern` that some module fits: a key is a regular expression
-    of the end of its name."""
-    expressions = {key: re.compile(rf"(.*\.)?({key})$") for key in patterns or {}}
-    return {
-        key: value
-        for key, value in (patterns or {}).items()
-        if any(expressions[key].match(name) for name in names)
-    }
-
-
-def require_saved(inner: Any, adapter: Adapter) -> None:
-    """Raises `RunFailed` for one of `modules_to_save` that the model does not have; peft passes over it."""
-    names = [name for name, _ in inner.named_modules()]
-    for wanted in adapter.modules_to_save or ():
-        if not any(name.endswith(wanted) for name in names):
-            raise RunFailed(
-                f"the adapter does not fit the model: it has no module {wanted} to save",
-                fix="adapter.modules_to_save: such as embed_tokens, lm_head, or a layer's whole name",
-            )
-
-
-def matches(asked: str | Sequence[str], name: str) -> bool:
-    """As peft matches: a pattern for the whole name, or names that it is or ends in."""
-    if isinstance(asked, str):
-        return re.fullmatch(asked, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in asked)
+def _is_linear(module: Any) -> bool:
+    """Also those whose weight is held by groups in few bits (GPTQ, AWQ), which are classes of their own."""
+    grouped = all(hasattr(module, name) for name in ("qweight", "scales", "in_features", "out_features"))
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D" or grouped
 
 
 def expert_parameters(inner: Any) -> list[str]:
@@ -173,41 +143,5 @@ def _taken_for_experts(inner: Any, config: Any) -> set[str]:
 
 def _without(told: list[str], names: list[str], dropped: set[str], reason: str) -> list[str]:
     if dropped:
-        told.append(f"{', '.join(_ends(sorted(dropped)))}: {reason}")
+        told.append(f"{', '.join(ends(sorted(dropped)))}: {reason}")
     return [name for name in names if name not in dropped]
-
-
-def _unmatched(asked: str | Sequence[str], names: Sequence[str]) -> list[str]:
-    if isinstance(asked, str):
-        return []
-    return [one for one in asked if not any(matches([one], name) for name in names)]
-
-
-def _parameters(inner: Any, asked: Sequence[str], prefix: str) -> list[str]:
-    names = [name for name, p in inner.named_parameters() if name.startswith(prefix) and p.ndim in (2, 3)]
-    chosen: set[str] = set()
-    for target in asked:
-        found = {name for name in names if matches([target], name)}
-        if not found:
-            some = ", ".join(_ends(expert_parameters(inner)))
-            raise RunFailed(
-                f"the adapter does not fit the model: it has no parameter {target}",
-                fix=f"adapter.target_parameters: some of {some}" if some else "leave target_parameters out",
-            )
-        chosen |= found
-    return sorted(chosen)
-
-
-def _ends(names: Sequence[str]) -> list[str]:
-    """The names without their layer, each once."""
-    return list(dict.fromkeys(re.split(r"\.\d+\.", name)[-1] for name in names))
-
-
-def _words(asked: str | Sequence[str]) -> str:
-    return asked if isinstance(asked, str) else ", ".join(asked)
-
-
-def _fix(inside: Sequence[str], experts: Sequence[str]) -> str:
-    ends = sorted({name.rpartition(".")[2] for name in inside})
-    more = f"; for experts adapter.target_parameters: {', '.join(_ends(experts))}" if experts else ""
-    return f"adapter.targets: {ALL_LINEAR}, or some of {', '.join(ends)}{more}"

@@ -12,20 +12,20 @@ the step's answer tokens (Yu et al. 2025), so that long answers are not favoured
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
 import torch
 from torch import Tensor
 
-from orchestrate.errors import DataError, RunFailed
+from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
-from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
-from orchestrate.local.job import Reinforcement, option
+from orchestrate.local.encoding.encoding import Encoded, Template
+from orchestrate.local.job import Reinforcement
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling import Sampler
 from orchestrate.local.objectives.base import Batch, Objective, Sums, add
@@ -35,6 +35,8 @@ from orchestrate.local.plan.fitting import drawn_at_once
 
 EPSILON = 1e-4
 """Added to the spread of a group's rewards, as TRL does."""
+ASKED_AT_ONCE = 1024
+"""Prompts of an evaluation whose answers are held."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,10 @@ class PolicyObjective(Objective):
         for i, drawn in zip(asked, answers, strict=True):
             self.look_up()
             ids, stopped = self.sampler.said(drawn)
-            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=rows.tools[i], cut=not stopped)
-            grades += self.grader.grade([said], [rows.items[i]])
+            asked_for = rows.prompts[i]
+            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=asked_for.tools, cut=not stopped)
+            item = {"messages": msgspec.to_builtins(asked_for.messages), **asked_for.fields}
+            grades += self.grader.grade([said], [item])
         errors = [g.error for g in grades if g.error]
         if errors and len(errors) == len(grades) and not self._graded:
             raise RunFailed(
@@ -202,10 +206,13 @@ class PolicyObjective(Objective):
 
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
         """The mean reward of the likeliest answer to each prompt, and what `_describe` tells."""
-        prompts = [rows.row(i)[0].tolist() for i in range(rows.examples)]
-        answers = self._draw(prompts, 0.0, max_tokens)
-        shown = self._describe(answers, self._grade(rows, range(rows.examples), answers))
-        return {f"valid_{k}": v for k, v in shown.items()}
+        sums: Counter[str] = Counter()
+        for start in range(0, rows.examples, ASKED_AT_ONCE):
+            numbers = range(start, min(start + ASKED_AT_ONCE, rows.examples))
+            answers = self._draw([rows.row(i)[0].tolist() for i in numbers], 0.0, max_tokens)
+            shown = self._describe(answers, self._grade(rows, numbers, answers))
+            sums.update({k: v * len(numbers) for k, v in shown.items()})
+        return {f"valid_{k}": v / rows.examples for k, v in sums.items()}
 
 
 @contextmanager
@@ -220,34 +227,3 @@ def padded_attention(model: Any) -> Generator[None]:
     finally:
         if switched:
             model.set_attn_implementation(own)
-
-
-def encode_prompts(path: Path, template: Template, limit: int | None) -> tuple[Rows, int]:
-    """The prompts of a file of RL rows, and how many were left out because they have more than `limit`
-    tokens: no answer to half a question is worth grading.
-
-    Raises `DataError` naming the row.
-    """
-    encoded: list[Encoded] = []
-    items: list[dict[str, Any]] = []
-    tools: list[list[dict[str, Any]] | None] = []
-    long = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                example = decode_prompt(line)
-                ids = template.asked(example.messages, example.tools)
-            except DataError as error:
-                raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
-            if limit is not None and len(ids) > limit:
-                long += 1
-                continue
-            encoded.append(Encoded(ids, [0.0] * len(ids)))
-            tools.append(example.tools)
-            items.append({"messages": msgspec.to_builtins(example.messages), **example.fields})
-    if not encoded:
-        raise DataError(
-            f"{path.name}: no prompt fits into {limit} tokens",
-            fix=f"raise max_seq_length, or lower {option('max_new_tokens')}",
-        )
-    return replace(stacked(encoded), items=items, tools=tools), long

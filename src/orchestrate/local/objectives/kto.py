@@ -175,7 +175,8 @@ def with_mismatched(
     raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
-    before = np.zeros(kept.shape, dtype=np.int32)
+    # Both may be larger than memory. Which answer it is follows from the seed and is written anew each time.
+    before = np.lib.format.open_memmap(folder / "before.npy", mode="w+", dtype=np.int32, shape=kept.shape)
     for epoch in range(epochs):
         for batch in objective.mismatch.batches(rows, epoch):
             before[epoch, batch] = objective.mismatch.before(rows, batch)
@@ -184,4 +185,7 @@ def with_mismatched(
                 look_up()
                 kept[epoch, batch] = objective.mismatched(rows, batch, max_tokens, MOST_ROWS)
         kept.flush()
-    return replace(rows, before=before, mismatched=np.load(path, mmap_mode="r"))
+        before.flush()
+    return replace(
+        rows, before=np.load(folder / "before.npy", mmap_mode="r"), mismatched=np.load(path, mmap_mode="r")
+    )

@@ -43,7 +43,7 @@ class Work:
 
     def remaining(self, step: int, seen_tokens: int, seconds: float) -> float | None:
         """Seconds of training; `None` while nothing is known."""
-        if self.rows.items:  # answers are drawn, of lengths that nobody knows
+        if self.rows.prompts:  # answers are drawn, of lengths that nobody knows
             return seconds / step * (self.total_steps - step) if step else None
         done = self.done(step, seen_tokens)
         tokens = done + sum(n for n, _ in self.measured)

@@ -19,6 +19,7 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import models
 from orchestrate.local.model.added_tokens import add_tokens
@@ -28,7 +29,7 @@ from orchestrate.local.model.starts import Beginning
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
-from orchestrate.local.objectives.grpo import PolicyObjective, encode_prompts
+from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
 from orchestrate.local.objectives.losses import Desirability, Preference
 from orchestrate.local.plan import fitting, throughput
@@ -267,10 +268,14 @@ class Session:
         return rows
 
     def _prompts(self, name: str, path: Path) -> Rows:
-        _require(path)
+        _require(path)  # what the grader reads stays there
+        folder = self.run.path / "rows" / name
+        if rows := open_prompts(path, folder):
+            return rows
+        folder.parent.mkdir(exist_ok=True)
         room = None if self.limit is None else self.limit - self.job.hyper.max_new_tokens
-        rows, left_out = encode_prompts(path, self.template, room)
-        if left_out and self.run.written_state().attempt <= 1:
+        rows, left_out = encode_prompts(path, self.template, folder, room)
+        if left_out:
             message = f"{name}: {left_out} prompts of more than {room} tokens were left out"
             self.run.add_event(message, level="warning", type="data")
         return rows

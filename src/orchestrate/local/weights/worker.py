@@ -19,6 +19,7 @@ from orchestrate.data.tokens.chat_templates import message as as_shown
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model import models
+from orchestrate.local.model.architectures import auto_class
 from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
 from orchestrate.local.model.sampling import Sampler, stop_tokens
 from orchestrate.local.proof import finding, prompts
@@ -199,11 +200,13 @@ def _listed(ids: Any) -> list[int]:
 
 
 def _as_published(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
-    ).eval()
+    return (
+        auto_class(path)
+        .from_pretrained(
+            path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        .eval()
+    )
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import SetupError
+from orchestrate.local.job import Adapter
 from orchestrate.local.model import models
+from orchestrate.local.model.names import no_pattern
 from orchestrate.local.model.quantised import Quantised
 from orchestrate.methods import LoRA, QLoRA
+from orchestrate.providers.local import continuing, naming
 from orchestrate.providers.settings import Rows
 
 if TYPE_CHECKING:
@@ -32,9 +34,24 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
     config = {} if "model" in rows.refused else models.config_of(model) or {}
     held = Quantised.of(config)
     _kind(rows, spec, held)
+    continuing.continue_from(rows, spec)
     if not isinstance(spec.adapter, LoRA):
         return
     asked = spec.adapter
+    earlier = spec.continue_from and continuing.config_of(spec.continue_from)
+    if earlier and "continue_from" not in rows.refused:
+        continuing.settings(rows, asked, earlier)
+    else:
+        _sizes(rows, asked)
+        _structure(rows, spec, asked, config, held)
+        if "model" not in rows.refused:
+            _names(rows, spec, model)
+    if asked.loraplus_lr_ratio is not None:
+        rule = "the learning rate of B is so many times that of A"
+        rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
+
+
+def _sizes(rows: Rows, asked: LoRA) -> None:
     r = asked.r or 16
     if asked.r is None:
         rows.default("adapter.r", "adapter.r", r, send=True)
@@ -49,10 +66,6 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
     for flag in ("dora", "rslora"):
         if rows.given(f"adapter.{flag}") is not None:
             rows.keep(f"adapter.{flag}", f"adapter.{flag}")
-    if asked.loraplus_lr_ratio is not None:
-        rule = "the learning rate of B is so many times that of A"
-        rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
-    _structure(rows, spec, asked, config, held)
 
 
 def _kind(rows: Rows, spec: JobSpec, held: Quantised | None) -> None:
@@ -81,20 +94,39 @@ def _structure(
     rows: Rows, spec: JobSpec, asked: LoRA, config: Mapping[str, Any], held: Quantised | None
 ) -> None:
     given = asked.model_dump(mode="json")
-    continued = spec.continue_from is not None and (Path(spec.continue_from).expanduser()).is_dir()
     for name in _STRUCTURE:
         value: Any = getattr(asked, name)
         if value is None:
             continue
         row = f"adapter.{name}"
-        if continued:
-            rows.refuse(row, "it is that of the adapter that the run goes on from")
-        elif name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
+        if name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
             rows.refuse(row, "it looks at the rows that are trained on, and here answers are drawn")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
             rows.keep(row, row, given[name], rule=_RULES.get(name))
+
+
+def _names(rows: Rows, spec: JobSpec, model: str) -> None:
+    """Of what names modules: refuses a setting that fits nothing, tells what of others does not."""
+    given = spec.adapter.model_dump(mode="json")
+    adapter = Adapter.from_dict(given)
+    if wrong := no_pattern(adapter):
+        field, reason = wrong
+        rows.refuse(f"adapter.{field}", reason)
+        return
+    found, unseen = naming.looked_at(spec, model)
+    for one in found:
+        row = f"adapter.{one.field}"
+        if row in rows.refused:
+            continue
+        if one.useless:
+            rows.refuse(row, f"{one.told}; {one.fix}")
+        else:
+            rows.map(row, row, given[one.field], one.told, exact=False)
+    if unseen is not None and isinstance(spec.adapter, LoRA):
+        for field in naming.named(spec.adapter):
+            rows.tell(f"adapter.{field}", f"names not looked at: {unseen}")
 
 
 _RULES = {

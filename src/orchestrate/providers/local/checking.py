@@ -3,26 +3,22 @@ adapter's layers, memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, costing
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.local.model import models
-from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.run import launching
+from orchestrate.providers.local import naming
 from orchestrate.providers.local.translation import memory
 from orchestrate.text import count, size
 from orchestrate.types import MemoryPlan, Problem, Severity, Translation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from orchestrate.data import TrainingData
-    from orchestrate.local.model.models import ModelFolder
     from orchestrate.spec import JobSpec
-
-NOT_STORED = ("lm_head",)
-"""Layers that a model has and its files may leave out: tied to the embeddings."""
 
 
 def problems(
@@ -36,45 +32,44 @@ def problems(
     if any(row.name == "model" for row in translation.refused):
         return
     try:
-        folder = models.here(translation.model)
+        models.here(translation.model)
     except (UsageError, ConfigError) as error:
         yield _problem(name, "model-unusable", error, field="model")
         return
-    targets = getattr(spec.adapter, "targets", None)
-    if folder is not None and isinstance(targets, tuple):
-        yield from _targets(name, folder, cast("tuple[str, ...]", targets))
-    if getattr(spec.adapter, "target_parameters", None):
-        yield from _experts(name, translation.model)
+    if spec.continue_from is None:
+        yield from _names(name, spec, translation)
     yield from _memory(spec, data, translation, options)
 
 
-def _targets(name: str, folder: ModelFolder, targets: Sequence[str]) -> Iterator[Problem]:
-    modules = folder.modules()
-    unknown = [t for t in targets if not any(m == t or m.endswith(f".{t}") for m in modules)]
-    unknown = [t for t in unknown if t not in NOT_STORED]
-    if not modules or not unknown:
-        return
-    last = sorted({m.rpartition(".")[2] for m in modules})
-    yield Problem(
-        code="unknown-target",
-        message=f"adapter.targets: {', '.join(unknown)}: the model has no such layer",
-        severity=Severity.ERROR if len(unknown) == len(targets) else Severity.WARNING,
-        field="adapter.targets",
-        providers=(name,),
-        fix=f"all-linear, or some of {', '.join(last)}",
-    )
+def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
+    """A setting that is refused for names that the model does not have is a problem once."""
+    more = list(more)
+    told = [p.message for p in more if p.code == "unknown-target"]
+    twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in told)]
+    return [*(p for p in found if p not in twice), *more]
 
 
-def _experts(name: str, model: str) -> Iterator[Problem]:
-    config = models.config_of(model)
-    if config is not None and Shape.experts_in(config.get("text_config") or config) == 1:
+def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Problem]:
+    """Of the adapter, that the model does not have; an error where the translation refuses the setting."""
+    refused = {row.name for row in translation.refused}
+    found, unseen = naming.looked_at(spec, translation.model)
+    for one in found:
+        field = f"adapter.{one.field}"
         yield Problem(
             code="unknown-target",
-            message="adapter.target_parameters: the model has no experts",
-            severity=Severity.ERROR,
-            field="adapter.target_parameters",
+            message=one.told,
+            severity=Severity.ERROR if field in refused else Severity.WARNING,
+            field=field,
             providers=(name,),
-            fix="leave it out; adapter.targets names linear layers",
+            fix=one.fix,
+        )
+    if unseen is not None:
+        yield Problem(
+            code="names-not-looked-at",
+            message=f"whether the model has what the adapter names could not be looked at: {unseen}",
+            severity=Severity.INFO,
+            field="adapter",
+            providers=(name,),
         )
 
 

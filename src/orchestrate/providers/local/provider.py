@@ -126,7 +126,9 @@ class LocalProvider(Provider):
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += reinforcement.problems(self.name, spec, data)
-        return [*found, *checking.problems(self.name, spec, data, translation, self.config.options)]
+        return checking.joined(
+            found, checking.problems(self.name, spec, data, translation, self.config.options)
+        )
 
     def quote(
         self,
@@ -353,9 +355,11 @@ class LocalProvider(Provider):
         base: bool = False,
         max_tokens: int = 256,
         temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
+        given = [dict(tool) for tool in tools] or None
         return self.generator(job).generate(
-            prompts, base=base, max_tokens=max_tokens, temperature=temperature
+            prompts, base=base, max_tokens=max_tokens, temperature=temperature, tools=given
         )
 
     def close(self) -> None:

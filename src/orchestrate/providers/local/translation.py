@@ -299,14 +299,6 @@ def _data(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("batch_tokens", "batches are counted in examples here: use batch_size")
     if spec.wandb is not None:
         rows.refuse("wandb", "metrics are kept in the run directory; nothing is sent anywhere")
-    if spec.continue_from is not None:
-        folder = Path(spec.continue_from).expanduser()
-        if (folder / "adapter_config.json").is_file():
-            rows.keep("continue_from", "continue_from", str(folder.resolve()))
-        else:
-            rows.refuse(
-                "continue_from", "on this machine it is the folder of an adapter (adapter_config.json)"
-            )
 
 
 def _added_tokens(rows: Rows, spec: JobSpec) -> None:

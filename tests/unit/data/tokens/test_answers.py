@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.unit.data.tokens.test_turns import KINDS, REFUSED, TEMPLATES, conversations
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
-from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
-from orchestrate.data.tokens.calls import taken_out
+from orchestrate.data.tokens.answers import CODE, Said, Shape, read_answer, shape_of
+from orchestrate.data.tokens.calls import CODE_MARK, taken_out
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
 
@@ -356,6 +356,21 @@ def test_ids_that_are_written_are_kept() -> None:
 )
 def test_what_cannot_be_read_stays_the_answer(text: str) -> None:
     assert shown(read_answer(text, tools=OFFERED)) == (text, None, [])
+
+
+INTERPRETER = {"type": "function", "function": {"name": "code_interpreter", "parameters": {}}}
+
+
+@pytest.mark.parametrize("code", ["print(1) or x", "x = 1\nprint(x)", "df.head(n=2)", '{"a": 1}'])
+def test_llamas_code_is_a_call_where_an_interpreter_is_offered_and_told_where_none_is(code: str) -> None:
+    text = f"<|python_tag|>{code}"
+    said = read_answer(text, tools=[*OFFERED, INTERPRETER], shape=Shape(special=frozenset({CODE_MARK})))
+    assert shown(said) == ("", None, [("code_interpreter", {"code": code})]) and said.notes == ()
+    look = '<|python_tag|>{"name": "look", "parameters": {"at": "x", "n": 2}}'
+    assert made(read_answer(look, tools=[*OFFERED, INTERPRETER]).tool_calls) == ONE
+    if "head" not in code:  # which is read as a call of another built-in tool
+        told = read_answer(text, tools=OFFERED, shape=Shape(special=frozenset({CODE_MARK})))
+        assert shown(told) == (code, None, []) and told.notes == (CODE,)
 
 
 def test_bare_calls_are_of_tools_that_were_offered() -> None:

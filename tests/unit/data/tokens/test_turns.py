@@ -10,19 +10,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.data.tokens.replicas import REPLICAS
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
 
-TEMPLATES = {"chatml": CHATML} | {
-    file.name.removesuffix(".jinja"): file.read_text("utf-8")
-    for file in files("trl").joinpath("chat_templates").iterdir()
-    if file.name.endswith(".jinja")
-}
+TEMPLATES = (
+    {"chatml": CHATML}
+    | {
+        file.name.removesuffix(".jinja"): file.read_text("utf-8")
+        for file in files("trl").joinpath("chat_templates").iterdir()
+        if file.name.endswith(".jinja")
+    }
+    | REPLICAS
+)
 MARKS = re.compile(
-    r"<[|\uff5c][^<>\s'\"{}|\uff5c]+[|\uff5c]?>|<\w+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
+    r"<SPECIAL_\d+>|<seed:\w+>|\]~!?b\[?\]?|\[e~\[|<[|\uff5c][^<>\s'\"{}|\uff5c]+[|\uff5c]?>|<\w+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
 )
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 WORD = re.compile(r"[uastrc](\d)[a-z]+\b")
@@ -116,7 +121,7 @@ REFUSED = (
         for name in NO_TOOL_ROLE
         for kind in ("tools", "tools and talk", "two calls", "tools and thinking")
     }
-    | {("gemma", "system")}
+    | {("gemma", "system"), ("ministral-3", "an empty answer")}
 )
 """What these templates themselves refuse, by `raise_exception`."""
 
@@ -177,6 +182,21 @@ BY_HAND = {
     ("gemma4", "tools"): [
         '<|tool_call>call:weather{city:<|"|>c1paris<|"|>}<tool_call|><|tool_response>',
         "a3four<turn|>",
+    ],
+    ("apertus", "tools"): [
+        '<|tools_prefix|>[{"weather": {"city": "c1paris"}}]<|tools_suffix|>',
+        "a3four<|assistant_end|>",
+    ],
+    ("command-r7b", "tools"): [
+        '<|START_THINKING|><|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": '
+        '"weather", "parameters": {"city": "c1paris"}}\n]<|END_ACTION|><|END_OF_TURN_TOKEN|>',
+        "<|START_RESPONSE|>a3four<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    ],
+    ("minimax-m2", "tools and thinking"): [
+        "r1why\n</think>\n\n\n<minimax:tool_call>\n"
+        '<invoke name="weather"><parameter name="city">c1paris</parameter></invoke>\n'
+        "</minimax:tool_call>[e~[",
+        "r3hmm\n</think>\n\na3four[e~[",
     ],
     ("deepseekv3", "an empty answer"): ["<｜end▁of▁sentence｜>", "a3y<｜end▁of▁sentence｜>"],
     ("chatml", "tools"): [

@@ -23,6 +23,7 @@ from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.objectives.grpo import PolicyObjective
+from orchestrate.local.weights.worker import dress
 from orchestrate.types import Contender, Message, Reply, Sampling
 
 pytestmark = [
@@ -44,6 +45,10 @@ TOOLS = [
         },
     }
 ]
+
+
+END = {"channels": {"<|return|>", "<|call|>"}, "thinks": {"<|im_end|>"}}
+"""What ends a turn, or a call."""
 
 
 class Trained:
@@ -252,6 +257,15 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     passport = json.loads((folder / "passport.json").read_text())
     assert passport["chat_template_kwargs"] == asked.get("chat_template_kwargs", {})
     assert passport["chat_template_given"] is ("chat_template" in asked)
+    dressed = tmp_path / "dressed"
+    dressed.mkdir()
+    told = dress(str(trained.base), str(folder), str(dressed))
+    template = (folder / "chat_template.jinja").read_bytes()
+    assert (dressed / "chat_template.jinja").read_bytes() == template
+    assert template != (trained.base / "chat_template.jinja").read_bytes()
+    config = json.loads((dressed / "generation_config.json").read_bytes())
+    assert (config["repetition_penalty"], config["no_repeat_ngram_size"]) == (3.0, 1)
+    assert config["eos_token_id"] == told["stops"] and END[trained.family] <= set(told["stop_words"])
     talk = [{"role": "user", "content": "Sky?"}]
     read: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert read.apply_chat_template(talk, add_generation_prompt=True, tokenize=False).endswith(opened)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import get_args
 
+import pytest
 from tests.unit.local.encoding.test_encoding import QWEN3, template
+from tests.unit.local.thinkers import make_family
 
+from orchestrate.config import HostConfig
+from orchestrate.costing import Work
+from orchestrate.costing.size import measure
+from orchestrate.data import TrainingData
 from orchestrate.data.tokens.thinking import Earlier
 from orchestrate.local.encoding.encoded import encode_file
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model.added_tokens import add_tokens
+from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.spec import JobSpec
 
 
 def test_it_is_trained_as_asked(tmp_path: Path) -> None:
@@ -31,3 +43,38 @@ def test_it_is_trained_as_asked(tmp_path: Path) -> None:
         assert ("rows of their own" in told) == (earlier == "split")
     first, last = (f"<think>\nso {n}\n</think>\n\n{n}<|im_end|>" for n in (1, 2))
     assert found == {"train": [f"1<|im_end|>{last}"], "split": [first, last], "untrained": [last]}
+
+
+@pytest.mark.parametrize("earlier", get_args(Earlier))
+@pytest.mark.parametrize("added", [(), ("<|note|>", "so so")], ids=["plain", "added"])
+def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
+    tmp_path: Path, earlier: Earlier, added: tuple[str, ...]
+) -> None:
+    model, file = make_family("thinks", tmp_path / "model"), tmp_path / "rows.jsonl"
+    chance = random.Random(3)
+    with file.open("w") as out:
+        for n in range(12):
+            messages: list[dict[str, object]] = []
+            for _ in range(chance.randint(1, 4)):
+                messages.append({"role": "user", "content": f"<|note|> Is {n} even?"})
+                thought = {"reasoning": "so so " * chance.randint(1, 5)} if chance.random() < 0.7 else {}
+                messages.append({"role": "assistant", "content": "<|note|>yes", **thought})
+            out.write(json.dumps({"messages": messages}) + "\n")
+    values = {"model": str(model), "train": str(file), "batch_size": 5, "epochs": 1, "max_steps": 99}
+    values |= {"method": {"type": "sft", "earlier_thinking": earlier}}
+    spec = JobSpec.parse({**values, **({"added_tokens": added} if added else {})})
+    tokenizer = load_tokenizer(model)
+    if added:
+        add_tokens(tokenizer, added)
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
+    data = TrainingData.open(spec.train)
+    canonical = data.train.write(provider.target, tmp_path)
+    rows, report = encode_file(
+        canonical, Template(tokenizer), tmp_path / "e", max_length=None, earlier=earlier
+    )
+    assert (report.split > 0) == (earlier == "split")
+    translation = provider.translate(spec)
+    size = measure(Work("local", provider.profile, spec, data, translation, provider.resolve(spec)))
+    assert (size.train_tokens, size.sequences, size.rows) == (rows.tokens, rows.examples, 12)
+    steps = len(rows.batches(5, 0, 0))
+    assert any(f"of {steps} to an epoch" in note for note in size.notes)

@@ -17,6 +17,7 @@ from tests.paths import TINY
 from orchestrate.errors import DataError
 from orchestrate.local.encoding.encoded import Rows, encode_file, epoch_batches, micro_batches
 from orchestrate.local.encoding.encoding import Template, decode_row, encode
+from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.plan.fitting import _passes  # pyright: ignore[reportPrivateUsage]
 
@@ -78,6 +79,32 @@ def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path,
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert rows.tokens > 100 * count
+    assert (peaks[1] - peaks[0]) / 400 < 300
+
+
+def test_a_prompt_more_costs_its_place_in_memory_and_not_its_words(
+    tmp_path: Path, template: Template
+) -> None:
+    """Some 200 tokens in each and 1,000 bytes for its grader, which come back as the file has them."""
+    peaks: list[int] = []
+    for count in (100, 500):
+        path = tmp_path / f"{count}.jsonl"
+        said = [{"role": "user", "content": "a question of some words " * 40}]
+        given = [{"messages": said, "answer": f"{n}", "note": {"why": "x" * 1000}} for n in range(count)]
+        given[7]["messages"] = [{"role": "user", "content": "a question that is too long " * 100}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in given))
+        tracemalloc.start()
+        rows, left_out = encode_prompts(path, template, tmp_path / f"prompts-{count}", 600)
+        for batch in rows.batches(8, 0, 0):
+            assert all(rows.prompts[i].fields["note"] == {"why": "x" * 1000} for i in batch)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert left_out == 1 and rows.examples == len(rows.prompts) == count - 1 and rows.tokens > 100 * count
+        again = open_prompts(path, tmp_path / f"prompts-{count}")
+        for one in (rows, again):
+            assert one is not None and [p.fields["answer"] for p in one.prompts[6:9]] == ["6", "8", "9"]
+            asked = template.asked(one.prompts[7].messages, one.prompts[7].tools)
+            assert one.row(7)[0].tolist() == asked and not one.row(7)[1].any()
     assert (peaks[1] - peaks[0]) / 400 < 300
 
 

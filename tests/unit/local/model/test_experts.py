@@ -89,7 +89,7 @@ def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
     experts = [n for n in one.loop.parameters if "experts" in n]
     assert len(experts) == 2 and all(".layers.1." in n for n in experts)
     assert not any("gate" in n for n in one.loop.parameters)
-    with pytest.raises(RunFailed, match="it has no parameter nosuch") as error:
+    with pytest.raises(RunFailed, match="the model has no parameter nosuch") as error:
         trained(tmp_path, "mixtral", {"type": "lora", "target_parameters": ["nosuch"]}, ref="none")
     assert "mlp.experts.gate_up_proj" in str(error.value.fix)
     with pytest.raises(RunFailed, match="dropout"):

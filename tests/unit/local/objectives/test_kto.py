@@ -100,6 +100,7 @@ def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path
     objective, rows = session.loop.objective, session.loop.train
     assert isinstance(objective, UnpairedObjective) and rows.mismatched is not None
     assert rows.mismatched.shape == (2, 32)
+    assert isinstance(rows.mismatched, np.memmap) and isinstance(rows.before, np.memmap)
     looks = 0
 
     def interrupt() -> None:

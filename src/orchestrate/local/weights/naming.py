@@ -1,0 +1,21 @@
+"""A process that tells the names of a model's modules by building it without weights. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrate.local.model.architectures import hollow
+from orchestrate.local.model.targets import names_of
+from orchestrate.local.weights.process import serve
+
+
+def names(config: dict[str, Any]) -> dict[str, Any]:
+    return names_of(hollow(config)).to_dict()
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"names": names}
+
+
+if __name__ == "__main__":
+    raise SystemExit(serve(TASKS))
