@@ -40,7 +40,7 @@ def test_a_process_writes_in_any_encoding(project: Path, cli_env: dict[str, str]
 
     shown = said("data", "inspect", "train.jsonl").decode(encoding)
     assert ("█" if encoding == "utf-8" else "####") in shown
-    told = json.loads(said("data", "inspect", "train.jsonl", "--json").decode(encoding))
+    told = json.loads(said("data", "check", "train.jsonl", "--json").decode(encoding))
     assert "Überschrift" in json.dumps(told, ensure_ascii=False)
 
 

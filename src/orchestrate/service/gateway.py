@@ -16,6 +16,7 @@ from orchestrate.gateway.running import Up as Up
 from orchestrate.gateway.terms import Target as Target
 from orchestrate.gateway.terms import Terms as Terms
 from orchestrate.types import AuditEntry, GatewayKey
+from orchestrate.wire.openai import BASE_URL_VARIABLE as BASE_URL_VARIABLE
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
@@ -54,7 +55,10 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     for entry in map:
         asked, sign, target = entry.partition("=")
         if not sign or not asked:
-            raise UsageError(f"{entry!r} is no NAME=BACKEND:MODEL", fix="gpt-4o-mini=together:qwen3-8b")
+            raise UsageError(
+                f"{entry!r} is no NAME=BACKEND:MODEL",
+                fix="orchestrate models  has the names",
+            )
         ft.backends(terms.parse_target(target).backend)
         own[asked] = target
     key = GatewayKey(
@@ -107,5 +111,5 @@ def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | Non
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise UsageError("a certificate and its key go together: --tls-certificate and --tls-key")
+        raise UsageError("--tls-certificate and --tls-key need each other")
     return chain, key
