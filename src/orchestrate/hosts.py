@@ -128,7 +128,7 @@ class Hosts(Mapping[str, HostConfig]):
     @property
     def sandboxed(self) -> bool:
         """Whether the environment's keys are a sandbox's: then its runs are what is worked on."""
-        keys = (value for name, value in self._env.items() if name.endswith("_API_KEY"))
+        keys = [value for name, value in self._env.items() if name.endswith("_API_KEY")]
         return any(key.startswith(SANDBOX_KEY_PREFIX) for key in keys)
 
     @property

@@ -175,8 +175,7 @@ def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: J
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        if refresh is not False:  # what is stored needs no backend
-            handle.provider.require(Feature.EVENTS)
+        ft.provider(handle.record.provider).require(Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
     if json:
@@ -192,8 +191,7 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: 
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        if refresh is not False:  # what is stored needs no backend
-            handle.provider.require(Feature.METRICS)
+        ft.provider(handle.record.provider).require(Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
     if json:
@@ -227,8 +225,7 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        if refresh is not False:  # what is stored needs no backend
-            handle.provider.require(Feature.CHECKPOINTS)
+        ft.provider(handle.record.provider).require(Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
     if json:
