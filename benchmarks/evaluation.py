@@ -1,9 +1,10 @@
-"""Answers a second of an evaluation on this machine, against transformers' `generate`; what batches change.
+"""Answers a second of an evaluation on this machine, one row at a time, and against transformers' `generate`.
 
 python benchmarks/evaluation.py --rows 200 --adapter FOLDER
 
-The rows are those of fixtures/datasets/orders, the model the tiny one, greedy answers of at most 64 tokens.
-Without --adapter the base answers alone. Each figure is the best of three, loading left out.
+The rows are those of fixtures/datasets/orders, as they are and behind five examples (`eval --shots 5`), the
+model the tiny one, greedy answers of at most 64 tokens. Without --adapter the base answers alone. Each figure
+is the best of --rounds, loading left out; the same precision everywhere. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -19,33 +20,45 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.local import Generator
+from orchestrate.local.machine import cpu_name
+from orchestrate.local.model.engines import precision
+from orchestrate.local.model.loading import DTYPES
 from orchestrate.types import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "fixtures" / "models" / "tiny-chat"
 TOKENS = 64
+SHOTS = 5
+Prompts = list[list[Message]]
 
 
-def prompts(rows: int) -> list[list[Message]]:
-    lines = (ROOT / "fixtures/datasets/orders/test.jsonl").read_text().splitlines()[:rows]
-    messages = [json.loads(line)["messages"][:-1] for line in lines]
-    return [[Message(role=m["role"], content=m["content"]) for m in one] for one in messages]
+def messages(file: str) -> Prompts:
+    lines = (ROOT / f"fixtures/datasets/orders/{file}.jsonl").read_text().splitlines()
+    return [
+        [Message(role=m["role"], content=m["content"]) for m in json.loads(line)["messages"]]
+        for line in lines
+    ]
 
 
-def best(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
+def prompts(rows: int, shots: int = 0) -> Prompts:
+    examples = [message for row in messages("train")[:shots] for message in row]
+    return [[*examples, *row[:-1]] for row in messages("test")[:rows]]
+
+
+def best(work: Callable[[], list[str]], rounds: int) -> tuple[float, list[str]]:
     seconds: list[float] = []
     answers: list[str] = []
-    for _ in range(3):
+    for _ in range(rounds):
         started = time.perf_counter()
         answers = work()
         seconds.append(time.perf_counter() - started)
     return min(seconds), answers
 
 
-def by_transformers(asked: list[list[Message]], adapter: Path | None, batch: int) -> Callable[[], list[str]]:
+def by_transformers(asked: Prompts, adapter: Path | None, batch: int) -> Callable[[], list[str]]:
     """What one would write: batches in the order of the file, padded on the left."""
     tokenizer = AutoTokenizer.from_pretrained(TINY, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(TINY).eval()
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=DTYPES[precision(None, "cpu").name]).eval()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).eval()
     texts = [
@@ -68,40 +81,51 @@ def by_transformers(asked: list[list[Message]], adapter: Path | None, batch: int
     return work
 
 
+def compare(model: Generator, asked: Prompts, options: argparse.Namespace) -> str:
+    """A line of the table."""
+
+    def together() -> list[str]:
+        # As `eval` does: batches of like length, and in 16 bits a look at what rounding may have turned.
+        order = sorted(range(len(asked)), key=lambda i: sum(len(m.content) for m in asked[i]))
+        found: dict[int, str] = {}
+        for start in range(0, len(order), options.batch):
+            part = order[start : start + options.batch]
+            replies = model.attempt([asked[i] for i in part], max_tokens=TOKENS, tell_rounding=True)
+            found |= {i: getattr(reply, "content", "") for i, reply in zip(part, replies, strict=True)}
+        return [found[i] for i in range(len(asked))]
+
+    def alone() -> list[str]:
+        return [model.generate([one], max_tokens=TOKENS)[0].content for one in asked]
+
+    ours, answers = best(together, options.rounds)
+    single, one_by_one = best(alone, 1)
+    theirs, _ = best(by_transformers(asked, options.adapter, options.batch), options.rounds)
+    differ = sum(a != b for a, b in zip(answers, one_by_one, strict=True))
+    speeds = [f"{len(asked) / seconds:.1f}" for seconds in (single, theirs, ours)]
+    return " | ".join([*speeds, f"{single / ours:.1f} x", f"{theirs / ours:.1f} x", str(differ)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--adapter", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    asked = prompts(options.rows)
+    number = precision(None, "cpu").name
+    print(f"{cpu_name()}, {options.threads} thread(s), torch {torch.__version__}, {number}, ", end="")
+    print(
+        f"{options.rows} rows, at most {TOKENS} tokens each, batches of {options.batch}; answers a second\n"
+    )
+    print("| | one row at a time | transformers' `generate` | `eval` | against one at a time | ", end="")
+    print("against `generate` | answers that differ from one at a time |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     with Generator(str(TINY), adapter=options.adapter, threads=options.threads, four_bit=False) as model:
         model.start()
-
-        def together() -> list[str]:
-            return [reply.content for reply in model.generate(asked, max_tokens=TOKENS)]
-
-        def alone() -> list[str]:
-            return [model.generate([one], max_tokens=TOKENS)[0].content for one in asked]
-
-        ours, answers = best(together)
-        single, one_by_one = best(alone)
-    theirs, others = best(by_transformers(asked, options.adapter, options.batch))
-    print(
-        f"{torch.__version__}, {options.threads} thread(s), {len(asked)} rows, at most {TOKENS} tokens each"
-    )
-    for name, seconds, said in (
-        ("an evaluation, in batches", ours, answers),
-        ("an evaluation, one row at a time", single, one_by_one),
-        (f"transformers' generate, batches of {options.batch}", theirs, others),
-    ):
-        differ = sum(a != b for a, b in zip(answers, said, strict=True))
-        print(
-            f"{name:<44} {len(asked) / seconds:8.1f} answers/s   {differ} answers differ from the first line"
-        )
-    print(f"batches are {single / ours:.1f} times as fast as one row at a time")
+        for name, shots in (("the questions", 0), (f"behind {SHOTS} examples", SHOTS)):
+            print(f"| {name} | {compare(model, prompts(options.rows, shots), options)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Writes = Callable[[int, dict[str, Any]], "str | int"]
-"""(number of the request from 1, its body) -> the answer's text, or an HTTP status that refuses it."""
+Writes = Callable[[int, dict[str, Any]], "str | int | dict[str, Any]"]
+"""(number of the request from 1, its body) -> the answer's text, or an HTTP status that refuses it, or
+the error with which a 400 does."""
 
 
 def order_row(number: int) -> str:
@@ -60,7 +61,7 @@ class ChatHost:
     """Cleared, the host does not answer until it is set."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def receive(self, body: dict[str, Any], key: str | None) -> str | int:
+    def receive(self, body: dict[str, Any], key: str | None) -> str | int | dict[str, Any]:
         with self.lock:
             self.bodies.append(body)
             self.keys.append(key)
@@ -76,7 +77,10 @@ def chat_host() -> Generator[ChatHost]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             text = host.receive(body, self.headers.get("authorization"))
             assert self.path == "/v1/chat/completions"
-            status, answer = (200, _completion(body, text)) if isinstance(text, str) else (text, _error(text))
+            if isinstance(text, str):
+                status, answer = 200, _completion(body, text)
+            else:
+                status, answer = (text, _error(text)) if isinstance(text, int) else (400, {"error": text})
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

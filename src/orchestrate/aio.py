@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.evaluation.regression.regress import Regression
+    from orchestrate.evaluation.review.desk import Desk
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
     from orchestrate.tracking import Store
@@ -204,6 +205,10 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)
     evaluations = _in_thread(Orchestrator.evaluations)
+    judge = _in_thread(Orchestrator.judge)
+    calibrate = _in_thread(Orchestrator.calibrate)
+    rate = _in_thread(Orchestrator.rate)
+    rated = _in_thread(Orchestrator.rated)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
         """As `Orchestrator.compare`."""
@@ -225,6 +230,11 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
         """As `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
+
+    async def review(self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str, **order: Any) -> Desk:
+        """As `Orchestrator.review`."""
+        given = runs if isinstance(runs, str) else [_blocking(run) for run in runs]
+        return await self.call(lambda: self.sync_api.review(given, **order))
 
 
 def _blocking(run: AsyncRunHandle | _T) -> RunHandle | _T:

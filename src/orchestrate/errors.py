@@ -289,6 +289,8 @@ class ProviderError(OrchestrateError):
     exit_code = 4
     certain: bool = False
     """The host's code is one whose meaning is known: what was asked was certainly not done."""
+    param: str | None = None
+    """The field of the request that the host refused, where it names one."""
 
     def __init__(
         self,

@@ -15,11 +15,11 @@ from tests import command
 
 
 @contextmanager
-def served(run: str, folder: Path, env: dict[str, str]) -> Generator[dict[str, Any]]:
+def served(run: str, folder: Path, env: dict[str, str], *options: str) -> Generator[dict[str, Any]]:
     """What it tells once it serves; in the end it is interrupted."""
     streams = [folder / name for name in ("in", "out.json", "err")]
     streams[0].touch()
-    given = ["serve", run, "--port", "0", "--threads", "1", "--json"]
+    given = ["serve", run, "--port", "0", "--threads", "1", "--json", *options]
     process = command.start(command.orchestrate, given, cwd=folder, env=env, streams=streams)
     out = streams[1]
     try:
@@ -29,5 +29,6 @@ def served(run: str, folder: Path, env: dict[str, str]) -> Generator[dict[str, A
             time.sleep(0.1)
         yield json.loads(out.read_text())
     finally:
-        os.kill(process.pid, signal.SIGINT)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
     assert command.ended(process, 60) in (0, 130)

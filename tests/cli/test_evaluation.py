@@ -22,10 +22,17 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script> ]]> &amp; | `x` \u20
 def host() -> Iterator[ChatHost]:
     """Rows ask for `N`. The model `good` says it, `bad` does for two in three, `rude` says something else."""
 
-    def writes(_: int, body: dict[str, Any]) -> str | int:
+    def writes(_: int, body: dict[str, Any]) -> str | int | dict[str, Any]:
         said = body["messages"][-1]["content"].removeprefix("say ")
         if body["model"] == "bad":
             return said if int(said) % 3 else "no"
+        if body["model"] == "thinker":
+            for name, code in (("temperature", "unsupported_value"), ("max_tokens", "unsupported_parameter")):
+                if name in body:
+                    return {"message": "no", "type": "invalid_request_error", "param": name, "code": code}
+        if body["model"] == "moving":
+            asked = sum(sent["model"] == "moving" for sent in found.bodies)
+            return said if asked <= 120 else "other"
         if body["model"] == "shy":
             return 400 if said == "4" else said
         return HOSTILE if body["model"] == "rude" else said
@@ -121,6 +128,35 @@ def test_a_refused_question_counts_as_wrong_and_is_told(cli: Cli, host: ChatHost
     told = cli("eval", "--test", rows, *models(host, "shy"), "--json").json
     assert told["measures"][0]["score"]["value"] == pytest.approx(59 / 60)
     assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions were refused" in told["notes"][0]
+
+
+def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_once(
+    cli: Cli, host: ChatHost, rows: str
+) -> None:
+    asked = ("eval", "--test", rows, *models(host, "thinker"), "--json")
+    begun = len(host.bodies)
+    told = cli(*asked).json
+    assert told["measures"][0]["score"]["value"] == 1
+    [first, second] = sorted(
+        note for note in told["notes"] if "thinker: 60 of 60 answers: asked with" in note
+    )
+    assert "max_completion_tokens in the place of max_tokens" in first and "without temperature" in second
+    sent = [body for body in host.bodies[begun:] if body["model"] == "thinker"]
+    assert len(sent) < 60 + 30, "only the first questions, which were sent at once, found out"
+    assert all(body["max_completion_tokens"] == 512 for body in sent[-40:])
+    again = cli(*asked).json
+    assert again["notes"] == told["notes"] and len(host.bodies) == begun + len(sent)
+
+
+def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: ChatHost, rows: str) -> None:
+    asked = ("eval", "--test", rows, *models(host, "moving"), "--json")
+    first = cli(*asked).json
+    same = cli(*asked, "--fresh").json
+    assert any(f"gave the same 60 answers as in {first['id']}" in note for note in same["notes"])
+    moved = cli(*asked, "--fresh").json
+    [told] = [note for note in moved["notes"] if "answers otherwise than in" in note]
+    assert same["id"] in told and "60 of 60 answers are other ones. The host may have changed" in told
+    assert not [note for note in cli(*asked).json["notes"] if "otherwise" in note]
 
 
 def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_path: Path) -> None:

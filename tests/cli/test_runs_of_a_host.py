@@ -82,6 +82,32 @@ def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, 
     assert "--model" in cli("data", "preview", "train.jsonl", cwd=project).err
 
 
+def test_what_was_kept_is_probed_and_too_little_stops_a_build(
+    cli: Cli, project: Path, host: dict[str, str]
+) -> None:
+    assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
+    [said] = cli("chat", "last", "one?", "--json", **host).json
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": said["content"]}]}
+        for q in ("one?", "two?", "three?")
+    ]
+    (project / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("regress", "last", "--probes", "general-text", "--set", "own.jsonl=exact_match", "--gate")
+    told = cli(*asked, "--json", cwd=project, **host)
+    jsonschema.validate(told.json, of("regress"))
+    [own] = told.json["results"]
+    assert told.code == 1, "three rows prove nothing"
+    assert (own["probe"], own["decision"], own["tuned"]["value"]) == ("own", "inconclusive", 1)
+    assert any("general-text was left out: it needs log-probabilities" in n for n in told.json["notes"])
+    assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 questions" in told.err
+    shown = cli(*asked, "--margin", "1", cwd=project, **host)
+    assert shown.code == 0 and "kept" in shown.out and "3 answered before" in shown.err
+    assert "arithmetic" in cli("regress", "--list").out
+    for wrong, why in (((), "name the run"), (("last", "--probes", "zz"), "no probe is called 'zz'")):
+        refused = cli("regress", *wrong, cwd=project, **host)
+        assert refused.code == 2 and why in refused.err
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     cli: Cli, project: Path, host: dict[str, str]
 ) -> None:

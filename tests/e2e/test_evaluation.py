@@ -11,6 +11,7 @@ from tests.paths import TINY
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.config import load
+from orchestrate.errors import UsageError
 from orchestrate.service.regression import PreparedRegression, RegressionOrder
 from orchestrate.types import Evaluation, Sampling
 
@@ -157,3 +158,13 @@ def test_tasks_of_lm_eval_from_local_files(
         written, chosen = prepared.run().results
     assert (written.probe, written.metric.name, written.tuned.value) == ("lm-eval:written", "exact_match", 1)
     assert (chosen.metric.name, chosen.difference.score.n) == ("acc", 12)
+    (tmp_path / "rows.jsonl").unlink()
+    lost = {"task": "lost", "kind": "generate_until", "more": "", "metric": "exact_match"}
+    (tmp_path / "lost.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl", **lost))
+    order = RegressionOrder(probes=["none"], tasks=["lost"], tasks_folder=tmp_path)
+    with (
+        PreparedRegression(ft, runs["good"].id, order) as prepared,
+        pytest.raises(UsageError, match="cannot read the data of lost") as told,
+    ):
+        prepared.run()
+    assert "local files" in (told.value.fix or "")

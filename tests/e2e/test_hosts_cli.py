@@ -90,6 +90,11 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     up = done(ask("deploy", run, "--yes", "--json")).json
     assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
     assert done(ask("chat", run, "hello", "--json")).json[0]["content"].startswith(NOT_TRAINED)
+    asked_of = ("eval", run, "--test", "validation.jsonl", "--limit", "2", "--no-base", "--json")
+    scored = done(ask(*asked_of, "--traffic", "240 req/day, 90 in, 15 out")).json
+    [tuned] = scored["contenders"]
+    assert float(tuned["usd_per_hour"]) == float(up["usd_per_hour"]) and float(tuned["hours"]) > 0
+    assert any("an answer at 10 answers an hour, the traffic that was told" in n for n in scored["notes"])
     assert f"{HOURLY[host]}: orchestrate deployments" in done(ask("runs")).err
     assert done(ask("show", run, "--offline", "--json")).json["deployment"]["state"] == "up"
     assert [one["run_id"] for one in done(ask("deployments", "--json")).json] == [run]

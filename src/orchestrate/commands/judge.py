@@ -37,7 +37,9 @@ class Rivals:
     ] = 0
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="A further model: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
+        typer.Option(
+            "--model", help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID."
+        ),
     ] = None
     key_variable: Annotated[
         str | None, typer.Option(help="The variable with the key for addresses; none is sent without it.")
@@ -107,6 +109,10 @@ class Decision:
     )
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="For all answers of this evaluation.")
+    ] = None
+    traffic: Annotated[
+        str | None,
+        typer.Option(help='To bear, as "20k req/day, 900 in, 150 out": the cost an answer of hours billed.'),
     ] = None
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdicts as JUnit XML.")] = (
         None
@@ -179,6 +185,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         rated=decision.rated,
         target=decision.target,
         margin=decision.margin,
+        traffic=decision.traffic,
         max_cost_usd=dollars(decision.max_cost),
         fresh=rows.fresh,
     )

@@ -167,6 +167,9 @@ def _show_calendar(found: list[Due]) -> None:
         kept = f"{due.recorded:,} in {due.recording}" if due.recording else "-"
         rows.add_row(f"{due.silent_on}", left, due.run_id, due.tuned_model, kept, due.command or "-")
     out.print(rows)
+    for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
+        if day is not None:
+            note(f"{name} takes no new jobs from {day} on")
     if not found:
         note("no tuned model of this store falls silent on an announced day")
         note("orchestrate import PROVIDER  takes the past jobs of an account into it")

@@ -140,6 +140,7 @@ def by_generator(
                 temperature=sampling.temperature,
                 seed=sampling.seed + sample,
                 tools=list(same[0].tools) or None,
+                tell_rounding=sampling.temperature == 0,
             )
             answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]
@@ -209,6 +210,14 @@ def _way(sampling: Sampling) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
+
+
+def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
+    """Where an hour is billed and no token, the candidate with the answers that are to be had for it."""
+    if candidate.contender.usd_per_hour is None or answers_per_hour is None:
+        return candidate
+    contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
+    return dataclasses.replace(candidate, contender=contender)
 
 
 def renamed(candidate: Candidate, name: str) -> Candidate:

@@ -24,6 +24,7 @@ from orchestrate.evaluation.metrics.registry import NEEDS
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
 from orchestrate.files import whole
+from orchestrate.text import money
 from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
@@ -197,8 +198,17 @@ def _counted(candidate: Candidate, answers: Sequence[Answer]) -> Contender:
         seconds=median(seconds) if seconds else None,
         seconds_p95=seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
         first_token_seconds=median(first) if first else None,
+        hours=_hours(candidate, seconds),
         asked_at=min((a.at for a in came if a.at is not None), default=None),
     )
+
+
+def _hours(candidate: Candidate, seconds: Sequence[float]) -> Decimal | None:
+    """Of a deployment that is billed by the hour: what its answers took, so many at a time."""
+    if candidate.contender.usd_per_hour is None or not seconds:
+        return None
+    at_once = min(candidate.respondent.parallel, len(seconds))
+    return Decimal(str(round(sum(seconds) / at_once / 3600, 9)))
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:
@@ -211,12 +221,31 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
             yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
-        found[_CUT] += sum(answer.finish_reason == "length" and not answer.notes for answer in answers)
+        found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
         for note, number in (+found).items():
             yield f"{one.name}: {number} of {one.answers} answers: {note}"
+        if one.usd_per_hour is not None:
+            yield f"{one.name}: {_by_the_hour(one, one.usd_per_hour)}"
+
+
+def _by_the_hour(one: Contender, price: Decimal) -> str:
+    """What the cost of an answer goes by, where an hour is billed."""
+    billed = f"{money(price)} an hour is billed, whatever is asked"
+    if one.usd_per_answer is None:
+        return f"{billed}: what an answer costs is open (--traffic)"
+    if one.answers_per_hour is not None:
+        at = f"{one.answers_per_hour:,.0f} answers an hour, the traffic that was told"
+    else:
+        pace = (one.answers - one.failed) / (one.hours or Decimal(1))
+        at = f"{pace:,.0f} an hour, the pace of this evaluation; at your traffic it is open (--traffic)"
+    return f"{billed}: {money(one.usd_per_answer)} an answer at {at}"
 
 
 _CUT = "cut at the most tokens of an answer (--max-tokens)"
+
+
+def _says_cut(notes: Sequence[str]) -> bool:
+    return any(note.startswith("cut ") for note in notes)
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
@@ -226,6 +255,8 @@ def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
             yield f"{one.name} carries no verdict: {one.unfit}"
         elif told := one.detail.get("agreement"):
             yield f"{one.name} was held against people: {told}"
+        for note in one.detail.get("notes", ()):
+            yield f"{one.name}: {note}"
 
 
 def write_items(path: Path, answered: Sequence[Answered]) -> None:

@@ -28,6 +28,8 @@ from orchestrate.wire.openai.pages import number, page_with_ends
 from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload
 
 FILE, UPLOAD, PART = "file", "upload", "part"
+TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
+"""The published description has no file with that one."""
 
 
 class Content(NamedTuple):
@@ -178,6 +180,8 @@ class Files:
 
     def begin(self, call: Call) -> Any:
         asked = parse(CreateUpload, call.body)
+        if asked.purpose not in TAKEN:
+            raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
         id = f"upload_{secrets.token_hex(12)}"
         made = objects.upload(id, asked.filename, asked.purpose, asked.bytes, self.now())
         self._objects.add(UPLOAD, call.project, [made])

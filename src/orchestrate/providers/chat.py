@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING, Shape, read_answer
-from orchestrate.errors import UnexpectedAnswer
+from orchestrate.errors import InvalidRequest, UnexpectedAnswer
 from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.values import plain, rows, table, text, whole
+from orchestrate.providers.wishes import Wishes
 from orchestrate.types import Message, Reply
 
 if TYPE_CHECKING:
@@ -32,15 +34,17 @@ class Chat:
     """Questions that the host takes at the same time."""
     calls: bool = True
     """Whether calls of tools are looked for in the text of an answer to which none were offered."""
+    wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Callable from several threads. Raises `ProviderError`.
 
         A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
+        One that does not take a temperature, or calls the most tokens of an answer otherwise, is asked again
+        as it takes it, and the reply's notes say so.
         """
-        shaped = [m.to_dict() for m in messages]
-        options = self.options | ({"tools": [dict(tool) for tool in tools]} if tools else {})
-        answer = plain(self.wire.read(lambda: self.create(model=self.model, messages=shaped, **options)))
+        more = {"tools": [dict(tool) for tool in tools]} if tools else {}
+        answer = self._answer([m.to_dict() for m in messages], more)
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
@@ -56,8 +60,18 @@ class Chat:
             completion_tokens=whole(usage.get("completion_tokens")),
             logprobs=_logprobs(table(choice.get("logprobs"))),
             finish_reason=finish,
-            notes=(CUT_WITHIN_THINKING,) if within else (),
+            notes=(*((CUT_WITHIN_THINKING,) if within else ()), *self.wishes.notes(self.options)),
         )
+
+    def _answer(self, shaped: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+        while True:
+            sent = self.wishes.of(self.options) | more
+            ask = partial(self.create, model=self.model, messages=shaped, **sent)
+            try:
+                return plain(self.wire.read(ask))
+            except InvalidRequest as error:
+                if not self.wishes.learn(error, sent):
+                    raise
 
     def _said(
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool

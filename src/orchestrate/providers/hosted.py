@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -42,6 +42,9 @@ from orchestrate.providers import logs
 from orchestrate.providers.pages import MOST_PAGES, P, entries_of, pages_of
 from orchestrate.providers.payloads import Unreadable, redact_text
 from orchestrate.providers.payloads import payload as payload
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
 
 T = TypeVar("T")
 
@@ -120,6 +123,7 @@ def hosted_error(
             fix=fix,
         )
         refusal.certain = known is not None
+        refusal.param = _param(error)
         return refusal
     if _names(error) & _TRANSPORT:
         reason = _reason(error)
@@ -153,9 +157,7 @@ def status_of(error: BaseException) -> int | None:
 def words_of(error: BaseException) -> tuple[str | None, str]:
     """(code, message) of the host's error body, whatever its shape: `{error: {...}}`, `{error: "..."}`,
     gRPC `{code, message}`, or text."""
-    body = getattr(error, "body", None)
-    if body is None:
-        body = _body(error)
+    body = _told(error)
     if isinstance(body, Mapping):
         body = cast("Mapping[str, Any]", body)
         inner = body.get("error", body)
@@ -166,6 +168,14 @@ def words_of(error: BaseException) -> tuple[str | None, str]:
             return (str(code) if code else None), _short(str(message))
         return None, _short(str(inner))
     return None, _short(_strip_tags(str(body or error)))
+
+
+def _param(error: BaseException) -> str | None:
+    """The field of the request that an error body names, as OpenAI's do."""
+    body = _told(error)
+    inner = cast("Mapping[str, Any]", body).get("error", body) if isinstance(body, Mapping) else None
+    param = cast("Mapping[str, Any]", inner).get("param") if isinstance(inner, Mapping) else None
+    return param if isinstance(param, str) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -216,6 +226,12 @@ def headers_of(error: BaseException) -> Mapping[str, str]:
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
+def _told(error: BaseException) -> object:
+    """The body of the host's error, as the SDK read it or as it lies in the response."""
+    body = getattr(error, "body", None)
+    return _body(error) if body is None else body
+
+
 def _body(error: BaseException) -> object:
     response = getattr(error, "response", None)
     try:
@@ -255,6 +271,11 @@ class Retry:
     budget_s: float = 60.0
     first_s: float = 0.5
     longest_s: float = 8.0
+
+    @classmethod
+    def of(cls, config: HostConfig) -> Retry:
+        """With the budget that the host's options give, if they do: `retry_budget_s`."""
+        return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 
 
 class Wire:

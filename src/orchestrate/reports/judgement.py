@@ -17,6 +17,7 @@ from orchestrate.reports.records import (
 )
 
 if TYPE_CHECKING:
+    from orchestrate.evaluation.pairing import Pairing
     from orchestrate.types import Difference
 
 
@@ -228,18 +229,25 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
     """The same model asked twice."""
     for c in runs:
         for pairing in c.asked_again:
-            moved = [d.metric for d in pairing.differences if d.shown]
-            other = pairing.items - pairing.same_answers
-            if moved:
-                yield (
-                    f"{c.label} answers otherwise than in {pairing.first}: {text.joined(moved)} moved, and "
-                    f"{other} of {pairing.items} answers are other ones. The host may have changed the model."
-                )
-            elif other:
-                yield (
-                    f"{c.label} gave {other} of {pairing.items} answers otherwise than in {pairing.first}; "
-                    "no score moved by more than chance."
-                )
+            if pairing.same_answers < pairing.items:
+                yield asked_again(c.label, pairing)
+
+
+def asked_again(label: str, pairing: Pairing) -> str:
+    """Whether a model that was asked twice answers as before."""
+    moved = [d.metric for d in pairing.differences if d.shown]
+    other = pairing.items - pairing.same_answers
+    if moved:
+        return (
+            f"{label} answers otherwise than in {pairing.first}: {text.joined(moved)} moved, and "
+            f"{other} of {pairing.items} answers are other ones. The host may have changed the model."
+        )
+    if other:
+        return (
+            f"{label} gave {other} of {pairing.items} answers otherwise than in {pairing.first}; "
+            "no score moved by more than chance."
+        )
+    return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:

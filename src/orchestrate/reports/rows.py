@@ -47,7 +47,7 @@ def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
         ("verdict", [_verdict(r) for r in newest]),
         ("forgot", [_forgot(c) for c in runs]),
         ("answered by", [r.contender.served_by if r else text.NOTHING for r in newest]),
-        ("cost an answer", [text.money(r.contender.usd_per_answer) if r else text.NOTHING for r in newest]),
+        ("cost an answer", [scores.cost_of_answer(r.contender) if r else text.NOTHING for r in newest]),
         ("time an answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
     ]
     found.append(("serving", [c.serving or text.NOTHING for c in runs]))

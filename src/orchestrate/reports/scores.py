@@ -78,9 +78,19 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
         f"{c.answers:,}",
         f"{c.failed:,}",
         tokens,
-        text.money(c.usd_per_answer),
+        cost_of_answer(c),
         seconds,
     )
+
+
+def cost_of_answer(c: Contender) -> str:
+    """`$0.0012`, with what it goes by where an hour is billed and no token."""
+    if c.usd_per_hour is None:
+        return text.money(c.usd_per_answer)
+    if c.usd_per_answer is None:
+        return f"open: {text.money(c.usd_per_hour)} an hour"
+    basis = "told traffic" if c.answers_per_hour else "this pace"
+    return f"{text.money(c.usd_per_answer)} at {basis}, {text.money(c.usd_per_hour)} an hour"
 
 
 def what_was_asked(evaluation: Evaluation) -> str:

@@ -61,18 +61,22 @@ def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
 
 
 def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
-    """The newest evaluation against the one before it of the same items, where the answers were asked for
-    anew."""
-    newest = found[-1]
-    mine = _contender(newest, run_id)
-    for earlier in reversed(found[:-1]):
-        theirs = _contender(earlier, run_id)
-        if mine is None or theirs is None or not newest.items_digest:
-            return []
-        if earlier.items_digest == newest.items_digest and theirs.asked_at != mine.asked_at:
-            pairing = between((earlier, theirs.name), (newest, mine.name))
-            return [pairing] if pairing is not None else []
-    return []
+    mine = _contender(found[-1], run_id)
+    pairing = None if mine is None else asked_before(found[:-1], found[-1], mine.name)
+    return [] if pairing is None else [pairing]
+
+
+def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
+    """A contender of the newest evaluation against the same one of the last before it over the same items,
+    where the answers were asked for anew."""
+    mine = newest.contender(name)
+    for one in reversed(earlier):
+        theirs = next((c for c in one.contenders if c.name == name), None)
+        if theirs is None or not newest.items_digest or one.items_digest != newest.items_digest:
+            continue
+        if theirs.asked_at != mine.asked_at:
+            return between((one, name), (newest, name))
+    return None
 
 
 def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[reports.RunDifference]:

@@ -22,9 +22,9 @@ from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, 
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat import Chat, chat_with
-from orchestrate.providers.clients import connect
+from orchestrate.providers.clients import connect, wire_of
 from orchestrate.providers.endpoints import model_at
-from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.hosted import Retry
 from orchestrate.providers.streaming import Timed
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Feature, JobHandle, Message, Reply, Sampling
@@ -123,7 +123,7 @@ class Contenders:
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
         at = model_at(self._ft.settings, written, self._key_variable)
-        wire, client = Wire(at.host.name), connect(at.host)
+        wire, client = wire_of(at.host), connect(at.host)
 
         def embed(texts: Sequence[str]) -> list[list[float]]:
             found: list[list[float]] = []
@@ -155,7 +155,9 @@ class Contenders:
     def _on_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
         provider, job = handle.provider, handle.record.handle
         served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
-        kinds = [msgspec.structs.replace(tuned, served_by=served_by)]
+        endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
+        per_hour = None if endpoint is None else endpoint.usd_per_hour or None
+        kinds = [msgspec.structs.replace(tuned, served_by=served_by, usd_per_hour=per_hour)]
         if base:
             kinds.append(_base_of(tuned, served_by))
         found: list[Candidate] = []
@@ -264,5 +266,11 @@ def _served(contender: Contender, served_by: str) -> Contender:
 def _base_of(tuned: Contender, served_by: str) -> Contender:
     short = tuned.model.rstrip("/").rsplit("/", 1)[-1]
     return msgspec.structs.replace(
-        tuned, name=f"base {short}", kind="base", served_by=served_by, run_id=None, checkpoint=None
+        tuned,
+        name=f"base {short}",
+        kind="base",
+        served_by=served_by,
+        run_id=None,
+        checkpoint=None,
+        usd_per_hour=None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
+from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
@@ -35,7 +36,9 @@ from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.keys import is_masked, masked_url
 from orchestrate.reports import EvaluationReport
+from orchestrate.reports.judgement import asked_again
 from orchestrate.service import judging
+from orchestrate.service.comparison import asked_before
 from orchestrate.service.contenders import PLACES, Contenders
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
@@ -78,6 +81,9 @@ class EvaluationOrder:
     """By which judges rate: YAML, see `orchestrate.evaluation.rubric`."""
     rated: str | None = None
     """Answers that people rated, to hold judges against: a file, or the id of a review."""
+    traffic: str | None = None
+    """What a model is to bear, as "20k req/day, 900 in, 150 out": for the cost of an answer where an hour is
+    billed and no token."""
     max_cost_usd: Decimal | None = None
     """For all answers of this evaluation, those of judges too."""
     fresh: bool = False
@@ -139,7 +145,8 @@ class PreparedEvaluation:
                     own[tuned.contender.name] = name
         for model in order.models:
             _add(candidates, self._contenders.of_model(model))
-        self.candidates = list(candidates.values())
+        per_hour = None if order.traffic is None else Traffic.parse(order.traffic).requests_per_day / 24
+        self.candidates = [making.at_traffic(one, per_hour) for one in candidates.values()]
         asked_by = rubric.read(order.rubric)
         context = Context(
             items=items,
@@ -211,10 +218,20 @@ class PreparedEvaluation:
         found = evaluate(
             id, self._subject, self.candidates, self._terms, self._asking, folder / "items.jsonl"
         )
+        if self._order.fresh:
+            found = replace(found, notes=(*found.notes, *self._asked_again(found)))
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
             used(self._ft, handle.id)
         return found
+
+    def _asked_again(self, found: Evaluation) -> Iterator[str]:
+        """Whether who was asked anew answers as before."""
+        earlier = self._ft.store.history.evaluations()
+        for contender in found.contenders:
+            pairing = asked_before(earlier, found, contender.name)
+            if pairing is not None:
+                yield asked_again(contender.name, pairing)
 
 
 _CHEAPER = "raise --max-cost, or ask fewer rows with --limit"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -139,6 +139,18 @@ def prepared(
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
     finally:
         contenders.close()
+
+
+def calibrated(ft: Orchestrator, terms: JudgeTerms) -> Calibration:
+    """Holds the judge against `terms.rated`: of single answers or of pairs, as they were rated. Raises
+    `UsageError`, `DataError` for rated answers that are none, `OverBudget`."""
+    by = rubric.read(terms.rubric)
+    answers = rated_answers(ft, terms.rated, by)
+    if not answers:
+        raise UsageError("name the rated answers that the judge is held against: a file, or a review's id")
+    with closing(Contenders(ft, Sampling(), "auto", terms.key_variable)) as contenders:
+        respondent = contenders.respondent(terms.model, LONGEST_ANSWER, 0.0)
+        return measured(ft, Judge.by(respondent, asking_of(ft, terms), by), answers)
 
 
 def asking_of(ft: Orchestrator, terms: JudgeTerms) -> Asking:

@@ -10,11 +10,11 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
@@ -22,9 +22,9 @@ from orchestrate.deployment import DeploymentHandle
 from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
+from orchestrate.service.measuring import Measuring
 from orchestrate.types import (
     Bill,
-    Evaluation,
     Feature,
     Job,
     JobStatus,
@@ -42,10 +42,8 @@ if TYPE_CHECKING:
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
-    from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.quoting import Ownership
-    from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.service.models import ModelChanges
     from orchestrate.service.sandbox import Inside
@@ -57,7 +55,7 @@ Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
 
 
-class Orchestrator:
+class Orchestrator(Measuring):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
     until it is needed; use as a context manager."""
 
@@ -388,42 +386,6 @@ class Orchestrator:
 
         backend, now = self.provider(run.provider), self.store.clock.now()
         return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
-
-    def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
-        """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
-        json."""
-        from orchestrate.service.comparison import compare
-
-        return compare(self, runs)
-
-    def evaluate(
-        self,
-        runs: Sequence[RunHandle | str],
-        test: str | Path | None = None,
-        *,
-        metrics: Sequence[str] = ("auto",),
-        **order: Any,
-    ) -> Evaluation:
-        """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
-        with one another, and kept with the runs. `order`: the further fields of
-        `orchestrate.service.evaluation.EvaluationOrder`."""
-        from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
-
-        wanted = EvaluationOrder(test=test, metrics=metrics, **order)
-        with PreparedEvaluation(self, runs, wanted) as prepared:
-            return prepared.run()
-
-    def regress(self, run: RunHandle | str, **order: Any) -> Regression:
-        """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
-        of `orchestrate.service.regression.RegressionOrder`."""
-        from orchestrate.service.regression import PreparedRegression, RegressionOrder
-
-        with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
-            return prepared.run()
-
-    def evaluations(self, run_id: str) -> list[Evaluation]:
-        """Those of one run, oldest first."""
-        return self.store.history.evaluations(run_id)
 
     # -- inside ---------------------------------------------------------------------------------------------
 

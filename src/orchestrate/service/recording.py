@@ -72,6 +72,8 @@ class Due(Record, frozen=True, kw_only=True):
     run_id: str
     provider: str
     tuned_model: str
+    no_new_jobs_after: date | None
+    """From this day on the host trains nothing again."""
     silent_on: date
     days_left: int
     recorded: int
@@ -250,6 +252,7 @@ def calendar(ft: Orchestrator, today: date | None = None) -> list[Due]:
                 run_id=run.id,
                 provider=run.provider,
                 tuned_model=run.tuned_model,
+                no_new_jobs_after=ft.provider(run.provider).profile.no_new_jobs_after,
                 silent_on=day,
                 days_left=(day - now).days,
                 recorded=kept.answered if kept is not None else 0,

@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from msgspec.structs import replace
+
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import rated, rubric
 from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
-from orchestrate.evaluation.review.desk import Desk, standing
+from orchestrate.evaluation.review.desk import Asked, rater_named, standing
+from orchestrate.evaluation.review.desk import Desk as Desk
 from orchestrate.evaluation.review.planning import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.planning import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.sheets import Imported as Imported
+from orchestrate.evaluation.review.sources import Source, source_of
 from orchestrate.files import private_folder
 from orchestrate.tracking.reviews import PREFIX
-from orchestrate.types import Evaluation, Record, Review, Rubric
+from orchestrate.types import Rating, Record, Review, Rubric
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.review.server import Page
@@ -29,8 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOrder:
-    """What is to be rated. `evaluation` is the id of one, by default the newest with all the runs; `items`
-    takes so many of its items by chance; `new` begins anew where there is such a review already."""
+    """What is to be rated. `evaluation` is the id of one, by default the newest with all the runs, and where
+    none has all of them the newest of each, on the items that all have answered; `items` takes so many of
+    them by chance; `new` begins anew where there is such a review already."""
 
     single: bool = False
     rubric: Path | None = None
@@ -61,8 +66,8 @@ def existing(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None =
     """As `opened`, without making one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
-    evaluation, contenders, asked_by, kind = _wanted(ft, names, order or ReviewOrder())
-    for known in ft.store.reviews.matching(evaluation=evaluation.id):
+    source, contenders, asked_by, kind = _wanted(ft, names, order or ReviewOrder())
+    for known in ft.store.reviews.matching(evaluation=source.id):
         if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
             return _desk(ft, known)
     return None
@@ -70,18 +75,19 @@ def existing(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None =
 
 def _wanted(
     ft: Orchestrator, names: Sequence[str], order: ReviewOrder
-) -> tuple[Evaluation, list[str], Rubric, Literal["pairs", "single"]]:
-    evaluation = _evaluation(ft, [ft.run(name).id for name in names], order.evaluation)
+) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
+    run_ids = list(dict.fromkeys(ft.run(name).id for name in names))
+    there = {e.id: e for run_id in run_ids for e in ft.store.history.evaluations(run_id)}
+    source = source_of(sorted(there.values(), key=lambda e: e.created_at), run_ids, order.evaluation)
     kind = "single" if order.single else "pairs"
-    return evaluation, _contenders(evaluation, order), rubric.read(order.rubric), kind
+    return source, _contenders(source, order), rubric.read(order.rubric), kind
 
 
 def _made(ft: Orchestrator, names: Sequence[str], order: ReviewOrder) -> Desk:
-    evaluation, contenders, asked_by, kind = _wanted(ft, names, order)
-    answered = tasks.read_answered(Path(evaluation.items_file or ""))
+    source, contenders, asked_by, kind = _wanted(ft, names, order)
     review_id = ft.store.reviews.new_id()
     made = tasks.tasks_of(
-        answered,
+        source.answered,
         contenders,
         kind=kind,
         review=review_id,
@@ -96,11 +102,11 @@ def _made(ft: Orchestrator, names: Sequence[str], order: ReviewOrder) -> Desk:
         created_at=ft.store.clock.now(),
         kind=kind,
         contenders=tuple(contenders),
-        run_ids=tuple(evaluation.run_ids),
+        run_ids=tuple(dict.fromkeys(id for e in source.evaluations for id in e.run_ids)),
         rubric=asked_by,
-        evaluation=evaluation.id,
-        dataset=evaluation.dataset,
-        items_digest=evaluation.items_digest,
+        evaluation=source.id,
+        dataset=source.dataset,
+        items_digest=source.items_digest,
         items=len({task.item.id for task in made.tasks} | {item for _, _, item in made.same}),
         tasks=len(made.tasks),
         same=made.same,
@@ -128,6 +134,32 @@ def serving(
 
 def result(ft: Orchestrator, desk: Desk) -> ReviewResult:
     return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
+
+
+def record(ft: Orchestrator, desk: Desk, ratings: Sequence[Rating]) -> int:
+    """Adds what was said elsewhere, all of it or nothing: how many. `left` and `right` are the contenders as
+    they were shown. Raises `UsageError` for a rating that is none of this review's."""
+    known = {task.id: task for task in desk.tasks}
+    checked: list[Rating] = []
+    for one in ratings:
+        task, names = known.get(one.task), [name for name in (one.left, one.right) if name]
+        if task is None or one.review != desk.review.id:
+            raise UsageError(f"{one.review} {one.task} is no task of {desk.review.id}")
+        if sorted(names) != sorted(task.contenders):
+            there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
+            raise UsageError(f"task {one.task} shows {there}, not {given}")
+        said = Asked(
+            action="rate",
+            task=one.task,
+            choice=one.choice,
+            scores=one.scores,
+            note=one.note,
+            seconds=one.seconds,
+        )
+        desk.rating(said, one.rater, names)
+        checked.append(replace(one, rater=rater_named(one.rater)))
+    ft.store.reviews.rate(*checked)
+    return len(checked)
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
@@ -186,23 +218,8 @@ def _shown(folder: Path) -> Path:
     return folder / "tasks.jsonl"
 
 
-def _evaluation(ft: Orchestrator, run_ids: Sequence[str], wanted: str | None) -> Evaluation:
-    found = [e for e in ft.store.history.evaluations(*run_ids[:1]) if set(run_ids) <= set(e.run_ids)]
-    if wanted is not None:
-        found = [e for e in found if e.id.startswith(wanted)]
-    if not found:
-        asked = " ".join(run_ids)
-        raise UsageError(
-            f"there is no evaluation {wanted} of these runs"
-            if wanted
-            else "these runs have no answers to rate yet",
-            fix=f"orchestrate eval {asked} --base   (one evaluation of all that is to be compared)",
-        )
-    return found[-1]
-
-
-def _contenders(evaluation: Evaluation, order: ReviewOrder) -> list[str]:
-    names = [contender.name for contender in evaluation.contenders]
+def _contenders(source: Source, order: ReviewOrder) -> list[str]:
+    names = source.contenders
     wanted = [_contender(name, names) for name in order.contenders] or list(names)
     if order.against is not None and (against := _contender(order.against, names)) not in wanted:
         wanted.append(against)

@@ -85,6 +85,12 @@ class Contender(Record, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     usd: Decimal | None = None
     """What all answers cost; `None` where no price is known, or where an hour is billed and no token."""
+    usd_per_hour: Decimal | None = None
+    """Of the deployment that answered, where an hour is billed and no token."""
+    hours: Decimal | None = None
+    """Of that deployment that the answers took, as many at a time as were asked."""
+    answers_per_hour: Decimal | None = None
+    """Of the traffic that such a deployment is to bear, where it was told."""
     seconds: float | None = None
     """Of one answer, the median."""
     seconds_p95: float | None = None
@@ -94,7 +100,16 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        return None if self.usd is None or not self.answers else self.usd / self.answers
+        """By the tokens; where an hour is billed hours x price / answers, at the traffic that was told, or
+        at the pace of this evaluation."""
+        if self.usd is not None and self.answers:
+            return self.usd / self.answers
+        if self.usd_per_hour is None:
+            return None
+        if self.answers_per_hour:
+            return self.usd_per_hour / self.answers_per_hour
+        came = self.answers - self.failed
+        return self.usd_per_hour * self.hours / came if self.hours and came else None
 
 
 class MetricUsed(Record, frozen=True, kw_only=True):

@@ -55,7 +55,7 @@ class Review(Record, frozen=True, kw_only=True):
     run_ids: tuple[str, ...]
     rubric: Rubric
     evaluation: str
-    """The id of the evaluation that the answers are from."""
+    """The id of the evaluation that the answers are from; of several the ids, joined by commas."""
     dataset: str
     items_digest: str
     items: int

@@ -37,7 +37,8 @@ def answering(
         return Answer(text=text, prompt_tokens=10, completion_tokens=2)
 
     values: dict[str, Any] = {"name": "model", "identity": {"model": "m"}, "max_tokens": 100}
-    return Respondent(ask=lambda questions: [one(q) for q in questions], **(values | more))
+    values["ask"] = lambda questions: [one(q) for q in questions]
+    return Respondent(**(values | more))
 
 
 def cents(prompt: int, completion: int) -> Decimal:

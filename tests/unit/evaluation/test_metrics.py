@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu import corpus_bleu, corpus_chrf
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tests.unit.evaluation.conftest import answering, make_item, make_items
 
 from orchestrate.errors import UsageError
@@ -83,6 +80,8 @@ def sentences(count: int, seed: int) -> list[str]:
     ("name", "theirs"), [("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")]
 )
 def test_rouge_is_that_of_rouge_score(name: str, theirs: str) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer([theirs])
     for expected, answer in zip(sentences(300, 1), sentences(300, 2), strict=True):
         assert registry.COMPARISONS[name][1](expected, answer) == pytest.approx(
@@ -90,8 +89,11 @@ def test_rouge_is_that_of_rouge_score(name: str, theirs: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("bleu", corpus_bleu), ("chrf", corpus_chrf)])
-def test_bleu_and_chrf_are_those_of_sacrebleu(context: Make, name: str, theirs: Any) -> None:
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_bleu_and_chrf_are_those_of_sacrebleu(context: Make, name: str) -> None:
+    import sacrebleu
+
+    theirs = {"bleu": sacrebleu.corpus_bleu, "chrf": sacrebleu.corpus_chrf}[name]
     expected, answers = sentences(40, 3), sentences(40, 3)[::-1]
     answers[:20] = expected[:20]
     items = make_items(expected)
@@ -103,6 +105,8 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(context: Make, name: str, theirs: 
 
 
 def test_f1_accuracy_and_confusion_are_those_of_scikit_learn(context: Make) -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
     draw = random.Random(4)
     labels = ["refund", "Shipping", "other"]
     expected = draw.choices(labels, weights=(6, 3, 1), k=120)
@@ -280,3 +284,23 @@ def test_a_metric_of_the_users_own(context: Make, tmp_path: Path) -> None:
     for wrong, why in ((f"{path}:nothing", "has no nothing"), (f"{tmp_path}/no.py:x", "no Python file")):
         with pytest.raises(UsageError, match=why):
             registry.make([wrong], context([item]))
+
+
+def test_a_metric_of_another_package(context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "tone-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tone\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[orchestrate.metrics]\npolite = tone_metric:polite\ngone = tone_metric:gone\n"
+    )
+    (tmp_path / "tone_metric.py").write_text(
+        "def polite(expected: str, answer: str) -> bool:\n    return 'please' in answer\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    item = make_item()
+    [polite] = registry.make(["polite"], context([item]))
+    marks = polite.marks([(item, Answer(text="please wait")), (item, Answer(text="wait"))])
+    assert [m.value for m in marks] == [1, 0] and polite.used.kind == "right-or-wrong"
+    assert {"polite", "gone"} <= set(registry.names())
+    with pytest.raises(UsageError, match="gone cannot be loaded"):
+        registry.make(["gone"], context([item]))

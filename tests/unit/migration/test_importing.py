@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import time
-from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fireworks import Fireworks
 from openai import OpenAI
+from tests import command
 from together import Together
 
 from orchestrate import config
-from orchestrate.sandbox import running
-from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service import importing
 from orchestrate.service.orchestrator import Orchestrator
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import JobStatus
 
 READS = ("GET",)
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with running(home=tmp_path / "hosts", train=False, speed=50, waits=Durations(file=0)) as found:
-        yield found
-
-
-@pytest.fixture
-def ft(tmp_path: Path, sandbox: Sandbox) -> Iterator[Orchestrator]:
-    own = {"ORCHESTRATE_HOME": str(tmp_path / "home"), "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    with Orchestrator(config.load(env={**sandbox.env, **own}, cwd=tmp_path)) as found:
-        yield found
 
 
 def rows(n: int) -> bytes:
@@ -202,6 +190,79 @@ def test_jobs_of_the_other_hosts(ft: Orchestrator, sandbox: Sandbox, tmp_path: P
     spec = JobSpec.parse(ft.run(str(job.id)).record.spec)
     assert (spec.epochs, spec.learning_rate, spec.adapter.type) == (2, 2e-4, "lora")
     assert isinstance(spec.train, str) and Path(spec.train).read_bytes() == rows(7)
+
+
+def test_jobs_of_a_host_with_names_of_their_own(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
+    account = sandbox.env["FIREWORKS_ACCOUNT_ID"]
+    with Fireworks(
+        base_url=sandbox.env["FIREWORKS_BASE_URL"],
+        api_key=sandbox.env["FIREWORKS_API_KEY"],
+        account_id=account,
+        max_retries=0,
+    ) as client:
+        client.datasets.create(dataset_id="items", dataset={"user_uploaded": {}})
+        client.datasets.upload("items", file=("items.jsonl", rows(5)))
+        job = client.supervised_fine_tuning_jobs.create(
+            dataset=f"accounts/{account}/datasets/items",
+            base_model="accounts/fireworks/models/qwen3-8b",
+            output_model=f"accounts/{account}/models/theirs",
+            epochs=2,
+            learning_rate=1e-4,
+            lora_rank=16,
+        )
+        sandbox.skip(3600)
+        client.supervised_fine_tuning_jobs.get(str(job.name).rsplit("/", 1)[-1])
+    sandbox.clear_requests()
+    taken = importing.take(ft, "fireworks")
+    assert {entry["method"] for entry in sandbox.requests("fireworks")} <= set(READS), "read-only on the host"
+    assert (taken.imported, taken.files, taken.problems) == (1, 1, {})
+    [run] = ft.store.runs.matching(provider="fireworks")
+    assert run.status is JobStatus.SUCCEEDED and run.imported
+    assert run.tuned_model == f"accounts/{account}/models/theirs"
+    spec = JobSpec.parse(run.spec)
+    assert (spec.epochs, spec.learning_rate, spec.adapter) == (2, 1e-4, LoRA(r=16))
+    assert isinstance(spec.train, str) and Path(spec.train).read_bytes() == rows(5)
+    assert run.bill is not None and run.bill.usd > 0
+    assert importing.take(ft, "fireworks").known == 1
+    [row] = taken.inventory.rows
+    assert row.silent_on is None and row.rebuild.startswith("yes")
+
+
+def killed_import(arguments: list[str]) -> None:
+    """An import in a process of its own, which ends itself where it is told."""
+    place, at = arguments
+
+    def tell(what: str, done: int, of: int) -> None:
+        del of
+        if (what, done) == (place, int(at)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
+        importing.take(ft, "openai", tell=tell)
+
+
+@pytest.mark.parametrize("place", [("jobs listed", 2), ("files fetched", 1), ("runs completed", 1)])
+def test_an_import_goes_on_after_a_kill(
+    ft: Orchestrator,
+    sandbox: Sandbox,
+    own_env: dict[str, str],
+    tmp_path: Path,
+    place: tuple[str, int],
+) -> None:
+    _, ids, _ = made(sandbox, jobs=4)
+    sandbox.clear_requests()
+    arguments = [place[0], str(place[1])]
+    ended = command.run(arguments, cwd=tmp_path, env=own_env, program=killed_import)
+    assert ended.code == -signal.SIGKILL, ended.err.decode()
+    taken = importing.take(ft, "openai")
+    assert taken.problems == {} and taken.inventory.data_here == 3
+    runs = ft.store.runs.matching()
+    assert sorted(str(run.job_id) for run in runs) == sorted(ids[:3]), "each job is one run"
+    assert all(ft.run(run.id).metrics() and ft.run(run.id).checkpoints() for run in runs)
+    contents = [e["path"] for e in sandbox.requests("openai") if e["path"].endswith("/content")]
+    trained = [path for path in contents if "result" not in path]
+    assert len(trained) == len(set(trained)), "no file is fetched twice"
+    assert {e["method"] for e in sandbox.requests("openai")} == {"GET"}
 
 
 def test_a_job_of_ours_is_not_a_second_run(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def test_what_was_answered_before_a_limit_or_a_fault_is_kept(
 def test_the_calendar_says_what_to_record_by_when(ft: Orchestrator, old: RunHandle) -> None:
     [due] = recording.calendar(ft, date(2027, 1, 4))
     assert (due.run_id, due.silent_on, due.days_left) == (old.id, date(2027, 1, 14), 10)
+    assert due.no_new_jobs_after == date(2027, 1, 6)
     assert due.recorded == 0 and due.command == f"orchestrate record {old.id}"
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
         prepared.run()

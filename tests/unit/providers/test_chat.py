@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import fireworks.types.chat
+import httpx
 import openai.types.chat
 import pytest
 import together.types.chat
 
+from orchestrate.errors import InvalidRequest
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.types import Message, Reply
@@ -78,3 +80,50 @@ def test_a_text_that_may_hold_rows_keeps_the_calls_in_them() -> None:
     """As data that a model is asked to write."""
     row = '{"messages": [{"role": "assistant", "content": "<function=look></function>"}]}'
     assert ask(OPENAI, {"content": f"<think>hm</think>{row}"}, calls=False).content == row
+
+
+def refusing(*refuses: str) -> tuple[Any, list[dict[str, Any]]]:
+    """As OpenAI's reasoning models answer, through its SDK's own error class."""
+    seen: list[dict[str, Any]] = []
+
+    def create(**sent: Any) -> Any:
+        seen.append(sent)
+        for name in refuses:
+            if name in sent:
+                code = "unsupported_value" if name == "temperature" else "unsupported_parameter"
+                body = {"message": f"no {name}", "type": "invalid_request_error", "param": name, "code": code}
+                request = httpx.Request("POST", "https://models.example/v1/chat/completions")
+                response: Any = httpx.Response(400, request=request, json={"error": body})
+                raise openai.BadRequestError("no", response=response, body=body)
+        return {"choices": [{"message": {"content": "blue"}, "finish_reason": "stop"}]}
+
+    return create, seen
+
+
+def test_what_a_model_does_not_take_is_left_out_told_and_remembered() -> None:
+    create, seen = refusing("temperature", "max_tokens")
+    options = {"max_tokens": 9, "temperature": 0.0}
+    chat = Chat(Wire("any", retry=Retry(attempts=1)), create, "m", options)
+    first, second = chat.replies([[Message(role="user", content="hi")]] * 2)
+    assert first.content == second.content == "blue"
+    assert {"temperature", "max_tokens"} <= set(" ".join(first.notes).replace(",", " ").split())
+    assert seen[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    before = len(seen)
+    assert chat.ask([Message(role="user", content="again")]).notes == first.notes
+    assert len(seen) == before + 1 and seen[-1]["max_completion_tokens"] == 9
+
+
+@pytest.mark.parametrize("refuses", [("max_tokens", "max_completion_tokens"), ("model",)])
+def test_what_cannot_be_left_out_is_an_error(refuses: tuple[str, ...]) -> None:
+    create, seen = refusing(*refuses)
+    chat = Chat(Wire("any", retry=Retry(attempts=1)), create, "m", {"max_tokens": 9})
+    with pytest.raises(InvalidRequest) as caught:
+        chat.ask([Message(role="user", content="hi")])
+    assert caught.value.param == refuses[-1] and len(seen) == len(refuses)
+
+
+def test_a_model_that_takes_all_is_asked_once_with_all_of_it() -> None:
+    create, seen = refusing()
+    chat = Chat(Wire("any"), create, "m", {"max_tokens": 9, "temperature": 0.0})
+    assert chat.ask([Message(role="user", content="hi")]).notes == ()
+    assert [(s["max_tokens"], s["temperature"]) for s in seen] == [(9, 0.0)]

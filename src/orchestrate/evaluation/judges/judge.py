@@ -82,6 +82,13 @@ class _Held:
     held: Callable[[Judge, Kind], Calibration | None] | None = None
     calibration: Calibration | None = field(default=None, init=False)
     kind: Kind = field(default="score", init=False)
+    notes: set[str] = field(default_factory=set[str], init=False)
+    """What about how it was asked its reader may not expect."""
+
+    def _asked(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+        answers = self.judge.ask(questions)
+        self.notes |= {note for answer in answers for note in answer.notes}
+        return answers
 
     def _hold(self) -> None:
         if self.held is not None and self.calibration is None:
@@ -108,6 +115,8 @@ class _Held:
         detail, found = self.judge.detail(self.kind), self.calibration
         if found is not None:
             detail |= {"agreement": found.told, "calibration": found.to_dict()}
+        if self.notes:
+            detail["notes"] = sorted(self.notes)
         unfit = UNCALIBRATED if found is None else found.unfit
         return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=unfit, detail=detail)
 
@@ -122,7 +131,7 @@ class ScoreJudge(_Held, MeanOfMarks):
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
         """With the points by criterion, none where the judge's answer could not be read."""
         self._hold()
-        return [_scored(answer, self.judge.rubric) for answer in self.judge.ask(self.questions(pairs))]
+        return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
         """What the judge is asked, one question for each pair."""
@@ -144,7 +153,7 @@ class PairJudge(_Held):
         for item, first, second in different:
             for sides in ((first, second), (second, first)):
                 asked.append(prompts.to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
-        told = iter(self.judge.ask(asked))
+        told = iter(self._asked(asked))
         marks: list[Mark] = []
         for pair in pairs:
             if prompts.said(pair[1]) == prompts.said(pair[2]):

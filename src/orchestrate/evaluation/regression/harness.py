@@ -28,7 +28,8 @@ def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
     """For each task the samples with their scores. `folder` has task files of the user. Raises `SetupError`
-    without lm-eval, and `UsageError` for a task that is not there or that this contender cannot answer."""
+    without lm-eval, and `UsageError` for a task that is not there, whose data cannot be read, or that this
+    contender cannot answer."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -40,14 +41,20 @@ def run(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"lm-eval has no task {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML")
-    found: Any = simple_evaluate(
-        model=_asked(candidate, asking),
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    try:
+        found: Any = simple_evaluate(
+            model=_asked(candidate, asking),
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except OSError as error:  # of the package `datasets`: no network, no such data set or file
+        raise UsageError(
+            f"lm-eval cannot read the data of {', '.join(tasks)}: {str(error)[:400]}",
+            fix="a network for the hub, or --tasks-folder DIR with a task's YAML that names local files",
+        ) from error
     return {task: [_sample(one) for one in found["samples"][task]] for task in tasks}
 
 

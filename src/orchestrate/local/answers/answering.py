@@ -19,6 +19,9 @@ MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
 """Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
 for each token."""
+ROUNDED_OTHERWISE = (
+    "16 bits round otherwise in a batch: read alone, another token would have been likelier (--batch 1)"
+)
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -66,6 +69,7 @@ class Answerer:
         cut_at = _table(self.passport.get("settings")).get("max_seq_length")
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
+        self.sampler.shares = True
         self._base: Any = None
         self._tuned: Any = None
         self._load()
@@ -105,11 +109,15 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
+        from orchestrate.local.model.rounding import rounds
+
         tools, most = request.get("tools"), request["max_tokens"]
+        close: set[int] = set()
         prompts = [self._prompt(p, tools) for p in request["prompts"]]
         fitting = [prompt for prompt in prompts if self.sampler.room(prompt, 1)]
         self.torch.manual_seed(request["seed"])
         model, adapter = self.model(request["base"])
+        looks = bool(request.get("tell_rounding")) and rounds(model, self.device)
         with adapter, self.torch.inference_mode():
             answers = self.sampler.draw(
                 model,
@@ -118,18 +126,20 @@ class Answerer:
                 temperature=request["temperature"],
                 most_rows=request.get("batch") or MOST_ROWS,
                 watch=self._watch(prompts[0], tools, send) if request["stream"] else None,
+                close=close if looks else None,
             )
-        drawn = iter(answers)
-        send(
-            {
-                "replies": [
-                    self._reply(prompt, next(drawn), tools, most)
-                    if self.sampler.room(prompt, 1)
-                    else self._refusal(prompt)
-                    for prompt in prompts
-                ]
-            }
-        )
+            turned = self.sampler.turned(model, fitting, answers, close)
+        drawn = iter(enumerate(answers))
+        replies: list[dict[str, Any]] = []
+        for prompt in prompts:
+            if not self.sampler.room(prompt, 1):
+                replies.append(self._refusal(prompt))
+                continue
+            number, ids = next(drawn)
+            reply = self._reply(prompt, ids, tools, most)
+            reply["notes"] += [ROUNDED_OTHERWISE] * (number in turned)
+            replies.append(reply)
+        send({"replies": replies})
 
     def likelihoods(self, request: dict[str, Any], send: Send) -> None:
         from orchestrate.local.answers.likelihood import likelihoods

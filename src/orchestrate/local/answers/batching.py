@@ -16,15 +16,14 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from orchestrate.local.answers.drawing import Drawn, Luck, draw
+from orchestrate.local.model.caches import new_cache, takes
 
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""
@@ -127,7 +126,7 @@ class Batching:
         self.waiting: list[Row] = []
         self._batches: dict[str, Batch] = {}
         self._lies: bool | None = None
-        self._cache, only_last = _takes(model)
+        self._cache, only_last = takes(model)
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
@@ -233,24 +232,6 @@ class Batching:
 
 def _begins_another(row: Row) -> bool:
     return any(tuple(row.ids[-len(other) :]) == other for other in row.others)
-
-
-def new_cache(model: Any) -> Any:
-    """An empty one, whose layers keep all columns: those of a sliding window would drop other ones of each
-    row, and the mask looks after the window."""
-    cache = DynamicCache(config=model.config.get_text_config())
-    cache.layers = [
-        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
-    ]
-    return cache
-
-
-def _takes(model: Any) -> tuple[str, bool]:
-    """The name under which the model takes a cache, and whether it can leave out the logits of all places but
-    the last."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names = signature(inner.forward).parameters
-    return "cache" if "cache" in names else "past_key_values", "logits_to_keep" in names
 
 
 def _lies(layer: Any) -> bool:

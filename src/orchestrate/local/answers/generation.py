@@ -115,13 +115,15 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
+        tell_rounding: bool = False,
     ) -> list[Reply | DataError]:
-        """As `generate`, with the reason in the place of each reply that there cannot be."""
+        """As `generate`, with the reason in the place of each reply that there cannot be. `tell_rounding`: a
+        reply that a batch of 16-bit products turned says so in its notes; for temperature 0."""
         if not prompts:
             return []
         self.start()
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
-        self._send({**question, "batch": batch})
+        self._send({**question, "batch": batch, "tell_rounding": tell_rounding})
         return [_reply(told) for told in self._receive()["replies"]]
 
     def stream(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
 from orchestrate.local.encoding.encoding import Template, encode
+from orchestrate.local.model import caches, rounding
 from orchestrate.local.model.models import ModelFolder
 from orchestrate.local.model.probes import distance
 
@@ -35,7 +36,10 @@ class Sampler:
     device: torch.device
     context: int | None
     """The most tokens of prompt and answer together."""
+    shares: bool = False
+    """Whether what all prompts of a batch begin with is read once."""
     _bears_padding: bool | None = None
+    _bears_sharing: bool | None = None
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:
@@ -63,14 +67,18 @@ class Sampler:
         most_rows: int,
         look_up: Callable[[], None] = lambda: None,
         watch: Callable[[list[list[int]]], None] | None = None,
+        close: set[int] | None = None,
     ) -> list[list[int]]:
         """Token ids of one answer to each prompt, in order, the token that ended it included where there was
         one. Prompts of like length are answered together, as far as that changes no answer. `look_up` runs
-        before each token and may raise; `watch` gets what has been drawn so far of each row."""
+        before each token and may raise; `watch` gets what has been drawn so far of each row; `close` gets the
+        places of prompts that were answered beside others and whose answer rounding may have turned (see
+        `rounding`)."""
         answers: list[list[int]] = [[]] * len(prompts)
         with _plainly(model):
             for part, room in self._parts(model, prompts, max_tokens, most_rows):
-                longest = max(len(prompts[i]) for i in part)
+                asked = [prompts[i] for i in part]
+                longest = max(map(len, asked))
 
                 def looking(
                     ids: torch.Tensor, _scores: Any, start: int = longest, **_more: Any
@@ -80,14 +88,29 @@ class Sampler:
                         watch(ids[:, start:].tolist())
                     return self._ended_otherwise(ids[:, start:])
 
+                leads = rounding.Leads() if close is not None and len(part) > 1 else None
                 out = model.generate(
-                    **self._inputs([prompts[i] for i in part], longest),
+                    **self._inputs(asked, longest, **self._shared(model, asked)),
                     stopping_criteria=[looking],
+                    logits_processor=[] if leads is None else [leads],
                     **self.settings(room, temperature),
                 )
                 for i, row in zip(part, out[:, longest:].tolist(), strict=True):
                     answers[i] = self._ended(row)
+                if close is not None and leads is not None:
+                    near = leads.close([len(answers[i]) for i in part])
+                    close |= {i for i, one in zip(part, near, strict=True) if one}
         return answers
+
+    def turned(
+        self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
+    ) -> set[int]:
+        """Which of the answers at the places that `draw` gave as `close` rounding did turn."""
+        places = sorted(close)
+        asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
+        share = self.shares and self._bears_sharing is True
+        found = rounding.otherwise_alone(model, asked, given, share=share) if places else []
+        return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
         """An answer without what ended it, and whether the model ended it itself."""
@@ -125,22 +148,54 @@ class Sampler:
         """Whether a prompt has the same next token behind padding as alone: some architectures look at the
         padding."""
         if self._bears_padding is None:
-            once = {**self.settings(1, 0.0), "output_logits": True, "return_dict_in_generate": True}
-            with torch.no_grad():
-                alone, beside = (
-                    model.generate(**self._inputs(rows, len(rows[-1])), **once).logits[0][0]
-                    for rows in ([short], [short, long])
-                )
-            exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(self.device.type)
-            centred = alone - alone.mean()
-            self._bears_padding = distance(beside - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
+            self._bears_padding = self._same(model, short, self._inputs([short, long], len(long)))
         return self._bears_padding
 
-    def _inputs(self, prompts: Sequence[Sequence[int]], longest: int) -> dict[str, torch.Tensor]:
+    def _shared(self, model: Any, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """For `_inputs`: what all prompts begin with, read once; nothing where that changes what comes next,
+        which is looked at the first time."""
+        begins = caches.in_common(prompts) if self.shares and self._bears_sharing is not False else 0
+        if not begins:
+            return {}
+        if self._bears_sharing is None:
+            short, long = min(prompts, key=len), max(prompts, key=len)
+            cache = caches.read_once(model, short[:begins], 2)
+            both = self._inputs([short, long], len(long), begins, cache)
+            self._bears_sharing = bool(cache) and self._same(model, short, both)
+            return self._shared(model, prompts)
+        return {"begins": begins, "cache": caches.read_once(model, prompts[0][:begins], len(prompts))}
+
+    def _same(self, model: Any, prompt: Sequence[int], beside: dict[str, Any]) -> bool:
+        """Whether a prompt has the same next token alone as in the first row of other inputs."""
+        once = {**self.settings(1, 0.0), "output_logits": True, "return_dict_in_generate": True}
+        with torch.no_grad():
+            alone, other = (
+                model.generate(**inputs, **once).logits[0][0]
+                for inputs in (self._inputs([prompt], len(prompt)), beside)
+            )
+        exact = not rounding.rounds(model, self.device)
+        centred = alone - alone.mean()
+        return distance(other - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
+
+    def _inputs(
+        self,
+        prompts: Sequence[Sequence[int]],
+        longest: int,
+        begins: int = 0,
+        cache: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Padding stands before a prompt, behind the `begins` tokens that `cache` holds of all of them."""
         empty = [longest - len(prompt) for prompt in prompts]
-        rows = [[self.pad] * n + list(prompt) for n, prompt in zip(empty, prompts, strict=True)]
-        mask = torch.tensor([[0] * n + [1] * (longest - n) for n in empty], device=self.device)
-        return {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask}
+        rows = [
+            [*prompt[:begins], *[self.pad] * n, *prompt[begins:]]
+            for n, prompt in zip(empty, prompts, strict=True)
+        ]
+        seen = [[1] * begins + [0] * n + [1] * (longest - begins - n) for n in empty]
+        return {
+            "input_ids": torch.tensor(rows, device=self.device),
+            "attention_mask": torch.tensor(seen, device=self.device),
+            **(cache or {}),
+        }
 
     def _ended_otherwise(self, drawn: torch.Tensor) -> torch.Tensor:
         """[rows] Which answers end with what begins somebody else's turn."""

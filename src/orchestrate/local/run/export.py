@@ -60,8 +60,8 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
 
 
 def _sorted_targets(config: dict[str, Any]) -> dict[str, Any]:
-    targets = config.get("target_modules")
-    return {**config, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
+    lists = {name: config.get(name) for name in ("target_modules", "target_parameters", "modules_to_save")}
+    return {**config, **{name: sorted(found) for name, found in lists.items() if isinstance(found, list)}}
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

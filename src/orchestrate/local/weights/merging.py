@@ -18,13 +18,21 @@ import torch
 from orchestrate.errors import UsageError
 from orchestrate.local.model.loading import load_adapter, load_base
 from orchestrate.local.model.models import ModelFolder
+from orchestrate.local.model.quantised import PACKAGES, Quantised
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COMBINED = "merged"
 
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
-    """Writes the whole model to `target`. Raises `UsageError` for an adapter that does not fit its base."""
+    """Writes the whole model to `target`. Raises `UsageError` for an adapter that does not fit its base, and
+    for a base whose files hold it in few bits: rounded to them again it would lose what was trained."""
+    held = Quantised.of(base.config)
+    if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
+        raise UsageError(
+            f"the base's files hold it in {held.told}, into which nothing is merged",
+            fix="export --to peft, and serve the base with the adapter; or train over the base in 16 bits",
+        )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
     untied = _untie(model, adapter)
     merged = _fitted(model, adapter).merge_and_unload(safe_merge=True)

@@ -47,7 +47,7 @@ from orchestrate.providers.fireworks.translation import (
     translate,
 )
 from orchestrate.providers.fireworks.weights import Weights
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import items, table, text
@@ -99,7 +99,8 @@ class FireworksProvider(Provider):
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
+        codes = {"quota_exceeded": QuotaExceeded}
+        self._wire = Wire(self.name, codes=codes, retry=Retry.of(config), sleep=sleep)
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)

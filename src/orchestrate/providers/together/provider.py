@@ -32,7 +32,7 @@ from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, recalled, weights
@@ -92,7 +92,7 @@ class TogetherProvider(Provider):
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = Wire(self.name, sleep=sleep)
+        self._wire = Wire(self.name, retry=Retry.of(config), sleep=sleep)
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
         self._files = Files(self._client, self._wire, self.target, sleep=sleep)

@@ -13,13 +13,15 @@ import torch
 from tests.paths import TINY
 from tests.unit.local.sessions import make_session
 
-from orchestrate.errors import RunFailed
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.model.loading import load_base
+from orchestrate.local.model.models import ModelFolder
 from orchestrate.local.model.quantised import Quantised, QuantisedUnreadable
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed.peaks import held_bytes
+from orchestrate.local.weights.merging import merge
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome
@@ -87,6 +89,8 @@ def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
         kinds = {type(m).__name__ for m in made.loaded.inner.modules()}
         assert {"Linear4bit"} <= kinds
         assert curve(made) == usual
+    with pytest.raises(UsageError, match="4 bits by bitsandbytes, into which nothing is merged"):
+        merge(ModelFolder(held["nf4"]), made.publish(), tmp_path / "merged", "bf16")
 
 
 def test_a_base_in_8_bits_is_read_as_transformers_reads_it(

@@ -42,6 +42,63 @@ def test_a_batch_changes_no_answer(family: str, tmp_path: Path) -> None:
     assert len({tuple(a) for a in alone}) > 1
 
 
+SHARING = [[7, 8, 9, 10] * 12 + own for own in ([5], [6, 5, 4], [9, 3], [11, 12, 13, 14, 15])]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in FAST else [pytest.mark.slow]) for f in sorted(FAMILIES)],
+)
+def test_a_beginning_that_is_read_once_changes_no_answer(family: str, tmp_path: Path) -> None:
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(make(family, tmp_path / "m"), dtype=torch.float32).eval()
+    alone = [sampler().draw(model, [p], most_rows=1, **GREEDY)[0] for p in SHARING]
+    assert sampler(shares=True).draw(model, SHARING, most_rows=64, **GREEDY) == alone
+
+
+def test_a_beginning_is_read_once(tmp_path: Path) -> None:
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(make("llama", tmp_path / "m"), dtype=torch.float32).eval()
+    read: list[int] = []
+
+    def count(module: Any, args: Any, given: dict[str, Any]) -> None:
+        del module, args
+        read.append(given["input_ids"].numel())
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    for shares in (False, True):
+        draws = sampler(shares=shares, _bears_padding=True, _bears_sharing=True)
+        draws.draw(model, SHARING, most_rows=64, max_tokens=1, temperature=0.0)
+    assert read == [4 * 53, 48, 4 * 5]
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_an_answer_that_is_another_one_alone_is_found(shares: bool, tmp_path: Path) -> None:
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(make("llama", tmp_path / "m"), dtype=torch.float32).eval()
+    draws = sampler(shares=shares, _bears_sharing=True)
+    answers = draws.draw(model, SHARING, most_rows=64, **GREEDY)
+    answers[2][-1] += 1
+    with torch.inference_mode():
+        assert draws.turned(model, SHARING, answers, {0, 1, 2, 3}) == {2}
+        assert draws.turned(model, SHARING, answers, {0, 1, 3}) == draws.turned(model, [], [], set()) == set()
+
+
+class LooksBack(LlamaForCausalLM):
+    """As one that forgets what a cache holds."""
+
+    def forward(self, *args: Any, cache: Any = None, position_ids: Any = None, **more: Any) -> Any:  # type: ignore[override]
+        return super().forward(*args, cache=cache, position_ids=None, **more)
+
+
+def test_a_beginning_is_not_shared_where_that_changes_what_comes_next(tmp_path: Path) -> None:
+    kind: Any = LooksBack
+    model = kind.from_pretrained(make("llama", tmp_path / "m"), dtype=torch.float32).eval()
+    draws = sampler(shares=True)
+    draws.draw(model, SHARING, most_rows=64, **GREEDY)
+    assert draws._bears_sharing is False
+
+
 class LooksAtPadding(LlamaForCausalLM):
     """As architectures do that take no mask."""
 

@@ -1,0 +1,80 @@
+"""What an answer costs where tokens are billed, and where hours are."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from tests.unit.evaluation.conftest import answering, cents, make_items
+
+from orchestrate.evaluation.asking import Asking, Question
+from orchestrate.evaluation.contenders import Candidate, at_traffic
+from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.verdict import Demand
+from orchestrate.reports import EvaluationReport
+from orchestrate.types import Contender, Evaluation, Sampling
+
+ITEMS = make_items(["yes"] * 20)
+
+
+def evaluated(folder: Path, candidate: Candidate) -> Evaluation:
+    nobody: Any = None
+    asking = Asking(folder / "answers")
+    metrics = registry.make(["exact_match"], Context(ITEMS, asking, nobody, nobody))
+    terms = Terms(metrics, Sampling(), {}, Demand())
+    return evaluate("e", Subject(ITEMS, "t", "d"), [candidate], terms, asking, folder / "items.jsonl")
+
+
+def timed(seconds: float | None, parallel: int) -> Any:
+    plain = answering(lambda _: "yes")
+
+    def ask(questions: list[Question]) -> list[Answer]:
+        return [replace(answer, seconds=seconds) for answer in plain.ask(questions)]
+
+    return answering(lambda _: "yes", ask=ask, parallel=parallel)
+
+
+CONTENDER = Contender(name="tuned", kind="tuned", model="m", provider="h", served_by="h")
+BY_THE_HOUR = replace(CONTENDER, usd_per_hour=Decimal("7.20"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per_hour", "usd", "note", "cell"),
+    [
+        # 20 answers of 9 s, 4 at a time: 45 s of 7.20 an hour are 0.09 over 20 answers
+        (
+            9.0,
+            None,
+            "0.0045",
+            "at 1,600 an hour, the pace of this evaluation",
+            "$0.0045 at this pace",
+        ),
+        (9.0, Decimal(100), "0.072", "at 100 answers an hour, the traffic that was told", "at told traffic"),
+        (None, None, None, "what an answer costs is open", "open: $7.20 an hour"),
+    ],
+)
+def test_an_hour_that_is_billed_is_spread_over_the_answers(
+    tmp_path: Path, seconds: float | None, per_hour: Decimal | None, usd: str | None, note: str, cell: str
+) -> None:
+    respondent = timed(seconds, 4)
+    found = evaluated(tmp_path, at_traffic(Candidate(BY_THE_HOUR, respondent), per_hour))
+    [one] = found.contenders
+    assert one.usd is None and one.usd_per_answer == (None if usd is None else Decimal(usd))
+    [told] = [n for n in found.notes if "$7.20 an hour is billed, whatever is asked" in n]
+    assert note in told
+    page = re.sub(r"\s+", " ", EvaluationReport(evaluation=found).render("md"))
+    assert cell in page
+    again = evaluated(tmp_path, at_traffic(Candidate(BY_THE_HOUR, respondent), per_hour))
+    assert again.contenders[0].usd_per_answer == one.usd_per_answer, "kept answers keep their time"
+
+
+def test_tokens_are_billed_as_they_come(tmp_path: Path) -> None:
+    candidate = Candidate(CONTENDER, answering(lambda _: "yes", price=cents))
+    [one] = evaluated(tmp_path, at_traffic(candidate, Decimal(5))).contenders
+    assert one.usd_per_answer == Decimal("0.03") and one.answers_per_hour is None

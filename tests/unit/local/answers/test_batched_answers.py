@@ -1,0 +1,98 @@
+"""What a batch of an evaluation saves, and what it may change: nothing in 32 bits; in 16 bits it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.paths import DATASETS, TINY
+from tests.unit.local.families import make
+
+from orchestrate.data import Dataset
+from orchestrate.evaluation.asking import Asking
+from orchestrate.evaluation.contenders import by_generator
+from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.verdict import Demand
+from orchestrate.local.answers.answering import ROUNDED_OTHERWISE, Answerer
+from orchestrate.types import Contender, Evaluation, Message, Reply, Sampling
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+ROWS = 24
+
+
+class Loaded:
+    """A model as `Generator` has it in a process, with a count of its passes."""
+
+    def __init__(self, model: Path, dtype: torch.dtype) -> None:
+        self.answerer = Answerer({"model": str(model), "threads": 1, "four_bit": False})
+        self.model = self.answerer._base.to(dtype)
+        self.passes = 0
+        self.model.register_forward_pre_hook(self._count)
+
+    def _count(self, module: Any, args: Any) -> None:
+        del module, args
+        self.passes += 1
+
+    def attempt(self, prompts: Sequence[Sequence[Message]], **more: Any) -> list[Reply]:
+        sent: list[dict[str, Any]] = []
+        asked = [[m.to_dict() for m in prompt] for prompt in prompts]
+        self.answerer.answer({"prompts": asked, "stream": False, **more}, sent.append)
+        return [Reply.from_dict(told) for told in sent[-1]["replies"]]
+
+    def likelihoods(self, rows: Sequence[Any], *, base: bool = False) -> Any:
+        raise NotImplementedError  # only a metric of likelihood asks for it
+
+
+def evaluated(loaded: Any, folder: Path, batch: int | None = None) -> Evaluation:
+    items = held_out(Dataset.open(str(DATASETS / "orders" / "test.jsonl")), limit=ROWS).items
+    sampling = Sampling(max_tokens=16, batch=batch)
+    contender = Contender(name="base", kind="model", model="m", provider="local", served_by="here")
+    candidate = by_generator(contender, loaded, sampling, "weights", base=True)
+    nobody: Any = None
+    asking = Asking(folder / "answers")
+    metrics = registry.make(["exact_match"], Context(items, asking, nobody, nobody))
+    terms = Terms(metrics, sampling, {}, Demand())
+    return evaluate("e", Subject(items, "t", "d"), [candidate], terms, asking, folder / "items.jsonl")
+
+
+def answers(folder: Path) -> list[str]:
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    return [json.loads(line)["answers"]["base"][0]["text"] for line in lines]
+
+
+def test_batches_take_a_third_of_the_passes_and_give_the_same_answers(tmp_path: Path) -> None:
+    loaded = Loaded(TINY, torch.float32)
+    taken: list[int] = []
+    for name, batch in (("alone", 1), ("together", None)):
+        loaded.passes = 0
+        assert not [n for n in evaluated(loaded, tmp_path / name, batch).notes if ROUNDED_OTHERWISE in n]
+        taken.append(loaded.passes)
+    assert answers(tmp_path / "together") == answers(tmp_path / "alone")
+    assert taken[1] * 3 <= taken[0]
+
+
+def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
+    """Random weights are seldom sure: by a plain loop some of their answers are others than alone."""
+    loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)
+    found = evaluated(loaded, tmp_path / "together")
+    items = held_out(Dataset.open(str(DATASETS / "orders" / "test.jsonl")), limit=ROWS).items
+    sampler, turned = loaded.answerer.sampler, 0
+    prompts = [loaded.answerer._prompt([m.to_dict() for m in item.prompt], None) for item in items]
+    with torch.inference_mode():
+        drawn = sampler.draw(loaded.model, prompts, max_tokens=16, temperature=0.0, most_rows=64)
+        for prompt, ids in zip(prompts, drawn, strict=True):
+            logits = loaded.model(input_ids=torch.tensor([prompt + ids])).logits[0]
+            turned += any(int(logits[len(prompt) + n - 1].argmax()) != id for n, id in enumerate(ids))
+    assert turned > 0
+    assert f"base: {turned} of {ROWS} answers: {ROUNDED_OTHERWISE}" in found.notes
+    assert any("cut at the most tokens" in note for note in found.notes)
+    assert not [n for n in evaluated(loaded, tmp_path / "alone", 1).notes if ROUNDED_OTHERWISE in n]
