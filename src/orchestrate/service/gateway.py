@@ -16,7 +16,6 @@ from orchestrate.gateway.running import Up as Up
 from orchestrate.gateway.terms import Target as Target
 from orchestrate.gateway.terms import Terms as Terms
 from orchestrate.types import AuditEntry, GatewayKey
-from orchestrate.wire.openai import BASE_URL_VARIABLE as BASE_URL_VARIABLE
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
@@ -55,10 +54,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     for entry in map:
         asked, sign, target = entry.partition("=")
         if not sign or not asked:
-            raise UsageError(
-                f"{entry!r} is no NAME=BACKEND:MODEL",
-                fix="orchestrate models  has the names",
-            )
+            raise UsageError(f"{entry!r} is no NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help")
         ft.backends(terms.parse_target(target).backend)
         own[asked] = target
     key = GatewayKey(
@@ -111,5 +107,5 @@ def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | Non
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise UsageError("--tls-certificate and --tls-key need each other")
+        raise UsageError("a certificate needs its key: give --tls-certificate and --tls-key")
     return chain, key
