@@ -83,7 +83,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "gateway:app",
-        "OpenAI's API for fine-tuning over any backend: existing code changes its base URL.",
+        "The fine-tuning API that existing code calls, over any backend: it changes its base URL.",
     ),
     (_DATA, "advise", "advise:advise", "Prompt, few-shot, retrieval or tuning? With reasons. Offline."),
     (_DATA, "models", "models:app", "Base models and their names on each backend."),

@@ -90,6 +90,11 @@ class Quoted(TypedDict):
 class RunShown(Run, frozen=True, kw_only=True):
     evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
+    proofs: tuple[Proof, ...] = ()
+
+
+class DeploymentMade(Deployment, frozen=True, kw_only=True):
+    proof: Proof | None = None
 
 
 class Stopped(TypedDict):
@@ -205,7 +210,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "gateway keys add": (KeyMade,),
     "gateway keys ls": (list[KeyShown],),
     "gateway log": (list[AuditEntry],),
-    "deploy": (Deployment,),
+    "deploy": (DeploymentMade,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),
     "data inspect": (InspectReport,),

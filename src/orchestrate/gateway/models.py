@@ -22,7 +22,7 @@ from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.graders import graded
 from orchestrate.wire.openai.pages import page_with_ends
-from orchestrate.wire.openai.tuning import Permit, RunGrader, ValidateGrader
+from orchestrate.wire.openai.tuning import ModelGrader, Permit, RunGrader, ValidateGrader
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
@@ -200,6 +200,9 @@ def validate_grader(call: Call) -> Any:
 
 def _require_grader(grader: dict[str, Any]) -> None:
     """Raises `HostError` 422 for what is no grader."""
+    if grader.get("type") in ("score_model", "label_model"):
+        parse(ModelGrader, grader)
+        return
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there

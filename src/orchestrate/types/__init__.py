@@ -35,6 +35,8 @@ from orchestrate.types.experiments import PlannedMetric as PlannedMetric
 from orchestrate.types.gateway import AuditEntry as AuditEntry
 from orchestrate.types.gateway import GatewayJob as GatewayJob
 from orchestrate.types.gateway import GatewayKey as GatewayKey
+from orchestrate.types.hosting import ADAPTER_JOB as ADAPTER_JOB
+from orchestrate.types.hosting import Adapter as Adapter
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentState as DeploymentState
@@ -67,6 +69,7 @@ from orchestrate.types.planning import QuoteLine as QuoteLine
 from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
 from orchestrate.types.planning import Translation as Translation
+from orchestrate.types.proof import NOT_PROVED as NOT_PROVED
 from orchestrate.types.proof import Canary as Canary
 from orchestrate.types.proof import Probe as Probe
 from orchestrate.types.proof import Proof as Proof

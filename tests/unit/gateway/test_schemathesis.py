@@ -26,8 +26,8 @@ def test_made_up_requests(gateway: Gateway, tmp_path: Path) -> None:
     command = [
         *(str(SCHEMATHESIS), "run", str(SPECS / "openai.yaml"), "--url", gateway.url),
         *("--include-path-regex", "^/(fine_tuning|files|uploads|models)"),
-        *("--checks", "not_a_server_error,response_schema_conformance,content_type_conformance"),
-        *("--max-examples", "25", "--seed", "7", "--no-color", "--header", "Authorization:Bearer any"),
+        *("--checks", "not_a_server_error,response_schema_conformance"),
+        *("--max-examples", "10", "--seed", "7", "--no-color", "--header", "Authorization:Bearer any"),
     ]
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
