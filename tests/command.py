@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests import warm
-
 LIMIT_S = 300
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([warm.__name__, __name__])
+_server.set_forkserver_preload(["tests.warm", __name__])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ here: a console, say, reads its width as it is imported.
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
+
+from langdetect.detector_factory import init_factory
 
 from orchestrate.costing import built_in
 from orchestrate.data.rows.content import candidates
@@ -16,16 +19,21 @@ for _name in (
     "fireworks",
     "httpcore",
     "httpcore2",
-    "langdetect",
+    "importlib_metadata",
+    "keyring",
+    "markdown_it",
     "numpy",
     "openai.resources.files",
     "openai.resources.fine_tuning.fine_tuning",
     "openai.resources.models",
     "orchestrate.cli",
+    "orchestrate.commands",
     "orchestrate.data.operations.check",
     "orchestrate.data.operations.inspect",
     "orchestrate.data.passes.compare",
+    "orchestrate.earlier",
     "orchestrate.expansion",
+    "orchestrate.prepared",
     "orchestrate.providers.fireworks.provider",
     "orchestrate.providers.local.provider",
     "orchestrate.providers.openai.provider",
@@ -39,6 +47,8 @@ for _name in (
     "orchestrate.tracking.submit",
     "orchestrate.tracking.watcher",
     "orchestrate.watching",
+    "orchestrate.trust",
+    "packaging.requirements",
     "rich.logging",
     "sqlalchemy.dialects.sqlite",
     "tenacity",
@@ -51,4 +61,7 @@ for _name in (
 
 built_in()
 candidates(b"", [0])
-batch_counter("o200k_base")(["warm"])
+for _vocabulary in ("o200k_base", "qwen3.5", "cl100k_base"):
+    batch_counter(_vocabulary)(["warm"])
+init_factory()
+gc.freeze()  # what is never looked through is never copied, either

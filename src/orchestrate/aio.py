@@ -122,6 +122,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     evaluate = _in_thread(RunHandle.evaluate)
     export = _in_thread(RunHandle.export)
     verify = _in_thread(RunHandle.verify)
+    proofs = _in_thread(RunHandle.proofs)
 
 
 class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
@@ -147,6 +148,7 @@ class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
         return self.sync_api.spent_usd
 
     refresh = _in_thread(DeploymentHandle.refresh)
+    answers = _in_thread(DeploymentHandle.answers)
     undeploy = _in_thread(DeploymentHandle.undeploy)
 
 

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrate.errors import UsageError
 from orchestrate.text import count, rate
-from orchestrate.types import Deployment, DeploymentState
+from orchestrate.types import Adapter, Deployment, DeploymentState
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home
+    from orchestrate.providers.base import Progress
     from orchestrate.tracking.hosting.deployer import Deployer
+
+
+READY = "ready"
+"""Of an endpoint that takes requests."""
+_POLL_S = 2.0
 
 
 class DeploymentHandle:
@@ -47,6 +54,18 @@ class DeploymentHandle:
         self.record = deployer.look(self.record)
         return self.record
 
+    def answers(self, patience_s: float = 0.0) -> bool:
+        """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
+        provider, clock = self._ft.provider(self.record.provider), self._ft.store.clock
+        until = clock.uptime().seconds + patience_s
+        while True:
+            endpoint = provider.endpoint(self.record.handle)
+            if endpoint is not None and endpoint.state == READY:
+                return True
+            if clock.uptime().seconds >= until:
+                return False
+            clock.sleep(_POLL_S)
+
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
         """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
         deployer = deployer_of(self._ft, self.record.provider)
@@ -61,6 +80,21 @@ def deployer_of(home: Home, provider: str) -> Deployer:
     return Deployer(home.store, home.provider(provider))
 
 
+def deployer_to(home: Home, to: str, adapter: Adapter, progress: Progress | None) -> Deployer:
+    """What uploads an adapter to a host and puts it up there."""
+    from orchestrate.tracking.hosting.deployer import Deployer
+
+    return Deployer(home.store, home.provider(to), adapter=adapter, progress=progress)
+
+
+def require_open(home: Home, run_id: str, at: str) -> Deployment:
+    """A run's deployment at another host than its own. Raises `UsageError` where none is up."""
+    found = home.store.deployments.of_run(run_id, at)
+    if found is None or found.state.over:
+        raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
+    return found
+
+
 def hourly(found: Sequence[DeploymentHandle]) -> str:
     """`2 deployments, $13.49 an hour`."""
     prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
@@ -69,11 +103,11 @@ def hourly(found: Sequence[DeploymentHandle]) -> str:
     return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
 
 
-def used(home: Home, run_id: str) -> None:
-    """Says that a run's deployment was asked: it is not idle."""
+def used(home: Home, run_id: str, at: str | None = None) -> None:
+    """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
     from orchestrate.tracking.hosting import states
 
-    known = home.store.deployments.of_run(run_id)
+    known = home.store.deployments.of_run(run_id, at or home.store.runs.get(run_id).provider)
     if known is not None and not known.state.over:
         now = home.store.clock.now()
         home.store.deployments.apply(known.id, lambda d: states.used(d, now))

@@ -123,6 +123,21 @@ class Listed(Table, frozen=True, kw_only=True):
     """Where it says of which job it is, up to a colon; `None`: its name does."""
 
 
+class AdapterUpload(Table, frozen=True, kw_only=True):
+    """How an adapter that was trained elsewhere is brought: an archive of PEFT's two files, which `make`
+    then names."""
+
+    path: str
+    """Below the root of the API of deployments."""
+    field: str = "file"
+    """Of the form."""
+    id: str = "id"
+    """Of the file, in the answer."""
+    body: dict[str, Any]
+    """Of `make`, in the place of its own; it holds `{file}` beside the others."""
+    max_rank: int | None = None
+
+
 class Deployment(Table, frozen=True, kw_only=True):
     """How a tuned model is put up, where it does not answer by itself. Paths and bodies hold `{name}`,
     `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own options."""
@@ -150,6 +165,8 @@ class Deployment(Table, frozen=True, kw_only=True):
     """A text in the name of a tuned model, by which those of base models are told apart."""
     answers_as: str = "name"
     """What is asked: the deployment's own `name`, or the `model` that the list names."""
+    adapters: AdapterUpload | None = None
+    """`None`: it serves what it has trained only."""
     note: str = ""
     source: str
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.deployment import DeploymentHandle as DeploymentHandle
-from orchestrate.deployment import deployer_of, used
+from orchestrate.deployment import deployer_of, deployer_to, require_open, used
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.types import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
+    from orchestrate.tracking.hosting.deployer import Deployer
 
 
 class Home(Protocol):
@@ -251,23 +252,27 @@ class RunHandle:
             downloads.write(folder, found)
         return found
 
-    def deployment_price(self, **options: Any) -> Decimal | None:
+    def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
-        self.provider.require(Feature.DEPLOY)
-        return self._here().deployment_price(self.record.handle, options=options)
+        from orchestrate.tracking.hosting.deployer import Terms
+
+        deployer = self._deployer(to)
+        return deployer.price(self.record, Terms(options=options, accept_unknown_price=True))
 
     def deploy(
         self,
+        to: str | None = None,
         *,
         max_usd_per_hour: Decimal | float | str | None = None,
         max_cost_usd: Decimal | float | str | None = None,
         max_hours: Decimal | float | str | None = None,
         accept_unknown_price: bool = False,
         made_by: str | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> DeploymentHandle:
-        """Puts the tuned model on GPUs of its host; bills by the hour until `undeploy`. A second call
-        completes what an earlier one began.
+        """Puts the tuned model on GPUs of its host, or its adapter, which is uploaded, `to` another one;
+        bills by the hour until `undeploy`. A second call completes what an earlier one began.
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
@@ -278,8 +283,8 @@ class RunHandle:
         from orchestrate import trust
         from orchestrate.tracking.hosting.deployer import Terms
 
-        self.provider.require(Feature.DEPLOY)
-        trust.require_to_spend(self._ft.settings, self.provider)
+        deployer = self._deployer(to, progress)
+        trust.require_to_spend(self._ft.settings, deployer.provider)
         terms = Terms(
             options=options,
             max_usd_per_hour=_dollars(max_usd_per_hour),
@@ -288,23 +293,35 @@ class RunHandle:
             accept_unknown_price=accept_unknown_price,
             made_by=made_by or self._ft.settings.made_by or None,
         )
-        record = deployer_of(self._ft, self.record.provider).deploy(
-            self.record, terms, budget_usd=self._ft.settings.budget_usd
-        )
+        record = deployer.deploy(self.record, terms, budget_usd=self._ft.settings.budget_usd)
         return DeploymentHandle(self._ft, record)
 
-    def deployment(self) -> DeploymentHandle | None:
-        """The newest one, as last seen."""
-        record = self._ft.store.deployments.of_run(self.id)
+    def _deployer(self, to: str | None, progress: Progress | None = None) -> Deployer:
+        """What puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
+        what is no adapter, `Unsupported` for a host that takes none."""
+        if to is None or to == self.record.provider:
+            self.provider.require(Feature.DEPLOY)
+            return deployer_of(self._ft, self.record.provider)
+        from orchestrate import tuned
+
+        self._ft.provider(to).adapters()
+        return deployer_to(self._ft, to, tuned.adapter_of(self._ft, self), progress)
+
+    def deployment(self, at: str | None = None) -> DeploymentHandle | None:
+        """The newest one, as last seen: `at` one backend, or anywhere."""
+        record = self._ft.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ft, record)
 
-    def undeploy(self, *, patience_s: float = 60.0) -> DeploymentHandle | None:
-        """Ends what `deploy` started, and asks the host until it shows that it is gone, for `patience_s`. The
-        state tells whether it is: `ending` still bills, and is asked again at each `sync`. `None`: the
-        account has none. Raises `OtherAccount`, and `ProviderError` when the host cannot be asked."""
-        self.provider.require(Feature.DEPLOY)
-        known = self.deployment()
+    def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
+        """Ends what `deploy` started (`at` one backend, or wherever it is up), and asks the host until it
+        shows that it is gone, for `patience_s`. The state tells whether it is: `ending` still bills, and is
+        asked again at each `sync`. `None`: the account has none. Raises `OtherAccount`, and `ProviderError`
+        when the host cannot be asked."""
+        known = self.deployment(at)
         if known is None or known.record.state.over:
+            if at is not None and at != self.record.provider:
+                return known
+            self.provider.require(Feature.DEPLOY)
             items = self._here().deployed(self.record.handle)
             if not items:
                 return known
@@ -322,15 +339,21 @@ class RunHandle:
         max_tokens: int = 512,
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
+        at: str | None = None,
     ) -> Reply:
         """One answer of the tuned model, or with `base` of the model that it was tuned from. `tools`: those
-        that it may call, as the chat completions API has them."""
-        self.provider.require(Feature.CHAT)
+        that it may call, as the chat completions API has them; `at`: another host to which its adapter was
+        deployed."""
+        if at is None or at == self.record.provider:
+            self.provider.require(Feature.CHAT)
+            provider, job = self._here(), self.record.handle
+        else:
+            provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
         more: dict[str, Any] = {"tools": tools} if tools else {}
-        [reply] = self._here().generate(
-            self.record.handle, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
+        [reply] = provider.generate(
+            job, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
         )
-        used(self._ft, self.id)
+        used(self._ft, self.id, at)
         return reply
 
     def evaluate(
@@ -351,6 +374,12 @@ class RunHandle:
         from orchestrate import tuned
 
         return tuned.verify(self._ft, self, at, tuned.Asking(**asking))
+
+    def proofs(self) -> list[Proof]:
+        """Whether what answered somewhere was what was trained, oldest first."""
+        from orchestrate import tuned
+
+        return tuned.proofs(self._ft, self.id)
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.catalog.models import lookup
+from orchestrate.deployment import require_open
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.files import private_folder, write_whole
+from orchestrate.files import private_folder, whole, write_whole
 from orchestrate.keys import secret, user_and_machine
+from orchestrate.local.model.models import config_of
 from orchestrate.local.weights.asking import ask
 from orchestrate.serving import agreements, combining
 from orchestrate.serving.export import forms
@@ -22,7 +27,7 @@ from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import Tuned
-from orchestrate.types import Export, Feature, Merged, Proof, Sheet
+from orchestrate.types import Adapter, Export, Feature, Merged, Proof, Sheet
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home, RunHandle
@@ -76,12 +81,60 @@ def sheet(home: Home, subject: RunHandle | Path, tuned: Tuned | None = None) -> 
     return found
 
 
+def can_be_known(home: Home, run: RunHandle) -> bool:
+    """Whether it is known by what to know a run's model again, or can be found out with what is on this
+    machine. An adapter is downloaded for that, a whole model is not."""
+    file = home.settings.home / "proofs" / f"{run.id}.json"
+    if file.is_file() or run.provider.sheet(run.record.handle) is not None:
+        return True
+    adapter: dict[str, Any] = run.record.spec.get("adapter") or {}
+    if adapter.get("type") == "full" or Feature.DOWNLOAD not in run.provider.features:
+        return False
+    return config_of(of(home, run).base) is not None
+
+
 def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
     adapter: dict[str, Any] = tuned.passport.get("adapter") or {}
     data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
     four_bit = adapter.get("type") == "qlora"
     return Sheet.from_dict(
         ask("sheet", base=tuned.base, tuned=str(tuned.folder), data=data, four_bit=four_bit)
+    )
+
+
+def adapter_of(home: Home, run: RunHandle) -> Adapter:
+    """A run's adapter as hosts take it, on this machine: PEFT's two files, with the base by the name that
+    others know. Raises `UsageError` for a whole model, and for what is no plain LoRA."""
+    tuned = of(home, run)
+    config = tuned.config
+    more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
+    if more:
+        raise UsageError(
+            f"{run.id} is no plain LoRA adapter ({', '.join(more)}): hosts would drop that, or refuse it",
+            fix=f"orchestrate export {run.id} DIR --to merged   and serve it on a machine of yours",
+        )
+    known = lookup(tuned.base) or lookup(run.record.model)
+    base = known.name if known is not None else tuned.base_name
+    weights = forms.weights_hash(tuned.folder) or ""
+    id = f"orc-{weights[:24]}"
+    folder = private_folder(home.settings.home / "uploads" / id)
+    target = folder / forms.CONFIGS[1]
+    if not target.exists():
+        with whole(target) as draft:
+            shutil.copyfile(tuned.folder / forms.CONFIGS[1], draft)
+    named = {
+        **config,
+        "base_model_name_or_path": known.hub or known.name if known else base,
+        "inference_mode": True,
+    }
+    write_whole(folder / forms.CONFIGS[0], msgspec.json.format(msgspec.json.encode(named), indent=2))
+    targets = config.get("target_modules") or ()
+    return Adapter(
+        id=id,
+        folder=str(folder),
+        base=base,
+        rank=tuned.rank,
+        targets=() if isinstance(targets, str) else tuple(sorted(targets)),
     )
 
 
@@ -119,13 +172,22 @@ def export(
     tell(f"written to {made.folder}")
     if not prove:
         return made
-    if form == "gguf-lora":
-        note = "not proved here: lay it on its base as GGUF and  orchestrate verify --base-gguf FILE"
-        return msgspec.structs.replace(made, notes=(*made.notes, note))
     try:
-        return msgspec.structs.replace(made, proof=verify(home, subject, made.folder, tuned=tuned))
+        with _laid_on(tuned, made, options or Options()) as base:
+            proof = verify(home, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
+        return msgspec.structs.replace(made, proof=proof)
     except SetupError as error:
         return msgspec.structs.replace(made, notes=(*made.notes, f"not proved here: {error} ({error.fix})"))
+
+
+@contextmanager
+def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | None]:
+    """The base as a GGUF file, for as long as an adapter in GGUF is proved on it."""
+    if made.form != "gguf-lora":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=Path(made.folder).parent, prefix=".base-") as folder:
+        yield forms.base_gguf(tuned, Path(folder) / "base.gguf", options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +225,11 @@ def verify(
             place.close()
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
         _require_answering(subject)
-        place = HostPlace(subject.provider, subject.record)
+        place = HostPlace(subject.provider, subject.record.handle, subject.record.tuned_model or subject.id)
+        return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
+    if not isinstance(subject, Path) and at in _deployed_at(home, subject):
+        deployment = require_open(home, subject.id, at)
+        place = HostPlace(home.provider(at), deployment.handle, deployment.model or subject.id)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if at is None:
         raise UsageError("say where it is served", fix="--at URL , or a folder")
@@ -175,6 +241,11 @@ def verify(
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
     weights = forms.weights_hash(tuned.folder)
     return _kept(home, judge(known, place, run_id=key_of(subject), weights=weights))
+
+
+def _deployed_at(home: Home, run: RunHandle) -> set[str]:
+    """Hosts to which a run's adapter was deployed."""
+    return {d.provider for d in home.store.deployments.matching() if d.run_id == run.id}
 
 
 def _key(asking: Asking) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.cli.terminals import ORCHESTRATE, PATIENCE_S, Terminal, started, told, until, watchers
+from tests.cli.terminals import PATIENCE_S, Terminal, started, told, until, watchers
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -54,8 +53,8 @@ def submit(cli: Cli, tmp_path: Path, sandbox: Any) -> Callable[[], str]:
     return submitted
 
 
-def status(cli: Cli, run: str) -> str:
-    return next(r["status"] for r in cli("runs", "--json").json if r["id"] == run)
+def statuses(cli: Cli) -> dict[str, str]:
+    return {run["id"]: run["status"] for run in cli("runs", "--json").json}
 
 
 def test_a_closed_terminal_ends_the_view_and_not_the_watching(
@@ -69,8 +68,8 @@ def test_a_closed_terminal_ends_the_view_and_not_the_watching(
     [pid] = watchers(tmp_path)
     assert os.getsid(pid) == pid, "it belongs to no terminal"
     sandbox.skip(1000)
-    until(lambda: status(cli, run) == "succeeded", "the end of the run, which nobody looks at")
-    until(lambda: told(tmp_path) == [run], "the notification")
+    until(lambda: told(tmp_path) == [run], "the notification of the end of the run, which nobody looks at")
+    assert statuses(cli) == {run: "succeeded"}
     until(lambda: not watchers(tmp_path), "the end of a watcher with nothing to watch")
     assert told(tmp_path) == [run]
     for file in (tmp_path / "home" / "watchers").iterdir():
@@ -156,9 +155,9 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     until(lambda: watchers(tmp_path), "the background watcher")
     terminal.close()
     sandbox.skip(1000)
-    runs = cli("runs", "--json").json
-    until(lambda: sorted(told(tmp_path)) == sorted(r["id"] for r in runs), "a notification of each run")
-    assert {status(cli, r["id"]) for r in runs} == {"succeeded"}
+    runs = sorted(statuses(cli))
+    until(lambda: sorted(told(tmp_path)) == runs, "a notification of each run")
+    assert set(statuses(cli).values()) == {"succeeded"}
 
 
 def test_without_a_terminal_nothing_is_left_behind(
@@ -166,9 +165,9 @@ def test_without_a_terminal_nothing_is_left_behind(
 ) -> None:
     run = submit()
     sandbox.skip(1000)
-    done = subprocess.run([*ORCHESTRATE, "watch", run, "--json"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)[0]["status"] == "succeeded"
+    done = cli("watch", run, "--json", **env)
+    assert done.code == 0, done.err
+    assert done.json[0]["status"] == "succeeded"
     assert not (tmp_path / "home" / "watchers").exists()
     assert told(tmp_path) == [run], "a view that watches by itself tells too"
 

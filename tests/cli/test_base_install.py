@@ -22,7 +22,8 @@ from orchestrate.costing import built_in
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.cli import main
 built_in()
-batch_counter("o200k_base")(["warm"])
+for vocabulary in ("o200k_base", "qwen3.5"):
+    batch_counter(vocabulary)(["warm"])
 for line in sys.stdin:
     words, folder, env, *streams = json.loads(line)
     child = os.fork()

@@ -11,9 +11,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from tests import command
 from tests.chat_host import ChatHost, chat_host
 from tests.cli.conftest import Cli
 from tests.paths import DATASETS
@@ -29,6 +31,11 @@ ORDERS = DATASETS / "orders" / "train.jsonl"
 def host() -> Iterator[ChatHost]:
     with chat_host() as found:
         yield found
+
+
+def started(arguments: list[str], folder: Path, env: dict[str, str]) -> Any:
+    streams = [Path(os.devnull)] * 3
+    return command.start(command.orchestrate, arguments, cwd=folder, env=env, streams=streams)
 
 
 def test_generate_then_review_then_check(cli: Cli, host: ChatHost, tmp_path: Path) -> None:
@@ -110,12 +117,12 @@ def test_a_killed_run_goes_on(cli: Cli, cli_env: dict[str, str], host: ChatHost,
         return fresh(number, body)
 
     host.writes = slow_third
-    child = subprocess.Popen([sys.executable, "-m", "orchestrate.cli", *arguments], cwd=tmp_path, env=cli_env)
+    child = started(arguments, tmp_path, cli_env)
     deadline = time.monotonic() + 60
     while len(host.bodies) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    assert command.ended(child, 60) == -signal.SIGKILL
     host.hold.set()
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 20
     done = cli(*arguments, "--json")
@@ -139,19 +146,14 @@ def test_two_commands_do_not_write_one_file(
         "new.jsonl",
     ]
     host.hold.clear()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "orchestrate.cli", *arguments, "--rows", "5"],
-        cwd=tmp_path,
-        env=cli_env,
-        stdout=subprocess.DEVNULL,
-    )
+    child = started([*arguments, "--rows", "5"], tmp_path, cli_env)
     deadline = time.monotonic() + 60
     while not host.bodies and time.monotonic() < deadline:
         time.sleep(0.05)
     second = cli(*arguments)
     assert second.code == 2 and "another command is writing" in second.err
     host.hold.set()
-    assert child.wait(60) == 0 and len(host.bodies) == 1
+    assert command.ended(child, 60) == 0 and len(host.bodies) == 1
 
 
 def test_an_unknown_engine_is_refused(cli: Cli) -> None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests import command
 from tests.cli.conftest import Cli
 
-WATCHED = """
-import sys
-opened = []
-sys.addaudithook(lambda event, a: event == "open" and "held-out" in str(a[0]) and opened.append(str(a[0])))
-from orchestrate.cli import main
-try:
-    main()
-finally:
-    print(f"OPENED {len(opened)}", file=sys.stderr)
-"""
+
+def watched(arguments: list[str]) -> None:
+    """The command, which tells at its end how often it has opened the file."""
+    opened: list[str] = []
+    sys.addaudithook(
+        lambda event, a: event == "open" and "held-out" in str(a[0]) and opened.append(str(a[0]))
+    )
+    try:
+        command.orchestrate(arguments)
+    finally:
+        print(f"OPENED {len(opened)}", file=sys.stderr)
 
 
 def _rows(words: str, count: int) -> str:
@@ -40,14 +41,14 @@ def spec(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["plan", "quote"])
-def test_what_only_reckons_never_opens_it(command: str, spec: Path, cli_env: dict[str, str]) -> None:
-    words = [sys.executable, "-c", WATCHED, command, "-p", "together"]
-    done = subprocess.run(words, cwd=spec, env=cli_env, capture_output=True, text=True)
-    assert done.returncode == 0 and "OPENED 0" in done.stderr, done.stderr
+@pytest.mark.parametrize("word", ["plan", "quote"])
+def test_what_only_reckons_never_opens_it(word: str, spec: Path, cli_env: dict[str, str]) -> None:
+    words = [word, "-p", "together"]
+    done = command.run(words, cwd=spec, env=cli_env, program=watched)
+    assert done.code == 0 and b"OPENED 0" in done.err, done.err
     (spec / "held-out.jsonl").unlink()
-    done = subprocess.run(words, cwd=spec, env=cli_env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = command.run(words, cwd=spec, env=cli_env)
+    assert done.code == 0, done.err
 
 
 def test_the_check_opens_it_for_leakage_and_keeps_nothing_of_it(spec: Path, cli: Cli) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli
 
+from orchestrate import config
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.tracking import Store
+from orchestrate.types import Proof, ProofStage
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,46 @@ def test_an_ended_run_is_shown_from_the_store(cli: Cli, project: None, hosts: An
     asked = cli("show", run, "--refresh", "--json", **hosts.env)
     assert asked.code == 0 and requests_of(hosts) > before
     assert cli("show", run, "--refresh").code == 3, "asked for by name, a missing key is an error"
+
+
+def test_the_badge_of_a_proof_is_shown_wherever_the_run_is(
+    cli: Cli, project: None, hosts: Any, tmp_path: Path
+) -> None:
+    made = cli("submit", "-p", "openai", "--yes", "--watch", "--again", "--json", **hosts.env).json[0]
+    run = made["id"]
+    asked = ("eval", run, "--test", "train.jsonl", "--limit", "2", "--json")
+
+    def answered() -> str | None:
+        [tuned] = [c for c in cli(*asked, **hosts.env).json["contenders"] if c["run_id"] == run]
+        return tuned["proof"]
+
+    assert "served as trained  not proved" in cli("show", run).out
+    assert cli("show", run, "--json").json["proofs"] == [] and answered() == "not proved"
+    stages = [
+        ProofStage(name=n, state="failed" if n == "stop" else "passed", detail="") for n in ("tokens", "stop")
+    ]
+    for state, told in (("proved", stages[:1]), ("failed", stages)):
+        proof = Proof(
+            run_id=run,
+            at=made["host"],
+            engine="OpenAI",
+            model="m",
+            state=state,  # type: ignore[arg-type]
+            stages=tuple(told),
+            created_at=datetime.now(UTC),
+        )
+        with Store.open(config.load(env={}, home=tmp_path / "home").store_url) as store:
+            store.history.add_record(run, "proof", proof)
+        assert answered() == proof.badge == ("failed: stop" if state == "failed" else "proved")
+        assert f"served as trained  {proof.badge} at {made['host']}" in cli("show", run).out
+        cli("compare", run, "-o", "r.html")
+        page = (tmp_path / "r.html").read_text()
+        kind = "failed" if state == "failed" else "proved"
+        assert f'<span class="badge {kind}">{proof.badge} at ' in page
+        assert f"{proof.badge} at " in cli("compare", run, "--format", "md").out
+    assert "(failed: stop)" in cli("compare", run, "--format", "md").out, (
+        "what its evaluation was answered by"
+    )
 
 
 def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None:

@@ -89,6 +89,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     assert all(path.endswith(":match") for path in posts), f"nothing is made before the answer: {posts}"
     up = done(ask("deploy", run, "--yes", "--json")).json
     assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
+    assert up["proof"] is None, "nothing was trained, and no base is here by which it could be known"
     assert done(ask("chat", run, "hello", "--json")).json[0]["content"].startswith(NOT_TRAINED)
     asked_of = ("eval", run, "--test", "validation.jsonl", "--limit", "2", "--no-base", "--json")
     scored = done(ask(*asked_of, "--traffic", "240 req/day, 90 in, 15 out")).json
@@ -126,7 +127,10 @@ def test_all_three_in_one_command_and_really_trained(cli: Cli, project: Path) ->
             points = done(ask("metrics", run["id"], "--json")).json
             assert len(points) >= 4 and not any("not_trained" in name for p in points for name in p["values"])
             if host in HOURLY:
-                done(ask("deploy", run["id"], "--yes"))
+                proof = done(ask("deploy", run["id"], "--yes", "--json")).json["proof"]
+                assert proof["engine"] and proof["state"] != "failed", proof
+                tokens = next(stage for stage in proof["stages"] if stage["name"] == "tokens")
+                assert tokens["figures"]["same count"] > 0, "the host counts as the trainer does"
             [answer] = done(ask("chat", run["id"], question, "--json")).json
             assert answer["content"] and not answer["content"].startswith(NOT_TRAINED)
             assert answer["completion_tokens"] > 0

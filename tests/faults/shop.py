@@ -21,6 +21,10 @@ class Shop:
     def __init__(self, folder: Path, hosts: Any, **more: Any) -> None:
         self.folder, self.hosts = folder, hosts
         self.env = {"ORCHESTRATE_KEYS": str(folder / "none"), **hosts.env}
+        self.impatient = folder / "orchestrate.toml"
+        self.impatient.write_text(
+            "".join(f"[hosts.{name}.options]\nretry_budget_s = 0.5\n" for name in HOSTED)
+        )
         self.settings = config.load(env=self.env, cwd=folder, home=folder / "home", **more)
         self.rows = write_rows(folder / "rows.jsonl")
         self.spec = JobSpec(model=MODELS, train=str(self.rows), epochs=1)
@@ -60,4 +64,5 @@ class Shop:
 
     def type(self, *words: str) -> Result:
         env = {**self.env, "ORCHESTRATE_HOME": str(self.settings.home), "COLUMNS": "200"}
+        env |= {"ORCHESTRATE_CONFIG": str(self.impatient)}
         return CliRunner().invoke(app, words, env=env)

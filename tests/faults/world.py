@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +19,9 @@ from tests.faults.submitting import BACKENDS, backend, spec_for, submit, submit_
 from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
+from orchestrate.local.run import rundir
 from orchestrate.providers.base import Provider
-from orchestrate.tracking import Store, Submitter, Timing, cancel, sync
+from orchestrate.tracking import Store, Submitter, Timing, sync
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.timing import CrashPoint, pass_by
 from orchestrate.types import Run, SubmitPhase
@@ -138,9 +141,9 @@ class World:
         }
 
     def close(self) -> None:
-        for run in self.store.runs.matching(active=True):
-            if run.provider == "local" and run.job_id:
-                cancel(self.store, self.provider("local"), run)
+        for run in rundir.runs(self.home / "local" / "runs"):
+            if run.alive():  # asked to end, it would import torch first
+                os.kill(json.loads((run.path / "worker.json").read_bytes())["pid"], signal.SIGKILL)
         for provider in self.providers.values():
             provider.close()
         self.store.close()

@@ -99,7 +99,7 @@ def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None
             if json:
                 print_json(GatewayShown(url=up.url, models=models))
             else:
-                print_text(f"export OPENAI_BASE_URL={up.url}")
+                print_text(up.url)
                 for name, target in models.items():
                     print_text(f"  {name}  is  {target}")
             sys.stdout.flush()

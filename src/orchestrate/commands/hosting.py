@@ -23,6 +23,7 @@ from orchestrate.commands.console import (
     table,
     warn,
 )
+from orchestrate.commands.exporting import show_proof
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import money, rate
@@ -31,6 +32,10 @@ from orchestrate.types import Deployment, DeploymentState
 if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.handle import DeploymentHandle
+
+
+PATIENCE_S = 900.0
+"""For a host to bring up GPUs."""
 
 
 @dataclass(frozen=True)
@@ -91,44 +96,69 @@ def deploy(
     context: typer.Context,
     *,
     run: RunArg,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="HOST", help="Upload the adapter to another host; default: its own."),
+    ] = None,
     terms: Terms,
+    prove: Annotated[bool, typer.Option(help="Once it answers: prove that it is what was trained.")] = True,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until it answers, for the proof.")
+    ] = PATIENCE_S,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Put a tuned model on GPUs of its host. Bills by the hour until `orchestrate undeploy`; a second call
-    completes what an earlier one began."""
+    """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
+    `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
+    when the proof fails: it stays up)."""
+    from orchestrate.service import serving
+
     options, limits = terms.options, terms.limits
     with orchestrator(context, made_by=terms.by) as ft:
         handle = ft.run(run)
         handle.check()
-        price = handle.deployment_price(**options)
+        host = to or handle.record.provider
+        price = handle.deployment_price(to, **options)
         if price is None and not terms.accept_unknown_price:
             raise UsageError(
-                f"not deployed: what an hour of it costs on {handle.record.provider} is not known",
-                fix="--accept-unknown-price",
+                f"not deployed: what an hour of it costs on {host} is not known", fix="--accept-unknown-price"
             )
         cost = "an unknown price" if price is None else f"{rate(price)} an hour, idle included"
-        err.print(f"{handle.record.provider} bills a deployment of {handle.record.tuned_model} at {cost}.")
+        what = handle.record.tuned_model if host == handle.record.provider else f"the adapter of {handle.id}"
+        err.print(f"{host} bills a deployment of {what} at {cost}.")
         ends = _limits(limits["max_cost_usd"], limits["max_hours"])
         err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
         if not confirm("Deploy?", yes=yes):
             raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
         if price is not None and limits["max_usd_per_hour"] is None:
             limits["max_usd_per_hour"] = price  # what was agreed to
-        deployment = handle.deploy(**limits, accept_unknown_price=terms.accept_unknown_price, **options)
+        given: dict[str, Any] = {**limits, "accept_unknown_price": terms.accept_unknown_price, **options}
+        deployment = handle.deploy(to, **given)
         if deployment.record.limited:
             _watched(ft.settings)
-    record = deployment.record
+        record = deployment.record
+        if not json:
+            out.print(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
+            note(f"take it down with: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
+        proof = None
+        if prove:
+            proof, why = serving.prove_deployed(ft, handle, deployment, wait)
+            if why is not None:
+                note(f"not proved: {why}")
     if json:
-        print_json(record)
-    else:
-        out.print(f"{record.host_id}  {record.raw_state}  {handle.record.tuned_model or ''}")
-        note(f"take it down with: orchestrate undeploy {run}")
+        print_json(record.to_dict() | {"proof": proof.to_dict() if proof is not None else None})
+    elif proof is not None:
+        show_proof(proof)
+    if proof is not None and proof.state == "failed":
+        raise typer.Exit(1)
 
 
 def undeploy(
     context: typer.Context,
     run: RunArg,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="HOST", help="Where; default: wherever it is up.")
+    ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
     ] = 60.0,
@@ -138,7 +168,7 @@ def undeploy(
     5: something still does, and is asked to end again at each `orchestrate sync`."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        ended = handle.undeploy(patience_s=wait)
+        ended = handle.undeploy(at, patience_s=wait)
         record = ended.record if ended is not None else None
         cost = ended.spent_usd if ended is not None else None
     down = record is None or record.state.over
@@ -146,7 +176,7 @@ def undeploy(
         state = "down" if down else "ending"
         print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
     elif record is None:
-        note(f"{handle.record.provider} has no deployment of it: nothing was up")
+        note(f"{at or handle.record.provider} has no deployment of it: nothing was up")
     elif down:
         spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
         note(f"down, as {record.provider} shows{spent}")

@@ -23,6 +23,7 @@ from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.text import limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
+from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         record = _fresh(ft, handle, refresh)
         evaluations = ft.evaluations(record.id)
         deployed = handle.deployment()
+        proofs = handle.proofs()
     if json:
         more = {
+            "proofs": [p.to_dict() for p in proofs],
             "evaluations": [e.to_dict() for e in evaluations],
             "deployment": deployed.record.to_dict() if deployed is not None else None,
         }
@@ -103,6 +106,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
         "tuned model": record.tuned_model,
         "deployment": in_words(deployed) if deployed is not None else None,
+        "served as trained": badge(proofs) if record.status is JobStatus.SUCCEEDED or proofs else None,
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),

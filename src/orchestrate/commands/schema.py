@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 import typer
 
+from orchestrate.commands.ab import ABListed, ABServing, Sized
 from orchestrate.commands.console import ErrorLine, print_json
 from orchestrate.commands.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.serve import Added, Serving
@@ -35,6 +36,7 @@ from orchestrate.service.records import (
     Migration,
     Model,
     ModelChanges,
+    OutcomesTaken,
     Ownership,
     Planned,
     PlannedMove,
@@ -60,6 +62,7 @@ from orchestrate.types import (
     Deployment,
     Evaluation,
     Event,
+    ExperimentReport,
     Export,
     MemoryPlan,
     Merged,
@@ -87,6 +90,11 @@ class Quoted(TypedDict):
 class RunShown(Run, frozen=True, kw_only=True):
     evaluations: tuple[Evaluation, ...] = ()
     deployment: Deployment | None = None
+    proofs: tuple[Proof, ...] = ()
+
+
+class DeploymentMade(Deployment, frozen=True, kw_only=True):
+    proof: Proof | None = None
 
 
 class Stopped(TypedDict):
@@ -193,11 +201,16 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "merge": (Merged,),
     "verify": (Proof,),
     "serve": (Serving, list[Added]),
+    "ab serve": (ABServing,),
+    "ab status": (ExperimentReport, list[ABListed]),
+    "ab record": (OutcomesTaken,),
+    "ab stop": (ExperimentReport,),
+    "ab size": (Sized,),
     "gateway": (GatewayShown,),
     "gateway keys add": (KeyMade,),
     "gateway keys ls": (list[KeyShown],),
     "gateway log": (list[AuditEntry],),
-    "deploy": (Deployment,),
+    "deploy": (DeploymentMade,),
     "undeploy": (TakenDown,),
     "deployments": (list[Deployment],),
     "data inspect": (InspectReport,),

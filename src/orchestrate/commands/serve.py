@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class Serving(TypedDict):
     url: str
     engine: str
+    why: str | None
     models: list[str]
     command: str | None
     proofs: list[Proof]
@@ -83,6 +84,9 @@ class How:
     ] = None
     python: Annotated[
         Path | None, typer.Option("--vllm-python", help="The python of the environment that has vLLM.")
+    ] = None
+    llama_python: Annotated[
+        Path | None, typer.Option(help="The python of the environment that has llama-cpp-python[server].")
     ] = None
 
 
@@ -140,6 +144,8 @@ def serve(
             ended_by_signal() as ended,
             serving.serve(ft, names, terms, choice, accept_licence=accepted) as up,
         ):
+            if up.why is not None:
+                note(f"engine: {up.engine}, as {up.why}")
             proofs = serving.prove(ft, up, names) if prove else []
             failed = [p for p in proofs if p.state == "failed"]
             for proof in failed if json else proofs:
@@ -150,6 +156,7 @@ def serve(
             shown = Serving(
                 url=f"{up.url}/v1",
                 engine=up.engine,
+                why=up.why,
                 models=list(up.models),
                 command=up.command,
                 proofs=proofs,
@@ -187,6 +194,7 @@ def _choice(how: How) -> serving.Choice:
         engine=how.engine,
         base=how.base,
         python=how.python,
+        llama_python=how.llama_python,
         quantise=how.quantise,
         more=tuple(how.engine_args or ()),
     )

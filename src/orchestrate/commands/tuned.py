@@ -41,6 +41,9 @@ class Asked:
         Path | None,
         typer.Option(metavar="FILE", help="JSON list of tools that it may call, as in a row of the data."),
     ] = None
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="HOST", help="Another host that it was deployed to.")
+    ] = None
 
 
 @grouped
@@ -61,6 +64,7 @@ def chat(
     conversation = [Message(role="system", content=asked.system)] if asked.system else []
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
+    options |= {"at": asked.at} if asked.at is not None else {}
     with orchestrator(context) as ft:
         handle = ft.run(run)
         handle.check()

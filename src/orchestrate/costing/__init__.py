@@ -18,13 +18,10 @@ from orchestrate.costing.bills import (
     reconcile,
 )
 from orchestrate.costing.book import (
-    Lookup,
-    Rate,
     RateBook,
     built_in,
     load,
     parse_flag,
-    require_used,
     user_book,
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
@@ -42,6 +39,7 @@ from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import Ownership, Served, Use, cheapest, own, serving_terms
 from orchestrate.costing.prices import Prices
+from orchestrate.costing.rate import Lookup, Rate, require_used
 from orchestrate.costing.recalled import quote_recalled, spec_of
 from orchestrate.costing.size import Work, tokenizer_for
 from orchestrate.costing.traffic import Traffic

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing.book import Rate
 from orchestrate.costing.prices import Prices
+from orchestrate.costing.rate import Rate
 from orchestrate.costing.serving import Serving, by_tokens, gpu_rates, on_gpus, token_rates
 from orchestrate.profile import built_in
 

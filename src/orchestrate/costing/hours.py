@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from orchestrate import text
 from orchestrate.costing import hardware, rules
-from orchestrate.costing.book import Rate, RateBook, built_in
+from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.lines import rounded, summed
+from orchestrate.costing.rate import Rate
 from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.errors import UsageError
 from orchestrate.spec import DPO, method_word

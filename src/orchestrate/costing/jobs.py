@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import rules
-from orchestrate.costing.book import Lookup, Rate
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.prices import Prices, names
+from orchestrate.costing.rate import Lookup, Rate
 from orchestrate.costing.size import JobSize, Work, measure
 from orchestrate.types import Confidence, Quote, QuoteLine
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
 
-from orchestrate.costing.book import Rate
+from orchestrate.costing.rate import Rate
 from orchestrate.types import Confidence, Quote, QuoteLine
 
 _SIXTH = Decimal("0.000001")

@@ -7,8 +7,9 @@ from datetime import date
 from typing import Any
 
 from orchestrate.catalog import Model, ModelOnHost, find
-from orchestrate.costing.book import Rate, RateBook
+from orchestrate.costing.book import RateBook
 from orchestrate.costing.prices import names
+from orchestrate.costing.rate import Rate
 from orchestrate.text import rate as price
 
 

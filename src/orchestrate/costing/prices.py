@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing.book import Rate, RateBook, built_in
+from orchestrate.costing.book import RateBook, built_in
+from orchestrate.costing.rate import Rate
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import capacity
-from orchestrate.costing.book import Rate
 from orchestrate.costing.hours import HourlyRate
 from orchestrate.costing.lines import MTOK, line, rounded
 from orchestrate.costing.listing import current
 from orchestrate.costing.prices import Prices
+from orchestrate.costing.rate import Rate
 from orchestrate.costing.traffic import DAYS_PER_MONTH, Traffic
 from orchestrate.types import Confidence, Quote, QuoteLine, Record
 

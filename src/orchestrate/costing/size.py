@@ -15,7 +15,7 @@ from orchestrate.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.costing.book import Rate
+    from orchestrate.costing.rate import Rate
     from orchestrate.data import Dataset, TokenCount, TrainingData
     from orchestrate.data.rows.pictures import Picture
     from orchestrate.profile import Profile

@@ -28,6 +28,8 @@ from orchestrate.wire.openai.pages import number, page_with_ends
 from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload
 
 FILE, UPLOAD, PART = "file", "upload", "part"
+TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
+"""The published description has no file with that one."""
 
 
 class Content(NamedTuple):
@@ -99,10 +101,8 @@ class Files:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
                 raise HostError(422, "'file' is a required property", param="file")
-            if purpose not in PURPOSES:
-                raise HostError(
-                    422, f"'{purpose}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose"
-                )
+            if purpose not in TAKEN:
+                raise HostError(422, f"'{purpose}' is not one of {list(TAKEN)} - 'purpose'", param="purpose")
             name = upload.filename or "file"
             kept = await run_in_threadpool(self.contents.keep, [upload.file], MAX_FILE)
             made = await run_in_threadpool(self._add, call, name, str(purpose), kept)
@@ -129,7 +129,8 @@ class Files:
             FILE, call.project, after=call.query("after"), oldest_first=order == "asc"
         )
         wanted = [_shown(file) for file in found if purpose in (None, file["purpose"])]
-        return page_with_ends(wanted[:limit], more=len(wanted) > limit)
+        shown = page_with_ends(wanted[:limit], more=len(wanted) > limit)
+        return shown if wanted else {**shown, "first_id": "", "last_id": ""}
 
     def found(self, project: str, id: str, param: str = "id") -> dict[str, Any]:
         """Raises `HostError` 404."""
@@ -178,6 +179,8 @@ class Files:
 
     def begin(self, call: Call) -> Any:
         asked = parse(CreateUpload, call.body)
+        if asked.purpose not in TAKEN:
+            raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
         id = f"upload_{secrets.token_hex(12)}"
         made = objects.upload(id, asked.filename, asked.purpose, asked.bytes, self.now())
         self._objects.add(UPLOAD, call.project, [made])

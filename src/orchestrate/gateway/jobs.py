@@ -169,7 +169,9 @@ class Jobs:
         job = self._jobs.get(id, call.project)
         if job is None:
             raise no_job(id)
-        return job, self._submitting.run_of(job)
+        run = self._submitting.run_of(job)
+        self._submitting.viewed(run)
+        return job, run
 
     def _answer(self, call: Call, job: GatewayJob, run: Run | None = None) -> dict[str, Any]:
         call.about(job.id)

@@ -22,7 +22,7 @@ from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.graders import graded
 from orchestrate.wire.openai.pages import page_with_ends
-from orchestrate.wire.openai.tuning import Permit, RunGrader, ValidateGrader
+from orchestrate.wire.openai.tuning import ModelGrader, Permit, RunGrader, ValidateGrader
 
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PERMISSION = "permission"
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _GRADERS = "/v1/fine_tuning/alpha/graders"
+_BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
 """2024-07-18, of the names that are mapped."""
 
@@ -182,9 +183,12 @@ class Models:
             told = "not allowed here: --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
-            with Grader(asked.grader) as graders:
-                [grade] = graders.grade([asked.model_sample], [asked.item or {}])
-            reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
+            try:
+                with Grader(asked.grader) as graders:
+                    [grade] = graders.grade([asked.model_sample], [asked.item or {}])
+                reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
+            except _BROKEN as error:
+                errors = {"other_error": True, "other_error_details": str(error)}
         return graded(asked.grader, reward, errors, time.monotonic() - begun)
 
 
@@ -196,7 +200,14 @@ def validate_grader(call: Call) -> Any:
 
 def _require_grader(grader: dict[str, Any]) -> None:
     """Raises `HostError` 422 for what is no grader."""
-    if grader.get("type") not in ELSEWHERE and (reason := refusal(grader, allow_code=True)):
+    if grader.get("type") in ("score_model", "label_model"):
+        parse(ModelGrader, grader)
+        return
+    try:
+        reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
+    except _BROKEN as error:  # a value of a type that no grader has there
+        reason = f"it cannot be read ({error})"
+    if reason:
         raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 
 

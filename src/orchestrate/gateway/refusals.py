@@ -16,6 +16,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     OverBudget,
     PermissionRefused,
+    RateLimited,
     SetupError,
     StoreError,
     TrainingClosed,
@@ -61,6 +62,8 @@ def _problem(problem: Problem) -> str:
 
 
 def _kind(error: OrchestrateError) -> tuple[int, str]:
+    if isinstance(error, RateLimited):
+        return 429, "rate_limit_exceeded"
     if error.retryable or (isinstance(error, StoreError)):
         return 503, "unavailable"
     match error:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import MissingExtra, UsageError
 from orchestrate.files import private_folder
+from orchestrate.gateway.answers import Answers
 from orchestrate.gateway.app import app
+from orchestrate.gateway.engines import Engines
 from orchestrate.gateway.files import Contents, Files
 from orchestrate.gateway.jobs import Jobs
 from orchestrate.gateway.models import Models
@@ -47,7 +49,9 @@ def serve(
     submitting = Submitting(ft, terms, contents, watcher, reached)
     files, models = Files(ft.store, contents), Models(ft, terms)
     jobs = Jobs(ft, terms, files, submitting, reached)
-    routes = [*files.routes(), *jobs.routes(), *models.routes()]
+    engines = Engines(ft)
+    answers = Answers(ft, models, engines)
+    routes = [*files.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
     try:
         with serving(
             app(ft, routes, terms.names),
@@ -60,6 +64,7 @@ def serve(
             yield Up(f"{url}/v1")
     finally:
         submitting.close()
+        engines.close()
 
 
 def _require_safe(ft: Orchestrator, terms: Terms) -> None:

@@ -21,7 +21,7 @@ from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.channels import NotDelivered, Webhook
-from orchestrate.tracking.leases import LeaseHeld
+from orchestrate.tracking.leases import Lease, LeaseHeld
 from orchestrate.tracking.sweep import fetch_details
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import GatewayJob, JobError, Run, SubmitPhase
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _TURN_S = 0.5
 _LEASE_S = 30.0
+_VIEW_S = 30.0
 _MOST_ATTEMPTS = 6
 _TELL_FOR = timedelta(days=1)
 _DETAILS_FOR = timedelta(minutes=1)
@@ -58,6 +59,8 @@ class Submitting:
         self._prepared: dict[str, Prepared] = {}
         self._at_work: set[str] = set()
         self._failed_tells: dict[str, tuple[int, float]] = {}
+        self._viewed: dict[str, float] = {}
+        self._looking: dict[str, tuple[float, Lease | None]] = {}
         self._lock = threading.Lock()
         self._stop, self._woken = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=terms.threads, thread_name_prefix="submitting")
@@ -87,6 +90,20 @@ class Submitting:
         self._prepared[job.id] = prepared
         self._begin(job)
 
+    def viewed(self, run: Run | None) -> None:
+        """A client waits for this run: while it does, its host is asked more often."""
+        if run is not None and not run.status.terminal:
+            self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
+
+    def _look_at(self) -> None:
+        now = self._ft.store.clock.uptime().seconds
+        for account, at in list(self._viewed.items()):
+            if now - at > _VIEW_S:
+                self._viewed.pop(account, None)
+            elif now >= self._looking.get(account, (0.0, None))[0]:
+                lease = self._ft.store.watching.look(account, self._looking.get(account, (0.0, None))[1])
+                self._looking[account] = (now + _VIEW_S / 6, lease)
+
     def run_of(self, job: GatewayJob) -> Run | None:
         return self._runs.of_key(job.run_key)
 
@@ -101,6 +118,7 @@ class Submitting:
             try:
                 for job in self._jobs.unended():
                     self._look(job)
+                self._look_at()
             except StoreError as error:
                 _log.warning("%s", error.message)
             self._woken.wait(_TURN_S)

@@ -100,7 +100,7 @@ def parse_target(told: str) -> Target:
     """`backend:model`. Raises `ConfigError`."""
     backend, colon, model = told.partition(":")
     if not colon or not backend or not model:
-        raise ConfigError(f"{told!r} is no BACKEND:MODEL", fix="as in together:qwen3-8b")
+        raise ConfigError(f"{told!r} is no BACKEND:MODEL", fix="orchestrate models search  lists them")
     return Target(backend=backend, model=model)
 
 

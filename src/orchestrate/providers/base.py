@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from orchestrate.data.rules import Target
     from orchestrate.local.answers.generation import Generator
     from orchestrate.profile import Profile
+    from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.chat import Chat
     from orchestrate.spec import JobSpec
 
@@ -319,6 +320,14 @@ class Provider(ABC):
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         """Where the tuned model answers now, if anywhere."""
         raise self._unsupported(Feature.DEPLOY)
+
+    def adapters(self) -> Adapters:
+        """How it takes adapters that were trained elsewhere. Raises `Unsupported`."""
+        raise Unsupported(
+            self.name,
+            "place for others' adapters",
+            f"{self.title} serves what it has trained itself",
+        )
 
     def generate(
         self,

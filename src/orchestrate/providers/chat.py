@@ -132,13 +132,18 @@ def chat_with(
     anything: rows with calls of tools too. Raises `MissingKey`."""
     from orchestrate.providers.clients import connect
 
+    config = at_chat(config)
     root = (config.base_url or "").rstrip("/")
-    path = profile(config.kind).chat_path if config.kind in kinds() else ""
-    if path and not root.endswith("/v1"):
-        config = replace(config, base_url=root + path)
     limits = (one.chat_limit for one in built_in().values() if one.url and root.startswith(one.url))
     options: dict[str, Any] = {next(limits, "max_tokens"): max_tokens}
     if temperature is not None:
         options["temperature"] = temperature
     wire = Wire(config.name, retry=retry or Retry(attempts=1))
     return Chat(wire, connect(config).chat.completions.create, model, options, calls=False)
+
+
+def at_chat(config: HostConfig) -> HostConfig:
+    """A host with the address at which it takes `/chat/completions`."""
+    root = (config.base_url or "").rstrip("/")
+    path = profile(config.kind).chat_path if config.kind in kinds() else ""
+    return replace(config, base_url=root + path) if path and not root.endswith("/v1") else config

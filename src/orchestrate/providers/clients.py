@@ -61,4 +61,4 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 
 def wire_of(config: HostConfig) -> Wire:
-    return Wire(config.name, retry=Retry(budget_s=float(config.options.get("retry_budget_s", 60.0))))
+    return Wire(config.name, retry=Retry.of(config))

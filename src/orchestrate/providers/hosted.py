@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -42,6 +42,9 @@ from orchestrate.providers import logs
 from orchestrate.providers.pages import MOST_PAGES, P, entries_of, pages_of
 from orchestrate.providers.payloads import Unreadable, redact_text
 from orchestrate.providers.payloads import payload as payload
+
+if TYPE_CHECKING:
+    from orchestrate.config import HostConfig
 
 T = TypeVar("T")
 
@@ -268,6 +271,11 @@ class Retry:
     budget_s: float = 60.0
     first_s: float = 0.5
     longest_s: float = 8.0
+
+    @classmethod
+    def of(cls, config: HostConfig) -> Retry:
+        """With the budget that the host's options give, if they do: `retry_budget_s`."""
+        return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 
 
 class Wire:

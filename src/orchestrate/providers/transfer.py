@@ -9,9 +9,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from orchestrate.errors import ArtifactRefused, ProviderError, UnexpectedAnswer
 from orchestrate.files import move_into_place, opener, own_folder, private_folder, write_whole
+from orchestrate.hosts import is_loopback
 from orchestrate.providers.archives import too_large
 from orchestrate.providers.base import Progress
 from orchestrate.providers.hosted import Wire
@@ -95,6 +97,14 @@ def work_folder(config: HostConfig) -> Path:
     import platformdirs
 
     return private_folder(Path(platformdirs.user_cache_dir("orchestrate")) / "data")
+
+
+def safe_url(provider: str, url: object) -> str:
+    """A signed URL that training data or weights may travel over. Raises `UnexpectedAnswer`."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return str(url)
+    raise UnexpectedAnswer(provider, "the host gave no https URL for a file")
 
 
 def signed(http: httpx.Client, url: str) -> Opener:

@@ -1,7 +1,7 @@
 """Stored rows -> comparison -> terminal, Markdown, HTML, CSV, JSON. Nothing here asks a host or opens a
 store."""
 
-from orchestrate.reports.compare import Comparison, compare
+from orchestrate.reports.compare import Comparison, compare, with_proofs
 from orchestrate.reports.evaluations import EvaluationReport
 from orchestrate.reports.quotes import (
     ownership_markdown,
@@ -19,6 +19,7 @@ __all__ = [
     "Reason",
     "RunDifference",
     "compare",
+    "with_proofs",
     "ownership_markdown",
     "ownership_table",
     "quote_markdown",

@@ -16,9 +16,10 @@ from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import documents, html, terminal
 from orchestrate.reports.judgement import findings, notes, reasons
-from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore
+from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore, ended
 from orchestrate.text import inert, inert_json
-from orchestrate.types import Evaluation, MetricPoint, Outcome, Run, Translation
+from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Translation
+from orchestrate.types.proof import badge
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -115,6 +116,12 @@ def compare(
         notes=tuple(notes(compared)),
         between=tuple(between),
     )
+
+
+def with_proofs(comparison: Comparison, proofs: Mapping[str, Sequence[Proof]]) -> Comparison:
+    """With the badge of each run that has a model: `proofs` are by run id, oldest first."""
+    runs = [replace(c, proof=badge(proofs.get(c.run.id, ())) if ended(c) else None) for c in comparison.runs]
+    return replace(comparison, runs=tuple(runs))
 
 
 def _with_answers(

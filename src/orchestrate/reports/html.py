@@ -78,7 +78,7 @@ def _table(comparison: ComparedRuns, cells: Sequence[tuple[str, Sequence[str], b
     )
     body = "".join(
         f'<tr{" class=differs" if differs else ""}><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(value)}</td>" for value in values)
+        + "".join(f"<td>{_badge(value) if name == rows.PROOF else escape(value)}</td>" for value in values)
         + "</tr>"
         for name, values, differs in cells
     )
@@ -86,6 +86,15 @@ def _table(comparison: ComparedRuns, cells: Sequence[tuple[str, Sequence[str], b
         "<div "
         f'class="scroll"><table><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _badge(value: str) -> str:
+    """A proof of each place, the newest first."""
+    shown: list[str] = []
+    for said in value.split("; "):
+        kind = "proved" if said.startswith("proved") else "failed" if said.startswith("failed") else "open"
+        shown.append(f'<span class="badge {kind}">{escape(said)}</span>')
+    return " ".join(shown)
 
 
 def _losses(comparison: ComparedRuns) -> str:
@@ -128,7 +137,9 @@ def _scores(comparison: ComparedRuns) -> str:
             apart = found.difference
             flips = f"{apart.gained} rows gained, {apart.lost} lost of " if apart else ""
             digest, count = found.rows
-            told.append(f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.served_by}")
+            told.append(
+                f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.answered_by}"
+            )
         if items:
             chart = svg.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
             caption = (

@@ -83,6 +83,9 @@ class Compared(Record, frozen=True, kw_only=True):
     asked_again: tuple[Pairing, ...] = ()
     """Its newest evaluation against an earlier one of the same items."""
     serving: str | None = None
+    proof: str | None = None
+    """Where it was proved to be what was trained, in the words of `types.proof.badge`; `None` for a run
+    that has no model yet."""
 
 
 class ComparedRuns(Record, frozen=True, kw_only=True):

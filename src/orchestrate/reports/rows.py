@@ -6,6 +6,8 @@ from orchestrate import text
 from orchestrate.reports import scores
 from orchestrate.reports.records import Compared, ComparedRuns, RunScore, bill_error, billed, quoted
 
+PROOF = "served as trained"
+"""The row of the badge."""
 NOT_COMPARABLE = "These runs are not comparable in every respect"
 
 
@@ -46,10 +48,11 @@ def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
     found += [
         ("verdict", [_verdict(r) for r in newest]),
         ("forgot", [_forgot(c) for c in runs]),
-        ("answered by", [r.contender.served_by if r else text.NOTHING for r in newest]),
+        ("answered by", [r.contender.answered_by if r else text.NOTHING for r in newest]),
         ("cost an answer", [scores.cost_of_answer(r.contender) if r else text.NOTHING for r in newest]),
         ("time an answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
     ]
+    found.append((PROOF, [c.proof or text.NOTHING for c in runs]))
     found.append(("serving", [c.serving or text.NOTHING for c in runs]))
     return [(name, values) for name, values in found if any(v != text.NOTHING for v in values)]
 

@@ -74,7 +74,7 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
         seconds = f"{c.seconds:.2f}, 95% within {c.seconds_p95 or c.seconds:.2f}"
     return (
         c.name,
-        c.served_by,
+        c.answered_by,
         f"{c.answers:,}",
         f"{c.failed:,}",
         tokens,

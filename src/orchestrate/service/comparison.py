@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate import reports
+from orchestrate import reports, tuned
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
@@ -30,7 +30,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
     probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
-    return reports.compare(
+    found = reports.compare(
         records,
         metrics,
         evaluations,
@@ -40,6 +40,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         regressions=probed,
         people=_people(ft, {r.id for r in records}),
     )
+    return reports.with_proofs(found, {r.id: tuned.proofs(ft, r.id) for r in records})
 
 
 def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:

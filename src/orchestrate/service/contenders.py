@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
@@ -22,12 +23,12 @@ from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, 
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat import Chat, chat_with
-from orchestrate.providers.clients import connect
+from orchestrate.providers.clients import connect, wire_of
 from orchestrate.providers.endpoints import model_at
-from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.hosted import Retry
 from orchestrate.providers.streaming import Timed
 from orchestrate.spec import JobSpec
-from orchestrate.types import Contender, Feature, JobHandle, Message, Reply, Sampling
+from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -107,7 +108,12 @@ class Contenders:
             retry=Retry(),
         )
         contender = Contender(
-            name=written, kind="model", model=at.model, provider=at.host.name, served_by=at.address
+            name=written,
+            kind="model",
+            model=at.model,
+            provider=at.host.name,
+            served_by=at.address,
+            proof=self._proved_at(at.address, at.model),
         )
         return self._asked(contender, chat, completion_price(at.model, at.host.base_url))
 
@@ -123,7 +129,7 @@ class Contenders:
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
         at = model_at(self._ft.settings, written, self._key_variable)
-        wire, client = Wire(at.host.name), connect(at.host)
+        wire, client = wire_of(at.host), connect(at.host)
 
         def embed(texts: Sequence[str]) -> list[list[float]]:
             found: list[list[float]] = []
@@ -157,7 +163,8 @@ class Contenders:
         served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
         endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
         per_hour = None if endpoint is None else endpoint.usd_per_hour or None
-        kinds = [msgspec.structs.replace(tuned, served_by=served_by, usd_per_hour=per_hour)]
+        asked = self._served(tuned, served_by, provider.host)
+        kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
         if base:
             kinds.append(_base_of(tuned, served_by))
         found: list[Candidate] = []
@@ -196,6 +203,7 @@ class Contenders:
     def _here(
         self, handle: RunHandle, tuned: Contender, generator: Generator | None, *, base: bool
     ) -> list[Candidate]:
+        at = handle.provider.host
         if generator is None:
             handle.provider.require(Feature.DOWNLOAD)
             from orchestrate.local import Generator as LocalGenerator
@@ -205,12 +213,13 @@ class Contenders:
                 raise UsageError(
                     f"the downloaded model in {artifact.folder} does not say which base it belongs to"
                 )
-            generator = self._open.enter_context(
-                LocalGenerator(artifact.base_model, adapter=Path(artifact.folder))
-            )
+            at = artifact.folder
+            generator = self._open.enter_context(LocalGenerator(artifact.base_model, adapter=Path(at)))
         served_by = f"the adapter on this machine, base {generator.model}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
-        found = [by_generator(_served(tuned, served_by), generator, self._sampling, weights, base=False)]
+        found = [
+            by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
+        ]
         if base:
             served_by = f"the base model on this machine, {generator.model}"
             # A base under a 4-bit adapter is loaded in 4 bits, and answers differently.
@@ -219,6 +228,18 @@ class Contenders:
                 by_generator(_base_of(tuned, served_by), generator, self._sampling, weights, base=True)
             )
         return found
+
+    def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
+        """`at`: as a proof calls the place; one of the run is not one of its checkpoints."""
+        proofs = [p for p in models.proofs(self._ft, tuned.run_id or "") if p.at == at]
+        found = proofs[-1].badge if proofs and tuned.checkpoint is None else NOT_PROVED
+        return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
+
+    def _proved_at(self, address: str, model: str) -> str | None:
+        """Of a tuned model that was proved at a URL under a name; `None` where none ever was."""
+        root = address.rstrip("/").removesuffix("/v1")
+        known = [p for p in models.proofs(self._ft) if p.at.removesuffix("/v1") == root and p.model == model]
+        return known[-1].badge if known else None
 
     def _plain_here(self, model: str, written: str) -> Candidate:
         from orchestrate.local import Generator as LocalGenerator
@@ -257,10 +278,6 @@ class _OneByOne:
             temperature=self.sampling.temperature,
         )
         return reply
-
-
-def _served(contender: Contender, served_by: str) -> Contender:
-    return msgspec.structs.replace(contender, served_by=served_by)
 
 
 def _base_of(tuned: Contender, served_by: str) -> Contender:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
-from orchestrate.errors import UsageError
+from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
+from orchestrate.providers.hosted import Wire
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import Options as Options
@@ -26,6 +27,7 @@ from orchestrate.types import Export, Proof
 from orchestrate.web.server import free_port
 
 if TYPE_CHECKING:
+    from orchestrate.deployment import DeploymentHandle
     from orchestrate.handle import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
@@ -55,14 +57,20 @@ def asked(ft: Orchestrator, names: Iterable[str], accepted: Sequence[str]) -> li
 
 def upload(made: Export, repo: str | None) -> str:
     """Publishes an exported folder on the hub, as a private model, with the user's own login there; returns
-    its address. Raises `UsageError` without a name for it."""
+    its address. What is there already is not sent again. Raises `UsageError` without a name for it, and
+    what a host raises."""
     if repo is None:
         raise UsageError("say where to: --repo OWNER/NAME")
     import huggingface_hub
 
     hub: Any = huggingface_hub
-    hub.create_repo(repo, private=True, exist_ok=True)
-    return str(hub.upload_folder(repo_id=repo, folder_path=made.folder))
+    wire = Wire("the hub")
+    try:
+        wire.once(lambda: hub.create_repo(repo, private=True, exist_ok=True), expect=object)
+        return str(wire.once(lambda: hub.upload_folder(repo_id=repo, folder_path=made.folder), expect=object))
+    except AuthenticationFailed as error:
+        error.fix = "hf auth login   with a token that may write there"
+        raise
 
 
 # -- serving -----------------------------------------------------------------------------------------------
@@ -81,6 +89,8 @@ class Up:
     """Of an engine of others."""
     key: str | None = None
     """That of who started it."""
+    why: str | None = None
+    """Of an engine that nobody named."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class Choice:
     """Served alone, where there is no tuned model."""
     python: Path | None = None
     """Of the environment that has vLLM."""
+    llama_python: Path | None = None
+    """Of the environment that has llama-cpp-python."""
     quantise: str = "Q4_K_M"
     """For llama.cpp."""
     more: tuple[str, ...] = ()
@@ -115,18 +127,21 @@ def serve(
     tuned = [models.of(ft, subject(ft, name)) for name in names]
     for one in tuned:
         models.agree(ft, one, accept_licence)
-    if choice.engine in ("auto", "transformers"):
+    engine, why = choice.engine, None
+    if engine == "auto":
+        engine, why = engines.choose(tuned, engines.Here.seen(choice.python, choice.llama_python))
+    if engine == "transformers":
         with running.serve(tuned, ft.settings.home, terms, base=choice.base) as up:
-            yield Up(up.url, "transformers", tuple(up.models), tuple(tuned), key=up.api.admin_key)
+            yield Up(up.url, engine, tuple(up.models), tuple(tuned), key=up.api.admin_key, why=why)
         return
     if not tuned:
-        raise UsageError(f"{choice.engine} serves tuned models here: name a run")
+        raise UsageError(f"{engine} serves tuned models here: name a run")
     port = terms.port or free_port(terms.host)
-    make = _vllm if choice.engine == "vllm" else _llama_cpp
+    make = _vllm if engine == "vllm" else _llama_cpp
     command = make(ft, tuned, terms, port, choice)
     with engines.started(command) as url:
-        served = (*(t.name for t in tuned), *([tuned[0].base_name] if choice.engine == "vllm" else []))
-        yield Up(url, choice.engine, served, tuple(tuned), command.line)
+        served = (*(t.name for t in tuned), *([tuned[0].base_name] if engine == "vllm" else []))
+        yield Up(url, engine, served, tuple(tuned), command.line, why=why)
 
 
 def _vllm(
@@ -152,7 +167,12 @@ def _llama_cpp(
     folder = _exported(ft, tuned[0], "gguf", Options(quantise=choice.quantise))
     [file] = folder.glob("*.gguf")
     return engines.llama_server(
-        tuned[0], file, host=terms.host, port=port, parallel=min(8, terms.most_at_once)
+        tuned[0],
+        file,
+        host=terms.host,
+        port=port,
+        parallel=min(8, terms.most_at_once),
+        python=choice.llama_python,
     ).with_more(choice.more)
 
 
@@ -170,6 +190,24 @@ def prove(ft: Orchestrator, up: Up, names: Sequence[str]) -> list[Proof]:
     """That each of the models answers to its own name as it was trained."""
     pairs = zip(names, up.tuned, strict=True)
     return [verify(ft, subject(ft, name), up.url, Asking(model=one.name, key=up.key)) for name, one in pairs]
+
+
+def prove_deployed(
+    ft: Orchestrator, run: RunHandle, deployment: DeploymentHandle, patience_s: float
+) -> tuple[Proof | None, str | None]:
+    """Proves what was deployed, once it answers; else why it was not. The prompts of the proof are billed
+    as all others are. Nothing large is brought here for it: without the base on this machine the prompts by
+    which the tuned model is known cannot be found, unless they were found before."""
+    at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
+    fix += "" if at == run.record.provider else f" --at {at}"
+    try:
+        if not models.can_be_known(ft, run):
+            return None, f"its base is not on this machine; where it is: {fix}"
+        if not deployment.answers(patience_s):
+            return None, f"it does not answer yet; later: {fix}"
+        return verify(ft, run, at), None
+    except OrchestrateError as error:
+        return None, f"{error.message}; later: {fix}"
 
 
 def add(

@@ -6,22 +6,38 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 import httpx
 
 from orchestrate.errors import HostUnavailable, RunFailed, SetupError
+from orchestrate.local.machine import gpus
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
 from orchestrate.wire.openai.servers import VLLM
 
+BINDINGS = """
+from llama_cpp.server import types
+for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
+    request.model_fields["repeat_penalty"].default = 1.0
+    request.model_rebuild(force=True)
+from llama_cpp.server.__main__ import main
+main()
+"""
+"""llama-cpp-python's server, without its penalty of 1.1 on repeated tokens: no flag sets that, it holds at
+temperature 0 too, and what answers would not be what was trained (seen by the proof)."""
+_OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
+NOT_IN_VLLM = ("use_dora", "modules_to_save")
+"""Of an adapter's configuration: what vLLM does not apply."""
 PATIENCE_S = 900.0
 """For an engine to load its model."""
 
@@ -33,6 +49,8 @@ class Command:
     words: tuple[str, ...]
     url: str
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    alive: str = "/health"
+    """The path that answers 200 once it can be asked."""
 
     def with_more(self, flags: Sequence[str]) -> Command:
         return replace(self, words=(*self.words, *flags))
@@ -97,19 +115,56 @@ def load_into(url: str, name: str, folder: Path) -> float:
     return time.perf_counter() - begun
 
 
-def llama_server(tuned: Tuned, file: Path, *, host: str, port: int, parallel: int) -> Command:
-    """llama.cpp's own server for a GGUF file, which brings its chat template."""
-    words = [
-        shutil.which("llama-server") or "llama-server",
-        "-m",
-        str(file),
-        "--alias",
-        tuned.name,
-        "--jinja",
-    ]
-    return Command(
-        (*words, "--host", host, "--port", str(port), "--parallel", str(parallel)), _url(host, port)
-    )
+def llama_server(
+    tuned: Tuned, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
+) -> Command:
+    """llama.cpp's own server for a GGUF file, which brings its chat template; else that of
+    llama-cpp-python, of the environment of `python` or of ours. It answers one request at a time."""
+    tool = shutil.which("llama-server")
+    if python is None and tool is None and bindings():
+        python = Path(sys.executable)
+    where = ("--host", host, "--port", str(port))
+    if python is not None:
+        words = (str(python), "-c", BINDINGS, "--model", str(file), "--model_alias", tuned.name)
+        return Command((*words, "--n_ctx", "0", *where), _url(host, port), alive="/v1/models")
+    words = (tool or "llama-server", "-m", str(file), "--alias", tuned.name, "--jinja", *where)
+    return Command((*words, "--parallel", str(parallel)), _url(host, port))
+
+
+def bindings() -> bool:
+    """Whether llama-cpp-python is installed here with its server."""
+    return all(find_spec(name) is not None for name in ("llama_cpp", *_OF_ITS_SERVER))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What this machine has to serve with."""
+
+    torch: bool
+    gpu: bool
+    vllm: bool
+    llama_cpp: bool
+
+    @classmethod
+    def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> Here:
+        """The pythons are those that the user named."""
+        llama = llama_python is not None or shutil.which("llama-server") is not None or bindings()
+        vllm = vllm_python is not None or shutil.which("vllm") is not None
+        return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
+
+
+def choose(tuned: Sequence[Tuned], here: Here) -> tuple[str, str]:
+    """The engine that fits, and why. llama.cpp is taken only where nothing else is there: it answers from a
+    quantised file, so what is served would not be quite what was trained."""
+    if not here.torch and here.llama_cpp and len(tuned) == 1:
+        return "llama.cpp", "torch is not installed here, and llama.cpp is"
+    alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]
+    if tuned and here.gpu and here.vllm and not alone:
+        return "vllm", "a GPU is here, and vLLM"
+    why = "no vLLM is here (--vllm-python)" if here.gpu else "no GPU is here"
+    if here.gpu and here.vllm:
+        why = f"vLLM cannot hold {', '.join(alone)}" if alone else "a base alone is served by it"
+    return "transformers", f"{why}; it holds the weights as they were trained, and several adapters at once"
 
 
 def found(command: Command) -> bool:
@@ -155,7 +210,7 @@ def _wait(child: subprocess.Popen[bytes], command: Command, patience_s: float, l
                 f"{command.words[0]} ended with {child.returncode}:\n{_tail(log)}", fix=command.line
             )
         try:
-            if httpx.get(f"{command.url}/health", timeout=5).status_code == 200:
+            if httpx.get(f"{command.url}{command.alive}", timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

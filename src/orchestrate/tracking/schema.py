@@ -17,7 +17,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
@@ -25,11 +24,18 @@ from sqlalchemy import (
     text,
 )
 
+from orchestrate.tracking.experiment_tables import (
+    experiment_counts,
+    experiment_phases,
+    experiments,
+    exposures,
+    outcomes,
+)
+from orchestrate.tracking.metadata import metadata
+
 VERSION = 5
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
-
-metadata = MetaData()
 
 meta = Table(
     "orchestrate_meta",
@@ -333,8 +339,10 @@ def _to_4(connection: Connection) -> None:
 
 
 def _to_5(connection: Connection) -> None:
-    """The gateway's keys, files, jobs and audit."""
-    metadata.create_all(connection, tables=[gateway_keys, gateway_objects, gateway_jobs, gateway_audit])
+    """Tuned models among real users; the gateway's keys, files, jobs and audit."""
+    users = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
+    gateway = [gateway_keys, gateway_objects, gateway_jobs, gateway_audit]
+    metadata.create_all(connection, tables=[*users, *gateway])
 
 
 STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}

@@ -10,6 +10,7 @@ from orchestrate.tracking import engines
 from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import Database
+from orchestrate.tracking.experiments import Experiments
 from orchestrate.tracking.gateway.jobs import GatewayJobs
 from orchestrate.tracking.gateway.keys import GatewayKeys
 from orchestrate.tracking.gateway.objects import GatewayObjects
@@ -35,6 +36,7 @@ class Store:
         self.watching = Agenda(self.database, self.leases)
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
+        self.experiments = Experiments(self.database)
         self.gateway_keys = GatewayKeys(self.database)
         self.gateway_objects = GatewayObjects(self.database)
         self.gateway_jobs = GatewayJobs(self.database)

@@ -97,6 +97,14 @@ class Contender(Record, frozen=True, kw_only=True):
     first_token_seconds: float | None = None
     asked_at: datetime | None = None
     """When the first of its answers came; those of an earlier evaluation are used again."""
+    proof: str | None = None
+    """Whether what answered there was proved to be what was trained, in the words of `Proof.badge`; `None`
+    for a model that is no run's."""
+
+    @property
+    def answered_by(self) -> str:
+        """What answered, and whether that was proved."""
+        return f"{self.served_by} ({self.proof})" if self.proof is not None else self.served_by
 
     @property
     def usd_per_answer(self) -> Decimal | None:

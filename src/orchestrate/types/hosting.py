@@ -7,6 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
+from orchestrate.types.jobs import JobHandle
 from orchestrate.types.record import Record
 
 
@@ -43,6 +44,26 @@ class Billing(Record, frozen=True, kw_only=True):
     """Whether one of them is a list that the host has and that could not be read now."""
 
 
+ADAPTER_JOB = "adapter"
+"""The kind of the `JobHandle` under which a host has an adapter that was uploaded to it: no job of it made
+it."""
+
+
+class Adapter(Record, frozen=True, kw_only=True):
+    """A LoRA adapter on this machine, ready to be uploaded."""
+
+    id: str
+    """Its name at every host, made from its weights: the same weights are never uploaded twice."""
+    folder: str
+    """With adapter_config.json and adapter_model.safetensors, and nothing else."""
+    base: str
+    """The model that it was trained on, as the catalog or the hub calls it."""
+    rank: int
+    """The greatest of its matrices."""
+    targets: tuple[str, ...]
+    """Names of the adapted modules; empty where they are a pattern."""
+
+
 class DeploymentState(StrEnum):
     """See `orchestrate.tracking.hosting.states` for the ways between them."""
 
@@ -66,7 +87,8 @@ class DeploymentState(StrEnum):
 
 
 class Deployment(Record, frozen=True, kw_only=True):
-    """A tuned model on GPUs of its host, tracked from the intent until the host has shown that it is gone."""
+    """A tuned model at a host that answers for it, tracked from the intent until the host has shown that it
+    is gone."""
 
     id: str
     run_id: str
@@ -76,7 +98,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Id of the `Account` that it was made in."""
     sandbox: bool = False
     job_id: str
-    """Of the run; by it the deployment is named, and found again."""
+    """Of the run, or of its adapter where that was uploaded; by it the deployment is named, and found
+    again."""
     job_kind: str | None = None
     model: str | None = None
     state: DeploymentState
@@ -111,6 +134,10 @@ class Deployment(Record, frozen=True, kw_only=True):
     billed_by_month: dict[str, float] = {}
     """`billed_s` by month as `2026-11`, in UTC; what an earlier version counted is in none."""
     billing_since: datetime | None = None
+
+    @property
+    def handle(self) -> JobHandle:
+        return JobHandle(provider=self.provider, job_id=self.job_id, kind=self.job_kind)
 
     @property
     def limited(self) -> bool:

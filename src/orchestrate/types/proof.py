@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -90,3 +91,26 @@ class Proof(Record, frozen=True, kw_only=True):
     weights: str | None = None
     """Hash of the adapter, or of the whole tuned weights, that the sheet is of."""
     created_at: datetime
+
+    @property
+    def badge(self) -> str:
+        """`proved`, `proved in part (tokens not seen)`, `failed: stop`."""
+        if self.state == "proved":
+            return "proved"
+        word = "failed" if self.state == "failed" else "unknown"
+        stages = ", ".join(stage.name for stage in self.stages if stage.state == word)
+        return f"failed: {stages}" if self.state == "failed" else f"proved in part ({stages} not seen)"
+
+
+NOT_PROVED = "not proved"
+
+
+def newest(proofs: Sequence[Proof]) -> list[Proof]:
+    """The last one of each place and name, the newest first. `proofs` are oldest first."""
+    found = {(proof.at, proof.model): proof for proof in proofs}
+    return sorted(found.values(), key=lambda proof: proof.created_at, reverse=True)
+
+
+def badge(proofs: Sequence[Proof]) -> str:
+    """Where a tuned model was proved to be what was trained: `proved at URL; failed: stop at FOLDER`."""
+    return "; ".join(f"{proof.badge} at {proof.at}" for proof in newest(proofs)) or NOT_PROVED

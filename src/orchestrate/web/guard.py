@@ -64,6 +64,8 @@ class Guard:
         self._refuse = refuse or _refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
         answer = _Answer(send)

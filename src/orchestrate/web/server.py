@@ -30,13 +30,14 @@ def serving(
     port: int = 0,
     grace_s: float = 3.0,
     certificate: tuple[Path, Path] | None = None,
+    lifespan: bool = False,
 ) -> Generator[str]:
     """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
     address of this machine, and without a guard nobody else's is safe. With a certificate and its key, as PEM
     files, it speaks TLS. Raises `SetupError`."""
     with (
         closing(listen(port, host)) as sock,
-        running([(app, sock)], grace_s=grace_s, certificate=certificate),
+        running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
     ):
         name = f"[{host}]" if ":" in host else host
         yield f"http{'s' if certificate else ''}://{name}:{sock.getsockname()[1]}"
@@ -69,9 +70,11 @@ def running(
     protocol: type[asyncio.Protocol] | None = None,
     grace_s: float = 3.0,
     certificate: tuple[Path, Path] | None = None,
+    lifespan: bool = False,
 ) -> Generator[None]:
     """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of uvicorn's own. Raises `SetupError` for a certificate that cannot be used."""
+    place of uvicorn's own; with `lifespan` the apps are told of the beginning and the end. Raises
+    `SetupError` for a certificate that cannot be used."""
     chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
@@ -79,7 +82,7 @@ def running(
                 app,
                 http=protocol or "auto",
                 ws="none",
-                lifespan="off",
+                lifespan="on" if lifespan else "off",
                 log_config=None,
                 access_log=False,  # an address may hold a token
                 server_header=False,

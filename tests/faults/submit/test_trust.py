@@ -79,6 +79,8 @@ def test_a_project_says_what_is_spent_only_when_trusted_as_it_is(project: Path, 
 
 def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
     """A deploy, a resume and a submit with a known key spend as the first submit does."""
+    soon = "".join(f"[hosts.{name}.options]\nretry_budget_s = 0.5\n" for name in ("openai", "together"))
+    (project / "orchestrate.toml").write_text(soon)  # no host is there
     with Orchestrator(config.load()) as ft:
         name = ft.provider("openai").name
         for number, status in enumerate((JobStatus.SUBMITTING, JobStatus.SUCCEEDED)):

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from tests import command
 from tests.chat_host import chat_host
 from tests.unit.evaluation.conftest import answering, cents
 
@@ -154,17 +153,17 @@ def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
     with chat_host() as host:
         host.writes = lambda _number, body: body["messages"][-1]["content"].removeprefix("row ")
         words = ["eval", "--model", f"{host.url}=m", "--test", "test.jsonl", "--json"]
-        command = [sys.executable, "-m", "orchestrate.cli", *words]
+        streams = [Path(os.devnull)] * 3
         for stop in (7, 41):
-            process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
-            while len(host.bodies) < stop and process.poll() is None:
+            process = command.start(command.orchestrate, words, cwd=tmp_path, env=env, streams=streams)
+            while len(host.bodies) < stop and process.is_alive():
                 time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+            process.kill()
+            assert command.ended(process, 60) == -signal.SIGKILL
+        done = command.run(words, cwd=tmp_path, env=env)
         asked = [body["messages"][-1]["content"] for body in host.bodies]
-    found = json.loads(done.stdout)
-    [measure] = found["measures"]
+    assert done.code == 0, done.err
+    [measure] = json.loads(done.out)["measures"]
     assert (measure["score"]["value"], measure["score"]["n"]) == (1.0, 60)
     assert set(asked) == {f"row {i}" for i in range(60)}
     twice = len(asked) - 60

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests import command
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
@@ -84,25 +85,21 @@ def test_run_gives_a_command_the_environment_and_keeps_its_exit_code(tmp_path: P
         "page = u.urlopen(os.environ['TOGETHER_BASE_URL']); print(page.headers['x-orchestrate-sandbox']); "
         "print(os.environ['FIREWORKS_ACCOUNT_ID']); raise SystemExit(7)"
     )
-    command = [sys.executable, "-m", "orchestrate.cli", "sandbox", "run", "--no-train", "--"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
-    assert (done.returncode, done.stdout.split()) == (7, ["1", "sandbox"]), done.stderr
-    lost = subprocess.run([*command, "no-such-program"], capture_output=True, text=True, timeout=60)
-    assert lost.returncode == 2
-    assert "no-such-program cannot be run" in lost.stderr
+    words = ["sandbox", "run", "--no-train", "--"]
+    done = command.run([*words, sys.executable, "-c", script], cwd=tmp_path, env=os.environ)
+    assert (done.code, done.out.split()) == (7, [b"1", b"sandbox"]), done.err
+    lost = command.run([*words, "no-such-program"], cwd=tmp_path, env=os.environ)
+    assert lost.code == 2
+    assert b"no-such-program cannot be run" in lost.err
 
 
 def test_ports_that_are_taken_are_said(tmp_path: Path) -> None:
     with running(train=False, home=tmp_path / "a") as first:
         port = int(first.urls["openai"].rsplit(":", 1)[1])
-        command = [sys.executable, "-m", "orchestrate.cli", "sandbox", "--no-train", "--port", str(port)]
-        done = subprocess.run(
-            [*command, "--sandbox-home", str(tmp_path / "b")], capture_output=True, text=True, timeout=60
-        )
-    assert done.returncode == 3
-    assert str(port) in done.stderr and "--port 0" in done.stderr
+        words = ["sandbox", "--no-train", "--port", str(port), "--sandbox-home", str(tmp_path / "b")]
+        done = command.run(words, cwd=tmp_path, env=os.environ)
+    assert done.code == 3
+    assert str(port).encode() in done.err and b"--port 0" in done.err
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

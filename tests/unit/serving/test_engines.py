@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -85,6 +88,50 @@ def test_an_engine_is_started_waited_for_and_ended(
     program.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')\n")
     with pytest.raises(RunFailed, match="no such model"), engines.started(command):
         pass
+
+
+@pytest.mark.parametrize(
+    ("here", "count", "more", "engine", "said"),
+    [
+        ("torch", 1, {}, "transformers", "no GPU is here"),
+        ("torch vllm llama_cpp", 1, {}, "transformers", "no GPU is here"),
+        ("torch gpu", 2, {}, "transformers", "no vLLM is here"),
+        ("torch gpu vllm", 2, {}, "vllm", "a GPU is here, and vLLM"),
+        ("torch gpu vllm", 1, {"use_dora": True}, "transformers", "vLLM cannot hold one"),
+        ("torch gpu vllm", 0, {}, "transformers", "a base alone"),
+        ("llama_cpp", 1, {}, "llama.cpp", "torch is not installed"),
+        ("llama_cpp", 2, {}, "transformers", "no GPU is here"),
+    ],
+)
+def test_the_engine_that_nobody_named_is_chosen_by_what_is_here(
+    here: str, count: int, more: dict[str, Any], engine: str, said: str, known: Known, tmp_path: Path
+) -> None:
+    config = json.loads((known.adapter / "adapter_config.json").read_bytes())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **more}))
+    words = here.split()
+    there = engines.Here(**{n: n in words for n in ("torch", "gpu", "vllm", "llama_cpp")})
+    both = [Tuned(name, tmp_path, str(TINY), "adapter") for name in ("one", "other")]
+    chosen, why = engines.choose(both[:count], there)
+    assert chosen == engine and said in why
+
+
+def test_the_bindings_server_answers_where_llama_cpp_has_none(known: Known, tmp_path: Path) -> None:
+    """Of llama-cpp-python, which takes a compiler: its flags, and the path that it answers."""
+    python = os.environ.get("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON")
+    command = engines.llama_server(
+        tuned(known),
+        tmp_path / "m.gguf",
+        host="127.0.0.1",
+        port=9,
+        parallel=4,
+        python=Path("/env/bin/python"),
+    )
+    words = list(command.words)
+    assert words[:2] == ["/env/bin/python", "-c"] and "repeat_penalty" in words[2]
+    assert words[words.index("--model_alias") + 1] == "one" and command.alive == "/v1/models"
+    if python is not None:
+        told = subprocess.run([python, *words[1:3], "--help"], capture_output=True, text=True)
+        assert all(word in told.stdout for word in words if word.startswith("--"))
 
 
 @pytest.mark.slow

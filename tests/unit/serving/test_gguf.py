@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.paths import ROOT, TINY
 from tests.unit.serving.conftest import random_adapter
+from tests.unit.serving.test_ollama import rendered_by_go
 
 from orchestrate.errors import UsageError
 from orchestrate.local.weights.asking import ask_all
-from orchestrate.serving.export.forms import Options, export
+from orchestrate.serving import engines
+from orchestrate.serving.export.forms import Options, base_gguf, export
 from orchestrate.serving.export.llama_cpp import quantise, scripts
 from orchestrate.serving.proof.folder import FolderPlace
+from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Export, Sheet
+from orchestrate.web.server import free_port
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-QUESTION = "Tell me in some more words, as {n} people would, what number {m} is good for, and who was it "
-"that first said so?"
+QUESTION = (
+    "Tell me in some more words, as {n} people would, what number {m} is good for, and who was it "
+    "that first said so?"
+)
 
 
 def own_base(folder: Path) -> Path:
@@ -68,6 +77,7 @@ class Made:
     sheet: Sheet
     whole: Export
     adapter: Export
+    ollama: Export
     base_gguf: Path
 
 
@@ -78,25 +88,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     tuned = Tuned("tuned", random_adapter(home / "adapter", 1, base), str(base), "adapter")
     given = {"base": str(base), "tuned": str(tuned.folder)}
     [sheet] = ask_all([{"task": "sheet", "precision": "fp32", **given}])
-    plain = home / "base.gguf"
-    ask_all(
-        [
-            {
-                "task": "convert",
-                "llama_cpp": str(scripts(None)),
-                "model": str(base),
-                "target": str(plain),
-                "outtype": "f32",
-            }
-        ],
-        module="conversion",
-    )
+    plain = base_gguf(tuned, home / "base.gguf", Options(dtype="fp32"))
     return Made(
         base,
         tuned,
         Sheet.from_dict(sheet),
         export(tuned, "gguf", home / "whole", Options(dtype="fp32", quantise="F32")),
         export(tuned, "gguf-lora", home / "lora", Options(dtype="fp32")),
+        export(tuned, "ollama", home / "ollama", Options(dtype="fp32", quantise="F32")),
         plain,
     )
 
@@ -106,7 +105,7 @@ def file_of(made: Export) -> str:
     return str(Path(made.folder) / file)
 
 
-def test_fifty_prompts_get_the_same_greedy_ids_from_every_form(made: Made) -> None:
+def test_fifty_prompts_get_the_same_greedy_ids_from_every_form(made: Made, tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": QUESTION.format(n=n, m=7 * n)}], "max_tokens": 12}
         for n in range(50)
@@ -120,10 +119,23 @@ def test_fifty_prompts_get_the_same_greedy_ids_from_every_form(made: Made) -> No
         )
     )
     assert len({tuple(a["answer"]) for a in wanted["answers"]}) > 10
-    for there in (whole, laid):
+    found = [whole, laid]
+    if shutil.which("go") is not None:
+        found.append(as_ollama(made.ollama, rows, tmp_path))
+    for there in found:
         for seen, known in zip(there["answers"], wanted["answers"], strict=True):
             assert len(known["ids"]) > 30 and seen["ids"] == known["ids"]
             assert seen["answer"] == known["answer"]
+
+
+def as_ollama(made: Export, rows: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+    """As Ollama answers from the folder: prompts by the Modelfile's TEMPLATE in Go, read by llama.cpp, cut
+    at its stop words."""
+    written = (Path(made.folder) / "Modelfile").read_text()
+    template = written.partition('TEMPLATE """')[2].partition('"""')[0]
+    texts = rendered_by_go(template, [row["messages"] for row in rows], scratch)
+    asked = [{"text": text, "max_tokens": row["max_tokens"]} for text, row in zip(texts, rows, strict=True)]
+    return ask_all([{"task": "read", "rows": asked, "file": file_of(made)}], module="conversion")[0]
 
 
 def _peft(made: Made) -> Path:
@@ -134,8 +146,8 @@ def _peft(made: Made) -> Path:
 
 
 def test_both_forms_are_proved(made: Made) -> None:
-    for folder, base_gguf in ((made.whole.folder, None), (made.adapter.folder, made.base_gguf)):
-        place = FolderPlace(Path(folder), made.sheet, str(made.base), model="tuned", base_gguf=base_gguf)
+    for folder, laid_on in ((made.whole.folder, None), (made.adapter.folder, made.base_gguf)):
+        place = FolderPlace(Path(folder), made.sheet, str(made.base), model="tuned", base_gguf=laid_on)
         proof = verify(made.sheet, place, run_id="r")
         states = {s.name: s.state for s in proof.stages}
         assert (states["tokens"], states["answers"], states["distance"]) == ("passed",) * 3, proof
@@ -164,3 +176,21 @@ def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -
 def test_an_unknown_quantisation_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="known: Q4_0"):
         quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q9", scripts(None))
+
+
+def test_llama_cpp_pythons_server_is_started_and_proved(made: Made) -> None:
+    """Of an environment that has it: `pip install 'llama-cpp-python[server]'` takes a compiler, and a
+    while."""
+    python = os.environ.get("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON")
+    if python is None:
+        pytest.skip("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON names no python that has llama-cpp-python")
+    given = {"host": "127.0.0.1", "port": free_port("127.0.0.1"), "parallel": 1}
+    file = Path(file_of(made.whole))
+    command = engines.llama_server(made.tuned, file, python=Path(python), **given)  # type: ignore[arg-type]
+    with engines.started(command) as url:
+        place = UrlPlace(url, model=made.tuned.name)
+        proof = verify(made.sheet, place, run_id="r")
+        place.close()
+    assert proof.state == "in part", [(s.name, s.state, s.detail) for s in proof.stages]
+    states = {s.name: s.state for s in proof.stages}
+    assert (states["tokens"], states["answers"], states["distance"]) == ("unknown", "passed", "passed"), proof

@@ -123,25 +123,29 @@ def test_a_modelfile_stops_where_a_turn_ends() -> None:
     )
 
 
+def rendered_by_go(template: str, conversations: Sequence[Sequence[Any]], scratch: Path) -> list[str]:
+    """By Go's text/template, as Ollama does."""
+    program = scratch / "render"
+    if not program.exists():
+        (scratch / "main.go").write_text(GO)
+        env = {"HOME": str(scratch), "PATH": "/usr/bin:/bin:/usr/local/go/bin", "GOFLAGS": "-mod=mod"}
+        built = ["go", "build", "-o", str(program), str(scratch / "main.go")]
+        subprocess.run(built, check=True, env=env, cwd=scratch)
+    shaped = [[{"Role": m["role"], "Content": m["content"]} for m in c] for c in conversations]
+    given = json.dumps({"Template": template, "Conversations": shaped}).encode()
+    done = subprocess.run([program], input=given, capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_go_writes_what_the_chat_template_writes(tmp_path: Path) -> None:
     if shutil.which("go") is None:
         pytest.skip("no Go on this machine (Debian: golang-go)")
-    (tmp_path / "main.go").write_text(GO)
-    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/local/go/bin", "GOFLAGS": "-mod=mod"}
-    built = ["go", "build", "-o", str(tmp_path / "render"), str(tmp_path / "main.go")]
-    subprocess.run(built, check=True, env=env, cwd=tmp_path)
     taken, _ = split()
     for name, (pieces, probed) in taken.items():
         cases = [(kind, messages, text) for kind, (messages, text) in probed.items() if text is not None]
-        given = {
-            "Template": pieces.template(),
-            "Conversations": [[{"Role": m["role"], "Content": m["content"]} for m in c[1]] for c in cases],
-        }
-        done = subprocess.run(
-            [tmp_path / "render"], input=json.dumps(given).encode(), capture_output=True, check=True
-        )
-        for (kind, messages, text), written in zip(cases, json.loads(done.stdout), strict=True):
+        texts = rendered_by_go(pieces.template(), [messages for _, messages, _ in cases], tmp_path)
+        for (kind, messages, text), written in zip(cases, texts, strict=True):
             assert written == pieces.rendered(messages), (name, kind)
             if kind != "white space":
                 assert written == text, (name, kind)

@@ -4,21 +4,27 @@ seen."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, in_process
 
 from orchestrate.serving.proof.folder import FolderPlace
+from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.types import Proof, Sheet
+from orchestrate.types import JobHandle, Message, Proof, ProofStage, Reply, Sheet
+from orchestrate.types.proof import badge
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+
+PAST_TOKENS = ("answers", "distance", "stop")
 
 
 def proof_of(folder: Path, sheet: Sheet) -> Proof:
@@ -117,3 +123,74 @@ def test_what_goes_wrong_in_the_field_is_caught_in_its_stage(
     assert proof.state == "failed"
     [failed] = [s for s in proof.stages if s.name == stage]
     assert failed.state == "failed" and said in (failed.fix or ""), proof
+
+
+class OverTheWire:
+    """A host that serves a folder: it tells text, how an answer ended, and how many tokens a prompt has."""
+
+    host, title = "https://api.host.example", "A host"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def generate(
+        self, job: JobHandle, prompts: Sequence[Sequence[Message]], *, base: bool = False, **way: Any
+    ) -> list[Reply]:
+        assert way["temperature" if "temperature" in way else "max_tokens"] in (0.0, 1)
+        asked = [
+            {"messages": [m.to_dict() for m in prompt], "max_tokens": way["max_tokens"]} for prompt in prompts
+        ]
+        served = {"folder": str(TINY if base else self._folder), "base": str(TINY), "rows": asked}
+        [read] = in_process([{"task": "read", **served}])
+        return [
+            Reply(
+                content=answer["text"],
+                model="tuned",
+                prompt_tokens=len(answer["ids"]),
+                finish_reason="stop" if answer["ended"] else "length",
+            )
+            for answer in read["answers"]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "stage"),
+    [
+        (None, None),
+        (other_template, "tokens"),
+        (no_stop, "stop"),
+        (the_base, "answers"),
+        (another, "answers"),
+    ],
+)
+def test_at_a_host_that_tells_text_and_counts_each_is_caught_too(
+    tamper: Callable[[Path, Known], None] | None, stage: str | None, known: Known, tmp_path: Path
+) -> None:
+    folder = known.exported(tmp_path / "x")
+    if tamper is not None:
+        tamper(folder, known)
+    host: Any = OverTheWire(folder)
+    place = HostPlace(host, JobHandle(provider="host", job_id="j"), "tuned")
+    proof = verify(known.sheet, place, run_id="r")
+    if stage is None:
+        assert (proof.state, proof.badge) == ("in part", "proved in part (tokens not seen)"), proof
+        assert states(proof) | {"tokens": ""} == {"tokens": "", **dict.fromkeys(PAST_TOKENS, "passed")}
+    else:
+        assert proof.state == "failed" and states(proof)[stage] == "failed", proof
+        assert stage in proof.badge and proof.badge.startswith("failed: ")
+
+
+def test_a_badge_tells_the_last_proof_of_each_place() -> None:
+    def proof(at: str, minute: int, *failed: str) -> Proof:
+        stages = tuple(
+            ProofStage(name=name, state="failed" if name in failed else "passed", detail="")
+            for name in ("tokens", *PAST_TOKENS)
+        )
+        when = datetime(2026, 11, 26, 9, minute, tzinfo=UTC)
+        state: Any = "failed" if failed else "proved"
+        return Proof(run_id="r", at=at, engine="e", model="m", state=state, stages=stages, created_at=when)
+
+    assert badge([]) == "not proved"
+    one, other = proof("A", 1, "tokens", "stop"), proof("B", 2)
+    assert badge([one, other]) == "proved at B; failed: tokens, stop at A"
+    assert badge([one, other, proof("A", 3)]) == "proved at A; proved at B"

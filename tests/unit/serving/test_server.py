@@ -350,11 +350,12 @@ def test_sixteen_clients_share_the_steps_of_one_batch(served: Served) -> None:
                 )
                 return sum(d.usage.completion_tokens for d in done if d.usage) / (time.perf_counter() - begun)
 
-        return max(asyncio.run(run()) for _ in range(2))
+        return asyncio.run(run())
 
-    one, sixteen = tokens_a_second(1), tokens_a_second(16)
-    # Four times and more on a quiet machine; neighbours take a part of that. Taken in turn it would be once.
-    assert sixteen >= 2.5 * one, (one, sixteen)
+    # In turn, so that what neighbours take is taken of both; the best of each is what the server can do.
+    figures = [(tokens_a_second(1), tokens_a_second(16)) for _ in range(3)]
+    one, sixteen = (max(f[n] for f in figures) for n in (0, 1))
+    assert sixteen >= 4 * one, figures
 
 
 def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known, tmp_path: Path) -> None:

@@ -48,7 +48,14 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     }
 
 
+def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
+    """The tokenizer of a folder, by transformers only where its files do not say all. Raises as `load`."""
+    return read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
+
+
 def of_transformers(tokenizer: Any) -> HubTokenizer:
+    """Of a transformers tokenizer."""
+
     def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         return out["input_ids"], out.get("offset_mapping", [])
@@ -57,6 +64,9 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
     marks = {str(token.content) for token in added.values() if token.special}
     return HubTokenizer(
         encode,
+        lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
         tokenizer.special_tokens_map,
         special_ids(tokenizer),
         frozenset(marks | set(cast("list[str]", tokenizer.all_special_tokens))),
@@ -79,7 +89,7 @@ class HubCounter:
     ) -> None:
         self.name = f"hf:{folder}"
         self._earlier: Earlier = earlier_thinking
-        self._tokenizer = read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
+        self._tokenizer = opened(folder, added_tokens)
         templates = with_settings(chat_template or self._tokenizer.template, chat_template_kwargs)
         self._chats = Conversations(templates, self._tokenizer.names, self._tokenizer.marks)
 

@@ -43,6 +43,7 @@ def _byte_pairs(letters: str) -> Json:
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
         "model": {"type": "BPE", "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+        "decoder": {"type": "ByteLevel"},
     }
 
 
@@ -59,6 +60,14 @@ REBUILT: Mapping[str, Json] = {
             "invert": False,
         },
         "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
     },
 }
 """Classes that take only vocabulary and merges from the file, and what they put around them. Where the file
@@ -67,10 +76,15 @@ says the same, it is read as it stands."""
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """What counting needs of a tokenizer."""
+    """What counting and encoding need of a tokenizer."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
     """Ids without added marks and, for each, its place in the text."""
+    decode: Callable[[Sequence[int]], str]
+    """The text of ids, special ones too, as it stands."""
+    bos: int | None
+    """The id that begins a text, where there is one."""
+    eos: int | None
     names: Mapping[str, str]
     """Special tokens by name: `bos_token` ..."""
     special: frozenset[int]
@@ -109,8 +123,12 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
         return encoding.ids, encoding.offsets
 
     marks = {text for text, token in added.items() if token["special"]} | set(listed)
+    bos, eos = (added[named[name]]["id"] if name in named else None for name in ("bos_token", "eos_token"))
     return HubTokenizer(
         encode,
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        bos,
+        eos,
         named,
         frozenset(added[text]["id"] for text in marks),
         frozenset(marks),
@@ -138,6 +156,7 @@ def _reads_as_it_stands(config: Json, file: Json, model_type: str) -> bool:
         file.get("normalizer") == same["normalizer"]
         and file.get("pre_tokenizer") == same["pre_tokenizer"]
         and {key: model.get(key) for key in same["model"]} == same["model"]
+        and (file.get("decoder") or {}).items() >= same["decoder"].items()
         and not (model.get("dropout") or model.get("ignore_merges"))
         and all(config.get(key) for key in ("eos_token", "pad_token"))
     )

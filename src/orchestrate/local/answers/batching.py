@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from orchestrate.local.answers import mixing
 from orchestrate.local.answers.drawing import Drawn, Luck, draw
 from orchestrate.local.model.caches import new_cache, takes
 
@@ -126,13 +127,23 @@ class Batching:
         self.waiting: list[Row] = []
         self._batches: dict[str, Batch] = {}
         self._lies: bool | None = None
+        self._mixing: mixing.Mixing | None = None
         self._cache, only_last = takes(model)
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
-        """The same model, wrapped since; nothing of what is under way is lost."""
+        """The same model, with other adapters since; nothing of what is under way is lost."""
+        if self._mixing is not None:
+            self._mixing.end()
         self.model = model
+        self._mixing = mixing.Mixing(model) if mixing.able(model) else None
         return model
+
+    def changing(self) -> None:
+        """Adapters are about to be added or taken away: `use` has to be called afterwards."""
+        if self._mixing is not None:
+            self._mixing.end()
+            self._mixing = None
 
     @property
     def rows(self) -> int:
@@ -197,6 +208,8 @@ class Batching:
         return "" if self._lies and self._mixes(row.adapter) else row.adapter
 
     def _mixes(self, adapter: str) -> bool:
+        if self._mixing is not None:
+            return True
         config = None if adapter == BASE else self.model.peft_config[adapter]
         return not any(getattr(config, name, None) for name in ALONE)
 
@@ -217,7 +230,10 @@ class Batching:
     def _as(self, rows: Sequence[Row]) -> Generator[dict[str, Any]]:
         """What the forward pass has to be told of the rows' adapters."""
         names = [row.adapter for row in rows]
-        if not hasattr(self.model, "peft_config"):
+        if self._mixing is not None:
+            self._mixing.rows(names, self.model.device)
+            yield {}
+        elif not hasattr(self.model, "peft_config"):
             yield {}
         elif len(set(names)) > 1:
             yield {"adapter_names": names}

@@ -143,9 +143,10 @@ class Engine:
         adapted = hasattr(self.model, "peft_config")
         self._numbered += 1
         adapter = f"a{self._numbered}"
+        self.batching.changing()
         try:
             if not adapted:
-                self.model = self.batching.use(load_adapter(self.model, path, name=adapter).eval())
+                self.model = load_adapter(self.model, path, name=adapter).eval()
             elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
                 raise UsageError(f"{name} has tokens of its own: it is served without other adapters")
             else:
@@ -153,6 +154,8 @@ class Engine:
                 self.model.eval()
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(f"the adapter in {folder} does not fit this base: {str(error)[:400]}") from error
+        finally:
+            self.batching.use(self.model)
         self.models[name] = self._described(name, adapter, path)
         return time.perf_counter() - begun
 
@@ -165,8 +168,10 @@ class Engine:
         del self.models[name]
         if len(self.model.peft_config) > 1:
             others = [a for a in self.model.peft_config if a != found.adapter]
+            self.batching.changing()
             self.model.set_adapter(others[0])
             self.model.delete_adapter(found.adapter)
+            self.batching.use(self.model)
 
     # -- requests ------------------------------------------------------------------------------------------
 

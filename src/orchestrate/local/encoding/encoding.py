@@ -26,9 +26,11 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import carries
+from orchestrate.data.tokens.hub_tokens import of_transformers
 from orchestrate.data.tokens.thinking import Earlier, rows_of
+from orchestrate.data.tokens.tokenizer_files import HubTokenizer
 from orchestrate.data.tokens.turns import Conversations, answered
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,11 @@ class Template:
     """A tokenizer with its chat templates."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a fast transformers tokenizer."""
-        added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        """`tokenizer`: a fast transformers tokenizer, or a `HubTokenizer`, which is enough to encode rows."""
         self.tokenizer = tokenizer
-        self.special = frozenset(added) | frozenset(tokenizer.all_special_ids)
-        marks = {str(t.content) for t in added.values()} | set(tokenizer.all_special_tokens)
-        self.chats = Conversations(tokenizer.chat_template, tokenizer.special_tokens_map, frozenset(marks))
+        self.hub = tokenizer if isinstance(tokenizer, HubTokenizer) else of_transformers(tokenizer)
+        self.special = self.hub.special
+        self.chats = Conversations(self.hub.template, self.hub.names, self.hub.marks)
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The ids with which the model is asked for the next answer."""
@@ -91,18 +92,17 @@ class Template:
         """What an answer says: `ids` without the token that ended it, or with `cut` as far as it came, or
         with `growing` as far as it is sure; `asked` are the ids with which the model was asked, `tools` those
         that were offered. Without `calls` those in the answer stay words."""
-        text, prompt = (
-            self.tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for part in (ids, asked[-_END_OF_PROMPT:])
-        )
+        text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
         return read_answer(
             text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
         )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and, for each, its place in the text."""
-        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return out["input_ids"], out["offset_mapping"]
+        """Ids and, for each, its place in the text. Raises `UsageError` where places are not known."""
+        ids, places = self.hub.encode(text)
+        if len(places) != len(ids):
+            raise UsageError("a slow tokenizer does not tell the places of its tokens in the text")
+        return list(ids), list(places)
 
 
 def encode_row(
@@ -173,9 +173,9 @@ def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool
     shown = template.chats.rendered(example.messages, example.tools)
     ids, offsets = template.tokens(shown.text)
     weights = shown.weights(offsets, row=row, inputs=train_on_inputs)
-    end = template.tokenizer.eos_token_id
+    end = template.hub.eos
     if shown.unended and end is not None:
-        ids, weights = [*ids, int(end)], [*weights, weights[-1] if ids else 0.0]
+        ids, weights = [*ids, end], [*weights, weights[-1] if ids else 0.0]
     return Encoded(ids, weights, notes=shown.notes(has_end=end is not None))
 
 
@@ -201,12 +201,12 @@ def _encode_completion(example: CompletionExample, template: Template, train_on_
 
 
 def _with_start(template: Template, ids: list[int]) -> list[int]:
-    bos = template.tokenizer.bos_token_id
+    bos = template.hub.bos
     return ids if bos is None or (ids and ids[0] == bos) else [bos, *ids]
 
 
 def _with_end(template: Template, ids: list[int]) -> list[int]:
-    eos = template.tokenizer.eos_token_id
+    eos = template.hub.eos
     return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
 
 

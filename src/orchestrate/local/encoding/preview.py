@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedE
 from orchestrate.data.shapes.reading import visible
 from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
-from orchestrate.data.tokens.hub_tokens import load, special_ids
+from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
 from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
@@ -38,11 +39,10 @@ def read_preview(
     """`chat`: `chat_template` and `chat_template_kwargs`, as a spec has them. Raises `SetupError` when
     the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError` for a chat template
     that cannot be read."""
-    tokenizer = load(_folder(model))
+    tokenizer = opened(_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
-    own = template_text(given) if given else tokenizer.chat_template or CHATML
-    tokenizer.chat_template = with_settings(own, settings)
-    template, special = Template(tokenizer), special_ids(tokenizer)
+    own = template_text(given) if given else tokenizer.template or CHATML
+    template = Template(replace(tokenizer, template=with_settings(own, settings)))
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(
@@ -52,11 +52,11 @@ def read_preview(
     rows: list[RowTokens] = []
 
     def add(number: int, example: Example, encoded: Encoded, side: str | None = None) -> None:
-        shown = texts(encoded.ids, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        shown = texts(encoded.ids, tokenizer.decode)
         # The first token is never predicted, so its weight counts for nothing.
         weights = [0.0, *encoded.weights[1:]]
         tokens = tuple(
-            Token(id=i, text=t, weight=w, special=i in special)
+            Token(id=i, text=t, weight=w, special=i in template.special)
             for i, t, w in zip(encoded.ids, shown, weights, strict=True)
         )
         rows.append(

@@ -7,14 +7,17 @@ that the list does not show.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from msgspec import structs
+
 from orchestrate.description import Deployment, Described, Request
-from orchestrate.errors import MissingKey, NotFound, ProviderError, UsageError
+from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers.dedicated import Replicas
 from orchestrate.providers.hosted import Wire
 from orchestrate.providers.payloads import payload
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     import httpx
 
     from orchestrate.config import HostConfig
+
+
+_BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
+"""The id of an adapter, made from its weights."""
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +98,7 @@ class Deploying:
                 if there is None:
                     raise
             there = there or self._find(job.handle.job_id)
-        return self._endpoint(job, there)
+        return self._endpoint(job.handle.job_id, there)
 
     def remove(self, job_id: str) -> None:
         there = self._find(job_id)
@@ -103,8 +110,33 @@ class Deploying:
         except NotFound:
             return  # gone already
 
-    def find(self, job: Job) -> Endpoint | None:
-        return self._endpoint(job, there) if (there := self._find(job.handle.job_id)) is not None else None
+    def find(self, job_id: str) -> Endpoint | None:
+        return self._endpoint(job_id, there) if (there := self._find(job_id)) is not None else None
+
+    def bring(self, id: str, base: str, archive: bytes) -> None:
+        """Uploads an adapter and puts it up under its name. An upload without a request that names it costs
+        nothing and is made again."""
+        how = self._how.adapters
+        if how is None:
+            raise AssertionError("only where the description says how")
+        sent = {how.field: (f"{id}.zip", archive, "application/zip")}
+
+        def upload() -> dict[str, Any]:
+            answer = self._http.post(_filled(how.path, self._own_options()), files=sent)
+            answer.raise_for_status()
+            return plain(answer.json())
+
+        file = text(_at(self._wire.read(upload), how.id))
+        if file is None:
+            raise UnexpectedAnswer(self._config.name, "no id of the uploaded adapter in the answer")
+        name = self.name(id)
+        values = {**self._own_options(), "file": file, "base": base, "name": name, "job": id}
+        make = structs.replace(self._how.make, body=how.body)
+        try:
+            self._wire.send_once(name, lambda: self._send(make, values), lambda _: name)
+        except ProviderError:
+            if self._find(id) is None:  # else it was made all the same
+                raise
 
     def standing(self) -> Iterator[Standing]:
         """Of tuned models; those of base models are asked by the token and stand apart."""
@@ -199,13 +231,21 @@ class Deploying:
             yield {
                 "raw": raw,
                 "name": name,
-                "job": self._job_id(name) if how.job is None else _before_colon(text(_at(raw, how.job))),
+                "job": self._made_of(name, raw),
                 "model": model,
                 "state": text(_at(raw, how.state)) or "unknown",
                 "tier": text(_at(raw, how.tier)) if how.tier else None,
                 "created": _at(raw, how.created) if how.created else None,
                 "tuned": self._how.tuned in model,
             }
+
+    def _made_of(self, name: str, raw: Mapping[str, Any]) -> str | None:
+        """The job's id, or an uploaded adapter's: by the entry where it tells, and by its name."""
+        brought = _BROUGHT.search(name) if self._how.adapters is not None else None
+        if brought is not None:
+            return brought[0]
+        at = self._how.list.job
+        return self._job_id(name) if at is None else _before_colon(text(_at(raw, at)))
 
     def _find(self, job_id: str) -> dict[str, Any] | None:
         return next((entry for entry in self._all() if entry["job"] == job_id.lower()), None)
@@ -218,8 +258,8 @@ class Deploying:
         before, _, _ = self._how.name_pattern.lower().partition("{job}")
         return name.lower().removeprefix(before) if name.lower().startswith(before) else None
 
-    def _endpoint(self, job: Job, there: Mapping[str, Any] | None) -> Endpoint:
-        name = self.name(job.handle.job_id)
+    def _endpoint(self, job_id: str, there: Mapping[str, Any] | None) -> Endpoint:
+        name = self.name(job_id)
         entry = there or {"name": name, "state": "starting", "tier": None, "raw": {}, "model": name}
         return Endpoint(
             provider=self._config.name,

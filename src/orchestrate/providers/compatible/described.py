@@ -33,7 +33,7 @@ from orchestrate.profile import HUB_ID, Gate, Profile, Readable
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
-    from orchestrate.costing.book import Rate
+    from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.types import Job
 

@@ -14,9 +14,11 @@ from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
 from orchestrate.files import new_folder
 from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers.adapters import Adapters
 from orchestrate.providers.base import Progress
 from orchestrate.providers.clients import connect
 from orchestrate.providers.compatible import checking, reading
+from orchestrate.providers.compatible.adapters import DescribedAdapters
 from orchestrate.providers.compatible.deploying import Deploying
 from orchestrate.providers.compatible.sdk import SdkProvider
 from orchestrate.providers.compatible.translation import translate
@@ -25,6 +27,7 @@ from orchestrate.providers.hosted import Wire
 from orchestrate.providers.registry import no_address
 from orchestrate.providers.values import plain, rows, suffix_tag, table, whole
 from orchestrate.types import (
+    ADAPTER_JOB,
     Account,
     Artifact,
     Billing,
@@ -174,6 +177,8 @@ class CompatibleProvider(SdkProvider):
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """`options`: see `deploying.DeployOptions`."""
+        if job.kind == ADAPTER_JOB:
+            return self._brought(job)
         return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
 
     def undeploy(self, job: JobHandle) -> None:
@@ -184,13 +189,36 @@ class CompatibleProvider(SdkProvider):
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         if self._deploying is not None:
-            return self._deploying.find(self.get(job))
+            return self._deploying.find(job.job_id)
         tuned = self._answering(self.get(job))
         if tuned is None:
             return None
         return Endpoint(
             provider=self.name, id=tuned, model=tuned, state="serverless", base_url=self.config.base_url
         )
+
+    def adapters(self) -> Adapters:
+        how = self.told.deployment
+        if self._deploying is None or how is None or how.adapters is None:
+            return super().adapters()
+        bases = {model.id for model in self.told.models.values()}
+        return DescribedAdapters(self.profile, how.adapters, self._deploying, bases)
+
+    def get(self, job: JobHandle) -> Job:
+        """An uploaded adapter in the form of the job that would have made it."""
+        if job.kind != ADAPTER_JOB:
+            return super().get(job)
+        up = self._brought(job)
+        return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
+
+    def _brought(self, job: JobHandle) -> Endpoint:
+        """Of an uploaded adapter. Raises `UsageError` where it is not up."""
+        found = self._deployer.find(job.job_id)
+        if found is None:
+            raise UsageError(
+                f"{self.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
+            )
+        return found
 
     @property
     def _deployer(self) -> Deploying:
@@ -214,7 +242,7 @@ class CompatibleProvider(SdkProvider):
             return configured
         if how.answers_as == "name":
             return self._deployer.name(job.handle.job_id)
-        found = self._deployer.find(job)
+        found = self._deployer.find(job.handle.job_id)
         return found.model if found is not None else None
 
     def _base(self, job: Job) -> str | None:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from orchestrate.config import is_loopback
 from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import (
@@ -115,22 +113,11 @@ class Datasets:
             )
         )
         url = require_safe(table(answer.get("filenameToSignedUrls")).get(path.name))
-        self._wire.read(lambda: self._put(url, path, size, progress))
+        self._wire.read(lambda: put_signed(self._http(), url, path, progress))
         try:
             self._wire.read(lambda: api.validate_upload(dataset_id, account_id=account, body={}))
         except InvalidRequest as error:
             raise _refused(dataset, error.message, error.code) from error
-
-    def _put(self, url: str, path: Path, size: str, progress: Progress | None) -> httpx.Response:
-        # The signature covers these headers. No key of ours goes to the store.
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "X-Goog-Content-Length-Range": f"{size},{size}",
-            "Content-Length": size,
-        }
-        answer = self._http().put(url, content=_chunks(path, progress), headers=headers)
-        answer.raise_for_status()
-        return answer
 
     def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
         waited, pause = 0.0, 0.5
@@ -153,12 +140,21 @@ class Datasets:
             waited, pause = waited + pause, min(10.0, pause * 1.5)
 
 
+def put_signed(http: httpx.Client, url: str, path: Path, progress: Progress | None = None) -> httpx.Response:
+    """`http` carries no key. Raises httpx's errors."""
+    size = str(path.stat().st_size)
+    headers = {  # covered by the signature
+        "Content-Type": "application/octet-stream",
+        "X-Goog-Content-Length-Range": f"{size},{size}",
+        "Content-Length": size,
+    }
+    answer = http.put(url, content=_chunks(path, progress), headers=headers)
+    answer.raise_for_status()
+    return answer
+
+
 def require_safe(url: Any) -> str:
-    """A signed URL that training data or weights may travel over. Raises `UnexpectedAnswer`."""
-    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
-    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        return str(url)
-    raise UnexpectedAnswer("fireworks", "the host gave no https URL for a file")
+    return transfer.safe_url("fireworks", url)
 
 
 def _chunks(path: Path, progress: Progress | None) -> Iterator[bytes]:

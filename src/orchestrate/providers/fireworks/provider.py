@@ -33,6 +33,7 @@ from orchestrate.providers import accounts, archives, offline, settings, standin
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.fireworks import pricing, reading, recalled
+from orchestrate.providers.fireworks.adapters import FireworksAdapters
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets
 from orchestrate.providers.fireworks.profile import PROFILE
@@ -47,11 +48,12 @@ from orchestrate.providers.fireworks.translation import (
     translate,
 )
 from orchestrate.providers.fireworks.weights import Weights
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.values import items, table, text
 from orchestrate.types import (
+    ADAPTER_JOB,
     Account,
     Artifact,
     Billing,
@@ -99,12 +101,14 @@ class FireworksProvider(Provider):
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = Wire(self.name, codes={"quota_exceeded": QuotaExceeded}, sleep=sleep)
+        codes = {"quota_exceeded": QuotaExceeded}
+        self._wire = Wire(self.name, codes=codes, retry=Retry.of(config), sleep=sleep)
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
         self._weights = Weights(at.client, at.plain, self._wire)
         self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
+        self._adapters = FireworksAdapters(at, self._wire, self._serving, sleep)
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -332,24 +336,20 @@ class FireworksProvider(Provider):
         return self._serving.deployed(job.job_id)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        raw, _ = self._at.find(job)
+        raw = self._made_by(job)
         return self._serving.find(job.job_id, reading.tuned_model(raw))
+
+    def adapters(self) -> FireworksAdapters:
+        return self._adapters
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """`base` asks the base model under its own name, which the host serves to all for some models."""
-        raw, _ = self._at.find(job)
-        if base:
-            model = str(reading.settings_of(raw).get("baseModel"))
-        else:
-            endpoint = self._serving.find(job.job_id, reading.tuned_model(raw))
-            if endpoint is None:
-                raise UsageError(
-                    f"{job.job_id} is not deployed; Fireworks serves tuned models on deployments only",
-                    fix="orchestrate deploy RUN   (it shows the hourly price first)",
-                )
-            model = endpoint.model
+        raw = self._made_by(job)
+        tuned = reading.tuned_model(raw)
+        named = reading.settings_of(raw).get("baseModel")
+        model = str(named) if base else self._serving.model_of(job.job_id, tuned)
         create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
@@ -385,7 +385,11 @@ class FireworksProvider(Provider):
             )
         return reading.tuned_model(raw)
 
+    def _made_by(self, job: JobHandle) -> dict[str, Any]:
+        """The job of a tuned model; an uploaded adapter in its form."""
+        return self._adapters.as_job(job.job_id) if job.kind == ADAPTER_JOB else self._at.find(job)[0]
+
     def _models(self, job: JobHandle) -> tuple[str, str]:
         """The tuned model and its base."""
-        raw, _ = self._at.find(job)
+        raw = self._made_by(job)
         return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""

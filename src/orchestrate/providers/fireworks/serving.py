@@ -117,6 +117,16 @@ class Serving:
             return None
         return self._endpoint(there, tuned)
 
+    def model_of(self, deployment_id: str, tuned: str) -> str:
+        """The name by which it answers. Raises `UsageError` where it is not deployed."""
+        endpoint = self.find(deployment_id, tuned)
+        if endpoint is None:
+            raise UsageError(
+                f"{deployment_id} is not deployed; Fireworks serves tuned models on deployments only",
+                fix="orchestrate deploy RUN   (it shows the hourly price first)",
+            )
+        return endpoint.model
+
     def remove(self, deployment_id: str) -> None:
         """Unloads what is loaded and deletes the deployment, also when it was used a moment ago. Repeating
         goes on."""

@@ -24,7 +24,7 @@ from orchestrate.profile import Delivery, Gate, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
-    from orchestrate.costing.book import Rate
+    from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.data.rows.pictures import Picture
     from orchestrate.types import Job

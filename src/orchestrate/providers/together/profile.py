@@ -25,7 +25,7 @@ from orchestrate.data.targets.dialects import Dialect
 from orchestrate.profile import HUB_ID, Profile
 
 if TYPE_CHECKING:
-    from orchestrate.costing.book import Rate
+    from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.types import Job
 

@@ -32,10 +32,11 @@ from orchestrate.profile import Profile
 from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
 from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.chat import Chat
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, recalled, weights
+from orchestrate.providers.together.adapters import TogetherAdapters
 from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
@@ -50,6 +51,7 @@ from orchestrate.providers.values import (
     text,
 )
 from orchestrate.types import (
+    ADAPTER_JOB,
     Account,
     Artifact,
     Billing,
@@ -92,11 +94,12 @@ class TogetherProvider(Provider):
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
-        self._wire = Wire(self.name, sleep=sleep)
+        self._wire = Wire(self.name, retry=Retry.of(config), sleep=sleep)
         self._sdk: Together | None = None
         self._limits: dict[str, dict[str, Any]] = {}
         self._files = Files(self._client, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
+        self._adapters = TogetherAdapters(self.name, self._client, self._wire, self._serving)
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -318,19 +321,13 @@ class TogetherProvider(Provider):
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         return self._serving.find(job.job_id)
 
+    def adapters(self) -> TogetherAdapters:
+        return self._adapters
+
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        if base:
-            model = str(self._raw_job(job).get("model"))
-        else:
-            endpoint = self.endpoint(job)
-            if endpoint is None:
-                raise UsageError(
-                    f"{job.job_id} is not deployed; Together serves tuned models on dedicated endpoints only",
-                    fix="orchestrate deploy RUN   (it shows the hourly price first)",
-                )
-            model = endpoint.model
+        model = str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
         client = self._client().with_options(base_url=self._inference_url)
         create = client.chat.completions.create
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
@@ -382,6 +379,8 @@ class TogetherProvider(Provider):
         return self._limits[model]
 
     def _raw_job(self, job: JobHandle) -> dict[str, Any]:
+        if job.kind == ADAPTER_JOB:
+            return self._adapters.as_job(job.job_id)
         raw = plain(self._wire.read(lambda: self._client().fine_tuning.retrieve(job.job_id)))
         if raw.get("id") != job.job_id:
             raise UnexpectedAnswer(self.name, f"no job {job.job_id} in the answer")

@@ -80,6 +80,13 @@ class Serving:
             return usd
         return _per_hour(there, self._prices(), wanted)
 
+    def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
+        """As `price`, of an adapter that need not be there yet, by its base."""
+        wanted, there = DeployOptions.of(options), _ours(self._find(id))
+        if there is not None:
+            return _per_hour(there, self._prices(), wanted)
+        return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
+
     def deploy(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
         """Leaves out each step that an earlier call has done: the endpoint, its deployment, a deployment that
         runs, the traffic to it."""
@@ -101,6 +108,16 @@ class Serving:
     def find(self, job_id: str) -> Endpoint | None:
         there = self._find(job_id)
         return self._endpoint(there) if there is not None and there.get("deployments") else None
+
+    def model_of(self, job_id: str) -> str:
+        """The name by which it answers. Raises `UsageError` where it is not deployed."""
+        endpoint = self.find(job_id)
+        if endpoint is None:
+            raise UsageError(
+                f"{job_id} is not deployed; Together serves tuned models on dedicated endpoints only",
+                fix="orchestrate deploy RUN   (it shows the hourly price first)",
+            )
+        return endpoint.model
 
     def remove(self, job_id: str) -> None:
         """Ends routing, stops and deletes the deployments, deletes the endpoint, as far as the host lets it:
@@ -313,9 +330,9 @@ class Serving:
         )
 
     def _at(self) -> dict[str, Any]:
-        return {"project_id": self._project()}
+        return {"project_id": self.project()}
 
-    def _project(self) -> str:
+    def project(self) -> str:
         """The project of the configuration, else of the SDK's environment, else of the key."""
         if self._given_project:
             return self._given_project

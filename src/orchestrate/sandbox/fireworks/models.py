@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.billing import base_model, context_of
+from orchestrate.sandbox.fireworks.bringing import Bringing
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.fireworks.shapes import Shapes
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
@@ -27,10 +29,12 @@ class Models:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.bringing = Bringing(host)
 
     def routes(self) -> list[BaseRoute]:
         account = "/v1/accounts/{account}"
         return [
+            *self.bringing.routes(),
             route(f"{account}/models", "GET", self.list_models),
             route(f"{account}/models/{{id}}:getDownloadEndpoint", "GET", self.download_endpoint),
             route(f"{account}/models/{{id}}", "GET", self.get),
@@ -56,6 +60,7 @@ class Models:
         for job in self.host.jobs():
             if job.phase(now) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
                 yield job
+        yield from brought.every(self.host)
 
     def job_of(self, name: str) -> Job | None:
         """The job that made a tuned model, by its full or short name."""
@@ -76,7 +81,7 @@ class Models:
             "status": {"code": "OK", "message": ""},
             "createTime": iso(job.finished_at or job.created_at),
             "updateTime": iso(job.finished_at or job.created_at),
-            "fineTuningJob": job.id,
+            "fineTuningJob": job.id if job.kind != brought.KIND else None,
             "public": False,
             "peftDetails": {"baseModel": job.base, "r": job.lora_rank, "targetModules": []},
             "sandbox": True,
@@ -123,6 +128,8 @@ class Models:
             from orchestrate.catalog import resolve
 
             return json_answer(self._base(name, base.tunable != "no", resolve(name, "fireworks").params_b))
+        if account == here() and (begun := self.bringing.begun(id)) is not None:
+            return json_answer(begun)
         raise HostError(404, f"model {name} was not found")
 
     def delete(self, request: Request) -> Response:

@@ -7,11 +7,14 @@ comes to is decided here, and the rows are judged by the rules of the OpenAI sta
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -20,11 +23,13 @@ from orchestrate import description
 from orchestrate.description import Deployment, Described, SettingRule
 from orchestrate.errors import UsageError
 from orchestrate.profile import described
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.archives import weights
 from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.openai.host import OpenAIHost
+from orchestrate.sandbox.state import token
 
 _ALWAYS = ("model", "training_file", "validation_file", "suffix", "seed")
 _USUAL_RATE = 1e-4
@@ -188,11 +193,34 @@ class DialectHost(OpenAIHost):
         if how is None:
             return []
         paths = {how.make.path, how.list.path, how.remove.path}
-        return [
+        own: list[BaseRoute] = []
+        if how.adapters is not None:
+            own.append(route(f"{how.root}{how.adapters.path}", "POST", self._bring))
+        own += [
             route(f"{how.root}{_template(path)}", method, self._deployment)
             for path in sorted(paths, key=len, reverse=True)
             for method in ("GET", "PUT", "POST", "DELETE")
         ]
+        return own
+
+    async def _bring(self, request: Request) -> Response:
+        """An archive of an adapter."""
+        how = self.told.deployment
+        if how is None or how.adapters is None:
+            raise HostError(404, "nothing is taken here")
+        async with request.form() as form:
+            given = form.get(how.adapters.field)
+            if not isinstance(given, UploadFile):
+                raise HostError(400, f"Missing file: {how.adapters.field}", param=how.adapters.field)
+            sent, name = await given.read(), given.filename
+        id = f"file-{token(16)}"
+        folder = brought.folder_of(self, id)
+        with zipfile.ZipFile(io.BytesIO(sent)) as archive:
+            for file in brought.FILES & set(archive.namelist()):
+                (folder / file).write_bytes(archive.read(file))
+        job = brought.made(self, id, name or id, "brought")
+        brought.keep(self, job)
+        return json_answer({how.adapters.id: id, "object": "file", "filename": name})
 
     async def _deployment(self, request: Request) -> Response:
         how = self.told.deployment
@@ -211,6 +239,8 @@ class DialectHost(OpenAIHost):
     def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
         asked = _flat(body)
         wanted = _flat(how.make.body or {})
+        if how.adapters is not None and brought.found(self, str(asked.get("source"))) is not None:
+            wanted = _flat(how.adapters.body)
         if unknown := sorted(set(asked) ^ set(wanted)):
             raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
         told: dict[str, str] = {}
@@ -232,6 +262,8 @@ class DialectHost(OpenAIHost):
         return json_answer(raw)
 
     def _deployable(self, told: Mapping[str, Any]) -> Job:
+        if (own := brought.found(self, str(told.get("file") or told.get("job")))) is not None:
+            return own
         now = self.clock.now()
         for job in self.jobs():
             if job.phase(now) is Phase.SUCCEEDED and (

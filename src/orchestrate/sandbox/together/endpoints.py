@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
 from orchestrate.sandbox.state import token
+from orchestrate.sandbox.together.bringing import Bringing
 from orchestrate.sandbox.together.registry import Registry, listed
 
 
@@ -70,6 +72,7 @@ class Endpoints:
         root = "/v2/projects/{project}/endpoints"
         below = f"{root}/{{endpoint}}/deployments"
         return [
+            *Bringing(self.host, self.registry).routes(),
             *self.registry.routes(),
             route(root, "POST", self.create),
             route(root, "GET", self.list_endpoints),
@@ -284,7 +287,8 @@ class Endpoints:
             routed = [s["deploymentId"] for s in endpoint["trafficSplit"] if s["weight"] > 0]
             for deployment in self._below(endpoint["id"]):
                 if deployment["id"] in routed and self._state(deployment) == "DEPLOYMENT_STATE_READY":
-                    return self.host.job(deployment["sandbox_job"]) if deployment["sandbox_job"] else None
+                    id = deployment["sandbox_job"]
+                    return (self.host.job(id) or brought.found(self.host, id)) if id else None
             raise HostError(
                 503,
                 f"endpoint {model} has no deployment that is ready and gets traffic",

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import brought
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
 
@@ -74,11 +75,13 @@ class Registry:
                 ids = registry_of(job)
                 found[ids["model_object_id"]] = (ids["model_object_name"], job)
                 found[ids["adapter_object_id"]] = (ids["adapter_object_name"], job)
-        return found
+        return found | {job.id: (job.output, job) for job in brought.every(self.host)}
 
     def models(self, request: Request) -> Response:
-        data = [self._model(request, id, name, job) for id, (name, job) in self.weights().items()]
-        return listed(data)
+        there = self.weights()
+        data = [self._model(request, id, name, job) for id, (name, job) in there.items()]
+        empty = [one for one in self.host.state.all("together", "registered") if one["id"] not in there]
+        return listed(data + empty)
 
     def model(self, request: Request) -> Response:
         id = request.path_params["id"]
@@ -111,7 +114,8 @@ class Registry:
             "id": id,
             "name": name,
             "projectId": request.path_params["project"],
-            "baseModel": job.base,
+            "baseModel": f"projects/{PUBLIC}/models/{object_id('ml', job.base)}",
+            "baseModelId": object_id("ml", job.base),
             "createdAt": iso(job.finished_at or job.created_at),
             "updatedAt": iso(job.finished_at or job.created_at),
             "sandbox": True,

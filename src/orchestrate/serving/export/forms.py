@@ -270,6 +270,21 @@ def _gguf_lora(draft: Draft) -> None:
     draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
 
 
+def base_gguf(tuned: Tuned, target: Path, options: Options, *, work: Work = ask_all) -> Path:
+    """The base of an adapter as a GGUF file, in the bits of the adapter's and with its chat template; what
+    it is made of is left beside it. Raises what `export` does."""
+    stage = target.parent / "base"
+    dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
+    [told] = work([dress], module="worker")
+    for file in Path(told["folder"]).iterdir():
+        if not (stage / file.name).exists():
+            (stage / file.name).symlink_to(file)
+    scripts, outtype = llama_cpp.scripts(options.llama_cpp), "f32" if options.dtype == "fp32" else "f16"
+    asked = {"llama_cpp": str(scripts), "model": str(stage), "target": str(target), "outtype": outtype}
+    work([{"task": "convert", **asked}], module="conversion")
+    return target
+
+
 def _ollama(draft: Draft) -> None:
     tuned = draft.tuned
     asked = [one for one in probes(()) if not one.tools]

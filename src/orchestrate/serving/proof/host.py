@@ -1,4 +1,4 @@
-"""A run's own backend, asked as `orchestrate chat` asks it: it tells text and counts, no tokens."""
+"""A backend, asked as `orchestrate chat` asks it: it tells text and counts, no tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from orchestrate.providers.base import Provider
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
-from orchestrate.types import Canary, Message, Probe, Run
+from orchestrate.types import Canary, JobHandle, Message, Probe
 
 
 class HostPlace:
     """Only conversations of plain text can be asked there."""
 
-    def __init__(self, provider: Provider, run: Run) -> None:
-        self.at, self.engine = provider.host, provider.title
-        self.model = run.tuned_model or run.id
+    def __init__(self, provider: Provider, job: JobHandle, model: str) -> None:
+        """`job`: of the run, or of its adapter where that was uploaded to this host."""
+        self.at, self.engine, self.model = provider.host, provider.title, model
         self.notes: list[str] = []
-        self._provider, self._run = provider, run
+        self._provider, self._job = provider, job
 
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
         asked: list[Asked] = []
@@ -24,7 +24,7 @@ class HostPlace:
             if probe.tools:
                 asked.append(Asked())
                 continue
-            [reply] = self._provider.generate(self._run.handle, [_messages(probe.messages)], max_tokens=1)
+            [reply] = self._provider.generate(self._job, [_messages(probe.messages)], max_tokens=1)
             asked.append(Asked(count=reply.prompt_tokens))
         return asked
 
@@ -34,9 +34,7 @@ class HostPlace:
             for c in canaries
         ]
         most = max(len(c.tuned.ids) for c in canaries) + MORE_TOKENS
-        replies = self._provider.generate(
-            self._run.handle, prompts, base=base, max_tokens=most, temperature=0.0
-        )
+        replies = self._provider.generate(self._job, prompts, base=base, max_tokens=most, temperature=0.0)
         return [
             Heard(text=r.content, ended=None if r.finish_reason is None else r.finish_reason == "stop")
             for r in replies

@@ -12,15 +12,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
 from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.front import HANDLERS, Keyed, bearer, no_model, refused, told
 from orchestrate.serving.server.load import Load
 from orchestrate.serving.server.refusals import asking
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import Body, HostError, json_body, parse
-from orchestrate.wire.openai.errors import error_body
 from orchestrate.wire.openai.pages import page
 from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, TokenizeRequest
 
@@ -69,25 +68,9 @@ class Api:
             Route("/v1/load_lora_adapter", self.add, methods=["POST"]),
             Route("/v1/unload_lora_adapter", self.remove, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {HostError: _told, 404: _missing, 405: _missing, 500: _broken}
-        inner = Starlette(routes=routes, exception_handlers=handlers)
-
-        async def keyed(scope: Any, receive: Any, send: Any) -> None:
-            if refusal := self._refusal(scope):
-                await _told_error(refusal)(scope, receive, send)
-            else:
-                await inner(scope, receive, send)
-
-        return Guard(keyed, names=names, origins=origins, max_body=MOST_BODY, refuse=_refused)
-
-    def _refusal(self, scope: Mapping[str, Any]) -> HostError | None:
-        if scope["path"] in OPEN or not self.keys:
-            return None
-        key = _bearer(scope)
-        if key is not None and (key == self.admin_key or client_keys.holder(self.keys, key)):
-            return None
-        told = "a key is needed: Authorization: Bearer KEY" if key is None else "the key is not known here"
-        return HostError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        inner = Starlette(routes=routes, exception_handlers=HANDLERS)
+        keyed = Keyed(inner, self.keys, admin=self.admin_key, open=OPEN)
+        return Guard(keyed, names=names, origins=origins, max_body=MOST_BODY, refuse=refused)
 
     # -- what there is -------------------------------------------------------------------------------------
 
@@ -142,7 +125,7 @@ class Api:
             try:
                 done = await answer(request)
             except HostError as error:
-                done = _told_error(error)
+                done = told(error)
             name = str(getattr(request.state, "model", ""))
             self.load.requests[name if name in self.names() else "", done.status_code] += 1
             return done
@@ -181,7 +164,7 @@ class Api:
     # -- adding and removing -------------------------------------------------------------------------------
 
     def _require_admin(self, request: Request) -> None:
-        key = _bearer(request.scope)
+        key = bearer(request.scope)
         if self.admin_key is None or key is None or not secrets.compare_digest(key, self.admin_key):
             raise HostError(403, "only who started this server may change its models", code="not_allowed")
 
@@ -198,42 +181,3 @@ class Api:
         with asking():
             await self.engine.unload(name)
         return JSONResponse({"model": name, "removed": True})
-
-
-def no_model(name: str, known: list[str]) -> HostError:
-    told = f"The model {name!r} does not exist; this server has {', '.join(known)}"
-    return HostError(404, told, code="model_not_found", param="model")
-
-
-def _bearer(scope: Mapping[str, Any]) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if kind.lower() == "bearer" else None
-    return None
-
-
-def _told(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, HostError)  # noqa: S101  registered for this class only
-    return _told_error(error)
-
-
-def _told_error(error: HostError) -> Response:
-    return JSONResponse(error_body(error), error.status, headers=error.headers)
-
-
-def _missing(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    return _told_error(
-        HostError(status, f"{request.method} {request.url.path} is not served here", code="not_found")
-    )
-
-
-def _broken(request: Request, error: Exception) -> Response:
-    del request
-    return _told_error(HostError(500, f"the server failed: {type(error).__name__}", type="server_error"))
-
-
-def _refused(status: int, text: str) -> Response:
-    return _told_error(HostError(status, text))

@@ -81,7 +81,7 @@ def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None 
             f"{terms.host} can be reached by others: a server there needs keys",
             fix="orchestrate serve --new-key NAME  makes one",
         )
-    loading, base_name = _loading(tuned, terms, base)
+    loading, base_name = loading_of(tuned, terms, base)
     admin_key = client_keys.PREFIX + secrets.token_urlsafe(32)
     engine = Engine(loading)
     try:
@@ -98,8 +98,9 @@ def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None 
         engine.close()
 
 
-def _loading(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
-    """For the engine, and the name of the base."""
+def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
+    """What `Engine` takes, and the name of the base. Raises `UsageError` for models that do not go
+    together."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
         raise UsageError(f"two models are called {twice[0]!r}", fix="give one a suffix in its spec")

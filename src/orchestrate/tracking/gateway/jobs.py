@@ -57,7 +57,11 @@ class GatewayJobs:
     def known(self, request: Request) -> GatewayJob | None:
         """The job of a request that came before. Raises `OtherRequest`."""
         with self._db.reading() as connection:
-            return self._known(connection, request)
+            known = self._known(connection, request)
+        if known is not None:
+            with self._db.writing() as connection:
+                self._seen(connection, known.id, request.retries)
+        return known
 
     def take(
         self, job: GatewayJob, request: Request, allow: Callable[[Use], None]

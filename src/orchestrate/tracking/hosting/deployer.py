@@ -20,6 +20,7 @@ import msgspec
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
+    OtherAccount,
     OutcomeUnknown,
     OverBudget,
     PermissionRefused,
@@ -30,7 +31,15 @@ from orchestrate.text import duration
 from orchestrate.tracking import accounts
 from orchestrate.tracking.hosting import states
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
-from orchestrate.types import Deployment, DeploymentState, Endpoint, JobHandle, Run, Standing
+from orchestrate.types import (
+    ADAPTER_JOB,
+    Adapter,
+    Deployment,
+    DeploymentState,
+    Endpoint,
+    Run,
+    Standing,
+)
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -63,14 +72,21 @@ class Deployer:
     provider: Provider
     timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
+    adapter: Adapter | None = None
+    """What is put up, where that is not the tuned model of a job of this backend: it is uploaded first."""
+    progress: Callable[[int, int], None] | None = None
+    """Of the upload, in bytes."""
 
     # -- making --------------------------------------------------------------------------------------------
 
     def price(self, run: Run, terms: Terms) -> Decimal | None:
         """US dollars per hour, once the terms allow it. Raises `OverBudget`, `UsageError`, `OtherAccount`."""
-        self._require_host(run)
-        accounts.require(self.store, self.provider, run)
-        price = self.provider.deployment_price(run.handle, options=terms.options)
+        if self.adapter is not None:
+            price = self.provider.adapters().price(self.adapter, terms.options)
+        else:
+            self._require_host(run)
+            accounts.require(self.store, self.provider, run)
+            price = self.provider.deployment_price(run.handle, options=terms.options)
         self._require_terms(price, terms)
         return price
 
@@ -90,11 +106,14 @@ class Deployer:
             else:
                 deployment = self._apply(deployment, lambda d, _: _agreed(d, terms, price))
             self.reached("after-intent")
+            if self.adapter is not None:
+                self.provider.adapters().upload(self.adapter, self.progress)
+                self.reached("after-upload")
             return self._make(deployment, _with_limit(terms, price))
 
     def _begun(self, run: Run) -> Deployment | None:
         """What an earlier call left, once it is known what became of it."""
-        deployment = self.store.deployments.of_run(run.id)
+        deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.ENDING:
@@ -114,7 +133,7 @@ class Deployer:
         return None if deployment.state.over else deployment
 
     def _intent(self, run: Run, terms: Terms, price: Decimal | None) -> Deployment:
-        now = self.store.clock.now()
+        now, adapter = self.store.clock.now(), self.adapter
         fresh = Deployment(
             id=self.store.deployments.new_id(),
             run_id=run.id,
@@ -122,9 +141,9 @@ class Deployer:
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
-            job_id=run.handle.job_id,
-            job_kind=run.job_kind,
-            model=run.tuned_model,
+            job_id=run.handle.job_id if adapter is None else adapter.id,
+            job_kind=run.job_kind if adapter is None else ADAPTER_JOB,
+            model=run.tuned_model if adapter is None else adapter.id,
             state=DeploymentState.INTENT,
             created_at=now,
             updated_at=now,
@@ -135,7 +154,7 @@ class Deployer:
         deployment = self._apply(deployment, states.creating, new_attempt=True)
         self.reached("after-creating")
         try:
-            endpoint = self.provider.deploy(_handle(deployment), options=options)
+            endpoint = self.provider.deploy(deployment.handle, options=options)
         except OutcomeUnknown as error:
             endpoint = self._found(deployment, options, error)
         except OrchestrateError as error:
@@ -152,7 +171,7 @@ class Deployer:
         try:
             there = self.look(deployment)
             if there.state not in states.UNSETTLED and not there.state.over:
-                return self.provider.deploy(_handle(deployment), options=options)
+                return self.provider.deploy(deployment.handle, options=options)
         except OrchestrateError as error:
             problem = error.message
             self._apply(deployment, lambda d, at: states.failed(d, problem, at))
@@ -161,7 +180,7 @@ class Deployer:
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
         """The error, with what stands in spite of it."""
         try:
-            items = self.provider.deployed(_handle(deployment))
+            items = self.provider.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: states.outcome_unknown(d, error.message, at))
             error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
@@ -203,7 +222,7 @@ class Deployer:
 
     def _end(self, deployment: Deployment) -> Deployment:
         try:
-            self.provider.undeploy(_handle(deployment))
+            self.provider.undeploy(deployment.handle)
             self.reached("after-end-request")
             deployment = self.look(deployment)
         except ProviderError as error:
@@ -221,7 +240,7 @@ class Deployer:
         there; that it is not is asked for itself. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
-            there = list(self.provider.deployed(_handle(deployment)))
+            there = list(self.provider.deployed(deployment.handle))
         settled = self.store.deployments.waited(deployment.id) >= self.timing.settle_s(self.provider)
         patience = timedelta(seconds=self.timing.margin_s)
         return self._apply(
@@ -235,6 +254,14 @@ class Deployer:
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:
+            return
+        if deployment.job_kind == ADAPTER_JOB:
+            # The run's own account is one of another host.
+            if here is False or not self._sees(deployment):
+                now = accounts.account_of(self.store, self.provider)
+                raise OtherAccount(
+                    self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                )
             return
         run = self.store.runs.get(deployment.run_id)
         if here is None and self._sees(deployment):
@@ -251,7 +278,7 @@ class Deployer:
 
     def _sees(self, deployment: Deployment) -> bool:
         try:
-            return bool(self.provider.deployed(_handle(deployment)))
+            return bool(self.provider.deployed(deployment.handle))
         except (NotFound, PermissionRefused):
             return False
 
@@ -307,10 +334,6 @@ class Deployer:
 
 def lease_name(run_id: str) -> str:
     return f"deployment:{run_id}"
-
-
-def _handle(deployment: Deployment) -> JobHandle:
-    return JobHandle(provider=deployment.provider, job_id=deployment.job_id, kind=deployment.job_kind)
 
 
 def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None) -> Deployment:

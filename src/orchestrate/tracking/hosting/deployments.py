@@ -135,9 +135,11 @@ class Deployments:
             raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
         return found[0]
 
-    def of_run(self, run_id: str) -> Deployment | None:
-        """The one that is not over, else the newest of a run."""
-        found = self._found(schema.deployments.c.run_id == run_id)
+    def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:
+        """The one that is not over, else the newest of a run, anywhere or on one backend."""
+        table = schema.deployments
+        wanted = [table.c.run_id == run_id, *([table.c.provider == provider] if provider else [])]
+        found = self._found(*wanted)
         return next((one for one in found if not one.state.over), next(iter(found), None))
 
     def matching(

@@ -161,7 +161,7 @@ def adopt(store: Store, provider: Provider) -> list[Deployment]:
             run = store.runs.get(job_id)
         except UsageError:
             continue
-        known = store.deployments.of_run(run.id)
+        known = store.deployments.of_run(run.id, provider.config.name)
         mine = (run.provider, run.host) == (provider.config.name, provider.host)
         if mine and (run.job_id or "").lower() == job_id and (known is None or known.state.over):
             taken.append(Deployer(store, provider).adopt(run, items))

@@ -18,6 +18,11 @@ ERRORS = (
     "truncated_observation_error",
     "unresponsive_reward_error",
 )
+_DETAILS = (
+    "model_grader_server_error_details",
+    "python_grader_runtime_error_details",
+    "python_grader_server_error_type",
+)
 
 
 def graded(
@@ -31,7 +36,7 @@ def graded(
         "metadata": {
             "name": str(grader.get("name") or ""),
             "type": str(grader.get("type")),
-            "errors": {**dict.fromkeys(ERRORS, False), **errors},
+            "errors": {**dict.fromkeys(ERRORS, False), **dict.fromkeys(_DETAILS), **errors},
             "execution_time": seconds,
             "scores": {},
             "token_usage": None,

@@ -41,7 +41,7 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
         )
     messages: list[dict[str, Any]] = []
     if asked.instructions:
-        messages.append({"role": "developer", "content": asked.instructions})
+        messages.append({"role": "system", "content": asked.instructions})
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
     for place, item in enumerate(items):
         _take(messages, item, f"input.{place}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from orchestrate.wire.bodies import Body
 
@@ -136,3 +136,14 @@ class RunGrader(Body):
 
 class ValidateGrader(Body):
     grader: dict[str, Any]
+
+
+class ModelGrader(Body):
+    """What graders that ask a model must have at least."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["score_model", "label_model"]
+    name: str
+    model: str
+    input: list[dict[str, Any]]

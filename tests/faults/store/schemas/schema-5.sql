@@ -59,6 +59,36 @@ CREATE TABLE events (
 	record TEXT NOT NULL, 
 	PRIMARY KEY (seq)
 );
+CREATE TABLE experiment_counts (
+	experiment VARCHAR(64) NOT NULL, 
+	name VARCHAR(64) NOT NULL, 
+	value INTEGER NOT NULL, 
+	PRIMARY KEY (experiment, name)
+);
+CREATE TABLE experiment_phases (
+	experiment VARCHAR(64) NOT NULL, 
+	number INTEGER NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (experiment, number)
+);
+CREATE TABLE experiments (
+	id VARCHAR(64) NOT NULL, 
+	name VARCHAR(64) NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (id), 
+	UNIQUE (name)
+);
+CREATE TABLE exposures (
+	experiment VARCHAR(64) NOT NULL, 
+	person VARCHAR(64) NOT NULL, 
+	phase INTEGER NOT NULL, 
+	tuned BOOLEAN NOT NULL, 
+	chance FLOAT NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	PRIMARY KEY (experiment, person, phase)
+);
 CREATE TABLE gateway_audit (
 	seq INTEGER NOT NULL, 
 	at VARCHAR(40) NOT NULL, 
@@ -123,6 +153,17 @@ CREATE TABLE orchestrate_meta (
 	"key" VARCHAR(64) NOT NULL, 
 	value TEXT NOT NULL, 
 	PRIMARY KEY ("key")
+);
+CREATE TABLE outcomes (
+	seq INTEGER NOT NULL, 
+	experiment VARCHAR(64) NOT NULL, 
+	person VARCHAR(64) NOT NULL, 
+	phase INTEGER NOT NULL, 
+	metric VARCHAR(64) NOT NULL, 
+	value FLOAT NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	"key" VARCHAR(64), 
+	PRIMARY KEY (seq)
 );
 CREATE TABLE pauses (
 	account VARCHAR(255) NOT NULL, 
@@ -206,22 +247,24 @@ CREATE TABLE uploads (
 	record TEXT NOT NULL, 
 	PRIMARY KEY (provider, host, account, digest)
 );
-CREATE UNIQUE INDEX deployments_once ON deployments (provider, job_id) WHERE NOT "over";
-CREATE UNIQUE INDEX events_once ON events (run_id, id);
-CREATE INDEX gateway_jobs_by_age ON gateway_jobs (project, at);
-CREATE UNIQUE INDEX gateway_jobs_by_key ON gateway_jobs ("key", idempotency_key);
-CREATE INDEX gateway_jobs_by_model ON gateway_jobs (tuned);
-CREATE INDEX gateway_jobs_by_request ON gateway_jobs ("key", digest);
-CREATE INDEX gateway_jobs_open ON gateway_jobs (open);
-CREATE INDEX gateway_objects_by_age ON gateway_objects (kind, project, at);
-CREATE INDEX gateway_objects_of ON gateway_objects (kind, parent);
-CREATE INDEX ix_deployment_transitions_deployment_id ON deployment_transitions (deployment_id);
-CREATE INDEX ix_deployments_run_id ON deployments (run_id);
-CREATE INDEX ix_ratings_review_id ON ratings (review_id);
-CREATE INDEX ix_records_run_id ON records (run_id);
-CREATE INDEX ix_transitions_run_id ON transitions (run_id);
+CREATE UNIQUE INDEX outcomes_once ON outcomes (experiment, "key");
+CREATE INDEX outcomes_of ON outcomes (experiment, metric);
 CREATE INDEX runs_by_age ON runs (created_at);
-CREATE INDEX runs_by_job ON runs (provider, job_id);
 CREATE UNIQUE INDEX runs_by_key ON runs (idempotency_key);
 CREATE INDEX runs_open ON runs (closed, provider);
+CREATE INDEX runs_by_job ON runs (provider, job_id);
+CREATE INDEX ix_transitions_run_id ON transitions (run_id);
+CREATE UNIQUE INDEX events_once ON events (run_id, id);
+CREATE INDEX ix_records_run_id ON records (run_id);
+CREATE INDEX ix_deployments_run_id ON deployments (run_id);
+CREATE UNIQUE INDEX deployments_once ON deployments (provider, job_id) WHERE NOT "over";
+CREATE INDEX ix_deployment_transitions_deployment_id ON deployment_transitions (deployment_id);
+CREATE INDEX ix_ratings_review_id ON ratings (review_id);
+CREATE INDEX gateway_objects_of ON gateway_objects (kind, parent);
+CREATE INDEX gateway_objects_by_age ON gateway_objects (kind, project, at);
+CREATE INDEX gateway_jobs_by_model ON gateway_jobs (tuned);
+CREATE INDEX gateway_jobs_open ON gateway_jobs (open);
+CREATE INDEX gateway_jobs_by_age ON gateway_jobs (project, at);
+CREATE INDEX gateway_jobs_by_request ON gateway_jobs ("key", digest);
+CREATE UNIQUE INDEX gateway_jobs_by_key ON gateway_jobs ("key", idempotency_key);
 COMMIT;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -18,8 +19,17 @@ from orchestrate.data.tokens.calls import CODE_MARK, taken_out
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
 
-CHATS = {name: conversations(template) for name, template in TEMPLATES.items()}
-SHAPES = {name: shape_of(chats) for name, chats in CHATS.items()}
+
+@cache
+def chats_of(name: str) -> Conversations:
+    return conversations(TEMPLATES[name])
+
+
+@cache
+def shape_by(name: str) -> Shape:
+    return shape_of(chats_of(name))
+
+
 GIVEN: dict[str, Any] = {
     "city": 'New "York"\nand more',
     "days": 3,
@@ -68,7 +78,7 @@ def made(of: Any) -> list[tuple[str, Any]]:
 
 def written(name: str, messages: list[ChatMessage], tools: Any) -> list[tuple[int, str, str]]:
     """The text of each answer as the model has to write it, less the token that ends it, and its prompt."""
-    chats, ends = CHATS[name], SHAPES[name].ends
+    chats, ends = chats_of(name), shape_by(name).ends
     found = chats.rendered(messages, tools)
     out: list[tuple[int, str, str]] = []
     places = [i for i, m in enumerate(messages) if m.role == "assistant"]
@@ -95,7 +105,7 @@ def test_what_a_template_renders_is_read_back(name: str) -> None:
                 thought if thought and thought in text else None,
                 wanted,
             )
-            assert shown(read_answer(text, prompt=prompt, shape=SHAPES[name], tools=tools)) == expected, (
+            assert shown(read_answer(text, prompt=prompt, shape=shape_by(name), tools=tools)) == expected, (
                 kind,
                 text,
             )
@@ -132,7 +142,7 @@ def test_arguments_of_every_type_are_read_back(name: str) -> None:
         assert ("ping" in text or "plan" in text) is (base not in NO_CALLS)
         if base in NO_CALLS:
             continue
-        answer = read_answer(text, prompt=prompt, shape=SHAPES[name], tools=TOOLS)
+        answer = read_answer(text, prompt=prompt, shape=shape_by(name), tools=TOOLS)
         if base in NOT_READ and wanted[0][0] == "plan":
             assert "New" in answer.content and not answer.tool_calls  # nothing is lost
         else:
@@ -171,7 +181,7 @@ def test_answers_are_read_as_trl_and_transformers_do(name: str) -> None:
             continue
         for i in [i for i, m in enumerate(messages) if m.role == "assistant"]:
             *_, (_, text, prompt) = written(name, messages[: i + 1], tools)
-            whole = CHATS[name].rendered(messages[: i + 1], tools).text
+            whole = chats_of(name).rendered(messages[: i + 1], tools).text
             if not whole.startswith(prompt + text):
                 continue  # the template writes earlier answers otherwise than it asks for new ones
             theirs = parse_response(whole[len(prompt) :], template, prefix=prompt, tools=cast("Any", tools))
@@ -180,7 +190,7 @@ def test_answers_are_read_as_trl_and_transformers_do(name: str) -> None:
                 (c["function"]["name"], c["function"]["arguments"]) for c in theirs.get("tool_calls") or ()
             ]
             content = (theirs.get("content") or "").strip()
-            mine = read_answer(text, prompt=prompt, shape=SHAPES[name], tools=tools)
+            mine = read_answer(text, prompt=prompt, shape=shape_by(name), tools=tools)
             assert shown(mine) == (content, (thought or "").strip() or None, called), (kind, i, text)
             compared += 1
     if name == "deepseek_r1_distill":  # whose template shows no thinking
@@ -479,8 +489,8 @@ def test_marks_that_nobody_knows_are_learnt_from_the_template() -> None:
 def test_what_ends_an_answer(name: str, ends: set[str]) -> None:
     """By hand: the token behind answers and behind calls, and none that stands within an answer, as
     gpt-oss's `<|end|>` does."""
-    assert SHAPES[name].ends == ends
-    assert SHAPES[name].others == ({"<|start|>user<|message|>"} if name == "gptoss" else set())
+    assert shape_by(name).ends == ends
+    assert shape_by(name).others == ({"<|start|>user<|message|>"} if name == "gptoss" else set())
 
 
 PIECES = st.sampled_from(
@@ -523,7 +533,7 @@ def test_any_words_are_read_back(thought: str, said: str, name: str) -> None:
         ChatMessage(role="assistant", content=said, reasoning=thought or None),
     ]
     [(_, text, prompt)] = written(name, messages, None)
-    answer = read_answer(text, prompt=prompt, shape=SHAPES[name])
+    answer = read_answer(text, prompt=prompt, shape=shape_by(name))
     assert answer.content == said
     assert answer.reasoning == (thought or None) or thought not in text
 

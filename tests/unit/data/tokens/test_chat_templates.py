@@ -311,6 +311,7 @@ def test_names_and_marks_are_those_of_transformers(family: tuple[Any, Any]) -> N
     assert mine.names == theirs.special_tokens_map
     assert mine.special == special_ids(theirs)
     assert mine.template == theirs.chat_template
+    assert (mine.bos, mine.eos) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 @settings(max_examples=150, deadline=None)
@@ -320,6 +321,8 @@ def test_any_text_has_the_ids_and_places_of_transformers(family: tuple[Any, Any]
     out = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, places = mine.encode(text)
     assert list(ids) == out["input_ids"] and [tuple(p) for p in places] == list(out["offset_mapping"])
+    for some in (ids, ids[1::2], ids[:1]):
+        assert mine.decode(some) == theirs.decode(list(some), clean_up_tokenization_spaces=False)
 
 
 @pytest.mark.parametrize("kind", sorted(REBUILT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,28 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
         assert one.ids == alone(adapted, one.adapter, one.prompt, one.room)
     assert len({tuple(r.ids) for r in rows}) > 10
     assert batching.idle
+
+
+def test_rows_that_are_mixed_without_pefts_hooks_get_the_same(tmp_path: Path) -> None:
+    """Adapters of other ranks and targets, added while rows go on; PEFT has its model back afterwards."""
+    model = PeftModel.from_pretrained(
+        tiny_model(), random_adapter(tmp_path / "a", 1), adapter_name="a"
+    ).eval()
+    batching = Batching(model, most_rows=8)
+    batching.use(model)
+    early = [row(name, p, 20) for name, p in zip(("a", BASE) * 3, prompts(6, 3), strict=True)]
+    batching.waiting += early
+    for _ in range(4):
+        list(batching.step())
+    batching.changing()
+    model.load_adapter(str(random_adapter(tmp_path / "b", 2, r=4, target_modules=["q_proj", "v_proj"])), "b")
+    batching.use(model.eval())
+    late = [row(("a", "b", BASE)[n % 3], p, 20) for n, p in enumerate(prompts(12, 4))]
+    run(batching, late)
+    batching.changing()
+    for one in (*early, *late):
+        assert one.ids == alone(model, one.adapter, one.prompt, one.room)
+    assert len({tuple(r.ids) for r in (*early, *late)}) > 8
 
 
 @pytest.mark.parametrize("kind", ["sliding", "linear", "shared keys"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 from tests.scripted_host import ScriptedHost, scripted_host
 from tests.sending import create, upload
 
@@ -37,7 +38,7 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.spec import JobSpec, LoRA, WandB
-from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset, Severity
+from orchestrate.types import ADAPTER_JOB, Adapter, JobHandle, JobStatus, Message, RemoteDataset, Severity
 
 TEMPLATE = files("orchestrate.providers").joinpath("compatible", "profiles", "template.yaml")
 OPENED: list[Provider] = []
@@ -420,6 +421,41 @@ def test_an_adapter_that_is_served_by_the_token(tmp_path: Path, sandbox: Sandbox
     assert sandbox.requests("nebius", path="chat")[-1]["body"]["model"] == up.model
     assert provider.generate(job, [[Message(role="user", content="q")]], base=True)
     provider.undeploy(job)
+    assert list(provider.deployments()) == []
+
+
+def test_an_adapter_of_elsewhere_is_brought_and_served_by_the_token(
+    tmp_path: Path, sandbox: Sandbox, train: str
+) -> None:
+    provider = make(tmp_path, sandbox, "nebius")
+    job = tuned(provider, sandbox, "llama-3.1-8b", train, "orc-000000000006")
+    folder = Path(provider.download(job, tmp_path / "model").folder)
+    given = {"folder": str(folder), "base": "llama-3.1-8b", "rank": 8, "targets": ("q_proj",)}
+    adapter = Adapter(id=f"orc-{'5e' * 12}", **given)  # type: ignore[arg-type]
+    brought = provider.adapters()
+    sandbox.clear_requests()
+    assert brought.price(adapter, {}) == 0
+    with pytest.raises(UsageError, match="does not serve qwen3-8b"):
+        brought.price(structs.replace(adapter, base="qwen3-8b"), {})
+    with pytest.raises(UsageError, match="up to rank 128"):
+        brought.price(structs.replace(adapter, rank=256), {})
+    assert sandbox.requests("nebius", method="POST") == []
+    brought.upload(adapter)
+    handle = JobHandle(provider="nebius", job_id=adapter.id, kind=ADAPTER_JOB)
+    up = provider.deploy(handle)
+    made = sandbox.requests("nebius", method="POST", path="/v0/models")[-1]["body"]
+    assert (
+        made["base_model"] == "meta-llama/Llama-3.1-8B-Instruct-fast" and made["name"] == f"orc-{adapter.id}"
+    )
+    assert made["source"].startswith("file-") and set(made) == {"source", "base_model", "name"}
+    assert up.state == "ready" and "-LoRa:" in up.model
+    [reply] = provider.generate(handle, [[Message(role="user", content="q")]], max_tokens=4)
+    assert reply.content and sandbox.requests("nebius", path="chat")[-1]["body"]["model"] == up.model
+    [standing] = provider.deployed(handle)
+    assert (standing.bills, standing.job_id) == (False, adapter.id)
+    brought.upload(adapter)
+    assert len(sandbox.requests("nebius", method="POST", path="/v0/models/upload")) == 1
+    provider.undeploy(handle)
     assert list(provider.deployments()) == []
 
 

@@ -1,0 +1,41 @@
+"""A tuned model against its base among real users: a stable share of them, evidence that may be looked at at
+any time, a rule that was written down before.
+
+    from orchestrate.ab import Experiment
+
+    with Experiment.open("support-bot") as experiment:
+        arm = experiment.assign(user_id).arm            # "base" or "tuned", the same every time
+        experiment.record(user_id, "resolved", True)
+        print(experiment.report().decision)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
+from orchestrate.types import DecisionRule as DecisionRule
+from orchestrate.types import ExperimentPlan as ExperimentPlan
+from orchestrate.types import ExperimentReport as ExperimentReport
+from orchestrate.types import PlannedMetric as PlannedMetric
+
+if TYPE_CHECKING:
+    from orchestrate.ab.experiment import Assignment as Assignment
+    from orchestrate.ab.experiment import Experiment as Experiment
+    from orchestrate.ab.middleware import ABMiddleware as ABMiddleware
+    from orchestrate.ab.middleware import ask as ask
+    from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
+    from orchestrate.ab.plan import read_plan as read_plan
+    from orchestrate.ab.sequential import users_for as users_for
+
+_PUBLIC = {
+    "ABMiddleware": "middleware",
+    "ask": "middleware",
+    "Assignment": "experiment",
+    "Experiment": "experiment",
+    "OutcomesTaken": "outcomes",
+    "read_plan": "plan",
+    "users_for": "sequential",
+}
+
+__getattr__ = late(__name__, _PUBLIC)

@@ -1,0 +1,295 @@
+"""An experiment: who gets which model, what came of it, what it shows, and what the rule says."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from msgspec.structs import replace
+
+from orchestrate.ab.evidence import evidence, ratio_p, units
+from orchestrate.ab.outcomes import Given, OutcomesTaken, checked, key_of, of_user, read
+from orchestrate.ab.people import Person, exposed, new_salt, person
+from orchestrate.ab.plan import required
+from orchestrate.ab.rule import alphas, decide
+from orchestrate.errors import UsageError
+from orchestrate.tracking import Store
+from orchestrate.tracking.experiments import NewOutcome
+from orchestrate.types import (
+    Arm,
+    ExperimentPhase,
+    ExperimentPlan,
+    ExperimentRecord,
+    ExperimentReport,
+    Exposure,
+)
+
+_FRESH_S = 1.0
+"""So long a new phase of another process may be unknown here."""
+_REMEMBERED = 200_000
+"""Users of the present phase, so that the store is not asked at each request."""
+_AT_ONCE = 500
+"""Outcomes in a transaction."""
+_LONGEST = 64
+"""Name of what is counted."""
+_STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
+    "ship": "shipped",
+    "roll back": "rolled back",
+    "stop": "stopped",
+}
+
+
+class Assignment(NamedTuple):
+    arm: Arm
+    phase: int
+    counted: bool
+    """Whether what comes of it is evidence: not after the experiment's end."""
+
+
+class Experiment:
+    """Safe to use from several threads and, over one store, from several processes. A context manager that
+    closes the store that it opened."""
+
+    def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
+        self.plan, self.id, self._record = record.plan, record.id, record
+        self._store, self._kept, self._owns_store = store, store.experiments, owns_store
+        self._phases: tuple[ExperimentPhase, ...] = ()
+        self._read_at = float("-inf")
+        self._seen: dict[str, Exposure] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, name: str, store: Store | str | None = None) -> Self:
+        """One that was begun, by its name or id. `store`: its URL, by default the configured one. Raises
+        `UsageError`, `StoreError`."""
+        opened = _opened(store)
+        try:
+            return cls(opened, opened.experiments.get(name), owns_store=opened is not store)
+        except BaseException:
+            if opened is not store:
+                opened.close()
+            raise
+
+    @classmethod
+    def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
+        """A new one, or the one of this plan, which goes on. Raises `UsageError` where one of this name has
+        another plan: what was written down before is not changed afterwards."""
+        required(plan)
+        opened = _opened(store)
+        try:
+            return cls(opened, _begun(opened, plan), owns_store=opened is not store)
+        except BaseException:
+            if opened is not store:
+                opened.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owns_store:
+            self._store.close()
+
+    # -- phases --------------------------------------------------------------------------------------------
+
+    def phases(self, *, fresh: bool = True) -> tuple[ExperimentPhase, ...]:
+        """Oldest first; not `fresh`, they may be a second old."""
+        with self._lock:
+            if fresh or time.monotonic() - self._read_at > _FRESH_S:
+                found = tuple(self._kept.phases(self.id))
+                if len(found) != len(self._phases):
+                    self._seen.clear()
+                self._phases, self._read_at = found, time.monotonic()
+            return self._phases
+
+    def _enter(self, verb: Literal["ramp", "ship", "roll back", "stop"], share: float, why: str) -> bool:
+        """Begins a phase; `False` where another process was first."""
+        last = self.phases()[-1]
+        phase = ExperimentPhase(
+            number=last.number + 1,
+            share=share,
+            at=self._kept.clock.now(),
+            verb=verb,
+            why=why,
+            actor=self._store.database.actor,
+        )
+        done = not last.over and self._kept.add_phase(self.id, phase)
+        self.phases()
+        return done
+
+    def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
+        """Ends it; everybody gets this model from now on. `False` where it had ended."""
+        return self._enter("stop", 1.0 if arm == "tuned" else 0.0, f"{why}; everybody gets the {arm} model")
+
+    # -- users ---------------------------------------------------------------------------------------------
+
+    def assign(self, user: str | int) -> Assignment:
+        """The model that a user gets, the same every time while the share stands or grows. From now on what
+        comes of it counts."""
+        phase = self.phases(fresh=False)[-1]
+        if phase.over:
+            return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
+        given = self._expose(person(self._record.salt, of_user(user)), phase)
+        return Assignment(given.arm, given.phase, True)
+
+    def _expose(self, who: Person, phase: ExperimentPhase) -> Exposure:
+        known = self._seen.get(who.key)
+        if known is not None and known.phase == phase.number:
+            return known
+        last = self._kept.last_exposure(self.id, who.key)
+        if last is None or last.phase < phase.number:
+            shares = {p.number: p.share for p in self._phases}
+            before = None if last is None else shares[last.phase]
+            last = exposed(who, phase, self._kept.clock.now(), last, before)
+            self._kept.expose(self.id, last)
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[who.key] = last
+        return last
+
+    # -- outcomes ------------------------------------------------------------------------------------------
+
+    def record(
+        self, user: str | int, metric: str, value: float, *, id: str | int | None = None
+    ) -> OutcomesTaken:
+        """An outcome of a user. With an id of its own it counts once, however often it is sent. Raises
+        `UsageError` for a metric that is not in the plan, or a value that it cannot have."""
+        return self.record_all([Given(user, metric, value, id)])
+
+    def record_all(self, given: Iterable[Given]) -> OutcomesTaken:
+        """Many outcomes. Raises as `record` does, before anything of them is recorded."""
+        rows = [(one, checked(self.plan, one.metric, one.value)) for one in given]
+        if self.phases(fresh=False)[-1].over:
+            return self._told(OutcomesTaken(after_end=len(rows)))
+        found: list[NewOutcome] = []
+        last: dict[str, int | None] = {}
+        for one, value in rows:
+            key = person(self._record.salt, of_user(one.user)).key
+            if key not in last:
+                exposure = self._kept.last_exposure(self.id, key)
+                last[key] = None if exposure is None else exposure.phase
+            if (phase := last[key]) is not None:
+                id = None if one.id is None else key_of(one.metric, one.id)
+                found.append(NewOutcome(key, phase, one.metric, value, id))
+        parts = range(0, len(found), _AT_ONCE)
+        new = sum(self._kept.record(self.id, found[start : start + _AT_ONCE]) for start in parts)
+        unknown = len(rows) - len(found)
+        return self._told(OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown))
+
+    def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
+        """The outcomes in files of JSON lines, `{"user": "u1", "metric": "resolved", "value": true}`. A file
+        can be taken again, also when it has grown. Raises `DataError` with the lines that are wrong, and then
+        records nothing of any file."""
+        return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
+
+    def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
+        """Of an answer: those of the values that the plan has a metric for."""
+        if not at.counted:
+            return
+        key = person(self._record.salt, of_user(user)).key
+        planned = {name: value for name, value in values.items() if self.plan.metric(name)}
+        found = [NewOutcome(key, at.phase, n, checked(self.plan, n, v), None) for n, v in planned.items()]
+        self._kept.record(self.id, found)
+
+    def count(self, what: str, more: int = 1) -> None:
+        """Something beside the metrics that the report tells, in at most 64 characters."""
+        if not 0 < len(what) <= _LONGEST or "\0" in what:
+            raise UsageError(f"what is counted needs a name of 1 to {_LONGEST} characters")
+        self._kept.count(self.id, what, more)
+
+    def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
+        lost = {"of users never given a model": taken.unknown_users, "after the end": taken.after_end}
+        for name, number in lost.items():
+            if number:
+                self.count(f"outcomes {name}, not counted", number)
+        return taken
+
+    # -- what it shows -------------------------------------------------------------------------------------
+
+    def report(self) -> ExperimentReport:
+        """All of it as it stands. It may be looked at at any time, as often as one likes."""
+        now = self._kept.clock.now()
+        phases, exposures = self.phases(), self._kept.exposures(self.id)
+        phase, alpha = phases[-1], alphas(self.plan)
+        shown = tuple(
+            evidence(metric, units(metric, exposures, self._kept.outcomes(self.id, metric.name), now), a)
+            for metric in self.plan.metrics
+            for a in (alpha[metric.name],)
+        )
+        split = ratio_p(exposures)
+        users = Counter({arm: len({e.user for e in exposures if e.arm == arm}) for arm in ("base", "tuned")})
+        decision = decide(
+            self.plan,
+            phase,
+            shown,
+            now=now,
+            in_phase=Counter(e.arm for e in exposures if e.phase == phase.number),
+            users=len({e.user for e in exposures}),
+            ratio_p=split,
+        )
+        return ExperimentReport(
+            id=self.id,
+            created_at=self._record.created_at,
+            at=now,
+            plan=self.plan,
+            phases=phases,
+            state=_STATES.get(phase.verb, "running"),
+            share=phase.share,
+            users=dict(users),
+            sample_ratio_p=split,
+            evidence=shown,
+            decision=decision,
+            counts=self._kept.counts(self.id),
+        )
+
+    def step(self) -> ExperimentReport:
+        """Carries out what the rule says now, and tells how it then stands. Of several processes one does."""
+        seen = self.report()
+        verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
+        if verb == "hold" or verb == "stop" or not self._enter(verb, share, why):
+            return seen
+        return replace(self.report(), applied=True)
+
+
+def _opened(store: Store | str | None) -> Store:
+    if isinstance(store, Store):
+        return store
+    if store is None:
+        from orchestrate import config
+
+        settings = config.load()
+        settings.make_home()
+        store = settings.store_url
+    return Store.open(store)
+
+
+def _begun(store: Store, plan: ExperimentPlan) -> ExperimentRecord:
+    kept = store.experiments
+    known = kept.named(plan.name)
+    if known is None:
+        now = kept.clock.now()
+        record = ExperimentRecord(id=kept.new_id(), created_at=now, salt=new_salt(), plan=plan)
+        first = ExperimentPhase(
+            number=1,
+            share=plan.rule.stages[0] / 100,
+            at=now,
+            verb="start",
+            why="the plan's first stage",
+            actor=store.database.actor,
+        )
+        if kept.add(record, first):
+            return record
+        known = kept.get(plan.name)  # another process was first
+    if known.plan != plan:
+        raise UsageError(
+            f"{plan.name} was begun with another plan, which is not changed afterwards",
+            fix=f"give this one another name, or go on with  orchestrate ab serve {plan.name}",
+        )
+    return known

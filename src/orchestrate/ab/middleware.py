@@ -1,0 +1,76 @@
+"""The experiment inside an application of one's own: as ASGI middleware, and around a call of a model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from orchestrate.ab.plan import FAILED, FAILOVERS, LATENCY
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from orchestrate.ab.experiment import Experiment
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class ABMiddleware:
+    """Gives each request of a user its arm, as `scope["state"]["ab"]` (Starlette: `request.state.ab`), and
+    records the latency and the failures (HTTP 5xx, exceptions) of its answers, where the plan has metrics
+    for them. Requests without a user have no `ab`, and are counted.
+
+    user    the scope of a request -> whose it is, `None` for nobody's
+    """
+
+    def __init__(
+        self, app: ASGIApp, experiment: Experiment, user: Callable[[Scope], str | int | None]
+    ) -> None:
+        self._app, self._experiment, self._user = app, experiment, user
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        user = self._user(scope) if scope["type"] == "http" else None
+        if user is None or user == "":
+            await self._app(scope, receive, send)
+            return
+        given = await run_in_threadpool(self._experiment.assign, user)
+        scope = {**scope, "state": {**scope.get("state", {}), "ab": given}}
+        status, begun = 500, time.monotonic()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            seen = {LATENCY: time.monotonic() - begun, FAILED: float(status >= 500)}
+            await run_in_threadpool(self._experiment.observed, user, given, seen)
+
+
+def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
+    """The answer of the user's model. Where the tuned one raises, the base answers: that is counted, and what
+    comes of it goes on counting as the tuned model's. Raises what the base raises."""
+    given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
+    try:
+        if given.arm == "tuned":
+            try:
+                answer = tuned()
+                failed = 0.0
+                return answer
+            except Exception as error:  # noqa: BLE001  whatever it is, the user gets an answer
+                _log.warning("the tuned model failed, the base answers: %r", error)
+                experiment.count(FAILOVERS)
+                return base()
+        answer = base()
+        failed = 0.0
+        return answer
+    finally:
+        experiment.observed(user, given, {LATENCY: time.monotonic() - begun, FAILED: failed})

@@ -1,0 +1,145 @@
+"""The two models behind the proxy: asking one, and leaving alone for a while one that keeps failing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import anyio
+import httpx
+
+from orchestrate.keys import Secret
+
+ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
+"""Statuses below 500 that are not for what was asked: it is not there, not allowed, or has too much to do."""
+_KEPT = ("content-type", "retry-after")
+"""Headers of an answer that go on to the client."""
+_FAILURES, _COOL_S = 3, 10.0
+_TAIL = 16_384
+
+
+@dataclass
+class Upstream:
+    """A model at an address that speaks the chat completions API. `url` ends with its `/v1`."""
+
+    url: str
+    model: str
+    key: Secret | None = None
+    _failed: int = field(default=0, init=False)
+    _until: float = field(default=0.0, init=False)
+
+    @property
+    def resting(self) -> bool:
+        """It failed several times in a row: it is not asked for some seconds, so that users do not wait for
+        each of its failures."""
+        return time.monotonic() < self._until
+
+    def heard(self, *, failed: bool) -> None:
+        self._failed = self._failed + 1 if failed else 0
+        if self._failed >= _FAILURES:
+            self._until = time.monotonic() + _COOL_S
+
+
+@dataclass
+class Answer:
+    """An answer that has begun. `status` is `None` where there is none at all."""
+
+    status: int | None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+    """All of it; of a stream its first piece."""
+    rest: AsyncGenerator[bytes] | None = None
+    error: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.status is not None and self.status < 400
+
+    @property
+    def failed(self) -> bool:
+        """By a fault of the model's place."""
+        return self.status is None or self.status >= 500 or self.status in ITS_OWN_FAULT
+
+
+async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> Answer:
+    """Sends a request on under the model's own name. Returns when a whole answer is there, or the first piece
+    of a stream; raises nothing."""
+    headers = {"content-type": "application/json"}
+    if at.key is not None:
+        headers["authorization"] = f"Bearer {at.key.reveal()}"
+    content = json.dumps({**values, "model": at.model}).encode("utf-8", "surrogatepass")
+    try:
+        request = client.build_request("POST", at.url + path, content=content, headers=headers)
+        response = await client.send(request, stream=True)
+        answer = await _begun(response, streamed=bool(values.get("stream")))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        answer = Answer(None, error=type(error).__name__)
+    if answer.failed:
+        at.heard(failed=True)
+    elif answer.good:
+        at.heard(failed=False)
+    return answer
+
+
+async def _begun(response: httpx.Response, *, streamed: bool) -> Answer:
+    headers = {name: response.headers[name] for name in _KEPT if name in response.headers}
+    if response.status_code >= 400 or not streamed:
+        try:
+            return Answer(response.status_code, headers, await response.aread())
+        finally:
+            await response.aclose()
+    rest = _pieces(response)
+    try:
+        first = await anext(rest)
+    except StopAsyncIteration:
+        return Answer(None, error="an empty stream")
+    return Answer(response.status_code, headers, first, rest)
+
+
+async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
+    try:
+        async for piece in response.aiter_bytes():
+            if piece:
+                yield piece
+    finally:
+        with anyio.CancelScope(shield=True):
+            await response.aclose()
+
+
+async def watched(answer: Answer, tail: bytearray) -> AsyncGenerator[bytes]:
+    """All pieces of a stream; the last bytes of it are kept in `tail`. Raises `httpx.HTTPError` where it
+    breaks off."""
+    tail += answer.body
+    yield answer.body
+    if answer.rest is not None:
+        async with aclosing(answer.rest) as rest:
+            async for piece in rest:
+                tail += piece
+                del tail[:-_TAIL]
+                yield piece
+
+
+def tokens(data: bytes) -> tuple[int, int] | None:
+    """Of prompt and answer, as an answer or the end of a stream tells them."""
+    lines = data.splitlines() if b"data:" in data else [data]
+    for line in reversed(lines):
+        if b'"usage"' not in line:
+            continue
+        try:
+            body: Any = json.loads(line.removeprefix(b"data:"))
+        except ValueError:
+            continue
+        for holder in (body, _field(body, "response")):
+            for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
+                found = [_field(_field(holder, "usage"), name) for name in names]
+                if all(isinstance(number, int) for number in found):
+                    return found[0], found[1]
+    return None
+
+
+def _field(value: Any, name: str) -> Any:
+    return cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None

@@ -1,0 +1,196 @@
+"""A price, what it fits, and which prices a quote looks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+
+from orchestrate.errors import UsageError
+from orchestrate.types import Confidence, Record
+
+UNITS = (
+    "usd_per_mtok",
+    "usd_per_gpu_hour",
+    "usd_per_hour",
+    "usd_per_job",
+    "usd_per_kwh",
+    "usd_per_gb_month",
+)
+
+MOST_USD = Decimal(1_000_000_000)
+"""Of one unit: above it a price is a slip of the hand, and sums of it lose their cents."""
+SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
+"""Relative half-width put around a rate. Old: the last known moves of published prices were -30% (Together's
+training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule by which
+Together's bands are inferred misses the one model family that does not follow it, gpt-oss, by 18%."""
+
+
+class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One price. Exactly one of the `usd_per_...` fields is set; it is the unit."""
+
+    provider: str
+    method: str | tuple[str, ...]
+    """sft_lora, dpo_full, rft, minimum, deployment, gpu_rental, inference_tuned_input ..."""
+    model: str | tuple[str, ...] | None = None
+    """The host's id, the hub id or the canonical name."""
+    over_b: Decimal | None = None
+    """Band of billions of parameters: more than this, ..."""
+    upto_b: Decimal | None = None
+    """... and at most this."""
+    gpu: str | None = None
+    tier: str | None = None
+    usd_per_mtok: Decimal | None = None
+    usd_per_gpu_hour: Decimal | None = None
+    usd_per_hour: Decimal | None = None
+    usd_per_job: Decimal | None = None
+    usd_per_kwh: Decimal | None = None
+    usd_per_gb_month: Decimal | None = None
+    usd_max: Decimal | None = None
+    """The upper end, where the host publishes a range and no table."""
+    start: date
+    """First day on which it is known to hold."""
+    end: date | None = None
+    """Last day on which it is offered."""
+    checked: date | None = None
+    """When its source was last read; `start` when not given."""
+    undated: bool = False
+    """Its source is a copy that does not say from when it is."""
+    confidence: Confidence
+    source: str
+    note: str | None = None
+    own: str | None = None
+    """The user's file or flag that it comes from; `None` for built-in rates."""
+
+    def __post_init__(self) -> None:
+        units = [name for name in UNITS if getattr(self, name) is not None]
+        if len(units) != 1:
+            raise ValueError(f"a rate needs exactly one of {', '.join(UNITS)}; got {units or 'none'}")
+        if not all(usd.is_finite() and usd < MOST_USD for usd in (self.usd, self.usd_max or Decimal(0))):
+            raise ValueError(f"a price is a number below {MOST_USD:,}")
+        if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
+            raise ValueError("a price is not negative, and usd_max is not below it")
+        if self.end is not None and self.end < self.start:
+            raise ValueError(f"ends {self.end}, before it starts {self.start}")
+
+    @property
+    def unit(self) -> str:
+        return next(name for name in UNITS if getattr(self, name) is not None)
+
+    @property
+    def usd(self) -> Decimal:
+        return getattr(self, self.unit)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        if self.model is None:
+            return ()
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def last_checked(self) -> date:
+        return self.checked or self.start
+
+    @property
+    def as_of(self) -> str:
+        """For people and for `QuoteLine.as_of`: a date, or `undated`."""
+        return "undated" if self.undated else self.last_checked.isoformat()
+
+    @property
+    def applies_to(self) -> str:
+        """For people: the model, the band, the GPU, or `any`."""
+        if self.models:
+            return ", ".join(self.models)
+        if self.gpu:
+            return f"{self.gpu} {self.tier}" if self.tier else self.gpu
+        if self.over_b is None and self.upto_b is None:
+            return "any"
+        if self.upto_b is None:
+            return f"over {self.over_b}B"
+        return f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B to {self.upto_b}B"
+
+    def offered(self, on: date) -> bool:
+        """Whether it is to be had on this day. A user's own price holds from the day that he gives; before it
+        the host's holds."""
+        begun = self.own is None or self.source == "--rate" or self.start <= on
+        return begun and (self.end is None or on <= self.end)
+
+    def band(self) -> tuple[Decimal, Decimal, Decimal]:
+        """Low, expected and high price per unit; of a published range the expected one is only its middle."""
+        if self.usd_max is not None:
+            return self.usd, (self.usd + self.usd_max) / 2, self.usd_max
+        spread = SPREAD[self.confidence]
+        return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
+
+    def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
+        """Whether it may be the price of a model with these names and this size."""
+        size = None if params_b is None else Decimal(str(params_b))
+        return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
+
+    def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
+        """How closely it fits what is asked: 3 the model or GPU itself, 2 its band, 1 everything, 0 not at
+        all."""
+        if self.models:
+            return 3 if any(name.lower() in ids for name in self.models) else 0
+        if self.gpu is not None:
+            if gpu is None or (tier is not None and tier != self.tier):
+                return 0
+            asked, mine = _words(gpu), _words(self.gpu)
+            # People say H100 where the driver says NVIDIA H100 80GB HBM3.
+            return 3 if asked <= mine else 2 if mine <= asked else 0
+        if self.over_b is None and self.upto_b is None:
+            return 1
+        if params_b is None:
+            return 0
+        above = self.over_b is None or params_b > self.over_b
+        return 2 if above and (self.upto_b is None or params_b <= self.upto_b) else 0
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """For which rates a quote looks."""
+
+    provider: str
+    methods: tuple[str, ...]
+    ids: frozenset[str] = frozenset()
+    params_b: float | None = None
+    gpu: str | None = None
+
+    def takes(self, rate: Rate) -> bool:
+        """Whether it may find this one."""
+        if rate.provider != self.provider or not set(rate.methods) & set(self.methods):
+            return False
+        if rate.gpu is None and self.gpu is not None and not rate.models:
+            return True
+        names = frozenset(name.lower() for name in self.ids)
+        size = None if self.params_b is None else Decimal(str(self.params_b))
+        return rate.fit(names, size, self.gpu, None) > 0
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What `--rate` may be given for it."""
+        of = f"@{self.gpu}" if self.gpu else ""
+        return tuple(f"{self.provider}:{m}{'' if m == 'electricity' else of}" for m in self.methods)
+
+
+def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup]) -> None:
+    """Raises `UsageError` for a rate that none of the quotes can have looked for."""
+    for rate in rates:
+        if any(lookup.takes(rate) for lookup in lookups):
+            continue
+        flags = sorted({flag for lookup in lookups for flag in lookup.flags})
+        raise UsageError(
+            f"{rate.own} is a price of nothing that is quoted here",
+            fix=f"give one of {', '.join(flags)}" if flags else "leave it out",
+        )
+
+
+def _words(gpu: str) -> set[str]:
+    text = re.sub(r"(?i)nvidia|geforce|-|_", " ", gpu)
+    return {word for word in re.sub(r"(?i)(?<=\d)\s*gb\b", "GB", text).upper().split() if word != "TENSOR"}

@@ -1,0 +1,177 @@
+"""An experiment as a table for a terminal, as HTML with the curve of its evidence, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import UsageError
+from orchestrate.reports import html, sections, svg, terminal
+from orchestrate.text import NOTHING, inert, inert_json
+from orchestrate.types import Evidence, ExperimentReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_ENDINGS = {".html": "html", ".htm": "html", ".json": "json", ".txt": "table"}
+HEAD = ("metric", "", "users", "base", "tuned", "difference", "evidence", "shown", "80% would see")
+PHASE_HEAD = ("phase", "share", "since", "", "why")
+_BROKEN = 0.001
+
+
+def title(report: ExperimentReport) -> str:
+    return f"Experiment {report.plan.name}"
+
+
+def standing(report: ExperimentReport) -> str:
+    """`running at 10%: 200 users of the base model, 20 of the tuned one`."""
+    users = (
+        f"{report.users.get('base', 0):,} users of the base model, {report.users.get('tuned', 0):,} of the"
+    )
+    return f"{report.state} at {report.share:.0%}: {users} tuned one"
+
+
+def verdict(report: ExperimentReport) -> str:
+    done = " (done)" if report.applied else ""
+    decision = report.decision
+    to = f" to {decision.share:.0%}" if decision.verb in ("ramp", "ship", "roll back") else ""
+    return f"{decision.verb}{to}{done}: {decision.why}"
+
+
+def rows(report: ExperimentReport) -> list[list[str]]:
+    return [_row(one) for one in report.evidence]
+
+
+def _row(one: Evidence) -> list[str]:
+    between = NOTHING
+    if one.difference is not None:
+        between = f"{one.difference:+.4g}"
+        if one.low is not None and one.high is not None:
+            between += f" ({one.low:+.4g} to {one.high:+.4g})"
+    shown = one.decision if one.decision != "open" else "nothing yet"
+    return [
+        one.metric,
+        one.role,
+        f"{one.users['base']:,} + {one.users['tuned']:,}",
+        _number(one.values["base"]),
+        _number(one.values["tuned"]),
+        between,
+        f"e = 10^{one.log10_e:.2f}, p {one.p_value:.2g}",
+        shown,
+        _number(one.detectable),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4g}"
+
+
+def phase_rows(report: ExperimentReport) -> list[list[str]]:
+    return [[str(p.number), f"{p.share:.0%}", f"{p.at:%Y-%m-%d %H:%M}", p.verb, p.why] for p in report.phases]
+
+
+def notes(report: ExperimentReport) -> list[str]:
+    """What must be known to read the table."""
+    found: list[str] = []
+    if report.sample_ratio_p < _BROKEN:
+        found.append(f"users are NOT split as planned: p = {report.sample_ratio_p:.1g}")
+    for one in report.evidence:
+        if one.counted_ratio_p < _BROKEN:
+            p = f"{one.counted_ratio_p:.1g}"
+            found.append(f"{one.metric}: outcomes do NOT come from both arms alike (p = {p}); not believed")
+        if one.gate is not None:
+            found.append(f"{one.metric}: no interval yet: {one.gate}")
+    found += [f"{name}: {number:,}" for name, number in report.counts.items()]
+    alpha = report.plan.rule.alpha
+    found.append(
+        f"It may be looked at at any time: a wrong claim is made with a chance of {alpha:.2g} at most, and "
+        "by all guardrails with another one. Each user counts once in a phase; differences are tuned minus "
+        "base within phases of one share."
+    )
+    return found
+
+
+def table(report: ExperimentReport) -> RenderableType:
+    """For a terminal, the decision last, where it is read."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [
+        Text(standing(report), style="bold"),
+        terminal.listed(HEAD, rows(report)),
+        Text(),
+        terminal.listed(PHASE_HEAD, phase_rows(report)),
+        *(Text(inert(note), style="dim") for note in notes(report)),
+        Text.assemble("\n", (inert(verdict(report)), "bold")),
+    ]
+    return Group(*parts)
+
+
+def render(report: ExperimentReport, format: str) -> str:
+    """As text in which nothing acts on a terminal: table, html or json. Raises `UsageError`."""
+    if format == "json":
+        return inert_json(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    if format == "html":
+        return inert(html.document(title(report), _body(report)))
+    if format == "table":
+        return inert(terminal.plain_text(table(report)))
+    raise UsageError(f"an experiment is written as table, html or json; got {format!r}")
+
+
+def save(report: ExperimentReport, path: str | Path) -> Path:
+    """Writes it; the file's ending decides: .html, .json, .txt. Raises `UsageError`."""
+    target = Path(path)
+    format = _ENDINGS.get(target.suffix.lower())
+    if format is None:
+        raise UsageError(
+            f"{target.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format"
+        )
+    target.write_text(render(report, format), encoding="utf-8", newline="")
+    return target
+
+
+def _body(report: ExperimentReport) -> str:
+    rule = report.plan.rule
+    stages = ", ".join(f"{share:g}%" for share in rule.stages)
+    planned = (
+        f"Written down before: {stages}; the goal is {report.plan.primary.name} {rule.goal}; at least "
+        f"{rule.min_users:,} users of each arm and {rule.min_hours:g} hours a stage."
+    )
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
+    kind = {"ship": "ship", "roll back": "do-not-ship"}.get(report.decision.verb, "not-enough-evidence")
+    parts = [
+        f"<h1>{escape(title(report))}</h1>",
+        f'<p class="when">{report.at:%Y-%m-%d %H:%M} UTC, {escape(standing(report))}</p>',
+        f'<div class="verdict {kind}" role="note"><strong>{escape(report.decision.verb)}</strong> '
+        f"<ul><li>{escape(report.decision.why)}</li></ul></div>",
+        sections.table(HEAD, rows(report)),
+        _curves(report),
+        "<h2>Phases</h2>",
+        f"<p>{escape(planned)}</p>",
+        sections.table(PHASE_HEAD, phase_rows(report)),
+        f"<h2>Notes</h2><ul>{listed}</ul>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _curves(report: ExperimentReport) -> str:
+    """The evidence of each metric as users were counted, and where it shows something."""
+    series: list[svg.Series] = []
+    for style, one in enumerate(e for e in report.evidence if e.curve):
+        points = tuple((float(p.users), p.log10_e) for p in one.curve)
+        series.append(svg.Series(one.metric, ((0.0, 0.0), *points), style))
+    if not series:
+        return ""
+    end = max(x for s in series for x, _ in s.points)
+    bounds = {one.role: -math.log10(one.alpha) for one in report.evidence if one.role != "told" and one.curve}
+    for role, bound in bounds.items():
+        series.append(svg.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
+    chart = svg.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
+    caption = (
+        "Evidence against no difference, in either direction. A line that has crossed its bound once has "
+        "shown a difference, however often it was looked at."
+    )
+    return sections.figure("The curve of evidence", chart, caption)

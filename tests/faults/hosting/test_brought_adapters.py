@@ -1,0 +1,187 @@
+"""A run's adapter at another host: uploaded as the host's SDK sends it, priced first, tracked and limited."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+from tests.faults.hosting.deployed import Killed, Moved, dies_at
+from tests.faults.shop import Shop
+
+from orchestrate import JobSpec
+from orchestrate.errors import Unsupported, UsageError
+from orchestrate.handle import RunHandle
+from orchestrate.tracking.hosting.deployer import Deployer, Terms
+from orchestrate.tuned import adapter_of
+from orchestrate.types import ADAPTER_JOB, Deployment, DeploymentState
+
+OTHER = {"together": "fireworks", "fireworks": "together"}
+PRICES = {"together": "5.49", "fireworks": "8.00"}
+
+
+class Bringer:
+    """One user with a finished run on each of two hosts, of a model that both have."""
+
+    def __init__(self, folder: Path, hosts: Any) -> None:
+        self.hosts, self.shop = hosts, Shop(folder, hosts)
+        self.ft = self.shop.ft
+        self.clock = Moved()
+        self.ft.store.clock = self.ft.store.database.clock = self.clock  # type: ignore[misc]
+        spec = JobSpec(model="qwen3.5-9b", train=str(self.shop.rows), epochs=1)
+        self.runs = {name: self.ft.submit(spec, provider=name) for name in OTHER}
+        hosts.skip(100_000)
+        self.ft.sync()
+
+    def up(self, host: str) -> list[dict[str, Any]]:
+        return list(self.hosts.fronts[host].host.state.all(host, "deployment"))
+
+    def deployer(self, run: RunHandle, to: str, point: str) -> Deployer:
+        adapter = adapter_of(self.ft, run)
+        return Deployer(self.ft.store, self.ft.provider(to), reached=dies_at(point), adapter=adapter)
+
+    def record(self, run: RunHandle, to: str) -> Deployment:
+        found = self.ft.store.deployments.of_run(run.id, to)
+        assert found is not None
+        return found
+
+    def clear(self) -> None:
+        for name in OTHER:
+            state = self.hosts.fronts[name].host.state
+            for kind in ("deployment", "endpoint", "addon"):
+                for one in list(state.all(name, kind)):
+                    state.delete(name, kind, one["id"])
+
+
+@pytest.fixture
+def bringer(tmp_path: Path, hosts: Any) -> Iterator[Bringer]:
+    hosts.clear_faults()
+    made = Bringer(tmp_path, hosts)
+    yield made
+    hosts.clear_faults()
+    made.clear()
+    made.ft.close()
+
+
+@pytest.mark.parametrize("own", OTHER)
+def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bringer, own: str) -> None:
+    run, to = bringer.runs[own], OTHER[own]
+    bringer.hosts.clear_requests()
+    asked = bringer.shop.type("deploy", run.id, "--to", to)
+    sent = [entry["path"] for entry in bringer.hosts.requests(to) if entry["method"] in ("POST", "PUT")]
+    assert isinstance(asked.exception, UsageError) and f"${PRICES[to]} an hour" in asked.output
+    assert all(path.endswith(":match") for path in sent), "nothing is sent before somebody agreed"
+    told = bringer.shop.type("deploy", run.id, "--to", to, "--yes", "--no-prove", "--max-hours", "8")
+    assert told.exit_code == 0, told.output
+    record = bringer.record(run, to)
+    assert (record.state, record.job_kind, record.max_hours) == (DeploymentState.UP, ADAPTER_JOB, 8)
+    assert len(bringer.up(to)) == 1 and bringer.up(own) == []
+    adapter = adapter_of(bringer.ft, run)
+    folder = bringer.hosts.home / "runs"
+    there = {_sha(file) for file in folder.glob(f"{to}-*/adapter/adapter_model.safetensors")}
+    assert _sha(Path(adapter.folder) / "adapter_model.safetensors") in there, "byte for byte"
+    bringer.hosts.skip(100)
+    said = bringer.shop.type("chat", run.id, "hello", "--at", to)
+    assert said.exit_code == 0 and "not trained" in said.output
+    assert f"--at {to}" in bringer.shop.type("deploy", run.id, "--to", to, "--yes", "--no-prove").output
+    assert len(bringer.up(to)) == 1, "a second call makes no second one"
+    assert bringer.shop.type("undeploy", run.id, "--at", to).exit_code == 0
+    assert bringer.up(to) == []
+
+
+def _sha(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("own", OTHER)
+@pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-creating", "after-request"])
+def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
+    bringer: Bringer, own: str, point: str
+) -> None:
+    run, to = bringer.runs[own], OTHER[own]
+    with pytest.raises(Killed):
+        bringer.deployer(run, to, point).deploy(run.record, Terms())
+    bringer.hosts.clear_requests()
+    for _ in range(6):
+        bringer.ft.sync()
+        bringer.clock.ahead += timedelta(minutes=1)
+    assert bringer.deployer(run, to, "none").deploy(run.record, Terms()).complete
+    puts = len(bringer.hosts.requests(to, method="PUT"))
+    assert puts == (2 if point == "after-intent" else 0)
+    assert len(bringer.up(to)) == 1
+    ended = run.undeploy(to)
+    assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
+
+
+def test_a_limit_ends_it_as_any_other(bringer: Bringer) -> None:
+    run = bringer.runs["together"]
+    run.deploy("fireworks", max_hours=1)
+    bringer.clock.ahead += timedelta(hours=2)
+    bringer.ft.sync()
+    assert bringer.up("fireworks") == []
+    assert bringer.record(run, "fireworks").cause == "its 1 hours are over"
+
+
+def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(bringer: Bringer) -> None:
+    spec = JobSpec(model="qwen3.5-4b", train=str(bringer.shop.rows), epochs=1)
+    only = bringer.ft.submit(spec, provider="together")
+    bringer.hosts.skip(100_000)
+    bringer.ft.sync()
+    bringer.hosts.clear_requests()
+    with pytest.raises(UsageError, match=r"does not serve qwen3\.5-4b"):
+        only.deploy("fireworks")
+    refused = bringer.shop.type("deploy", bringer.runs["together"].id, "--to", "openai", "--yes")
+    assert isinstance(refused.exception, Unsupported)
+    assert "serves what it has trained itself" in str(refused.exception)
+    assert bringer.hosts.requests("fireworks", method="POST") == []
+    assert bringer.ft.deployments(over=None) == []
+
+
+def test_the_bodies_are_those_of_the_sdks(bringer: Bringer) -> None:
+    """By the SDKs' own types, and for the upload that has no type by what the SDK's command line sends."""
+    from fireworks.types.model_create_params import ModelCreateParams as FireworksModel
+    from together.lib.cli.api.models.upload import _create_upload_body, _file_etag
+    from together.types.model_create_params import ModelCreateParams as TogetherModel
+
+    bringer.hosts.clear_requests()
+    bringer.runs["together"].deploy("fireworks")
+    bringer.runs["fireworks"].deploy("together")
+    sent = [e["body"] for e in bringer.hosts.requests("fireworks", method="POST") if e["body"]]
+    created = next(body for body in sent if "modelId" in body)
+    details = created["model"]["peftDetails"]
+    named = {
+        "base_model": details["baseModel"],
+        "r": details["r"],
+        "target_modules": details["targetModules"],
+    }
+    told = {"kind": created["model"]["kind"], "peft_details": named}
+    TypeAdapter(FireworksModel).validate_python({"model_id": created["modelId"], "model": told})
+    assert details["baseModel"] == "accounts/fireworks/models/qwen3p5-9b" and details["r"] == 8
+    assert any("filenameToSize" in body for body in sent)
+    posts = {
+        e["path"].rsplit("/", 1)[-1]: e["body"] for e in bringer.hosts.requests("together", method="POST")
+    }
+    register = posts["models"]
+    TypeAdapter(TogetherModel).validate_python(
+        {"base_model_id": register["baseModelId"], "name": register["name"], "type": register["type"]}
+    )
+    folder = Path(adapter_of(bringer.ft, bringer.runs["fireworks"]).folder)
+    theirs = {file.name: _file_etag(file) for file in folder.iterdir()}
+    assert {f["path"]: f["hash"] for f in posts["create"]["files"]} == theirs
+    assert set(posts["create"]) == set(_create_upload_body(object_id="x", files=[]))
+
+
+def test_an_upload_that_breaks_off_costs_nothing_and_is_gone_on_with(bringer: Bringer) -> None:
+    run = bringer.runs["together"]
+    provider: Any = bringer.ft.provider("fireworks")
+    provider._wire._sleep = lambda seconds: None
+    bringer.hosts.fault("fireworks", "error", method="PUT", status=503, count=0)
+    with pytest.raises(Exception, match="503"):
+        run.deploy("fireworks")
+    assert bringer.up("fireworks") == [] and bringer.record(run, "fireworks").state is DeploymentState.INTENT
+    bringer.hosts.clear_faults()
+    assert run.deploy("fireworks").record.complete

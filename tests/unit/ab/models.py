@@ -1,0 +1,67 @@
+"""A model at an address, which a test can make fail, hang, or break off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from orchestrate.web.server import serving
+from orchestrate.wire.openai import chat
+
+
+@dataclass
+class Model:
+    name: str
+    url: str = ""
+    fault: str | int | None = None
+    """An HTTP status, `hang`, `cut` (in the midst of a stream) or `drop` (no answer)."""
+    bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    keys: list[str | None] = field(default_factory=list["str | None"])
+
+    async def answer(self, request: Request) -> Response:
+        body: dict[str, Any] = await request.json()
+        self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        if self.fault == "hang":
+            await asyncio.sleep(5)
+        if isinstance(self.fault, int):
+            return JSONResponse({"error": {"message": f"refused with {self.fault}"}}, self.fault)
+        if body["model"] != self.name:
+            return JSONResponse({"error": {"message": "no such model"}}, 404)
+        said = f"{self.name} says: {body['messages'][-1]['content']}"
+        if body.get("stream"):
+            return StreamingResponse(self._pieces(said), media_type="text/event-stream")
+        choice = chat.choice(0, chat.message(said), "stop")
+        return JSONResponse(chat.completion("id", 1, self.name, [choice], chat.usage(1000, 100)))
+
+    async def _pieces(self, said: str) -> AsyncGenerator[str]:
+        if self.fault == "drop":
+            raise ConnectionResetError
+        for number, word in enumerate(said.split(" ")):
+            if self.fault == "cut" and number == 2:
+                raise ConnectionResetError
+            yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {"content": f"{word} "}, None)]))
+        yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {}, "stop")]))
+        yield chat.event(chat.chunk("id", 1, self.name, [], chat.usage(1000, 100)))
+        yield chat.DONE
+
+
+@contextmanager
+def model(name: str) -> Generator[Model]:
+    made = Model(name)
+    app = Starlette(routes=[Route("/v1/chat/completions", made.answer, methods=["POST"])])
+    with serving(app, grace_s=1.0) as root:
+        made.url = f"{root}/v1"
+        yield made
+
+
+def words(text: str) -> Any:
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,178 @@
+"""Tuned models asked through the gateway by the official client: as chats, completions and responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai as sdk
+import pytest
+from openai import OpenAI
+from tests.paths import TINY
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
+from tests.unit.serving.conftest import random_adapter
+
+from orchestrate.providers import downloads
+from orchestrate.types import Artifact, GatewayJob
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+LOCAL = "gpt-4.1-nano-2025-04-14"
+
+
+@pytest.fixture(scope="module")
+def hosted(gateway: Gateway) -> str:
+    """A model that was tuned on a host, and is deployed there."""
+    with gateway.client() as client:
+        file = client.files.create(file=("t.jsonl", rows(mark="chat")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id, suffix="chat")
+        name = ended(client, job.id).fine_tuned_model
+        with pytest.raises(sdk.UnprocessableEntityError, match="orchestrate deploy") as caught:
+            client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
+        assert caught.value.code == "model_not_deployed"
+    found = gateway.ft.store.gateway_jobs.get(job.id)
+    assert found is not None and found.run_id is not None
+    gateway.ft.run(found.run_id).deploy(accept_unknown_price=True)
+    return name
+
+
+@pytest.fixture(scope="module")
+def local(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model of this machine with a job that made it, without the training."""
+    folder = random_adapter(tmp_path_factory.mktemp("adapter") / "a", 1)
+    yield tuned_here(gateway, folder)
+
+
+def tuned_here(gateway: Gateway, folder: Path) -> str:
+    ft = gateway.ft
+    [source] = [run for run in ft.runs() if run.record.status.value == "succeeded"][:1]
+    from msgspec.structs import replace
+
+    from orchestrate.tracking.ids import new_run_id, ref_of
+
+    id = new_run_id(ft.store.clock.now())
+    own = {"provider": "local", "host": "local", "model": str(TINY), "job_id": f"job-{id}"}
+    run = replace(source.record, id=id, ref=ref_of(id), idempotency_key=f"ftjob-{id}", **own)
+    ft.store.runs.restore(run)
+    ft.store.runs.close(run.id)
+    artifact = Artifact(
+        kind="adapter", folder=str(folder), files=(), base_model=str(TINY), provider="local", job_id="job"
+    )
+    kept = ft.settings.home / "models" / run.id
+    kept.parent.mkdir(exist_ok=True)
+    kept.symlink_to(folder)
+    downloads.write(kept, artifact)
+    name = f"ft:{LOCAL}:orchestrate::{id[-8:]}"
+    job = GatewayJob(
+        id=f"ftjob-{id}",
+        key="local",
+        project="default",
+        created_at=run.created_at,
+        asked={"model": LOCAL, "training_file": "file-x"},
+        tuned=name,
+        backend="local",
+        spec={},
+        run_id=run.id,
+        ended_at=run.created_at,
+        told=True,
+    )
+    from orchestrate.tracking.gateway.jobs import Request
+
+    ft.store.gateway_jobs.take(job, Request("local", id), lambda use: None)
+    return name
+
+
+ASK: list[Any] = [{"role": "user", "content": "order 17"}]
+
+
+@pytest.fixture(params=["hosted", "local"])
+def name(request: pytest.FixtureRequest, hosted: str) -> str:
+    return hosted if request.param == "hosted" else request.getfixturevalue("local")
+
+
+def test_a_chat_and_its_stream_are_one_answer(openai: OpenAI, name: str) -> None:
+    whole = openai.chat.completions.create(model=name, messages=ASK, max_tokens=12, temperature=0)
+    stream = openai.chat.completions.create(
+        model=name, messages=ASK, max_tokens=12, temperature=0, stream=True
+    )
+    pieces = list(stream)
+    said = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert whole.model == name and {piece.model for piece in pieces} == {name}
+    assert said == whole.choices[0].message.content
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert whole.usage and ("nano" not in name or whole.usage.completion_tokens)
+
+
+def test_a_response_and_its_stream_are_the_chat(openai: OpenAI, name: str) -> None:
+    chat = openai.chat.completions.create(model=name, messages=ASK, max_tokens=12, temperature=0)
+    whole = openai.responses.create(model=name, input="order 17", max_output_tokens=12, temperature=0)
+    assert whole.output_text == chat.choices[0].message.content
+    with openai.responses.stream(model=name, input="order 17", max_output_tokens=12, temperature=0) as stream:
+        kinds = [event.type for event in stream]
+        last = stream.get_final_response() if kinds[-1] == "response.completed" else None
+    assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete")
+    if last is not None:
+        assert last.output_text == whole.output_text and ("nano" not in name or last.usage)
+
+
+def test_completions_are_answered_here_and_refused_for_hosts(openai: OpenAI, hosted: str, local: str) -> None:
+    done = openai.completions.create(model=local, prompt="order", max_tokens=4, temperature=0)
+    assert done.choices[0].text and done.model == local
+    with pytest.raises(sdk.UnprocessableEntityError, match="chat/completions"):
+        openai.completions.create(model=hosted, prompt="order")
+
+
+def test_a_name_of_nobody_is_404_with_those_that_there_are(openai: OpenAI, hosted: str) -> None:
+    with pytest.raises(sdk.NotFoundError, match=hosted):
+        openai.chat.completions.create(model="ft:gpt-4:o::x", messages=ASK)
+
+
+def test_permissions_of_a_checkpoint_are_made_listed_and_deleted(openai: OpenAI, hosted: str) -> None:
+    made = openai.fine_tuning.checkpoints.permissions.create(hosted, project_ids=["other"])
+    listed = openai.fine_tuning.checkpoints.permissions.list(hosted)
+    assert [one.project_id for one in made] == [one.project_id for one in listed.data] == ["other"]
+    openai.fine_tuning.checkpoints.permissions.delete(listed.data[0].id, fine_tuned_model_checkpoint=hosted)
+    assert not openai.fine_tuning.checkpoints.permissions.list(hosted).data
+
+
+def test_tools_of_a_response_are_those_of_a_chat() -> None:
+    from openai.types.responses import Response, ResponseStreamEvent
+    from pydantic import TypeAdapter
+
+    from orchestrate.wire.openai import responses
+
+    tool = {"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": True}
+    told = [
+        {"role": "user", "content": [{"type": "input_text", "text": "look"}]},
+        {"type": "function_call", "call_id": "c1", "name": "find", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "7"},
+    ]
+    asked = responses.ResponseRequest(model="m", input=told, tools=[tool])
+    body = responses.chat_body(asked)
+    assert [m["role"] for m in body["messages"]] == ["user", "assistant", "tool"]
+    assert body["messages"][1]["tool_calls"][0]["id"] == body["messages"][2]["tool_call_id"] == "c1"
+    assert body["tools"][0]["function"]["name"] == "find"
+    call = {"id": "c2", "type": "function", "function": {"name": "find", "arguments": '{"a": 1}'}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    chat = {"created": 1, "choices": [choice], "usage": usage}
+    whole = TypeAdapter(Response).validate_python(responses.of_chat(asked, chat, "resp_1"), strict=False)
+    assert whole.output[0].type == "function_call" and whole.output[0].arguments == '{"a": 1}'
+    stream = responses.Stream(asked, "resp_1", 1)
+    deltas = [{**call, "index": 0, "function": {"name": "find", "arguments": ""}}]
+    deltas += [{"index": 0, "function": {"arguments": part}} for part in ('{"a"', ": 1}")]
+    events = [*stream.begin()]
+    for delta in deltas:
+        events += stream.take({"choices": [{"delta": {"tool_calls": [delta]}, "finish_reason": None}]})
+    events += [*stream.take({"choices": [], "usage": usage}), *stream.end()]
+    read = [
+        TypeAdapter(ResponseStreamEvent).validate_python(json.loads(event.split("data: ", 1)[1]))
+        for event in events
+    ]
+    last: Any = read[-1]
+    assert last.type == "response.completed" and last.response.output == whole.output
+    assert [event.sequence_number for event in read] == list(range(len(read)))

@@ -1,0 +1,113 @@
+"""Who may come, and what for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.gateway.conftest import ASKED, Gateway, gateway_of, rows
+
+from orchestrate.errors import UsageError
+from orchestrate.gateway import running, terms
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.service import gateway as service
+from orchestrate.tracking import Watcher
+
+OTHER = "gpt-4.1-mini-2025-04-14"
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Gateway]:
+    with gateway_of(tmp_path_factory.mktemp("keyed"), sandbox.env) as found:
+        yield found
+
+
+def key(keyed: Gateway, name: str, **scope: Any) -> str:
+    return service.add_key(keyed.ft, name, **scope)[0]
+
+
+def refusal(keyed: Gateway, given: str, **body: Any) -> tuple[int, str]:
+    with keyed.http(given) as http:
+        upload = {"file": ("t.jsonl", rows(mark=given[-6:]))}
+        file = http.post("files", files=upload, data={"purpose": "fine-tune"})
+        asked = {"model": ASKED, "training_file": file.json().get("id", "file-x"), **body}
+        answer = http.post("fine_tuning/jobs", json=asked)
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_keys_are_asked_for_once_there_is_one(keyed: Gateway) -> None:
+    ann = key(keyed, "ann", project="a")
+    assert refusal(keyed, ann)[0] == 200
+    assert refusal(keyed, "wrong") == (401, "invalid_api_key")
+    service.revoke_key(keyed.ft, "ann")
+    assert refusal(keyed, ann) == (401, "invalid_api_key")
+    with pytest.raises(UsageError, match="made already"):
+        key(keyed, "ann")
+    stored = b"".join(path.read_bytes() for path in keyed.ft.settings.home.glob("runs.sqlite3*"))
+    assert ann.encode() not in stored
+
+
+@pytest.mark.parametrize(
+    ("scope", "body", "found"),
+    [
+        ({"backends": ["together"]}, {"model": OTHER}, (403, "backend_not_allowed")),
+        ({"models": [OTHER]}, {}, (404, "model_not_found")),
+        ({"budget_usd": Decimal("0.0001")}, {}, (403, "over_budget")),
+        ({"map": ["my-model=together:qwen3-8b"]}, {"model": "my-model"}, (200, "")),
+        ({"backends": ["together"], "models": [ASKED], "budget_usd": Decimal(1000)}, {}, (200, "")),
+    ],
+    ids=["backend", "model", "budget", "map", "all"],
+)
+def test_a_key_does_what_it_may(
+    keyed: Gateway, scope: dict[str, Any], body: dict[str, Any], found: tuple[int, str]
+) -> None:
+    assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
+
+
+def test_projects_see_their_own_only(keyed: Gateway) -> None:
+    one, two = key(keyed, "one", project="p1"), key(keyed, "two", project="p2")
+    with keyed.client(one) as client, keyed.http(two) as http:
+        file = client.files.create(file=("t.jsonl", rows(mark="p")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id)
+        assert http.get(f"files/{file.id}").status_code == 404
+        assert http.get(f"fine_tuning/jobs/{job.id}/events").status_code == 404
+        assert http.delete(f"files/{file.id}").status_code == 404
+        assert http.get("fine_tuning/jobs").json()["data"] == []
+        assert http.get("files").json()["data"] == []
+
+
+def test_rate_and_jobs_at_once_are_limited(keyed: Gateway) -> None:
+    slow = key(keyed, "slow", per_minute=2)
+    with keyed.http(slow) as http:
+        answers = [http.get("models") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[-1].headers["retry-after"]) >= 1
+    few = key(keyed, "few", concurrent=1)
+    assert refusal(keyed, few)[0] == 200
+    assert refusal(keyed, few, suffix="b") == (429, "too_many_jobs")
+
+
+def test_the_log_tells_who_did_what(keyed: Gateway) -> None:
+    who = key(keyed, "logged", backends=["together"])
+    refusal(keyed, who, model=OTHER)
+    entries = service.entries(keyed.ft, key="logged")
+    assert [(e.method, e.path, e.status) for e in entries] == [
+        ("POST", "/v1/files", 200),
+        ("POST", "/v1/fine_tuning/jobs", 403),
+    ]
+    assert str(entries[0].subject).startswith("file-") and entries[0].address == "127.0.0.1"
+
+
+def test_others_come_with_keys_over_tls_only(keyed: Gateway, tmp_path: Path) -> None:
+    ft = keyed.ft
+
+    def refused(**more: Any) -> str:
+        told = terms.read({}, tmp_path, "here", port=0, **more)
+        with pytest.raises(UsageError) as caught, running.serve(ft, told, Watcher(ft.store, ft.ready)):
+            pass
+        return f"{caught.value} {caught.value.fix}"
+
+    assert "--behind-proxy" in refused(host="0.0.0.0")

@@ -1,0 +1,51 @@
+"""Two hundred clients at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+
+import httpx
+import pytest
+from tests.unit.gateway.conftest import ASKED, Gateway, rows, until
+
+SECONDS = float(os.environ.get("GATEWAY_LOAD_S", "15"))
+CLIENTS = 200
+
+
+@pytest.mark.slow
+def test_two_hundred_clients_are_all_answered(gateway: Gateway) -> None:
+    statuses: Counter[int] = Counter()
+    made: list[str] = []
+
+    async def client(number: int, http: httpx.AsyncClient, file: str, end: float) -> None:
+        body = {"model": ASKED, "training_file": file, "suffix": f"many{number}"}
+        if number % 10 == 0:
+            answer = await http.post("fine_tuning/jobs", json=body)
+            statuses[answer.status_code] += 1
+            made.append(answer.json()["id"])
+        paths = ["fine_tuning/jobs?limit=5", "models", f"files/{file}", "files?limit=5"]
+        paths += [f"fine_tuning/jobs/{id}" for id in made[-1:]]
+        while time.monotonic() < end:
+            for path in paths:
+                statuses[(await http.get(path)).status_code] += 1
+                await asyncio.sleep(0.5)
+
+    async def all_of_them(file: str) -> None:
+        headers, limits = {"authorization": "Bearer any"}, httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(
+            base_url=f"{gateway.url}/", headers=headers, limits=limits, timeout=120
+        ) as http:
+            end = time.monotonic() + SECONDS
+            await asyncio.gather(*(client(n, http, file, end) for n in range(CLIENTS)))
+
+    with gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark="load")), purpose="fine-tune").id
+        asyncio.run(all_of_them(file))
+        assert set(statuses) == {200} and sum(statuses.values()) > CLIENTS, statuses
+        assert len(set(made)) == CLIENTS // 10
+        until(lambda: all(openai.fine_tuning.jobs.retrieve(id).status == "succeeded" for id in made), 240)
+    suffixes = [str(run.record.spec.get("suffix")) for run in gateway.ft.runs(limit=1000)]
+    assert sum(suffix.startswith("many") for suffix in suffixes) == len(made)

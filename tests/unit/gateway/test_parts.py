@@ -1,0 +1,90 @@
+"""Uploads in parts, graders, and webhooks, by the official client."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
+
+from orchestrate.keys import Secret
+from orchestrate.sandbox.server import Sandbox
+
+
+def test_a_file_comes_in_parts(openai: OpenAI, gateway: Gateway) -> None:
+    content = rows(300, "parts")
+    upload = openai.uploads.upload_file_chunked(
+        file=content,
+        filename="t.jsonl",
+        bytes=len(content),
+        mime_type="text/jsonl",
+        purpose="fine-tune",
+        part_size=len(content) // 3,
+    )
+    assert upload.status == "completed" and upload.file is not None
+    assert openai.files.content(upload.file.id).read() == content
+    job = openai.fine_tuning.jobs.create(model=ASKED, training_file=upload.file.id)
+    assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    other = openai.uploads.create(bytes=4, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    part = openai.uploads.parts.create(other.id, data=b"ab")
+    with gateway.http() as http:
+        short = http.post(f"uploads/{other.id}/complete", json={"part_ids": [part.id]})
+        assert short.status_code == 422 and "4" in short.json()["error"]["message"]
+        assert openai.uploads.cancel(other.id).status == "cancelled"
+        late = http.post(f"uploads/{other.id}/complete", json={"part_ids": [part.id]})
+        assert late.json()["error"]["code"] == "invalid_upload_status"
+
+
+def test_graders_are_tried_out(openai: OpenAI, gateway: Gateway) -> None:
+    grader = {
+        "type": "string_check",
+        "name": "same",
+        "operation": "eq",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}",
+    }
+    run = openai.fine_tuning.alpha.graders.run
+    right = run(grader=grader, model_sample="7", item={"answer": "7"})  # type: ignore[arg-type]
+    wrong = run(grader=grader, model_sample="8", item={"answer": "7"})  # type: ignore[arg-type]
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+    assert openai.fine_tuning.alpha.graders.validate(grader=grader).grader  # type: ignore[arg-type]
+    with gateway.http() as http:
+        refused = http.post("fine_tuning/alpha/graders/validate", json={"grader": {"type": "no"}})
+    assert refused.status_code == 422 and refused.json()["error"]["code"] == "invalid_grader"
+
+
+@pytest.mark.parametrize("failures", [1])
+def test_an_end_is_told_signed_until_it_is_taken(sandbox: Sandbox, tmp_path: Path, failures: int) -> None:
+    taken: list[tuple[str, dict[str, str]]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"])).decode()
+            taken.append((body, dict(self.headers.items())))
+            self.send_response(503 if len(taken) <= failures else 204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/"
+    secret = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0" * 2
+    with (
+        gateway_of(tmp_path, sandbox.env, {"webhook_url": url}, webhook_secret=Secret(secret)) as gateway,
+        gateway.client() as client,
+    ):
+        file = client.files.create(file=("t.jsonl", rows(mark="hook")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id)
+        assert ended(client, job.id).status == "succeeded"
+        until(lambda: len(taken) > failures)
+        events = [client.webhooks.unwrap(body, headers, secret=secret) for body, headers in taken]
+    server.shutdown()
+    server.server_close()
+    assert {event.type for event in events} == {"fine_tuning.job.succeeded"}
+    assert {event.data.id for event in events} == {job.id}  # type: ignore[union-attr]
+    assert len({event.id for event in events}) == 1, "a repeat is recognised"

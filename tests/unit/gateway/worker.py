@@ -1,0 +1,43 @@
+"""A gateway in a process of its own, which kills itself once at a place of its work."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.unit.gateway.conftest import MODELS
+
+from orchestrate import config, watching
+from orchestrate.gateway import running, terms
+from orchestrate.service import submission
+from orchestrate.service.orchestrator import Orchestrator
+
+BEFORE = ("before-taken", "after-taken")
+"""Places at which the client has no answer yet."""
+BEHIND = (
+    *("before-submit", "prepared", "after-intent", "after-upload", "after-uploaded"),
+    *("after-post", "after-submitted", "after-submit"),
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Home, port, and the place."""
+    home, port, place = Path(arguments[0]), int(arguments[1]), arguments[2]
+    killed = home / "killed"
+
+    def reached(where: str) -> None:
+        if where == place and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    made: Any = submission.submitter
+    submission.submitter = lambda *args: dataclasses.replace(made(*args), reached=reached)
+    with Orchestrator(config.load(cwd=home)) as ft:
+        told = terms.read({"models": MODELS}, home, "here", port=port)
+        with running.serve(ft, told, watching.watcher(ft), reached):
+            (home / "up").touch()
+            threading.Event().wait()
