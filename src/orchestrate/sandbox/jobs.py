@@ -54,6 +54,8 @@ class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
     param: str | None = None
 
 
+BROUGHT = "brought"
+"""The kind of an adapter that a user brought: a job that has always been over, kept apart from the others."""
 DEFAULT_BETA = 0.1
 """Of the loss over pairs, on all three hosts."""
 
