@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.files import new_folder
-from orchestrate.sandbox.jobs import BROUGHT, Job
-from orchestrate.wire.bodies import HostError
+from orchestrate.sandbox.host import HostError
+from orchestrate.sandbox.jobs import BROUGHT, Job, brought_at
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host
@@ -20,8 +20,8 @@ FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def folder_of(host: Host, id: str) -> Path:
-    """Where the files of an adapter lie; the trainer looks there."""
-    return new_folder(host.state.runs / f"{host.name}-{id}" / "adapter")
+    """Where the files of an adapter lie; made."""
+    return new_folder(brought_at(host.state.runs, host.name, id))
 
 
 def add(host: Host, id: str, name: str, base: str) -> Job:

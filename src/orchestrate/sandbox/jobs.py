@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+BROUGHT = "brought"
+"""The kind of a job that is none: an adapter that a user brought, kept apart from the host's jobs."""
+
+
+def brought_at(runs: Path, host: str, id: str) -> Path:
+    """Where the files of such an adapter lie."""
+    return runs / f"{host}-{id}" / "adapter"
 
 
 class Phase(StrEnum):
@@ -54,8 +63,6 @@ class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
     param: str | None = None
 
 
-BROUGHT = "brought"
-"""The kind of an adapter that a user brought: a job that has always been over, kept apart from the others."""
 DEFAULT_BETA = 0.1
 """Of the loss over pairs, on all three hosts."""
 
