@@ -7,31 +7,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from orchestrate import days
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.options import by_default
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.service import models
 from orchestrate.service.models import HostModel, Model
 
-
-class SearchByDefault(TyperGroup):
-    """`orchestrate models qwen` searches; so does `orchestrate models` with nothing but options."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        first = next((a for a in args if not a.startswith("-")), None)
-        if first not in self.commands and "--help" not in args:
-            args = ["search", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=SearchByDefault, help="Base models and their names on each backend.")
+app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 
 ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only those it can tune.")]
 
 
+@app.command("list", hidden=True)
 @app.command()
 def search(
     query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,

@@ -93,10 +93,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     priced = [q for q in _sorted(quotes) if q.ranked]
     if not priced:
         if any(q.unlisted for q in quotes):
-            return "No backend with a known price is known to take this; the reasons are in the table."
+            return "No backend with a known price is known to take this; the reasons are given with each."
         if any(q.unavailable is None for q in quotes):
-            return "Every backend with a known price would refuse this; the reasons are in the table."
-        return "No backend has a known price for this; the reasons are in the table."
+            return "Every backend with a known price would refuse this; the reasons are given with each."
+        return "No backend has a known price for this; the reasons are given with each."
     first = priced[0]
     if len(priced) == 1:
         return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
@@ -147,28 +147,41 @@ def _basis(quote: Quote) -> str:
 
 
 def quote_table(quotes: Sequence[Quote], today: date | None = None) -> RenderableType:
-    """For a terminal: one row for each backend, cheapest first, then the verdict and the assumptions."""
+    """For a terminal: the numbers of each backend, cheapest first, then the verdict, then what is to be known
+    of each of them and what was assumed."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     on = today or days.today()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in _QUOTE_COLUMNS:
+    *numbers, _ = _QUOTE_COLUMNS
+    for name in numbers:
+        right = name in ("expected", "tokens billed")
         table.add_column(
-            name, justify="right" if name in ("expected", "tokens billed") else "left", overflow="fold"
+            name.removesuffix(" billed"),
+            justify="right" if right else "left",
+            no_wrap=True,
         )
     for quote in _sorted(quotes):
         style = "dim" if quote.unavailable else None
-        table.add_row(*(Text(cell) for cell in _row(quote, on)), style=style)
+        *cells, _ = _row(quote, on)
+        table.add_row(*(Text(_narrow(cell)) for cell in cells), style=style)
     parts: list[RenderableType] = [table, Text(), Text(verdict(quotes), style="bold")]
     for quote in _sorted(quotes):
-        parts += (
-            [Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim")]
-            if quote.assumptions
-            else []
-        )
+        told = [quote.unavailable] if quote.unavailable else _remarks(quote)
+        known = worst_confidence(quote)
+        if not quote.unavailable and known is not Confidence.QUOTED:
+            told.append(f"its price is {known.value}")
+        parts += [Text(f"  {quote.provider}: {remark}") for remark in told]
+        if quote.assumptions:
+            parts.append(Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim"))
     return Group(*parts)
+
+
+def _narrow(cell: str) -> str:
+    """For a column of a terminal: a path by its end, an age in short; how a price is known is told below."""
+    return re.sub(r" days old(, \w+)?", " d", cell.rsplit("/", 1)[-1])
 
 
 def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
