@@ -96,6 +96,9 @@ def _become(
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+    if encoding := env.get("PYTHONIOENCODING"):  # read by a new interpreter, which this is not
+        sys.stdout.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding=encoding)  # type: ignore[union-attr]
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  the fork server gave it /dev/null
     os.chdir(cwd)
     os.environ.clear()

@@ -6,11 +6,13 @@ configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over b
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -18,7 +20,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from orchestrate.text import inert
+from orchestrate.text import escaped, inert, lookalike
+
+_WRITABLE = "orchestrate"
+"""The name of our handler of characters that an encoding has not."""
 
 _WORK = "Train"
 _RUNS = "Follow runs"
@@ -140,6 +145,7 @@ app = typer.Typer(
     cls=LazyGroup,
     name="orchestrate",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="One dataset, one spec, any backend: quote, run, track and compare fine-tuning.",
@@ -189,8 +195,13 @@ def common(
 @contextmanager
 def guarded_streams() -> Generator[None]:
     """What is written past our consoles (warnings, traces, other libraries) cannot act on the terminal
-    either."""
+    either, and what a stream's encoding has not (a redirect on Windows, `LC_ALL=C`) does not end a command.
+    """
     streams = sys.stdout, sys.stderr
+    codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper) and not codecs.lookup(stream.encoding).name.startswith("utf"):
+            stream.reconfigure(errors=_WRITABLE)
     sys.stdout, sys.stderr = cast("TextIO", _Guarded(streams[0])), cast("TextIO", _Guarded(streams[1]))
     try:
         yield

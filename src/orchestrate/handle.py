@@ -333,7 +333,7 @@ class RunHandle:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         base: bool = False,
         max_tokens: int = 512,
@@ -341,9 +341,11 @@ class RunHandle:
         tools: Sequence[Mapping[str, Any]] = (),
         at: str | None = None,
     ) -> Reply:
-        """One answer of the tuned model, or with `base` of the model that it was tuned from. `tools`: those
-        that it may call, as the chat completions API has them; `at`: another host to which its adapter was
-        deployed."""
+        """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
+        the user says. `tools`: those that it may call, as the chat completions API has them; `at`: another
+        host to which its adapter was deployed."""
+        if isinstance(messages, str):
+            messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
             self.provider.require(Feature.CHAT)
             provider, job = self._here(), self.record.handle

@@ -113,13 +113,23 @@ class Hosts(Mapping[str, HostConfig]):
             name: table(value, path, f"hosts.{name}")
             for name, value in table(configured, path, "hosts").items()
         }
-        self._env, self._path = dict(env), path
+        self._configured, self._env, self._path = configured, dict(env), path
         describe_from(key_file(env).with_name(OWN_DESCRIPTIONS))
         self._stored = read_keys(key_file(env))
         self._found: dict[str, HostConfig] = {}
         given = [name for name in built_in_folders() if f"{_word(name)}_BASE_URL" in env]
         for name in (*self._tables, *given):
             self._described(name)
+
+    def under(self, env: Mapping[str, str]) -> Hosts:
+        """The same backends with this over the environment."""
+        return Hosts(self._configured, {**self._env, **env}, self._path)
+
+    @property
+    def sandboxed(self) -> bool:
+        """Whether the environment's keys are a sandbox's: then its runs are what is worked on."""
+        keys = [value for name, value in self._env.items() if name.endswith("_API_KEY")]
+        return any(key.startswith(SANDBOX_KEY_PREFIX) for key in keys)
 
     @property
     def types(self) -> dict[str, str]:

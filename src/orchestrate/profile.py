@@ -145,23 +145,24 @@ class Profile:
     """What a reader of the cost of a dedicated deployment should know."""
 
     def gated(self, today: date) -> str | None:
-        """Whom the host refuses today, where it refuses some accounts and not yet all."""
+        """Whom the host refuses today (UTC), where it refuses some accounts and not yet all."""
         shut = [gate for gate in self.gates if gate.since <= today]
         if not shut or self.closed(today):
             return None
         told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
-        end = f", and will be to all from {self.no_new_jobs_after}" if self.no_new_jobs_after else ""
+        end = f", and will be to all from {self.no_new_jobs_after} (UTC)" if self.no_new_jobs_after else ""
         return (
             f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
             "only a submit shows whether your account is one of them"
         )
 
     def closed(self, today: date) -> str | None:
-        """Why no new jobs are taken from anyone today; `None` while they are from some account."""
+        """Why no new jobs are taken from anyone today, a day in UTC as its own page names none; `None` while
+        they are from some account."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
-        return f"{self.title} has taken no new fine-tuning jobs since {since}"
+        return f"{self.title} has taken no new fine-tuning jobs since {since}; today is {today} (UTC)"
 
 
 @cache

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import catalog, costing
+from orchestrate import catalog, costing, days
 from orchestrate.costing import Accuracy as Accuracy
 from orchestrate.costing import Lookup as Lookup
 from orchestrate.costing import Ownership as Ownership
@@ -74,15 +73,16 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
-    if live.unavailable or offline is None:
-        live_usd = None if live.unavailable else live.expected_usd
+    told = live.counted_usd
+    if live.unavailable or quote.unavailable:
+        live_usd = None if live.unavailable else told
         return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
     return LivePrice(
         provider=name,
         offline_usd=offline,
-        live_usd=live.expected_usd,
-        relative=float((offline - live.expected_usd) / live.expected_usd) if live.expected_usd else None,
-        within_band=quote.low_usd <= live.expected_usd <= quote.high_usd,
+        live_usd=told,
+        relative=float((offline - told) / told) if told and offline is not None else None,
+        within_band=quote.low_usd <= told <= quote.high_usd,
     )
 
 
@@ -119,7 +119,7 @@ def use(
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
     else:
-        base = costing.default_base(asked, months, date.today(), saved_tokens=saved_tokens)
+        base = costing.default_base(asked, months, days.today(), saved_tokens=saved_tokens)
     most = Decimal(str(utilisation)) if utilisation else UTILISATION
     return Use(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,41 @@ def _sign(found: re.Match[str]) -> str:
 def inert_json(text: str) -> str:
     """JSON text with the same characters in its escaped form, which means the same to whoever reads it."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_LOOKALIKES = {
+    **{
+        "█": "#",
+        "━": "=",
+        "·": ".",
+        "→": "->",
+        "…": "...",
+        "’": "'",
+        "≠": "!=",
+        "›": ">",
+        "✓": "v",
+        "✗": "x",
+    },
+    **dict(zip("▁▂▃▄▅▆▇", "__--==#", strict=True)),
+}
+
+
+def lookalike(error: UnicodeError) -> tuple[str, int]:
+    """A handler of `codecs`: what a terminal's encoding has not is written by its look, or else escaped as in
+    JSON, so that nothing is lost."""
+    return _written(error, _LOOKALIKES)
+
+
+def escaped(error: UnicodeError) -> tuple[str, int]:
+    """A handler of `codecs` for JSON, which means the same afterwards."""
+    return _written(error, {})
+
+
+def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    absent = error.object[error.start : error.end]
+    return "".join(looks.get(c) or json.dumps(c)[1:-1] for c in absent), error.end
 
 
 def money(usd: Decimal | None) -> str:

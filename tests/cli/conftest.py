@@ -43,8 +43,9 @@ def cli_env(tmp_path: Path) -> dict[str, str]:
 def cli(tmp_path: Path, cli_env: dict[str, str]) -> Cli:
     def run(*arguments: str, cwd: Path | None = None, stdin: str | None = None, **env: str) -> Result:
         done = command.run([*arguments], cwd=cwd or tmp_path, env=cli_env | env, stdin=(stdin or "").encode())
-        err = done.err.decode()
+        encoding = env.get("PYTHONIOENCODING", "utf-8")
+        err = done.err.decode(encoding)
         assert "Traceback" not in err, err
-        return Result(done.code, done.out.decode(), err)
+        return Result(done.code, done.out.decode(encoding), err)
 
     return run

@@ -54,7 +54,7 @@ def submit(cli: Cli, tmp_path: Path, sandbox: Any) -> Callable[[], str]:
 
 
 def statuses(cli: Cli) -> dict[str, str]:
-    return {run["id"]: run["status"] for run in cli("runs", "--json").json}
+    return {run["id"]: run["status"] for run in cli("runs", "--sandbox", "--json").json}
 
 
 def test_a_closed_terminal_ends_the_view_and_not_the_watching(

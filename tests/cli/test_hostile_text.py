@@ -143,11 +143,15 @@ def commands() -> list[list[str]]:
         ["data", "dedupe", data, "-o", f"out{EVIL.replace('/', '')}.jsonl"],
         ["check", "spec.yaml", "-p", "openai"],
         ["plan", "spec.yaml", "-p", "openai"],
+        ["plan", "spec.yaml", "-p", "openai", "--all"],
+        ["show", "run-0123456789ac"],
+        ["events", "run-0123456789ac"],
         ["quote", "spec.yaml", "-p", "openai"],
         ["submit", "spec.yaml", "-p", "openai", "--yes", "--max-cost", "500"],
         ["-vv", "doctor"],
         ["models", "show", EVIL],
         ["prices", EVIL],
+        ["prices", "show", EVIL],
         [EVIL],
         ["runs", f"--{EVIL}"],
         ["keys", "set", EVIL],
@@ -185,7 +189,7 @@ def test_no_byte_from_outside_acts_on_a_pipe(scene: tuple[Path, dict[str, str]])
 
 def test_no_byte_from_outside_acts_on_a_terminal(scene: tuple[Path, dict[str, str]]) -> None:
     folder, env = scene
-    (folder / "commands.json").write_text(json.dumps(commands()[:30]))
+    (folder / "commands.json").write_text(json.dumps(commands()[:34]))
     child, end = pty.fork()
     if child == 0:
         os.chdir(folder)

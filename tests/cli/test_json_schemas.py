@@ -48,7 +48,7 @@ def test_schemas_are_schemas(command: str) -> None:
         ("data dedupe", "train.jsonl"), ("advise", "train.jsonl"), ("models search", "qwen"),
         ("models show", "qwen3.5-9b"), ("prices list", ""), ("prices show", "qwen3.5-9b"),
         ("prices check", ""), ("prices accuracy", ""), ("init", "new"), ("keys list", ""), ("doctor", ""),
-        ("providers", ""), ("local memory", "8B"),
+        ("providers", ""), ("models list", ""), ("keys", ""), ("prices", ""), ("local memory", "8B"),
     ],
 )  # fmt: skip
 def test_outputs_fit_their_schemas(cli: Cli, tmp_path: Path, command: str, options: str) -> None:

@@ -44,9 +44,12 @@ def test_a_key_in_the_keyring_is_used_and_is_in_no_other_file(
     tmp_path: Path,
 ) -> None:
     url, asked = stranger
-    stored = ring("keys", "set", "openai", "--keyring", stdin=KEY + "\n", OPENAI_BASE_URL=url)
+    unmeant = ring("keys", "set", "openai", "--keyring", stdin=KEY + "\n", OPENAI_BASE_URL=url)
+    assert unmeant.code == 2 and "unset OPENAI_BASE_URL" in unmeant.err and holding(tmp_path, KEY) == []
+    stored = ring("keys", "set", "openai", "--keyring", stdin=KEY + "\n")
     assert stored.code == 0 and "kept in " in stored.err and KEY not in stored.err
     assert listed(ring("keys", "list", "--json")) == ("sk-...ij", "keyring")
+    assert ring("keys", "trust", "openai", url).code == 0
     assert ring("recover", "-p", "openai", OPENAI_BASE_URL=url).code == 0
     assert set(asked) == {f"Bearer {KEY}"}
     for command in ("doctor", "runs", "sync", "providers"):

@@ -50,8 +50,29 @@ def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> Non
     def row(name: str) -> str:
         return next(line for line in lines if line.startswith(f"{name} "))
 
-    assert "kept" in row("epochs") and "mapped" in row("batch_size") and "defaulted" in row("seed")
-    assert "refused" in row("schedule") and "OpenAI sets the learning rate's schedule" in row("schedule")
+    assert row("batch_size").split() == ["batch_size", "max", "~", "auto"]
+    assert row("schedule").split() == ["schedule", "cosine", "refused"]
+    assert "kept as asked everywhere: train, epochs" in shown.err
+    assert "schedule on openai: refused; OpenAI sets the learning rate's schedule itself" in lines
+    assert "batch_size on openai: OpenAI chooses by the size of the file" in shown.out
+    assert lines[-1] == "1 refused: schedule on openai"
+    every = cli("plan", "--provider", "openai", *asked, "--all", COLUMNS="200").out
+    assert "(its own)" in next(line for line in every.splitlines() if line.startswith("seed "))
+    assert "epochs on openai: sent as method.supervised.hyperparameters.n_epochs" in every
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_plan_of_all_backends_fits_a_screen(cli: Cli, project: Path, width: int) -> None:
+    """No name of a setting is broken, no number cut, no line wider than the terminal."""
+    settings = ("adapter.r=16", "learning_rate=0.00012345", "schedule=cosine", "suffix=orders-of-lamps")
+    asked = [word for setting in settings for word in ("--set", setting)]
+    shown = cli("plan", *asked, COLUMNS=str(width))
+    lines = shown.out.splitlines()
+    assert len(lines) < 60 and max(map(len, lines)) <= width
+    table = lines[lines.index("") + 1 :]
+    rate = next(line for line in table if line.startswith("learning_rate "))
+    assert rate.count("0.00012345") >= 3
+    assert lines[-1].endswith("schedule on openai") or "refused: " in "".join(lines[-3:])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +101,7 @@ def test_a_strict_submit_sends_nothing(cli: Cli, project: Path, sandbox: Sandbox
     asked = ("submit", "--provider", "together", "--yes", "--set", "adapter.type=qlora")
     refused = cli(*asked, "--strict", **sandbox.env)
     assert refused.code == 2 and "adapter.type" in refused.err
-    assert (sandbox.count(), cli("runs", "--json").json) == (0, [])
+    assert (sandbox.count(), cli("runs", "--sandbox", "--json").json) == (0, [])
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
     beside = [row | {"article": f"What the answer {n} is about"} for n, row in enumerate(rows)]
     (project / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beside))
@@ -98,7 +119,7 @@ def test_an_account_that_may_not_spend_so_much_creates_nothing(
     sandbox.set_credit(3)
     refused = cli("submit", "--provider", "together", "--yes", **sandbox.env)
     assert refused.code == 4 and "$4.00, above what the account may spend ($3.00)" in refused.err
-    [run] = cli("runs", "--json").json
+    [run] = cli("runs", "--sandbox", "--json").json
     assert (run["phase"], creates(sandbox)) == ("refused", 0)
     sandbox.set_credit(1000)
     assert cli("submit", "--provider", "together", "--yes", **sandbox.env).code == 0
@@ -191,7 +212,7 @@ def test_a_budget_that_holds_for_each_backend_but_not_for_all_sends_nothing(cli:
     told = json.loads(done.err.splitlines()[-1])["message"]
     shown = [float(amount) for amount in re.findall(r"\$(\d+\.\d+)", told)]
     assert told.startswith("box: ") and shown[0] > shown[-1] > 0, told
-    assert cli("runs", "--json").json == []
+    assert cli("runs", "--sandbox", "--json").json == []
 
 
 @pytest.mark.parametrize("backend", ["together", "fireworks", "local"])

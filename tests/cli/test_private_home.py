@@ -92,7 +92,7 @@ def test_a_whole_life_leaves_nothing_to_others(
             [sys.executable, "-c", RUN_ALL, json.dumps(life)],
             cwd=tmp_path,
             env=cli_env | dict(hosts.env) | {"ORCHESTRATE_KEYS": str(home / "config" / "keys.toml")},
-            input="a-key\n",
+            input="sandbox-a-key-of-nobody\n",
             capture_output=True,
             text=True,
         )

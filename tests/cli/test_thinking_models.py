@@ -80,7 +80,7 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
     [run] = [row["id"] for row in cli("runs", "--json").json]
     # All weights of so small a model move too far for the proof's bound of 16 bits.
     serving = served(run, tmp_path, cli_env, "--no-prove")
-    with serving as told, OpenAI(base_url=told["url"], api_key="none") as client:
+    with serving as told, OpenAI(base_url=told["url"], api_key="no-key-here") as client:
         messages: Any = [{"role": "user", "content": "Sky?"}]
         [choice] = client.chat.completions.create(model=run, messages=messages, temperature=0).choices
         assert (choice.message.content, choice.finish_reason) == ("blue", "stop")

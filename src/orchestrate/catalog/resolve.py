@@ -6,6 +6,7 @@ import re
 from datetime import date
 from pathlib import Path
 
+from orchestrate import days
 from orchestrate.catalog.models import (
     HostModel,
     Model,
@@ -94,7 +95,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
             f"{model.name} is part of the source checkout, and this installation has none",
             fix="clone the repository and install it with  pip install -e .",
         )
-    warnings = [shutdown_warning(model, provider, today or date.today())]
+    warnings = [shutdown_warning(model, provider, today or days.today())]
     if host.tunable == "unconfirmed":
         warnings.append(
             f"{provider} may not tune {model.name}: {host.note or 'only seen among its inference models'}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -152,6 +153,14 @@ def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None =
     return made
 
 
+def never_cut(made: Table, *names: str) -> None:
+    """Keeps these columns of a filled table whole, however narrow the terminal is."""
+    for column in made.columns:
+        if column.header in names:
+            cells = (cell.plain if isinstance(cell, Text) else str(cell) for cell in column.cells)
+            column.min_width = max(map(cell_len, cells))
+
+
 def note(text: str) -> None:
     err.print(hide(text), style="dim")
 
@@ -165,10 +174,11 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
     return Text.assemble(text, " ", SANDBOX) if sandbox else text
 
 
-def stage_text(run: Run) -> Text:
-    """The status as last seen; before the host was asked for it, how far the submit came."""
+def stage_text(run: Run, *, chip: bool = True) -> Text:
+    """The status as last seen; before the host was asked for it, how far the submit came. `chip` marks a
+    sandbox's."""
     unseen = run.status is JobStatus.SUBMITTING
-    return status_text(_STAGES[run.phase] if unseen else run.status.value, sandbox=run.sandbox)
+    return status_text(_STAGES[run.phase] if unseen else run.status.value, sandbox=run.sandbox and chip)
 
 
 _STAGES = {

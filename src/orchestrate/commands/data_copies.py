@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def convert(
     if json and data.is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
     with (
-        _conversations(file, messages) as joined,
+        _conversations(file, messages, reading.ignored or ()) as joined,
         engine(reading.engine, reading.workers),
         progress_bar("converting") as progress,
     ):
@@ -205,7 +205,7 @@ def dedupe(
 
 
 @contextmanager
-def _conversations(file: str, given: Messages) -> Generator[str]:
+def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
     """The file, or the conversations that its messages make. Tells what is left out of them."""
     from orchestrate.service import data
 
@@ -216,6 +216,7 @@ def _conversations(file: str, given: Messages) -> Generator[str]:
         assistant=given.assistant or (),
         text=given.text,
         time=given.time,
+        ignored=ignored,
     )
     if columns is None:
         yield file
@@ -233,7 +234,16 @@ def _conversations(file: str, given: Messages) -> Generator[str]:
         if report.time is None:
             note("no column of times is known: in the order of the file (--time COLUMN)")
         if report.unread:
-            note(f"not read: {', '.join(report.unread)}; a message that only colleagues saw is taught too")
+            note(
+                f"not read: {', '.join(report.unread)}; if one of them says that only colleagues saw a "
+                "message, take such messages out: they are taught too"
+            )
+        if report.internal:
+            by = ", ".join(report.internal_by)
+            note(
+                f"{count(report.internal, 'message')} left out that only colleagues saw, by {by} "
+                f"(--ignore {','.join(report.internal_by)} teaches them too)"
+            )
         yield str(rows)
 
 

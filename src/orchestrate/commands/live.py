@@ -52,9 +52,10 @@ def cost_so_far(run: Run) -> Decimal | None:
     """The bill when there is one, else the quoted price times the share of the work done."""
     if run.bill is not None:
         return run.bill.usd
-    if run.quote is None or run.quote.unavailable or not run.total_steps:
+    expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
+    if expected is None or not run.total_steps:
         return None
-    return run.quote.expected_usd * Decimal(run.step or 0) / Decimal(run.total_steps)
+    return expected * Decimal(run.step or 0) / Decimal(run.total_steps)
 
 
 def share_done(run: Run) -> float:

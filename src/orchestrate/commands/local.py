@@ -10,7 +10,7 @@ import typer
 
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json
 from orchestrate.commands.options import grouped
-from orchestrate.commands.planning import show_memory
+from orchestrate.commands.translations import show_memory
 from orchestrate.errors import UsageError
 from orchestrate.text import size
 

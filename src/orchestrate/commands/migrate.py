@@ -74,6 +74,9 @@ class Where:
     model: Annotated[
         list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL, in place of the proposal.")
     ] = None
+    train: Annotated[
+        str | None, typer.Option("--train", metavar="FILE", help="Rows, where those of the run are gone.")
+    ] = None
     every: Annotated[
         bool, typer.Option("--all", help="Every run of the store whose model falls silent; with --plan.")
     ] = False
@@ -139,9 +142,9 @@ def _account(
 ) -> None:
     from orchestrate.commands import migrate_account
 
-    if run is not None or where.plan is None:
+    if run is not None or where.plan is None or where.train is not None:
         raise UsageError(
-            "--all goes with --plan FILE and without a run",
+            "--all and --plan go together, without a run and --train",
             fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
         )
     with orchestrator(context, made_by=spending.by) as ft:
@@ -162,6 +165,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
     return MigrationOrder(
         to=[name.strip() for name in where.to.split(",") if name.strip()],
         models=named if isinstance(named, dict) else {"default": named} if named else {},
+        train=where.train,
         use=serving.use(),
         test=proof.test,
         old=proof.old,

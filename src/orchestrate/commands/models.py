@@ -7,30 +7,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
+from orchestrate import days
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.options import by_default
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.service import models
 from orchestrate.service.models import HostModel, Model
 
-
-class SearchByDefault(TyperGroup):
-    """`orchestrate models qwen` searches; so does `orchestrate models` with nothing but options."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        first = next((a for a in args if not a.startswith("-")), None)
-        if first not in self.commands and "--help" not in args:
-            args = ["search", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=SearchByDefault, help="Base models and their names on each backend.")
+app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 
 ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only those it can tune.")]
 
 
+@app.command("list", hidden=True)
 @app.command()
 def search(
     query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
@@ -47,7 +38,7 @@ def search(
         raise UsageError(
             f"no model matches {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
         )
-    today = date.today()
+    today = days.today()
     shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))
     for m in found:
         shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
@@ -69,7 +60,7 @@ def show(
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
     if told := _told(model):
         out.print(told)
-    today = date.today()
+    today = days.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
         host = model.on(provider)

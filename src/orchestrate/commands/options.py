@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from orchestrate.errors import UsageError
 
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
+
+
+def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
+    """A group that is this command of it when it is called with nothing but options; with `words` also when
+    its first word is no command: `orchestrate models qwen` searches."""
+
+    class ByDefault(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            first = next((a for a in args if not a.startswith("-")), None) if words else None
+            asks = bool({"-h", "--help"} & {*args[:1]})
+            plain = not args or args[0].startswith("-") or words
+            if plain and first not in self.commands and not asks:
+                args = [command, *args]
+            return super().parse_args(ctx, args)
+
+    return ByDefault
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -15,20 +15,15 @@ from rich.text import Text
 from orchestrate.commands.console import Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.options import ProviderOpt, ServingOptions, SpecOptions, grouped
 from orchestrate.commands.rates import RateOpt, of_flags
+from orchestrate.commands.translations import show_translations
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
-from orchestrate.text import count, money, size
-from orchestrate.types import Authority, MemoryPlan, Outcome, Problem, Quote, Setting, Severity, Translation
+from orchestrate.text import count, money
+from orchestrate.types import Problem, Quote, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.quoting import LivePrice, Ownership
 
-_OUTCOME_STYLE = {
-    Outcome.KEPT: "green",
-    Outcome.MAPPED: "cyan",
-    Outcome.DEFAULTED: "dim",
-    Outcome.REFUSED: "red",
-}
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
 
@@ -78,6 +73,9 @@ def plan(
     fix: Annotated[
         bool, typer.Option("--fix", help="Write into the spec what each backend has to go without.")
     ] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every setting, with the field that carries it, asked for or not.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """What each setting of the spec becomes on each backend, and the memory that training takes where it is
@@ -93,8 +91,7 @@ def plan(
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
-        for translation in translations:
-            _show_translation(translation)
+        show_translations(translations, all=all)
     if any(t.inexact if strict else t.refused for t in translations):
         raise typer.Exit(2)
 
@@ -141,7 +138,7 @@ def quote(
     json: Json = False,
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
-    Offline, unless --live."""
+    Offline, unless --live; exit code 1 when no backend has a price."""
     from orchestrate import quoting
 
     if format not in ("table", "md"):
@@ -165,6 +162,8 @@ def quote(
         )
     else:
         _show_quotes(quotes, totals, live_prices, markdown=format == "md")
+    if all(q.unavailable for q in quotes):
+        raise typer.Exit(1)
 
 
 def _show_quotes(
@@ -217,68 +216,6 @@ def show_problems(problems: Sequence[Problem]) -> None:
     out.print(shown)
     if len(rows) > _SHOWN:
         note(f"... and {len(rows) - _SHOWN} more; --json prints all")
-
-
-def _show_translation(translation: Translation) -> None:
-    rows = table("setting", "asked", "outcome", "sent", "as", "rule", fold=("rule", "as", "sent"))
-    for s in translation.settings:
-        style = _OUTCOME_STYLE[s.outcome]
-        mark = "" if s.exact or s.outcome is Outcome.REFUSED else ", not exactly"
-        rows.add_row(
-            s.name,
-            _value(s.asked),
-            Text(f"{s.outcome.value}{mark}", style),
-            _value(s.sent) if s.sent != s.asked or s.wire else "",
-            _field(s),
-            s.rule or "",
-        )
-    out.print(Text.assemble((translation.provider, "bold"), f"  {translation.model}"))
-    out.print(rows)
-    if any(s.authority is not None for s in translation.settings):
-        note("fields are of the types of the host's SDK, unless it is said from where else they are known")
-    if translation.overrides is not None:
-        from orchestrate import specfile
-
-        note(f"with these lines it runs on {translation.provider} (--fix writes them):")
-        out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
-    if translation.memory is not None:
-        show_memory(translation.memory)
-    out.print()
-
-
-def _field(setting: Setting) -> Text:
-    """The field that carries it, and from where that is known where it is not the SDK."""
-    wire, authority = setting.wire or "", setting.authority
-    if authority in (None, Authority.SDK):
-        return Text(wire, "dim")
-    unknown = authority is Authority.NONE
-    return Text.assemble((wire, "dim"), " ", (f"({authority})", "red" if unknown else "yellow"))
-
-
-def show_memory(plan: MemoryPlan) -> None:
-    """The total, what it is made of, and what to change where it does not fit."""
-    device = "GPU" if plan.device == "cuda" else "CPU"
-    whole = f"{size(plan.total_bytes)} of memory on the {device}"
-    at = f" with {count(plan.rows, 'row')} of {count(plan.longest, 'token')} at once"
-    if plan.available_bytes is None:
-        verdict = ("", "")
-    elif plan.fits:
-        verdict = (f": fits its {size(plan.available_bytes)}", "green")
-    else:
-        verdict = (f": does not fit its {size(plan.available_bytes)}", "red")
-    out.print(Text.assemble((whole, "bold"), at, verdict))
-    parts = [f"{name} {size(part)}" for name, part in plan.parts.items() if part >= 2**20]
-    out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))
-    for line in plan.advice:
-        note(f"  try: {line}")
-    for line in plan.notes:
-        note(f"  ({line})")
-
-
-def _value(value: Any) -> str:
-    shown = "" if value is None else str(value)
-    # A chat template is no value to read in a table.
-    return f"{shown.strip()[:40]}... ({len(shown):,} characters)" if len(shown) > 300 else shown
 
 
 def _concerns(problem: Problem, provider: str) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from orchestrate import days
 from orchestrate.commands.console import SANDBOX, Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.options import by_default
 from orchestrate.commands.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.quoting import (
@@ -27,7 +28,7 @@ from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
-app = typer.Typer(no_args_is_help=True, help="Prices, their sources and their age.")
+app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their age.")
 
 ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
 
@@ -44,22 +45,35 @@ def list_prices(
     context: typer.Context,
     provider: ProviderFilter = None,
     method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those that concern this model.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Only hours of a GPU whose name holds this: H100.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Ended and superseded prices too.")] = False,
     rate: RateOpt = None,
     json: Json = False,
 ) -> None:
-    """Prices in force today, by provider and method."""
+    """Prices in force today. Without a provider, method, model or GPU: how many of each kind there are, and
+    their range."""
     book = book_of(context, rate)
+    today = days.today()
+    shown = book if all else current(book, today)
+    if model is not None:
+        concerned = prices_of(book, model, today)[1]
+        shown = [r for r in shown if r in concerned]
     found = [
         r
-        for r in (book if all else current(book, date.today()))
-        if (provider is None or r.provider == provider) and (method is None or method in r.methods)
+        for r in shown
+        if (provider is None or r.provider == provider)
+        and (method is None or method in r.methods)
+        and (gpu is None or (r.gpu is not None and gpu.lower() in r.gpu.lower()))
     ]
     if not found:
         raise UsageError(
             "no price matches", fix="orchestrate prices list  without options shows providers and methods"
         )
-    _print(found, json=json)
+    if json or all or any(f is not None for f in (provider, method, model, gpu, rate)):
+        _print(found, json=json)
+    else:
+        _print_kinds(found)
 
 
 @app.command()
@@ -70,7 +84,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Every price that concerns one model, on each backend that tunes it."""
-    entry, found = prices_of(book_of(context, rate), model, date.today())
+    entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
             f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
@@ -86,7 +100,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
-    today = date.today()
+    today = days.today()
     stale = [
         r
         for r in current(book_of(context), today)
@@ -148,11 +162,24 @@ def accuracy(
     _print_accuracy(found)
 
 
+def _print_kinds(rates: list[Rate]) -> None:
+    kinds: dict[tuple[str, str, str], list[Rate]] = {}
+    for r in rates:
+        kinds.setdefault((r.provider, ", ".join(r.methods), r.unit.removeprefix("usd_")), []).append(r)
+    shown = table("provider", "method", "unit", "prices", "USD", "checked", right=("prices", "USD"))
+    for (provider, methods, unit), found in sorted(kinds.items()):
+        least, most = min(r.usd for r in found), max(r.usd_max or r.usd for r in found)
+        span = f"{least:f}" if least == most else f"{least:f} to {most:f}"
+        shown.add_row(provider, methods, unit, str(len(found)), span, f"{min(r.last_checked for r in found)}")
+    out.print(shown)
+    note("--provider, --method, --model or --gpu shows each with its source; --all ended ones too")
+
+
 def _print(rates: list[Rate], *, json: bool) -> None:
     if json:
         print_json(rates)
         return
-    today = date.today()
+    today = days.today()
     shown = table(
         "provider", "method", "for", "USD", "unit", "since", "age", "known", "source", right=("USD", "age")
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from orchestrate import days
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Rate, RateBook
@@ -22,7 +23,7 @@ def of_flags(flags: list[str] | None) -> list[Rate]:
     """Raises `UsageError`."""
     from orchestrate.quoting import parse_flag
 
-    return [parse_flag(flag, date.today()) for flag in flags or ()]
+    return [parse_flag(flag, days.today()) for flag in flags or ()]
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
 from orchestrate.commands.console import (
+    SANDBOX,
     Json,
     RunArg,
+    never_cut,
     note,
     orchestrator,
     out,
@@ -21,7 +24,7 @@ from orchestrate.commands.console import (
 from orchestrate.commands.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
-from orchestrate.text import limit, money, quoted
+from orchestrate.text import count, duration, limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
@@ -40,42 +43,75 @@ Refresh = Annotated[
 ]
 
 
+_ROOM_FOR_TAGS = 110
+"""Characters of a line."""
+
+
 def runs(
     context: typer.Context,
     provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
     status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
-        found = [run.record for run in ft.runs(provider=provider, status=status, limit=limit)]
+        asked = partial(ft.runs, provider=provider, status=status, limit=limit)
+        found = [run.record for run in asked(sandbox=sandbox or None)]
+        elsewhere = 0 if found or sandbox else len(asked(sandbox=True))
         deployed = ft.deployments()
     if json:
         print_json(found)
         return
     if not found:
         some = provider is not None or status is not None
+        if elsewhere:
+            note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
+            return
         note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
     from orchestrate.commands.live import cost_so_far
 
-    names = ("run", "backend", "model", "status", "step", "cost", "created")
-    shown = table(*names, right=("step", "cost"), fold=("model",))
     now = datetime.now(UTC)
-    for run in found:
-        shown.add_row(
-            run.id,
-            run.provider,
-            run.model,
-            stage_text(run),
-            f"{run.step or 0}/{run.total_steps}" if run.total_steps else "",
-            money(cost_so_far(run)),
-            _ago(run.created_at, now),
-        )
+    cells: dict[str, list[str | Text]] = {
+        "run": [run.id for run in found],
+        "backend": [run.provider for run in found],
+        "model": [run.model for run in found],
+        "status": [stage_text(run, chip=not sandbox) for run in found],
+        "step": [f"{run.step or 0}/{run.total_steps}" if run.total_steps else "" for run in found],
+        "took": [_took(run, now) for run in found],
+        "cost": [money(cost_so_far(run)) for run in found],
+        "created": [_ago(run.created_at, now) for run in found],
+        "tags": [_tags(run) for run in found],
+    }
+    if not any(cells["step"]):
+        del cells["step"]
+    if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
+        del cells["tags"]
+    shown = table(*cells, right=("step", "took", "cost"), fold=("model", "tags"))
+    for row in zip(*cells.values(), strict=True):
+        shown.add_row(*row)
+    never_cut(shown, *(cells.keys() - {"model", "tags"}))
+    if sandbox:
+        out.print(SANDBOX)
     out.print(shown)
     if deployed:
         note(f"{hourly(deployed)}: orchestrate deployments")
+
+
+def _took(run: Run, now: datetime) -> str:
+    """From created to ended, or until now."""
+    if run.status.terminal and run.finished_at is None:
+        return ""
+    return duration(((run.finished_at or now) - run.created_at).total_seconds())
+
+
+def _tags(run: Run) -> str:
+    tags = cast("dict[str, str]", run.spec.get("tags") or {})
+    return ", ".join(f"{name}={value}" if value else name for name, value in tags.items())
 
 
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
@@ -143,7 +179,7 @@ def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: J
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.EVENTS)
+        ft.provider(handle.record.provider).require(Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
     if json:
@@ -159,7 +195,7 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: 
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.METRICS)
+        ft.provider(handle.record.provider).require(Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
     if json:
@@ -193,7 +229,7 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        handle.provider.require(Feature.CHECKPOINTS)
+        ft.provider(handle.record.provider).require(Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
     if json:

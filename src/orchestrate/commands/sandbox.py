@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.console import Json, ended_by_signal, note, print_json, print_text
+from orchestrate.commands.console import Json, ended_by_signal, note, print_json, print_text, settings_of
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
 
@@ -99,12 +99,16 @@ def run(
 ) -> None:
     """Runs a command with the sandbox's environment and stops the hosts when it ends; its exit code is kept.
 
-    Without --sandbox-home everything is thrown away at the end.
+    Jobs are kept as those of `orchestrate sandbox` are, and whatever asks about one of them later starts the
+    hosts again; those of a sandbox that runs already are used.
     """
+    from orchestrate.service.sandbox import joined
+
     words = [*command, *context.args]
-    with _start(hosts, port) as running:
+    kept = hosts.home or _default_home(context)
+    with joined(kept, port, **_ways(hosts)) as env:
         try:
-            child = subprocess.Popen(words, env={**os.environ, **running.env})
+            child = subprocess.Popen(words, env={**os.environ, **env})
         except OSError as error:
             raise UsageError(f"{words[0]} cannot be run: {error}") from error
         raise typer.Exit(_code_of(child))
@@ -113,14 +117,18 @@ def run(
 def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
     from orchestrate.service.sandbox import running
 
-    return running(port, **(vars(hosts) | {"also": hosts.also or ()}))
+    return running(port, home=hosts.home, **_ways(hosts))
+
+
+def _ways(hosts: Hosts) -> dict[str, Any]:
+    """All but the home."""
+    return {name: value for name, value in vars(hosts).items() if name != "home"} | {"also": hosts.also or ()}
 
 
 def _default_home(context: typer.Context) -> Path:
-    from orchestrate import config
+    from orchestrate.service.sandbox import home_of
 
-    given: dict[str, Any] = context.find_root().obj or {}
-    return config.load(config_file=given.get("config"), home=given.get("home")).make_home() / "sandbox"
+    return home_of(settings_of(context))
 
 
 def _code_of(child: subprocess.Popen[bytes]) -> int:

@@ -226,6 +226,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "data judge": (JudgeReport,),
     "advise": (Advice,),
     "models search": (list[ModelShown],),
+    "models list": (list[ModelShown],),
     "models show": (ModelShown,),
     "models refresh": (ModelChanges,),
     "prices list": (list[Rate],),
@@ -235,7 +236,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "init": (list[str],),
     "keys list": (list[Key],),
     "doctor": (list[Check],),
-    "providers": (list[Backend],),
+    "providers list": (list[Backend],),
     "plugins": (list[Plugin],),
     "sandbox": (SandboxUp,),
     "local bench": (Bench,),
@@ -247,7 +248,11 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
 def of(command: str) -> dict[str, Any]:
     """Raises `UsageError` for a command that has no `--json`."""
     if command not in OUTPUTS:
-        raise UsageError(f"no schema is called {command!r}; known: {', '.join(OUTPUTS)}")
+        command = f"{command} list"  # what a group does by itself
+    if command not in OUTPUTS:
+        raise UsageError(
+            f"no schema is called {command.removesuffix(' list')!r}; known: {', '.join(OUTPUTS)}"
+        )
     found, parts = msgspec.json.schema_components(OUTPUTS[command], ref_template="#/$defs/{name}")
     schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
     return {

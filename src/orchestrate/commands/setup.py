@@ -9,11 +9,12 @@ import sys
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
 
-from orchestrate import config
+from orchestrate import config, days
 from orchestrate.commands.console import (
     Json,
     note,
@@ -24,6 +25,7 @@ from orchestrate.commands.console import (
     settings_of,
     table,
 )
+from orchestrate.commands.options import by_default
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
@@ -74,7 +76,7 @@ def init(
         print_text("\n".join(written))
 
 
-keys = typer.Typer(help="Set, list and remove API keys, and the hosts they may go to.", no_args_is_help=True)
+keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")
 
 
 @keys.command("set")
@@ -107,6 +109,8 @@ def keys_set(
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
         raise UsageError("the key is empty; nothing was written")
+    host = settings.hosts.get(name)
+    _require_a_host_of_its_own(name, key, host)
     path = key_file()
     if keyring:
         place = write_keyring(name, key)
@@ -116,7 +120,6 @@ def keys_set(
         config.write_key(path, name, key)
         place = str(path)
     note(f"{name}: {config.Secret(key)} kept in {place}")
-    host = settings.hosts.get(name)
     if host is None or host.base_url is None or key.startswith(config.SANDBOX_KEY_PREFIX):
         return
     if host.url_from_file:
@@ -125,6 +128,23 @@ def keys_set(
     elif not Pins(pin_file()).hosts(key):
         _tie(key, host.base_url)
         note(f"it goes to {origin(host.base_url)} and to no other host")
+
+
+def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
+    """A real key that would be tied to this machine, as where a sandbox's exports are still set, is kept only
+    when that is meant. Raises `UsageError`."""
+    url = host.base_url if host is not None else None
+    local = url is not None and config.is_loopback(urlsplit(url).hostname or "")
+    if not local or key.startswith(config.SANDBOX_KEY_PREFIX):
+        return
+    told = f"the base URL of {name} is {url}, on this machine (a sandbox?), and the key would be tied to it"
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{told}; nothing was written",
+            fix=f"unset {name.upper().replace('-', '_')}_BASE_URL, or set the key at a terminal",
+        )
+    if not typer.confirm(f"{told}. Keep it?", err=True):
+        raise UsageError("nothing was written")
 
 
 @keys.command("list")
@@ -258,7 +278,11 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         raise typer.Exit(3)
 
 
-def providers(
+providers = typer.Typer(cls=by_default("list"), help="Backends, and what each of them can do.")
+
+
+@providers.command("list")
+def list_providers(
     context: typer.Context,
     template: Annotated[
         bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
@@ -271,7 +295,7 @@ def providers(
     if template:
         print_text(known.template().rstrip())
         return
-    today = date.today()
+    today = days.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
         if json:

@@ -219,7 +219,7 @@ def submit_each(
 
 
 def _agrees(live: Quote) -> bool:
-    told = f"{live.provider}'s own estimate is {money(live.expected_usd)}, above the quote's high end"
+    told = f"{live.provider}'s own estimate is {money(live.counted_usd)}, above the quote's high end"
     return confirm(f"{told}. Go on?", yes=False)
 
 

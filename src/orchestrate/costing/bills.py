@@ -207,10 +207,12 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """The bill of a run against its quote; `None` until it has both. Components only where the bill has
-    lines."""
+    """The bill of a run against its quote; `None` until it has both, and where the quote was undecided.
+    Components only where the bill has lines."""
     quote, paid = run.quote, run.bill
     if quote is None or paid is None or quote.unavailable or quote.recalled or not paid.final:
+        return None
+    if quote.expected_usd is None:
         return None
     quoted = {entry.component: entry for entry in quote.lines}
     billed = {entry.component: entry.usd for entry in paid.lines}

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate import description
+from orchestrate import days, description
 from orchestrate.costing.rate import MOST_USD, Rate
 from orchestrate.errors import ConfigError, UsageError
 
@@ -224,4 +224,4 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
             book = book.over(msgspec.structs.replace(rate, own=str(path)) for rate in load(path))
-    return book.over(parse_flag(flag, today or date.today()) for flag in flags)
+    return book.over(parse_flag(flag, today or days.today()) for flag in flags)

@@ -6,7 +6,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import text
+from orchestrate import days, text
 from orchestrate.costing import hardware, rules
 from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.lines import rounded, summed
@@ -100,7 +100,7 @@ def local_rate(
     """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the
     whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
     devices draw at full load."""
-    book, on = book or built_in(), today or date.today()
+    book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
@@ -124,7 +124,7 @@ def rental_rate(
 ) -> HourlyRate:
     """The hour of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when it has no such
     price."""
-    book, on = book or built_in(), today or date.today()
+    book, on = book or built_in(), today or days.today()
     rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
     if rate is None:
         known = sorted({r.applies_to for r in book if r.provider == provider and "gpu_rental" in r.methods})

@@ -144,7 +144,7 @@ def quote_sized_job(
         billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
         open_end=billed.open_end,
     )
-    return replace(quote, undecided=undecided)
+    return quote if undecided is None else replace(quote, undecided=undecided, expected_usd=None)
 
 
 def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
@@ -204,6 +204,8 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     low, expected, high = minimum.band()
     if minimum.usd_max is None:
         low = high = expected  # a flat charge: what is uncertain about it is said by its confidence
+    else:
+        expected = high  # which one it is cannot be told, and the middle is none of them
     top_low = rules.minimum_top_up(sum((entry.usd_low for entry in lines), Decimal(0)), low)
     top = rules.minimum_top_up(sum((entry.usd for entry in lines), Decimal(0)), expected)
     top_high = rules.minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
@@ -230,6 +232,11 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
 def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
+    if age < -1:  # a day earlier is still the same one elsewhere
+        found.append(
+            f"this machine's clock says {on}, before the price was read ({rate.last_checked}): "
+            "set it, closing dates and prices go by it"
+        )
     if rate.undated:
         found.append(f"the price is from a copy without a date: {rate.source}")
     elif rate.confidence is Confidence.INFERRED:

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import msgspec
 
-from orchestrate import catalog, text
+from orchestrate import catalog, days, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import capacity
 from orchestrate.costing.baseline import BasePrice
@@ -45,7 +45,8 @@ class Served(Record, frozen=True, kw_only=True):
     monthly_usd: Decimal = Decimal(0)
     low_usd: Decimal = Decimal(0)
     """Training and the months in which the model answers, as the two that follow."""
-    expected_usd: Decimal = Decimal(0)
+    expected_usd: Decimal | None = Decimal(0)
+    """`None` where the price of the training is undecided."""
     high_usd: Decimal = Decimal(0)
     serving: str = ""
     """How the tuned model is served here, in words."""
@@ -94,6 +95,20 @@ class Ownership(Served, frozen=True, kw_only=True):
             for way in self.elsewhere
         )
         return (self, *others)
+
+    @property
+    def counted_usd(self) -> Decimal:
+        """By which totals are compared: the expected one, or that with the high end of the training."""
+        if self.expected_usd is not None:
+            return self.expected_usd
+        return rounded(self.training.high_usd + self.months_served * self.monthly_usd)
+
+    @property
+    def least_usd(self) -> Decimal:
+        """As `counted_usd`, with the low end of a training that is undecided."""
+        if self.expected_usd is not None:
+            return self.expected_usd
+        return self.counted_usd - (self.training.high_usd - self.training.low_usd)
 
     @property
     def place(self) -> str:
@@ -148,7 +163,7 @@ def own(
         return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
 
     elsewhere = [period.served(told(way), name) for name, way in others]
-    elsewhere.sort(key=lambda way: (way.unavailable is not None, way.expected_usd))
+    elsewhere.sort(key=lambda way: (way.unavailable is not None, way.monthly_usd))
     return msgspec.structs.replace(period.total(told(serving)), elsewhere=tuple(elsewhere))
 
 
@@ -204,20 +219,21 @@ class _Period:
         since = None
         if each is not None and months > 0:
             since = break_even(
-                training.expected_usd / months,
+                training.counted_usd / months,
                 (each - serving.each_usd) * DAYS_PER_MONTH,
                 serving.units,
                 single=serving.single,
             )
         limit = serving.units[0].carried if serving.single else UNLIMITED
         most = Decimal(limit) if limit < UNLIMITED else None
-        paid = _months_to_pay(training.expected_usd, month, base_month)
+        paid = _months_to_pay(training.counted_usd, month, base_month)
+        once = training.expected_usd
         return Served(
             server=server,
             monthly=serving.lines,
             monthly_usd=month,
             low_usd=rounded(training.low_usd + months * low),
-            expected_usd=rounded(training.expected_usd + months * month),
+            expected_usd=None if once is None else rounded(once + months * month),
             high_usd=rounded(training.high_usd + months * high),
             serving=serving.words,
             utilisation=serving.utilisation,
@@ -231,6 +247,9 @@ class _Period:
 
     def _notes(self) -> Iterable[str]:
         base = self.use.base
+        if self.training.undecided:
+            high = text.money(self.training.high_usd)
+            yield f"the training is counted with its high end, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
                 f"{self.training.model} stops answering on {self.until}: "
@@ -260,7 +279,7 @@ def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
     """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
-    prices = Prices(provider, book or built_in(), today or date.today())
+    prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
     except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog
@@ -289,4 +308,4 @@ def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
         for way in total.options
         if not (way.unavailable or way.serves_until) and way.training.ranked
     ]
-    return min(whole, key=lambda way: way.expected_usd, default=None)
+    return min(whole, key=lambda way: way.counted_usd, default=None)

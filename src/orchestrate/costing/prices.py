@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date
 
+from orchestrate import days
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing.book import RateBook, built_in
 from orchestrate.costing.rate import Rate
@@ -16,7 +17,7 @@ class Prices:
 
     name: str
     book: RateBook = field(default_factory=built_in)
-    on: date = field(default_factory=date.today)
+    on: date = field(default_factory=days.today)
 
     def of(self, method: str, model: ModelOnHost | None = None, *, gpu: str | None = None) -> Rate | None:
         ids, params_b = (names(model), model.params_b) if model else ((), None)

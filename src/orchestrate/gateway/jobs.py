@@ -253,5 +253,6 @@ def _quoted(prepared: Prepared, backend: str) -> str:
     quote = prepared.offer(backend).quote
     if quote.unavailable:
         return f"Quote: none ({quote.unavailable})"
-    low, expected, high = (money(usd) for usd in (quote.low_usd, quote.expected_usd, quote.high_usd))
+    low, high = money(quote.low_usd), money(quote.high_usd)
+    expected = "no single price" if quote.expected_usd is None else money(quote.expected_usd)
     return f"Quote: {expected} on {backend}, between {low} and {high}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrate.types import Outcome, Problem, Record, Setting, Severity, Translation
 
@@ -28,10 +28,10 @@ class Change(Record, frozen=True, kw_only=True):
 
 
 def of_settings(
-    before: Translation, after: Translation, without: Mapping[str, Any] | None = None
+    before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[Change]:
-    """From the translation to the old backend to that to the new one. `without`: fields of the spec that the
-    new backend does not get, and what it gets in their place."""
+    """From the translation to the old backend to that to the new one. `refused`: settings that
+    the new backend does not get, and why."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[Change] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -40,7 +40,8 @@ def of_settings(
         was, now = old.get(name), new.get(name)
         if now is None or now.outcome is Outcome.REFUSED:
             if was is not None and was.asked is not None:
-                why = str(now.rule) if now is not None else _why(name, without)
+                why = (refused or {}).get(name) or (now.rule if now is not None else None)
+                why = why or "no such setting there"
                 found.append(Change(what=name, was=_value(was), now="-", becomes="left out", why=why))
         elif now.asked is None and (was is None or was.asked is None):
             if was is None or _value(was) != _value(now):
@@ -49,7 +50,7 @@ def of_settings(
                     Change(what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not asked")
                 )
         else:
-            same = was is not None and _value(was) == _value(now) and now.exact
+            same = was is not None and _sent(was) == _sent(now) and now.exact
             found.append(
                 Change(
                     what=name,
@@ -109,21 +110,19 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[Change]:
     ]
 
 
-def _why(name: str, without: Mapping[str, Any] | None) -> str:
-    top = name.split(".")[0]
-    if without is not None and top in without:
-        return "the backend has no such setting: its own default holds"
-    return "no such setting there"
-
-
 def _value(setting: Setting) -> str:
     """`1.8 as learning_rate_multiplier`: what is sent, else what the host takes."""
     if setting.outcome is Outcome.REFUSED:
         return str(setting.asked)
-    value = setting.sent if setting.sent is not None else setting.asked
+    value = _sent(setting)
     said = f"{value:g}" if isinstance(value, float) else "the host's own" if value is None else str(value)
     field = setting.wire.rsplit(".", 1)[-1] if setting.wire else ""
     return f"{said} as {field}" if field and field != setting.name.rsplit(".", 1)[-1] else said
+
+
+def _sent(setting: Setting) -> object:
+    """Under whatever name the host has for it."""
+    return setting.sent if setting.sent is not None else setting.asked
 
 
 def _changed(what: str, was: str, now: str, why: str) -> Change:

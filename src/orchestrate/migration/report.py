@@ -108,7 +108,8 @@ def candidate_rows(proposal: Proposal) -> list[tuple[str, ...]]:
 
 def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
     quote = one.quote
-    price = "no price" if quote.unavailable else text.money(quote.expected_usd)
+    low = quote.low_usd if quote.undecided else quote.counted_usd
+    price = "no price" if quote.unavailable else text.span(low, quote.counted_usd)
     chosen = " (taken)" if one.suited.model == target.model else ""
     why = "; ".join(one.suited.reasons)
     if one.against:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import costing
+from orchestrate import costing, days
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
@@ -52,7 +51,7 @@ def problems(
     ):
         text = "the spec asks for W&B, and there is no W&B key to pass on"
         found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
-    today = date.today()
+    today = days.today()
     if not provider.sandbox and (shut := provider.profile.closed(today) or provider.profile.gated(today)):
         # No error: which accounts it refuses its answer tells, and nothing is made there then.
         found.append(_problem(name, "host-closing", shut, severity=Severity.WARNING))

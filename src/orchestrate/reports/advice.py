@@ -305,9 +305,9 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
         return
     own = not best.server and bool(best.monthly) and best.monthly[0].unit == "usd_per_hour"
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
-    gap = text.money(abs(best.base_usd - best.expected_usd))
+    gap = text.money(abs(best.base_usd - best.counted_usd))
     words = (
-        f"{text.money(best.expected_usd)} over {best.months} months on {best.place}, "
+        f"{text.span(best.least_usd, best.counted_usd)} over {best.months} months on {best.place}, "
         f"{text.money(best.base_usd)} by prompting {best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day
@@ -327,7 +327,8 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     best = cheapest(totals)
     if best is None:
         return
-    month, once = text.money(best.monthly_usd), text.money(best.training.expected_usd)
+    month, training = text.money(best.monthly_usd), best.training
+    once = text.span(training.low_usd if training.undecided else training.counted_usd, training.counted_usd)
     reason = f"serving costs {month} a month on {best.place}, tuned or not: tuning adds {once} once"
     yield Vote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
@@ -336,7 +337,7 @@ def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
     """Tuned models that end within the period are no choice for it; what they cost until then is told."""
     for total in totals:
         if total.serves_until and not total.unavailable:
-            cost, end = text.money(total.expected_usd), total.serves_until
+            cost, end = text.span(total.least_usd, total.counted_usd), total.serves_until
             reason = f"{total.model} tuned on {total.provider} would cost {cost} until its last day, {end}"
             yield Vote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
 

@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import text
+from orchestrate import days, text
 from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
 from orchestrate.types import Confidence, Quote
 
@@ -66,7 +66,7 @@ def _price_age(quote: Quote, today: date) -> str:
     dated = any(entry.as_of and entry.as_of != "undated" for entry in quote.lines)
     if age is None and not dated and any(entry.as_of for entry in quote.lines):
         return f"undated{word}"
-    return f"{age} days old{word}" if age is not None else known.value
+    return f"{max(0, age)} days old{word}" if age is not None else known.value
 
 
 def _remarks(quote: Quote) -> list[str]:
@@ -93,17 +93,17 @@ def verdict(quotes: Sequence[Quote]) -> str:
     priced = [q for q in _sorted(quotes) if q.ranked]
     if not priced:
         if any(q.unlisted for q in quotes):
-            return "No backend with a known price is known to take this; the reasons are in the table."
+            return "No backend with a known price is known to take this; the reasons are given with each."
         if any(q.unavailable is None for q in quotes):
-            return "Every backend with a known price would refuse this; the reasons are in the table."
-        return "No backend has a known price for this; the reasons are in the table."
+            return "Every backend with a known price would refuse this; the reasons are given with each."
+        return "No backend has a known price for this; the reasons are given with each."
     first = priced[0]
     if len(priced) == 1:
         return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
-    # Of a range without a table only its middle could be ranked.
-    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.expected_usd), None)
+    # An undecided price is ranked by its high end, and may be anything down to its low one.
+    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.counted_usd), None)
     second = perhaps or priced[1]
-    if first.undecided or first.open_end or perhaps:
+    if first.open_end or perhaps:
         return (
             f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
             f"{second.provider} {_usd(second)}."
@@ -120,7 +120,7 @@ def verdict(quotes: Sequence[Quote]) -> str:
 
 def _why(first: Quote, second: Quote) -> str:
     topped = next((e for e in second.lines if e.component == "minimum" and e.usd > 0), None)
-    if topped is not None and second.expected_usd - topped.usd <= first.expected_usd:
+    if topped is not None and second.counted_usd - topped.usd <= first.counted_usd:
         return (
             f"{second.provider}'s own rate would be lower, but its minimum per job adds "
             f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
@@ -147,33 +147,46 @@ def _basis(quote: Quote) -> str:
 
 
 def quote_table(quotes: Sequence[Quote], today: date | None = None) -> RenderableType:
-    """For a terminal: one row for each backend, cheapest first, then the verdict and the assumptions."""
+    """For a terminal: the numbers of each backend, cheapest first, then the verdict, then what is to be known
+    of each of them and what was assumed."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    on = today or date.today()
+    on = today or days.today()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in _QUOTE_COLUMNS:
+    *numbers, _ = _QUOTE_COLUMNS
+    for name in numbers:
+        right = name in ("expected", "tokens billed")
         table.add_column(
-            name, justify="right" if name in ("expected", "tokens billed") else "left", overflow="fold"
+            name.removesuffix(" billed"),
+            justify="right" if right else "left",
+            no_wrap=True,
         )
     for quote in _sorted(quotes):
         style = "dim" if quote.unavailable else None
-        table.add_row(*(Text(cell) for cell in _row(quote, on)), style=style)
+        *cells, _ = _row(quote, on)
+        table.add_row(*(Text(_narrow(cell)) for cell in cells), style=style)
     parts: list[RenderableType] = [table, Text(), Text(verdict(quotes), style="bold")]
     for quote in _sorted(quotes):
-        parts += (
-            [Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim")]
-            if quote.assumptions
-            else []
-        )
+        told = [quote.unavailable] if quote.unavailable else _remarks(quote)
+        known = worst_confidence(quote)
+        if not quote.unavailable and known is not Confidence.QUOTED:
+            told.append(f"its price is {known.value}")
+        parts += [Text(f"  {quote.provider}: {remark}") for remark in told]
+        if quote.assumptions:
+            parts.append(Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim"))
     return Group(*parts)
+
+
+def _narrow(cell: str) -> str:
+    """For a column of a terminal: a path by its end, an age in short; how a price is known is told below."""
+    return re.sub(r" days old(, \w+)?", " d", cell.rsplit("/", 1)[-1])
 
 
 def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
     """The same as a Markdown table and a sentence."""
-    rows = [_row(quote, today or date.today()) for quote in _sorted(quotes)]
+    rows = [_row(quote, today or days.today()) for quote in _sorted(quotes)]
     return f"{markdown_table(_QUOTE_COLUMNS, rows)}\n\n{verdict(quotes)}\n"
 
 
@@ -204,7 +217,7 @@ def _owned(total: Ownership) -> tuple[str, ...]:
         total.model,
         once if training.undecided else text.money(training.expected_usd),
         text.money(total.monthly_usd),
-        text.money(total.expected_usd),
+        text.span(total.least_usd, total.counted_usd),
         text.span(total.low_usd, total.high_usd) + (" and more" if training.open_end else ""),
         pays if compared else text.NOTHING,
         _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
@@ -228,7 +241,7 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
             t.unavailable is not None,
             not t.training.ranked,
             t.serves_until is not None,
-            t.expected_usd,
+            t.counted_usd,
         ),
     )
 
@@ -239,20 +252,36 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     if best is None:
         return "No backend with a known price serves the tuned model for the whole period."
     months = f"{best.months} month{'s' if best.months != 1 else ''}"
-    words = f"Over {months} {best.place} is the cheapest, {text.money(best.expected_usd)}: {best.serving}."
+    paid = text.span(best.least_usd, best.counted_usd)
+    perhaps = _perhaps_cheaper(totals, best)
+    if perhaps is not None:
+        words = (
+            f"Over {months} no cheapest can be named: {best.place} would cost {paid}, "
+            f"{perhaps.place} {text.span(perhaps.least_usd, perhaps.counted_usd)}."
+        )
+    else:
+        words = f"Over {months} {best.place} is the cheapest, {paid}: {best.serving}."
     if best.base is None or best.base_usd is None:
         return words
     words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
-    if best.expected_usd < best.base_usd:
+    if best.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
         always = f"; above this traffic it pays always from {since:,} requests a day on" if steps else ""
-        return f"{words}, {text.money(best.base_usd - best.expected_usd)} more{always}."
-    less = f"{text.money(best.expected_usd - best.base_usd)} less: at this traffic tuning does not save money"
+        return f"{words}, {text.money(best.base_usd - best.counted_usd)} more{always}."
+    less = f"{text.money(best.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
     if since is None:
         return f"{words}, {less}, and at no higher one either."
     upto = f", as far as it carries more, {most:,}" if most is not None else ""
     return f"{words}, {less}; tuning pays from {since:,} requests a day on{upto}."
+
+
+def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership) -> Ownership | None:
+    """One whose training is undecided, so that it may be cheaper than the cheapest for sure."""
+    same = (best.provider, best.server)
+    ways = (way for total in totals for way in total.options if (way.provider, way.server) != same)
+    had = (w for w in ways if not (w.unavailable or w.serves_until) and w.training.ranked)
+    return next((way for way in had if way.expected_usd is None and way.least_usd < best.counted_usd), None)
 
 
 def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
@@ -315,8 +344,3 @@ def markdown_text(value: str) -> str:
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
     # Readers make links of bare addresses too.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")
-
-
-def total_usd(quotes: Sequence[Quote]) -> Decimal:
-    """Sum of the expected prices of those that have one."""
-    return sum((q.expected_usd for q in quotes if q.unavailable is None), Decimal(0))

@@ -10,24 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.files import new_folder
 from orchestrate.sandbox.host import HostError
-from orchestrate.sandbox.jobs import Job
+from orchestrate.sandbox.jobs import BROUGHT, Job, brought_at
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host
 
-KIND = "brought"
-"""Of the job, which is kept apart from the host's jobs."""
+KIND = BROUGHT
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def folder_at(runs: Path, host: str, id: str) -> Path:
-    """Where the files of an adapter lie."""
-    return runs / f"{host}-{id}" / "adapter"
-
-
 def folder_of(host: Host, id: str) -> Path:
-    """The same, made."""
-    return new_folder(folder_at(host.state.runs, host.name, id))
+    """Where the files of an adapter lie; made."""
+    return new_folder(brought_at(host.state.runs, host.name, id))
 
 
 def add(host: Host, id: str, name: str, base: str) -> Job:

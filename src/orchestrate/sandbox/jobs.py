@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+BROUGHT = "brought"
+"""The kind of a job that is none: an adapter that a user brought, kept apart from the host's jobs."""
+
+
+def brought_at(runs: Path, host: str, id: str) -> Path:
+    """Where the files of such an adapter lie."""
+    return runs / f"{host}-{id}" / "adapter"
 
 
 class Phase(StrEnum):

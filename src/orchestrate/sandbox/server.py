@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,7 +27,7 @@ from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.front import Front
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
-from orchestrate.sandbox.state import Clock, State
+from orchestrate.sandbox.state import DATABASE, Clock, State
 from orchestrate.sandbox.training import Trainer
 from orchestrate.web.server import listen, running
 
@@ -43,6 +44,52 @@ def stand_ins() -> list[type[Host]]:
     here = Path(__file__).parent
     found = [import_module(f"orchestrate.sandbox.{file.parent.name}.host") for file in here.glob("*/host.py")]
     return sorted((module.HOST for module in found), key=lambda host: host.place)
+
+
+class Ways(msgspec.Struct, frozen=True, kw_only=True):
+    """How a sandbox was started; as `orchestrate.sandbox.running` has them."""
+
+    speed: float = 1.0
+    train: bool = True
+    slots: int = 1
+    threads: int = 1
+    model: str | None = None
+    also: tuple[str, ...] = ()
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """The last start of a home's sandbox: the next takes the same ports where they are free, so that its jobs
+    stay where their clients know them."""
+
+    env: dict[str, str] = {}
+    ports: dict[str, int] = {}
+    ways: Ways = Ways()
+
+
+def last_start(home: Path) -> Start:
+    """An empty one when there was none."""
+    if not (home / DATABASE).exists():
+        return Start()
+    with closing(State(home)) as state:
+        return msgspec.json.decode(state.setting("start", "{}"), type=Start)
+
+
+class AlreadyUp(SetupError):
+    """A sandbox runs on this home."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(f"another sandbox runs on {home}", fix="give this one another home")
+        self.env = last_start(home).env
+
+
+def _listen(port: int, *, asked: int) -> socket.socket:
+    """On a port that was asked for, or on the one of the last start when it is still free."""
+    try:
+        return listen(port)
+    except SetupError:
+        if asked:
+            raise
+        return listen(0)
 
 
 class _Protocol(H11Protocol):
@@ -123,10 +170,13 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     """See `orchestrate.sandbox.running`."""
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
-            raise SetupError(f"another sandbox runs on {folder}", fix="give this one another home")
+            raise AlreadyUp(folder)
         kinds = [*stand_ins(), *(dialect(kind) for kind in also)]
-        wanted = [*ports, *(0 for _ in also)]
-        base, sockets = _model(model, train), [opened.enter_context(closing(listen(port))) for port in wanted]
+        known, base = last_start(folder).ports, _model(model, train)
+        sockets = [
+            opened.enter_context(closing(_listen(port or known.get(kind.name, 0), asked=port)))
+            for port, kind in zip([*ports, *(0 for _ in also)], kinds, strict=True)
+        ]
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations())
@@ -142,6 +192,9 @@ def serve(  # noqa: PLR0913  each is a setting of its own
             front.control = control_app(host, front, clock)
             fronts[host.name] = front
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
+        ways = Ways(speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also))
+        bound = {host.name: sock.getsockname()[1] for host, sock in zip(hosts.values(), sockets, strict=True)}
+        state.set("start", msgspec.json.encode(Start(env=env, ports=bound, ways=ways)).decode())
         trainer.start(hosts)
         try:
             with running(list(zip(fronts.values(), sockets, strict=True)), protocol=_Protocol, grace_s=1):

@@ -34,6 +34,8 @@ CREATE INDEX IF NOT EXISTS by_tag ON objects (host, kind, tag, seq);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
+DATABASE = "sandbox.sqlite3"
+
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -52,7 +54,7 @@ class State:
         for folder in (home, self.files, self.runs):
             private_folder(folder)
         self._lock = threading.RLock()
-        database = home / "sandbox.sqlite3"
+        database = home / DATABASE
         os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its logs get the mode of it
         self._db = sqlite3.connect(database, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.execute("PRAGMA journal_mode=WAL")

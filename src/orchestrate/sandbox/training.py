@@ -20,9 +20,8 @@ from orchestrate.files import whole
 from orchestrate.local import Adapter, Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Method, Preferences, Supervised
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.sandbox import brought
 from orchestrate.sandbox.generators import Generators
-from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Settings, Trouble
+from orchestrate.sandbox.jobs import BROUGHT, DEFAULT_BETA, Job, Phase, Settings, Trouble, brought_at
 from orchestrate.sandbox.merging import merge
 from orchestrate.sandbox.untrained import ANSWER, made_up_metrics, placeholder_adapter
 from orchestrate.sandbox.uploads import Taken, write_canonical
@@ -286,8 +285,8 @@ class Trainer:
 
     def adapter(self, job: Job, step: int | None = None) -> Path:
         """Folder with adapter_model.safetensors and adapter_config.json. Raises `FileNotFoundError`."""
-        if job.kind == brought.KIND:
-            return brought.folder_at(self.state.runs, job.host, job.id)
+        if job.kind == BROUGHT:
+            return brought_at(self.state.runs, job.host, job.id)
         if not job.trained:
             return placeholder_adapter(self.state.runs / f"{job.host}-{job.id}" / "adapter", job)
         run = self._run_of((job.host, job.id))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from orchestrate import catalog, quoting
+from orchestrate import catalog, days, quoting
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.reports import facts
@@ -33,7 +32,7 @@ def advise(ft: Orchestrator, file: str | Path, needs: Needs, totals: Sequence[Ow
     if dataset.kind != "rl":
         return found
     backends = [ft.provider(name) for name in ft.backends()]
-    reasons = {b.name: b.ended(date.today()).get(Feature.RFT) for b in backends}
+    reasons = {b.name: b.ended(days.today()).get(Feature.RFT) for b in backends}
     ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate import days
 from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
@@ -189,7 +189,7 @@ class Contenders:
         if contender.kind == "tuned" and Feature.DEPLOY in provider.features:
             return None
         method = "inference_base" if contender.kind == "base" else "inference_tuned"
-        today = datetime.now(UTC).date()
+        today = days.today()
         try:
             resolved = provider.resolve(JobSpec.parse(handle.record.spec))
         except OrchestrateError:

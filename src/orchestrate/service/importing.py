@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from orchestrate import days
 from orchestrate.migration.importing import Importer, ImportReport
 from orchestrate.migration.inventory import Held as Held
 from orchestrate.migration.inventory import Inventory, inventory
@@ -44,7 +45,7 @@ def take(
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)
     runs = ft.store.runs.matching(provider=name, host=provider.host)
-    found = inventory(runs, provider.profile, importer.files(), date.today(), _used(ft, runs))
+    found = inventory(runs, provider.profile, importer.files(), days.today(), _used(ft, runs))
     return Taken(
         provider=name,
         account=report.account,

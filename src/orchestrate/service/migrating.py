@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
-from orchestrate import quoting
+from orchestrate import days, quoting
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.keys import is_masked
@@ -50,6 +49,8 @@ class MigrationOrder:
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])
     """Backend -> model, in place of what is proposed; `default` for all others."""
+    train: str | None = None
+    """Rows in place of the old run's, as where those are gone."""
     use: Use | None = None
     """By which serving is priced; default: `REQUESTS` a day of the data's own lengths."""
     test: str | Path | None = None
@@ -80,9 +81,9 @@ class PreparedMigration:
         registry.check(order.metrics)
         handle = ft.run(run) if isinstance(run, str) else run
         self._ft, self.order, self.old = ft, order, handle.record
-        self.today = date.today()
+        self.today = days.today()
         self._names = ft.backends(list(order.to))
-        self._spec = _moved(self.old, self._names)
+        self._spec = _moved(self.old, self._names, order.train)
         data = ft.data(self._spec)
         self._needs, self._use = _needs(self._spec, data), order.use or _use(data)
         held = self._held_out() if order.proof else None
@@ -104,7 +105,7 @@ class PreparedMigration:
         self.prepared: Prepared | None = None
         if chosen:
             models = {name: one.suited.model for name, one in chosen.items()}
-            spec, self._without = self._to(models)
+            spec, self._refused = self._to(models)
             self.prepared = self._ft.prepare(spec, list(models))
 
     def _suited(self, name: str) -> list[Suited]:
@@ -127,12 +128,15 @@ class PreparedMigration:
             found[name] = _with_serving(suits[name][place], quotes[name], total)
         return found
 
-    def _to(self, models: Mapping[str, str]) -> tuple[JobSpec, Mapping[str, Mapping[str, Any]]]:
-        """The spec for these backends (name -> model), and what each of them has to go without."""
+    def _to(self, models: Mapping[str, str]) -> tuple[JobSpec, Mapping[str, Mapping[str, str]]]:
+        """The spec for these backends (name -> model), and what each of them has to go without: setting ->
+        why."""
         spec = self._spec.model_copy(update={"model": dict(models)})
-        without = {t.provider: t.overrides for t in self._ft.plan(spec, list(models)) if t.overrides}
+        translations = self._ft.plan(spec, list(models))
+        without = {t.provider: t.overrides for t in translations if t.overrides}
+        refused = {t.provider: {s.name: s.rule or "" for s in t.refused} for t in translations}
         values = spec.asked() | ({"overrides": without} if without else {})
-        return JobSpec.parse(values), without
+        return JobSpec.parse(values), refused
 
     def _proposed(self, held: HeldOutRows | None, data: TrainingData) -> Proposal:
         profile = self._ft.provider(self.old.provider).profile
@@ -182,7 +186,7 @@ class PreparedMigration:
         base = base_of(self.old.model, host.profile)
         new = base_of(offer.spec.model_for(name), there.profile)
         return [
-            *changes.of_settings(before, offer.translation, self._without.get(name)),
+            *changes.of_settings(before, offer.translation, self._refused[name]),
             *changes.of_rows(data.train.content, (host.profile, base), (there.profile, new)),
             *changes.of_problems(offer.problems, name),
         ]
@@ -290,8 +294,8 @@ class PreparedMigration:
 _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
-def _moved(old: Run, names: Sequence[str]) -> JobSpec:
-    """The old run's spec, for other backends."""
+def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
+    """The old run's spec, for other backends, with other rows where some are named."""
     try:
         asked = JobSpec.parse(old.spec).asked()
     except SpecError as error:
@@ -299,11 +303,12 @@ def _moved(old: Run, names: Sequence[str]) -> JobSpec:
             f"the settings of run {old.id} are not known, so it cannot be moved",
             fix=f"orchestrate import {old.provider}   fetches what the host tells of it",
         ) from error
+    asked |= {"train": train} if train is not None else {}
     for path in [asked.get("train"), asked.get("validation")]:
         if path == "unknown" or is_masked(path or ""):
             raise UsageError(
                 f"the training rows of run {old.id} are not on this machine",
-                fix=f"orchestrate import {old.provider}; or train anew from your own copy of the file",
+                fix=f"orchestrate import {old.provider}; or --train FILE, your own copy of them",
             )
     kept = {name: value for name, value in asked.items() if name not in ("overrides", "max_cost_usd")}
     options = {name: value for name, value in kept.pop("provider_options", {}).items() if name in names}

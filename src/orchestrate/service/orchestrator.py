@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.service.models import ModelChanges
+    from orchestrate.service.sandbox import Inside
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -69,6 +70,7 @@ class Orchestrator(Measuring):
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
         self._opening = threading.RLock()
+        self._inside: list[Inside] = []
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +83,8 @@ class Orchestrator(Measuring):
         for provider in self._providers.values():
             provider.close()
         self._providers.clear()
+        while self._inside:
+            self._inside.pop().close()
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -309,18 +313,38 @@ class Orchestrator(Measuring):
 
     def run(self, run_id: str) -> RunHandle:
         """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
-        return RunHandle(self, self.store.runs.get(run_id))
+        return self._handle(self.store.runs.get(run_id, sandboxes=self.settings.hosts.sandboxed))
 
     def runs(
-        self, *, provider: str | None = None, status: JobStatus | None = None, limit: int = 100
+        self,
+        *,
+        provider: str | None = None,
+        status: JobStatus | None = None,
+        limit: int = 100,
+        sandbox: bool | None = None,
     ) -> list[RunHandle]:
-        """Newest first."""
-        found = self.store.runs.matching(provider=provider, status=[status] if status else None, limit=limit)
-        return [RunHandle(self, record) for record in found]
+        """Newest first. `sandbox` asks for the runs of sandboxes, or for the others; by default there are
+        none of a sandbox, unless the keys at hand are one's."""
+        wanted = [status] if status else None
+        scope = self._scope if sandbox is None else sandbox
+        found = self.store.runs.matching(provider=provider, status=wanted, limit=limit, sandbox=scope)
+        return [self._handle(record) for record in found]
 
     def active_runs(self) -> list[RunHandle]:
-        """Those that have not ended, newest first."""
-        return [RunHandle(self, record) for record in self.store.runs.matching(active=True)]
+        """Those that have not ended, newest first; of a sandbox as with `runs`."""
+        return [self._handle(record) for record in self.store.runs.matching(active=True, sandbox=self._scope)]
+
+    @property
+    def _scope(self) -> bool | None:
+        return None if self.settings.hosts.sandboxed else False
+
+    def _handle(self, record: Run) -> RunHandle:
+        if not record.sandbox:
+            return RunHandle(self, record)
+        from orchestrate.service.sandbox import Inside
+
+        self._inside.append(Inside(self, record))
+        return RunHandle(self._inside[-1], record)
 
     def spending(
         self,
@@ -354,7 +378,7 @@ class Orchestrator(Measuring):
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync
 
-        return sync(self.store, self.ready, bill=self.bill)
+        return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from orchestrate import files
+from orchestrate import days, files
 from orchestrate.catalog.licences import licence_of
 from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
@@ -235,7 +235,7 @@ def named(ft: Orchestrator, name: str) -> Recording:
 
 def calendar(ft: Orchestrator, today: date | None = None) -> list[Due]:
     """Every tuned model of the store that falls silent on an announced day, the soonest first."""
-    now = today or date.today()
+    now = today or days.today()
     found: list[Due] = []
     for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED):
         day = _silent_on(ft, run)

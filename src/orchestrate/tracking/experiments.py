@@ -106,12 +106,22 @@ class Experiments:
 
     def expose(self, id: str, *given: Exposure) -> None:
         """Each once for a user and a phase; the first one stands."""
+        if not given:
+            return
         insert = self._db.insert(tables.exposures).on_conflict_do_nothing()
+        rows = [
+            {
+                "experiment": id,
+                "person": one.user,
+                "phase": one.phase,
+                "tuned": one.arm == "tuned",
+                "chance": one.chance,
+                "at": stamp(one.at),
+            }
+            for one in given
+        ]
         with self._db.writing() as connection:
-            for one in given:
-                row = {"person": one.user, "phase": one.phase, "tuned": one.arm == "tuned"}
-                row |= {"experiment": id, "chance": one.chance, "at": stamp(one.at)}
-                connection.execute(insert.values(row))
+            connection.execute(insert, rows)
 
     def exposures(self, id: str) -> list[Exposure]:
         """In the order in which they came."""
@@ -130,12 +140,9 @@ class Experiments:
             return 0
         at = stamp(self.clock.now())
         insert = self._db.insert(tables.outcomes).on_conflict_do_nothing().returning(tables.outcomes.c.seq)
-        new = 0
+        rows = [{"experiment": id, "at": at, **one._asdict()} for one in given]
         with self._db.writing() as connection:
-            for one in given:
-                row = {"experiment": id, "at": at, **one._asdict()}
-                new += connection.execute(insert.values(row)).first() is not None
-        return new
+            return len(connection.execute(insert, rows).all())
 
     def outcomes(self, id: str, metric: str) -> list[Recorded]:
         """Of one metric, in the order in which they were recorded."""

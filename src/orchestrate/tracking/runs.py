@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 from sqlalchemy import Column, Connection, Select, select
@@ -36,6 +36,15 @@ Guard = Callable[[Connection, Run], None]
 
 _SOME = 5
 """So many runs are named when a name fits several."""
+
+
+class Equal(TypedDict, total=False):
+    """What the runs that are looked for have; `None` is anything."""
+
+    provider: str | None
+    host: str | None
+    closed: bool | None
+    sandbox: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,32 +275,39 @@ class Runs:
 
     # -- finding -------------------------------------------------------------------------------------------
 
-    def get(self, name: str) -> Run:
+    def get(self, name: str, *, sandboxes: bool = True) -> Run:
         """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
-        newest), or `last`. Raises `UsageError` when there is none or more than one."""
+        newest), or `last`; without `sandboxes` that and the suffix mean no run of one. Raises `UsageError`
+        when there is none or more than one."""
         name = name.strip()
-        found = self._named(name)
+        found = self._named(name, sandboxes)
         if not found and name and (RUN_PREFIX.startswith(name) or REF_PREFIX.startswith(name)):
             found = self.matching(limit=_SOME + 1)  # it is the beginning of every id
         if len(found) == 1:
             return found[0]
         if not found:
+            if not sandboxes and (hidden := self._named(name)):
+                raise UsageError(
+                    f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
+                    fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
+                )
             raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
         some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
         more = " and more" if len(found) > _SOME else ""
         raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
 
-    def _named(self, name: str) -> list[Run]:
+    def _named(self, name: str, sandboxes: bool = True) -> list[Run]:
         table = schema.runs
         newest = select(table.c.record).order_by(table.c.created_at.desc())
+        meant = newest if sandboxes else newest.where(~table.c.sandbox)
         exact = (table.c.id, table.c.ref, table.c.job_id)
         bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
-        tries: list[Select[Any]] = [newest.limit(1)] if name in ("last", "latest") else []
+        tries: list[Select[Any]] = [meant.limit(1)] if name in ("last", "latest") else []
         # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
         tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
         if bare.isalnum():
             tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
-        tries.append(newest.where(table.c.name == name).limit(1))
+        tries.append(meant.where(table.c.name == name).limit(1))
         if bare.isalnum() and len(bare) >= 3:
             tries.append(newest.where(table.c.id.endswith(bare)).limit(_SOME + 1))
         with self._db.reading() as connection:
@@ -303,20 +319,17 @@ class Runs:
     def matching(
         self,
         *,
-        provider: str | None = None,
-        host: str | None = None,
         status: JobStatus | Iterable[JobStatus] | None = None,
         phase: Iterable[SubmitPhase] | None = None,
         active: bool | None = None,
-        closed: bool | None = None,
         tags: dict[str, str] | None = None,
         limit: int | None = None,
+        **equal: Unpack[Equal],
     ) -> list[Run]:
         """Newest first. `active` asks for runs that have not ended."""
         table = schema.runs
         query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
-        equal = {"provider": provider, "host": host, "closed": closed}
-        query = query.filter_by(**{k: v for k, v in equal.items() if v is not None})
+        query = query.filter_by(**{name: value for name, value in equal.items() if value is not None})
         if status is not None:
             status = [status] if isinstance(status, JobStatus) else status
             query = query.where(table.c.status.in_([s.value for s in status]))
@@ -332,10 +345,11 @@ class Runs:
             found = [run for run in found if tags.items() <= run.tags.items()][:limit]
         return found
 
-    def open_providers(self) -> list[str]:
+    def open_providers(self, *, sandboxes: bool = True) -> list[str]:
         """The backends of the runs about which something may still be learnt."""
         table = schema.runs
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
+        query = query if sandboxes else query.where(~table.c.sandbox)
         with self._db.reading() as connection:
             return list(connection.execute(query).scalars())
 

@@ -223,7 +223,7 @@ class Submitter(Settler):
         except OrchestrateError as error:
             level, told, usd = "warning", f"no live price: {error.message}", None
         else:
-            level, usd = "info", None if live.unavailable else live.expected_usd
+            level, usd = "info", None if live.unavailable else live.counted_usd
             told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates {money(usd)}"
         event = Event(
             id="orchestrate-live-price",
@@ -237,7 +237,7 @@ class Submitter(Settler):
 
     def _take_estimate(self, run: Run, live: Quote, lease: Lease) -> None:
         """Raises `OverBudget`."""
-        usd, name, figure = live.expected_usd, self.provider.name, "the host's own estimate"
+        usd, name, figure = live.counted_usd, self.provider.name, "the host's own estimate"
         limit, quote = run.max_cost_usd, None if run.quote and run.quote.unavailable else run.quote
         if limit is not None and usd > limit:
             raise OverBudget(name, usd, limit, figure=figure)

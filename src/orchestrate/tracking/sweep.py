@@ -63,16 +63,18 @@ def sync(
     only: Iterable[str] | None = None,
     bill: BillHook | None = None,
     timing: Timing = DEFAULT_TIMING,
+    sandboxes: bool = True,
 ) -> SyncReport:
-    """Settles, adopts and sweeps all open runs, of `only` some backends when they are named.
+    """Settles, adopts and sweeps all open runs, of `only` some backends when they are named; without
+    `sandboxes` no backend is asked for the sake of what is in one.
 
     `provider` gives the backend of a name. A backend that fails or cannot be made does not stop the others;
     it is in `failures`. Raises only `StoreError`.
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
-    hosting = store.deployments.open_providers(since=store.clock.now() - LOOK_BACK)
-    for name in sorted({*store.runs.open_providers(), *hosting}):
+    hosting = store.deployments.open_providers(store.clock.now() - LOOK_BACK, sandboxes=sandboxes)
+    for name in sorted({*store.runs.open_providers(sandboxes=sandboxes), *hosting}):
         if wanted is not None and name not in wanted:
             continue
         try:

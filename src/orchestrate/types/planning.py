@@ -162,7 +162,8 @@ class Quote(Record, frozen=True, kw_only=True):
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
     low_usd: Decimal = Decimal(0)
-    expected_usd: Decimal = Decimal(0)
+    expected_usd: Decimal | None = Decimal(0)
+    """`None` where the price is `undecided`."""
     high_usd: Decimal = Decimal(0)
     billed_tokens: int | None = None
     train_seconds: float | None = None
@@ -174,7 +175,7 @@ class Quote(Record, frozen=True, kw_only=True):
     open_end: str | None = None
     """What the price does not count: the job may cost more than `high_usd`, and no limit can be checked."""
     undecided: str | None = None
-    """Why no single price can be named: `expected_usd` is the middle of the range, good for sorting only."""
+    """Why no single price can be named, only the range: the host tells which when it is asked."""
     refused: str | None = None
     """Why the backend would refuse the job as it is."""
     unlisted: str | None = None
@@ -188,7 +189,12 @@ class Quote(Record, frozen=True, kw_only=True):
     @property
     def rank(self) -> tuple[bool, bool, Decimal]:
         """Sorts quotes: those that can be had first, then by price; those without a price last."""
-        return (self.unavailable is not None, not self.ranked, self.expected_usd)
+        return (self.unavailable is not None, not self.ranked, self.counted_usd)
+
+    @property
+    def counted_usd(self) -> Decimal:
+        """Where one number is needed: the expected price, of an undecided one its high end."""
+        return self.high_usd if self.expected_usd is None else self.expected_usd
 
 
 class Bill(Record, frozen=True, kw_only=True):

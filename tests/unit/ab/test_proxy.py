@@ -144,6 +144,26 @@ def test_the_base_answers_where_the_tuned_model_does_not(place: Place, fault: st
     assert place.experiment.report().counts == {FAILOVERS: 1}
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_async_client_is_answered_by_the_base_too(place: Place, streamed: bool) -> None:
+    place.tuned.fault = 503
+
+    async def asked() -> str:
+        async with AsyncOpenAI(base_url=place.url, api_key="a-key-of-tests", max_retries=0) as client:
+            given: dict[str, Any] = {
+                "model": "bot",
+                "messages": words("x"),
+                "user": place.users("tuned", 1)[0],
+            }
+            if not streamed:
+                return (await client.chat.completions.create(**given)).choices[0].message.content or ""
+            chunks = await client.chat.completions.create(**given, stream=True)
+            return "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices])
+
+    assert asyncio.run(asked()).strip() == "base-model says: x"
+    assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {FAILOVERS: 1}
+
+
 def test_a_model_that_keeps_failing_is_left_alone_for_a_while(place: Place) -> None:
     place.tuned.fault = 500
     [user, *_] = place.users("tuned")

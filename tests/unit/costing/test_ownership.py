@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.costing import (
@@ -31,6 +32,7 @@ from orchestrate.costing.capacity import replica, requests_per_day
 from orchestrate.costing.traffic import DAYS_PER_MONTH
 from orchestrate.errors import UsageError
 from orchestrate.profile import profile
+from orchestrate.reports.quotes import ownership_verdict
 from orchestrate.types import Quote
 
 TODAY = date(2026, 11, 25)
@@ -387,6 +389,21 @@ def test_the_default_comparison_lives_through_the_period() -> None:
 def test_a_successor_that_thinks_says_so() -> None:
     found = total("together", "qwen3.5-9b", base=default_base(TRAFFIC, 6, TODAY))
     assert any("GPT-6 Luna" in text and "bills its thinking" in text for text in found.assumptions)
+
+
+def test_an_undecided_training_gives_a_total_from_its_low_to_its_high_end() -> None:
+    # $4 to $60 of training, and $4,007.70 for one H100 in each of two months.
+    wide = {"low_usd": Decimal(4), "expected_usd": None, "high_usd": Decimal(60), "undecided": "by model"}
+    known = total("together", "qwen3.5-9b", months=2)
+    found = total("together", "qwen3.5-9b", months=2, training=replace(trained("together"), **wide))
+    assert found.expected_usd is None
+    assert (found.least_usd, found.counted_usd) == (Decimal("8019.40"), Decimal("8075.40"))
+    assert (known.least_usd, known.counted_usd) == (known.expected_usd, known.expected_usd)
+    assert any("high end, $60.00: by model" in text for text in found.assumptions)
+    assert cheapest([found, known]) is not None and cheapest([found, known]).place == known.place
+    assert "no cheapest can be named: together would cost $8,025.40, t2 $8,019.40 to $8,075.40" in (
+        ownership_verdict([known, replace(found, provider="t2")])
+    )
 
 
 def test_no_traffic_has_the_same_break_even() -> None:

@@ -74,7 +74,8 @@ def test_together_large_models_may_have_a_larger_minimum(quote: Quoting) -> None
     found = quote("together", "llama-3.3-70b", epochs=1)
     assert (found.low_usd, found.high_usd) == (4, 60)
     assert found.undecided and "$4.00 to $60.00 by model" in found.undecided
-    assert found.expected_usd == 32  # the middle, by which quotes are sorted
+    assert found.expected_usd is None and found.counted_usd == 60
+    assert sum(line.usd for line in found.lines) == 60
     assert any("said no minimum (support.together.ai 2025-11-14)" in text for text in found.assumptions)
 
 
@@ -296,6 +297,15 @@ def test_openai_closes(quote: Quoting) -> None:
     assert quote("openai", "gpt-4.1", epochs=1, today=after, sandbox=True).unavailable is None
 
 
+def test_a_clock_that_is_wrong_is_told(quote: Quoting) -> None:
+    said = "clock says 2025-11-26, before the price was read"
+    behind = quote("together", "qwen3.5-9b", epochs=1, today=date(2025, 11, 26))
+    assert behind.expected_usd == 4 and any(said in text for text in behind.warnings)
+    ahead = quote("together", "qwen3.5-9b", epochs=1, today=date(2027, 11, 26))
+    assert ahead.expected_usd == 4 and any("was last checked" in text for text in ahead.warnings)
+    assert not any("clock" in text for text in quote("together", "qwen3.5-9b", epochs=1).warnings)
+
+
 def test_rft_needs_hours(quote: Quoting) -> None:
     spec = {"method": {"type": "rft", "grader": {"evaluator": "x"}}}
     found = quote("fireworks", "qwen3-8b", spec=spec, epochs=1)
@@ -334,12 +344,12 @@ def test_a_second_host_with_rates_of_its_own(
 def test_properties(quote: Quoting, provider: str, model: str, epochs: int, more: int, evals: int) -> None:
     first = quote(provider, model, epochs=epochs, evals=evals)
     second = quote(provider, model, epochs=epochs + more, evals=evals + more)
-    for name in ("low_usd", "expected_usd", "high_usd"):
+    for name in ("low_usd", "counted_usd", "high_usd"):
         assert getattr(first, name) <= getattr(second, name)
     for found in (first, second):
-        assert found.low_usd <= found.expected_usd <= found.high_usd
+        assert found.low_usd <= found.counted_usd <= found.high_usd
         assert found.low_usd == sum(line.usd_low for line in found.lines)
-        assert found.expected_usd == sum(line.usd for line in found.lines)
+        assert found.counted_usd == sum(line.usd for line in found.lines)
         assert found.high_usd == sum(line.usd_high for line in found.lines)
         if provider == "together":
             assert found.low_usd >= 4

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.costing import (
@@ -292,6 +293,9 @@ def test_a_minimum_between_4_and_60_dollars(tokens: int, low: D, high: D) -> Non
     found = quoted(Row("together", "qwen3.8-27b", size(tokens, 1), D(0)))
     assert (found.low_usd, found.high_usd) == (low, high)
     assert "$4.00 to $60.00 by model" in (found.undecided or "")
+    assert found.expected_usd is None and found.counted_usd == high
+    at_least = replace(found, undecided=None, expected_usd=D("59"))
+    assert sorted([found, at_least], key=lambda q: q.rank) == [at_least, found]
 
 
 def test_beyond_the_range_there_is_one_price() -> None:

@@ -46,7 +46,11 @@ def test_a_whole_life(gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "life.mjs").write_text(SCRIPT)
     (tmp_path / "t.jsonl").write_bytes(rows(mark="node"))
     subprocess.run(["npm", "install", "--silent", "openai"], cwd=tmp_path, check=True, timeout=300)
-    env = {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": "any", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    env = {
+        "OPENAI_BASE_URL": gateway.url,
+        "OPENAI_API_KEY": "no-key-here",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+    }
     done = subprocess.run(
         [shutil.which("node") or "node", "life.mjs", ASKED],
         cwd=tmp_path,

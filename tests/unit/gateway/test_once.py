@@ -90,7 +90,7 @@ def _killed_at(place: str, sandbox: Sandbox, folder: Path) -> list[Job]:
 
     process = start()
     url = f"http://127.0.0.1:{port}/v1"
-    with OpenAI(base_url=url, api_key="any", max_retries=20) as client, ThreadPoolExecutor(1) as pool:
+    with OpenAI(base_url=url, api_key="no-key-here", max_retries=20) as client, ThreadPoolExecutor(1) as pool:
         file = client.files.create(file=("t.jsonl", rows(mark=place)), purpose="fine-tune")
         create = client.fine_tuning.jobs.create
         asked = pool.submit(lambda: create(model=ASKED, training_file=file.id, suffix=place))

@@ -241,7 +241,15 @@ def killed_import(arguments: list[str]) -> None:
         importing.take(ft, "openai", tell=tell)
 
 
-@pytest.mark.parametrize("place", [("jobs listed", 2), ("files fetched", 1), ("runs completed", 1)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(("jobs listed", 2), marks=pytest.mark.slow),
+        ("files fetched", 1),
+        pytest.param(("runs completed", 1), marks=pytest.mark.slow),
+    ],
+    ids=["list", "files", "details"],
+)
 def test_an_import_goes_on_after_a_kill(
     ft: Orchestrator,
     sandbox: Sandbox,

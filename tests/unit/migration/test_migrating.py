@@ -60,6 +60,7 @@ def test_the_same_base_goes_first_where_it_is_still_trained() -> None:
 def test_an_open_model_stays_itself_on_another_backend() -> None:
     assert suited("qwen3.5-9b", "fireworks")[0].model == "qwen3.5-9b"
     assert suited("qwen3-8b", "local")[0].reasons[0] == "the same base model"
+    assert suited("qwen3.5-9b", "openai")[0].model == "gpt-4o-mini", "to which it is the nearest open one"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,27 @@ def test_settings_are_translated_with_what_changes(
     assert found.ready == ["together", "fireworks", "local"]
 
 
+def test_any_backend_is_left_for_any_other(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
+    files = [{"path": chat_rows(tmp_path / f"{n}.jsonl", 12 * n, 12 * n + 12)} for n in (0, 1)]
+    values = {"model": "qwen3.5-9b", "train": files, "test": chat_rows(tmp_path / "e.jsonl", 50, 60)}
+    run = ft.submit(
+        JobSpec.parse({**values, "learning_rate": 2e-4, "adapter": {"type": "lora", "r": 8}}), "together"
+    )
+    sandbox.skip(3600)
+    run.refresh()
+    found = PreparedMigration(ft, run, order("openai", "fireworks", "local"))
+    openai, fireworks, local = found.proposal.targets
+    changes = {c.what: c for c in openai.changes}
+    assert openai.model == "gpt-4o-mini" and openai.refused is None
+    assert changes["learning_rate"].becomes == changes["adapter.r"].becomes == "left out"
+    assert "publishes no base rate" in changes["learning_rate"].why
+    for target in (fireworks, local):
+        assert target.model == "qwen3.5-9b" and target.refused is None
+        same = {c.what: c.becomes for c in target.changes}
+        assert same["learning_rate"] == same["adapter.r"] == "kept"
+    assert found.proposal.silent_on is None and found.proposal.old == "live"
+
+
 def made(sandbox: Sandbox, host: str) -> int:
     """Jobs that were asked for."""
     ends = ("/fine-tunes", "/fine_tuning/jobs")
@@ -169,6 +191,16 @@ def test_without_held_out_rows_nothing_is_sent(ft: Orchestrator, sandbox: Sandbo
     with pytest.raises(UsageError, match="no held-out rows"):
         PreparedMigration(ft, run, order("together"))
     assert PreparedMigration(ft, run, order("together", proof=False)).ready == ["together"]
+
+
+def test_rows_that_are_gone_are_named_anew(ft: Orchestrator, old: RunHandle, tmp_path: Path) -> None:
+    gone = msgspec.structs.replace(old.record, spec={**old.record.spec, "train": "unknown"})
+    ft.store.runs.apply(old.id, lambda run: msgspec.structs.replace(run, spec=gone.spec), note="lost")
+    with pytest.raises(UsageError, match="are not on this machine"):
+        PreparedMigration(ft, old.id, order("together"))
+    rows = chat_rows(tmp_path / "found.jsonl", 200, 214)
+    found = PreparedMigration(ft, old.id, order("together", train=rows))
+    assert found.proposal.needs.rows == 14 and found.ready == ["together"]
 
 
 def proved(ft: Orchestrator, sandbox: Sandbox, migration: PreparedMigration, name: str) -> Any:
@@ -325,7 +357,7 @@ class Killed:
             PreparedPlan(ft, Path(path), order()).run(Path(home) / "reports", tell)
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plan_goes_on_after_a_kill(
     ft: Orchestrator,
     runs: list[RunHandle],

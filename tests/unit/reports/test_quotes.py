@@ -88,7 +88,8 @@ def test_a_job_that_would_be_refused_stands_after_the_others_and_is_never_the_ch
 def test_a_range_without_a_table_is_no_price() -> None:
     open_minimum = quote(
         "a",
-        line("32"),
+        line("60"),
+        expected_usd=None,
         low_usd=Decimal(4),
         high_usd=Decimal(60),
         undecided="its minimum is $4 to $60 by model",
@@ -96,17 +97,22 @@ def test_a_range_without_a_table_is_no_price() -> None:
     row = quote_markdown([open_minimum], TODAY).splitlines()[2]
     assert "| ask with --live | $4.00 to $60.00 |" in row and "by model" in row and "$32" not in row
     assert verdict([open_minimum, quote("b", line("50"))]) == (
-        "No cheapest can be named: a would cost $4.00 to $60.00, b $50.00."
+        "No cheapest can be named: b would cost $50.00, a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
         "No cheapest can be named: b would cost $10.00, a $4.00 to $60.00."
     )
+    assert verdict([open_minimum, quote("b", line("61"))]).startswith(
+        "a is the cheapest to train, $4.00 to $60.00 against $61.00 on b"
+    )
 
 
 def test_of_a_minimum_without_a_table_no_middle_is_told() -> None:
-    topped = line("31", component="minimum", usd_low=Decimal(3), usd_high=Decimal(59))
+    topped = line("59", component="minimum", usd_low=Decimal(3), usd_high=Decimal(59))
     least, most = Decimal(4), Decimal(60)
-    wide = quote("a", line("1"), topped, low_usd=least, high_usd=most, undecided="by model")
+    wide = quote(
+        "a", line("1"), topped, low_usd=least, expected_usd=None, high_usd=most, undecided="by model"
+    )
     found = verdict([quote("b", line("2.50")), wide])
     assert "b is the cheapest" in found and "its minimum per job adds $3.00 to $59.00" in found
 
@@ -180,7 +186,9 @@ def test_ownership_rows_and_verdict() -> None:
 
 def test_totals_tell_of_the_training_what_its_quote_does() -> None:
     total = totals()[0]
-    wide = replace(total.training, low_usd=Decimal(4), high_usd=Decimal(60), undecided="by model")
+    wide = replace(
+        total.training, low_usd=Decimal(4), expected_usd=None, high_usd=Decimal(60), undecided="by model"
+    )
     row = ownership_markdown([replace(total, training=wide)]).splitlines()[2]
     assert "| $4.00 to $60.00 |" in row and "| $1.00 |" not in row
     unended = replace(total.training, open_end="3 images")

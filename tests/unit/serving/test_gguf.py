@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,12 @@ from tests.unit.serving.test_ollama import rendered_by_go
 
 from orchestrate.errors import UsageError
 from orchestrate.local.weights.asking import ask_all
-from orchestrate.serving import engines
 from orchestrate.serving.export.forms import Options, base_gguf, export
 from orchestrate.serving.export.llama_cpp import quantise, scripts
 from orchestrate.serving.proof.folder import FolderPlace
-from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Export, Sheet
-from orchestrate.web.server import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -176,21 +172,3 @@ def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -
 def test_an_unknown_quantisation_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="known: Q4_0"):
         quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q9", scripts(None))
-
-
-def test_llama_cpp_pythons_server_is_started_and_proved(made: Made) -> None:
-    """Of an environment that has it: `pip install 'llama-cpp-python[server]'` takes a compiler, and a
-    while."""
-    python = os.environ.get("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON")
-    if python is None:
-        pytest.skip("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON names no python that has llama-cpp-python")
-    given = {"host": "127.0.0.1", "port": free_port("127.0.0.1"), "parallel": 1}
-    file = Path(file_of(made.whole))
-    command = engines.llama_server(made.tuned, file, python=Path(python), **given)  # type: ignore[arg-type]
-    with engines.started(command) as url:
-        place = UrlPlace(url, model=made.tuned.name)
-        proof = verify(made.sheet, place, run_id="r")
-        place.close()
-    assert proof.state == "in part", [(s.name, s.state, s.detail) for s in proof.stages]
-    states = {s.name: s.state for s in proof.stages}
-    assert (states["tokens"], states["answers"], states["distance"]) == ("unknown", "passed", "passed"), proof

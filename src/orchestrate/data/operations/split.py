@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
+from math import isclose, isfinite
 from pathlib import Path
 
 import msgspec
@@ -88,7 +88,8 @@ class Division:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`."""
+    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`, also for those
+    that add up neither to 100 nor to 1."""
     try:
         parts = [float(part) for part in re.split(r"[/:,]", text)]
     except ValueError:
@@ -97,7 +98,10 @@ def parse_shares(text: str) -> tuple[float, ...]:
         raise UsageError(
             f"{text!r} is not a split; write train/validation or train/validation/test: 80/10/10"
         )
-    return tuple(part / sum(parts) for part in parts)
+    whole = next((whole for whole in (1, 100) if isclose(sum(parts), whole, rel_tol=1e-6)), None)
+    if whole is None:
+        raise UsageError(f"{text!r} adds up to {sum(parts):g}, not to 100 as 80/10/10 does")
+    return tuple(part / whole for part in parts)
 
 
 def group_key(example: Example) -> bytes:

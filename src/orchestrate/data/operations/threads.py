@@ -19,6 +19,7 @@ from orchestrate.data.files.mbox import is_mbox, mbox_rows
 from orchestrate.data.files.outputs import writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines
+from orchestrate.data.operations.internal_notes import InternalNotes
 from orchestrate.data.shapes.reading import parse
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record
@@ -43,6 +44,8 @@ class Columns:
     assistant: tuple[str, ...]
     text: str | None = None
     time: str | None = None
+    ignored: frozenset[str] = frozenset()
+    """Columns that are neither read nor told."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -66,6 +69,9 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     """Messages that name no thread: left out."""
     aside: int
     """Messages of a tree that are not on its best path: left out."""
+    internal: int
+    """Messages that only colleagues saw, by the columns `internal_by`: left out."""
+    internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     time: str | None
     """The column by which messages are in order; `None` for the order of the file."""
@@ -81,6 +87,7 @@ def columns_of(
     assistant: Sequence[str] = (),
     text: str | None = None,
     time: str | None = None,
+    ignored: Iterable[str] = (),
 ) -> Columns | None:
     """What was asked for, in mails with their own columns as the default; `None` where nothing was: rows are
     not single messages then. Raises `UsageError` when it is not enough."""
@@ -93,7 +100,7 @@ def columns_of(
             "to make conversations of messages, it must be known which of them are the answers",
             fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
         )
-    return Columns(thread, role, tuple(assistant), text, time)
+    return Columns(thread, role, tuple(assistant), text, time, frozenset(ignored))
 
 
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
@@ -105,7 +112,7 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
-        told = _Told(path, columns.assistant)
+        told = _Told(path, columns)
         base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, told))
         found = base.execute(_IN_ORDER)
         with writing(output) as file:
@@ -154,8 +161,12 @@ def _messages(
             told.time = time or None
             read = {columns.thread, columns.role, text, time}
         tree = {"message_id", "parent_id"} <= row.keys()
-        told.unread |= {c for c in row.keys() - read - {*_TREE[: 3 * tree]} if row[c] not in (None, "")}
+        rest = {name: row[name] for name in row.keys() - read - {*_TREE[: 3 * tree]} - columns.ignored}
+        told.unread |= {name for name, value in rest.items() if value not in (None, "")}
         thread: Any = row.get(columns.thread)
+        if told.internal.is_one(rest, n):
+            told.left_out += 1
+            continue
         if thread in (None, ""):
             told.unthreaded += 1
             continue
@@ -203,14 +214,16 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
 class _Told:
     """Makes the conversations and counts what is told of them."""
 
-    def __init__(self, path: str, assistant: tuple[str, ...]) -> None:
+    def __init__(self, path: str, columns: Columns) -> None:
         self._path = path
+        self.internal = InternalNotes(path)
+        self.left_out = 0
         self.time: str | None = None
         self.unread: set[str] = set()
         self.unthreaded = self._aside = 0
         # Of the marks of `fnmatch` only the star is one here: names may hold the others.
         plain = str.maketrans({"[": "[[]", "?": "[?]"})
-        self._assistant = tuple(value.strip().lower().translate(plain) for value in assistant)
+        self._assistant = tuple(value.strip().lower().translate(plain) for value in columns.assistant)
         self._counts: dict[str, int] = dict.fromkeys(
             (
                 "messages",
@@ -273,7 +286,9 @@ class _Told:
             path=self._path,
             shown=shown,
             time=self.time,
-            unread=tuple(sorted(self.unread)),
+            unread=tuple(sorted(self.unread - self.internal.columns)),
+            internal=self.left_out,
+            internal_by=tuple(sorted(self.internal.columns)),
             unthreaded=self.unthreaded,
             aside=self._aside,
             **self._counts,

@@ -157,6 +157,7 @@ def _answered(
     if not example.prompt:
         return 0, [problem("no-messages", f"the {what} has no prompt", field="prompt")]
     traits, found = _messages(example.prompt, example.tools, "prompt")
+    found += _untrained(example.prompt, "prompt")
     if example.parallel_tool_calls is not None:
         traits |= Trait.PARALLEL_TOOL_CALLS
     for side, answers in sides.items():
@@ -168,13 +169,23 @@ def _answered(
         more, wrong = _messages(answers, example.tools, side, answers_only=True)
         traits |= more
         found += wrong
+        if all(m.weight == 0 for m in answers):
+            found.append(problem("nothing-trained", field=side))
     return traits, found
+
+
+def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
+    """What asks for loss where none can be."""
+    said = "the weight is not read: only answers to the prompt are trained, not those inside it"
+    asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
+    return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
 
 
 def _rl(example: RLExample) -> tuple[int, list[Problem]]:
     if not example.messages:
         return 0, [problem("no-messages", field="messages")]
     traits, found = _messages(example.messages, example.tools, "messages")
+    found += _untrained(example.messages, "messages")
     if example.messages[-1].role == "assistant":
         last = len(example.messages) - 1
         found.append(problem("rl-ends-with-answer", field=f"messages[{last}].role"))

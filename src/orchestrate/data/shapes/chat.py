@@ -107,7 +107,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
         fields.setdefault("weight", loss.weight)
     if loss.spans is not None:
         fields["loss_spans"] = loss.spans
-    found += unread(raw, (_FIELDS - {*REASONING}) | thoughts | {"function_call"} | loss.used, place)
+    known = (_FIELDS - {*REASONING}) | thoughts | {"function_call"} | loss.used
+    found += unread(raw | loss.strays, known, place)
     if fields.get("role") not in ROLES:
         shown = msgspec.json.encode(raw.get("role")).decode()[:60]
         return None, [*found, problem("bad-role", f"the role {shown} is not known", field=f"{place}.role")]

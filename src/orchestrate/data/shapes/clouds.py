@@ -236,6 +236,7 @@ def _bedrock(row: Row) -> Read:
                 named = cast("Row", result)
                 answer = {"role": "tool", "tool_call_id": named.get("toolUseId")}
                 answer |= strays(named, {"toolUseId", "content"}, "toolResult.")
+                answer |= strays(cast("Row", block), {"toolResult", "type"}, "content.")
                 said = _bedrock_content(named.get("content"), answer)
                 answers.append(answer | {"content": said})
             else:
@@ -263,7 +264,9 @@ def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
         left |= strays(cast("Row", item), {"toolSpec"}, "tools.")
         left |= strays(named, {"name", "description", "strict", "inputSchema"}, "toolSpec.")
         function: Row = {n: named[n] for n in ("name", "description", "strict") if n in named}
-        function["parameters"] = cast("Row", named.get("inputSchema") or {}).get("json") or {}
+        schema = cast("Row", named.get("inputSchema") or {})
+        left |= strays(schema, {"json"}, "inputSchema.")
+        function["parameters"] = schema.get("json") or {}
         tools.append({"type": "function", "function": function})
     return tools, unread(left, (), "toolConfig")
 

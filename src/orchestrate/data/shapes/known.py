@@ -20,11 +20,11 @@ from orchestrate.data.rows.examples import (
     messages_of,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import clouds, columns, exports, images, preferences, unpaired
+from orchestrate.data.shapes import clouds, columns, exports, images, preferences, recorders, unpaired
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
-from orchestrate.data.shapes.unread import problems_of
+from orchestrate.data.shapes.unread import holds_prose, problems_of
 from orchestrate.types import Problem
 
 
@@ -76,11 +76,11 @@ def _prompt_completion(row: Row) -> Read:
 
 def _prompt_completion_chat(row: Row) -> Read:
     """TRL's conversational form: only the completion carries loss, so answers inside the prompt get weight
-    0."""
+    0, unless the row says itself what is trained of them."""
     prompt, found = messages_from(row["prompt"], "prompt")
     completion, wrong = messages_from(row["completion"], "completion")
     for m in prompt:
-        if m.role == "assistant":
+        if m.role == "assistant" and m.weight is None and m.loss_spans is None:
             m.weight = 0
     return _chat(row, [*prompt, *completion], found + wrong)
 
@@ -196,6 +196,7 @@ def _has_system(row: Row) -> bool:
 SHAPES: tuple[Shape, ...] = (
     *clouds.SHAPES,
     *exports.SHAPES,
+    *recorders.SHAPES,
     *columns.SHAPES,
     Shape(
         "openai-preference",
@@ -348,7 +349,8 @@ def _unread(row: Row, shape: Shape) -> dict[str, Any]:
     if not shape.fields:
         return {}
     used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
-    return {name: row[name] for name in row.keys() - used if row[name] is not None}
+    held = {name: row[name] for name in row.keys() - used if row[name] not in (None, [], {})}
+    return {name: value for name, value in held.items() if name not in shape.notes or holds_prose(value)}
 
 
 def read(row: Row, shape: Shape) -> Known:

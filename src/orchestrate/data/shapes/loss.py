@@ -24,6 +24,8 @@ class Loss:
     weight: int | float | None = None
     spans: Spans | None = None
     used: set[str] = field(default_factory=set[str])
+    strays: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What else was said there, which is not read."""
     found: list[Problem] = field(default_factory=list[Problem])
 
 
@@ -57,6 +59,9 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
     return read
 
 
+_DETAIL = frozenset({"begin_offset", "end_offset", "train"})
+
+
 def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans | None:
     """Axolotl's offsets, of which the last character belongs to the span."""
     details: Any = item.get("train_detail")
@@ -66,6 +71,7 @@ def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans 
     spans: Spans = []
     for detail in cast("list[Any]", details) if isinstance(details, list) else [None]:
         part = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
+        read.strays |= {f"train_detail.{name}": part[name] for name in part.keys() - _DETAIL}
         begin, end, trained = (part.get(name) for name in ("begin_offset", "end_offset", "train"))
         if not (isinstance(begin, int) and isinstance(end, int) and isinstance(trained, bool)):
             message = "train_detail holds {begin_offset, end_offset, train}"

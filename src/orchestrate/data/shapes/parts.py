@@ -19,12 +19,19 @@ Item = dict[str, Any]
 PLACEHOLDER: Item = {"type": "image_url"}
 """An image that the row holds elsewhere; `data.shapes.images` fills it in."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
-_KNOWN = frozenset(
-    {
-        "type", "text", "value", "thinking", "refusal", "image_url", "image", "url", "path", "base64",
-        "mime_type", "detail", "source", "id", "name", "input", "content", "tool_use_id",
-    }
-)  # fmt: skip
+_IMAGES = ("image", "input_image", "image_url")
+_SPELLINGS = ("image_url", "image", "url", "path", "value")
+"""Fields in which an image lies; the first that holds something is read."""
+_READ: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(_TEXTS, frozenset({"text", "value"})),
+    "refusal": frozenset({"refusal", "value"}),
+    **dict.fromkeys(_IMAGES, frozenset({*_SPELLINGS, "source", "base64", "mime_type", "detail"})),
+    **dict.fromkeys(("thinking", "reasoning"), frozenset({"thinking", "value"})),
+    "tool_use": frozenset({"id", "name", "input"}),
+    "tool_call": frozenset({"value"}),
+    "tool_result": frozenset({"tool_use_id", "content"}),
+}
+"""The kinds of parts that are read, and the fields of each."""
 _NOTES = frozenset(
     {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
 )
@@ -71,8 +78,8 @@ class _Unfolding:
         kind = part.get("type")
         value: Any = part.get("value")
         flags = [name for name in FLAGS if isinstance(part.get(name), bool)]
-        if kind in _KINDS:  # what else it holds; a part of another kind is an error as it is
-            self._strays |= strays(part, {*_KNOWN, *flags}, "content.")
+        if isinstance(kind, str) and kind in _READ:  # a part of another kind is an error as it is
+            self._strays |= strays(part, {"type", *_READ[kind], *flags}, "content.")
         if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
             self._thoughts.append(thought)
         elif kind == "tool_use":
@@ -84,8 +91,25 @@ class _Unfolding:
             answer = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": said or ""}
             self._answers += unfolded(answer)
         else:
-            self._parts.append(_image(part) if kind in _IMAGES else _text(part))
+            self._parts.append(self._image(part) if kind in _IMAGES else _text(part))
             self._trained.append(self._is_trained(part))
+
+    def _image(self, part: Item) -> Item:
+        """Any spelling of an image; `PLACEHOLDER` when the part names none."""
+        source: Any = part.get("source")
+        if isinstance(source, dict):
+            named = cast("Item", source)
+            self._strays |= strays(named, {"type", "data", "media_type", "url"}, "content.source.")
+            data, kind = named.get("data"), named.get("media_type")
+            return image(f"data:{kind};base64,{data}" if data else named.get("url"), part.get("detail"))
+        if part.get("base64"):
+            return image(f"data:{part.get('mime_type', 'image/png')};base64,{part['base64']}")
+        given: Any = next((part[name] for name in _SPELLINGS if part.get(name)), None)
+        if isinstance(given, dict):
+            named = cast("Item", given)
+            self._strays |= strays(named, {"url", "path", "detail"}, "content.image.")
+            return image(named.get("url", named.get("path")), named.get("detail", part.get("detail")))
+        return image(given, part.get("detail")) if given is not None else PLACEHOLDER
 
     def _is_trained(self, part: Item) -> bool:
         """A part without a flag goes with its message."""
@@ -121,26 +145,6 @@ def _text(part: Item) -> Item:
     name = "refusal" if part.get("type") == "refusal" else "text"
     said: Any = part.get(name, part.get("value"))
     return {"type": "text", "text": said} if part.get("type") in _TEXTS and isinstance(said, str) else part
-
-
-_IMAGES = ("image", "input_image", "image_url")
-_KINDS = (*_TEXTS, *_IMAGES, "thinking", "reasoning", "tool_use", "tool_call", "tool_result")
-
-
-def _image(part: Item) -> Item:
-    """Any spelling of an image; `PLACEHOLDER` when the part names none."""
-    source: Any = part.get("source")
-    if isinstance(source, dict):
-        named = cast("Item", source)
-        data, kind = named.get("data"), named.get("media_type")
-        return image(f"data:{kind};base64,{data}" if data else named.get("url"))
-    given: Any = next((part[n] for n in ("image_url", "image", "url", "path", "value") if part.get(n)), None)
-    if part.get("base64"):
-        return image(f"data:{part.get('mime_type', 'image/png')};base64,{part['base64']}")
-    if isinstance(given, dict):
-        named = cast("Item", given)
-        return image(named.get("url", named.get("path")), named.get("detail"))
-    return image(given, part.get("detail")) if given is not None else PLACEHOLDER
 
 
 def image(url: Any, detail: Any = None) -> Item:

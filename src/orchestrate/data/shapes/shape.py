@@ -24,6 +24,8 @@ class Shape:
     """Fields that `read` uses; others are told as not read. None: all are used."""
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
+    notes: frozenset[str] = frozenset()
+    """Fields that its writers use for labels: told as not read where they hold more."""
 
 
 def named(fields: str) -> frozenset[str]:

@@ -110,7 +110,7 @@ class _Turns:
             if m.role != "tool":
                 m.weight, m.loss_spans = loss.weight if weight is None else weight, loss.spans
             m.reasoning, m.name = thought, turn.get("name") if "name" in kept else None
-        self.found += unread(turn, kept | {"from", "value", "weight"}, place)
+        self.found += unread(turn | loss.strays, kept | {"from", "value", "weight"}, place)
 
     def _call(self, said: str, calls: list[ToolCall], wrong: list[Problem]) -> None:
         self.found += wrong

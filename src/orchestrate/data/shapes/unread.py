@@ -25,6 +25,7 @@ MEANING = {
     **dict.fromkeys(IMAGES, "the pictures"),
     **dict.fromkeys(("audio", "audios"), "the sound"),
     **dict.fromkeys(("video", "videos"), "the films"),
+    "attachments": "what is attached",
     **dict.fromkeys(
         ("train", "train_detail", "loss", "loss_weight", "loss_mask", "loss_spans", "weight", "weights"),
         "what is to carry loss",
@@ -70,6 +71,10 @@ def texts_in(value: Any) -> list[str]:
 def _is_prose(text: str) -> bool:
     """Of some words: no id, label, date or address."""
     return len(text.split()) >= 3 or (len(text) >= 8 and not text.isascii())
+
+
+def holds_prose(value: Any) -> bool:
+    return any(map(_is_prose, texts_in(value)))
 
 
 MOST_VALUES = 8

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING
 
+from orchestrate import days
 from orchestrate.catalog import ModelOnHost
 from orchestrate.providers import offline
 from orchestrate.spec import JobSpec
@@ -25,7 +26,7 @@ def check(
     today: date | None = None,
 ) -> list[Problem]:
     found = offline.problems(provider, spec, data, translation)
-    return found + list(_model(provider, spec, provider.resolve(spec), today or date.today()))
+    return found + list(_model(provider, spec, provider.resolve(spec), today or days.today()))
 
 
 def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -> Iterator[Problem]:

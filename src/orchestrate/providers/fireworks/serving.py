@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from orchestrate import costing
+from orchestrate import costing, days
 from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers.dedicated import Replicas
 from orchestrate.providers.fireworks.profile import region_factor
@@ -319,5 +318,5 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
     if kind is None or not count:
         return None
     gpu = kind.removeprefix("NVIDIA_").removeprefix("AMD_").split("_", 1)[0]
-    rate = costing.built_in().find("fireworks", "deployment", gpu=gpu, on=date.today())
+    rate = costing.built_in().find("fireworks", "deployment", gpu=gpu, on=days.today())
     return rate.usd * count if rate is not None else None

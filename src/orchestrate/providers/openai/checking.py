@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate import days
 from orchestrate.catalog import ModelOnHost
 from orchestrate.providers import offline
 from orchestrate.providers.openai.sunset import way_out
@@ -32,7 +33,7 @@ def check(
     name, model = provider.name, provider.resolve(spec)
     found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
-    found += _model(provider, spec, model, today or date.today())
+    found += _model(provider, spec, model, today or days.today())
     if isinstance(spec.method, RFT):
         found += _rft(name, spec.method, data)
     return found

@@ -164,11 +164,10 @@ class Deployments:
         with self._db.reading() as connection:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
-    def open_providers(self, since: datetime | None = None) -> list[str]:
+    def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
         """The backends of those that are not over, or were not `since` then."""
-        return sorted(
-            {deployment.provider for deployment in self.matching(over=None if since else False, since=since)}
-        )
+        found = self.matching(over=None if since else False, since=since)
+        return sorted({one.provider for one in found if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
         """(backend, host) of those that will not stay so: a limit will come, an end is not proven."""

@@ -114,13 +114,13 @@ def test_stratified_split_keeps_the_mix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("0.9/0.1", (0.9, 0.1)), ("4:1", (0.8, 0.2))]
+    ("text", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("0.9/0.1", (0.9, 0.1)), ("80:20", (0.8, 0.2))]
 )
 def test_shares(text: str, shares: tuple[float, ...]) -> None:
     assert parse_shares(text) == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("text", ["", "80", "a/b", "1/2/3/4", "-1/2", "50/0"])
+@pytest.mark.parametrize("text", ["", "80", "a/b", "1/2/3/4", "-1/2", "50/0", "80/10/5", "4:1"])
 def test_wrong_shares(text: str) -> None:
     with pytest.raises(UsageError, match="80/10/10"):
         parse_shares(text)

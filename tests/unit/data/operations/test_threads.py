@@ -64,22 +64,64 @@ def test_tickets_become_conversations_in_order_of_time(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_of_messages_is_told(tmp_path: Path) -> None:
-    """Messages without a thread are not one conversation, and a note for colleagues is not passed over."""
+    """Messages without a thread are not one conversation, and a column that is not read is told."""
     file, out = tmp_path / "tickets.csv", tmp_path / "out.jsonl"
     answer = "It ships today.\n\n> Where is it?\n\n--\nBo\nSupport"
     with file.open("w", newline="") as opened:
         csv.writer(opened).writerows(
             [
-                ("ticket", "who", "body", "internal"),
+                ("ticket", "who", "body", "channel"),
                 ("1", "ann", "Where is it?", ""),
-                ("1", "bot [ai]", answer, "no"),
+                ("1", "bot [ai]", answer, "mail"),
                 ("", "ann", "A question of nobody", ""),
                 ("", "bot [ai]", "An answer to nobody", ""),
             ]
         )
     report = join(str(file), Columns("ticket", "who", ("Bot [AI]",)), out)
     assert talks(out) == [[("user", "Where is it?"), ("assistant", "It ships today.")]]
-    assert (report.messages, report.unthreaded, report.unread, report.time) == (2, 2, ("internal",), None)
+    assert (report.messages, report.unthreaded, report.unread, report.time) == (2, 2, ("channel",), None)
+
+
+NOTE = "Do not tell her that we lost it."
+TICKET = [("ann", "Where is it?"), ("bo", NOTE), ("bo", "It ships today.")]
+
+
+@pytest.mark.parametrize(
+    ("column", "seen", "internal"),
+    [
+        ("public", True, False),
+        ("jsdPublic", "true", "false"),
+        ("is_private", 0, 1),
+        ("private", False, True),
+        ("internal", "", "yes"),
+        ("type", "reply", "note"),
+        ("part_type", "comment", "Internal note"),
+        ("visibility", "public", "internal"),
+    ],
+)
+def test_what_only_colleagues_saw_is_no_answer(
+    tmp_path: Path, column: str, seen: object, internal: object
+) -> None:
+    file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {"t": 1, "who": who, "text": said, column: internal if said == NOTE else seen} for who, said in TICKET
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = join(str(file), Columns("t", "who", ("bo",)), out)
+    assert talks(out) == [[("user", "Where is it?"), ("assistant", "It ships today.")]]
+    assert (report.internal, report.internal_by, report.unread) == (1, (column,), ())
+    everything = join(str(file), Columns("t", "who", ("bo",), ignored=frozenset({column})), out)
+    assert talks(out)[0][1] == ("assistant", f"{NOTE}\n\nIt ships today.")
+    assert (everything.internal, everything.unread) == (0, ())
+
+
+def test_a_column_that_may_hide_messages_is_not_guessed(tmp_path: Path) -> None:
+    file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
+    rows = [{"t": 1, "who": who, "text": said, "internal": "team B"} for who, said in TICKET]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="whether customers saw") as refused:
+        join(str(file), Columns("t", "who", ("bo",)), out)
+    assert "--ignore internal" in (refused.value.fix or "")
 
 
 def mail(box: mailbox.mbox, who: str, at: str, text: str, id: str, answers: str | None = None) -> None:

@@ -1,0 +1,79 @@
+"""Runs that were tried in the sandbox: a scope of their own, and never a dead end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Cli, Result
+
+ORCHESTRATE = ("--", sys.executable, "-m", "orchestrate.cli")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    rows = (
+        [{"role": "user", "content": f"item {n}?"}, {"role": "assistant", "content": f"answer {n}"}]
+        for n in range(12)
+    )
+    lines = [json.dumps({"messages": row}) for row in rows]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "test.jsonl").write_text(lines[0].replace("item 0", "item 99"))
+    (tmp_path / "finetune.yaml").write_text(
+        "model: {openai: gpt-4o-mini, fireworks: qwen3-8b, local: tiny-chat}\n"
+        "train: train.jsonl\ntest: test.jsonl\nepochs: 1\n"
+    )
+    return tmp_path
+
+
+def tried(cli: Cli, *words: str, provider: str = "openai") -> Result:
+    """A submit under `sandbox run`, as the README has it."""
+    submit = ("submit", "--provider", provider, "--max-cost", "25", "--watch")
+    hosts = ("sandbox", "run", "--no-train", "--speed", "100")
+    done = cli(*hosts, *ORCHESTRATE, *submit, *words)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Path) -> None:
+    run = tried(cli, provider="fireworks").out.split()[-1]
+    assert "1 run of sandboxes: orchestrate runs --sandbox" in cli("runs").err
+    [shown] = cli("runs", "--sandbox", "--json").json
+    assert shown["id"] == run and shown["sandbox"] is True
+    for words in (("show", run, "--refresh"), ("events", run), ("download", run), ("sync",)):
+        done = cli(*words)
+        assert done.code == 0, (words, done.err)
+    deployed = cli("deploy", run, "--yes", "--max-hours", "1")
+    assert deployed.code == 0, deployed.err
+    assert "[sandbox]" in cli("chat", run, "item 3?").out
+    assert cli("eval", run).code == 0
+    assert cli("undeploy", run).code == 0
+
+
+def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Path) -> None:
+    run = tried(cli).out.split()[-1]
+    for words in (("eval", "last"), ("show", "last"), ("download", "latest")):
+        done = cli(*words)
+        assert done.code == 2 and run in done.err and "orchestrate sandbox run --" in done.err
+    inside = cli("sandbox", "run", "--no-train", *ORCHESTRATE, "show", "last", "--json")
+    assert inside.json["id"] == run
+    assert cli("submit", "--provider", "local", "--yes").code == 0
+    assert cli("show", "last", "--json").json["provider"] == "local"
+    assert [r["provider"] for r in cli("runs", "--json").json] == ["local"]
+    assert cli("cancel", "last").code == 0
+
+
+def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
+    cli: Cli, project: Path, tmp_path: Path
+) -> None:
+    submit = ("submit", "--provider", "openai", "--yes", "--watch")
+    nested = (*ORCHESTRATE, "sandbox", "run", *ORCHESTRATE, *submit)
+    joined = cli("sandbox", "run", "--no-train", "--speed", "100", *nested)
+    assert joined.code == 0, joined.err
+    elsewhere = ("--sandbox-home", str(tmp_path / "elsewhere"), "--no-train", "--speed", "100")
+    done = cli("sandbox", "run", *elsewhere, *ORCHESTRATE, *submit, "--again")
+    assert done.code == 0, done.err
+    refused = cli("show", done.out.split()[-1], "--refresh")
+    assert refused.code == 3 and "not of this home's" in refused.err
