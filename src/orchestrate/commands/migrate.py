@@ -144,7 +144,7 @@ def _account(
 
     if run is not None or where.plan is None or where.train is not None:
         raise UsageError(
-            "--all and --plan go together, without a run and --train",
+            "--all needs --plan and takes neither a run nor --train",
             fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
         )
     with orchestrator(context, made_by=spending.by) as ft:
