@@ -54,7 +54,7 @@ def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path, method, options={"max_new_tokens": 8}, **given)
     checked = cli("--allow-grader-code", "check", "--provider", "local")
     assert checked.code == 0, checked.out
-    assert "method.kl_beta" in cli("plan", "--provider", "local").out
+    assert "method.kl_beta" in cli("plan", "--provider", "local", "--all").out
     allowed = {"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}
     assert "drawn to each prompt" in " ".join(cli("quote", "--provider", "local", **allowed).out.split())
     done = cli("--allow-grader-code", "submit", "--provider", "local", "--yes", "--watch")

@@ -50,7 +50,7 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
     if family == "thinks":
         spec["chat_template_kwargs"] = {"enable_thinking": False}
     (tmp_path / "finetune.yaml").write_text(json.dumps(spec))
-    told = " ".join(cli("plan", "--provider", "local,openai").out.split())
+    told = " ".join(cli("plan", "--provider", "local,openai", "--all").out.split())
     if family == "thinks":
         assert "OpenAI renders rows with a template of its own" in told
         assert "goes with the result" in told

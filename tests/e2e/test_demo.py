@@ -20,7 +20,7 @@ def test_the_demo(tmp_path: Path, cli: Cli) -> None:
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SANDBOX" in done.stdout
-    runs = cli("runs", "--json").json
+    runs = [*cli("runs", "--json").json, *cli("runs", "--sandbox", "--json").json]
     assert {run["provider"]: run["sandbox"] for run in runs} == {
         "local": False,
         "openai": True,

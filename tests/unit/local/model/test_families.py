@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 Weights = dict[str, torch.Tensor]
-BATCH = 4
+BATCH = 6
 EXPERTS = ("experts.gate_up_proj", "experts.up_proj", "experts.down_proj")
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora"},
