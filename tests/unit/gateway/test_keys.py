@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.gateway.conftest import ASKED, Gateway, gateway_of, rows
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
 
 from orchestrate.errors import UsageError
 from orchestrate.gateway import running, terms
@@ -65,6 +65,22 @@ def test_a_key_does_what_it_may(
     keyed: Gateway, scope: dict[str, Any], body: dict[str, Any], found: tuple[int, str]
 ) -> None:
     assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
+
+
+def test_tuned_models_are_of_the_names_and_backends_that_a_key_may_use(keyed: Gateway) -> None:
+    maker = key(keyed, "maker", project="p3")
+    with keyed.client(maker) as client:
+        file = client.files.create(file=("t.jsonl", rows(mark="m")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id, suffix="x:ckpt-step-3")
+        name = ended(client, job.id).fine_tuned_model
+        assert client.models.retrieve(name).id == name
+        assert client.models.retrieve(f"{name}:ckpt-step-1").id.startswith(name)
+    for scope, status in (({"models": [OTHER]}, 404), ({"backends": ["local"]}, 403)):
+        with keyed.http(key(keyed, f"narrow{status}", project="p3", **scope)) as http:  # type: ignore[arg-type]
+            assert http.get(f"models/{name}").status_code == status
+            chat = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            assert http.post("chat/completions", json=chat).status_code == status
+            assert name not in [one["id"] for one in http.get("models").json()["data"]]
 
 
 def test_projects_see_their_own_only(keyed: Gateway) -> None:
