@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,14 +87,15 @@ class _Door:
                 raise _no_key(told)
             return anonymous(now)
         if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
-            raise _no_key(f"the key {key.name} was {'revoked' if key.revoked_at else 'good until then only'}")
+            over = "was revoked" if key.revoked_at else f"is not taken since {key.expires_at:%Y-%m-%d}"
+            raise _no_key(f"the key {key.name} {over}")
         if key.per_minute is not None:
             wait = self._ft.store.watching.take_tokens(
                 f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
             )
             if wait:
                 told = f"the key {key.name} may send {key.per_minute} requests a minute"
-                headers = {"retry-after": str(max(1, round(wait)))}
+                headers = {"retry-after": str(max(1, math.ceil(wait)))}
                 raise HostError(
                     429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
                 )

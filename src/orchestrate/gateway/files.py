@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.files import opener, private_folder, sync
 from orchestrate.gateway import showing
-from orchestrate.gateway.calls import Call, endpoint, streamed
+from orchestrate.gateway.calls import Call, endpoint, retries, streamed
 from orchestrate.gateway.refusals import no_file
 from orchestrate.tracking import Store
 from orchestrate.types import GatewayJob, JobStatus
@@ -104,16 +104,12 @@ class Files:
             if purpose not in TAKEN:
                 raise HostError(422, f"'{purpose}' is not one of {list(TAKEN)} - 'purpose'", param="purpose")
             name = upload.filename or "file"
+            _require_file(name, str(purpose), upload.size)
             kept = await run_in_threadpool(self.contents.keep, [upload.file], MAX_FILE)
             made = await run_in_threadpool(self._add, call, name, str(purpose), kept)
         return JSONResponse(made)
 
     def _add(self, call: Call, name: str, purpose: str, content: Content) -> dict[str, Any]:
-        if content.bytes == 0:
-            raise HostError(422, "The file is empty", param="file", code="file_empty")
-        if purpose == "fine-tune" and not name.endswith(".jsonl"):
-            told = f"Invalid extension of {name!r}. Supported formats: ['jsonl']"
-            raise HostError(422, told, param="file")
         id = f"file-{secrets.token_hex(12)}"
         made = objects.file(id, name, purpose, content.bytes, self.now())
         self._objects.add(FILE, call.project, [{**made, "sha256": content.sha256}])
@@ -203,6 +199,12 @@ class Files:
             raise HostError(404, f"No such Upload object: {id}", param="upload_id")
         return self._pending(upload)
 
+    def _repeated(self, call: Call, status: str) -> dict[str, Any] | None:
+        """The upload as it is already, when a client whose answer did not come asks again."""
+        upload = self._objects.get(UPLOAD, call.project, call.path("id"))
+        again = retries(call.request) > 0
+        return upload if again and upload is not None and upload["status"] == status else None
+
     async def add_part(self, call: Call) -> Response:
         upload = await run_in_threadpool(self._upload, call)
         async with _form(call.request, MAX_PART) as form:
@@ -217,7 +219,11 @@ class Files:
         return JSONResponse(part)
 
     def complete(self, call: Call) -> Any:
-        asked, upload = parse(CompleteUpload, call.body), self._upload(call)
+        asked = parse(CompleteUpload, call.body)
+        if done := self._repeated(call, "completed"):
+            return done
+        upload = self._upload(call)
+        _require_file(upload["filename"], upload["purpose"], upload["bytes"])
         parts = {p["id"]: p for p in self._objects.listed(PART, call.project, parent=upload["id"])}
         if unknown := [id for id in asked.part_ids if id not in parts]:
             raise HostError(422, f"No such part of this upload: {unknown[0]}", param="part_ids")
@@ -256,12 +262,23 @@ class Files:
             self.contents.release(part["sha256"])
 
     def cancel(self, call: Call) -> Any:
+        if done := self._repeated(call, "cancelled"):
+            return done
         upload = self._upload(call)
         done = self._objects.change(
             UPLOAD, call.project, upload["id"], lambda u: {**self._pending(u), "status": "cancelled"}
         )
         self._forget(call.project, self._objects.listed(PART, call.project, parent=upload["id"]))
         return done
+
+
+def _require_file(name: str, purpose: str, size: int | None) -> None:
+    """Before anything of it is kept. Raises `HostError` 422."""
+    if size == 0:
+        raise HostError(422, "The file is empty", param="file", code="file_empty")
+    if purpose == "fine-tune" and not name.endswith(".jsonl"):
+        told = f"Invalid extension of {name!r}. Supported formats: ['jsonl']"
+        raise HostError(422, told, param="file")
 
 
 def _shown(file: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.gateway import asking, showing, terms
-from orchestrate.gateway.calls import Call, endpoint
+from orchestrate.gateway.calls import Call, endpoint, retries
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.refusals import no_job, no_model, refusal_of, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
@@ -244,9 +244,8 @@ def _request(call: Call) -> Request:
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
         raise HostError(422, f"Idempotency-Key has at most {_LONGEST_KEY} printable characters")
-    retries = headers.get("x-stainless-retry-count", "0")
-    number = int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 6 else 0
-    return Request(call.key.name, hashlib.sha256(call.raw).hexdigest(), number, key)
+    digest = hashlib.sha256(call.raw).hexdigest()
+    return Request(call.key.name, digest, retries(call.request), key)
 
 
 def _quoted(prepared: Prepared, backend: str) -> str:

@@ -67,7 +67,7 @@ class Models:
         tuned = [
             self._tuned(job, run)
             for job in found
-            if (run := runs.get(job.run_id or "")) and _answers(job, run)
+            if (run := runs.get(job.run_id or "")) and _answers(job, run) and _may(call.key, job)
         ]
         return {"object": "list", "data": [*bases, *tuned]}
 
@@ -120,11 +120,14 @@ class Models:
             raise no_model(name, self._known(key))
         if key.backends and job.backend not in key.backends:
             raise HostError(403, f"this key may not use {job.backend}", code="backend_not_allowed")
+        if not _may(key, job):
+            raise no_model(name, self._known(key))
         return job, run, step
 
     def _known(self, key: GatewayKey) -> list[str]:
         """The names of the tuned models that answer."""
-        found = [job for job in self._jobs.listed(key.project, limit=100) if not job.model_deleted]
+        listed = self._jobs.listed(key.project, limit=100)
+        found = [job for job in listed if not job.model_deleted and _may(key, job)]
         runs = self._ft.store.runs.of_ids(job.run_id for job in found if job.run_id)
         done = {run.id for run in runs if run.status is JobStatus.SUCCEEDED}
         return [job.tuned for job in found if job.run_id in done]
@@ -216,6 +219,13 @@ def _require_grader(grader: dict[str, Any]) -> None:
         reason = f"it cannot be read ({error})"
     if reason:
         raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
+
+
+def _may(key: GatewayKey, job: GatewayJob) -> bool:
+    """Whether the key's own limits let it use what the job made."""
+    if key.backends and job.backend not in key.backends:
+        return False
+    return not key.models or job.tuned.split(":")[1] in key.models
 
 
 def _answers(job: GatewayJob, run: Run) -> bool:

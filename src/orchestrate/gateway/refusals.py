@@ -6,6 +6,8 @@ for ever after a 400. So what will not pass by itself is 403, 404 or 422, and sa
 
 from __future__ import annotations
 
+import math
+
 from starlette.responses import JSONResponse
 
 from orchestrate.errors import (
@@ -43,7 +45,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
     status, code = _kind(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
     wait = getattr(error, "retry_after_s", None)
-    headers = {"retry-after": str(max(1, round(wait)))} if isinstance(wait, int | float) else {}
+    headers = {"retry-after": str(max(1, math.ceil(wait)))} if isinstance(wait, int | float) else {}
     return HostError(status, told, code=code, type=kind, headers=headers)
 
 

@@ -136,7 +136,11 @@ class Submitting:
             return job.again_at <= self._ft.store.clock.now()
         if job.error is not None or run is None or run.phase in UNSENT or run.id != job.run_id:
             return True
-        return run.status.terminal
+        return run.status.terminal or self._uncancelled(job, run)
+
+    def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
+        """Whether the wish to cancel did not come to its run: the process was killed in between."""
+        return job.cancel_asked and not self._runs.cancel_requested(run.id)
 
     def _begin(self, job: GatewayJob) -> None:
         with self._lock:
@@ -162,6 +166,7 @@ class Submitting:
             with suppress(OrchestrateError):
                 self._jobs.change(id, lambda job: replace(job, error=failed))
         finally:
+            self._prepared.pop(id, None)
             self._at_work.discard(id)
             self._woken.set()
 
@@ -178,7 +183,7 @@ class Submitting:
         over = run.status.terminal if run else job.cancel_asked
         if job.ended_at is not None or job.error is not None or (over and job.again_at is None):
             self._end(job, run)
-        elif run is not None and unsent and job.cancel_asked:
+        elif run is not None and job.cancel_asked and (unsent or self._uncancelled(job, run)):
             RunHandle(self._ft, run).cancel()
         elif unsent or job.again_at is not None:
             self._submit(job)
@@ -194,8 +199,6 @@ class Submitting:
         except OrchestrateError as error:
             self._refused(job, error)
             return
-        finally:
-            self._prepared.pop(job.id, None)
         self._reached("after-submit")
         if run is not None:
             job = self._jobs.change(job.id, lambda job: replace(job, run_id=run.id))

@@ -25,7 +25,7 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.files import private_folder
+from orchestrate.files import locked, private_folder
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import accounts
 from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
@@ -93,7 +93,17 @@ class Importer:
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
         """`every`: also jobs that failed or were cancelled. Raises `ProviderError` where the list cannot be
-        read."""
+        read, and `UsageError` while another command imports from this host."""
+        name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
+        with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
+            if not held:  # two would write into one draft of a file
+                raise UsageError(
+                    f"another command is importing from {self._provider.config.name}",
+                    fix="wait until it has ended",
+                )
+            return self._taken(since, every=every, details=details, files=files)
+
+    def _taken(self, since: datetime | None, *, every: bool, details: bool, files: bool) -> ImportReport:
         account = accounts.account_of(self._store, self._provider)
         report = ImportReport(provider=self._provider.config.name, account=account)
         for number, job in enumerate(self._provider.list(since=since), 1):

@@ -90,8 +90,10 @@ def read(path: Path) -> Plan:
             f"{path} cannot be read: {error.strerror}",
             fix=f"orchestrate migrate --all --plan {path} --to BACKENDS",
         ) from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is no plan: {error}", fix="mend it, or have another one written") from error
+    if not plan.budget_usd.is_finite() or plan.budget_usd < 0:
+        raise UsageError(f"{path}: budget_usd is a number of US dollars, not {plan.budget_usd}")
     twice = {entry.run for entry in plan.runs if sum(e.run == entry.run for e in plan.runs) > 1}
     if twice:
         raise UsageError(f"{path} names {text.joined(sorted(twice))} twice", fix="one entry for each run")

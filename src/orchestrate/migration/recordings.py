@@ -77,6 +77,14 @@ def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...
     write_whole(folder / "rows.jsonl", b"".join(rows))
 
 
+def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
+    """The answers that the folder holds by the item's id: a model that is silent now will not give them
+    again."""
+    path = folder / "answers.jsonl"
+    lines = read_items(path) if path.exists() else []
+    return {line.item.id: next(iter(line.answers.values())) for line in lines}
+
+
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
     """A chat row: the prompt, and the expected answer, or with `own` or where none is known the recorded
     one."""

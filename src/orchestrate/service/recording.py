@@ -175,16 +175,19 @@ class PreparedRecording:
         candidate, samples = self._candidate, self._order.sampling.samples
         questions = candidate.questions(self._items, samples)
         known = self._asking.kept(candidate.respondent, questions)
+        id = recordings.id_of(candidate.respondent, self._items)
+        folder = files.private_folder(self._ft.settings.home / "recordings") / id
+        earlier = recordings.written(folder)
         pairs: list[tuple[Item, tuple[Answer, ...]]] = []
         refusals = 0
         for place, item in enumerate(self._items):
             own = questions[place * samples : (place + 1) * samples]
             if all(q.digest in known for q in own):
                 pairs.append((item, tuple(known[q.digest] for q in own)))
+            elif len(before := earlier.get(item.id, ())) >= samples:
+                pairs.append((item, before))  # the evaluations' own store of answers was cleared since
             else:
                 refusals += any(q.digest in refused for q in own)
-        id = recordings.id_of(candidate.respondent, self._items)
-        folder = files.private_folder(self._ft.settings.home / "recordings") / id
         recordings.write(folder, candidate.contender.name, pairs)
         given = [a for _, answers in pairs for a in answers]
         costs = [a.usd for a in given if a.usd is not None]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.gateway.conftest import ASKED, Gateway, gateway_of, rows
+from msgspec.structs import replace
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
 from orchestrate.errors import UsageError
 from orchestrate.gateway import running, terms
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service import gateway as service
 from orchestrate.tracking import Watcher
+from orchestrate.tracking.gateway.jobs import Request
+from orchestrate.tracking.ids import new_run_id, ref_of
+from orchestrate.types import JobStatus, SubmitPhase
 
 OTHER = "gpt-4.1-mini-2025-04-14"
 
@@ -65,6 +70,40 @@ def test_a_key_does_what_it_may(
     keyed: Gateway, scope: dict[str, Any], body: dict[str, Any], found: tuple[int, str]
 ) -> None:
     assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
+
+
+def test_tuned_models_are_of_the_names_and_backends_that_a_key_may_use(keyed: Gateway) -> None:
+    maker = key(keyed, "maker", project="p3")
+    with keyed.client(maker) as client:
+        file = client.files.create(file=("t.jsonl", rows(mark="m")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id, suffix="x:ckpt-step-3")
+        name = ended(client, job.id).fine_tuned_model
+        assert client.models.retrieve(name).id == name
+        assert client.models.retrieve(f"{name}:ckpt-step-1").id.startswith(name)
+    for scope, status in (({"models": [OTHER]}, 404), ({"backends": ["local"]}, 403)):
+        with keyed.http(key(keyed, f"narrow{status}", project="p3", **scope)) as http:  # type: ignore[arg-type]
+            assert http.get(f"models/{name}").status_code == status
+            chat = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            assert http.post("chat/completions", json=chat).status_code == status
+            assert name not in [one["id"] for one in http.get("models").json()["data"]]
+
+
+def test_a_job_that_was_refused_for_now_still_takes_its_quote(keyed: Gateway) -> None:
+    maker, jobs = key(keyed, "again"), keyed.ft.store.gateway_jobs
+    assert refusal(keyed, maker)[0] == 200
+    [job] = [job for job in jobs.listed("default") if job.key == "again"]
+    until(lambda: (found := jobs.get(job.id)) and found.ended_at and found.told)
+    done = jobs.get(job.id)
+    assert done is not None and done.run_id is not None
+    run, id = keyed.ft.store.runs.get(done.run_id), new_run_id(keyed.ft.store.clock.now())
+    own = {"id": id, "ref": ref_of(id), "job_id": None, "idempotency_key": None, "bill": None}
+    keyed.ft.store.runs.restore(replace(run, phase=SubmitPhase.REFUSED, status=JobStatus.FAILED, **own))
+    at = keyed.ft.store.clock.now() + timedelta(hours=1)
+    more = {"id": f"{job.id}2", "run_id": id, "again_at": at, "ended_at": None, "told": False}
+    waiting = replace(done, quote_usd=Decimal(8), **more)  # type: ignore[arg-type]
+    before = jobs.use("again")
+    jobs.take(waiting, Request("again", "another"), lambda use: None)
+    assert (jobs.use("again").usd - before.usd, jobs.use("again").open - before.open) == (Decimal(8), 1)
 
 
 def test_projects_see_their_own_only(keyed: Gateway) -> None:

@@ -25,6 +25,11 @@ def test_a_file_comes_in_parts(openai: OpenAI, gateway: Gateway) -> None:
         part_size=len(content) // 3,
     )
     assert upload.status == "completed" and upload.file is not None
+    before = len(openai.files.list().data)
+    repeat = openai.uploads.complete(
+        upload.id, part_ids=["part_gone"], extra_headers={"x-stainless-retry-count": "1"}
+    )
+    assert repeat == upload and len(openai.files.list().data) == before  # its answer had not come
     assert openai.files.content(upload.file.id).read() == content
     job = openai.fine_tuning.jobs.create(model=ASKED, training_file=upload.file.id)
     assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"

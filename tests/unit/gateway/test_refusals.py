@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -70,6 +71,33 @@ def test_files_are_refused_by_what_they_are(gateway: Gateway) -> None:
         assert all(answer.json()["error"]["message"] for answer in post.values())
         assert http.get("files/file-none").status_code == http.delete("files/file-none").status_code == 404
         assert http.get("nothing").json()["error"]["code"] == "not_found"
+
+
+GRADER = '{"type": "string_check", "name": "a%s", "input": "x", "reference": "y", "operation": "eq"%s}'
+
+
+@pytest.mark.parametrize(
+    "grader", [GRADER % ("\\ud800", ""), GRADER % ("", ', "z": NaN'), GRADER % ("", ', "z": 1e999')]
+)
+def test_what_json_cannot_say_is_refused(gateway: Gateway, grader: str) -> None:
+    with gateway.http() as http:
+        url = "fine_tuning/alpha/graders/validate"
+        answer = http.post(url, content=f'{{"grader": {grader}}}')
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (422, "false"), answer.text
+
+
+def test_files_that_are_refused_leave_nothing_behind(gateway: Gateway) -> None:
+    folder = gateway.ft.settings.home / "gateway"
+    with gateway.http() as http:
+        for name, content in (("a.txt", b"left behind"), ("a.jsonl", b"")):
+            http.post("files", files={"file": (name, content)}, data={"purpose": "fine-tune"})
+            assert not (folder / f"{hashlib.sha256(content).hexdigest()}.jsonl").exists()
+
+
+def test_an_empty_parameter_is_as_none(gateway: Gateway, file: str) -> None:
+    with gateway.http() as http:
+        for query in ("after=", "purpose="):
+            assert file in [one["id"] for one in http.get(f"files?{query}").json()["data"]], query
 
 
 def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file: str) -> None:

@@ -19,6 +19,7 @@ from tests import command
 from together import Together
 
 from orchestrate import config
+from orchestrate.errors import UsageError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service import importing
 from orchestrate.service.orchestrator import Orchestrator
@@ -132,6 +133,20 @@ def test_an_interrupted_import_goes_on(ft: Orchestrator, sandbox: Sandbox) -> No
     ]
     assert len(contents) == 1, "the first file is not fetched again"
     assert all(ft.run(id).metrics() for id in ids[:2])
+
+
+def test_two_at_once_do_not_write_into_one_file(ft: Orchestrator, sandbox: Sandbox) -> None:
+    made(sandbox, 2)
+    refused: list[str] = []
+
+    def second(what: str, done: int, of: int) -> None:
+        with pytest.raises(UsageError) as caught:
+            importing.take(ft, "openai")
+        refused.append(caught.value.message)
+
+    importing.take(ft, "openai", tell=second)
+    assert refused and set(refused) == {"another command is importing from openai"}
+    assert importing.take(ft, "openai").files == 0
 
 
 def test_what_fails_for_now_is_told_and_tried_again(ft: Orchestrator, sandbox: Sandbox) -> None:

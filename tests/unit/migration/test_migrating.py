@@ -321,11 +321,15 @@ def carried(prepared: PreparedPlan, sandbox: Sandbox, tmp_path: Path) -> list[ac
         "budget_usd: 1\nruns: [{run: a, to: b, modell: c}]",
         "budget_usd: 1\nruns: [{run: a, to: b}, {run: a, to: c}]",
         "[",
+        "budget_usd: .nan\nruns: []",
+        "budget_usd: .inf\nruns: []",
+        "budget_usd: -1\nruns: []",
+        "budget_usd: 1\nruns: [{run: \udce9, to: skip}]",
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")  # the last one is of an editor that writes Latin-1
     with pytest.raises(UsageError, match=r"plan\.yaml"):
         plans.read(path)
 

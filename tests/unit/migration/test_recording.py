@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -114,6 +115,26 @@ def test_prompts_come_from_logs(tmp_path: Path, row: dict[str, Any]) -> None:
 
 def asked(sandbox: Sandbox) -> int:
     return sum(e["path"].endswith("/chat/completions") for e in sandbox.requests("openai"))
+
+
+def test_what_was_recorded_stays_when_the_model_is_silent(
+    ft: Orchestrator, old: RunHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = RecordOrder(sampling=SHORT)
+    with PreparedRecording(ft, old.id, order) as prepared:
+        first = prepared.run()
+    rows = first.rows_file.read_bytes()
+    shutil.rmtree(ft.settings.home / "evaluations" / "answers")
+
+    def silent(*_: object) -> None:
+        raise UsageError("no answer comes any more")
+
+    monkeypatch.setattr(recording.Asking, "ask", silent)
+    with PreparedRecording(ft, old.id, order) as prepared, pytest.raises(UsageError, match="any more"):
+        prepared.run()
+    last = recording.named(ft, first.id)
+    assert (last.answered, last.complete) == (first.answered, True)
+    assert last.rows_file.read_bytes() == rows
 
 
 def test_answers_are_paid_once(ft: Orchestrator, old: RunHandle, sandbox: Sandbox) -> None:

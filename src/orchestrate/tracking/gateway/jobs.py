@@ -21,7 +21,7 @@ from orchestrate.tracking import schema
 from orchestrate.tracking.budget import one_at_a_time
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
-from orchestrate.types import GatewayJob
+from orchestrate.types import GatewayJob, SubmitPhase
 
 WINDOW = timedelta(hours=1)
 """Clients wait 10 minutes for an answer and ask three times in all."""
@@ -113,7 +113,7 @@ class GatewayJobs:
     def _use(self, connection: Connection, key: str) -> Use:
         jobs, runs = schema.gateway_jobs, schema.runs
         query = (
-            select(jobs.c.record, jobs.c.open, runs.c.bill_usd, runs.c.committed_usd, runs.c.id)
+            select(jobs.c.record, jobs.c.open, runs.c.bill_usd, runs.c.committed_usd, runs.c.phase)
             .join(runs, runs.c.id == jobs.c.run_id, isouter=True)
             .where(jobs.c.key == key)
         )
@@ -122,9 +122,9 @@ class GatewayJobs:
             job = GatewayJob.from_json(row.record) if row.open else None
             going = job is not None and job.ended_at is None
             count += going
-            if row.id is not None:
+            if row.phase not in (None, SubmitPhase.REFUSED.value):
                 usd += Decimal(row.bill_usd or 0) + Decimal(row.committed_usd or 0)
-            elif job is not None and going:
+            elif job is not None and going:  # a refused run has the next one behind it
                 usd += job.quote_usd or Decimal(0)
         return Use(usd, count)
 

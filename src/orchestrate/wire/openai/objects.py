@@ -23,6 +23,7 @@ _NAMES = {
     "valid_loss": "valid_loss",
     "valid_accuracy": "valid_mean_token_accuracy",
 }
+_LONGEST_STEP = 10
 _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 
@@ -128,8 +129,10 @@ def step_model(tuned: str, step: int) -> str:
 
 def split_step(name: str) -> tuple[str, int | None]:
     """A tuned model's name and its step, where the name is a checkpoint's."""
-    tuned, _, step = name.partition(":ckpt-step-")
-    return tuned, int(step) if step.isascii() and step.isdigit() else None
+    tuned, _, step = name.rpartition(":ckpt-step-")
+    if tuned and step.isascii() and step.isdigit() and len(step) < _LONGEST_STEP:
+        return tuned, int(step)
+    return name, None  # a suffix may have the same words
 
 
 def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
