@@ -26,6 +26,7 @@ from orchestrate.commands.console import (
 )
 from orchestrate.commands.options import grouped
 from orchestrate.errors import UsageError
+from orchestrate.text import count
 from orchestrate.types import Message, Reply
 
 
@@ -86,6 +87,9 @@ def chat(
             replies.append(reply)
             if not json:
                 _show(reply, asked.max_tokens)
+    if called and conversation[-1].role == "tool":
+        wanted = count(len(called), "further result")
+        warn(f"the model was not asked again: of the tools that it called it waits for {wanted}")
     if json:
         print_json(replies)
 

@@ -38,7 +38,14 @@ from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model import models
 from orchestrate.local.model.added_tokens import rows_of
-from orchestrate.local.model.loading import dequantize, load_adapter, load_base, load_tokenizer, pick_device
+from orchestrate.local.model.loading import (
+    add_adapter,
+    dequantize,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    pick_device,
+)
 from orchestrate.local.model.sampling import Sampler
 
 Send = Callable[[dict[str, Any]], None]
@@ -150,9 +157,9 @@ class Engine:
             elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
                 raise UsageError(f"{name} has tokens of its own: it is served without other adapters")
             else:
-                self.model.load_adapter(str(path), adapter_name=adapter)
+                add_adapter(self.model, path, adapter)
                 self.model.eval()
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise UsageError(f"the adapter in {folder} does not fit this base: {str(error)[:400]}") from error
         finally:
             self.batching.use(self.model)

@@ -204,8 +204,9 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """The base model with the adapter of a folder, under peft's `name` for it. Raises `UsageError` without
-    safetensors: where there are none peft would load a pickle."""
+    """The base model with the adapter of a folder, under peft's `name` for it. Raises `UsageError`, and
+    leaves the base as it is, for an adapter that does not fit it; and without safetensors: where there are
+    none peft would load a pickle."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -213,11 +214,55 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
             f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
         )
     make_room(base, rows_of(folder))
-    model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
+    try:
+        model = PeftModel.from_pretrained(
+            base, str(folder), adapter_name=name, is_trainable=trainable, ignore_mismatched_sizes=True
+        )
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"the adapter in {folder} does not fit its base: {str(error)[:500]}") from error
+    try:
+        _require_fit(model, folder, name)
+    except UsageError:
+        model.unload()
+        raise
     if any(experts.held_of(base)):
         experts.adapt(model)
     spare(model)
     return model
+
+
+def add_adapter(model: Any, folder: Path, name: str) -> None:
+    """One more on a model that has some. Raises `UsageError`, and leaves the model as it is, where it does
+    not fit."""
+    model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
+    try:
+        _require_fit(model, folder, name)
+    except UsageError:
+        model.delete_adapter(name)
+        raise
+
+
+def _require_fit(model: Any, folder: Path, name: str) -> None:
+    """peft passes over what the model has no place for, and leaves as chance made it what a file lacks."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    given = load_file(folder / "adapter_model.safetensors")
+    found = set_peft_model_state_dict(model, given, adapter_name=name, ignore_mismatched_sizes=True)
+    lacking = [key for key in found.missing_keys if "lora_" in key and f".{name}" in key]
+    homeless = [key for key in found.unexpected_keys if "lora_" in key]
+    if lacking or homeless:
+        which = (
+            f"it has nothing of the right shape for {lacking[0]}"
+            if lacking
+            else f"the model has no place for {homeless[0]}"
+        )
+        more = f", and {len(lacking) + len(homeless) - 1} others" if len(lacking) + len(homeless) > 1 else ""
+        base = model.peft_config[name].base_model_name_or_path
+        raise UsageError(
+            f"the adapter in {folder} does not fit its base: {which}{more}",
+            fix=f"its adapter_config.json says that it is of {base}",
+        )
 
 
 def _adapted(

@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from orchestrate.errors import UsageError
-from orchestrate.local.model.loading import load_adapter, load_base
+from orchestrate.local.model.loading import add_adapter, load_adapter, load_base
 from orchestrate.local.model.models import ModelFolder
 from orchestrate.local.model.quantised import PACKAGES, Quantised
 
@@ -84,7 +84,7 @@ def combine(
     peft = _fitted(model, adapters[0])
     names = ["default", *(f"part{n}" for n in range(1, len(adapters)))]
     for name, folder in zip(names[1:], adapters[1:], strict=True):
-        peft.load_adapter(str(folder), adapter_name=name)
+        add_adapter(peft, folder, name)
     ranks = [peft.peft_config[name].r for name in names]
     used = _variant(method, ranks)
     more: dict[str, Any] = {"density": 0.5 if density is None else density} if "ties" in used else {}

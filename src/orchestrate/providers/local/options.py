@@ -85,6 +85,8 @@ def answered(
 
 
 def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
+    if key == "micro_batch" and spec.gradient_accumulation is not None:
+        return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:

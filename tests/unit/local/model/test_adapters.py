@@ -6,17 +6,18 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.paths import TINY
 from tests.unit.local.sessions import make_session
 
-from orchestrate.errors import RunFailed
-from orchestrate.local.model.loading import load_adapter
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.model.loading import add_adapter, load_adapter
 from orchestrate.local.model.starts import eva_batches
 from orchestrate.local.run.session import Session
 
@@ -440,3 +441,30 @@ def test_a_module_saved_whole_is_trained_in_32_bits_on_a_base_in_16(tmp_path: Pa
         assert parameter.grad is not None and wanted is not None
         if wanted.norm() > 0:
             assert (parameter.grad - wanted).norm() < 0.1 * wanted.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda key, value: {key: value} if ".layers.1." not in key else {}, "nothing of the right shape"),
+        (lambda key, value: {key: value, key.replace(".layers.1.", ".layers.9."): value}, "no place for"),
+        (lambda key, value: {key: value[:, :-1] if "lora_A" in key else value}, "nothing of the right shape"),
+    ],
+    ids=["layers-that-it-lacks", "layers-that-the-model-lacks", "wider"],
+)
+def test_an_adapter_of_another_model_is_refused_and_leaves_the_base(
+    tmp_path: Path, change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], told: str
+) -> None:
+    """peft passes over tensors without a place, and leaves what a file lacks as chance made it."""
+    pefts(target_modules=["q_proj", "v_proj"]).save_pretrained(tmp_path)
+    whole = load_adapter(base(), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    changed = [change(key, value) for key, value in load_file(path).items()]
+    save_file({k: v.clone() for part in changed for k, v in part.items()}, path, {"format": "pt"})
+    plain = base()
+    with pytest.raises(UsageError, match=f"does not fit its base: .*{told}"):
+        load_adapter(plain, tmp_path)
+    assert not any("lora_" in name for name, _ in plain.named_parameters())
+    with pytest.raises(UsageError, match=told):
+        add_adapter(whole, tmp_path, "second")
+    assert list(whole.peft_config) == ["default"]

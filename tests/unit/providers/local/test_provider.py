@@ -100,6 +100,12 @@ def test_reinforcement_by_default() -> None:
         ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
         ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such setting"),
         ("packing", rft(), {"packing": True}, "nothing to pack"),
+        (
+            "provider_options.micro_batch",
+            {"type": "sft"},
+            {"gradient_accumulation": 4, "options": {"micro_batch": 1}},
+            "the spec says  gradient_accumulation: 4; leave one of them out",
+        ),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no prompt"),
         ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
         ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "no spike"),
