@@ -178,10 +178,14 @@ class PreparedEvaluation:
                 f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
             )
         rows = held_out(Dataset.open(train), limit=10_000)
-        found = making.shots_of(rows.items, self._order.shots, self._subject.items, self._order.sampling.seed)
-        if not found:
-            raise UsageError(f"{train} has no row to show as an example")
-        return found
+        wanted, asked = self._order.shots, self._subject.items
+        there = len(making.examples_of(rows.items, asked))
+        if there < wanted:
+            raise UsageError(
+                f"{train} has {count(there, 'row')} to show as examples, not {wanted}",
+                fix=f"--shots {there}" if there else "leave --shots out",
+            )
+        return making.shots_of(rows.items, wanted, asked, self._order.sampling.seed)
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +267,11 @@ def _test_file(test: str | Path | None, handles: Sequence[RunHandle]) -> str | P
 
 
 def _left_out(found: HeldOut) -> list[str]:
-    return [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
+    notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
+    if found.repeated:
+        same = count(found.repeated, "row")
+        notes.append(f"{same} the same as an earlier one: each counts, but they show no more than one does")
+    return notes
 
 
 def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
