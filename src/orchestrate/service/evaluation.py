@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
+from orchestrate.data.files.outputs import require_writable
 from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
@@ -36,6 +37,7 @@ from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.keys import is_masked, masked_url
 from orchestrate.reports import EvaluationReport
+from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service import judging
 from orchestrate.service.comparison import asked_before
@@ -307,6 +309,15 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
 def metric_names() -> list[str]:
     """All metrics, as they are written."""
     return ["auto", *registry.names()]
+
+
+def require_reports(output: Path | None, junit: Path | None) -> None:
+    """Raises `UsageError` for a report that cannot be written, to be asked before anything is paid for."""
+    if output is not None:
+        format_of(output)
+    for path in (output, junit):
+        if path is not None:
+            require_writable(path, stream=True)
 
 
 def report(evaluation: Evaluation) -> EvaluationReport:
