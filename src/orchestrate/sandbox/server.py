@@ -27,7 +27,8 @@ from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.front import Front
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
-from orchestrate.sandbox.state import DATABASE, Clock, State
+from orchestrate.sandbox.starts import AlreadyUp, Start, Ways, last_start
+from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training import Trainer
 from orchestrate.web.server import listen, running
 
@@ -44,42 +45,6 @@ def stand_ins() -> list[type[Host]]:
     here = Path(__file__).parent
     found = [import_module(f"orchestrate.sandbox.{file.parent.name}.host") for file in here.glob("*/host.py")]
     return sorted((module.HOST for module in found), key=lambda host: host.place)
-
-
-class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """How a sandbox was started; as `orchestrate.sandbox.running` has them."""
-
-    speed: float = 1.0
-    train: bool = True
-    slots: int = 1
-    threads: int = 1
-    model: str | None = None
-    also: tuple[str, ...] = ()
-
-
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The last start of a home's sandbox: the next takes the same ports where they are free, so that its jobs
-    stay where their clients know them."""
-
-    env: dict[str, str] = {}
-    ports: dict[str, int] = {}
-    ways: Ways = Ways()
-
-
-def last_start(home: Path) -> Start:
-    """An empty one when there was none."""
-    if not (home / DATABASE).exists():
-        return Start()
-    with closing(State(home)) as state:
-        return msgspec.json.decode(state.setting("start", "{}"), type=Start)
-
-
-class AlreadyUp(SetupError):
-    """A sandbox runs on this home."""
-
-    def __init__(self, home: Path) -> None:
-        super().__init__(f"another sandbox runs on {home}", fix="give this one another home")
-        self.env = last_start(home).env
 
 
 def _listen(port: int, *, asked: int) -> socket.socket:

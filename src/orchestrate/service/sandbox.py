@@ -37,7 +37,7 @@ def home_of(settings: Settings) -> Path:
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
     """The environment for clients of the sandbox of a home: of the one that runs, whoever started it, or of
     one that runs as long as the block does."""
-    from orchestrate.sandbox.server import AlreadyUp
+    from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:
         try:
@@ -71,7 +71,7 @@ class Inside(Orchestrator):
             return super().provider(name)
 
     def _enter(self) -> None:
-        from orchestrate.sandbox.server import last_start
+        from orchestrate.sandbox.starts import last_start
 
         home = home_of(self.settings)
         start = last_start(home)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.types import Job
 from orchestrate.web.server import free_port
+
+_STARTING = threading.Lock()
+"""The fork server is asked by one thread at a time."""
 
 
 def test_a_repeat_gives_the_first_answer(gateway: Gateway, openai: OpenAI) -> None:
@@ -84,7 +88,8 @@ def _killed_at(place: str, sandbox: Sandbox, folder: Path) -> list[Job]:
     def start() -> command.ForkServerProcess:
         (home / "up").unlink(missing_ok=True)
         words = [str(home), str(port), place]
-        process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
+        with _STARTING:
+            process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
         until((home / "up").exists, 120)
         return process
 

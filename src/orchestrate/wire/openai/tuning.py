@@ -153,6 +153,7 @@ class GraderSampling(_Asked):
 
 
 class GraderInput(_Asked):
+    type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | dict[str, Any] | list[Any]
 

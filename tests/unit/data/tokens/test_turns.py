@@ -17,15 +17,12 @@ from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
 
-TEMPLATES = (
-    {"chatml": CHATML}
-    | {
-        file.name.removesuffix(".jinja"): file.read_text("utf-8")
-        for file in files("trl").joinpath("chat_templates").iterdir()
-        if file.name.endswith(".jinja")
-    }
-    | REPLICAS
-)
+PUBLISHED = {"chatml": CHATML} | {
+    file.name.removesuffix(".jinja"): file.read_text("utf-8")
+    for file in files("trl").joinpath("chat_templates").iterdir()
+    if file.name.endswith(".jinja")
+}
+TEMPLATES = PUBLISHED | REPLICAS
 MARKS = re.compile(
     r"<SPECIAL_\d+>|<seed:\w+>|\]~!?b\[?\]?|\[e~\[|<[|\uff5c][^<>\s'\"{}|\uff5c]+[|\uff5c]?>|<\w+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
 )

@@ -1,0 +1,47 @@
+"""How the sandbox of a home was started the last time; without the servers' packages."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.errors import SetupError
+from orchestrate.sandbox.state import DATABASE, State
+
+
+class Ways(msgspec.Struct, frozen=True, kw_only=True):
+    """How a sandbox was started; as `orchestrate.sandbox.running` has them."""
+
+    speed: float = 1.0
+    train: bool = True
+    slots: int = 1
+    threads: int = 1
+    model: str | None = None
+    also: tuple[str, ...] = ()
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """The last start of a home's sandbox: the next takes the same ports where they are free, so that its jobs
+    stay where their clients know them."""
+
+    env: dict[str, str] = {}
+    ports: dict[str, int] = {}
+    ways: Ways = Ways()
+
+
+def last_start(home: Path) -> Start:
+    """An empty one when there was none."""
+    if not (home / DATABASE).exists():
+        return Start()
+    with closing(State(home)) as state:
+        return msgspec.json.decode(state.setting("start", "{}"), type=Start)
+
+
+class AlreadyUp(SetupError):
+    """A sandbox runs on this home."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(f"another sandbox runs on {home}", fix="give this one another home")
+        self.env = last_start(home).env
