@@ -76,7 +76,12 @@ def test_a_window_loses_nothing_to_the_padding_behind_a_beginning() -> None:
     """Mistral's: the first prompts and answers fit the window, as the look at sharing finds; the others do
     not."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = MistralConfig(
         **shape, num_key_value_heads=2, vocab_size=200, sliding_window=64, initializer_range=0.3
     )
