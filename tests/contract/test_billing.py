@@ -129,7 +129,7 @@ def test_the_sandbox_lists_a_deployment_that_somebody_else_made(name: str, tmp_p
         provider: Any = DEPLOYING[name].make(sandbox.env, tmp_path)
         if name == "together":
             client = provider._client()
-            project = provider._serving._project()
+            project = provider._serving.project()
             client.endpoints.create(name="forgotten", project_id=project)
             kind, bills = "endpoint", False
         else:

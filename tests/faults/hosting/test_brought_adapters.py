@@ -73,7 +73,9 @@ def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bring
     bringer.hosts.clear_requests()
     asked = bringer.shop.type("deploy", run.id, "--to", to)
     sent = [entry["path"] for entry in bringer.hosts.requests(to) if entry["method"] in ("POST", "PUT")]
-    assert isinstance(asked.exception, UsageError) and f"${PRICES[to]} an hour" in asked.output
+    assert isinstance(asked.exception, UsageError) and f"${PRICES[to]} an hour" in " ".join(
+        asked.output.split()
+    )
     assert all(path.endswith(":match") for path in sent), "nothing is sent before somebody agreed"
     told = bringer.shop.type("deploy", run.id, "--to", to, "--yes", "--no-prove", "--max-hours", "8")
     assert told.exit_code == 0, told.output

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from tests import command
@@ -15,7 +15,7 @@ from tests import command
 from orchestrate.ab import Experiment
 from orchestrate.ab.outcomes import Given
 from orchestrate.tracking import Store
-from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
+from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, PlannedMetric
 
 PLAN = ExperimentPlan(
     name="bot",
@@ -42,10 +42,23 @@ def test_processes_that_begin_at_once_begin_one(store: Store, store_url: str) ->
         assert [again.assign(u) for u in USERS] == [found[0].assign(u) for u in USERS]
 
 
-def test_two_that_decide_at_once_make_one_step(store: Store, store_url: str) -> None:
+def test_two_that_decide_at_once_make_one_step(
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen the first phase before either of them ends it."""
     mine = Experiment.begin(PLAN, store)
+    both, looked, report = Barrier(2), set[int](), Experiment.report
+
+    def together(one: Experiment) -> ExperimentReport:
+        seen = report(one)
+        if id(one) not in looked:
+            looked.add(id(one))
+            both.wait(60)
+        return seen
+
     with Experiment.open("bot", store_url) as other:
         arms = {user: mine.assign(user).arm for user in USERS}
+        monkeypatch.setattr(Experiment, "report", together)
         with ThreadPoolExecutor(2) as pool:
             done = list(pool.map(lambda one: one.step(), (mine, other)))
         assert sorted(len(r.phases) for r in done)[-1] == 2 and sum(r.applied for r in done) >= 1
@@ -99,7 +112,7 @@ def test_killed_processes_lose_nothing_that_they_said(store: Store, store_url: s
         assert time.monotonic() < until
         time.sleep(0.05)
     for process in running:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     said = [
         line.rsplit(" ", 1) for out in outs for line in out.read_text().splitlines() if line.count(" ") == 2
