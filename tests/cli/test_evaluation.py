@@ -91,6 +91,22 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     assert len(host.bodies) == 120, "the second command asked nothing"
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("-o", "r.pdf"), "ends in none of"),
+        (("--junit", "no/such/j.xml"), "there is no folder"),
+        (("--target", "90"), "--target 0.9 for 90%"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_paid_for(
+    cli: Cli, host: ChatHost, rows: str, given: tuple[str, ...], why: str
+) -> None:
+    before = len(host.bodies)
+    refused = cli("eval", "--test", rows, *models(host, "good"), *given)
+    assert refused.code == 2 and why in " ".join(refused.err.split()) and len(host.bodies) == before
+
+
 def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str) -> None:
     asked = (
         "eval",

@@ -141,12 +141,13 @@ def evaluate(
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
     it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
     """
-    from orchestrate.service.evaluation import PreparedEvaluation, metric_names
+    from orchestrate.service.evaluation import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
         print_json(metric_names()) if json else print_text("\n".join(metric_names()))
         return
     order = _order(rivals, rows, decision)
+    require_reports(decision.output, decision.junit)
     with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
         plan = prepared.plan()
         tell_plan(plan)

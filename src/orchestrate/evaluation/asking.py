@@ -90,26 +90,31 @@ class Unanswered(msgspec.Struct, tag="unanswered"):
     questions: list[str]
 
 
+class Renewed(msgspec.Struct, tag="renewed"):
+    """What was answered before this line is asked again."""
+
+    questions: list[str]
+
+
 class AnswerLog:
     """All that one respondent was ever asked."""
 
     def __init__(self, path: Path) -> None:
-        self._journal: Journal[Sent | Got | Unanswered] = Journal(path, Sent | Got | Unanswered)
+        self._journal: Journal[Entry] = Journal(path, Entry)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
         for entry in self._journal.entries:
             self._add(entry)
 
-    @property
-    def unknown_usd(self) -> Decimal:
-        """The worst that requests cost whose answer nobody knows."""
-        return sum(self._open.values(), Decimal(0))
+    def unknown_usd(self, questions: Iterable[str]) -> Decimal:
+        """The worst that requests for these questions cost whose answer nobody knows."""
+        return sum((self._open.get(question, Decimal(0)) for question in questions), Decimal(0))
 
-    def append(self, entry: Sent | Got | Unanswered) -> None:
+    def append(self, entry: Entry) -> None:
         self._journal.append(entry)
         self._add(entry)
 
-    def _add(self, entry: Sent | Got | Unanswered) -> None:
+    def _add(self, entry: Entry) -> None:
         match entry:
             case Sent(questions, worst):
                 for question in questions:
@@ -120,6 +125,12 @@ class AnswerLog:
             case Unanswered(questions):
                 for question in questions:
                     self._open.pop(question, None)
+            case Renewed(questions):
+                for question in questions:
+                    self.answers.pop(question, None)
+
+
+Entry = Sent | Got | Unanswered | Renewed
 
 
 @dataclass
@@ -155,16 +166,17 @@ class Asking:
     purse: Purse = field(default_factory=Purse)
     progress: Progress | None = None
     fresh: bool = False
-    """Ask again what was answered before."""
-    _renewed: set[str] = field(default_factory=set[str])
+    """Ask again, once, what was answered before."""
+    _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
         """The answers that are there already, by the question's digest."""
         path = self._path(respondent)
-        if self._renews(respondent) or not path.exists():
+        if not path.exists():
             return {}
-        known = AnswerLog(path).answers
-        return {q.digest: known[q.digest] for q in questions if q.digest in known}
+        known, wanted = AnswerLog(path).answers, {q.digest for q in questions}
+        again = set(self._again(respondent, wanted))
+        return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
         """One answer for each question, in order; those that are known are not asked for.
@@ -180,10 +192,9 @@ class Asking:
             )
         with self._opened(respondent) as log:
             wanted = {q.digest: q for q in questions}
+            self._renew(respondent, log, wanted)
             self.purse.count(respondent.key, ((d, log.answers[d]) for d in wanted if d in log.answers))
-            if (respondent.key, "") not in self.purse.counted:
-                self.purse.counted.add((respondent.key, ""))
-                self.purse.spent_usd += log.unknown_usd
+            self.purse.spent_usd += log.unknown_usd(wanted)
             missing = [q for digest, q in wanted.items() if digest not in log.answers]
             round_ = _Round(self, respondent, log, missing, len(wanted))
             round_.run()
@@ -193,8 +204,18 @@ class Asking:
     def _path(self, respondent: Respondent) -> Path:
         return self.folder / f"{respondent.key}.jsonl"
 
-    def _renews(self, respondent: Respondent) -> bool:
-        return self.fresh and respondent.key not in self._renewed
+    def _again(self, respondent: Respondent, wanted: Iterable[str]) -> list[str]:
+        """Of these questions those whose answers of before do not count."""
+        if not self.fresh:
+            return []
+        return [digest for digest in wanted if (respondent.key, digest) not in self._renewed]
+
+    def _renew(self, respondent: Respondent, log: AnswerLog, wanted: Iterable[str]) -> None:
+        """Only what is asked now is asked again: answers to other questions were paid for too."""
+        again = self._again(respondent, wanted)
+        if known := [digest for digest in again if digest in log.answers]:
+            log.append(Renewed(known))
+        self._renewed |= {(respondent.key, digest) for digest in again}
 
     @contextmanager
     def _opened(self, respondent: Respondent) -> Generator[AnswerLog]:
@@ -205,9 +226,6 @@ class Asking:
                 raise UsageError(
                     f"another command is asking {respondent.name} the same way", fix="wait until it has ended"
                 )
-            if self._renews(respondent) and path.exists():
-                path.replace(path.with_suffix(".before.jsonl"))
-            self._renewed.add(respondent.key)
             yield AnswerLog(path)
 
 

@@ -63,11 +63,17 @@ class Candidate:
         return (*item.prompt[:head], *self.shots, *item.prompt[head:])
 
 
+def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
+    """Those that can be shown as examples: none of them is asked about, and no two are the same."""
+    questions = {_question(item) for item in asked}
+    fit = {_question(item): item for item in reversed(items) if item.expected}
+    return [item for question, item in fit.items() if question not in questions]
+
+
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
     """`wanted` examples out of `items`, none of which is asked about, as messages; the same for the same
     seed. What the team would write into its prompt by hand."""
-    questions = {_question(item) for item in asked}
-    free = [item for item in items if item.expected and _question(item) not in questions]
+    free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
     for item in order[:wanted]:
@@ -76,8 +82,8 @@ def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: in
     return tuple(found)
 
 
-def _question(item: Item) -> tuple[Message, ...]:
-    return tuple(m for m in item.prompt if m.role not in ("system", "developer"))
+def _question(item: Item) -> bytes:
+    return _json([m for m in item.prompt if m.role not in ("system", "developer")])
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:

@@ -35,6 +35,8 @@ class HeldOut:
 
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    repeated: int = 0
+    """Items that are the same as an earlier one, and in one cluster with it."""
 
     @property
     def expects(self) -> bool:
@@ -68,16 +70,22 @@ def held_out(
             left_out[found] += 1
             continue
         seen[found.id] += 1
-        # Rows that are the same are asked once, and each counts.
-        items.append(found if seen[found.id] == 1 else replace(found, id=f"{found.id}#{seen[found.id]}"))
+        # Rows that are the same are asked once, and each counts; but what answers one answers them all.
+        items.append(
+            found
+            if seen[found.id] == 1
+            else replace(found, id=f"{found.id}#{seen[found.id]}", cluster=found.id)
+        )
     if not items:
         raise DataError(
             f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
             fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, unpaired "
             "rows that are desirable, or rows for a grader",
         )
+    items = [replace(item, cluster=item.id) if seen[item.id] > 1 else item for item in items]
     items = _clustered(dataset, items, cluster)
-    return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out))
+    repeated = sum(n - 1 for n in seen.values())
+    return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out), repeated)
 
 
 def _item(example: Example, unread: Mapping[str, Any]) -> Item | str:
@@ -133,7 +141,7 @@ def _clustered(dataset: Dataset, items: Sequence[Item], column: str | None) -> l
     if column is None:
         return list(items)
     _require_column(dataset, items, column)
-    return [replace(item, cluster=_shown(item.fields.get(column))) for item in items]
+    return [replace(item, cluster=_shown(item.fields.get(column)) or item.cluster) for item in items]
 
 
 def _sliced(dataset: Dataset, items: Sequence[Item], wanted: Sequence[str]) -> list[Item]:

@@ -127,7 +127,10 @@ class Column:
         values = [self.values[i] or 0.0 for i in here]
         if self.adds_up and here:
             return statistics.ratio(
-                [self.parts[i] or () for i in here], self.metric.total, self._clusters(here)
+                [self.parts[i] or () for i in here],
+                self.metric.total,
+                self._clusters(here),
+                _within(self.used),
             )
         if self.flips:
             return statistics.wilson(round(sum(values)), len(values))
@@ -142,7 +145,9 @@ class Column:
         if not self.adds_up or not here:
             return found
         mine, theirs = ([c.parts[i] or () for i in here] for c in (self, rival))
-        score, p = statistics.ratio_difference(mine, theirs, self.metric.total, self._clusters(here))
+        score, p = statistics.ratio_difference(
+            mine, theirs, self.metric.total, self._clusters(here), _apart(self.used)
+        )
         return replace(found, score=score, p_value=p, detectable=_detectable(score))
 
     def _clusters(self, places: Sequence[int]) -> list[str]:
@@ -201,8 +206,7 @@ def paired(
     if alone:
         score, p = statistics.paired_interval(gained, lost, len(pairs)), statistics.mcnemar(gained, lost)
     else:
-        within = None if _within(used) is None else (-1.0, 1.0)
-        score, p = statistics.mean_test([a - b for a, b in pairs], clusters, within)
+        score, p = statistics.mean_test([a - b for a, b in pairs], clusters, _apart(used))
     return Difference(
         contender=name,
         against=against,
@@ -221,6 +225,11 @@ def _detectable(score: Score) -> float:
 
 def _within(used: MetricUsed) -> tuple[float, float] | None:
     return None if used.kind == "amount" else (0.0, 1.0)
+
+
+def _apart(used: MetricUsed) -> tuple[float, float] | None:
+    """Where a difference can lie."""
+    return None if used.kind == "amount" else (-1.0, 1.0)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

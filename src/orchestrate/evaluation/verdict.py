@@ -28,12 +28,22 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raises `UsageError` for a metric of which neither high nor low is good."""
-    if metric.better == "neither" and (demand.target is not None or demand.margin):
+    """Raises `UsageError` for a metric of which neither high nor low is good, or for what none reaches."""
+    target, margin = demand.target, demand.margin
+    if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
             f"{metric.name} has no good side, so no verdict can go by it",
             fix="put the metric that decides first in --metrics",
         )
+    shares = metric.kind != "amount"
+    for name, wanted, least in (("--target", target or 0.0, 0.0), ("--margin", margin, -1.0)):
+        if shares and not least <= wanted <= 1:
+            raise UsageError(
+                f"{name} {wanted:g} is out of reach: {metric.name} lies between 0 and 1",
+                fix=f"{name} 0.02 for 2 points" if name == "--margin" else f"{name} 0.9 for 90%",
+            )
+        if not math.isfinite(wanted):
+            raise UsageError(f"{name} takes a number, not {wanted:g}")
 
 
 def verdicts(

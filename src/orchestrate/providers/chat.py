@@ -14,6 +14,7 @@ from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING, Shape, read_ans
 from orchestrate.errors import InvalidRequest, UnexpectedAnswer
 from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.payloads import redact_text
 from orchestrate.providers.values import plain, rows, table, text, whole
 from orchestrate.providers.wishes import Wishes
 from orchestrate.types import Message, Reply
@@ -49,6 +50,10 @@ class Chat:
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
         finish = text(choice.get("finish_reason"))
+        if finish == "error":
+            # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
+            why = text(table(choice.get("error")).get("message")) or "the host gives no reason"
+            raise UnexpectedAnswer(self.wire.provider, f"a chat answer that is an error: {redact_text(why)}")
         content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
         within = finish == "length" and reasoning and not content and not calls
         return Reply(

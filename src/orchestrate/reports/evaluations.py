@@ -55,13 +55,16 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
         """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
         `UsageError`."""
         target = Path(path)
-        format = _ENDINGS.get(target.suffix.lower())
-        if format is None:
-            raise UsageError(
-                f"{target.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format"
-            )
-        target.write_text(self.render(format), encoding="utf-8", newline="")
+        target.write_text(self.render(format_of(target)), encoding="utf-8", newline="")
         return target
+
+
+def format_of(path: Path) -> str:
+    """By the file's ending. Raises `UsageError`."""
+    format = _ENDINGS.get(path.suffix.lower())
+    if format is None:
+        raise UsageError(f"{path.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format")
+    return format
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
+from orchestrate.data.files.outputs import require_writable
 from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
@@ -36,6 +37,7 @@ from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.keys import is_masked, masked_url
 from orchestrate.reports import EvaluationReport
+from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service import judging
 from orchestrate.service.comparison import asked_before
@@ -178,10 +180,14 @@ class PreparedEvaluation:
                 f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
             )
         rows = held_out(Dataset.open(train), limit=10_000)
-        found = making.shots_of(rows.items, self._order.shots, self._subject.items, self._order.sampling.seed)
-        if not found:
-            raise UsageError(f"{train} has no row to show as an example")
-        return found
+        wanted, asked = self._order.shots, self._subject.items
+        there = len(making.examples_of(rows.items, asked))
+        if there < wanted:
+            raise UsageError(
+                f"{train} has {count(there, 'row')} to show as examples, not {wanted}",
+                fix=f"--shots {there}" if there else "leave --shots out",
+            )
+        return making.shots_of(rows.items, wanted, asked, self._order.sampling.seed)
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +269,11 @@ def _test_file(test: str | Path | None, handles: Sequence[RunHandle]) -> str | P
 
 
 def _left_out(found: HeldOut) -> list[str]:
-    return [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
+    notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
+    if found.repeated:
+        same = count(found.repeated, "row")
+        notes.append(f"{same} the same as an earlier one: each counts, but they show no more than one does")
+    return notes
 
 
 def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
@@ -299,6 +309,15 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
 def metric_names() -> list[str]:
     """All metrics, as they are written."""
     return ["auto", *registry.names()]
+
+
+def require_reports(output: Path | None, junit: Path | None) -> None:
+    """Raises `UsageError` for a report that cannot be written, to be asked before anything is paid for."""
+    if output is not None:
+        format_of(output)
+    for path in (output, junit):
+        if path is not None:
+            require_writable(path, stream=True)
 
 
 def report(evaluation: Evaluation) -> EvaluationReport:

@@ -22,6 +22,7 @@ from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import compared, probed, regression
+from orchestrate.service import judging
 from orchestrate.service.contenders import Contenders
 from orchestrate.text import count
 from orchestrate.types import Sampling
@@ -80,6 +81,11 @@ class PreparedRegression:
             self._contenders.close()
             raise
         self.probes = [p for p in (*wanted, *own) if self._possible(p)]
+        if not self.probes and not order.tasks:
+            self._contenders.close()
+            raise UsageError(
+                "; ".join(("nothing is left to probe", *self.notes)), fix="--set FILE, or --probes all"
+            )
 
     def _possible(self, probe: Probe) -> bool:
         if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
@@ -99,11 +105,13 @@ class PreparedRegression:
             asking=self._asking,
             respondent=self._contenders.respondent,
             embed=self._contenders.embed,
+            held=lambda judge, kind: judging.known(self._ft, judge, kind),
             allow_code=self._ft.settings.allow_grader_code,
         )
         [made] = registry.make([metric or "auto"], context)
-        if not isinstance(made, Metric) or made.used.kind == "amount":
-            raise UsageError(f"{written}: {made.used.name} is no score of one answer, which a set needs")
+        used = made.used
+        if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
+            raise UsageError(f"{written}: {used.name} is no score of one answer, which a set needs")
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return Probe(Path(path).stem, title, found.items, made, self._margin)
 

@@ -66,11 +66,27 @@ def existing(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None =
     """As `opened`, without making one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
-    source, contenders, asked_by, kind = _wanted(ft, names, order or ReviewOrder())
+    order = order or ReviewOrder()
+    source, contenders, asked_by, kind = _wanted(ft, names, order)
     for known in ft.store.reviews.matching(evaluation=source.id):
         if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
-            return _desk(ft, known)
+            desk = _desk(ft, known)
+            if _shows(desk, order, source):
+                return desk
     return None
+
+
+def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
+    """Whether a review has the items, the pairs and the seed that are asked for, where they are."""
+    review = desk.review
+    if order.seed not in (ReviewOrder.seed, review.seed):
+        return False
+    if order.items is not None and review.items != min(order.items, len(source.answered)):
+        return False
+    if order.against is None:
+        return True
+    against = _contender(order.against, review.contenders)
+    return all(against in task.contenders for task in desk.tasks)
 
 
 def _wanted(

@@ -110,13 +110,13 @@ class Contender(Record, frozen=True, kw_only=True):
     def usd_per_answer(self) -> Decimal | None:
         """By the tokens; where an hour is billed hours x price / answers, at the traffic that was told, or
         at the pace of this evaluation."""
-        if self.usd is not None and self.answers:
-            return self.usd / self.answers
+        came = self.answers - self.failed
+        if self.usd is not None and came:
+            return self.usd / came
         if self.usd_per_hour is None:
             return None
         if self.answers_per_hour:
             return self.usd_per_hour / self.answers_per_hour
-        came = self.answers - self.failed
         return self.usd_per_hour * self.hours / came if self.hours and came else None
 
 

@@ -43,16 +43,29 @@ def test_each_question_is_asked_once_ever(tmp_path: Path) -> None:
 
 
 def test_fresh_asks_again_and_keeps_what_was(tmp_path: Path) -> None:
+    """Answers to other questions are neither lost nor asked for again."""
     seen: list[Question] = []
     model = answering(shout, seen)
-    Asking(tmp_path).ask(model, questions(3))
+    Asking(tmp_path).ask(model, questions(5))
     fresh = Asking(tmp_path, fresh=True)
     assert fresh.kept(model, questions(3)) == {}
     fresh.ask(model, questions(3))
     fresh.ask(model, questions(3))
-    assert len(seen) == 6, "once in one evaluation"
-    [before] = tmp_path.glob("*.before.jsonl")
-    assert len(AnswerLog(before).answers) == 3
+    assert len(seen) == 8, "once in one evaluation"
+    assert len(fresh.kept(model, questions(5))) == 3
+    Asking(tmp_path).ask(model, questions(5))
+    assert len(seen) == 8
+    [log] = tmp_path.glob("*.jsonl")
+    assert log.read_bytes().count(b"Q0") == 2, "what was answered before stays in the file"
+
+
+def test_a_kill_in_another_evaluation_is_not_charged_to_this_one(tmp_path: Path) -> None:
+    model = answering(shout, price=cents)
+    mine, other = questions(2)
+    AnswerLog(tmp_path / f"{model.key}.jsonl").append(Sent([other.digest], Decimal("0.90")))
+    purse = Purse()
+    Asking(tmp_path, purse).ask(model, [mine])
+    assert purse.spent_usd == Decimal("0.03")
 
 
 def test_batches_hold_questions_of_like_length(tmp_path: Path) -> None:
@@ -91,7 +104,7 @@ def test_what_was_under_way_in_a_kill_counts_at_its_worst(tmp_path: Path) -> Non
     purse = Purse()
     Asking(tmp_path, purse).ask(model, [question])
     assert purse.spent_usd == Decimal("0.93")
-    assert AnswerLog(tmp_path / f"{model.key}.jsonl").unknown_usd == 0
+    assert AnswerLog(tmp_path / f"{model.key}.jsonl").unknown_usd([question.digest]) == 0
 
 
 def test_a_refused_question_is_an_answer_that_failed(tmp_path: Path) -> None:

@@ -78,3 +78,9 @@ def test_tokens_are_billed_as_they_come(tmp_path: Path) -> None:
     candidate = Candidate(CONTENDER, answering(lambda _: "yes", price=cents))
     [one] = evaluated(tmp_path, at_traffic(candidate, Decimal(5))).contenders
     assert one.usd_per_answer == Decimal("0.03") and one.answers_per_hour is None
+
+
+def test_questions_that_were_refused_make_no_answer_cheaper() -> None:
+    one = replace(CONTENDER, answers=4, failed=2, usd=Decimal("0.06"))
+    assert one.usd_per_answer == Decimal("0.03")
+    assert replace(one, failed=4, usd=Decimal(0)).usd_per_answer is None

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.contenders import shots_of
+from orchestrate.evaluation.contenders import examples_of, shots_of
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.items import digest_of
 
@@ -108,3 +108,32 @@ def test_a_row_that_holds_its_thinking_expects_the_answer(tmp_path: Path) -> Non
     rows = [chat("be brief", f"question {i}", answer) for i, answer in enumerate(answers)]
     found = [item.expected for item in held_out(opened(tmp_path, rows)).items]
     assert found == ["yes", "<think>only", "no"]
+
+
+def test_rows_that_are_the_same_are_one_cluster(tmp_path: Path) -> None:
+    """A file that was written twice shows no more than once."""
+    rows = [chat("s", f"q{i}", "a", user=f"u{i}") for i in range(3)]
+    found = held_out(opened(tmp_path, [*rows, rows[0], rows[0]]))
+    first, *others = [item.cluster for item in found.items]
+    assert first and others == ["", "", first, first] and found.repeated == 2
+    by_user = held_out(opened(tmp_path, [*rows, rows[0]]), cluster="user").items
+    assert [item.cluster for item in by_user] == ["u0", "u1", "u2", "u0"]
+
+
+def test_examples_with_calls_of_tools(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+
+    def row(asked: str) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "one", "tool_call_id": "c1"},
+                {"role": "assistant", "content": "it is one"},
+            ]
+        }
+
+    train = held_out(opened(tmp_path, [row("a"), row("b"), row("b")])).items
+    [example] = examples_of(train, train[:1])
+    assert example.prompt[0].content == "b"
+    assert [m.role for m in shots_of(train, 1, train[:1])] == ["user", "assistant", "tool", "assistant"]

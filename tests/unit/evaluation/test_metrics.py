@@ -36,6 +36,8 @@ Make = Callable[..., Context]
         ("json_match", '{"a": [1]}', '{"a": [true]}', 0),
         ("json_match", '{"a": 1}', "not json", 0),
         ("json_match", '{"a": 1}', "[" * 100_000, 0),
+        ("json_match", '{"a": 1}', "1" * 5000, 0),
+        ("json_valid", "", '{"a": NaN}', 0),
         ("json_fields", '{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.5),
         ("json_fields", '{"a": 1}', '{"a": 1, "extra": 0}', 0.5),
         ("contains", "Paris", "It is paris.", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -186,6 +187,16 @@ def test_a_metric_that_may_not_decide_does_not() -> None:
     assert verdicts(length, [], [], Demand(), ["new"]) == []
     with pytest.raises(UsageError, match="no good side"):
         require_decidable(length, Demand(target=1))
+
+
+@pytest.mark.parametrize(
+    "demand", [Demand(target=90), Demand(target=math.nan), Demand(margin=2), Demand(margin=math.nan)]
+)
+def test_what_cannot_be_reached_is_refused_before_anything_is_asked(demand: Demand) -> None:
+    with pytest.raises(UsageError, match="lies between 0 and 1"):
+        require_decidable(RIGHT, demand)
+    require_decidable(replace(RIGHT, kind="amount"), Demand(target=90))
+    require_decidable(RIGHT, Demand(target=1, margin=-0.02))
 
 
 def test_an_item_has_the_same_id_in_every_file() -> None:

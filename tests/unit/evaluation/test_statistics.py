@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -185,3 +186,28 @@ def test_the_bootstrap_draws_whole_clusters() -> None:
     student = statistics.mean(values[0].tolist(), names)
     assert whole.high - whole.low == pytest.approx(student.high - student.low, rel=0.15)
     assert single.high - single.low < 0.6 * (whole.high - whole.low)
+
+
+@pytest.mark.parametrize(("n", "low", "shown"), [(1, -1.0, False), (3, -0.42, False), (6, 0.08, True)])
+def test_draws_that_are_all_alike_are_no_certainty(n: int, low: float, shown: bool) -> None:
+    """All right against all wrong, of n rows: the bootstrap never sees what was not drawn. 1 - 0.025^(1/n)
+    is the greatest chance of what never happened in n tries."""
+
+    def f1(sums: Sequence[float]) -> float:
+        return 2 * sums[0] / (2 * sums[0] + sums[1])
+
+    right, wrong = [(1.0, 0.0)] * n, [(0.0, 1.0)] * n
+    score, p = statistics.ratio_difference(right, wrong, f1, within=(-1.0, 1.0))
+    assert (score.value, score.high) == (1.0, 1.0) and score.low == pytest.approx(low, abs=0.01)
+    assert (p <= 0.05) is shown
+    alone = statistics.ratio(right, f1, within=(0.0, 1.0))
+    assert alone.low == pytest.approx(0.025 ** (1 / n) if n > 1 else 0.0) and alone.high == 1.0
+    one, p = statistics.ratio_difference(right, wrong, f1, ["u"] * n, within=(-1.0, 1.0))
+    assert one.low == -1.0 and p > 0.05, "one cluster shows nothing"
+
+
+@pytest.mark.parametrize(("n", "shown"), [(2, False), (5, False), (6, True)])
+def test_amounts_that_differ_all_alike(n: int, shown: bool) -> None:
+    """By the sign test, whose p is 2 / 2^n: 0.5, 0.0625 and 0.03125."""
+    score, p = statistics.mean_test([-2.0] * n)
+    assert (p <= 0.05) is shown and (score.high < 0) is shown

@@ -11,7 +11,7 @@ import openai.types.chat
 import pytest
 import together.types.chat
 
-from orchestrate.errors import InvalidRequest
+from orchestrate.errors import InvalidRequest, UnexpectedAnswer
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.types import Message, Reply
@@ -127,3 +127,11 @@ def test_a_model_that_takes_all_is_asked_once_with_all_of_it() -> None:
     chat = Chat(Wire("any"), create, "m", {"max_tokens": 9, "temperature": 0.0})
     assert chat.ask([Message(role="user", content="hi")]).notes == ()
     assert [(s["max_tokens"], s["temperature"]) for s in seen] == [(9, 0.0)]
+
+
+def test_an_answer_200_that_is_an_error_is_none() -> None:
+    """As a router answers when the model behind it fails: kept as an empty answer it would count as wrong."""
+    failed = {"finish_reason": "error", "error": {"code": 502, "message": "behind it"}, "message": {}}
+    chat = Chat(Wire("any", retry=Retry(attempts=1)), lambda **_: {"choices": [failed]}, "m")
+    with pytest.raises(UnexpectedAnswer, match="behind it"):
+        chat.ask([Message(role="user", content="hi")])

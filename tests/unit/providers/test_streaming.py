@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from orchestrate.errors import HostUnavailable
+from orchestrate.errors import HostUnavailable, UnexpectedAnswer
 from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Retry, Wire
 from orchestrate.providers.streaming import Timed
@@ -35,7 +35,8 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "t
 
 @pytest.fixture
 def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The model's name says what it writes; `old` knows no stream options, `broken` ends in the middle."""
+    """The model's name says what it writes; `old` knows no stream options, `cut` and `silent` end
+    before the answer does."""
     bodies: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,6 +53,8 @@ def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 return
             time.sleep(0.05)
             pieces = [*SAID.get(body["model"], SAID["text"]), END]
+            if body["model"] in ("cut", "silent"):
+                pieces = [*SAID["text"]] if body["model"] == "cut" else []
             for piece in [*pieces, *([USAGE] if "stream_options" in body else [])]:
                 whole = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", **piece}
                 self.wfile.write(f"data: {json.dumps(whole)}\n\n".encode())
@@ -108,3 +111,10 @@ def test_calls_come_in_pieces(host: tuple[str, list[dict[str, Any]]]) -> None:
 def test_a_host_that_is_down_is_one_without_a_stream_too(host: tuple[str, list[dict[str, Any]]]) -> None:
     with pytest.raises(HostUnavailable):
         asked(host[0], "down")[0].ask(QUESTION)
+
+
+@pytest.mark.parametrize("model", ["cut", "silent"])
+def test_a_stream_that_ends_early_is_no_answer(host: tuple[str, list[dict[str, Any]]], model: str) -> None:
+    """Half an answer would be kept as the model's own, and never asked for again."""
+    with pytest.raises(UnexpectedAnswer, match="before the model had said that it is done"):
+        asked(host[0], model)[0].ask(QUESTION)

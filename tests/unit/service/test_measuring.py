@@ -102,6 +102,17 @@ def test_runs_of_several_evaluations_are_rated_on_what_all_have_answered(
         ft.review([first, second], evaluation="eval-alpha")
 
 
+def test_a_review_of_other_items_pairs_or_seed_is_another_one(ft: Orchestrator, tmp_path: Path) -> None:
+    """What is asked for is never dropped for a review that is there."""
+    run = evaluated(ft, tmp_path, "alpha", rows("alpha", QUESTIONS))
+    two = ft.review([run], items=2)
+    assert two.review.items == 2 and ft.review([run], items=2).review.id == two.review.id
+    whole = ft.review([run], items=100)
+    assert whole.review.items == 4 and ft.review([run], items=100).review.id == whole.review.id
+    assert ft.review([run], items=100, seed=3).review.seed == 3
+    assert ft.review([run], items=2, against="base").review.id == two.review.id, "its one pair is that"
+
+
 def test_ratings_from_elsewhere_are_kept_all_or_none(ft: Orchestrator, tmp_path: Path) -> None:
     run = evaluated(ft, tmp_path, "alpha", rows("alpha", QUESTIONS))
     desk = ft.review(run)

@@ -11,14 +11,15 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics.text import Compare
 from orchestrate.packages import needed
 
-_NOT_JSON = (json.JSONDecodeError, RecursionError)
+_NOT_JSON = (ValueError, RecursionError)
+"""Not only `JSONDecodeError`: Python refuses to read a number of 5,000 digits."""
 
 
 def json_valid(expected: str, answer: str) -> float:
     """The answer is JSON, in a Markdown fence or not."""
     del expected
     try:
-        json.loads(unfenced(answer))
+        _read(answer)
     except _NOT_JSON:
         return 0.0
     return 1.0
@@ -27,7 +28,7 @@ def json_valid(expected: str, answer: str) -> float:
 def json_match(expected: str, answer: str) -> float:
     """The same JSON value: key order, white space and a Markdown fence around it do not matter."""
     try:
-        return float(same(json.loads(unfenced(expected)), json.loads(unfenced(answer))))
+        return float(same(_read(expected), _read(answer)))
     except _NOT_JSON:
         return 0.0
 
@@ -35,7 +36,7 @@ def json_match(expected: str, answer: str) -> float:
 def json_fields(expected: str, answer: str) -> float:
     """The share of all fields, expected and answered, that both objects have with the same value."""
     try:
-        want, got = json.loads(unfenced(expected)), json.loads(unfenced(answer))
+        want, got = _read(expected), _read(answer)
     except _NOT_JSON:
         return 0.0
     if not isinstance(want, dict) or not isinstance(got, dict):
@@ -66,11 +67,20 @@ def schema_match(path: str) -> Compare:
     def fits(expected: str, answer: str) -> float:
         del expected
         try:
-            return float(validator.is_valid(json.loads(unfenced(answer))))
+            return float(validator.is_valid(_read(answer)))
         except _NOT_JSON:
             return 0.0
 
     return fits
+
+
+def _read(text: str) -> Any:
+    """Raises one of `_NOT_JSON`, for NaN and Infinity too, which Python takes for JSON."""
+    return json.loads(unfenced(text), parse_constant=_refuse)
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 def unfenced(text: str) -> str:
@@ -82,7 +92,7 @@ def unfenced(text: str) -> str:
 def is_container(text: str) -> bool:
     """Whether a text is a JSON object or list."""
     try:
-        return isinstance(json.loads(unfenced(text)), dict | list)
+        return isinstance(_read(text), dict | list)
     except _NOT_JSON:
         return False
 

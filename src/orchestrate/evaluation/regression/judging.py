@@ -63,7 +63,11 @@ def judged(
     allowed = f"{shown(metric, margin) if metric.kind == 'amount' else f'{100 * margin:g} points'}"
     rows: int | None = None
     decision: Decision
-    if metric.kind != "amount" and base.value < ABLE and tuned.value < ABLE:
+    if metric.unfit is not None:
+        decision, reason = "inconclusive", f"nothing may be decided by {metric.name}: {metric.unfit}"
+    elif not score.n:
+        decision, reason = "inconclusive", "there is no answer of both to compare"
+    elif metric.kind != "amount" and base.value < ABLE and tuned.value < ABLE:
         decision, reason = "not measurable", f"the base itself reaches only {shown(metric, base.value)}"
     elif low > -margin:
         decision, reason = "kept", f"{said}, not worse by {allowed} or more"

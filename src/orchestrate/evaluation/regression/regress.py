@@ -39,8 +39,9 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing was forgotten and nothing is open."""
-        return all(r.decision in ("kept", "not measurable") for r in self.results)
+        """Whether something was kept, nothing was forgotten and nothing is open."""
+        found = {r.decision for r in self.results}
+        return "kept" in found and found <= {"kept", "not measurable"}
 
 
 def probed(probe: Probe, tuned: Candidate, base: Candidate, asking: Asking) -> ProbeResult:

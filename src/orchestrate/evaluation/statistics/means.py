@@ -10,6 +10,8 @@ from orchestrate.types import Score
 
 Range = tuple[float, float]
 """The least and the greatest value that there can be."""
+UNKNOWN = 1e9
+"""How far off a value may be of which nothing is known."""
 
 
 def mean(
@@ -30,21 +32,31 @@ def mean_test(
     n = len(values)
     low, high = within or (-math.inf, math.inf)
     if n == 0:
-        return Score(value=0.0, low=max(low, -1e9), high=min(high, 1e9), n=0), 1.0
+        return Score(value=0.0, low=max(low, -UNKNOWN), high=min(high, UNKNOWN), n=0), 1.0
     value = fmean(values)
     groups = _deviations(values, clusters, value)
     count = len(groups)
     if count < 2:
-        return Score(value=value, low=max(low, -1e9), high=min(high, 1e9), n=n), 1.0
+        return Score(value=value, low=max(low, -UNKNOWN), high=min(high, UNKNOWN), n=n), 1.0
     variance = count / (count - 1) * sum(d * d for d in groups) / n**2
     if variance <= 1e-24:
-        # All alike: what never happened in `count` tries can still have a chance, at most this one.
-        half = (1 - 0.025 ** (1 / count)) * max(high - value, value - low) if within else 0.0
-        p = 1.0 if value == 0 or half >= abs(value) else 0.0
+        half = unseen(value, count, within)
+        # Without ends to the values: as seldom as so many with one sign are by chance.
+        p = 1.0 if value == 0 or half >= abs(value) else 0.0 if within else 0.5 ** (count - 1)
     else:
         half = student_quantile(count - 1) * math.sqrt(variance)
         p = student_p(value / math.sqrt(variance), count - 1)
     return Score(value=value, low=max(low, value - half), high=min(high, value + half), n=n), p
+
+
+def unseen(value: float, count: int, within: Range | None) -> float:
+    """How far the mean may lie from `count` values that are all alike: what never happened in so many tries
+    can still have a chance, at most this one. Without ends, 0 where 5% can be shown by so many."""
+    if count < 2:
+        return UNKNOWN
+    if within is None:
+        return 0.0 if 0.5 ** (count - 1) <= 0.05 else abs(value)
+    return (1 - 0.025 ** (1 / count)) * max(within[1] - value, value - within[0])
 
 
 def _deviations(values: Sequence[float], clusters: Sequence[Hashable] | None, value: float) -> list[float]:

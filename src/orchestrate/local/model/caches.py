@@ -20,11 +20,22 @@ LEAST_SHARED = 32
 def new_cache(model: Any) -> Any:
     """An empty one, whose layers keep all columns: those of a sliding window would drop other ones of each
     row, and the mask looks after the window."""
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = _as_configured(model)
     cache.layers = [
         DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def _as_configured(model: Any) -> Any:
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def window(model: Any) -> int | None:
+    """The fewest columns that a layer looks back over, those of padding among them; `None` where all look at
+    all columns."""
+    there = (getattr(layer, "sliding_window", None) for layer in _as_configured(model).layers)
+    return min((columns for columns in there if columns is not None), default=None)
 
 
 def takes(model: Any) -> tuple[str, bool]:

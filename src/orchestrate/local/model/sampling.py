@@ -90,7 +90,7 @@ class Sampler:
 
                 leads = rounding.Leads() if close is not None and len(part) > 1 else None
                 out = model.generate(
-                    **self._inputs(asked, longest, **self._shared(model, asked)),
+                    **self._inputs(asked, longest, **self._shared(model, asked, longest + room)),
                     stopping_criteria=[looking],
                     logits_processor=[] if leads is None else [leads],
                     **self.settings(room, temperature),
@@ -151,18 +151,19 @@ class Sampler:
             self._bears_padding = self._same(model, short, self._inputs([short, long], len(long)))
         return self._bears_padding
 
-    def _shared(self, model: Any, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def _shared(self, model: Any, prompts: Sequence[Sequence[int]], columns: int) -> dict[str, Any]:
         """For `_inputs`: what all prompts begin with, read once; nothing where that changes what comes next,
-        which is looked at the first time."""
+        which is looked at the first time. A window of fewer columns than prompt and answer may have would
+        lose tokens to the padding within."""
         begins = caches.in_common(prompts) if self.shares and self._bears_sharing is not False else 0
-        if not begins:
+        if not begins or columns > (caches.window(model) or columns):
             return {}
         if self._bears_sharing is None:
             short, long = min(prompts, key=len), max(prompts, key=len)
             cache = caches.read_once(model, short[:begins], 2)
             both = self._inputs([short, long], len(long), begins, cache)
             self._bears_sharing = bool(cache) and self._same(model, short, both)
-            return self._shared(model, prompts)
+            return self._shared(model, prompts, columns)
         return {"begins": begins, "cache": caches.read_once(model, prompts[0][:begins], len(prompts))}
 
     def _same(self, model: Any, prompt: Sequence[int], beside: dict[str, Any]) -> bool:

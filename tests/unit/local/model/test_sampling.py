@@ -10,7 +10,13 @@ import pytest
 import torch
 from tests.unit.local.families import FAMILIES, make
 from tests.unit.local.thinkers import make_family
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.loading import load_tokenizer
@@ -77,6 +83,28 @@ def test_a_beginning_is_read_once(tmp_path: Path) -> None:
         draws = sampler(shares=shares, _bears_padding=True, _bears_sharing=True)
         draws.draw(model, SHARING, most_rows=64, max_tokens=1, temperature=0.0)
     assert read == [4 * 53, 48, 4 * 5]
+
+
+def test_a_window_loses_nothing_to_the_padding_behind_a_beginning() -> None:
+    """Mistral's: the first prompts and answers fit the window, as the look at sharing finds; the others do
+    not."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = MistralConfig(
+        **shape, num_key_value_heads=2, vocab_size=200, sliding_window=64, initializer_range=0.3
+    )
+    model = MistralForCausalLM(config).eval()
+    begin = [5 + n * 37 % 190 for n in range(36)]
+    prompts = [begin + [5 + n * 53 % 190 for n in range(k, k + k)] for k in (3, 5, 20, 60)]
+    alone = [sampler().draw(model, [p], most_rows=1, **GREEDY)[0] for p in prompts]
+    draws = sampler(shares=True)
+    assert draws.draw(model, prompts, most_rows=2, **GREEDY) == alone
+    assert draws._bears_sharing, "where all fits, the beginning is read once"
 
 
 @pytest.mark.parametrize("shares", [False, True])
