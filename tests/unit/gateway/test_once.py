@@ -57,9 +57,8 @@ def test_many_repeats_at_once_make_one_job(gateway: Gateway, openai: OpenAI) -> 
             headers = {"x-stainless-retry-count": str(n)}
             while True:
                 answer = http.post("fine_tuning/jobs", json=body, headers=headers)
-                if (
-                    answer.headers.get("x-should-retry") != "true"
-                ):  # the first has taken longer than one waits
+                # Told to come again when the first has taken longer than one waits for it.
+                if answer.headers.get("x-should-retry") != "true":
                     return answer.json()["id"]
 
         assert len(set(pool.map(post, range(8)))) == 1
