@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import refusals
 from orchestrate.gateway.calls import anonymous
+from orchestrate.serving.server.front import bearer
 from orchestrate.types import AuditEntry, GatewayKey
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import HostError
@@ -78,7 +79,7 @@ class _Door:
 
     def _admitted(self, scope: Scope) -> GatewayKey:
         """Raises `HostError` 401, 429."""
-        given = _bearer(scope)
+        given = bearer(scope)
         key = self._keys.of(given) if given else None
         now = self._ft.store.clock.now()
         if key is None:
@@ -117,14 +118,6 @@ class _Door:
             self._keys.log(entry)
         except OrchestrateError as error:
             _log.warning("the log of the gateway cannot be written: %s", error.message)
-
-
-def _bearer(scope: Mapping[str, Any]) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if kind.lower() == "bearer" else None
-    return None
 
 
 def _no_key(told: str) -> HostError:

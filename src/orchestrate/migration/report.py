@@ -14,6 +14,7 @@ from orchestrate.evaluation.flips import Flips
 from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target
 from orchestrate.reports import html, sections
 from orchestrate.reports.quotes import markdown_table, markdown_text
+from orchestrate.reports.saving import save
 from orchestrate.reports.scores import CONTENDER_HEAD, contender_rows, interval
 from orchestrate.text import inert, inert_json
 from orchestrate.types import MetricUsed, Record
@@ -52,14 +53,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
     def save(self, path: str | Path) -> Path:
         """The file's ending decides: .html, .md, .json, .txt. Raises `UsageError`."""
-        target = Path(path)
-        format = _ENDINGS.get(target.suffix.lower())
-        if format is None:
-            raise UsageError(
-                f"{target.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format"
-            )
-        target.write_text(self.render(format), encoding="utf-8", newline="")
-        return target
+        return save(path, _ENDINGS, self.render)
 
 
 # -- in words ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.regression.regress import Regression
-from orchestrate.reports import documents, html, terminal
+from orchestrate.reports import documents, html, saving, terminal
 from orchestrate.reports.judgement import findings, notes, reasons
 from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore, ended
 from orchestrate.text import inert, inert_json
@@ -28,6 +28,9 @@ FORMATS = ("table", "md", "html", "csv", "json")
 _POINTS = 300
 """Points of a curve that a report keeps; a longer one is averaged in groups."""
 _NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
+
+
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".csv": "csv", ".json": "json", ".txt": "table"}
 
 
 class Comparison(ComparedRuns, frozen=True, kw_only=True):
@@ -58,22 +61,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     def save(self, path: str | Path) -> Path:
         """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
         `UsageError`."""
-        target = Path(path)
-        endings = {
-            ".html": "html",
-            ".htm": "html",
-            ".md": "md",
-            ".csv": "csv",
-            ".json": "json",
-            ".txt": "table",
-        }
-        format = endings.get(target.suffix.lower())
-        if format is None:
-            raise UsageError(
-                f"{target.name} ends in none of {', '.join(endings)}: the ending decides the format"
-            )
-        target.write_text(self.render(format), encoding="utf-8", newline="")
-        return target
+        return saving.save(path, _ENDINGS, self.render)
 
 
 def compare(

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as xml
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
-from orchestrate.reports import html, scores, sections, terminal
+from orchestrate.reports import html, saving, scores, sections, terminal
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Evaluation, Record
@@ -54,17 +54,12 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     def save(self, path: str | Path) -> Path:
         """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
         `UsageError`."""
-        target = Path(path)
-        target.write_text(self.render(format_of(target)), encoding="utf-8", newline="")
-        return target
+        return saving.save(path, _ENDINGS, self.render)
 
 
 def format_of(path: Path) -> str:
     """By the file's ending. Raises `UsageError`."""
-    format = _ENDINGS.get(path.suffix.lower())
-    if format is None:
-        raise UsageError(f"{path.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format")
-    return format
+    return saving.format_of(path, _ENDINGS)
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:

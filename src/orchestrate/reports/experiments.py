@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
-from orchestrate.reports import html, sections, svg, terminal
+from orchestrate.reports import html, saving, sections, svg, terminal
 from orchestrate.text import NOTHING, inert, inert_json
 from orchestrate.types import Evidence, ExperimentReport
 
@@ -123,14 +124,7 @@ def render(report: ExperimentReport, format: str) -> str:
 
 def save(report: ExperimentReport, path: str | Path) -> Path:
     """Writes it; the file's ending decides: .html, .json, .txt. Raises `UsageError`."""
-    target = Path(path)
-    format = _ENDINGS.get(target.suffix.lower())
-    if format is None:
-        raise UsageError(
-            f"{target.name} ends in none of {', '.join(_ENDINGS)}: the ending decides the format"
-        )
-    target.write_text(render(report, format), encoding="utf-8", newline="")
-    return target
+    return saving.save(path, _ENDINGS, partial(render, report))
 
 
 def _body(report: ExperimentReport) -> str:

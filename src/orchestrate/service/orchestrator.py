@@ -70,7 +70,7 @@ class Orchestrator(Measuring):
         self._providers: dict[str, Provider] = {}
         self._opened: Store | None = None
         self._opening = threading.RLock()
-        self._inside: list[Inside] = []
+        self._inside: dict[str, Inside] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +84,7 @@ class Orchestrator(Measuring):
             provider.close()
         self._providers.clear()
         while self._inside:
-            self._inside.pop().close()
+            self._inside.popitem()[1].close()
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -343,8 +343,9 @@ class Orchestrator(Measuring):
             return RunHandle(self, record)
         from orchestrate.service.sandbox import Inside
 
-        self._inside.append(Inside(self, record))
-        return RunHandle(self._inside[-1], record)
+        if record.host not in self._inside:
+            self._inside[record.host] = Inside(self, record.host)
+        return RunHandle(self._inside[record.host], record)
 
     def spending(
         self,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.sandbox.server import Sandbox
     from orchestrate.tracking import Store
-    from orchestrate.types import Run
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
@@ -48,13 +47,13 @@ def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping
 
 
 class Inside(Orchestrator):
-    """The backends as a run of a sandbox sees them, over the store of another Orchestrator: that one's, where
-    its keys are the sandbox's; else those of this home's sandbox, which is started for as long as this is
-    open, as it was the last time, unless it runs."""
+    """The backends as the runs at one host of a sandbox see them, over the store of another Orchestrator:
+    that one's, where its keys are the sandbox's; else those of this home's sandbox, which is started for as
+    long as this is open, as it was the last time, unless it runs."""
 
-    def __init__(self, outside: Orchestrator, run: Run) -> None:
+    def __init__(self, outside: Orchestrator, host: str) -> None:
         super().__init__(outside.settings)
-        self._outside, self._run, self._up = outside, run, ExitStack()
+        self._outside, self._host, self._up = outside, host, ExitStack()
         self._entered = False
 
     @property
@@ -62,7 +61,7 @@ class Inside(Orchestrator):
         return self._outside.store
 
     def provider(self, name: str) -> Provider:
-        """Raises `SetupError` when the run is of another sandbox than this home's."""
+        """Raises `SetupError` when the runs are of another sandbox than this home's."""
         with self._opening:
             if not self._entered and (backend := self._outside.provider(name)).sandbox:
                 return backend
@@ -75,9 +74,9 @@ class Inside(Orchestrator):
 
         home = home_of(self.settings)
         start = last_start(home)
-        if not any(url.startswith(self._run.host) for url in start.env.values()):
+        if not any(url.startswith(self._host) for url in start.env.values()):
             raise SetupError(
-                f"{self._run.id} is of a sandbox at {self._run.host}, not of this home's ({home})",
+                f"the run is of a sandbox at {self._host}, not of this home's ({home})",
                 fix="start that one again, and export what it prints",
             )
         env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))

@@ -49,6 +49,7 @@ class Keyed:
 
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
+    """The key that a request brings."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             kind, _, key = value.decode("latin-1").partition(" ")
