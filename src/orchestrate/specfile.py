@@ -229,8 +229,14 @@ def _indent(node: Any) -> str:
     return " " * (first.start_mark.column if first else 2)
 
 
+def yaml_text(value: Any, **how: Any) -> str:
+    """`value` as YAML, no line of it folded."""
+    untyped: Any = yaml  # some releases of its type stubs leave arguments without a type
+    return str(untyped.safe_dump(value, width=10_000, **how))
+
+
 def _lines(fields: Mapping[str, Any]) -> list[str]:
-    flow = {n: yaml.safe_dump(v, default_flow_style=True, width=10_000) for n, v in fields.items()}
+    flow = {n: yaml_text(v, default_flow_style=True) for n, v in fields.items()}
     return [f"{name}: {value.splitlines()[0]}" for name, value in flow.items()]
 
 

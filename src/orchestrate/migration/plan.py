@@ -14,6 +14,7 @@ from orchestrate import text
 from orchestrate.errors import UsageError
 from orchestrate.files import write_whole
 from orchestrate.migration.proposals import Proposal
+from orchestrate.specfile import yaml_text
 from orchestrate.types import Record
 
 SKIP = "skip"
@@ -136,9 +137,7 @@ def _cheapest(proposal: Proposal) -> tuple[str, Decimal] | None:
 
 
 def _fields(values: dict[str, Any]) -> list[str]:
-    import yaml
-
-    lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000).splitlines()
+    lines = yaml_text(values, sort_keys=False, allow_unicode=True).splitlines()
     return [f"  {'- ' if place == 0 else '  '}{line}" for place, line in enumerate(lines)]
 
 
