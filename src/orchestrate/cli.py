@@ -93,6 +93,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_DATA, "advise", "advise:advise", "Prompt, few-shot, retrieval or tuning? With reasons. Offline."),
     (_DATA, "models", "models:app", "Base models and their names on each backend."),
     (_DATA, "prices", "prices:app", "Prices, their sources and their age."),
+    (_SETUP, "demo", "demo:demo", "The main job from end to end, on this machine. No key, no cost."),
     (_SETUP, "init", "setup:init", "Write a commented finetune.yaml and orchestrate.toml."),
     (_SETUP, "keys", "setup:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup:doctor", "Check this machine, the keys and the store."),
