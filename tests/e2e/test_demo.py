@@ -1,4 +1,4 @@
-"""`orchestrate demo`, as a newcomer runs it: it ends well, and the tuned models are better by real training."""
+"""`orchestrate demo`, as a newcomer runs it: it ends well, and its tuned models are better by training."""
 
 from __future__ import annotations
 

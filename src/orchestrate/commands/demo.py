@@ -23,7 +23,7 @@ from rich.text import Text
 from orchestrate.bundled import bundled
 from orchestrate.commands.console import note, out, print_text
 from orchestrate.config import CONFIG_NAME
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
@@ -159,17 +159,10 @@ class _Demo:
         )
         print_text(done.stdout.rstrip("\n"))
         if done.returncode != 0:
-            raise _Stopped(shown, done.returncode)
+            note(f"the demo stopped: {shown} ended with exit code {done.returncode}")
+            raise typer.Exit(done.returncode)
         return done.stdout
 
     def _first_question(self) -> str:
         with (self.folder / "test.jsonl").open(encoding="utf-8") as rows:
             return json.loads(rows.readline())["messages"][0]["content"]
-
-
-class _Stopped(OrchestrateError):
-    """A step failed, and has said why."""
-
-    def __init__(self, shown: str, code: int) -> None:
-        super().__init__(f"the demo stopped: {shown} ended with exit code {code}")
-        self.exit_code = code
